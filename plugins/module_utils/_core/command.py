@@ -1,0 +1,154 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One way to run a command: a list of words, a fixed locale, a deadline, bounded output.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+import typing as t
+
+from .errors import TapvirtError
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+DEFAULT_OUTPUT_BYTES = 1 << 20
+_KILL_GRACE_SECONDS = 2.0
+# Where administration tools live although a plain user's PATH may not name them.
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandResult:
+    """What a command did: exit status (negative: the signal), decoded output, whether output was cut."""
+
+    argv: tuple[str, ...]
+    rc: int
+    stdout: str
+    stderr: str
+    seconds: float
+    truncated: bool
+
+
+class CommandMissing(TapvirtError):
+    """The program is not installed on this host."""
+
+
+class CommandTimeout(TapvirtError):
+    """The command did not end before its deadline and was ended with its whole process group."""
+
+
+def find_program(name: str) -> str | None:
+    """Return the full path of a program, or null."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + os.pathsep + _SEARCH_PATH)
+
+
+def run(
+    argv: t.Sequence[str],
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    stdin: str = "",
+    env: t.Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    max_output_bytes: int = DEFAULT_OUTPUT_BYTES,
+) -> CommandResult:
+    """Run a program in its own process group and return what it did, whatever its exit status.
+
+    Each of stdout and stderr is kept up to ``max_output_bytes``; the rest is read and dropped, so that the
+    program never blocks. The locale is C, so that messages can be parsed.
+
+    :raises CommandMissing: the program is not installed.
+    :raises CommandTimeout: it did not end in time; its process group was killed.
+    """
+    program = find_program(argv[0])
+    if program is None:
+        raise CommandMissing("The program {0!r} is not installed on this host.".format(argv[0]), program=argv[0])
+    environment = dict(os.environ, LC_ALL="C", LANGUAGE="C", PATH=os.environ.get("PATH", "") + os.pathsep + _SEARCH_PATH)
+    environment.update(env or {})
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [program, *argv[1:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=cwd,
+        start_new_session=True,
+    )
+    try:
+        kept, truncated = _communicate(process, stdin.encode(), started + timeout_seconds, max_output_bytes)
+    except TimeoutError:
+        raise CommandTimeout(
+            "{0!r} did not end within {1:g} s and was ended.".format(" ".join(argv), timeout_seconds),
+            argv=list(argv),
+            timeout_seconds=timeout_seconds,
+        ) from None
+    finally:
+        _end(process)
+    return CommandResult(
+        argv=tuple(argv),
+        rc=process.returncode,
+        stdout=kept[0].decode("utf-8", "replace"),
+        stderr=kept[1].decode("utf-8", "replace"),
+        seconds=time.monotonic() - started,
+        truncated=truncated,
+    )
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, deadline: float, limit: int
+) -> tuple[tuple[bytes, bytes], bool]:
+    streams = (process.stdin, process.stdout, process.stderr)
+    kept = {1: bytearray(), 2: bytearray()}
+    truncated = False
+    pending = memoryview(stdin)
+    with selectors.DefaultSelector() as selector:
+        for index, stream in enumerate(streams):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ if index else selectors.EVENT_WRITE, index)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            for key, _mask in selector.select(left):
+                if key.data == 0:
+                    try:
+                        pending = pending[os.write(key.fd, pending[:65536]) :] if pending else pending
+                    except BrokenPipeError:
+                        pending = pending[:0]
+                    if not pending:
+                        selector.unregister(key.fileobj)
+                        t.cast("t.IO[bytes]", key.fileobj).close()
+                    continue
+                data = os.read(key.fd, 65536)
+                if not data:
+                    selector.unregister(key.fileobj)
+                    continue
+                room = limit - len(kept[key.data])
+                truncated = truncated or len(data) > room
+                kept[key.data] += data[: max(room, 0)]
+    try:
+        process.wait(max(deadline - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    return (bytes(kept[1]), bytes(kept[2])), truncated
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_KILL_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None and not stream.closed:
+            stream.close()
