@@ -69,8 +69,10 @@ def run(
     """
     program = find_program(argv[0])
     if program is None:
-        raise CommandMissing("The program {0!r} is not installed on this host.".format(argv[0]), program=argv[0])
-    environment = dict(os.environ, LC_ALL="C", LANGUAGE="C", PATH=os.environ.get("PATH", "") + os.pathsep + _SEARCH_PATH)
+        raise CommandMissing(f"The program {argv[0]!r} is not installed on this host.", program=argv[0])
+    environment = dict(
+        os.environ, LC_ALL="C", LANGUAGE="C", PATH=os.environ.get("PATH", "") + os.pathsep + _SEARCH_PATH
+    )
     environment.update(env or {})
     started = time.monotonic()
     process = subprocess.Popen(
@@ -86,7 +88,7 @@ def run(
         kept, truncated = _communicate(process, stdin.encode(), started + timeout_seconds, max_output_bytes)
     except TimeoutError:
         raise CommandTimeout(
-            "{0!r} did not end within {1:g} s and was ended.".format(" ".join(argv), timeout_seconds),
+            "{!r} did not end within {:g} s and was ended.".format(" ".join(argv), timeout_seconds),
             argv=list(argv),
             timeout_seconds=timeout_seconds,
         ) from None

@@ -39,9 +39,9 @@ class InvalidInput(TapvirtError):
         nearest: t.Sequence[str] = (),
         **fields: t.Any,
     ) -> None:
-        message = "{0}: {1!r} {2}.".format(item, value, rule.rstrip("."))
+        message = "{}: {!r} {}.".format(item, value, rule.rstrip("."))
         if nearest:
-            message += " Nearest: {0}.".format(", ".join(nearest))
+            message += " Nearest: {}.".format(", ".join(nearest))
         super().__init__(message, item=item, value=value, rule=rule, nearest=list(nearest), **fields)
 
 

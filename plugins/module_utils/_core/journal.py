@@ -50,9 +50,13 @@ class Journal:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise TapvirtError("The journal {0} is damaged ({1}); move it away to go on.".format(self._path, error), path=self._path) from error
+            raise TapvirtError(
+                f"The journal {self._path} is damaged ({error}); move it away to go on.", path=self._path
+            ) from error
         if not isinstance(value, dict):
-            raise TapvirtError("The journal {0} does not hold a JSON object; move it away to go on.".format(self._path), path=self._path)
+            raise TapvirtError(
+                f"The journal {self._path} does not hold a JSON object; move it away to go on.", path=self._path
+            )
         return value
 
     def write(self, value: t.Mapping[str, t.Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import types
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -27,18 +28,33 @@ def run_module(
     Every module supports check mode. ``options`` are AnsibleModule's own (``mutually_exclusive`` and the like).
     """
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
-    try:
+    with _Failures(module):
         result = dict(body(module))
-    except TapvirtError as error:
-        module.fail_json(msg=error.message, **error.fields)
-    except Exception as error:  # a bug of ours, or of a host that nobody has met: said in a sentence
-        module.fail_json(msg=_unexpected(error))
     module.exit_json(**result)
 
 
-def _unexpected(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = "{0} line {1}".format(os.path.basename(frames[-1].filename), frames[-1].lineno) if frames else "an unknown place"
-    return "Unexpected {0} at {1}: {2}. Nothing more was done; please report it with this sentence.".format(
-        type(error).__name__, place, error
-    )
+class _Failures:
+    """Turns whatever leaves its block as an exception into a failed result."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self._module = module
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        if isinstance(error, TapvirtError):
+            self._module.fail_json(msg=error.message, **error.fields)
+        if isinstance(error, Exception):
+            self._module.fail_json(msg=_unexpected(error, trace))
+
+
+def _unexpected(error: Exception, trace: types.TracebackType | None) -> str:
+    frames = traceback.extract_tb(trace)
+    place = f"{os.path.basename(frames[-1].filename)} line {frames[-1].lineno}" if frames else "an unknown place"
+    return f"Unexpected {type(error).__name__} at {place}: {error}. Please report it with this sentence."

@@ -89,8 +89,8 @@ def _diff_text(what: str, value: t.Any) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     if "\n" in text:
-        return "{0}:\n{1}\n".format(what, text.rstrip("\n"))
-    return "{0}: {1}\n".format(what, text)
+        return "{}:\n{}\n".format(what, text.rstrip("\n"))
+    return f"{what}: {text}\n"
 
 
 Observed = t.TypeVar("Observed")
@@ -119,8 +119,8 @@ def converge(
     left = (verify or plan)(observed)
     if left:
         raise NoEffect(
-            "Carried out without an error, but reading back shows no effect: {0}.".format(
-                "; ".join("{0} ({1})".format(change.what, change.why) for change in left)
+            "Carried out without an error, but reading back shows no effect: {}.".format(
+                "; ".join(f"{change.what} ({change.why})" for change in left)
             ),
             plan=planned.rows(),
             not_effective=left.rows(),

@@ -1,0 +1,128 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The running lab as a fixture: commands on its hosts, modules and playbooks through Ansible itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import typing as t
+
+import pytest
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+RECAP = re.compile(r"^(\S+)\s+:\s+((?:\w+=\d+\s*)+)$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaybookResult:
+    """What a playbook run did: exit status, screen, recap (host -> counters) and each task result as a row."""
+
+    rc: int
+    stdout: str
+    recap: dict[str, dict[str, int]]
+    results: list[dict[str, t.Any]]
+
+    def of(self, host: str, task: str) -> dict[str, t.Any]:
+        """Return the result of a named task on a host."""
+        for row in self.results:
+            if row["host"] == host and row["task"] == task:
+                return t.cast("dict[str, t.Any]", row["result"])
+        raise AssertionError(f"no result of {task!r} on {host}:\n{self.stdout[-3000:]}")
+
+
+class LabHosts:
+    """The hosts of the running lab, as its inventory names them."""
+
+    def __init__(self, inventory: pathlib.Path, scratch: pathlib.Path) -> None:
+        self.inventory = inventory
+        self._scratch = scratch
+        self._runs = 0
+        self.groups: dict[str, list[str]] = {}
+        self._vars: dict[str, dict[str, t.Any]] = {}
+        self._read(yaml.safe_load(inventory.read_text(encoding="utf-8")))
+
+    def _read(self, tree: dict[str, t.Any]) -> None:
+        for name, group in tree.items():
+            hosts = (group or {}).get("hosts") or {}
+            self.groups[name] = list(hosts)
+            for host, variables in hosts.items():
+                self._vars.setdefault(host, {}).update((group.get("vars") or {}) | (variables or {}))
+            for inherited in self.groups[name]:
+                for key, value in ((group or {}).get("vars") or {}).items():
+                    self._vars[inherited].setdefault(key, value)
+            self._read((group or {}).get("children") or {})
+
+    @property
+    def hosts(self) -> list[str]:
+        """Every host that is up, by name."""
+        return sorted(self._vars)
+
+    def run(self, host: str, *argv: str, timeout: float = 60, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command on a host over plain ssh with the inventory's own arguments."""
+        variables = self._vars[host]
+        ssh = ["ssh", "-p", str(variables["ansible_port"]), "-i", str(variables["ansible_ssh_private_key_file"])]
+        ssh += str(variables.get("ansible_ssh_common_args", "")).split()
+        ssh += [f"{variables.get('ansible_user', 'root')}@{variables['ansible_host']}", "--", *argv]
+        return subprocess.run(ssh, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def ansible(
+        self, pattern: str, module: str, args: dict[str, t.Any], check: bool = False, diff: bool = False
+    ) -> dict[str, dict[str, t.Any]]:
+        """Run one module on hosts and return host -> its result, failed or not (``failed`` is in it then)."""
+        play = [
+            {
+                "hosts": pattern,
+                "gather_facts": False,
+                "tasks": [{"name": "One module", module: args, "ignore_errors": True}],
+            }
+        ]
+        options = [*(["--check"] if check else []), *(["--diff"] if diff else [])]
+        done = self.playbook(yaml.safe_dump(play), *options)
+        return {row["host"]: row["result"] for row in done.results}
+
+    def playbook(self, text_or_path: str | pathlib.Path, *options: str, timeout: float = 900) -> PlaybookResult:
+        """Run a playbook (its text, or the path of its file) against the lab."""
+        self._runs += 1
+        results = self._scratch / f"results-{self._runs}.jsonl"
+        path = text_or_path
+        if isinstance(text_or_path, str):
+            path = self._scratch / f"play-{self._runs}.yml"
+            path.write_text(text_or_path, encoding="utf-8")
+        environment = os.environ | {
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
+            "ANSIBLE_CALLBACKS_ENABLED": "json_lines",
+            "ANSIBLE_PIPELINING": "1",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_INJECT_FACT_VARS": "0",
+            "TAPVIRT_RESULTS": str(results),
+        }
+        done = subprocess.run(
+            ["ansible-playbook", "-i", str(self.inventory), str(path), *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        rows = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+        recap = {
+            host: {key: int(value) for key, value in (pair.split("=") for pair in counters.split())}
+            for host, counters in RECAP.findall(done.stdout.rpartition("PLAY RECAP")[2])
+        }
+        return PlaybookResult(done.returncode, done.stdout + done.stderr, recap, [json.loads(row) for row in rows])
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> LabHosts:
+    """The lab that is up; without one the tests fail, they are never skipped."""
+    inventory = os.environ.get("TAPVIRT_LAB_INVENTORY", "")
+    if not inventory:
+        pytest.fail("No lab: run these tests with './dev test lab', which brings it up.")
+    return LabHosts(pathlib.Path(inventory), tmp_path_factory.mktemp("lab"))

@@ -1,0 +1,158 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The frame of every module: plan, errors, commands, files, journal."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core import (
+    command,
+    errors,
+    plan,
+    write,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._core.journal import Journal
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+
+CHANGE = plan.Change("kvm.halt_poll_ns", 0, 200000, "sysfs", "differs")
+
+
+def test_an_empty_plan_changes_nothing():
+    assert plan.Plan().result(with_diff=True) == {"changed": False, "plan": [], "diff": {"before": "", "after": ""}}
+
+
+def test_rows_and_diff_come_from_the_same_changes():
+    result = plan.Plan([CHANGE, plan.Change("file", None, "a\nb\n", "write", "absent")]).result(with_diff=True)
+    assert result["changed"] is True
+    assert result["plan"][0] == {
+        "what": "kvm.halt_poll_ns",
+        "before": 0,
+        "after": 200000,
+        "how": "sysfs",
+        "why": "differs",
+    }
+    assert result["diff"]["before"] == "kvm.halt_poll_ns: 0\n"
+    assert result["diff"]["after"] == "kvm.halt_poll_ns: 200000\nfile:\na\nb\n"
+
+
+def test_a_diff_is_only_there_when_asked_for():
+    assert "diff" not in plan.Plan([CHANGE]).result(with_diff=False)
+
+
+def test_a_secret_is_in_neither_rows_nor_diff():
+    secret = plan.Plan(
+        [plan.Change("graphics passwd", "old-secret", "new-secret", "defineXML", "differs", secret=True)]
+    )
+    assert "secret" not in str(secret.rows()).replace("graphics passwd", "")
+    assert "new-secret" not in str(secret.diff())
+
+
+def test_check_mode_stops_after_the_plan():
+    applied = []
+    planned, observed = plan.converge(True, lambda: 1, lambda seen: plan.Plan([CHANGE]), lambda p, o: applied.append(p))
+    assert planned and observed == 1 and not applied
+
+
+def test_apply_is_verified_by_a_fresh_look():
+    world = {"value": 0}
+
+    def changes(seen: int) -> plan.Plan:
+        return plan.Plan([] if seen == 5 else [CHANGE])
+
+    planned, observed = plan.converge(False, lambda: world["value"], changes, lambda p, o: world.update(value=5))
+    assert len(planned) == 1 and observed == 5
+    assert not plan.converge(False, lambda: world["value"], changes, lambda p, o: world.update(value=6))[0]
+
+
+def test_success_without_effect_is_a_failure_that_says_so():
+    with pytest.raises(errors.NoEffect, match=r"kvm\.halt_poll_ns"):
+        plan.converge(False, lambda: 0, lambda seen: plan.Plan([CHANGE]), lambda p, o: None)
+
+
+def test_nearest_names_in_a_large_table():
+    table = [f"some_symbol_{number}" for number in range(200000)] + ["vfs_read", "vfs_readv", "vfs_write"]
+    started = time.monotonic()
+    assert errors.nearest_names("vfs_raed", table)[0] == "vfs_read"
+    assert time.monotonic() - started < 5
+
+
+def test_invalid_input_reads_as_one_paragraph_and_as_fields():
+    error = errors.InvalidInput("params[0].value", "fast", "is not an integer", ["200000"])
+    assert error.message == "params[0].value: 'fast' is not an integer. Nearest: 200000."
+    assert error.fields["value"] == "fast" and error.fields["nearest"] == ["200000"]
+
+
+def test_a_command_is_run_without_a_shell_in_the_c_locale():
+    done = command.run(["sh", "-c", 'printf "%s" "$LC_ALL"; cat; exit 3', "; touch x"], stdin="in")
+    assert (done.rc, done.stdout) == (3, "Cin")
+
+
+def test_output_is_bounded_and_the_program_is_not_blocked():
+    done = command.run(["sh", "-c", "head -c 3000000 /dev/zero; echo end >&2"], max_output_bytes=1000)
+    assert len(done.stdout) == 1000 and done.truncated and done.stderr == "end\n" and done.rc == 0
+
+
+def test_a_command_past_its_deadline_is_ended_with_its_children(tmp_path):
+    mark = tmp_path / "mark"
+    with pytest.raises(command.CommandTimeout, match="did not end within"):
+        command.run(["sh", "-c", f"(sleep 2; touch {mark}) & sleep 30"], timeout_seconds=0.5)
+    time.sleep(2.2)
+    assert not mark.exists()
+
+
+def test_a_missing_program_is_named():
+    with pytest.raises(command.CommandMissing, match="no-such-program"):
+        command.run(["no-such-program"])
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_rights(tmp_path):
+    path = tmp_path / "x.conf"
+    write.write_atomic(str(path), b"one\n", mode=0o640)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o604)
+    write.write_atomic(str(path), b"two\n")
+    assert path.read_bytes() == b"two\n" and stat.S_IMODE(path.stat().st_mode) == 0o604
+    assert os.listdir(tmp_path) == ["x.conf"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
+    path = tmp_path / "x.conf"
+    path.write_bytes(b"old\n")
+    monkeypatch.setattr(os, "replace", _no_space)
+    with pytest.raises(OSError, match="No space"):
+        write.write_atomic(str(path), b"new\n")
+    assert path.read_bytes() == b"old\n" and os.listdir(tmp_path) == ["x.conf"]
+
+
+def _no_space(source: str, target: str) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_journal_survives_and_an_empty_one_is_removed(tmp_path):
+    journal = Journal(str(tmp_path / "state"), "parameters")
+    with journal.locked():
+        assert journal.read() == {}
+        journal.write({"kvm.halt_poll_ns": "0"})
+    assert Journal(str(tmp_path / "state"), "parameters").read() == {"kvm.halt_poll_ns": "0"}
+    journal.write({})
+    assert not (tmp_path / "state" / "parameters.json").exists()
+
+
+def test_a_damaged_journal_is_named_and_kept(tmp_path):
+    (tmp_path / "parameters.json").write_text("{half", encoding="utf-8")
+    with pytest.raises(errors.TapvirtError, match="parameters.json"):
+        Journal(str(tmp_path), "parameters").read()
+    assert (tmp_path / "parameters.json").read_text(encoding="utf-8") == "{half"
+
+
+def test_a_root_reads_only_below_itself(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "version").write_bytes(b"Linux \xff\n")
+    root = Root(str(tmp_path))
+    assert root.read_text("/proc/version") == "Linux \udcff\n"
+    assert root.listdir("sys/module") == [] and root.read_text_or("proc/none", "-") == "-"
