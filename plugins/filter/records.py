@@ -1,0 +1,31 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters over the records of trace runs; documented in the files named after them."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ..plugin_utils import _records
+
+
+def _filter(merge: t.Callable[[t.Any], list[dict[str, t.Any]]]) -> t.Callable[[t.Any], list[dict[str, t.Any]]]:
+    def checked(runs: t.Any) -> list[dict[str, t.Any]]:
+        if not isinstance(runs, t.Mapping):
+            raise AnsibleFilterError(f"the runs: {runs!r} is not a dictionary of host names with lists of runs.")
+        return merge(runs)
+
+    return checked
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, t.Callable[[t.Any], list[dict[str, t.Any]]]]:
+        return {
+            "histogram_plots": _filter(_records.histogram_plots),
+            "counter_plots": _filter(_records.counter_plots),
+        }
