@@ -1,0 +1,87 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sessions of nox: ``nox`` runs the checks, ``nox -l`` lists them. ``./dev test lint`` runs each in caches of its own."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import antsibull_nox
+import nox
+
+HERE = Path(__file__).resolve().parent
+# What an archive of the collection may hold, besides the two files that the build itself adds.
+ARCHIVE_FILES = {"CHANGELOG.md", "CHANGELOG.rst", "CONTRIBUTING.md", "COPYING", "FILES.json", "MANIFEST.json", "README.md"}
+ARCHIVE_FOLDERS = {"LICENSES", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"}
+
+os.environ.setdefault("PIP_CONSTRAINT", str(HERE / "tests" / "constraints.txt"))
+antsibull_nox.load_antsibull_nox_toml()
+
+
+@nox.session(default=True)
+def changelog(session: nox.Session) -> None:
+    """Check the changelog's fragments."""
+    session.install("antsibull-changelog", "ansible-core")
+    session.run("antsibull-changelog", "lint")
+
+
+def unexpected(names: list[str]) -> list[str]:
+    """Return what does not belong into an archive: other top-level names, and files that tools leave behind."""
+    found = []
+    for name in names:
+        top, _, rest = name.partition("/")
+        belongs = top in ARCHIVE_FOLDERS if rest else top in ARCHIVE_FILES | ARCHIVE_FOLDERS
+        if not belongs or name.endswith((".pyc", ".orig", ".rej", "~")) or "__pycache__" in name:
+            found.append(name)
+    return found
+
+
+@nox.session(default=True)
+def archive(session: nox.Session) -> None:
+    """Build the collection's archive in the tree itself and look at what is in it."""
+    session.install("ansible-core")
+    folder = Path(session.create_tmp())
+    session.run("ansible-galaxy", "collection", "build", "--force", "--output-path", str(folder), str(HERE))
+    for path in folder.glob("*.tar.gz"):
+        with tarfile.open(path) as tar:
+            names = [member.name for member in tar.getmembers() if member.isfile()]
+        wrong = unexpected(names)
+        if wrong:
+            session.error(f"These {len(wrong)} files do not belong in the archive: " + ", ".join(wrong[:20]))
+        session.log(f"{path.name}: {len(names)} files")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into the folder that the variable TAPVIRT_DOCS names."""
+    site = Path(os.environ.get("TAPVIRT_DOCS", str(HERE / "report" / "docs")))
+    session.install("antsibull-docs", "ansible-core", "sphinx", "sphinx-ansible-theme")
+    collections = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
+    source = site / "source"
+    source.mkdir(parents=True, exist_ok=True)
+    init = ["antsibull-docs", "sphinx-init", "--use-current", "--lenient", "--dest-dir", str(source), "tapvirt.host"]
+    session.run(*init, env={"ANSIBLE_COLLECTIONS_PATH": collections})
+    rst = source / "rst"
+    build = ["antsibull-docs", "--config-file", str(source / "antsibull-docs.cfg"), "collection", "--use-current", "--dest-dir", str(rst)]
+    session.run(*build, "tapvirt.host", env={"ANSIBLE_COLLECTIONS_PATH": collections})
+    session.run("sphinx-build", "-q", "-D", "intersphinx_mapping=", "-b", "html", str(rst), str(site / "html"))
+
+
+# What contributors of this ecosystem type: 'nox -e ansible-test-sanity'.
+for kind in ("sanity", "units"):
+    antsibull_nox.add_ansible_test_session(
+        name=f"ansible-test-{kind}",
+        description=f"Run ansible-test {kind} on this machine.",
+        extra_deps_files=[],
+        ansible_test_params=[kind],
+        default=False,
+        ansible_core_version="2.21",
+        ansible_core_source="pypi",
+    )
+
+
+if __name__ == "__main__":
+    nox.main()
