@@ -17,7 +17,8 @@ HERE = Path(__file__).resolve().parent
 ARCHIVE_FILES = {"CHANGELOG.md", "CHANGELOG.rst", "CONTRIBUTING.md", "COPYING", "FILES.json", "MANIFEST.json", "README.md"}
 ARCHIVE_FOLDERS = {"LICENSES", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"}
 
-os.environ.setdefault("PIP_CONSTRAINT", str(HERE / "tests" / "constraints.txt"))
+for variable in ("PIP_CONSTRAINT", "UV_CONSTRAINT"):
+    os.environ.setdefault(variable, str(HERE / "tests" / "constraints.txt"))
 antsibull_nox.load_antsibull_nox_toml()
 
 
