@@ -12,6 +12,7 @@ import os
 import typing as t
 
 _DEFAULT_LIMIT_BYTES = 64 << 20
+_READ_BYTES = 1 << 16
 
 
 class Root:
@@ -26,8 +27,15 @@ class Root:
 
     def read_bytes(self, name: str, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> bytes:
         """Return up to ``limit_bytes`` of a file, read sequentially on one descriptor."""
-        with open(self.path(name), "rb") as stream:
-            return stream.read(limit_bytes)
+        data = bytearray()
+        with open(self.path(name), "rb", buffering=0) as stream:
+            while len(data) < limit_bytes:
+                # Files below /proc/sys allocate what one read asks for: a large one fails with ENOMEM.
+                part = stream.read(min(_READ_BYTES, limit_bytes - len(data)))
+                if not part:
+                    break
+                data += part
+        return bytes(data)
 
     def read_text(self, name: str, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> str:
         """Return a file's text; bytes that are not UTF-8 are kept as surrogates, so that nothing is lost."""
