@@ -28,7 +28,7 @@ def traceability(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     config = facts.get("config") or {}
     tracing = facts.get("tracing") or {}
     reasons = [
-        "cannot be traced: the kernel was built without {0}: {1}".format(option, consequence)
+        "cannot be traced: the kernel was built without {}: {}".format(option, consequence)
         for option, consequence in _NEEDED
         if config.get(option) is False
     ]
@@ -42,7 +42,7 @@ def traceability(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         reasons.insert(0, "cannot be traced: there is no /proc/modules: no module can be loaded")
     if facts.get("lockdown") == "confidentiality":
         reasons.append("cannot be traced: kernel lockdown is in confidentiality mode: kprobes are refused")
-    return {"traceable": not reasons, "reasons": reasons, "conditions": _conditions(facts, tracing)}
+    return {"traceable": not reasons, "reasons": reasons, "conditions": [] if reasons else _conditions(facts, tracing)}
 
 
 def _conditions(facts: t.Mapping[str, t.Any], tracing: t.Mapping[str, t.Any]) -> list[str]:

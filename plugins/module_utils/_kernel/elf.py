@@ -1,0 +1,125 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the collection needs of ELF: notes, and one section by name. Private to the collection.
+
+Both classes and both byte orders, as elf(5) describes them. Bytes that are not ELF, or that lie about their own
+layout, raise ``ElfError``, never anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import sys
+import typing as t
+
+from .._core.errors import TapvirtError
+
+_PT_NOTE = 4
+_NOTE_HEADER_BYTES = 12
+
+
+class ElfError(TapvirtError):
+    """The bytes are not an ELF file, or are a damaged one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """One note: who defined it (``GNU``, ``Linux``, ``Xen``), its type there, and its content."""
+
+    name: str
+    type: int
+    content: bytes
+
+
+def parse_notes(data: bytes, order: str = sys.byteorder) -> list[Note]:
+    """Return the notes of a note section or segment (names and contents are padded to 4 bytes).
+
+    A note that does not fit ends the list: what comes before it is good.
+    """
+    header = struct.Struct(_prefix(order) + "III")
+    notes = []
+    offset = 0
+    while offset + _NOTE_HEADER_BYTES <= len(data):
+        name_size, content_size, kind = header.unpack_from(data, offset)
+        name_start = offset + _NOTE_HEADER_BYTES
+        start = name_start + _padded(name_size)
+        if start + content_size > len(data):
+            break
+        name = data[name_start : name_start + name_size].rstrip(b"\0").decode("ascii", "replace")
+        notes.append(Note(name, kind, data[start : start + content_size]))
+        offset = start + _padded(content_size)
+    return notes
+
+
+def program_notes(image: bytes) -> list[Note]:
+    """Return the notes of an ELF image's PT_NOTE segments.
+
+    :raises ElfError: not ELF, or damaged.
+    """
+    elf = _Header(image)
+    notes: list[Note] = []
+    for index in range(elf.program_count):
+        kind, offset, size = elf.program(index)
+        if kind == _PT_NOTE:
+            notes += parse_notes(image[offset : offset + size], elf.order)
+    return notes
+
+
+def section(image: bytes, name: str) -> bytes | None:
+    """Return the content of the section of this name; null when there is none.
+
+    :raises ElfError: not ELF, or damaged.
+    """
+    elf = _Header(image)
+    _name, names_offset, names_size = elf.section(elf.names_index)
+    names = image[names_offset : names_offset + names_size]
+    for index in range(elf.section_count):
+        name_offset, offset, size = elf.section(index)
+        if names[name_offset : names.find(b"\0", name_offset)] == name.encode():
+            return image[offset : offset + size]
+    return None
+
+
+class _Header:
+    def __init__(self, image: bytes) -> None:
+        if image[:4] != b"\x7fELF" or len(image) < 52:
+            raise ElfError("Not an ELF file.")
+        self._image = image
+        self._wide = image[4] == 2
+        self.order = "big" if image[5] == 2 else "little"
+        self._prefix = _prefix(self.order)
+        words = self._unpack("QQQIHHHHHH" if self._wide else "IIIIHHHHHH", 24)
+        _entry, self._program_offset, self._section_offset = words[:3]
+        self._program_size, self.program_count = words[5:7]
+        self._section_size, self.section_count, self.names_index = words[7:10]
+
+    def program(self, index: int) -> tuple[int, int, int]:
+        """Return type, file offset and file size of a segment."""
+        start = self._program_offset + index * self._program_size
+        if self._wide:
+            kind, _flags, offset, _virtual, _physical, size = self._unpack("IIQQQQ", start)
+        else:
+            kind, offset, _virtual, _physical, size = self._unpack("IIIII", start)
+        return kind, offset, size
+
+    def section(self, index: int) -> tuple[int, int, int]:
+        """Return name offset, file offset and size of a section."""
+        start = self._section_offset + index * self._section_size
+        words = self._unpack("IIQQQQ" if self._wide else "IIIIII", start)
+        return words[0], words[4], words[5]
+
+    def _unpack(self, layout: str, offset: int) -> tuple[t.Any, ...]:
+        try:
+            return struct.unpack_from(self._prefix + layout, self._image, offset)
+        except struct.error as error:
+            raise ElfError("A damaged ELF file: {}.".format(error)) from error
+
+
+def _prefix(order: str) -> str:
+    return ">" if order == "big" else "<"
+
+
+def _padded(size: int) -> int:
+    return (size + 3) & ~3
