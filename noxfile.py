@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sessions of nox: ``nox`` runs the checks, ``nox -l`` lists them. ``./dev test lint`` runs each in caches of its own."""
+"""Sessions of nox: ``nox`` runs the checks, ``nox -l`` lists them. ``./dev test lint`` runs the same ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ import nox
 
 HERE = Path(__file__).resolve().parent
 # What an archive of the collection may hold, besides the two files that the build itself adds.
-ARCHIVE_FILES = {"CHANGELOG.md", "CHANGELOG.rst", "CONTRIBUTING.md", "COPYING", "FILES.json", "MANIFEST.json", "README.md"}
+ARCHIVE_FILES = {
+    "CHANGELOG.md",
+    "CHANGELOG.rst",
+    "CONTRIBUTING.md",
+    "COPYING",
+    "FILES.json",
+    "MANIFEST.json",
+    "README.md",
+}
 ARCHIVE_FOLDERS = {"LICENSES", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"}
 
 for variable in ("PIP_CONSTRAINT", "UV_CONSTRAINT"):
@@ -33,8 +41,8 @@ def unexpected(names: list[str]) -> list[str]:
     """Return what does not belong into an archive: other top-level names, and files that tools leave behind."""
     found = []
     for name in names:
-        top, _, rest = name.partition("/")
-        belongs = top in ARCHIVE_FOLDERS if rest else top in ARCHIVE_FILES | ARCHIVE_FOLDERS
+        top, slash, _rest = name.partition("/")
+        belongs = top in ARCHIVE_FOLDERS if slash else top in ARCHIVE_FILES
         if not belongs or name.endswith((".pyc", ".orig", ".rej", "~")) or "__pycache__" in name:
             found.append(name)
     return found
@@ -66,7 +74,15 @@ def docs(session: nox.Session) -> None:
     init = ["antsibull-docs", "sphinx-init", "--use-current", "--lenient", "--dest-dir", str(source), "tapvirt.host"]
     session.run(*init, env={"ANSIBLE_COLLECTIONS_PATH": collections})
     rst = source / "rst"
-    build = ["antsibull-docs", "--config-file", str(source / "antsibull-docs.cfg"), "collection", "--use-current", "--dest-dir", str(rst)]
+    build = [
+        "antsibull-docs",
+        "--config-file",
+        str(source / "antsibull-docs.cfg"),
+        "collection",
+        "--use-current",
+        "--dest-dir",
+        str(rst),
+    ]
     session.run(*build, "tapvirt.host", env={"ANSIBLE_COLLECTIONS_PATH": collections})
     session.run("sphinx-build", "-q", "-D", "intersphinx_mapping=", "-b", "html", str(rst), str(site / "html"))
 

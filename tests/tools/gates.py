@@ -1,0 +1,231 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The gates of ./dev test: each calls the ecosystem's own tool and counts what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import typing as t
+import xml.etree.ElementTree
+from collections import Counter
+from pathlib import Path
+
+from .lab import lab_up
+from .prepare import OLDEST_TARGET, Place, find_python, make_venv, prepare
+from .steps import CACHE, LOGS, ROOT, DevError, Steps, lock, run
+
+LINT_SESSIONS = {
+    "codeqa": "ruff check",
+    "formatters": "ruff format, checking only",
+    "typing": "mypy --strict",
+    "yamllint": "YAML files, and the YAML inside documentation",
+    "antsibull-nox-config": "the nox configuration itself",
+    "license-check": "REUSE: every file names its licence",
+    "extra-checks": "unwanted files, trailing white space",
+    "changelog": "antsibull-changelog lint",
+    "docs-check": "antsibull-docs lint-collection-docs with plugin documentation",
+    "ansible-lint": "ansible-lint, profile production",
+    "archive": "the built archive holds only what belongs in it",
+    "build-import-check": "ansible-galaxy collection build and galaxy-importer",
+}
+TEST_KINDS = ["lint", "sanity", "unit", "integration", "lab", "soak"]
+
+
+@dataclasses.dataclass
+class Tally:
+    """How many tests passed and failed, and why others were skipped (reason -> how often)."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Sum two."""
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+
+    def line(self) -> str:
+        """Return the last line of a test run."""
+        return f"{self.passed} passed, {self.failed} failed, {sum(self.skipped.values())} skipped"
+
+
+def junit_tally(path: Path) -> Tally:
+    """Count pytest's own report."""
+    tally = Tally()
+    for case in xml.etree.ElementTree.parse(path).iter("testcase"):
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            tally.failed += 1
+        elif skip is not None:
+            tally.skipped[str(skip.get("message"))] += 1
+        else:
+            tally.passed += 1
+    return tally
+
+
+def sanity_skips(text: str) -> Counter[str]:
+    """Return what ansible-test says it could not run."""
+    return Counter(re.findall(r"^WARNING: (Skipping (?:sanity )?test .*|.* skipped due to .*)$", text, re.MULTILINE))
+
+
+def importer_complaints(text: str) -> list[str]:
+    """Return galaxy-importer's errors and warnings: it exits 0 with them."""
+    return re.findall(r"^\s*((?:ERROR|WARNING):.*)$", text, re.MULTILINE)
+
+
+class Gates:
+    """Runs gates one after another, goes on after a failure, and sums up."""
+
+    def __init__(self, steps: Steps, packages: list[str], soak: bool) -> None:
+        self.steps = steps
+        self.tally = Tally()
+        self.failures: list[str] = []
+        self.place = prepare(steps, "test", packages)
+        self.soak = {"TAPVIRT_SOAK": "1"} if soak else {}
+
+    def gate(self, title: str, body: t.Callable[[], Tally]) -> None:
+        """Run one gate; one that raises counts as a failed test."""
+        try:
+            with self.steps.step(title):
+                tally = body()
+                if tally.failed:
+                    raise DevError(f"{tally.failed} failed")
+        except DevError as error:
+            tally = Tally(failed=1)
+            self.failures.append(title)
+            print(error, flush=True)
+        self.tally.add(tally)
+        for reason, times in tally.skipped.items():
+            print(f"      skipped{f' {times} times' if times > 1 else ''}: {reason}")
+
+    def _pytest(self, name: str, argv: t.Sequence[str | Path], env: t.Mapping[str, str]) -> Tally:
+        report = LOGS / f"{name}.xml"
+        report.unlink(missing_ok=True)
+        try:
+            run(self.steps, name, [*argv, f"--junitxml={report}"], env, self.place.tree)
+        except DevError as error:
+            if not report.exists() or not junit_tally(report).failed:
+                raise
+            print(f"\n{error}")
+        return junit_tally(report)
+
+    def lint(self) -> None:
+        """Run the sessions of noxfile.py in environments of their own."""
+        files = ["noxfile.py", "antsibull-nox.toml", "tests/constraints.txt"]
+        parts = [self.place.python, *((ROOT / name).read_text("utf-8") for name in files)]
+        envdir = CACHE / "nox" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
+        env = self.place.env | {"CI": "true", "NO_COLOR": "1"}
+        env.pop("PYTHONPATH")
+        for session, what in LINT_SESSIONS.items():
+
+            def body(session: str = session) -> Tally:
+                with lock(f"nox-{envdir.name}-{session}"):
+                    text = run(self.steps, session, ["nox", "-R", "--envdir", envdir, "-s", session], env)
+                complaints = importer_complaints(text) if session == "build-import-check" else []
+                if complaints:
+                    raise DevError("\n".join(complaints))
+                return Tally(passed=1)
+
+            self.gate(f"lint {session}: {what}", body)
+
+    def _ansible_test(self, name: str, *arguments: str) -> str:
+        home = CACHE / "home"
+        stand_in_for_get_pip(self.steps, self.place, home)
+        (self.place.tree / "tests" / "output" / ".tmp").mkdir(parents=True, exist_ok=True)
+        env = self.place.env | {"HOME": str(home)}
+        for key in ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "ANSIBLE_COLLECTIONS_PATH"):
+            env.pop(key)  # ansible-test sets its own
+        argv = ["ansible-test", *arguments, "--color", "no"]
+        return run(self.steps, name, argv, env, self.place.tree, telling=r"^(ERROR|FATAL|fatal|failed):")
+
+    def sanity(self) -> None:
+        """Run all of ansible-test sanity, without an ignore file."""
+
+        def body() -> Tally:
+            text = self._ansible_test("sanity", "sanity", "--requirements")
+            return Tally(passed=1, skipped=sanity_skips(text))
+
+        self.gate("sanity: ansible-test sanity on every Python there is", body)
+
+    def unit(self) -> None:
+        """Run the unit tests, and those of what runs on managed hosts under the oldest Python that a host may have."""
+
+        def oldest() -> Tally:
+            python = find_python([OLDEST_TARGET])
+            if not python:
+                return Tally(skipped=Counter([f"no Python {OLDEST_TARGET} on this machine to run module_utils under"]))
+            venv = make_venv(self.steps, "oldest", python[1], ROOT / "tests" / "requirements-oldest.txt")
+            env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"} | self.soak
+            return self._pytest("unit-oldest", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env)
+
+        main = ["pytest", "-n", "2", "tests/unit"]
+        env = self.place.env | self.soak
+        self.gate(f"unit: pytest under Python {self.place.python}", lambda: self._pytest("unit", main, env))
+        self.gate(f"unit: what runs on managed hosts, under Python {OLDEST_TARGET}", oldest)
+
+    def integration(self) -> None:
+        """Run the targets of tests/integration on this machine."""
+        targets = [path.parent.name for path in (ROOT / "tests" / "integration" / "targets").glob("*/tasks")]
+
+        def body() -> Tally:
+            if not targets:
+                raise DevError("tests/integration/targets holds no target")
+            options = ["--allow-root", "--allow-destructive", "--python", self.place.python]
+            self._ansible_test("integration", "integration", *options)
+            return Tally(passed=len(targets))
+
+        self.gate(f"integration: {len(targets)} targets by ansible-test on this machine", body)
+
+    def lab(self) -> None:
+        """Bring the whole lab up and run the tests that need real kernels and a real hypervisor."""
+        inventory: list[Path] = []
+
+        def up() -> Tally:
+            inventory.append(lab_up(self.steps, None))
+            return Tally(passed=1)
+
+        def body() -> Tally:
+            if not inventory:
+                raise DevError("the lab did not come up")
+            env = self.place.env | self.soak | {"TAPVIRT_LAB_INVENTORY": str(inventory[0])}
+            return self._pytest("lab", ["pytest", "tests/lab"], env)
+
+        self.gate("lab: bring every host up", up)
+        self.gate("lab: tests on real kernels and a real hypervisor", body)
+
+
+def stand_in_for_get_pip(steps: Steps, place: Place, home: Path) -> None:
+    """Give ansible-test, which asks a web site for get-pip, the same pip from the package index."""
+    source = next(place.venv.glob("lib/python3*/site-packages/ansible_test/_internal/python_requirements.py"))
+    pinned = re.search(r"\bpip=['\"]([\d.]+)['\"]", source.read_text("utf-8"))
+    if not pinned:
+        return
+    cache = home / ".ansible" / "test" / "cache"
+    script = cache / f"get_pip_{pinned[1].replace('.', '_')}.py"
+    with lock("get-pip"):
+        if script.exists():
+            return
+        cache.mkdir(parents=True, exist_ok=True)
+        pip = [
+            place.venv / "bin" / "python",
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "-d",
+            cache,
+            f"pip=={pinned[1]}",
+        ]
+        run(steps, "get-pip", pip, place.env)
+        wheel = next(cache.glob(f"pip-{pinned[1]}-*.whl"))
+        script.write_text(
+            f"import sys\nsys.path.insert(0, {str(wheel)!r})\nfrom pip._internal.cli.main import main\n"
+            "words = [word for word in sys.argv[1:] if word not in ('--no-setuptools', '--no-wheel')]\n"
+            f"sys.exit(main(['install', '--find-links', {str(cache)!r}, *words]))\n",
+            encoding="utf-8",
+        )

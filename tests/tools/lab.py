@@ -1,0 +1,45 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab of this tree: its engine is tests/lab/engine."""
+
+from __future__ import annotations
+
+import sys
+import typing as t
+from pathlib import Path
+
+from .prepare import BASE_PACKAGES, VIRT_PACKAGES
+from .steps import CACHE, KEY, ROOT, DevError, Steps
+
+STATE = CACHE / "lab" / KEY  # short, because there are sockets in it
+sys.path.insert(0, str(ROOT / "tests" / "lab"))
+
+
+def lab_packages() -> list[str]:
+    """Return what the lab needs of the system, as its engine lists it."""
+    from engine.needs import APT_PACKAGES
+
+    return [*BASE_PACKAGES, *VIRT_PACKAGES, *APT_PACKAGES]
+
+
+def the_lab(say: t.Callable[[str], None]) -> t.Any:
+    """Return this tree's own lab."""
+    from engine.lab import Lab
+
+    return Lab(ROOT / "tests" / "lab" / "lab.toml", STATE, CACHE, say)
+
+
+def lab_up(steps: Steps, names: list[str] | None) -> Path:
+    """Bring hosts up and return the inventory.
+
+    :raises DevError: the lab says why it cannot.
+    """
+    lab = the_lab(steps.say)
+    from engine.lab import LabError
+
+    try:
+        lab.up(names)
+    except LabError as error:
+        raise DevError(f"The lab did not come up: {error}") from None
+    return t.cast(Path, lab.inventory())
