@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import typing as t
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def ensure_packages(steps: Steps, packages: list[str]) -> None:
     """Install the system's packages where that can be done, else say exactly which they are and go on."""
     if not shutil.which("apt-get"):
         absent = [
-            name for name in ("git", "gcc", "pkg-config", "virsh", "qemu-system-x86_64") if not shutil.which(name)
+            name for name in ("gcc", "git", "pkg-config", "qemu-system-x86_64", "virsh") if not shutil.which(name)
         ]
         if absent:
             print(f"Not found: {', '.join(absent)}. This is not Debian or Ubuntu, where it would be in these packages:")
@@ -83,7 +82,7 @@ def ensure_packages(steps: Steps, packages: list[str]) -> None:
 
 
 def real_path() -> list[str]:
-    """Return PATH with the folders of real interpreters first, without version managers' shims, which may run nothing."""
+    """Return PATH with real interpreters' folders first, without version managers' shims, which may run nothing."""
     folders = [folder for folder in os.environ.get("PATH", "/usr/bin:/bin").split(os.pathsep) if "/shims" not in folder]
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     versions = sorted(pyenv.glob("versions/3.*/bin"), reverse=True)
