@@ -1,0 +1,38 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What several unit tests need: a module run for real, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import typing as t
+
+import pytest
+
+
+class RunModule(t.Protocol):
+    """Run a module of this collection on this machine and return its result, failed or not."""
+
+    def __call__(
+        self, name: str, args: dict[str, t.Any], check: bool = False, diff: bool = False, timeout: float = 60
+    ) -> dict[str, t.Any]: ...
+
+
+@pytest.fixture
+def run_module() -> RunModule:
+    """Run a module as ``run_module("kernel_facts", {"gather_subset": ["all"]}, check=True)``."""
+
+    def run(
+        name: str, args: dict[str, t.Any], check: bool = False, diff: bool = False, timeout: float = 60
+    ) -> dict[str, t.Any]:
+        options = {"_ansible_check_mode": check, "_ansible_diff": diff}
+        argv = [sys.executable, "-m", f"ansible_collections.tapvirt.host.plugins.modules.{name}"]
+        text = json.dumps({"ANSIBLE_MODULE_ARGS": args | options})
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=timeout, check=False)
+        assert done.stdout, done.stderr
+        return t.cast("dict[str, t.Any]", json.loads(done.stdout))
+
+    return run

@@ -1,0 +1,25 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible_collections.tapvirt.host.tests.tools.demo import recap_changes
+
+OUTPUT = """
+PLAY [one] *****
+TASK [x] *****
+changed: [trace1] => {"note": "trace9 : ok=1 changed=1"}
+
+PLAY RECAP *********************************************************************
+localhost                  : ok=4    changed=0    unreachable=0    failed=0    skipped=0    rescued=0    ignored=0
+trace1                     : ok=14   changed=12   unreachable=0    failed=0    skipped=0    rescued=0    ignored=0
+"""
+
+
+def test_the_recap_tells_the_changes_of_each_host():
+    assert recap_changes(OUTPUT) == {"localhost": 0, "trace1": 12}
+
+
+def test_without_a_recap_there_is_nothing():
+    assert recap_changes("PLAY [one]\n") == {}
