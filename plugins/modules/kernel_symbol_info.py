@@ -1,0 +1,184 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: kernel_symbol_info
+short_description: Look up symbols of a running kernel
+version_added: 0.1.0
+author: The tapvirt.host authors (@tapvirt)
+description:
+  - Looks names, shell patterns and regular expressions up in C(/proc/kallsyms), in one pass.
+  - Tells a symbol that is not there from one whose address is hidden, and from one that the table cannot hold.
+  - Says for each whether modules may use it and whether a kprobe can be put on it, as far as the user of the task
+    can see that.
+extends_documentation_fragment:
+  - tapvirt.host._attributes.info_module
+options:
+  symbols:
+    description:
+      - What to look up. Each entry is a name (V(vfs_read)), a shell pattern (V(kvm_vcpu_*)), or a V(~) followed by a
+        regular expression (V(~^kvm_.*_exit$)) that is searched in the names.
+    type: list
+    elements: str
+    required: true
+  owner:
+    description:
+      - Only symbols of this owner, that is V(vmlinux) for the kernel image, or the name of a module.
+    type: str
+  limit:
+    description:
+      - How many matches to return at most, in all entries together.
+    type: int
+    default: 50
+"""
+
+EXAMPLES = r"""
+- name: Are these there, and can they be probed?
+  tapvirt.host.kernel_symbol_info:
+    symbols: [vfs_read, do_sys_openat2, "kvm_vcpu_*"]
+  register: found
+
+- name: Name the functions that cannot be probed
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.reason or item.probeable_reason }}"
+  loop: "{{ found.symbols | rejectattr('probeable') }}"
+  loop_control:
+    label: "{{ item.name }}"
+
+- name: Exit handlers of one module
+  tapvirt.host.kernel_symbol_info:
+    symbols: ["~_(exit|intercept)ion$"]
+    owner: kvm_amd
+    limit: 200
+"""
+
+RETURN = r"""
+symbols:
+  description: One row for each entry of O(symbols), in its order.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The entry.
+      type: str
+      returned: always
+      sample: vfs_read
+    status:
+      description:
+        - V(found), or V(ambiguous) when several different symbols have the name.
+        - V(restricted) when it is there, but the kernel hides its address from this user.
+        - V(absent) when it is not there; V(data_unavailable) when it is no function, and the table would not list a
+          variable, or when there is no table.
+      type: str
+      returned: always
+      sample: found
+    reason:
+      description: The status in words, where it needs some.
+      type: str
+      returned: always
+      sample: 2 symbols have this name
+    count:
+      description: How many symbols match.
+      type: int
+      returned: always
+      sample: 1
+    matches:
+      description:
+        - The matches. C(type) is the letter that nm(1) prints; an address is text, as JSON numbers cannot hold it.
+      type: list
+      elements: dict
+      returned: always
+      sample: [{"name": "vfs_read", "type": "T", "address": "0xffffffff813de0f0", "owner": "vmlinux"}]
+    truncated:
+      description: Whether O(limit) left matches out.
+      type: bool
+      returned: always
+      sample: false
+    exported:
+      description: Whether modules may use it; null when that cannot be known, or differs between the matches.
+      type: bool
+      returned: always
+      sample: true
+    gpl_only:
+      description: Whether only modules under the GPL may use it.
+      type: bool
+      returned: for a name found in Module.symvers
+      sample: true
+    namespace:
+      description: The namespace that it is exported in.
+      type: str
+      returned: for a name found in Module.symvers
+      sample: null
+    probeable:
+      description: Whether a kprobe can be put on it; null when that cannot be known, or differs between the matches.
+      type: bool
+      returned: always
+      sample: true
+    probeable_reason:
+      description: Why not, or why it is not known.
+      type: str
+      returned: for a name
+      sample: is in the kernel's kprobe blacklist
+    aliases:
+      description: Other names of the same address; null when addresses are hidden.
+      type: list
+      elements: str
+      returned: for a name
+      sample: []
+    variants:
+      description: What the compiler made of the function (C(kinds) is a list of V(isra), V(part), V(cold) and others).
+      type: list
+      elements: dict
+      returned: for a name
+      sample: []
+    nearest:
+      description: For a name that is not there, functions with the most similar names.
+      type: list
+      elements: str
+      returned: for a name
+      sample: []
+source:
+  description: The table. C(state) is V(readable), V(restricted), V(absent) or V(denied), with the C(reason).
+  returned: always
+  type: dict
+  sample: {"name": "/proc/kallsyms", "state": "readable", "reason": null}
+truncated:
+  description: Whether O(limit) left matches out.
+  returned: always
+  type: bool
+  sample: false
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import look_up
+
+ARGUMENT_SPEC: dict[str, t.Any] = {
+    "symbols": {"type": "list", "elements": "str", "required": True},
+    "owner": {"type": "str"},
+    "limit": {"type": "int", "default": 50},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    params = module.params
+    if params["limit"] < 1:
+        raise InvalidInput("limit", params["limit"], "is not a positive number")
+    return {"changed": False, **look_up(Root(), params["symbols"], params["owner"], params["limit"])}
+
+
+def main() -> None:
+    run_module(ARGUMENT_SPEC, body)
+
+
+if __name__ == "__main__":
+    main()
