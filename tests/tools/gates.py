@@ -210,17 +210,7 @@ def stand_in_for_get_pip(steps: Steps, place: Place, home: Path) -> None:
         if script.exists():
             return
         cache.mkdir(parents=True, exist_ok=True)
-        pip = [
-            place.venv / "bin" / "python",
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "-d",
-            cache,
-            f"pip=={pinned[1]}",
-        ]
+        pip = [place.venv / "bin" / "python", *"-m pip download --no-deps -d".split(), cache, f"pip=={pinned[1]}"]
         run(steps, "get-pip", pip, place.env)
         wheel = next(cache.glob(f"pip-{pinned[1]}-*.whl"))
         script.write_text(

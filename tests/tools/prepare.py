@@ -116,7 +116,8 @@ def make_venv(steps: Steps, name: str, python: Path, requirements: Path, optiona
         if (folder / "complete").exists():
             return folder
         with steps.step(f"make the Python environment '{name}' ({python.name})"):
-            pip = [folder / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-c", constraints]
+            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+            pip += ["-c", str(constraints)]
             run(steps, f"venv-{name}", [python, "-m", "venv", "--clear", folder])
             run(steps, f"pip-{name}", [*pip, "-r", requirements])
             for package in optional:

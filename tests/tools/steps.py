@@ -76,6 +76,13 @@ class Steps:
         print(text, end="\n" if final else "", flush=True)
 
 
+def print_times(rows: t.Sequence[tuple[str, float]], total: float) -> None:
+    """Print where the time went."""
+    print("\nWhere the time went:")
+    for title, seconds in [*rows, ("in all", total)]:
+        print(f"  {seconds:7.1f} s  {title}")
+
+
 def last_line(path: Path) -> str:
     """Return the last line with anything on it of a log that may still grow."""
     with path.open("rb") as log:

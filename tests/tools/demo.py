@@ -1,0 +1,51 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demonstration: one playbook on the lab, twice, and what its output says."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from .lab import STATE
+from .prepare import Place
+from .steps import LOGS, ROOT, DevError, Steps, run
+
+DEMO_HOSTS = ["trace1", "trace2", "trace4", "builder"]
+
+
+def recap_changes(text: str) -> dict[str, int]:
+    """Return host -> changed tasks from the recap at the end of a playbook's output."""
+    return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)}
+
+
+def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> list[tuple[str, float]]:
+    """Run the demonstration's playbook once and return the time of each play in it.
+
+    :raises DevError: it failed, or the second pass changed something.
+    """
+    plays: list[tuple[str, float]] = []
+
+    def watch() -> None:
+        text = (LOGS / f"demo-{number}.log").read_text("utf-8", "replace")
+        for name in re.findall(r"^PLAY \[(.*?)\]", text, re.MULTILINE)[len(plays) :]:
+            plays.append((name, time.monotonic()))
+
+    playbook = place.tree / "playbooks" / "demo.yml"
+    here = playbook.parent / "inventory" / "this_machine.yml"
+    argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, playbook]
+    variables = {"demo_report_dir": ROOT / "report", "demo_embed_root": STATE / "embed", "demo_pass": number}
+    for key, value in variables.items():
+        argv += ["-e", f"{key}={value}"]
+    env = place.env | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
+    text = run(steps, f"demo-{number}", argv, env, place.tree, watch)
+    ends = [start for _name, start in plays[1:]] + [time.monotonic()]
+    print(text[text.rindex("PLAY RECAP") :].rstrip())
+    changed = {host: count for host, count in recap_changes(text).items() if count}
+    if number > 1 and changed:
+        raise DevError(
+            f"The second pass must change nothing, and it changed: {changed}. Its output: {LOGS}/demo-{number}.log"
+        )
+    return [(f"    pass {number}: {name}", end - start) for (name, start), end in zip(plays, ends, strict=True)]
