@@ -68,23 +68,16 @@ def docs(session: nox.Session) -> None:
     """Build the documentation site into the folder that the variable TAPVIRT_DOCS names."""
     site = Path(os.environ.get("TAPVIRT_DOCS", str(HERE / "report" / "docs")))
     session.install("antsibull-docs", "ansible-core", "sphinx", "sphinx-ansible-theme")
-    collections = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
+    env = {"ANSIBLE_COLLECTIONS_PATH": os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")}
     source = site / "source"
-    source.mkdir(parents=True, exist_ok=True)
-    init = ["antsibull-docs", "sphinx-init", "--use-current", "--lenient", "--dest-dir", str(source), "tapvirt.host"]
-    session.run(*init, env={"ANSIBLE_COLLECTIONS_PATH": collections})
     rst = source / "rst"
-    build = [
-        "antsibull-docs",
-        "--config-file",
-        str(source / "antsibull-docs.cfg"),
-        "collection",
-        "--use-current",
-        "--dest-dir",
-        str(rst),
-    ]
-    session.run(*build, "tapvirt.host", env={"ANSIBLE_COLLECTIONS_PATH": collections})
-    session.run("sphinx-build", "-q", "-D", "intersphinx_mapping=", "-b", "html", str(rst), str(site / "html"))
+    source.mkdir(parents=True, exist_ok=True)
+    init = ["sphinx-init", "--use-current", "--lenient", "--dest-dir", str(source)]
+    session.run("antsibull-docs", *init, "tapvirt.host", env=env)
+    build = ["--config-file", str(source / "antsibull-docs.cfg"), "collection", "--use-current", "--dest-dir", str(rst)]
+    session.run("antsibull-docs", *build, "tapvirt.host", env=env)
+    quiet = ["-q", "-D", "intersphinx_mapping="]  # no other site is looked at
+    session.run("sphinx-build", *quiet, "-b", "html", "-c", str(source), str(rst), str(site / "html"))
 
 
 # What contributors of this ecosystem type: 'nox -e ansible-test-sanity'.

@@ -210,8 +210,8 @@ def stand_in_for_get_pip(steps: Steps, place: Place, home: Path) -> None:
         if script.exists():
             return
         cache.mkdir(parents=True, exist_ok=True)
-        pip = [place.venv / "bin" / "python", *"-m pip download --no-deps -d".split(), cache, f"pip=={pinned[1]}"]
-        run(steps, "get-pip", pip, place.env)
+        pip = [str(place.venv / "bin" / "python"), "-m", "pip", "download", "--no-deps", "-d", str(cache)]
+        run(steps, "get-pip", [*pip, f"pip=={pinned[1]}"], place.env)
         wheel = next(cache.glob(f"pip-{pinned[1]}-*.whl"))
         script.write_text(
             f"import sys\nsys.path.insert(0, {str(wheel)!r})\nfrom pip._internal.cli.main import main\n"
