@@ -1,0 +1,207 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Can this host be traced, and how: the host's facts, a builder's facts, and one verdict over both.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import os
+import re
+import typing as t
+
+from .._core import command
+from .._core.root import Root
+from .._kernel.facts import gather
+from .envelope import Memory, buffer_check, read_memory
+
+_VERSION = re.compile(r"version (\d+\.\d+)")
+_TESTED = re.compile(r"tested kernel versions: (\S+) \.\.\. (\S+)")
+_GROUPS = ("stapdev", "stapsys", "stapusr")
+PROC_SYSTEMTAP = "proc/systemtap"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that forbids (``blocks``) or deserves to be known: the reason in words, and what helps."""
+
+    check: str
+    blocks: bool
+    reason: str
+    remedy: str
+
+    def row(self) -> dict[str, t.Any]:
+        return dataclasses.asdict(self)
+
+
+def parse_version(text: str) -> str | None:
+    """Return the release in ``stap --version`` or ``staprun -V``: ``(version 5.6/0.196, Debian version 5.6-1)`` -> 5.6."""
+    found = _VERSION.search(text)
+    return found.group(1) if found else None
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``6.12.107+deb13-cloud-amd64`` -> (6, 12, 107)."""
+    numbers = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in numbers.group(0).split(".")) if numbers else ()
+
+
+def parse_tested_range(text: str) -> tuple[str, str] | None:
+    """Return the kernels that ``stap --version`` says it was tested with: lowest and highest."""
+    found = _TESTED.search(text)
+    return (found.group(1), found.group(2)) if found else None
+
+
+def staprun_version() -> str | None:
+    """Return the version of the host's staprun, or null where it is not installed."""
+    if command.find_program("staprun") is None:
+        return None
+    result = command.run(["staprun", "-V"], timeout_seconds=20)
+    return parse_version(result.stdout + result.stderr)
+
+
+def loaded_stap_modules(root: Root) -> list[dict[str, t.Any]]:
+    """Return the SystemTap modules that are loaded: name, the digest given at the build, how many use it."""
+    modules = []
+    for name in root.listdir(PROC_SYSTEMTAP):
+        version = root.read_text_or("sys/module/{0}/version".format(name))
+        users = root.read_text_or("sys/module/{0}/refcnt".format(name))
+        modules.append(
+            {
+                "name": name,
+                "version": version.strip() if version else None,
+                "users": int(users) if users and users.strip().isdigit() else None,
+            }
+        )
+    return modules
+
+
+def read_host(root: Root, arch: str) -> dict[str, t.Any]:
+    """Return what matters for tracing on this host; shapes as in the documentation of ``stap_host_info``."""
+    facts = gather(root, {"identity", "security", "tracing", "config"}, [], arch)
+    memory = read_memory(root)
+    groups = {group.gr_name for group in grp.getgrall() if group.gr_gid in os.getgroups() or group.gr_gid == os.getegid()}
+    modules = {line.split(b" ", 1)[0].decode() for line in root.lines("proc/modules")} if root.exists("proc/modules") else set()
+    return {
+        "kernel": {key: facts.get(key) for key in ("release", "version", "arch", "build_id")},
+        "traceability": facts["traceability"],
+        "lockdown": facts.get("lockdown"),
+        "module_signatures_enforced": (facts.get("tracing") or {}).get("module_signatures_enforced"),
+        "staprun": staprun_version(),
+        "privilege": {"root": os.geteuid() == 0, "groups": sorted(groups.intersection(_GROUPS))},
+        "memory": dataclasses.asdict(memory),
+        "kvm_module": next((name for name in ("kvm_amd", "kvm_intel") if name in modules), None),
+        "loaded": loaded_stap_modules(root),
+    }
+
+
+def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) -> list[Finding]:
+    """Return everything that speaks against tracing this host, by itself and with a given builder."""
+    findings = [
+        Finding("kernel", True, reason, "boot a kernel with loadable modules and kprobes, or trace another host")
+        for reason in host["traceability"]["reasons"]
+    ]
+    if host["staprun"] is None:
+        findings.append(Finding("staprun", True, "staprun is not installed", "install the package systemtap-runtime"))
+    if not host["privilege"]["root"] and not host["privilege"]["groups"]:
+        findings.append(
+            Finding(
+                "privilege",
+                True,
+                "the user is neither root nor in the groups stapdev, stapsys and stapusr",
+                "use become: true, or put the user into stapusr for modules under /lib/modules/RELEASE/systemtap",
+            )
+        )
+    findings += [
+        Finding("signing", False, reason, "have the builder sign the module with a key that the kernel trusts")
+        for reason in host["traceability"]["conditions"]
+    ]
+    shortage = buffer_check(Memory(**host["memory"]))
+    if shortage is not None:
+        findings.append(Finding("memory", True, shortage, "free memory, or ask for smaller buffers"))
+    findings += [
+        Finding(
+            "left_over",
+            False,
+            "the SystemTap module {0} is loaded{1}".format(row["name"], "" if row["users"] else " and nothing uses it"),
+            "staprun -d {0}".format(row["name"]),
+        )
+        for row in host["loaded"]
+    ]
+    return findings + (_judge_builder(host, builder) if builder else [])
+
+
+def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) -> list[Finding]:
+    release = host["kernel"]["release"] or ""
+    stap = builder.get("stap")
+    if not stap:
+        return [Finding("builder", True, "the builder has no stap", "install the package systemtap on the builder")]
+    findings = []
+    kernels = builder.get("kernels") or {}
+    if release not in kernels:
+        known = ", ".join(sorted(kernels)) or "none"
+        findings.append(
+            Finding(
+                "headers",
+                True,
+                "the builder has no headers for {0}; it has them for: {1}".format(release, known),
+                "install linux-headers-{0} (and its debug information) on the builder".format(release),
+            )
+        )
+    else:
+        findings += _judge_kernel(release, kernels[release])
+    return findings + judge_versions(release, stap, host["staprun"], (builder.get("tested") or [None, None])[1])
+
+
+def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any]) -> list[Finding]:
+    findings = []
+    if not kernel.get("debuginfo"):
+        findings.append(
+            Finding(
+                "debuginfo",
+                False,
+                "the builder has no debug information for {0}: only kprobe.*, tracepoints and timers".format(release),
+                "install linux-image-{0}-dbg on the builder".format(release),
+            )
+        )
+    if not kernel.get("compiler"):
+        findings.append(Finding("compiler", True, "the builder has no gcc that can build for {0}".format(release), "install gcc"))
+    return findings
+
+
+def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: str | None) -> list[Finding]:
+    """Judge the versions of kernel, stap and staprun together.
+
+    The rules: messages between module and staprun got a new frame in 5.0 (NEWS of SystemTap 5.0); a kernel newer than
+    what stap was tested with often builds and then fails to load; 4.x does not build for kernels with the new
+    ``task_work_cancel`` (6.1.192 among them).
+    """
+    findings = []
+    if staprun is not None and (version_tuple(stap) >= (5,)) != (version_tuple(staprun) >= (5,)):
+        findings.append(
+            Finding(
+                "staprun",
+                True,
+                "the host's staprun {0} does not understand modules built by stap {1}: the message format changed in 5.0".format(staprun, stap),
+                "install systemtap-runtime 5.0 or newer on the host" if version_tuple(stap) >= (5,) else "use a builder of the same release",
+            )
+        )
+    kernel = version_tuple(release)[:2]
+    if tested_up_to and kernel > version_tuple(tested_up_to)[:2]:
+        findings.append(
+            Finding(
+                "stap",
+                True,
+                "stap {0} was tested up to kernel {1}, and this is {2}".format(stap, tested_up_to, release),
+                "use a builder with a newer SystemTap",
+            )
+        )
+    if version_tuple(stap) < (5,) and kernel >= (6, 1):
+        findings.append(
+            Finding("stap", True, "stap {0} does not build for this kernel: task_work_cancel changed".format(stap), "use a builder with SystemTap 5.2 or newer")
+        )
+    return findings

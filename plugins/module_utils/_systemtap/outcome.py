@@ -1,0 +1,265 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run was: staprun's messages, the report of hits and the supervisor's state, made into one result contract.
+
+Private to the collection. staprun's exit status is 1 for almost everything and 0 for a probe that did not register;
+so the outcome is judged from messages (runtime/io.c, staprun/mainloop.c, translate.cxx) and from evidence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import typing as t
+
+_HIT = re.compile(r"^(?P<point>.+?), \((?P<place>.*?)\), hits: (?P<hits>\d+), \w+: \d+min/(?P<average>\d+)avg/\d+max,.*index: \d+$")
+_REPORT = "----- probe hit report:"
+_NUMBERS = re.compile(r"Number of errors: (\d+), skipped probes: (\d+)")
+_MISSED = re.compile(r"Skipped due to missed \S+ .*: (\d+)$")
+_TRANSPORT = re.compile(r"There were (\d+) transport failures")
+_NOT_SYNCHRONOUS = re.compile(r"^(begin|end|error|never|timer|procfs)\b")
+_INSERT = re.compile(r"Couldn't insert module|Error inserting module|module version mismatch|Unable to send relocation|Can't resolve", re.IGNORECASE)
+_SHOWN_MESSAGES = 20
+_SHOWN_POINTS = 40
+_KERNEL_PLACE = re.compile(r"^_stext\+(0x[0-9a-f]+)$")
+_MODULE_PLACE = re.compile(r"^(\w+):(\S+)\+(?:0x)?[0-9a-f]+$")
+# kprobes moves a probe on a function's entry behind the entry's endbr64 or ftrace site (arch_adjust_kprobe_addr).
+_ENTRY_SLACK_BYTES = 16
+
+OUTCOMES = (
+    "ok",
+    "zero_hits",
+    "partial_arm",
+    "overloaded",
+    "skipped",
+    "script_error",
+    "lost_output",
+    "timeout",
+    "refused",
+    "build_failed",
+)
+
+
+@dataclasses.dataclass
+class Output:
+    """staprun's standard output taken apart: the script's own text, and hits by probe point."""
+
+    text: str
+    hits: dict[str, int] | None
+
+
+def split_output(text: str, tail: str) -> Output:
+    """Part the script's own output from the report of hits that the module prints after it."""
+    body, mark, report = text.partition(_REPORT)
+    if not mark:
+        _before, mark, report = tail.partition(_REPORT)
+    if not mark:
+        return Output(body, None)
+    hits: dict[str, int] = {}
+    for line in report.splitlines():
+        found = _HIT.match(line)
+        if found is not None:
+            point = found.group("point").rstrip("?!")
+            hits[point] = hits.get(point, 0) + int(found.group("hits"))
+    return Output(body, hits)
+
+
+@dataclasses.dataclass
+class Messages:
+    """What staprun said on standard error."""
+
+    errors: list[str]
+    warnings: list[str]
+    error_count: int
+    skipped: int
+    lost: int
+
+
+def read_messages(text: str) -> Messages:
+    """Take staprun's messages apart; equal ones are kept once."""
+    messages = Messages([], [], 0, 0, 0)
+    for line in text.splitlines():
+        line = line.strip()
+        kind, _colon, rest = line.partition(": ")
+        numbers, missed, lost = _NUMBERS.search(line), _MISSED.search(line), _TRANSPORT.search(line)
+        if numbers:
+            messages.error_count, messages.skipped = int(numbers.group(1)), messages.skipped + int(numbers.group(2))
+        elif missed:
+            messages.skipped += int(missed.group(1))
+        elif lost:
+            messages.lost += int(lost.group(1))
+        kept = messages.warnings if kind == "WARNING" else messages.errors
+        if line and rest not in kept and len(kept) < _SHOWN_MESSAGES:
+            kept.append(rest if kind in ("WARNING", "ERROR") else line)
+    return messages
+
+
+def parse_records(text: str, schema: t.Mapping[str, t.Mapping[str, str]], limit: int) -> tuple[list[dict[str, t.Any]], int, list[str]]:
+    """Return the records that a script printed as JSON lines, how many there were, and what does not fit its schema.
+
+    Other lines are the script's own text and no concern here. Without a schema every JSON object is a record.
+    """
+    records: list[dict[str, t.Any]] = []
+    count = 0
+    wrong: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("{"):
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            wrong.append("not JSON: {0}".format(line[:80]))
+            continue
+        fault = _misfit(record, schema)
+        if fault:
+            wrong.append(fault)
+            continue
+        count += 1
+        if len(records) < limit:
+            records.append(record)
+    return records, count, wrong[:_SHOWN_MESSAGES]
+
+
+_TYPES: dict[str, type] = {"string": str, "integer": int, "list": list}
+
+
+def _misfit(record: dict[str, t.Any], schema: t.Mapping[str, t.Mapping[str, str]]) -> str | None:
+    if not schema:
+        return None
+    kind = record.get("kind")
+    if kind not in schema:
+        return "a record of the undeclared kind {0!r}".format(kind)
+    for field, name in schema[kind].items():
+        if not isinstance(record.get(field), _TYPES[name]):
+            return "a record {0!r} whose {1} is not a {2}".format(kind, field, name)
+    return None
+
+
+@dataclasses.dataclass
+class Arming:
+    """Which of the asked probes are armed. ``proved`` counts those that debugfs kprobes/list shows."""
+
+    asked: int
+    armed: int
+    proved: int
+    missing: list[str]
+
+
+def prove_arming(probes: t.Sequence[t.Mapping[str, t.Any]], sites: t.Sequence[t.Mapping[str, t.Any]], stext: int | None, running: bool) -> Arming:
+    """Compare what the build expects with what the kernel shows as armed.
+
+    Probes that leave no trace in kprobes/list (tracepoints, timers) count as armed when the module runs.
+    """
+    asked = [probe for probe in probes if not _NOT_SYNCHRONOUS.match(probe["point"])]
+    free = list(sites)
+    missing: list[str] = []
+    proved = armed = 0
+    for probe in asked:
+        place = probe.get("place")
+        if place is None and not probe["point"].startswith("kprobe."):
+            armed += 1 if running else 0
+            continue
+        site = next((site for site in free if _is_at(site, probe, stext)), None)
+        if site is None:
+            missing.append(probe["point"])
+            continue
+        free.remove(site)
+        proved += 1
+        armed += 1
+    return Arming(len(asked), armed, proved, missing)
+
+
+def _is_at(site: t.Mapping[str, t.Any], probe: t.Mapping[str, t.Any], stext: int | None) -> bool:
+    if "GONE" in site["rest"] or (site["kind"] == "r") != (".return" in probe["point"]):
+        return False
+    place = probe.get("place") or ""
+    kernel = _KERNEL_PLACE.match(place)
+    if kernel and stext:
+        distance = int(site["address"], 16) - (stext + int(kernel.group(1), 16))
+        return 0 <= distance <= _ENTRY_SLACK_BYTES
+    module = _MODULE_PLACE.match(place)
+    if module:
+        return site["symbol"].split(".")[0] == module.group(2).split(".")[0] and "[{0}]".format(module.group(1)) in site["rest"]
+    name = re.search(r'function\("([^"@]+)', probe["point"])
+    return name is not None and site["symbol"].split(".")[0] == name.group(1)
+
+
+def judge(state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits: int | None, truncated: bool) -> tuple[str, str]:
+    """Return the outcome and its reason in words."""
+    errors = " ".join(messages.errors)
+    if "armed_seconds" not in state:
+        if state.get("stop") == "load":
+            return "timeout", "the module was not loaded and armed before the deadline"
+        return "refused", "the module was not loaded: {0}".format(messages.errors[0] if messages.errors else "staprun gave no reason")
+    if "exceeded threshold" in errors:
+        return "overloaded", "the probes took more of a CPU than the build allows: {0}".format(messages.errors[0])
+    if "Skipped too many probes" in errors:
+        return "skipped", "more probes were skipped than allowed ({0})".format(messages.skipped)
+    if _INSERT.search(errors):
+        return "refused", messages.errors[0]
+    if messages.errors or messages.error_count:
+        return "script_error", messages.errors[0] if messages.errors else "{0} run-time errors".format(messages.error_count)
+    if state.get("state") == "killed" or state.get("presses", 0) > 1 or state.get("stop") == "signal":
+        return "timeout", "the run was ended by force"
+    if arming.asked and arming.missing:
+        return "partial_arm", "{0} of {1} probes are armed; missing: {2}".format(arming.armed, arming.asked, ", ".join(arming.missing[:5]))
+    if messages.lost or truncated:
+        return "lost_output", "output was lost: {0} transport failures, {1} bytes printed".format(messages.lost, state.get("bytes", 0))
+    if hits is not None and messages.skipped * 100 > hits:
+        return "skipped", "{0} of {1} hits were skipped".format(messages.skipped, hits + messages.skipped)
+    if arming.asked and hits == 0:
+        return "zero_hits", "every probe was armed and none was hit"
+    return "ok", "{0} of {1} probes armed".format(arming.armed, arming.asked)
+
+
+def contract(
+    build: t.Mapping[str, t.Any],
+    state: t.Mapping[str, t.Any],
+    output: str,
+    tail: str,
+    errors: str,
+    stext: int | None,
+    record_limit: int,
+) -> dict[str, t.Any]:
+    """Return the result contract of a finished run."""
+    parts = split_output(output, tail)
+    messages = read_messages(errors)
+    arming = prove_arming(build["probes"], state.get("sites", ()), stext, "armed_seconds" in state)
+    hits = None
+    if parts.hits is not None:
+        hits = sum(count for point, count in parts.hits.items() if not _NOT_SYNCHRONOUS.match(point))
+    truncated = state.get("bytes", 0) > state.get("kept", 0)
+    records, count, wrong = parse_records(parts.text, build.get("schema") or {}, record_limit)
+    outcome, reason = judge(state, messages, arming, hits, truncated)
+    if outcome in ("ok", "zero_hits") and wrong:
+        outcome, reason = "script_error", "the script printed {0}".format(wrong[0])
+    points = [
+        {"point": probe["point"], "hits": (parts.hits or {}).get(probe["point"], 0), "armed": probe["point"] not in arming.missing}
+        for probe in build["probes"]
+        if not _NOT_SYNCHRONOUS.match(probe["point"])
+    ]
+    return {
+        "phase": "done" if "armed_seconds" in state else "load",
+        "outcome": outcome,
+        "reason": reason,
+        "probes": {
+            "asked": arming.asked,
+            "armed": arming.armed,
+            "proved": arming.proved,
+            "missing": arming.missing[:_SHOWN_POINTS],
+            "points": points[:_SHOWN_POINTS],
+        },
+        "hits": hits,
+        "skipped": messages.skipped,
+        "errors": messages.error_count,
+        "messages": messages.errors + messages.warnings,
+        "bytes": state.get("bytes", 0),
+        "sha256": state.get("sha256"),
+        "duration_seconds": state.get("ran_seconds"),
+        "load_seconds": state.get("armed_seconds"),
+        "records": records,
+        "record_count": count,
+        "truncated": truncated or count > len(records),
+    }

@@ -1,0 +1,246 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A bounded run on this host: check, install the module, start the supervisor, wait, collect, leave nothing.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import typing as t
+
+from .._core import command
+from .._core.errors import InvalidInput, TapvirtError, nearest_names
+from .._core.root import Root
+from .._core.write import write_atomic
+from . import envelope, supervisor
+from .outcome import contract
+
+CACHE = "/var/cache/tapvirt/modules"
+_LIBVIRT_RUN = "run/libvirt/qemu"
+_SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_POLL_SECONDS = 0.5
+_LINES_BEFORE_STEXT = 5000
+
+
+class Refused(TapvirtError):
+    """The run was not started; nothing was changed on the host."""
+
+    def __init__(self, reason: str, **fields: t.Any) -> None:
+        super().__init__("Refused before anything was loaded: {0}.".format(reason), run={"phase": "check", "outcome": "refused", "reason": reason}, **fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a run is asked to do. ``build`` is what ``stap_module`` returned, ``values`` are checked global variables."""
+
+    build: t.Mapping[str, t.Any]
+    values: t.Mapping[str, str | int]
+    duration_seconds: float
+    buffer_mb: int
+    output_limit_bytes: int
+    record_limit: int
+
+
+def check_build(build: t.Mapping[str, t.Any]) -> None:
+    """Check that a module's description is one that ``stap_module`` returned.
+
+    :raises InvalidInput: a field is missing or has the wrong form.
+    """
+    for field, pattern in (("name", _SAFE_NAME), ("sha256", _SHA256)):
+        if not pattern.match(str(build.get(field, ""))):
+            raise InvalidInput("module.{0}".format(field), build.get(field), "is not what stap_module returns")
+    for field in ("kernel", "globals", "probes"):
+        if field not in build:
+            raise InvalidInput("module", sorted(build), "lacks {0!r}; give what stap_module returned as its module".format(field))
+
+
+def domain_pid(root: Root, name: str) -> int:
+    """Return the process id of a running libvirt domain's QEMU, from the daemon's pid file.
+
+    :raises InvalidInput: no domain of that name runs on this host.
+    """
+    running = [entry[: -len(".pid")] for entry in root.listdir(_LIBVIRT_RUN) if entry.endswith(".pid")]
+    if name not in running:
+        rule = "is not a domain that QEMU runs on this host; running: {0}".format(", ".join(running) or "none")
+        raise InvalidInput("domain", name, rule, nearest_names(name, running))
+    return int(root.read_text("{0}/{1}.pid".format(_LIBVIRT_RUN, name)))
+
+
+def check_host(root: Root, request: Request) -> None:
+    """Compare the envelope and the build with the host.
+
+    :raises Refused: the module must not, or cannot, be loaded here.
+    """
+    if not root.exists("proc/modules"):
+        raise Refused("this kernel has no loadable modules (there is no /proc/modules), so SystemTap cannot trace it")
+    release = root.read_text("proc/sys/kernel/osrelease").strip()
+    if request.build["kernel"] != release:
+        raise Refused("the module was built for kernel {0}, and this host runs {1}".format(request.build["kernel"], release))
+    version = root.read_text("proc/sys/kernel/version").strip()
+    wanted = request.build.get("kernel_version")
+    if wanted and wanted != version:
+        raise Refused("the module was built for {0} {1!r}, and this host runs another build of it, {2!r}".format(release, wanted, version))
+    if command.find_program("staprun") is None:
+        raise Refused("staprun is not installed on this host; it is in the package systemtap-runtime")
+    if "[confidentiality]" in (root.read_text_or("sys/kernel/security/lockdown") or ""):
+        raise Refused("kernel lockdown is in confidentiality mode")
+    shortage = envelope.buffer_check(envelope.read_memory(root), request.buffer_mb << 20)
+    if shortage:
+        raise Refused(shortage)
+    if supervisor.loaded(request.build["name"]):
+        raise Refused("the module {0} is loaded already: another run of the same script is under way".format(request.build["name"]))
+
+
+def cache_path(build: t.Mapping[str, t.Any]) -> str:
+    """Return where the host keeps a module: a folder named after its content."""
+    return os.path.join(CACHE, build["sha256"], build["name"] + ".ko")
+
+
+def has_module(build: t.Mapping[str, t.Any]) -> bool:
+    """Tell whether the host keeps the whole module."""
+    try:
+        with open(cache_path(build), "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest() == build["sha256"]
+    except OSError:
+        return False
+
+
+def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
+    """Put the module into the host's cache; return whether it was not there yet.
+
+    :raises TapvirtError: it was not shipped, or not as it was built.
+    """
+    if has_module(build):
+        return False
+    if source is None:
+        raise TapvirtError("The module {0} was not shipped to this host.".format(build["name"]))
+    with open(source, "rb") as stream:
+        data = stream.read()
+    if hashlib.sha256(data).hexdigest() != build["sha256"]:
+        raise TapvirtError("The module {0} arrived with another sha256 than it was built with.".format(build["name"]))
+    os.makedirs(os.path.dirname(cache_path(build)), mode=0o755, exist_ok=True)
+    write_atomic(cache_path(build), data, mode=0o644)
+    return True
+
+
+def start(request: Request, directory: str) -> str:
+    """Start the supervisor; return what supervises: ``systemd`` or ``guard``."""
+    os.makedirs(directory, mode=0o700)
+    build = request.build
+    parameters = ["{0}={1}".format(name, value) for name, value in sorted(request.values.items())]
+    job = {
+        "name": build["name"],
+        "argv": ["staprun", "-b", str(request.buffer_mb), cache_path(build), *parameters],
+        "duration": request.duration_seconds,
+        "load": envelope.LOAD_SECONDS,
+        "grace": envelope.STOP_GRACE_SECONDS,
+        "limit": request.output_limit_bytes,
+        "sites": sum(1 for probe in build["probes"] if probe.get("place") or probe["point"].startswith("kprobe.")),
+    }
+    program = os.path.join(directory, "supervisor.py")
+    write_atomic(os.path.join(directory, "job.json"), json.dumps(job).encode(), mode=0o600)
+    write_atomic(program, inspect.getsource(supervisor).encode(), mode=0o600)
+    python = [sys.executable, "-I", program]
+    if not os.path.isdir("/run/systemd/system"):
+        subprocess.Popen(
+            [*python, "guard", directory], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        return "guard"
+    properties = {
+        "RuntimeMaxSec": "{0:g}".format(envelope.LOAD_SECONDS + request.duration_seconds + 2 * envelope.STOP_GRACE_SECONDS),
+        "KillMode": "mixed",
+        "TimeoutStopSec": str(3 * envelope.STOP_GRACE_SECONDS),
+        "ExecStopPost": " ".join([*python, "clean", directory]),
+        "StandardOutput": "null",
+        "Description": "SystemTap module {0}".format(build["name"]),
+    }
+    argv = ["systemd-run", "--quiet", "--collect", "--unit=tapvirt-stap-{0}".format(os.path.basename(directory))]
+    argv += ["--property={0}={1}".format(name, value) for name, value in properties.items()]
+    result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
+    if result.rc != 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise TapvirtError("systemd-run could not start the run: {0}.".format(result.stderr.strip()))
+    return "systemd"
+
+
+def wait(directory: str, request: Request) -> dict[str, t.Any]:
+    """Wait until the supervisor is done, or has been killed and cleaned up after; return its last state."""
+    limit = envelope.LOAD_SECONDS + request.duration_seconds + 6 * envelope.STOP_GRACE_SECONDS
+    end = time.monotonic() + limit
+    path = os.path.join(directory, "state.json")
+    while time.monotonic() < end:
+        state = supervisor.read_json(path)
+        if state.get("state") in ("done", "killed"):
+            return state
+        time.sleep(_POLL_SECONDS)
+    return dict(supervisor.read_json(path), state="killed", **supervisor.clean(directory))
+
+
+def collect(request: Request, directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Read what the run left in its directory, remove that, and return the result contract."""
+    texts = {name: Root(directory).read_text_or(name) or "" for name in ("output", "tail", "errors")}
+    result = contract(
+        request.build, state, texts["output"], texts["tail"], texts["errors"], read_stext(Root()), request.record_limit
+    )
+    result["kernel"] = request.build["kernel"]
+    result["builder"] = {"stap": request.build.get("stap"), "compiler": request.build.get("compiler"), "key": request.build.get("key")}
+    result["module"] = {"name": request.build["name"], "sha256": request.build["sha256"], "path": cache_path(request.build)}
+    result["restored"] = state.get("restored", {})
+    result["left"] = state.get("left", [])
+    shutil.rmtree(directory, ignore_errors=True)
+    return result
+
+
+def read_stext(root: Root) -> int | None:
+    """Return the address of _stext, to which stap relates kernel places; it is among the first lines of kallsyms."""
+    for number, line in enumerate(root.lines("proc/kallsyms")):
+        if line.endswith(b" _stext"):
+            return int(line.split(b" ", 1)[0], 16) or None
+        if number > _LINES_BEFORE_STEXT:
+            break
+    return None
+
+
+def run_directory(build: t.Mapping[str, t.Any]) -> str:
+    """Return a new run's directory (on a file system that is empty after a reboot)."""
+    return os.path.join(supervisor.BASE, "{0}-{1}".format(build["name"], os.getpid()))
+
+
+def sweep() -> list[dict[str, t.Any]]:
+    """Clean up after runs whose supervisor is gone; return what was found."""
+    found = []
+    for name in Root(supervisor.BASE).listdir(""):
+        directory = os.path.join(supervisor.BASE, name)
+        state = supervisor.read_json(os.path.join(directory, "state.json"))
+        job = supervisor.read_json(os.path.join(directory, "job.json"))
+        ended = state.get("state") in ("done", "killed")
+        if not job or (not ended and (_alive(state.get("pid")) or _young(directory))):
+            continue
+        row = {"module": job["name"], "state": state.get("state") or "never started", "bytes": state.get("bytes", 0)}
+        if not ended:
+            row.update(supervisor.clean(directory))
+        found.append(row)
+        shutil.rmtree(directory, ignore_errors=True)
+    return found
+
+
+def _alive(pid: int | None) -> bool:
+    return pid is not None and os.path.isdir("/proc/{0}".format(pid))
+
+
+def _young(directory: str) -> bool:
+    """Tell whether a run may just be starting, and has not yet said which process it is."""
+    return time.time() - os.stat(directory).st_mtime < envelope.LOAD_SECONDS

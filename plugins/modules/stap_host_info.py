@@ -1,0 +1,184 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: stap_host_info
+short_description: Tell whether a host can be traced with SystemTap, and what a builder can build
+version_added: 0.1.0
+author: The tapvirt.host authors (@tapvirt)
+description:
+  - Judges the running kernel, the host's staprun, lockdown and module signing, the user's privileges, the memory for
+    output buffers, and SystemTap modules that are loaded, and says in words what forbids tracing and what helps.
+  - On a builder it returns what can be built there, which is what another host's verdict can be asked against.
+extends_documentation_fragment:
+  - tapvirt.host._attributes.info_module
+options:
+  builder:
+    description:
+      - What this module returned as RV(builder) on the builder. With it, the verdict covers the versions of the kernel,
+        of the builder's SystemTap and compiler, and of the host's staprun together.
+    type: dict
+  store:
+    description: Where the builder keeps its modules.
+    type: path
+    default: /var/lib/tapvirt/modules
+seealso:
+  - module: tapvirt.host.stap_module
+  - module: tapvirt.host.stap_probe_info
+"""
+
+EXAMPLES = r"""
+- name: What can the builder build?
+  tapvirt.host.stap_host_info:
+  delegate_to: builder1
+  run_once: true
+  register: builder
+
+- name: Can this host be traced with modules from there?
+  tapvirt.host.stap_host_info:
+    builder: "{{ builder.builder }}"
+  register: host
+
+- name: Show what forbids it
+  ansible.builtin.debug:
+    msg: "{{ host.verdict }}: {{ host.reason }} ({{ host.remedy }})"
+"""
+
+RETURN = r"""
+verdict:
+  description: V(ready), or V(refused) when something forbids tracing.
+  returned: success
+  type: str
+  sample: ready
+reason:
+  description: What forbids it, in words; for V(ready) what was found.
+  returned: success
+  type: str
+  sample: kernel 6.12.107+deb13-cloud-amd64 can be traced, staprun 5.1
+remedy:
+  description: What helps; null when nothing forbids tracing.
+  returned: success
+  type: str
+  sample: null
+findings:
+  description: Everything that forbids tracing (C(blocks)) or deserves to be known, each with a reason and a remedy.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+host:
+  description: The facts that were judged.
+  returned: success
+  type: dict
+  contains:
+    kernel:
+      description: The running kernel's C(release), C(version), C(arch) and C(build_id).
+      type: dict
+      sample: {"arch": "x86_64", "build_id": "7f1c", "release": "6.12.107+deb13-cloud-amd64", "version": "#1 SMP"}
+    staprun:
+      description: The version of staprun; null where it is not installed.
+      type: str
+      sample: "5.1"
+    lockdown:
+      description: The kernel's lockdown mode.
+      type: str
+      sample: none
+    module_signatures_enforced:
+      description: Whether the kernel loads signed modules only.
+      type: bool
+      sample: false
+    privilege:
+      description: Whether the user is C(root), and in which of SystemTap's C(groups).
+      type: dict
+      sample: {"groups": [], "root": true}
+    memory:
+      description: C(free_bytes), C(buffers_bytes) and C(cpus_online), against which output buffers are measured.
+      type: dict
+      sample: {"buffers_bytes": 12345344, "cpus_online": 2, "free_bytes": 2147483648}
+    kvm_module:
+      description: The loaded KVM module of the CPU's vendor, V(kvm_amd) or V(kvm_intel), or null.
+      type: str
+      sample: kvm_amd
+    loaded:
+      description: SystemTap modules that are loaded, with C(name), C(version) (the digest of its build) and C(users).
+      type: list
+      elements: dict
+      sample: []
+    traceability:
+      description: Whether the kernel itself can be traced by modules, with C(reasons) and C(conditions).
+      type: dict
+      sample: {"conditions": [], "reasons": [], "traceable": true}
+builder:
+  description: What can be built on this host; null without SystemTap's translator.
+  returned: success
+  type: dict
+  contains:
+    stap:
+      description: The version of SystemTap.
+      type: str
+      sample: "5.6"
+    tested:
+      description: The oldest and the newest kernel that this version was tested with.
+      type: list
+      elements: str
+      sample: ["3.10", "7.3.0-rc3"]
+    compilers:
+      description: The installed versions of gcc.
+      type: list
+      elements: str
+      sample: [gcc-14, gcc-16]
+    kernels:
+      description: The kernels that there are headers for, each with C(version), C(compiler) and C(debuginfo).
+      type: dict
+      sample: {"6.12.107+deb13-cloud-amd64": {"compiler": "gcc-14", "debuginfo": true, "version": "#1 SMP"}}
+    store:
+      description: The store's C(directory), how many C(builds) were ever done there, and how many C(modules) it keeps.
+      type: dict
+      sample: {"builds": 2, "directory": "/var/lib/tapvirt/modules", "modules": 2}
+"""
+
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, read_host
+
+ARGUMENT_SPEC = {
+    "builder": {"type": "dict"},
+    "store": {"type": "path", "default": build.DEFAULT_STORE},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    """Read both sides of this host, and judge the tracing side."""
+    root = Root()
+    host = read_host(root, os.uname().machine)
+    own = build.builder_row(root, module.params["store"])
+    findings = judge(host, module.params["builder"])
+    blocking = [finding for finding in findings if finding.blocks]
+    fine = "kernel {0} can be traced, staprun {1}".format(host["kernel"]["release"], host["staprun"])
+    return {
+        "changed": False,
+        "verdict": "refused" if blocking else "ready",
+        "reason": "; ".join(finding.reason for finding in blocking) or fine,
+        "remedy": "; ".join(finding.remedy for finding in blocking) or None,
+        "findings": [finding.row() for finding in findings],
+        "host": host,
+        "builder": own if own["stap"] else None,
+    }
+
+
+def main() -> None:
+    run_module(ARGUMENT_SPEC, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: stap_script
+short_description: Render, check and deploy a SystemTap script
+version_added: 0.1.0
+author: The tapvirt.host authors (@tapvirt)
+description:
+  - Renders a Jinja2 template on the controller, checks the script without a kernel, and puts it on the host as a whole.
+  - The check covers brackets, strings and comments, the grammar of every probe point, the global variables and what
+    switches protections off. Where SystemTap is installed, its own parser (C(stap -p1)) checks the rest.
+  - Without O(dest) the script is rendered and checked, and nothing is written.
+extends_documentation_fragment:
+  - tapvirt.host._attributes
+options:
+  src:
+    description: A Jinja2 template on the controller, looked for as M(ansible.builtin.template) does.
+    type: path
+    required: true
+  dest:
+    description: Where to put the script on the host. The directory is made when it is absent.
+    type: path
+  variables:
+    description:
+      - Variables for the template, beside those of the task.
+      - What names a probe belongs here; what only changes a number or a string belongs into O(globals).
+    type: dict
+    default: {}
+  globals:
+    description:
+      - Values for global variables that the script declares. They are set when the module is loaded, so that another
+        value needs no other build.
+    type: dict
+    default: {}
+  guru:
+    description: Allow embedded C in the script. Give the reason in O(guru_reason).
+    type: bool
+    default: false
+  guru_reason:
+    description: Why embedded C, which nothing checks, is needed. It is repeated in the result.
+    type: str
+  content:
+    description: The rendered script. Set by the action plugin; a value given in a task is overwritten.
+    type: str
+notes:
+  - A line C(#:) C(record KIND field:type ...) in the script declares a kind of record that it prints as a JSON line.
+seealso:
+  - module: tapvirt.host.stap_module
+"""
+
+EXAMPLES = r"""
+- name: Render and check, write nothing
+  tapvirt.host.stap_script:
+    src: function_latency.stp.j2
+    variables: {function: vfs_read}
+    globals: {threshold_us: 100}
+  register: script
+
+- name: Deploy the script
+  tapvirt.host.stap_script:
+    src: function_latency.stp.j2
+    dest: /etc/tapvirt/vfs_latency.stp
+    variables: {function: vfs_read}
+"""
+
+RETURN = r"""
+script:
+  description: The script, to be given to M(tapvirt.host.stap_module).
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: The script's name, from O(dest) or O(src).
+      type: str
+      sample: vfs_latency
+    path:
+      description: Where it was deployed, or null.
+      type: str
+      sample: /etc/tapvirt/vfs_latency.stp
+    text:
+      description: The rendered text.
+      type: str
+      sample: "probe begin { exit() }"
+    sha256:
+      description: The text's SHA-256.
+      type: str
+      sample: 6a0e...
+    globals:
+      description: The global variables that the script declares, by type (V(long), V(string), V(array), V(unknown)).
+      type: dict
+      sample: {"threshold_us": "long"}
+    values:
+      description: The values of O(globals), as numbers and strings.
+      type: dict
+      sample: {"threshold_us": 100}
+    probes:
+      description: The probe points.
+      type: list
+      elements: str
+      sample: [kernel.function("vfs_read").return]
+    schema:
+      description: The kinds of record that the script declares, with the types of their fields.
+      type: dict
+      sample: {"histogram": {"buckets": "list", "count": "integer", "key": "string", "unit": "string"}}
+    guru:
+      description: Whether embedded C is allowed.
+      type: bool
+      sample: false
+checked_by:
+  description: V(stap) when SystemTap's parser accepted the script, V(tokens) when only our own checks could be made.
+  returned: success
+  type: str
+  sample: stap
+plan:
+  description: What was changed, or would be.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import deploy, prepare
+
+ARGUMENT_SPEC = {
+    "src": {"type": "path", "required": True},
+    "dest": {"type": "path"},
+    "variables": {"type": "dict", "default": {}},
+    "globals": {"type": "dict", "default": {}},
+    "guru": {"type": "bool", "default": False},
+    "guru_reason": {"type": "str"},
+    "content": {"type": "str"},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    """Check everything, then deploy."""
+    params = module.params
+    row, checked_by = prepare(params["dest"] or params["src"], params["content"], params["globals"], params["guru"])
+    plan = deploy(params["dest"], row["text"], module.check_mode)
+    return {"script": dict(row, path=params["dest"]), "checked_by": checked_by, **plan.result(module._diff)}
+
+
+def main() -> None:
+    run_module(ARGUMENT_SPEC, body, required_if=[("guru", True, ("guru_reason",))])
+
+
+if __name__ == "__main__":
+    main()
