@@ -1,0 +1,159 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guests: booted once, saved while they run and are warm, and restored from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import process, qemu, ssh, state
+from .commands import run, tail_of
+from .describe import Host
+from .errors import LabError
+from .store import Store
+
+BOOT_DEADLINE = 600.0
+RESTORE_DEADLINE = 90.0
+
+# Everything that is slow once: KVM, the daemons, what libvirt finds out about its emulator, Python's start.
+WARM_UP = """
+set -e
+grep -q -w svm /proc/cpuinfo && modprobe kvm_amd || modprobe kvm_intel
+test -c /dev/kvm
+virsh -q -c qemu:///system list --all
+virsh -q -c qemu:///system domcapabilities --virttype kvm > /dev/null
+python3 -c 'import json, libvirt, platform, subprocess, tempfile, zipfile; libvirt.open("qemu:///system").getHostname()'
+staprun -V
+sync
+"""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What guests of one kind start from: an image and the kernel that belongs to it."""
+
+    folder: Path
+    release: str
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "root.ext4"
+
+
+@dataclass(frozen=True)
+class GuestMaker:
+    """Starts guests of a lab."""
+
+    store: Store
+    emulator: qemu.Emulator
+    accel: str
+    login: Callable[[str, int], list[str]]
+    say: Callable[[str], None]
+
+    def start(self, host: Host, disk: Disk, fresh: bool) -> state.Started:
+        """A guest that answers; from its snapshot if there is one, else booted and then saved as one."""
+        began = time.monotonic()
+        recipe = self._recipe(host, disk)
+        saved = self.store.path(f"snapshot-{host.name}", recipe)
+        if fresh:
+            self.store.drop(saved)
+        booted: list[state.Started] = []
+
+        def boot_and_save(out: Path) -> None:
+            booted.append(self._boot(host, disk))
+            self._save(host, out)
+
+        self.store.ensure(f"snapshot-{host.name}", recipe, boot_and_save)
+        started = booted[0] if booted else self._restore(host, disk, saved)
+        started.kernel = disk.release
+        started.seconds = round(time.monotonic() - began, 1)
+        state.save(self.emulator.state, started)
+        self.say(f"{host.name}: up on {disk.release} after {started.seconds:.0f} s (from {started.started_from})")
+        return started
+
+    def _recipe(self, host: Host, disk: Disk) -> object:
+        return [host.name, disk.folder.name, self.emulator.root.name, self.words(host, disk, 0), WARM_UP]
+
+    def words(self, host: Host, disk: Disk, port: int) -> list[str]:
+        """The emulator's arguments. With port 0 they are what a snapshot depends on."""
+        speed = {"tcg": ["tcg,thread=multi,tb-size=512", "max,la57=off"], "kvm": ["kvm", "host"]}[self.accel]
+        identity = hashlib.sha256(host.name.encode()).hexdigest()[:32]
+        return [
+            "-name", host.name, "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", speed[0], "-cpu", speed[1], "-m", str(host.memory_mib), "-smp", str(host.cpus),
+            "-kernel", self.emulator.inside(disk.folder / "vmlinuz"),
+            "-initrd", self.emulator.inside(disk.folder / "initrd"),
+            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off "
+            f"systemd.hostname={host.name} systemd.machine_id={identity}",
+            "-drive", f"file={host.name}.qcow2,if=virtio,cache=unsafe",
+            "-netdev", "user,id=n0" + (f",hostfwd=tcp:127.0.0.1:{port}-:22" if port else ""),
+            "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci",
+            "-serial", f"file:{host.name}.log", "-qmp", f"unix:{host.name}.qmp,server=on,wait=off",
+        ]  # fmt: skip
+
+    def _boot(self, host: Host, disk: Disk) -> state.Started:
+        self.emulator.make_overlay(disk.image, f"{host.name}.qcow2")
+        self.say(f"{host.name}: booting {disk.release} ({self.accel})")
+        started = self._run(host, disk, [], "boot")
+        self._wait_for_ssh(started, BOOT_DEADLINE)
+        self.say(f"{host.name}: ssh answers; warming up")
+        ssh.command([*self.login(host.name, started.port), WARM_UP], BOOT_DEADLINE)
+        return started
+
+    def _save(self, host: Host, out: Path) -> None:
+        folder = self.emulator.state
+        qemu.hmp(folder, host.name, "stop", "savevm warm")
+        # A stopped guest's emulator has written all of its image; the copy is what later guests start from.
+        run(["cp", "--sparse=always", folder / f"{host.name}.qcow2", out / "disk.qcow2"])
+        qemu.hmp(folder, host.name, "cont")
+
+    def _restore(self, host: Host, disk: Disk, saved: Path) -> state.Started:
+        run(["cp", "--sparse=always", saved / "disk.qcow2", self.emulator.state / f"{host.name}.qcow2"])
+        started = self._run(host, disk, ["-loadvm", "warm"], "snapshot")
+        try:
+            self._wait_for_ssh(started, RESTORE_DEADLINE)
+            # The restored clock stands where it was saved.
+            ssh.command([*self.login(host.name, started.port), f"date -s @{time.time():.3f}"], RESTORE_DEADLINE)
+        except LabError as error:
+            self.say(f"{host.name}: its snapshot does not come back ({error}); booting instead")
+            process.end(started.pid, started.start_time)
+            self.store.drop(saved)
+            return self._boot(host, disk)
+        return started
+
+    def _run(self, host: Host, disk: Disk, extra: list[str], origin: str) -> state.Started:
+        folder = self.emulator.state
+        log = state.serial_log(folder, host.name)
+        log.unlink(missing_ok=True)
+        port = ssh.free_port()
+        emulated = self.emulator.start([*self.words(host, disk, port), *extra], folder / f"{host.name}.err")
+        started = state.Started(
+            host.name, emulated.pid, process.start_time(emulated.pid) or 0, port, self.accel, origin, disk.release
+        )
+        state.save(folder, started)
+        return started
+
+    def _wait_for_ssh(self, started: state.Started, deadline: float) -> None:
+        folder = self.emulator.state
+
+        def check_alive() -> None:
+            if started.state(folder) == "died":
+                raise LabError(died(folder, started.name))
+
+        ssh.wait_until(
+            lambda: ssh.greets(started.port), check_alive, deadline,
+            f"{started.name} did not answer (last on its serial port: {tail_of(state.serial_log(folder, started.name))})",
+        )  # fmt: skip
+        ssh.command([*self.login(started.name, started.port), "true"], deadline)
+
+
+def died(folder: Path, name: str) -> str:
+    """What is known of a guest that is gone."""
+    last = tail_of(state.serial_log(folder, name)) or "nothing"
+    emulator = tail_of(folder / f"{name}.err", 3)
+    return f"{name} died; last on its serial port: {last}" + (f"; the emulator said: {emulator}" if emulator else "")

@@ -1,0 +1,42 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Processes the lab started: found again by pid and start time, ended, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if there is none (a zombie is none)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The second field is the command in parentheses, which may hold blanks and parentheses of its own.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_running(pid: int, started: int) -> bool:
+    """True for this very process; a recycled pid has another start time."""
+    return start_time(pid) == started
+
+
+def end(pid: int, started: int, patience: float = 5.0) -> None:
+    """Ends the process, politely first. It takes its children along: it is a namespace's keeper or has none."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not is_running(pid, started):
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + patience
+        while is_running(pid, started) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

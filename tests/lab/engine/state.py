@@ -1,0 +1,58 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a lab has started: one small file a host in its state folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from . import process
+from .commands import tail_of
+
+
+@dataclass
+class Started:
+    """A host that this lab started."""
+
+    name: str
+    pid: int
+    start_time: int
+    port: int
+    accel: str
+    started_from: str
+    kernel: str = ""
+    seconds: float = 0.0
+    kernels: list[str] = field(default_factory=list)
+
+    def state(self, folder: Path) -> str:
+        """running or died; a guest that panicked has died, though its emulator has not."""
+        if not process.is_running(self.pid, self.start_time):
+            return "died"
+        return "died" if "Kernel panic - not syncing" in tail_of(serial_log(folder, self.name), 40) else "running"
+
+
+def serial_log(folder: Path, name: str) -> Path:
+    """Where a guest's serial port, or the builder's sshd, writes."""
+    return folder / f"{name}.log"
+
+
+def save(folder: Path, started: Started) -> None:
+    (folder / "hosts").mkdir(parents=True, exist_ok=True)
+    partial = folder / "hosts" / f".{started.name}"
+    partial.write_text(json.dumps(asdict(started)), encoding="utf-8")
+    os.replace(partial, folder / "hosts" / f"{started.name}.json")
+
+
+def load(folder: Path, name: str) -> Started | None:
+    try:
+        return Started(**json.loads((folder / "hosts" / f"{name}.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def forget(folder: Path, name: str) -> None:
+    (folder / "hosts" / f"{name}.json").unlink(missing_ok=True)
