@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import typing as t
 
@@ -68,8 +69,8 @@ class LabHosts:
         """Run a command on a host over plain ssh with the inventory's own arguments."""
         variables = self._vars[host]
         ssh = ["ssh", "-p", str(variables["ansible_port"]), "-i", str(variables["ansible_ssh_private_key_file"])]
-        ssh += str(variables.get("ansible_ssh_common_args", "")).split()
-        ssh += [f"{variables.get('ansible_user', 'root')}@{variables['ansible_host']}", "--", *argv]
+        ssh += shlex.split(str(variables.get("ansible_ssh_common_args", "")))
+        ssh += [f"{variables.get('ansible_user', 'root')}@{variables['ansible_host']}", "--", shlex.join(argv)]
         return subprocess.run(ssh, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
 
     def ansible(
