@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import signal
 import time
 from pathlib import Path
 
-from .lab import STATE
 from .prepare import Place
-from .steps import LOGS, ROOT, DevError, Steps, run
+from .steps import KEY, LOGS, ROOT, DevError, Steps, run
 
 DEMO_HOSTS = ["trace1", "trace2", "trace4", "builder"]
+EMBED = Path("/var/tmp") / f"tapvirt-{KEY}"  # QEMU runs as a user of its own, which cannot enter a home folder
 
 
 def recap_changes(text: str) -> dict[str, int]:
@@ -26,6 +29,7 @@ def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> list[
 
     :raises DevError: it failed, or the second pass changed something.
     """
+    make_embed_root()
     plays: list[tuple[str, float]] = []
 
     def watch() -> None:
@@ -36,7 +40,7 @@ def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> list[
     playbook = place.tree / "playbooks" / "demo.yml"
     here = playbook.parent / "inventory" / "this_machine.yml"
     argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, playbook]
-    variables = {"demo_report_dir": ROOT / "report", "demo_embed_root": STATE / "embed", "demo_pass": number}
+    variables = {"demo_report_dir": ROOT / "report", "demo_embed_root": EMBED, "demo_pass": number}
     for key, value in variables.items():
         argv += ["-e", f"{key}={value}"]
     env = place.env | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
@@ -49,3 +53,26 @@ def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> list[
             f"The second pass must change nothing, and it changed: {changed}. Its output: {LOGS}/demo-{number}.log"
         )
     return [(f"    pass {number}: {name}", end - start) for (name, start), end in zip(plays, ends, strict=True)]
+
+
+def make_embed_root() -> None:
+    """Make the folder of the machine's own domains, which is in a place where others can write.
+
+    :raises DevError: somebody else has made it.
+    """
+    EMBED.mkdir(mode=0o711, exist_ok=True)
+    if EMBED.is_symlink() or EMBED.stat().st_uid != os.geteuid():
+        raise DevError(f"{EMBED} is not ours; remove it.")
+
+
+def end_domains(folder: Path = EMBED) -> int:
+    """End the machine's own domains, which outlive the demonstration, remove their folder, and return how many there were."""
+    ended = 0
+    for record in folder.glob("run/qemu/*.pid"):
+        pid = record.read_text("ascii").strip()
+        command = Path(f"/proc/{pid}/cmdline")
+        if record.stem != "driver" and command.exists() and str(folder).encode() in command.read_bytes():
+            os.kill(int(pid), signal.SIGTERM)
+            ended += 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return ended

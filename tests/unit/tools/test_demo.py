@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from ansible_collections.tapvirt.host.tests.tools.demo import recap_changes
+import subprocess
+import sys
+
+from ansible_collections.tapvirt.host.tests.tools.demo import end_domains, recap_changes
 
 OUTPUT = """
 PLAY [one] *****
@@ -23,3 +26,18 @@ def test_the_recap_tells_the_changes_of_each_host():
 
 def test_without_a_recap_there_is_nothing():
     assert recap_changes("PLAY [one]\n") == {}
+
+
+def test_only_processes_of_the_folder_are_ended(tmp_path):
+    folder = tmp_path / "embed"
+    (folder / "run" / "qemu").mkdir(parents=True)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen([*sleep, f"{folder}/lib"]) as ours, subprocess.Popen(sleep) as other:
+        (folder / "run" / "qemu" / "ours.pid").write_text(f"{ours.pid}\n")
+        (folder / "run" / "qemu" / "other.pid").write_text(f"{other.pid}\n")
+        (folder / "run" / "qemu" / "gone.pid").write_text("4194304\n")
+        assert end_domains(folder) == 1
+        assert ours.wait(10) == -15
+        assert other.poll() is None
+        other.terminate()
+    assert not folder.exists()
