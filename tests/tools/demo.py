@@ -66,7 +66,7 @@ def make_embed_root() -> None:
 
 
 def end_domains(folder: Path = EMBED) -> int:
-    """End the machine's own domains, which outlive the demonstration, remove their folder, and return how many there were."""
+    """End the machine's own domains, which outlive the demonstration, and remove their folder; return how many."""
     ended = 0
     for record in folder.glob("run/qemu/*.pid"):
         pid = record.read_text("ascii").strip()
