@@ -1,0 +1,28 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How every libvirt module reaches its hypervisor. Private to the collection."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  uri:
+    description:
+      - Which libvirt, as a connection URI.
+      - V(qemu:///system) is the host's own, with its daemons. V(qemu:///embed?root=/DIR) is libvirt's QEMU driver
+        inside the module, without any daemon, with all its files below a directory of at most 54 characters; a new
+        directory is prepared so that domains can be started from it, which appears in the plan; one run at a time
+        uses it, others wait. V(xen:///system), V(qemu:///session), V(test:///default) and remote URIs work as far as
+        libvirt's drivers do.
+    type: str
+    default: qemu:///system
+  connect_timeout_seconds:
+    description: How long to wait for an answer when the connection is opened, in seconds.
+    type: int
+    default: 60
+requirements:
+  - libvirt's Python binding on the host (C(python3-libvirt), C(libvirt-python)), for any of its Pythons
+"""

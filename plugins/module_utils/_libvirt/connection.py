@@ -1,0 +1,202 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One way to reach libvirt: the binding, the event loop, a connection with a deadline, errors as sentences.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import threading
+import time
+import typing as t
+
+from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+
+from .._core.errors import InvalidInput, TapvirtError
+from .embed import EmbedRoot, embed_root
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+
+__all__ = [
+    "CONNECTION_SPEC",
+    "Connection",
+    "Domain",
+    "LibvirtFailure",
+    "check_uri",
+    "connected",
+    "libvirt",
+    "libvirt_errors",
+    "require_binding",
+    "shown_uri",
+    "start_event_loop",
+]
+
+# What the binding's objects are; it ships no types.
+Connection = t.Any
+Domain = t.Any
+
+# The options that every module with a connection has (documentation fragment _libvirt).
+CONNECTION_SPEC = {
+    "uri": {"type": "str", "default": "qemu:///system"},
+    "connect_timeout_seconds": {"type": "int", "default": 60},
+}
+
+_INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+_URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
+_PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")
+_KEEPALIVE_SECONDS = 5
+_KEEPALIVE_COUNT = 3
+_RETRY_SECONDS = 0.2
+
+
+class LibvirtFailure(TapvirtError):
+    """Libvirt refused something: what was tried, its own words, its error number."""
+
+    def __init__(self, doing: str, error: t.Any) -> None:
+        text = " ".join(str(error.get_error_message() or error).split())
+        self.code: int = error.get_error_code() or 0
+        super().__init__(
+            "{0}: {1} (libvirt error {2}).".format(doing, text.rstrip("."), self.code), libvirt_error=self.code
+        )
+
+
+def require_binding() -> None:
+    """Make sure that libvirt's binding is there; starts the module again under the Python that owns it if need be.
+
+    :raises TapvirtError: no Python of this host has it.
+    """
+    if libvirt is not None:
+        return
+    if not has_respawned():
+        interpreter = probe_interpreters_for_module(list(_INTERPRETERS), "libvirt")
+        if interpreter is not None:
+            respawn_module(interpreter)
+    raise TapvirtError(
+        "No Python of this host can import 'libvirt' (looked at this module's and at {0}). Install the binding, "
+        "for example the package python3-libvirt.".format(", ".join(_INTERPRETERS))
+    )
+
+
+@contextlib.contextmanager
+def libvirt_errors(doing: str) -> t.Iterator[None]:
+    """Turn libvirt's exceptions into ``LibvirtFailure``; ``doing`` names the item and the step."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise LibvirtFailure(doing, error) from error
+
+
+def shown_uri(uri: str) -> str:
+    """Return a URI as it may be shown: without a password."""
+    return _PASSWORD.sub(r"\1:********@", uri)
+
+
+def check_uri(uri: str) -> EmbedRoot | None:
+    """Check what a user gave as URI; return the root directory where it is one of the embedded driver.
+
+    :raises InvalidInput: not a URI, or one of the embedded driver without a usable root.
+    """
+    if not _URI.match(uri):
+        raise InvalidInput(
+            "uri", shown_uri(uri), "is not a libvirt URI", ["qemu:///system", "qemu:///session", "test:///default"]
+        )
+    return embed_root(uri)
+
+
+@functools.lru_cache(maxsize=None)
+def start_event_loop() -> None:
+    """Run libvirt's event loop in a thread: the embedded driver, streams, events and keep-alive need it.
+
+    Must be called before the first connection of the process is opened.
+    """
+    libvirt.registerErrorHandler(_ignore, None)
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
+
+
+def _ignore(_context: t.Any, _error: t.Any) -> None:
+    # The binding prints every error on stderr by default, those that are expected too; they are raised anyway.
+    return
+
+
+def _run_events() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextlib.contextmanager
+def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.Iterator[Connection]:
+    """Open a connection, yield it, close it.
+
+    One process at a time may use a root of the embedded driver; others of ours wait for it until the deadline.
+
+    :raises InvalidInput: the URI is none.
+    :raises TapvirtError: nobody answered before the deadline, or libvirt refused; names the URI without its password.
+    """
+    root = check_uri(uri)
+    deadline = time.monotonic() + timeout_seconds
+    start_event_loop()
+    with root.locked(deadline) if root else contextlib.nullcontext():
+        connection = _open_before(uri, deadline, read_only, retry=root is not None)
+        try:
+            if root:
+                _settle(connection)
+            else:
+                _keep_alive(connection)
+            yield connection
+        finally:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+
+
+def _open_before(uri: str, deadline: float, read_only: bool, retry: bool) -> Connection:
+    doing = "Opening {0}".format(shown_uri(uri))
+    timeout_seconds = deadline - time.monotonic()
+    while True:
+        outcome: list[t.Any] = []
+        thread = threading.Thread(target=_open, args=(uri, read_only, outcome), daemon=True)
+        thread.start()
+        thread.join(max(deadline - time.monotonic(), 0.01))
+        if not outcome:
+            raise TapvirtError(
+                "{0}: no answer within {1:g} s.".format(doing, round(timeout_seconds, 1)), uri=shown_uri(uri)
+            )
+        if not isinstance(outcome[0], libvirt.libvirtError):
+            return outcome[0]
+        # Another program may use the same root; it is asked again until the deadline.
+        busy = "driver.pid" in str(outcome[0])
+        if not (retry and busy) or time.monotonic() > deadline:
+            raise LibvirtFailure(doing, outcome[0]) from outcome[0]
+        time.sleep(_RETRY_SECONDS)
+
+
+def _open(uri: str, read_only: bool, outcome: list[t.Any]) -> None:
+    try:
+        outcome.append(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri))
+    except libvirt.libvirtError as error:
+        outcome.append(error)
+
+
+def _keep_alive(connection: Connection) -> None:
+    # Only remote connections know it; for the others there is nothing to lose.
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
+
+
+def _settle(connection: Connection) -> None:
+    """Wait until the embedded driver has met its running guests again.
+
+    It does so in threads of its own after the open, and says "running" of a dead guest meanwhile. A question that the
+    guest's monitor has to answer waits for that.
+    """
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.memoryStats()

@@ -1,0 +1,327 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What has to be done to a domain: a pure function of what is wanted and what was observed.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+import xml.etree.ElementTree as ET
+
+from .._core.errors import InvalidInput, TapvirtError
+from .._core.plan import Change
+from . import lifecycle
+from .domain_xml import (
+    Difference,
+    Mark,
+    definition_hash,
+    differences,
+    mark_of,
+    size_bytes,
+    text_of,
+    to_text,
+    wanted_hash,
+    with_mark,
+)
+from .identity import with_identity, with_macs
+from .live import LiveEdit, asked_memory, live_edits, pending_differences, vcpus_of
+
+EXACT, SEMANTIC = "exact", "semantic"
+_MAX_PENDING = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What holds for all domains of a task."""
+
+    apply: str
+    waiting: lifecycle.Waiting
+    remove: tuple[str, ...] = ()
+
+    @property
+    def stores(self) -> bool:
+        """Tell whether the stored definition of a domain that is there may be changed."""
+        return self.apply != "live"
+
+    @property
+    def edits(self) -> bool:
+        """Tell whether a running domain may be changed."""
+        return self.apply != "config"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """One domain as the user wants it; ``root`` is the parsed ``xml``."""
+
+    name: str
+    state: str
+    xml: str | None = None
+    root: ET.Element | None = None
+    autostart: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """One domain as it was found. ``stored`` and ``running`` (only while active) are parsed XML with secrets."""
+
+    uuid: str
+    state: str
+    active: bool
+    persistent: bool
+    autostart: bool
+    managed_save: bool
+    stored: ET.Element
+    running: ET.Element | None
+    snapshots: int = 0
+    checkpoints: int = 0
+
+
+@dataclasses.dataclass
+class DomainPlan:
+    """The steps for one domain, and what would still wait after them."""
+
+    changes: list[Change] = dataclasses.field(default_factory=list)
+    pending: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
+    fidelity: str | None = None
+    define: str | None = None
+    # The mark to note once libvirt has made its own of the definition, where that is not known before.
+    remember: Mark | None = None
+    edits: list[LiveEdit] = dataclasses.field(default_factory=list)
+    steps: list[str] = dataclasses.field(default_factory=list)
+    undefine: bool = False
+
+
+def desired_definition(wanted: Wanted, observed: Observed | None, new_uuid: str) -> ET.Element | None:
+    """Return the definition to hand to libvirt, identity included; null where nothing has to be looked at.
+
+    Nothing: no XML was given, or the domain's mark says that this XML was applied and nobody has changed the result.
+    """
+    if wanted.root is None or wanted.xml is None or wanted.state == "absent":
+        return None
+    if observed is None:
+        root = ET.fromstring(ET.tostring(wanted.root))
+        if text_of(root, "uuid") is None:
+            _set_uuid(root, new_uuid)
+        return with_macs(root)
+    uuid = text_of(wanted.root, "uuid")
+    if uuid is not None and uuid.lower() != observed.uuid:
+        raise InvalidInput(
+            "{0}: uuid".format(wanted.name), uuid, "is not the one that the domain has, {0}".format(observed.uuid)
+        )
+    mark = mark_of(observed.stored)
+    if mark == Mark(wanted_hash(wanted.xml), definition_hash(observed.stored)) and observed.persistent:
+        return None
+    return with_identity(wanted.root, observed.stored)
+
+
+def _set_uuid(root: ET.Element, uuid: str) -> None:
+    element = root.find("uuid")
+    if element is None:
+        element = ET.SubElement(root, "uuid")
+    element.text = uuid
+
+
+def plan_domain(
+    wanted: Wanted,
+    observed: Observed | None,
+    desired: ET.Element | None,
+    canonical: ET.Element | None,
+    options: Options,
+) -> DomainPlan:
+    """Return the plan for one domain.
+
+    :param desired: from ``desired_definition``.
+    :param canonical: what libvirt makes of ``desired``, where that could be found out: the plan is exact then.
+    :raises TapvirtError: it cannot be done, or would lose something that the user did not name.
+    """
+    if wanted.state == "absent":
+        return _plan_absence(wanted, observed, options)
+    if observed is None and desired is None:
+        raise InvalidInput(
+            wanted.name, wanted.state, "cannot be reached: there is no domain of this name and no xml was given"
+        )
+    plan = DomainPlan(
+        fidelity=None if wanted.xml is None else EXACT if desired is None or canonical is not None else SEMANTIC
+    )
+    stored = observed.stored if observed is not None else None
+    if desired is not None and wanted.xml is not None:
+        if observed is None or not observed.persistent or options.stores:
+            stored = _plan_definition(plan, wanted, wanted.xml, observed, desired, canonical)
+        else:
+            # Only what runs may change: the definition that was asked for waits.
+            result = canonical if canonical is not None else desired
+            rows = differences(observed.stored, result, subset=canonical is None)
+            plan.pending += [_pending(row.path, row.before, row.after, "apply", row.secret) for row in rows][
+                :_MAX_PENDING
+            ]
+            stored = canonical if canonical is not None else stored
+    if wanted.autostart is not None and wanted.autostart != (observed.autostart if observed else False):
+        plan.changes.append(
+            _change(wanted, "autostart", not wanted.autostart, wanted.autostart, "setAutostart", "as wanted")
+        )
+    _plan_running(plan, wanted, observed, stored, options)
+    _plan_state(plan, wanted, observed)
+    if options.apply == "restart_if_needed" and any(row["reason"] == "restart" for row in plan.pending):
+        _plan_restart(plan, wanted)
+    return plan
+
+
+def _change(wanted: Wanted, part: str, before: t.Any, after: t.Any, how: str, why: str, secret: bool = False) -> Change:
+    return Change("{0} {1}".format(wanted.name, part), before, after, how, why, secret)
+
+
+def _plan_definition(
+    plan: DomainPlan,
+    wanted: Wanted,
+    xml: str,
+    observed: Observed | None,
+    desired: ET.Element,
+    canonical: ET.Element | None,
+) -> ET.Element:
+    """Plan the stored definition; return what it will be (in a semantic plan: as far as it is known)."""
+    result = None if canonical is None else definition_hash(canonical)
+    mark = Mark(wanted_hash(xml), result)
+    rows: list[Difference] = []
+    if observed is None:
+        after = summary(canonical if canonical is not None else desired)
+        plan.changes.append(_change(wanted, "definition", None, after, "defineXML", "there is no such domain"))
+    else:
+        rows = differences(observed.stored, canonical if canonical is not None else desired, subset=canonical is None)
+        why = "the definition is another one"
+        plan.changes += [_change(wanted, row.path, row.before, row.after, "defineXML", why, row.secret) for row in rows]
+        old = mark_of(observed.stored)
+        if canonical is None and not rows and old is not None and old.wanted != mark.wanted:
+            # What the new XML no longer says cannot be seen without libvirt's own reading of it.
+            why = "the XML is not the one applied last"
+            plan.changes.append(
+                _change(
+                    wanted, "xml", old.wanted[:12], mark.wanted[:12], "defineXML", "the XML is not the one applied last"
+                )
+            )
+        if not observed.persistent:
+            plan.changes.append(
+                _change(wanted, "persistent", False, True, "defineXML", "the domain would vanish when it ends")
+            )
+    if not plan.changes:
+        return observed.stored if observed is not None else desired
+    plan.define = to_text(with_mark(desired, mark))
+    plan.remember = mark if result is None else None
+    return canonical if canonical is not None else desired
+
+
+def summary(root: ET.Element) -> dict[str, t.Any]:
+    """Return what a new definition is, in a few numbers."""
+    return {
+        "type": root.get("type"),
+        "memory_bytes": size_bytes(root.find("memory")),
+        "vcpus": vcpus_of(root)[0],
+        "disks": len(root.findall("devices/disk")),
+        "interfaces": len(root.findall("devices/interface")),
+    }
+
+
+def _plan_running(
+    plan: DomainPlan, wanted: Wanted, observed: Observed | None, stored: ET.Element | None, options: Options
+) -> None:
+    """Plan edits of a running domain, and list what only a restart brings in."""
+    if observed is None or stored is None:
+        return
+    if observed.running is None:
+        if observed.managed_save and plan.define is not None:
+            plan.pending.append(_pending("managed_save", "an older definition", "this one", "managed_save"))
+        return
+    if wanted.state in ("shutdown", "saved"):
+        return
+    asked = asked_memory(observed.running)
+    semantic = plan.fidelity == SEMANTIC and plan.define is not None
+    for edit in live_edits(stored, observed.running):
+        if edit.kind == "memory" and edit.after == asked:
+            plan.pending.append(_pending(edit.path, str(edit.before), str(edit.after), "guest"))
+        elif options.edits:
+            plan.edits.append(edit)
+            plan.changes.append(
+                _change(
+                    wanted,
+                    "running {0}".format(edit.path),
+                    edit.before,
+                    edit.after,
+                    _HOW[edit.kind],
+                    "the running domain differs",
+                )
+            )
+        else:
+            plan.pending.append(_pending(edit.path, str(edit.before), str(edit.after), "apply"))
+    handled = {row["what"] for row in plan.pending} | {edit.path for edit in plan.edits}
+    found = (
+        differences(observed.running, stored, subset=True)
+        if semantic
+        else pending_differences(stored, observed.running)
+    )
+    plan.pending += _pending_rows([row for row in found if row.path not in handled], "restart")
+
+
+_HOW = {"memory": "setMemory", "vcpus": "setVcpus"}
+
+
+def _pending(what: str, running: t.Any, stored: t.Any, reason: str, secret: bool = False) -> dict[str, t.Any]:
+    row = Change(what, running, stored, "", "", secret).row()
+    return {"what": what, "running": row["before"], "stored": row["after"], "reason": reason}
+
+
+def _pending_rows(rows: t.Sequence[Difference], reason: str) -> list[dict[str, t.Any]]:
+    return [_pending(row.path, row.before, row.after, reason, row.secret) for row in rows[:_MAX_PENDING]]
+
+
+def _plan_state(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> None:
+    if wanted.state == "present":
+        return
+    state, active, saved = (
+        (observed.state, observed.active, observed.managed_save) if observed else ("shutoff", False, False)
+    )
+    item = "{0}: state".format(wanted.name)
+    plan.steps = lifecycle.steps_to(item, wanted.state, state, active, saved)
+    if plan.steps:
+        after = "shutoff" if wanted.state == "shutdown" else wanted.state
+        plan.changes.append(
+            _change(wanted, "state", state if observed else None, after, ", ".join(plan.steps), "as wanted")
+        )
+
+
+def _plan_restart(plan: DomainPlan, wanted: Wanted) -> None:
+    if wanted.state not in ("present", "running"):
+        return
+    plan.steps = [*plan.steps, "shutdown", "create"]
+    plan.changes.append(
+        _change(wanted, "restart", "running", "running", "shutdown, create", "changes wait for a restart")
+    )
+    plan.pending = [row for row in plan.pending if row["reason"] != "restart"]
+
+
+def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -> DomainPlan:
+    plan = DomainPlan()
+    if observed is None:
+        return plan
+    for what, there in (
+        ("managed_save", observed.managed_save),
+        ("snapshots", observed.snapshots),
+        ("checkpoints", observed.checkpoints),
+    ):
+        if there and what not in options.remove:
+            raise TapvirtError(
+                "{0}: has {1} that an undefine would lose. Nothing was changed; 'remove' can name it.".format(
+                    wanted.name, what.replace("_", " ")
+                )
+            )
+    if observed.active:
+        plan.steps = lifecycle.steps_to("{0}: state".format(wanted.name), "shutdown", observed.state, True, False)
+        plan.changes.append(_change(wanted, "state", observed.state, "shutoff", ", ".join(plan.steps), "as wanted"))
+    if observed.persistent:
+        plan.undefine = True
+        kept = [name for name in ("nvram", "tpm") if name not in options.remove]
+        why = "as wanted; disks stay" + (", {0} too".format(" and ".join(kept)) if kept else "")
+        plan.changes.append(_change(wanted, "definition", summary(observed.stored), None, "undefine", why))
+    return plan

@@ -1,0 +1,343 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many domains in one go: check the input, observe, plan, apply domain by domain, verify.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+import typing as t
+import uuid
+import xml.etree.ElementTree as ET
+
+from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .._core.plan import Change, Plan
+from . import lifecycle, schema
+from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
+from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
+from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
+from .domain_xml import Mark, check_name, definition_hash, parse_domain, text_of, to_text
+from .embed import EmbedRoot
+from .lifecycle import Lifecycle
+from .live import LiveEdit, asked_note
+
+_FOLLOW_SECONDS = 3.0
+
+
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+    """Turn a user's list into ``Wanted``, all of it checked.
+
+    :raises InvalidInput: a name that is none or given twice, XML that is malformed, invalid or of another name.
+    """
+    wanted: list[Wanted] = []
+    for item in items:
+        name = item["name"]
+        check_name("name", name)
+        if any(other.name == name for other in wanted):
+            raise InvalidInput("name", name, "is in the list twice")
+        root = None
+        if item.get("xml"):
+            root = parse_domain("{0}: xml".format(name), item["xml"])
+            _check_name_in_xml(name, root)
+        wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart")))
+    schema.validate([("{0}: xml".format(one.name), to_text(one.root)) for one in wanted if one.root is not None])
+    return wanted
+
+
+def _check_name_in_xml(name: str, root: ET.Element) -> None:
+    inner = text_of(root, "name")
+    if inner is None:
+        element = root.find("name")
+        if element is None:
+            element = ET.Element("name")
+            root.insert(0, element)
+        element.text = name
+    elif inner != name:
+        raise InvalidInput(
+            "{0}: xml".format(name),
+            inner,
+            "is the <name> in the XML, but the domain is called {0!r} in the list".format(name),
+        )
+
+
+@dataclasses.dataclass
+class _Item:
+    """One domain on its way through the run."""
+
+    wanted: Wanted
+    plan: DomainPlan
+    observed: Observed | None = None
+    error: str | None = None
+    done: bool = False
+
+
+class DomainRun:
+    """Converges domains on one connection."""
+
+    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options) -> None:
+        self._uri = uri
+        self._timeout_seconds = timeout_seconds
+        self._items = [_Item(one, DomainPlan()) for one in wanted]
+        self._options = options
+        self._canonicaliser: Canonicaliser | None = None
+        self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
+
+    def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+        """Plan, apply unless in check mode, verify; return the module's result.
+
+        :raises TapvirtError: at least one domain failed; the rows of all are in its fields.
+        """
+        root = check_uri(self._uri)
+        if can_stand_for(self._uri) and any(item.wanted.root is not None for item in self._items):
+            self._canonicaliser = Canonicaliser()
+        try:
+            preparation = self._run(root, check_mode)
+        finally:
+            if self._canonicaliser is not None:
+                self._canonicaliser.end()
+        plan = Plan([*preparation, *(change for item in self._items for change in item.plan.changes)])
+        result: dict[str, t.Any] = {
+            **plan.result(with_diff),
+            "domains": [self._row(item, check_mode) for item in self._items],
+        }
+        failed = [item for item in self._items if item.error]
+        if failed:
+            result["changed"] = any(item.done for item in self._items)
+            raise TapvirtError(" ".join(item.error for item in failed if item.error), **result)
+        return result
+
+    def _run(self, root: EmbedRoot | None, check_mode: bool) -> list[Change]:
+        if root is None or not root.is_new():
+            with connected(self._uri, self._timeout_seconds) as connection:
+                self._run_connected(connection, check_mode)
+            return []
+        # Nothing is in a root that does not exist; opening it would make it.
+        change = Change(root.config_path, None, root.config_text(), "file", "the embedded driver's root is new")
+        self._plan_all(None)
+        if not any(item.plan.changes for item in self._items):
+            return []
+        if not check_mode and not any(item.error for item in self._items):
+            root.prepare()
+            with connected(self._uri, self._timeout_seconds) as connection:
+                self._run_connected(connection, check_mode)
+        return [change]
+
+    def _run_connected(self, connection: Connection, check_mode: bool) -> None:
+        self._observe(connection)
+        self._plan_all(connection)
+        if check_mode or any(item.error for item in self._items):
+            return
+        lifecycle_ = Lifecycle(connection)
+        touched = [item for item in self._items if item.plan.changes]
+        if any(item.plan.steps for item in touched):
+            lifecycle_.watch()
+        try:
+            for item in touched:
+                try:
+                    self._apply(connection, lifecycle_, item)
+                except TapvirtError as error:
+                    item.error = error.message
+        finally:
+            lifecycle_.close()
+        if touched:
+            self._verify(connection, touched)
+
+    # ---- observe ----
+
+    def _observe(self, connection: Connection) -> None:
+        names = {item.wanted.name for item in self._items}
+        with libvirt_errors("Listing the domains"):
+            found = {domain.name(): domain for domain in connection.listAllDomains() if domain.name() in names}
+        for item in self._items:
+            domain = found.get(item.wanted.name)
+            with libvirt_errors("{0}: reading it".format(item.wanted.name)):
+                item.observed = None if domain is None else observe_domain(domain, item.wanted.state == "absent")
+
+    # ---- plan ----
+
+    def _plan_all(self, connection: Connection | None) -> None:
+        """Plan every domain. What cannot be planned is told for all of them before anything is changed for any."""
+        desired: dict[str, ET.Element | None] = {}
+        for item in self._items:
+            name = item.wanted.name
+            try:
+                desired[name] = desired_definition(item.wanted, item.observed, self._new_uuids.get(name, ""))
+            except TapvirtError as error:
+                item.error = error.message
+        canonical = self._canonical({name: root for name, root in desired.items() if root is not None}, connection)
+        for item in self._items:
+            if item.error:
+                continue
+            answer = canonical.get(item.wanted.name)
+            try:
+                if answer is not None and answer.error is not None:
+                    raise InvalidInput(
+                        "{0}: xml".format(item.wanted.name),
+                        item.wanted.name,
+                        "is refused by libvirt: {0}".format(answer.error),
+                    )
+                item.plan = plan_domain(
+                    item.wanted,
+                    item.observed,
+                    desired[item.wanted.name],
+                    answer.root if answer else None,
+                    self._options,
+                )
+            except TapvirtError as error:
+                item.error = error.message
+
+    def _canonical(self, desired: t.Mapping[str, ET.Element], connection: Connection | None) -> dict[str, Canonical]:
+        if not desired or self._canonicaliser is None:
+            return {}
+        with contextlib.suppress(Unavailable):
+            managed = None if connection is None else managed_by(connection, self._uri)
+            texts = [to_text(root) for root in desired.values()]
+            return dict(zip(desired, self._canonicaliser.ask(texts, managed, self._timeout_seconds)))
+        return {}
+
+    # ---- apply ----
+
+    def _apply(self, connection: Connection, steps: Lifecycle, item: _Item) -> None:
+        name, plan = item.wanted.name, item.plan
+        if plan.define is not None:
+            with libvirt_errors("{0}: defining it".format(name)):
+                domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            item.done = True
+            if plan.remember is not None:
+                _remember(name, domain, plan.remember)
+        with libvirt_errors("{0}: looking it up".format(name)):
+            domain = connection.lookupByName(name)
+        wanted = item.wanted.autostart
+        if wanted is not None and any(change.how == "setAutostart" for change in plan.changes):
+            with libvirt_errors("{0}: setting autostart".format(name)):
+                domain.setAutostart(int(wanted))
+            item.done = True
+        for edit in plan.edits:
+            _edit(name, domain, edit)
+            item.done = True
+        for step in plan.steps:
+            steps.step(name, domain, step, self._options.waiting)
+            item.done = True
+        if plan.undefine and item.observed is not None:
+            _undefine(name, connection, domain, item.observed, self._options)
+            item.done = True
+
+    # ---- verify ----
+
+    def _verify(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        """Observe and plan again: what is still to be done had no effect. The rows then tell what is."""
+        planned = {item.wanted.name: item.plan for item in touched}
+        errors = {item.wanted.name: item.error for item in touched}
+        self._observe(connection)
+        self._plan_all(connection)
+        for item in touched:
+            left, item.plan.changes = item.plan.changes, planned[item.wanted.name].changes
+            item.plan.fidelity = planned[item.wanted.name].fidelity
+            item.error = errors[item.wanted.name] or item.error
+            if left and not item.error:
+                item.error = NoEffect(
+                    "{0}: carried out without an error, but reading back shows no effect: {1}.".format(
+                        item.wanted.name, "; ".join("{0} ({1})".format(change.what, change.why) for change in left)
+                    )
+                ).message
+
+    def _row(self, item: _Item, check_mode: bool) -> dict[str, t.Any]:
+        wanted, observed, plan = item.wanted, item.observed, item.plan
+        state = "absent" if observed is None else observed.state
+        if check_mode and plan.changes and not item.error:
+            state = _planned_state(wanted, state)
+        return {
+            "name": wanted.name,
+            "uuid": observed.uuid if observed else None,
+            "state": state,
+            "changed": bool(plan.changes) and (check_mode or item.done or not item.error),
+            "pending": plan.pending,
+            "plan_fidelity": plan.fidelity,
+            "error": item.error,
+        }
+
+
+def _planned_state(wanted: Wanted, state: str) -> str:
+    if wanted.state == "present":
+        return "shutoff" if state == "absent" else state
+    return {"shutdown": "shutoff", "saved": "shutoff"}.get(wanted.state, wanted.state)
+
+
+def observe_domain(domain: Domain, for_absence: bool) -> Observed:
+    """Read one domain. Snapshots and checkpoints are counted only where an undefine would lose them."""
+    state, _reason = lifecycle.state_of(domain)
+    active = bool(domain.isActive())
+    secure = libvirt.VIR_DOMAIN_XML_SECURE
+    running = domain.XMLDesc(secure) if active else None
+    persistent = bool(domain.isPersistent())
+    stored = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
+    return Observed(
+        uuid=domain.UUIDString(),
+        state=state,
+        active=active,
+        persistent=persistent,
+        autostart=bool(domain.autostart()) if persistent else False,
+        managed_save=_or_zero(lambda: domain.hasManagedSaveImage(0)) > 0,
+        stored=ET.fromstring(stored),
+        running=None if running is None else ET.fromstring(running),
+        snapshots=_or_zero(lambda: domain.snapshotNum(0)) if for_absence else 0,
+        checkpoints=_or_zero(lambda: len(domain.listAllCheckpoints())) if for_absence else 0,
+    )
+
+
+def _or_zero(ask: t.Callable[[], int]) -> int:
+    """Return a count, zero where the driver does not know the thing at all."""
+    try:
+        return ask()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
+            return 0
+        raise
+
+
+def _remember(name: str, domain: Domain, mark: Mark) -> None:
+    """Note what libvirt made of the definition, so that the next run can tell that nobody changed it."""
+    with libvirt_errors("{0}: noting what was applied".format(name)):
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        result = definition_hash(ET.fromstring(domain.XMLDesc(flags)))
+        domain.setMetadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT, *Mark(mark.wanted, result).note(), libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        )
+
+
+def _edit(name: str, domain: Domain, edit: LiveEdit) -> None:
+    with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.kind)):
+        if edit.kind == "vcpus":
+            domain.setVcpusFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            return
+        domain.setMemoryFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        deadline = time.monotonic() + _FOLLOW_SECONDS
+        while domain.memoryStats().get("actual") != edit.after:
+            if time.monotonic() > deadline:
+                # A guest without a balloon driver never follows. Noted in the running domain, so that the next run
+                # reports it instead of asking again.
+                domain.setMetadata(
+                    libvirt.VIR_DOMAIN_METADATA_ELEMENT, *asked_note(edit.after), libvirt.VIR_DOMAIN_AFFECT_LIVE
+                )
+                return
+            time.sleep(0.1)
+
+
+def _undefine(name: str, connection: Connection, domain: Domain, observed: Observed, options: Options) -> None:
+    flags = lifecycle.undefine_flags(
+        connection.getLibVersion(), options.remove, observed.managed_save, observed.snapshots, observed.checkpoints
+    )
+    with libvirt_errors("{0}: undefining it".format(name)):
+        try:
+            domain.undefineFlags(flags)
+        except libvirt.libvirtError as error:
+            # Drivers other than QEMU's know fewer flags; they have nothing that the others would keep.
+            known = flags & (lifecycle.UNDEFINE_MANAGED_SAVE | lifecycle.UNDEFINE_SNAPSHOTS)
+            if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG or known == flags:
+                raise
+            domain.undefineFlags(known)

@@ -1,0 +1,196 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The run states of a domain: words for them, the steps from one to another, and waiting until one is reached.
+
+Private to the collection. The steps are pure; ``Lifecycle`` carries them out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+import typing as t
+
+from .._core.errors import InvalidInput, TapvirtError
+from .connection import Connection, Domain, libvirt, libvirt_errors
+
+# virDomainState, in libvirt's order.
+STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
+# What each wanted state accepts as reached. Xen calls a running domain "blocked" or "nostate" from moment to moment.
+_REACHED = {
+    "running": ("running", "blocked", "nostate"),
+    "paused": ("paused",),
+    "shutdown": ("shutoff",),
+    "saved": ("shutoff",),
+}
+_POLL_SECONDS = 0.5
+
+# Bits of virDomainUndefineFlags, and the versions of libvirt that brought those that are younger than 5.0.
+UNDEFINE_MANAGED_SAVE, UNDEFINE_SNAPSHOTS, UNDEFINE_NVRAM, UNDEFINE_KEEP_NVRAM = 1, 2, 4, 8
+UNDEFINE_CHECKPOINTS, UNDEFINE_TPM, UNDEFINE_KEEP_TPM = 16, 32, 64
+_CHECKPOINTS_SINCE = 5006000
+_TPM_SINCE = 8009000
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """How long to wait for a guest, and what then: ``fail`` or ``destroy``."""
+
+    timeout_seconds: float
+    on_timeout: str
+
+
+def reached(wanted: str, state: str, managed_save: bool) -> bool:
+    """Tell whether a wanted state (``present`` is always there) is reached."""
+    if wanted == "present":
+        return True
+    return state in _REACHED[wanted] and (managed_save or wanted != "saved")
+
+
+def steps_to(item: str, wanted: str, state: str, active: bool, managed_save: bool) -> list[str]:
+    """Return the steps from an observed state to a wanted one, as names of ``Lifecycle``'s methods.
+
+    :raises InvalidInput: there is no way, such as saving the memory of a domain that does not run.
+    """
+    if reached(wanted, state, managed_save):
+        return []
+    if not active:
+        return _steps_from_off(item, wanted)
+    if state == "crashed":
+        return ["destroy", *_steps_from_off(item, wanted)] if wanted != "shutdown" else ["destroy"]
+    if state == "shutdown":
+        return ["wait_off", *(_steps_from_off(item, wanted) if wanted != "shutdown" else [])]
+    awake = {"pmsuspended": ["wakeup"], "paused": ["resume"]}.get(state, [])
+    if wanted == "running":
+        return awake
+    if wanted == "paused":
+        return [*awake, "suspend"]
+    if wanted == "saved":
+        return [*(awake if state == "pmsuspended" else []), "managed_save"]
+    return [*awake, "shutdown"]
+
+
+def _steps_from_off(item: str, wanted: str) -> list[str]:
+    if wanted == "saved":
+        raise InvalidInput(item, "saved", "cannot be reached: the domain does not run, so there is no memory to save")
+    return {"running": ["create"], "paused": ["create_paused"], "shutdown": []}[wanted]
+
+
+def undefine_flags(
+    library_version: int, remove: t.Collection[str], managed_save: bool, snapshots: int, checkpoints: int
+) -> int:
+    """Return the flags for an undefine that keeps what is not named: NVRAM and TPM state stay unless in ``remove``."""
+    flags = UNDEFINE_NVRAM if "nvram" in remove else UNDEFINE_KEEP_NVRAM
+    if library_version >= _TPM_SINCE:
+        flags |= UNDEFINE_TPM if "tpm" in remove else UNDEFINE_KEEP_TPM
+    if managed_save:
+        flags |= UNDEFINE_MANAGED_SAVE
+    if snapshots:
+        flags |= UNDEFINE_SNAPSHOTS
+    if checkpoints and library_version >= _CHECKPOINTS_SINCE:
+        flags |= UNDEFINE_CHECKPOINTS
+    return flags
+
+
+class Lifecycle:
+    """Carries steps out and waits for their effect, woken by libvirt's events where the driver sends them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._woken = threading.Event()
+        self._callback: int | None = None
+
+    def watch(self) -> None:
+        """Ask for lifecycle events. A driver without them is asked for states twice a second instead."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self._callback = self._connection.domainEventRegisterAny(
+                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_event, None
+            )
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._callback is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.domainEventDeregisterAny(self._callback)
+            self._callback = None
+
+    def _on_event(self, *_details: t.Any) -> None:
+        self._woken.set()
+
+    def step(self, name: str, domain: Domain, step: str, waiting: Waiting) -> None:
+        """Carry one step of ``steps_to`` out and wait until it has taken effect.
+
+        :raises LibvirtFailure: libvirt refused.
+        :raises TapvirtError: the guest did not follow in time.
+        """
+        with libvirt_errors("{0}: {1}".format(name, step.replace("_", " "))):
+            if step == "shutdown":
+                self._shut_down(name, domain, waiting)
+            elif step == "wait_off":
+                self._wait_off(name, domain, waiting)
+            else:
+                _CALLS[step](domain)
+                self._wait(name, domain, _AFTER[step], waiting.timeout_seconds, step)
+
+    def _shut_down(self, name: str, domain: Domain, waiting: Waiting) -> None:
+        domain.shutdown()
+        self._wait_off(name, domain, waiting)
+
+    def _wait_off(self, name: str, domain: Domain, waiting: Waiting) -> None:
+        try:
+            self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "shutdown")
+        except TapvirtError:
+            if waiting.on_timeout != "destroy":
+                raise
+            domain.destroy()
+            self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "destroy")
+
+    def _wait(self, name: str, domain: Domain, states: t.Sequence[str], timeout_seconds: float, step: str) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            self._woken.clear()
+            state = state_of(domain)[0]
+            if state in states:
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TapvirtError(
+                    "{0}: the guest is still {1} {2:g} s after {3}; it may not listen. Nothing was forced "
+                    "(on_timeout: destroy would).".format(name, state, timeout_seconds, step)
+                )
+            self._woken.wait(min(left, _POLL_SECONDS))
+
+
+def state_of(domain: Domain) -> tuple[str, int]:
+    """Return a domain's state as a word, and libvirt's reason code. A domain that is gone is ``shutoff``."""
+    try:
+        code, reason = domain.state()
+    except libvirt.libvirtError as error:
+        # A transient domain vanishes when it ends.
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return "shutoff", 0
+        raise
+    return STATES[code] if code < len(STATES) else "nostate", reason
+
+
+_CALLS: dict[str, t.Callable[[Domain], t.Any]] = {
+    "create": lambda domain: domain.create(),
+    "create_paused": lambda domain: domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED),
+    "resume": lambda domain: domain.resume(),
+    "suspend": lambda domain: domain.suspend(),
+    "wakeup": lambda domain: domain.pMWakeup(),
+    "destroy": lambda domain: domain.destroy(),
+    "managed_save": lambda domain: domain.managedSave(),
+}
+_AFTER = {
+    "create": _REACHED["running"],
+    "create_paused": ("paused",),
+    "resume": _REACHED["running"],
+    "suspend": ("paused",),
+    "wakeup": _REACHED["running"],
+    "destroy": ("shutoff",),
+    "managed_save": ("shutoff",),
+}

@@ -1,0 +1,225 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_domain
+short_description: Keep libvirt domains in the wanted state
+author: The tapvirt.host authors (@tapvirt)
+version_added: 0.1.0
+description:
+  - Converges many domains in one task, on one connection - their definition, whether they run, whether they start with
+    the host. Everything is checked before anything is changed for any of them, and one domain that fails later does not
+    hide the others.
+  - What a guest would notice stays - UUID, MAC addresses, machine version, places of devices and NVRAM file are carried
+    over from the definition that is there, wherever the XML does not say them.
+  - The plan is exact where this host has libvirt's embedded QEMU driver in the version that is managed - the same code
+    that would take the definition tells beforehand what becomes of it, in C(/var/cache/tapvirt). Elsewhere what the XML
+    says is compared with what is there. RV(domains[].plan_fidelity) tells which.
+  - What a running domain still lacks is listed on every run, in RV(domains[].pending). A domain is restarted only with
+    O(apply=restart_if_needed).
+extends_documentation_fragment:
+  - tapvirt.host._attributes
+  - tapvirt.host._libvirt
+options:
+  domains:
+    description: The domains. Instead of it, one domain can be given by O(name) and the options beside it.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: The domain's name; in the XML it may be left out.
+        type: str
+        required: true
+      xml:
+        description:
+          - Its definition, as in libvirt's domain XML. Without it the definition stays as it is.
+          - A document type is refused, and XML that libvirt's schema does not know.
+        type: str
+      state:
+        description:
+          - V(present) is defined, running or not; V(shutdown) is defined and off; V(saved) is off with its memory in a
+            file, from where V(running) goes on.
+          - V(absent) is stopped and no longer defined. Its disks always stay; what else would be lost must be named in
+            O(remove).
+        type: str
+        choices: [present, running, shutdown, paused, saved, absent]
+        default: present
+      autostart:
+        description: Whether the domain starts with the host. Without it, this stays as it is.
+        type: bool
+  name:
+    description: As in O(domains), for one domain.
+    type: str
+  xml:
+    description: As in O(domains), for one domain.
+    type: str
+  state:
+    description: As in O(domains), for one domain.
+    type: str
+    choices: [present, running, shutdown, paused, saved, absent]
+    default: present
+  autostart:
+    description: As in O(domains), for one domain.
+    type: bool
+  apply:
+    description:
+      - What a changed definition changes. V(config) is what is stored, for the next start; V(live) is what runs, as far
+        as that is possible without a restart (memory, number of processors); V(both) is both.
+      - V(restart_if_needed) also shuts a running domain down and starts it again where something still waits for that.
+      - A domain that does not exist is always defined.
+    type: str
+    choices: [config, live, both, restart_if_needed]
+    default: both
+  remove:
+    description:
+      - What O(state=absent) may lose beside the definition. NVRAM and TPM state stay unless they are named; saved
+        memory, snapshots or checkpoints that are not named are a reason to refuse.
+    type: list
+    elements: str
+    choices: [nvram, tpm, managed_save, snapshots, checkpoints]
+    default: []
+  wait_seconds:
+    description: How long a guest may take to reach a state, in seconds.
+    type: int
+    default: 60
+  on_timeout:
+    description: What happens to a guest that does not shut down in time. V(destroy) takes its power away.
+    type: str
+    choices: [fail, destroy]
+    default: fail
+"""
+
+EXAMPLES = r"""
+- name: One domain runs, one is gone
+  tapvirt.host.libvirt_domain:
+    domains:
+      - name: web1
+        xml: "{{ lookup('ansible.builtin.template', 'web1.xml.j2') }}"
+        state: running
+        autostart: true
+      - name: old7
+        state: absent
+
+- name: A domain without any daemon
+  tapvirt.host.libvirt_domain:
+    uri: qemu:///embed?root=/var/lib/tapvirt/embed
+    name: probe
+    xml: "{{ lookup('ansible.builtin.file', 'probe.xml') }}"
+    state: running
+"""
+
+RETURN = r"""
+domains:
+  description: One row for each domain, in the order of the list.
+  returned: always, also when a domain failed
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The domain.
+      type: str
+    uuid:
+      description: Its UUID; null while it is not defined.
+      type: str
+    state:
+      description:
+        - One of C(nostate), C(running), C(blocked), C(paused), C(shutdown), C(shutoff), C(crashed), C(pmsuspended),
+          C(absent).
+        - In check mode, what it would be.
+      type: str
+    changed:
+      description: Whether something was, or would be, changed.
+      type: bool
+    pending:
+      description:
+        - Where the running domain is not what its definition says - C(what), C(running), C(stored) and the C(reason).
+        - The reason is C(restart) (it takes one), C(apply) (O(apply) forbade it), C(guest) (the guest was asked and
+          does not follow) or C(managed_save) (saved memory is in the way). At most 20 of a kind.
+      type: list
+      elements: dict
+    plan_fidelity:
+      description: C(exact) or C(semantic); null where no XML was compared.
+      type: str
+    error:
+      description: What went wrong with this domain, or null.
+      type: str
+  sample:
+    - name: web1
+      uuid: 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11
+      state: running
+      changed: true
+      pending: []
+      plan_fidelity: exact
+      error: null
+plan:
+  description: Each change with its place, before, after, the means and the reason.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - {what: web1 state, before: shutoff, after: running, how: create, why: as wanted}
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC, require_binding
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_run import DomainRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import Waiting
+
+_DOMAIN_SPEC = {
+    "name": {"type": "str"},
+    "xml": {"type": "str"},
+    "state": {
+        "type": "str",
+        "default": "present",
+        "choices": ["present", "running", "shutdown", "paused", "saved", "absent"],
+    },
+    "autostart": {"type": "bool"},
+}
+ARGUMENT_SPEC = {
+    **CONNECTION_SPEC,
+    **_DOMAIN_SPEC,
+    "domains": {
+        "type": "list",
+        "elements": "dict",
+        "options": {**_DOMAIN_SPEC, "name": {"type": "str", "required": True}},
+    },
+    "apply": {"type": "str", "default": "both", "choices": ["config", "live", "both", "restart_if_needed"]},
+    "remove": {
+        "type": "list",
+        "elements": "str",
+        "default": [],
+        "choices": ["nvram", "tpm", "managed_save", "snapshots", "checkpoints"],
+    },
+    "wait_seconds": {"type": "int", "default": 60},
+    "on_timeout": {"type": "str", "default": "fail", "choices": ["fail", "destroy"]},
+}
+
+
+def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
+    params = module.params
+    require_binding()
+    wanted = read_wanted(params["domains"] if params["domains"] is not None else [params])
+    options = Options(params["apply"], Waiting(params["wait_seconds"], params["on_timeout"]), tuple(params["remove"]))
+    run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options)
+    return run.converge(module.check_mode, module._diff)
+
+
+def main() -> None:
+    run_module(
+        ARGUMENT_SPEC,
+        body,
+        mutually_exclusive=[("domains", name) for name in ("name", "xml", "autostart")],
+        required_one_of=[("domains", "name")],
+    )
+
+
+if __name__ == "__main__":
+    main()
