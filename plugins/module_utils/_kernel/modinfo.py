@@ -1,0 +1,168 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What modules say of themselves: types and descriptions of parameters, of loadable and of built-in modules.
+
+Private to the collection. Sources are the ``.modinfo`` section of a module's file, ``modules.builtin.modinfo`` (the
+same, ``module.`` before each entry), ``modules.dep`` and ``modules.builtin`` of the running kernel's release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import lzma
+import re
+import typing as t
+import zlib
+
+from .._core.command import CommandMissing, run
+from .._core.root import Root
+from .elf import ElfError, section
+
+_MODULE_FILE = re.compile(r"([^/\s]+)\.ko(?:\.(?:xz|gz|zst|bz2))?$")
+
+#: Built-in modules whose parameters appear under another name: MODULE_PARAM_PREFIX in the kernel's sources.
+#: ``modules.builtin.modinfo`` has the name of the source file, sysfs and the command line have the prefix.
+SOURCE_NAMES = {
+    "8250_core": ("8250_rsa",),
+    "block": ("events",),
+    "damon_lru_sort": ("lru_sort",),
+    "damon_reclaim": ("reclaim",),
+    "damon_stat": ("stat",),
+    "kfence": ("core",),
+    "mmcblk": ("block",),
+    "module": ("main", "signing", "dups"),
+    "rcupdate": ("update",),
+    "rcutree": ("tree",),
+    "xen": ("balloon", "events", "events_base", "grant_table"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+    """A parameter as its module declares it. Either may be null: some have a type only, some a description only."""
+
+    type: str | None
+    description: str | None
+
+
+def canonical(name: str) -> str:
+    """Return a module's or parameter's name as sysfs has it: the kernel takes ``-`` and ``_`` as the same."""
+    return name.replace("-", "_")
+
+
+def parse_modinfo(data: bytes) -> list[tuple[str, str]]:
+    """Return the entries of a ``.modinfo`` section: keys may repeat, values may hold line ends."""
+    pairs = (entry.decode("utf-8", "replace").partition("=") for entry in data.split(b"\0") if entry)
+    return [(key, value) for key, equals, value in pairs if equals]
+
+
+def parameters_of(entries: t.Iterable[tuple[str, str]]) -> dict[str, ParameterInfo]:
+    """Return the parameters that entries declare; ``parm`` and ``parmtype`` are joined by the name before the colon."""
+    types: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
+    for key, value in entries:
+        name, _colon, rest = value.partition(":")
+        if key == "parmtype":
+            types[canonical(name)] = rest
+        elif key == "parm":
+            descriptions[canonical(name)] = rest
+    return {name: ParameterInfo(types.get(name), descriptions.get(name)) for name in sorted({*types, *descriptions})}
+
+
+def parse_builtin_modinfo(data: bytes) -> dict[str, list[tuple[str, str]]]:
+    """Return the entries of ``modules.builtin.modinfo``, by module."""
+    modules: dict[str, list[tuple[str, str]]] = {}
+    for key, value in parse_modinfo(data):
+        module, dot, field = key.partition(".")
+        if dot:
+            modules.setdefault(canonical(module), []).append((field, value))
+    return modules
+
+
+class InstalledModules:
+    """The modules installed for one kernel release; each file is read once, when first asked for."""
+
+    def __init__(self, root: Root, release: str) -> None:
+        self._root = root
+        self._directory = "lib/modules/{}".format(release)
+        self._files: dict[str, str] | None = None
+        self._builtin: dict[str, list[tuple[str, str]]] | None = None
+        self._known: dict[str, dict[str, ParameterInfo]] = {}
+
+    def file_of(self, module: str) -> str | None:
+        """Return the file of a loadable module, relative to the root; null when there is none."""
+        return self._loadable().get(canonical(module))
+
+    def names(self) -> list[str]:
+        """Return every loadable and built-in module that is named."""
+        return sorted({*self._loadable(), *self._built_in(), *self._listed_built_in()})
+
+    def is_built_in(self, module: str) -> bool:
+        """Tell whether the kernel image holds a module, as far as the installed lists say."""
+        return module in self._listed_built_in() or any(name in self._built_in() for name in _sources(module))
+
+    def parameters(self, module: str) -> dict[str, ParameterInfo]:
+        """Return the parameters that a module declares; empty where nothing is installed that could tell."""
+        if module not in self._known:
+            path = self.file_of(module)
+            if path is not None:
+                self._known[module] = parameters_of(self._entries(path))
+            else:
+                entries = [entry for name in _sources(module) for entry in self._built_in().get(name, [])]
+                self._known[module] = parameters_of(entries)
+        return self._known[module]
+
+    def _loadable(self) -> dict[str, str]:
+        if self._files is None:
+            self._files = {}
+            for line in (self._root.read_text_or(self._directory + "/modules.dep") or "").splitlines():
+                path = line.partition(":")[0]
+                match = _MODULE_FILE.search(path)
+                if match:
+                    full = path.lstrip("/") if path.startswith("/") else "{}/{}".format(self._directory, path)
+                    self._files[canonical(match.group(1))] = full
+        return self._files
+
+    def _built_in(self) -> dict[str, list[tuple[str, str]]]:
+        if self._builtin is None:
+            text = self._root.read_text_or(self._directory + "/modules.builtin.modinfo") or ""
+            self._builtin = parse_builtin_modinfo(text.encode("utf-8", "surrogateescape"))
+        return self._builtin
+
+    def _listed_built_in(self) -> set[str]:
+        text = self._root.read_text_or(self._directory + "/modules.builtin") or ""
+        matches = (_MODULE_FILE.search(line) for line in text.splitlines())
+        return {canonical(match.group(1)) for match in matches if match}
+
+    def _entries(self, path: str) -> list[tuple[str, str]]:
+        try:
+            if not path.endswith((".ko", ".ko.xz", ".ko.gz")):
+                return _entries_from_command(self._root.path(path))
+            data = self._root.read_bytes(path)
+            if path.endswith(".xz"):
+                data = lzma.decompress(data)
+            elif path.endswith(".gz"):
+                data = gzip.decompress(data)
+            return parse_modinfo(section(data, ".modinfo") or b"")
+        except (OSError, EOFError, ElfError, lzma.LZMAError, zlib.error):
+            # Damaged: the kernel would not load it either, and says so when it is tried.
+            return []
+
+
+def _sources(module: str) -> tuple[str, ...]:
+    return (module, *SOURCE_NAMES.get(module, ()))
+
+
+def _entries_from_command(path: str) -> list[tuple[str, str]]:
+    """Ask modinfo(8), where Python cannot unpack the file (Zstandard before Python 3.14)."""
+    entries = []
+    try:
+        for field in ("parmtype", "parm"):
+            values = run(["modinfo", "-0", "-F", field, path]).stdout.split("\0")
+            entries += [(field, value) for value in values if value]
+    except CommandMissing:
+        # Then the value in sysfs shows what it can of the type.
+        pass
+    return entries

@@ -1,0 +1,230 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is: module parameters in sysfs, in modprobe.d and on the command line, and what earlier runs left behind.
+
+Private to the collection. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+import typing as t
+
+from .._core.errors import InvalidInput, nearest_names
+from .._core.root import Root
+from . import modprobe_d
+from .modinfo import InstalledModules, canonical
+from .values import Kind, Value, known_kind, read_value
+
+_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+_CRYPTO_ALIAS = re.compile(r"^alias crypto-(\S+) ", re.MULTILINE)
+_CRYPTO_NAME = re.compile(r"^name\s*:\s*(\S+)$", re.MULTILINE)
+_BUILT_IN_FILE = re.compile(r"([^/\s]+)\.ko$", re.MULTILINE)
+_64_BIT = re.compile(r"64|s390x")
+
+Key = t.Tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """One entry of the option ``params``, with the names as sysfs has them."""
+
+    module: str
+    name: str
+    value: t.Any
+    runtime: bool
+    persist: str
+    read_back: str
+
+    @property
+    def key(self) -> Key:
+        """Return what identifies the parameter."""
+        return self.module, self.name
+
+    @property
+    def label(self) -> str:
+        """Return the parameter's name as the command line and people write it."""
+        return "{}.{}".format(self.module, self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One parameter as it is. ``text`` is null where there is no file, or where it cannot be read (``mode`` tells)."""
+
+    module: str
+    name: str
+    kind: Kind
+    mode: int | None
+    text: str | None
+    loaded: bool
+    built_in: bool
+    word_bits: int
+    choices: t.Collection[str] | None
+
+    @property
+    def label(self) -> str:
+        """Return the parameter's name as the command line and people write it."""
+        return "{}.{}".format(self.module, self.name)
+
+    @property
+    def writable(self) -> bool:
+        """Tell whether the parameter's file can be written (by root; its mode binds root too)."""
+        return self.mode is not None and bool(self.mode & 0o222)
+
+    @property
+    def current(self) -> Value | None:
+        """Return the running value; null where it cannot be read."""
+        return None if self.text is None else read_value(self.kind, self.text, self.word_bits)
+
+    @property
+    def command_line_word(self) -> str:
+        """Return the name by which the kernel command line sets it: core parameters have no prefix."""
+        return self.name if self.module == "kernel" else self.label
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """Everything that a plan depends on."""
+
+    items: dict[Key, Item]
+    own: dict[Key, str]
+    file_options: dict[Key, modprobe_d.Option]
+    command_line: dict[Key, modprobe_d.Option]
+    lines: list[modprobe_d.Line]
+    journal: dict[str, t.Any]
+    boot_id: str
+    tainted: int
+
+    @property
+    def interrupted(self) -> dict[str, str]:
+        """Return what a run of this boot had begun and not ended: label to the value before it."""
+        if self.journal.get("boot_id") != self.boot_id:
+            return {}
+        return dict(self.journal.get("in_progress", {}))
+
+
+def parameter_file(module: str, name: str) -> str:
+    """Return where sysfs has a parameter, relative to the root."""
+    return "sys/module/{}/parameters/{}".format(module, name)
+
+
+def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[Wanted]:
+    """Return the entries of ``params`` with canonical names.
+
+    :raises InvalidInput: a name cannot be one, a value is missing, or a parameter is named twice.
+    """
+    wanted: list[Wanted] = []
+    for entry in entries:
+        for key in ("module", "name"):
+            if not _NAME.match(entry[key]):
+                raise InvalidInput("params: {}".format(key), entry[key], "is not a name of letters, digits, - and _")
+        item = Wanted(
+            module=canonical(entry["module"]),
+            name=canonical(entry["name"]),
+            value=entry["value"],
+            runtime=entry["runtime"],
+            persist=entry["persist"],
+            read_back=entry["read_back"],
+        )
+        if state == "present" and item.value is None:
+            raise InvalidInput("params: value", None, "is missing for {}".format(item.label))
+        if any(item.key == other.key for other in wanted):
+            raise InvalidInput("params", item.label, "is named twice")
+        wanted.append(item)
+    return wanted
+
+
+class Reader:
+    """Observes parameters; module files and lists are read once however often it observes."""
+
+    def __init__(self, root: Root, arch: str) -> None:
+        self.root = root
+        release = (root.read_text_or("proc/sys/kernel/osrelease") or "").strip()
+        self.installed = InstalledModules(root, release)
+        self._release = release
+        self._word_bits = 64 if _64_BIT.search(arch) else 32
+
+    def observe(self, keys: t.Iterable[Key], journal: dict[str, t.Any]) -> Observed:
+        """Return the state of these parameters and of the ones that an interrupted run names."""
+        boot_id = (self.root.read_text_or("proc/sys/kernel/random/boot_id") or "").strip()
+        lines = modprobe_d.read_lines(self.root)
+        options = modprobe_d.options_of(lines)
+        own = modprobe_d.options_of(
+            modprobe_d.parse_lines(self.root.read_text_or(modprobe_d.OWN_FILE) or "", "/" + modprobe_d.OWN_FILE)
+        )
+        observed = Observed(
+            items={},
+            own={(option.module, option.name): option.value or "" for option in own},
+            file_options=modprobe_d.effective(options),
+            command_line=modprobe_d.effective(modprobe_d.command_line_options(self.root)),
+            lines=lines,
+            journal=journal,
+            boot_id=boot_id,
+            tainted=int(self.root.read_text_or("proc/sys/kernel/tainted") or "0"),
+        )
+        for module, name in keys:
+            self._check_names(module, name)
+            observed.items[module, name] = self._item(module, name)
+        for label in observed.interrupted:
+            module, _dot, name = label.partition(".")
+            observed.items.setdefault((module, name), self._item(module, name))
+        return observed
+
+    def _check_names(self, module: str, name: str) -> None:
+        """Refuse what does not exist, with the nearest names that do.
+
+        :raises InvalidInput: no such module, or no such parameter.
+        """
+        in_sysfs = self.root.listdir("sys/module")
+        if module not in in_sysfs and self.installed.file_of(module) is None and not self.installed.is_built_in(module):
+            rule = "is not a module of this kernel: neither loaded, nor built in, nor installed for {}".format(
+                self._release
+            )
+            raise InvalidInput("module", module, rule, _nearest(module, {*in_sysfs, *self.installed.names()}))
+        live = self.root.listdir("sys/module/{}/parameters".format(module))
+        if name not in live and name not in self.installed.parameters(module):
+            names = {*live, *self.installed.parameters(module)}
+            rule = "is not a parameter of the module {}{}".format(module, "" if names else ", which has none")
+            raise InvalidInput("parameter", name, rule, _nearest(name, names))
+
+    def _item(self, module: str, name: str) -> Item:
+        path = self.root.path(parameter_file(module, name))
+        info = self.installed.parameters(module).get(name)
+        text = self.root.read_text_or(parameter_file(module, name))
+        loaded = self.root.exists("sys/module/" + module)
+        loadable = self.installed.file_of(module) is not None or self.root.exists(
+            "sys/module/{}/initstate".format(module)
+        )
+        return Item(
+            module=module,
+            name=name,
+            kind=known_kind(info.type if info else None, text),
+            mode=_mode(path),
+            text=text,
+            loaded=loaded,
+            built_in=not loadable,
+            word_bits=self._word_bits,
+            choices=self._compressors() if (module, name) == ("zswap", "compressor") else None,
+        )
+
+    def _compressors(self) -> set[str]:
+        """Return the algorithms that the kernel has or could load: zswap takes any name as long as it is off."""
+        directory = "lib/modules/{}/".format(self._release)
+        found = set(_CRYPTO_NAME.findall(self.root.read_text_or("proc/crypto") or ""))
+        found |= set(_CRYPTO_ALIAS.findall(self.root.read_text_or(directory + "modules.alias") or ""))
+        return found | set(_BUILT_IN_FILE.findall(self.root.read_text_or(directory + "modules.builtin") or ""))
+
+
+def _mode(path: str) -> int | None:
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:
+        return None
+
+
+def _nearest(name: str, names: t.Iterable[str]) -> list[str]:
+    return nearest_names(name, sorted(names))

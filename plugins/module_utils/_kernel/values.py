@@ -1,0 +1,217 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Values of module parameters by the kernel's own rules: what it takes, what is equal, what it would be.
+
+Private to the collection. The rules are those of ``param_set_*`` in the kernel's kernel/params.c, ``kstrto*`` in
+lib/kstrtox.c (base 0: ``0x10`` is 16, ``010`` is 8) and ``kstrtobool`` there (the first letters decide).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+#: A whole page is the most that one write hands to the kernel, with room for the zero that ends it.
+MAX_BYTES = 4095
+_CHARP_BYTES = 1024
+_NULL_TEXT = "(null)"
+_INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?", re.ASCII)
+_SELECTOR = re.compile(r"(?:^|\s)\[([^\]\s]+)\](?:\s|$)")
+_BOOLEANS = ("bool", "invbool", "bool_enable_only", "bint")
+_TEXTS = ("charp", "string")
+_ARRAY = "array of "
+
+
+class Rejected(ValueError):
+    """The kernel would not take the value; the text is the rule, as the end of a sentence about the value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value that the kernel takes: ``text`` is what to write, ``key`` what to compare, ``shown`` what to return."""
+
+    text: str
+    key: t.Any
+    shown: t.Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A parameter's type.
+
+    ``word`` is the type as modinfo names it, or what the value in sysfs looks like: ``number``, ``bool``,
+    ``array of number``, ``selector``, ``opaque``. ``source`` is ``modinfo`` or ``sysfs``.
+    """
+
+    word: str
+    source: str
+
+    @property
+    def is_array(self) -> bool:
+        """Tell whether the value is a list."""
+        return self.word.startswith(_ARRAY)
+
+    @property
+    def element(self) -> str:
+        """Return the type of one element (of a scalar: its own)."""
+        return self.word[len(_ARRAY) :] if self.is_array else self.word
+
+    @property
+    def is_number(self) -> bool:
+        """Tell whether the value is one number."""
+        return self.word in _ranges(64)
+
+
+def kind_of_value(text: str) -> Kind:
+    """Guess a type from the value in sysfs, where no module information is installed."""
+    value = _without_line_end(text)
+    if value in ("Y", "N"):
+        word = "bool"
+    elif _INTEGER.fullmatch(value):
+        word = "number"
+    elif "," in value and all(_INTEGER.fullmatch(part) for part in value.split(",")):
+        word = "array of number"
+    elif _SELECTOR.search(value) and " " in value.strip():
+        word = "selector"
+    else:
+        word = "opaque"
+    return Kind(word, "sysfs")
+
+
+def known_kind(word: str | None, text: str | None) -> Kind:
+    """Return the type that modinfo names, if its rules are known here; else what the value looks like."""
+    if word is not None:
+        kind = Kind(word, "modinfo")
+        if kind.element in _ranges(64) or kind.element in _BOOLEANS or kind.element in _TEXTS:
+            return kind
+    return kind_of_value(text) if text is not None else Kind("opaque", "sysfs")
+
+
+def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
+    """Return what the kernel makes of a value that a user gives (text, number, truth value or list).
+
+    :raises Rejected: the kernel would not take it.
+    """
+    value = "" if value is None else value
+    if kind.is_array:
+        parts = value if isinstance(value, list) else _text(value).split(",")
+        elements = [_scalar(kind.element, _text(part), word_bits) for part in parts]
+        result = Value(
+            ",".join(element.text for element in elements),
+            [element.key for element in elements],
+            [element.shown for element in elements],
+        )
+    elif isinstance(value, (list, dict)):
+        raise Rejected("is not one value")
+    else:
+        result = _scalar(kind.word, _text(value), word_bits)
+    if len(result.text.encode("utf-8", "surrogateescape")) > MAX_BYTES:
+        raise Rejected("is longer than {} bytes, the most that one write can hold".format(MAX_BYTES))
+    return result
+
+
+def read_value(kind: Kind, text: str, word_bits: int) -> Value:
+    """Return the value that a parameter's file holds; text that does not fit the type is compared as it is."""
+    value = _without_line_end(text)
+    if kind.word == "selector":
+        match = _SELECTOR.search(value)
+        value = match.group(1) if match else value.strip()
+        return Value(value, value, value)
+    if kind.element in _TEXTS and not kind.is_array:
+        shown = None if value == _NULL_TEXT else value
+        return Value(value, shown, shown)
+    try:
+        return wanted_value(kind, value, word_bits)
+    except Rejected:
+        return Value(value, value, value)
+
+
+def same(kind: Kind, one: Value, other: Value) -> bool:
+    """Tell whether two values are the same to the kernel.
+
+    For a type without known rules numbers are compared as numbers, words without regard to case or outer white space.
+    """
+    if kind.word in ("opaque", "selector"):
+        return bool(_loose(one.text) == _loose(other.text))
+    return bool(one.key == other.key)
+
+
+def _scalar(word: str, text: str, word_bits: int) -> Value:
+    if "\0" in text:
+        raise Rejected("has a zero byte, where the kernel would cut it")
+    if word in _BOOLEANS:
+        return _boolean(word, text)
+    ranges = _ranges(word_bits)
+    if word in ranges:
+        return _integer(word, text, *ranges[word])
+    if word == "charp" and len(text.encode("utf-8", "surrogateescape")) > _CHARP_BYTES:
+        raise Rejected("is longer than {} bytes, the most that a charp takes".format(_CHARP_BYTES))
+    number = _number(text) if word == "opaque" else None
+    return Value(text, text, text if number is None else number)
+
+
+def _boolean(word: str, text: str) -> Value:
+    truth = {"y": True, "t": True, "e": True, "1": True, "n": False, "f": False, "d": False, "0": False}
+    first = text[:1].lower()
+    state = {"n": True, "f": False}.get(text[1:2].lower()) if first == "o" else truth.get(first)
+    if state is None:
+        raise Rejected("is not a truth value (Y or N, 1 or 0)")
+    # Words differ between kernel versions; these two are understood by all.
+    return Value(("1" if state else "0") if word == "bint" else ("Y" if state else "N"), state, state)
+
+
+def _integer(word: str, text: str, low: int, high: int) -> Value:
+    match = _INTEGER.fullmatch(text)
+    if match is None:
+        raise Rejected("is not a number{}".format(_why_no_number(text)))
+    if low == 0 and match.group(1) == "-":
+        raise Rejected("is negative, and the type is {}".format(word))
+    number = _number(text)
+    if number is None or not low <= number <= high:
+        raise Rejected("is out of range for the type {}: {} to {}".format(word, low, high))
+    return Value(str(number), number, number)
+
+
+def _why_no_number(text: str) -> str:
+    if text != text.strip():
+        return " (white space around it)"
+    if re.fullmatch(r"[+-]?0[0-9]+", text):
+        return " (a leading zero means octal)"
+    return ""
+
+
+def _number(text: str) -> int | None:
+    match = _INTEGER.fullmatch(text)
+    if match is None:
+        return None
+    digits = match.group(2)
+    base = 16 if digits[:2].lower() == "0x" else 8 if digits.startswith("0") else 10
+    return int(digits, base) * (-1 if match.group(1) == "-" else 1)
+
+
+def _loose(text: str) -> t.Any:
+    number = _number(text.strip())
+    return text.strip().casefold() if number is None else number
+
+
+def _text(value: t.Any) -> str:
+    if isinstance(value, bool):
+        return "Y" if value else "N"
+    return value if isinstance(value, str) else str(value)
+
+
+def _without_line_end(text: str) -> str:
+    """Drop the one line end that the kernel prints after every value; one that was written stays."""
+    return text[:-1] if text.endswith("\n") else text
+
+
+def _ranges(word_bits: int) -> dict[str, tuple[int, int]]:
+    signed = {"short": 16, "int": 32, "long": word_bits}
+    unsigned = {"byte": 8, "ushort": 16, "uint": 32, "hexint": 32, "ulong": word_bits, "ullong": 64}
+    ranges = {word: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for word, bits in signed.items()}
+    ranges.update({word: (0, (1 << bits) - 1) for word, bits in unsigned.items()})
+    # Seen only as digits in sysfs: the kernel itself judges the range.
+    ranges["number"] = (-(1 << 63), (1 << 64) - 1)
+    return ranges
