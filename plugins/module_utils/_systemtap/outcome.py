@@ -14,7 +14,7 @@ import json
 import re
 import typing as t
 
-_HIT = re.compile(r"^(?P<point>.+?), \((?P<place>.*?)\), hits: (?P<hits>\d+), \w+: \d+min/(?P<average>\d+)avg/\d+max,.*index: \d+$")
+_HIT = re.compile(r"^(?P<point>.+?), \((?P<place>.*?)\), hits: (?P<hits>\d+), \w+: \d+min/(?P<average>\d+)avg/\d+max,(?P<chain>.*), index: \d+$")
 _REPORT = "----- probe hit report:"
 _NUMBERS = re.compile(r"Number of errors: (\d+), skipped probes: (\d+)")
 _MISSED = re.compile(r"Skipped due to missed \S+ .*: (\d+)$")

@@ -22,10 +22,13 @@ import typing as t
 
 from .._core import command
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
+from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
 from . import envelope, supervisor
+from .outcome import OUTCOMES as OUTCOMES
 from .outcome import contract
+from .script import check_globals
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
@@ -52,6 +55,55 @@ class Request:
     buffer_mb: int
     output_limit_bytes: int
     record_limit: int
+
+
+def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
+    """Carry out a task of ``stap_run``; return what is kept on the host as a plan, and the result contract.
+
+    :raises InvalidInput: an option is not acceptable.
+    :raises Refused: the host or the module forbids the run.
+    """
+    root = Root()
+    request = read_request(params, root)
+    check_host(root, request)
+    plan = Plan()
+    if not has_module(request.build):
+        plan = Plan([Change(cache_path(request.build), None, request.build["sha256"], "copy", "the host does not have the module")])
+    if check_mode:
+        return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
+    found = sweep()
+    install_module(request.build, params["shipped"])
+    directory = run_directory(request.build)
+    supervised_by = start(request, directory)
+    result = collect(request, directory, wait(directory, request))
+    return plan, dict(result, supervisor=supervised_by, found=found)
+
+
+def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
+    """Check a task's options; nothing is changed by then.
+
+    :raises InvalidInput: an option is not acceptable.
+    """
+    build = params["module"]
+    check_build(build)
+    if not 0 < params["duration"] <= envelope.MAX_DURATION_SECONDS:
+        rule = "must be more than 0 and at most {0} seconds".format(envelope.MAX_DURATION_SECONDS)
+        raise InvalidInput("duration", params["duration"], rule)
+    if not 1 <= params["buffer_mb"] <= 64:
+        raise InvalidInput("buffer_mb", params["buffer_mb"], "must be between 1 and 64")
+    values = check_globals(build.get("script", build["name"]), build["globals"], {**build.get("values", {}), **params["globals"]})
+    if params["domain"] is not None:
+        if "target_pid" not in build["globals"]:
+            raise InvalidInput("domain", params["domain"], "cannot narrow this trace: its script has no global variable target_pid")
+        values["target_pid"] = domain_pid(root, params["domain"])
+    return Request(
+        build=build,
+        values=values,
+        duration_seconds=params["duration"],
+        buffer_mb=params["buffer_mb"],
+        output_limit_bytes=params["output_limit_bytes"],
+        record_limit=params["record_limit"],
+    )
 
 
 def check_build(build: t.Mapping[str, t.Any]) -> None:

@@ -1,0 +1,30 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Render the template on the controller, as ansible.builtin.template does; the rest is done on the host."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import lookup_loader
+
+
+class ActionModule(ActionBase):
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = super().run(tmp, task_vars)
+        args = dict(self._task.args)
+        if "src" not in args:
+            raise AnsibleActionFail("src: is missing; give the template of a SystemTap script.")
+        args["content"] = self._render(args["src"], args.get("variables") or {}, task_vars or {})
+        result.update(self._execute_module(module_args=args, task_vars=task_vars))
+        return result
+
+    def _render(self, src: str, variables: dict[str, t.Any], task_vars: dict[str, t.Any]) -> str:
+        lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
+        try:
+            return str(lookup.run([src], variables=task_vars, template_vars=variables)[0])
+        except AnsibleError as error:
+            raise AnsibleActionFail("src: {0!r} cannot be rendered: {1}".format(src, error)) from error

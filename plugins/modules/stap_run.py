@@ -1,0 +1,239 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: stap_run
+short_description: Run a SystemTap module for a bounded time, and tell what it saw
+version_added: 0.1.0
+author: The tapvirt.host authors (@tapvirt)
+description:
+  - Ships a module that M(tapvirt.host.stap_module) built, from the controller's cache, to hosts that do not have it.
+  - Checks kernel, memory and lockdown, loads the module, proves from the kernel's own list that the probes are armed,
+    waits, and removes the module.
+  - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time and leaves
+    nothing when the connection is cut or the controller dies.
+  - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
+extends_documentation_fragment:
+  - tapvirt.host._attributes
+options:
+  module:
+    description: What M(tapvirt.host.stap_module) returned as RV(tapvirt.host.stap_module#module:module).
+    type: dict
+    required: true
+  duration:
+    description: For how many seconds to trace, counted from when the probes are armed. At most 900.
+    type: float
+    default: 60
+  globals:
+    description: Values for the script's global variables, over those given to M(tapvirt.host.stap_script).
+    type: dict
+    default: {}
+  domain:
+    description:
+      - The name of a libvirt domain that QEMU runs on the host. The script's global variable C(target_pid) is set to its
+        process id, which narrows the trace to that domain.
+    type: str
+  accept:
+    description: Outcomes that are no failure of the task. The result is returned whole either way.
+    type: list
+    elements: str
+    default: [ok, zero_hits]
+    choices: [ok, zero_hits, partial_arm, overloaded, skipped, script_error, lost_output, timeout, refused]
+  buffer_mb:
+    description:
+      - Output buffer for each CPU, in MiB. All of them together may take 5 % of the free and buffer memory.
+    type: int
+    default: 1
+  output_limit_bytes:
+    description: How much of the script's output to keep; the rest is counted and dropped.
+    type: int
+    default: 1048576
+  record_limit:
+    description: How many records to return.
+    type: int
+    default: 100
+  shipped:
+    description: Where the action plugin put the module on the host. Set by the action plugin.
+    type: path
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - A run leaves the host as it was, so it reports no change, except for the module that it keeps in
+        C(/var/cache/tapvirt/modules) when that was not there yet.
+notes:
+  - The privileges of root are needed.
+seealso:
+  - module: tapvirt.host.stap_module
+  - module: tapvirt.host.stap_host_info
+"""
+
+EXAMPLES = r"""
+- name: Trace for ten seconds
+  tapvirt.host.stap_run:
+    module: "{{ built.module }}"
+    duration: 10
+    globals: {threshold_us: 250}
+  register: traced
+
+- name: Narrow it to one virtual machine
+  tapvirt.host.stap_run:
+    module: "{{ built.module }}"
+    duration: 10
+    domain: web1
+"""
+
+RETURN = r"""
+run:
+  description: What happened.
+  returned: always
+  type: dict
+  contains:
+    phase:
+      description: How far it came, one of V(check), V(load) and V(done).
+      type: str
+      sample: done
+    outcome:
+      description:
+        - V(ok), V(zero_hits) (armed, never hit), V(partial_arm) (a probe is not armed), V(overloaded), V(skipped),
+          V(script_error), V(lost_output), V(timeout) or V(refused).
+      type: str
+      sample: ok
+    reason:
+      description: The outcome in words.
+      type: str
+      sample: 2 of 2 probes armed
+    probes:
+      description:
+        - How many probes were C(asked) for, how many are C(armed), for how many of these the kernel's list is the proof
+          (C(proved)), the C(missing) ones, and C(points) with the hits of each.
+      type: dict
+      sample: {"armed": 2, "asked": 2, "missing": [], "points": [], "proved": 2}
+    hits:
+      description: How often a probe was hit; null when the module does not count hits.
+      type: int
+      sample: 4711
+    skipped:
+      description: How many hits were skipped.
+      type: int
+      sample: 0
+    errors:
+      description: How many run-time errors the script had.
+      type: int
+      sample: 0
+    messages:
+      description: What staprun said.
+      type: list
+      elements: str
+      sample: []
+    bytes:
+      description: How many bytes the script printed.
+      type: int
+      sample: 812
+    sha256:
+      description: The SHA-256 of all that was printed.
+      type: str
+      sample: 11f0...
+    duration_seconds:
+      description: How long the probes were armed.
+      type: float
+      sample: 10.1
+    load_seconds:
+      description: How long loading and arming took.
+      type: float
+      sample: 0.9
+    kernel:
+      description: The kernel's release.
+      type: str
+      sample: 6.12.107+deb13-cloud-amd64
+    builder:
+      description: What built the module, as C(stap), C(compiler) and C(key).
+      type: dict
+      sample: {"compiler": "gcc-14", "key": "2c11", "stap": "5.6"}
+    module:
+      description: The module's C(name), C(sha256) and where the host keeps it (C(path)).
+      type: dict
+      sample: {"name": "tapvirt_vfs_latency_6a0e4c1b", "path": "/var/cache/tapvirt/modules/9b2d/x.ko", "sha256": "9b2d"}
+    records:
+      description: The rows that the script printed as JSON lines, up to O(record_limit).
+      type: list
+      elements: dict
+      sample: [{"count": 3, "key": "io", "kind": "count"}]
+    record_count:
+      description: How many rows there were.
+      type: int
+      sample: 1
+    truncated:
+      description: Whether output or records were left out.
+      type: bool
+      sample: false
+    supervisor:
+      description: What supervised the run, V(systemd) or V(guard).
+      type: str
+      sample: systemd
+    restored:
+      description: The sysctls that were put back, each with the value found and the value put back.
+      type: dict
+      sample: {"/proc/sys/kernel/kptr_restrict": ["1", "0"]}
+    left:
+      description: What could not be removed from the host, in words.
+      type: list
+      elements: str
+      sample: []
+    found:
+      description: What earlier runs had left behind, and was cleaned up before this one.
+      type: list
+      elements: dict
+      sample: []
+plan:
+  description: What is kept on the host (the module), or would be.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
+
+ARGUMENT_SPEC = {
+    "module": {"type": "dict", "required": True},
+    "duration": {"type": "float", "default": 60},
+    "globals": {"type": "dict", "default": {}},
+    "domain": {"type": "str"},
+    "accept": {
+        "type": "list",
+        "elements": "str",
+        "default": ["ok", "zero_hits"],
+        "choices": [name for name in run.OUTCOMES if name != "build_failed"],
+    },
+    "buffer_mb": {"type": "int", "default": 1},
+    "output_limit_bytes": {"type": "int", "default": run.envelope.MAX_OUTPUT_BYTES},
+    "record_limit": {"type": "int", "default": 100},
+    "shipped": {"type": "path"},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    """Run, and fail the task when the outcome is none of the accepted ones."""
+    plan, result = run.run(module.params, module.check_mode)
+    answer = {"run": result, **plan.result(module._diff)}
+    if result["outcome"] not in module.params["accept"]:
+        answer.update(failed=True, msg="The run ended as {0}: {1}.".format(result["outcome"], result["reason"]))
+    return answer
+
+
+def main() -> None:
+    run_module(ARGUMENT_SPEC, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The controller's cache of built modules: fetched from a builder once, shipped to many hosts.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import typing as t
+
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail
+
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+class Fetches(t.Protocol):
+    """The part of a connection that brings a file to the controller."""
+
+    def fetch_file(self, in_path: str, out_path: str) -> None: ...
+
+
+def cache_path(sha256: str) -> str:
+    """Return where the controller keeps the module of a hash.
+
+    :raises AnsibleActionFail: it is no hash; what comes from a host never becomes a path unchecked.
+    """
+    if not _SHA256.match(sha256):
+        raise AnsibleActionFail("module.sha256: {0!r} is not what stap_module returns.".format(sha256))
+    home = C.config.get_config_value("ANSIBLE_HOME")
+    return os.path.join(os.path.expanduser(home), "tapvirt", "modules", sha256 + ".ko")
+
+
+def has_file(path: str, sha256: str) -> bool:
+    """Tell whether a file has this content."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest() == sha256
+    except OSError:
+        return False
+
+
+def fetch_once(connection: Fetches, remote_path: str, sha256: str) -> str:
+    """Fetch a module unless the controller has it; return where it is.
+
+    :raises AnsibleActionFail: what arrived is not what was built.
+    """
+    path = cache_path(sha256)
+    if has_file(path, sha256):
+        return path
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".fetch-", dir=os.path.dirname(path))
+    os.close(descriptor)
+    try:
+        connection.fetch_file(remote_path, temporary)
+        if not has_file(temporary, sha256):
+            raise AnsibleActionFail("The module {0} arrived with another sha256 than it was built with.".format(remote_path))
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
