@@ -12,6 +12,9 @@ import difflib
 import typing as t
 
 
+_FEW_NAMES = 2000
+
+
 class TapvirtError(Exception):
     """A failure with a message for people and fields for programs.
 
@@ -52,9 +55,11 @@ class NoEffect(TapvirtError):
 def nearest_names(name: str, candidates: t.Iterable[str], limit: int = 3) -> list[str]:
     """Return up to ``limit`` candidates that look most like ``name``, best first.
 
-    Fit for 200,000 candidates: only those that share the length (within a third) and half of the name's letter
-    pairs are compared letter by letter.
+    Fit for 200,000 candidates: only those that share the length (within a third) and, in a long list, half of the
+    name's letter pairs are compared letter by letter.
     """
+    candidates = list(candidates)
+    few = len(candidates) <= _FEW_NAMES
     wanted = name.lower()
     pairs = {wanted[i : i + 2] for i in range(len(wanted) - 1)}
     slack = max(3, len(wanted) // 3)
@@ -64,7 +69,9 @@ def nearest_names(name: str, candidates: t.Iterable[str], limit: int = 3) -> lis
             continue
         lowered = candidate.lower()
         shared = sum(1 for pair in pairs if pair in lowered)
-        if shared * 2 >= len(pairs):
+        if few or shared * 2 >= len(pairs):
             scored.append((-shared, candidate))
     scored.sort()
-    return difflib.get_close_matches(name, [candidate for _score, candidate in scored[:200]], n=limit, cutoff=0.5)
+    return difflib.get_close_matches(
+        name, [candidate for _score, candidate in (scored if few else scored[:200])], n=limit, cutoff=0.5
+    )
