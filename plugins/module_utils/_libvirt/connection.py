@@ -32,6 +32,7 @@ __all__ = [
     "LibvirtFailure",
     "check_uri",
     "connected",
+    "connected_for_reading",
     "libvirt",
     "libvirt_errors",
     "require_binding",
@@ -155,6 +156,21 @@ def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.It
         finally:
             with contextlib.suppress(libvirt.libvirtError):
                 connection.close()
+
+
+@contextlib.contextmanager
+def connected_for_reading(uri: str, timeout_seconds: float, console: bool = False) -> t.Iterator[Connection]:
+    """Open a connection for looking only: no domain is where a root of the embedded driver is not there yet.
+
+    A console can be opened by a read-write connection only.
+
+    :raises TapvirtError: as ``connected`` does, and for a root that does not exist.
+    """
+    root = check_uri(uri)
+    if root is not None and root.is_new():
+        raise TapvirtError("{0}: nothing is in this directory yet, so it has no domains.".format(root.path))
+    with connected(uri, timeout_seconds, read_only=not console) as connection:
+        yield connection
 
 
 def _open_before(uri: str, deadline: float, read_only: bool, retry: bool) -> Connection:

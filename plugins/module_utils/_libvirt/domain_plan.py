@@ -28,7 +28,7 @@ from .domain_xml import (
     with_mark,
 )
 from .identity import with_identity, with_macs
-from .live import LiveEdit, asked_memory, live_edits, pending_differences, vcpus_of
+from .live import LiveEdit, asked_memory, live_edits, pending_differences, pending_row, vcpus_of
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
@@ -155,7 +155,7 @@ def plan_domain(
             # Only what runs may change: the definition that was asked for waits.
             result = canonical if canonical is not None else desired
             rows = differences(observed.stored, result, subset=canonical is None)
-            plan.pending += [_pending(row.path, row.before, row.after, "apply", row.secret) for row in rows][
+            plan.pending += [pending_row(row.path, row.before, row.after, "apply", row.secret) for row in rows][
                 :_MAX_PENDING
             ]
             stored = canonical if canonical is not None else stored
@@ -232,7 +232,7 @@ def _plan_running(
         return
     if observed.running is None:
         if observed.managed_save and plan.define is not None:
-            plan.pending.append(_pending("managed_save", "an older definition", "this one", "managed_save"))
+            plan.pending.append(pending_row("managed_save", "an older definition", "this one", "managed_save"))
         return
     if wanted.state in ("shutdown", "saved"):
         return
@@ -240,7 +240,7 @@ def _plan_running(
     semantic = plan.fidelity == SEMANTIC and plan.define is not None
     for edit in live_edits(stored, observed.running):
         if edit.kind == "memory" and edit.after == asked:
-            plan.pending.append(_pending(edit.path, str(edit.before), str(edit.after), "guest"))
+            plan.pending.append(pending_row(edit.path, str(edit.before), str(edit.after), "guest"))
         elif options.edits:
             plan.edits.append(edit)
             plan.changes.append(
@@ -254,7 +254,7 @@ def _plan_running(
                 )
             )
         else:
-            plan.pending.append(_pending(edit.path, str(edit.before), str(edit.after), "apply"))
+            plan.pending.append(pending_row(edit.path, str(edit.before), str(edit.after), "apply"))
     handled = {row["what"] for row in plan.pending} | {edit.path for edit in plan.edits}
     found = (
         differences(observed.running, stored, subset=True)
@@ -267,13 +267,8 @@ def _plan_running(
 _HOW = {"memory": "setMemory", "vcpus": "setVcpus"}
 
 
-def _pending(what: str, running: t.Any, stored: t.Any, reason: str, secret: bool = False) -> dict[str, t.Any]:
-    row = Change(what, running, stored, "", "", secret).row()
-    return {"what": what, "running": row["before"], "stored": row["after"], "reason": reason}
-
-
 def _pending_rows(rows: t.Sequence[Difference], reason: str) -> list[dict[str, t.Any]]:
-    return [_pending(row.path, row.before, row.after, reason, row.secret) for row in rows[:_MAX_PENDING]]
+    return [pending_row(row.path, row.before, row.after, reason, row.secret) for row in rows[:_MAX_PENDING]]
 
 
 def _plan_state(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing as t
 import xml.etree.ElementTree as ET
 
+from .._core.plan import Change
 from .domain_xml import MARK_PREFIX, Difference, differences, size_bytes, text_of
 
 ASKED_URI = "https://github.com/tapvirt/tapvirt.host/asked/1"
@@ -60,6 +62,12 @@ def pending_differences(stored: ET.Element, running: ET.Element) -> list[Differe
         and (difference.after is not None or _ADDED_BY_HAND.match(difference.path))
         and not (expanded and difference.path.startswith("cpu"))
     ]
+
+
+def pending_row(what: str, running: t.Any, stored: t.Any, reason: str, secret: bool = False) -> dict[str, t.Any]:
+    """Return a row of ``pending``: what runs, what is stored (or was asked for), and what it waits for."""
+    row = Change(what, running, stored, "", "", secret).row()
+    return {"what": what, "running": row["before"], "stored": row["after"], "reason": reason}
 
 
 def live_edits(stored: ET.Element, running: ET.Element) -> list[LiveEdit]:
