@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import typing as t
 
-
 _FEW_NAMES = 2000
 
 

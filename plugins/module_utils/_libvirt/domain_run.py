@@ -45,7 +45,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
             root = parse_domain("{0}: xml".format(name), item["xml"])
             _check_name_in_xml(name, root)
         wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart")))
-    schema.validate([("{0}: xml".format(one.name), to_text(one.root)) for one in wanted if one.root is not None])
+    schema.validate([("{0}: xml".format(one.name), one.root) for one in wanted if one.root is not None])
     return wanted
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import glob
 import re
 import typing as t
+import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, nearest_names
 from .connection import connected, libvirt
+from .domain_xml import to_text
 
 _SCHEMAS = "/usr/share/libvirt/schemas/*.rng"
 _NAME = re.compile(r"""<(?:element|attribute) name=["']([\w:.-]+)["']""")
@@ -24,33 +26,49 @@ _CULPRIT = re.compile(
 _OPEN_SECONDS = 30.0
 
 
-def validate(items: t.Sequence[tuple[str, str]]) -> None:
-    """Check (item, XML text) pairs against the schema.
+def validate(items: t.Sequence[tuple[str, ET.Element]]) -> None:
+    """Check (item, root element) pairs against the schema.
 
     :raises InvalidInput: the first that is wrong, with libvirt's reason and the nearest names of the schema.
     """
     if not items:
         return
     with connected("test:///default", _OPEN_SECONDS) as connection:
-        for item, text in items:
+        for item, root in items:
             try:
-                connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()
+                connection.defineXMLFlags(to_text(root), libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()
             except libvirt.libvirtError as error:
                 # Anything else is the test driver's own opinion; the driver that is asked for has its own.
                 if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-                    raise _wrong(item, str(error.get_error_message())) from error
+                    raise _wrong(item, root, str(error.get_error_message())) from error
 
 
-def _wrong(item: str, message: str) -> InvalidInput:
-    reason = " ".join(message.rpartition(".rng")[2].split()) or "it does not match the schema"
+def _wrong(item: str, root: ET.Element, message: str) -> InvalidInput:
+    """Make the error. Deep in a definition the validator names only the part; a name that it does not know is better."""
+    reason = " ".join(message.rpartition(".rng")[2].split()) or "it does not match"
+    names = _schema_names()
+    culprit = _unknown_name(root, names)
     found = _CULPRIT.search(message)
-    culprit = found.group(1) if found else item
-    return InvalidInput(
-        item,
-        culprit,
-        "is not valid domain XML, says libvirt's schema: {0}".format(reason),
-        nearest_names(culprit, _schema_names()) if found else (),
-    )
+    if culprit is None and found:
+        culprit = found.group(1)
+    rule = "is not valid domain XML, says libvirt's schema: {0}".format(reason)
+    if culprit is None:
+        return InvalidInput(item, "<domain>", rule)
+    return InvalidInput(item, culprit, rule, nearest_names(culprit, names))
+
+
+def _unknown_name(root: ET.Element, names: t.Collection[str]) -> str | None:
+    """Return the first element or attribute that no schema knows; metadata and other namespaces may hold anything."""
+    if not names:
+        return None
+    waiting = [root]
+    while waiting:
+        element = waiting.pop(0)
+        for name in (element.tag, *element.attrib):
+            if name not in names and not name.startswith("{"):
+                return name
+        waiting += [child for child in element if child.tag != "metadata" and not child.tag.startswith("{")]
+    return None
 
 
 def _schema_names() -> list[str]:
