@@ -40,8 +40,8 @@ class Exports:
     def __init__(self, root: Root, release: str, table: SymbolTable, names: t.Collection[str]) -> None:
         self._table = table
         self._rows: dict[str, Export] | None = None
-        # The kernel image lists its export table on kernels before 6.3 that keep data symbols.
-        self._in_table = bool(table.find("__ksymtab_printk") or table.find("__ksymtab__printk"))
+        # Kernels that list data symbols list the entries of their export tables too.
+        self._in_table = table.has_prefix("__ksymtab_")
         wanted = set(names)
         try:
             lines = root.lines("lib/modules/{}/build/Module.symvers".format(release))
@@ -54,9 +54,12 @@ class Exports:
     def verdict(self, symbol: Symbol) -> tuple[bool | None, Export | None]:
         """Return whether a symbol is exported (null: not known), and the row that says how."""
         row = (self._rows or {}).get(symbol.name)
-        if symbol.owner != CORE_OWNER:
-            # kernel/kallsyms.c writes a module's type letter in upper case when the symbol is exported.
-            return symbol.type.isupper(), row
-        if self._rows is not None:
+        if symbol.owner != CORE_OWNER and symbol.type.isupper():
+            # kernel/module/kallsyms.c: upper case says exported; lower case leaves open an export to GPL modules.
+            return True, row
+        if self._in_table:
+            entries = self._table.find("__ksymtab_" + symbol.name)
+            return any(entry.owner == symbol.owner for entry in entries), row
+        if self._rows is not None and symbol.owner == CORE_OWNER:
             return row is not None, row
-        return (bool(self._table.find("__ksymtab_" + symbol.name)), None) if self._in_table else (None, None)
+        return None, row

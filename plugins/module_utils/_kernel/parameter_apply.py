@@ -22,7 +22,7 @@ from .._core.root import Root
 from .._core.write import sync_directory, write_atomic
 from . import modprobe_d
 from .identity import taint_flags
-from .parameter_plan import OWN_FILE, Persist, Write, layer_of, plan, read_only_reason, wanted_of
+from .parameter_plan import OWN_FILE, Persist, Write, layer_of, plan, read_only_reason, takes_effect, wanted_of
 from .parameters import Item, Observed, Reader, Wanted, parameter_file
 from .values import Value, read_value, same
 
@@ -71,8 +71,8 @@ class Parameters:
         return plan(self._wanted, self._state, observed, verifying=True)
 
     def _apply(self, planned: Plan, observed: Observed) -> None:
-        writes = [change for change in planned if isinstance(change, Write)]
-        persists = [change for change in planned if isinstance(change, Persist)]
+        writes = [change for change in steps_of(planned) if isinstance(change, Write)]
+        persists = [change for change in steps_of(planned) if isinstance(change, Persist)]
         self._begin(writes, observed)
         begun: list[Write] = []
         adjusted: dict[str, dict[str, str]] = {}
@@ -188,17 +188,17 @@ class Parameters:
     def _result(self, planned: Plan, first: Observed, last: Observed, check_mode: bool) -> dict[str, t.Any]:
         rows = []
         for entry in self._wanted:
-            steps = [change for change in planned if change.what == entry.label]
+            steps = [change for change in steps_of(planned) if change.key == entry.key]
             rows.append(self._row(entry, first, last, steps, check_mode))
-        named = {entry.label for entry in self._wanted}
+        named = {entry.key for entry in self._wanted}
         return {
             "params": rows,
-            "recovered": sorted({change.what for change in planned if change.what not in named}),
+            "recovered": sorted({change.what for change in steps_of(planned) if change.key not in named}),
             "taints_added": taint_flags(last.tainted & ~first.tainted),
         }
 
     def _row(
-        self, entry: Wanted, first: Observed, last: Observed, steps: t.Sequence[t.Any], check_mode: bool
+        self, entry: Wanted, first: Observed, last: Observed, steps: t.Sequence[Write | Persist], check_mode: bool
     ) -> dict[str, t.Any]:
         item, before, now = last.items[entry.key], first.items[entry.key].current, last.items[entry.key].current
         row: dict[str, t.Any] = {
@@ -224,7 +224,7 @@ class Parameters:
         row.update(wanted=value.shown, persisted_in=layer.persisted_in or planned_file, pending=list(layer.pending))
         reached = now is not None and same(item.kind, now, value)
         if entry.runtime and not reached and not item.writable:
-            row["pending"].insert(0, "not in effect: " + read_only_reason(item))
+            row["pending"].insert(0, takes_effect(item))
         if (
             entry.runtime
             and not reached
@@ -236,6 +236,11 @@ class Parameters:
         elif row["pending"] and not steps:
             row["verdict"] = "pending"
         return row
+
+
+def steps_of(planned: Plan) -> list[Write | Persist]:
+    """Return the plan's steps as what they are."""
+    return [change for change in planned if isinstance(change, (Write, Persist))]
 
 
 def write_parameter(path: str, text: str) -> None:

@@ -117,6 +117,13 @@ def unchanged_adjustment(entry: Wanted, item: Item, observed: Observed) -> bool:
     return bool(known == {"wanted": wanted_of(entry, item).text, "read": current.text})
 
 
+def takes_effect(item: Item) -> str:
+    """Say when a parameter that cannot be set now gets the value that is kept for it."""
+    if item.built_in:
+        return "not in effect: it takes effect when the kernel is started with it"
+    return "not in effect: it takes effect when the module is loaded" + (" again" if item.loaded else "")
+
+
 def read_only_reason(item: Item) -> str:
     """Say why a parameter cannot be set while the kernel runs, and where it can be set."""
     where = "on the kernel command line, as {}=VALUE".format(item.command_line_word)
@@ -175,9 +182,9 @@ def _persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator
         return
     winner = observed.file_options.get(entry.key)
     yield Persist(
-        what=entry.label,
-        before=None if winner is None else winner.value,
-        after=value.text,
+        what="{} in {}".format(entry.label, OWN_FILE),
+        before=None if winner is None else _said(winner, item).shown,
+        after=value.shown,
         how=OWN_FILE,
         why="nothing sets it when the module is loaded"
         if winner is None
@@ -205,8 +212,8 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change
             )
     if entry.key in observed.own:
         yield Persist(
-            what=entry.label,
-            before=observed.own[entry.key],
+            what="{} in {}".format(entry.label, OWN_FILE),
+            before=read_value(item.kind, observed.own[entry.key], item.word_bits).shown,
             after=None,
             how=OWN_FILE,
             why="it was not persisted before it was first set",
@@ -250,9 +257,12 @@ def _in_the_way(
 
 
 def _says(option: modprobe_d.Option, item: Item, value: Value) -> bool:
+    return same(item.kind, _said(option, item), value)
+
+
+def _said(option: modprobe_d.Option, item: Item) -> Value:
     # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
-    text = "Y" if option.value is None else option.value
-    return same(item.kind, read_value(item.kind, text, item.word_bits), value)
+    return read_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
 
 
 def _both_unset(one: Value, other: Value) -> bool:

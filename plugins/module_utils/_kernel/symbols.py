@@ -113,6 +113,10 @@ class SymbolTable:
         found = pattern.finditer(self._data, 0, self._core_end)
         return sum(1 for _number, _match in zip(range(1000), found)) == 1000
 
+    def has_prefix(self, prefix: str) -> bool:
+        """Tell whether any name begins with this text."""
+        return " {}".format(prefix).encode() in self._data
+
     def find(self, name: str) -> list[Symbol]:
         """Return every symbol of exactly this name (names are not unique), in the table's order."""
         return [self._symbol(start) for start in self._starts(name.encode(), b"\n\t")]

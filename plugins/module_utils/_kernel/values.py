@@ -139,8 +139,6 @@ def same(kind: Kind, one: Value, other: Value) -> bool:
 
 
 def _scalar(word: str, text: str, word_bits: int) -> Value:
-    if "\0" in text:
-        raise Rejected("has a zero byte, where the kernel would cut it")
     if word in _BOOLEANS:
         return _boolean(word, text)
     ranges = _ranges(word_bits)
@@ -199,7 +197,8 @@ def _loose(text: str) -> t.Any:
 def _text(value: t.Any) -> str:
     if isinstance(value, bool):
         return "Y" if value else "N"
-    return value if isinstance(value, str) else str(value)
+    # Like every text in C, the kernel's ends at its first zero byte.
+    return (value if isinstance(value, str) else str(value)).partition("\0")[0]
 
 
 def _without_line_end(text: str) -> str:
