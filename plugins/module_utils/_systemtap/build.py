@@ -9,6 +9,7 @@ Private to the collection. The store::
     STORE/builds.log                              one JSON line for each compilation that was done
     STORE/.cache                                  stap's own cache (stapconf), shared by all builds: no rc file in it
     STORE/.root                                   a sysroot of links to the headers and debug information
+    STORE/.work/KEY                               a build under way
     STORE/.lock/KEY                               one compilation for each key at a time
 """
 
@@ -23,7 +24,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 import typing as t
 
@@ -287,7 +287,10 @@ def build(order: Order, tools: Toolchain, store: Store, root: Root) -> tuple[dic
 def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root) -> dict[str, t.Any]:
     started = time.monotonic()
     sysroot = make_sysroot(store, order.kernel, root)
-    work = tempfile.mkdtemp(prefix=".work-", dir=store.directory)
+    # The script's path becomes part of the module; a name of its own for each key keeps builds reproducible.
+    work = os.path.join(store.directory, ".work", key)
+    shutil.rmtree(work, ignore_errors=True)
+    os.makedirs(work, mode=0o755)
     try:
         script = os.path.join(work, order.name + ".stp")
         write_atomic(script, order.text.encode("utf-8", "surrogateescape"))
@@ -313,7 +316,6 @@ def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root)
             "seconds": round(time.monotonic() - started, 1),
         }
         write_atomic(os.path.join(work, "build.json"), (json.dumps(build_row, indent=1, sort_keys=True) + "\n").encode())
-        os.chmod(work, 0o755)
         shutil.rmtree(store.folder(key), ignore_errors=True)
         os.rename(work, store.folder(key))
     finally:
@@ -388,10 +390,11 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 
 def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
-    """Return the probes that pass 2 resolved: ``point``, ``asked`` (the script's own words), ``place``, ``optional``.
+    """Return the probes that pass 2 resolved: ``point``, ``asked`` (the script's own words), ``place``, ``optional``, ``helper``.
 
     ``place`` is where the probe will sit: ``_stext+0x430990``, ``kvm_amd:svm_invoke_exit_handler+0``, or null for
-    probes that sit at no place in the code.
+    probes that sit at no place in the code. A ``helper`` is a probe at a function's entry that stap itself added, for
+    ``@entry`` in a ``.return`` probe.
     """
     rows = []
     _before, _mark, listing = text.partition("# probes\n")
@@ -400,12 +403,14 @@ def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
         if found is None or line.startswith(" "):
             continue
         place = (found.group("pc") or "").strip().strip("<>")
+        chain = found.group("chain").split(" <- ")
         rows.append(
             {
                 "point": found.group("point").rstrip("?! "),
-                "asked": found.group("chain").split(" <- ")[-1],
+                "asked": chain[-1],
                 "place": place or None,
                 "optional": found.group("point").endswith(("?", "!")),
+                "helper": ".return" in chain[0] and ".return" not in found.group("point"),
             }
         )
     return rows

@@ -44,10 +44,13 @@ OUTCOMES = (
 
 @dataclasses.dataclass
 class Output:
-    """staprun's standard output taken apart: the script's own text, and hits by probe point."""
+    """staprun's standard output taken apart: the script's own text, and hits by probe point and kind.
+
+    The kind tells a probe from the helper at a function's entry that stap makes for ``@entry`` in a ``.return`` probe.
+    """
 
     text: str
-    hits: dict[str, int] | None
+    hits: dict[tuple[str, bool], int] | None
 
 
 def split_output(text: str, tail: str) -> Output:
@@ -57,12 +60,13 @@ def split_output(text: str, tail: str) -> Output:
         _before, mark, report = tail.partition(_REPORT)
     if not mark:
         return Output(body, None)
-    hits: dict[str, int] = {}
+    hits: dict[tuple[str, bool], int] = {}
     for line in report.splitlines():
         found = _HIT.match(line)
         if found is not None:
             point = found.group("point").rstrip("?!")
-            hits[point] = hits.get(point, 0) + int(found.group("hits"))
+            probe = (point, ".return" in found.group("chain") and ".return" not in point)
+            hits[probe] = hits.get(probe, 0) + int(found.group("hits"))
     return Output(body, hits)
 
 
@@ -155,24 +159,24 @@ def prove_arming(probes: t.Sequence[t.Mapping[str, t.Any]], sites: t.Sequence[t.
     asked = [probe for probe in probes if not _NOT_SYNCHRONOUS.match(probe["point"])]
     free = list(sites)
     missing: list[str] = []
-    proved = armed = 0
+    proved = 0
     for probe in asked:
-        place = probe.get("place")
-        if place is None and not probe["point"].startswith("kprobe."):
-            armed += 1 if running else 0
+        if not probe.get("place") and not probe["point"].startswith("kprobe."):
+            missing += [] if running else [probe["asked"]]
             continue
         site = next((site for site in free if _is_at(site, probe, stext)), None)
         if site is None:
-            missing.append(probe["point"])
+            # Without its helper at the entry, a .return probe sees nothing.
+            missing.append(probe["asked"] if probe.get("helper") else probe["point"])
             continue
         free.remove(site)
-        proved += 1
-        armed += 1
-    return Arming(len(asked), armed, proved, missing)
+        proved += 0 if probe.get("helper") else 1
+    count = sum(1 for probe in asked if not probe.get("helper"))
+    return Arming(count, max(count - len(missing), 0), proved, missing)
 
 
 def _is_at(site: t.Mapping[str, t.Any], probe: t.Mapping[str, t.Any], stext: int | None) -> bool:
-    if "GONE" in site["rest"] or (site["kind"] == "r") != (".return" in probe["point"]):
+    if "[GONE]" in site["rest"] or (site["kind"] == "r") != (".return" in probe["point"]):
         return False
     place = probe.get("place") or ""
     kernel = _KERNEL_PLACE.match(place)
@@ -181,7 +185,7 @@ def _is_at(site: t.Mapping[str, t.Any], probe: t.Mapping[str, t.Any], stext: int
         return 0 <= distance <= _ENTRY_SLACK_BYTES
     module = _MODULE_PLACE.match(place)
     if module:
-        return site["symbol"].split(".")[0] == module.group(2).split(".")[0] and "[{0}]".format(module.group(1)) in site["rest"]
+        return site["symbol"].split(".")[0] == module.group(2).split(".")[0] and module.group(1) in site["rest"]
     name = re.search(r'function\("([^"@]+)', probe["point"])
     return name is not None and site["symbol"].split(".")[0] == name.group(1)
 
@@ -229,16 +233,16 @@ def contract(
     arming = prove_arming(build["probes"], state.get("sites", ()), stext, "armed_seconds" in state)
     hits = None
     if parts.hits is not None:
-        hits = sum(count for point, count in parts.hits.items() if not _NOT_SYNCHRONOUS.match(point))
+        hits = sum(count for (point, helper), count in parts.hits.items() if not helper and not _NOT_SYNCHRONOUS.match(point))
     truncated = state.get("bytes", 0) > state.get("kept", 0)
     records, count, wrong = parse_records(parts.text, build.get("schema") or {}, record_limit)
     outcome, reason = judge(state, messages, arming, hits, truncated)
     if outcome in ("ok", "zero_hits") and wrong:
         outcome, reason = "script_error", "the script printed {0}".format(wrong[0])
     points = [
-        {"point": probe["point"], "hits": (parts.hits or {}).get(probe["point"], 0), "armed": probe["point"] not in arming.missing}
+        {"point": probe["point"], "hits": (parts.hits or {}).get((probe["point"], False), 0), "armed": probe["point"] not in arming.missing}
         for probe in build["probes"]
-        if not _NOT_SYNCHRONOUS.match(probe["point"])
+        if not probe.get("helper") and not _NOT_SYNCHRONOUS.match(probe["point"])
     ]
     return {
         "phase": "done" if "armed_seconds" in state else "load",

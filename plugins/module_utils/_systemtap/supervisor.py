@@ -38,7 +38,11 @@ _ARM_SECONDS = 3.0
 
 
 class Sites(t.NamedTuple):
-    """The entries of debugfs kprobes/list: what is armed in the kernel, whoever did it."""
+    """The entries of debugfs kprobes/list: what is armed in the kernel, whoever did it.
+
+    A line is made by ``report_probe`` in kernel/kprobes.c: address, kind (``k`` kprobe, ``r`` kretprobe), symbol+offset, the
+    module's name where there is one, and flags such as ``[GONE]`` and ``[FTRACE]``.
+    """
 
     lines: list[str]
 
@@ -52,14 +56,13 @@ class Sites(t.NamedTuple):
                 continue
             found = _SITE.match(line)
             if found is not None:
-                module, _space, flags = found.group("rest").rpartition("  ") if "[" in found.group("rest") else ("", "", "")
                 rows.append(
                     {
                         "address": found.group("address"),
                         "kind": found.group("kind"),
                         "symbol": found.group("symbol"),
                         "offset": int(found.group("offset"), 16),
-                        "rest": (module + " " + flags).strip(),
+                        "rest": found.group("rest").split(),
                     }
                 )
         return rows[:_MOST_SITES]
