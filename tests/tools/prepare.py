@@ -77,7 +77,7 @@ def ensure_packages(steps: Steps, packages: list[str]) -> None:
         print("These packages are not installed; going on without them. To install them:")
         print(f"  sudo apt-get install --no-install-recommends {' '.join(absent)}")
         return
-    with steps.step(f"install {len(absent)} system packages: {' '.join(absent)}"):
+    with steps.step(f"install {len(absent)} system packages: {' '.join(absent)}", planned=False):
         apt_install(steps, absent)
 
 
@@ -115,7 +115,7 @@ def make_venv(steps: Steps, name: str, python: Path, requirements: Path, optiona
     with lock(f"venv-{folder.name}"):
         if (folder / "complete").exists():
             return folder
-        with steps.step(f"make the Python environment '{name}' ({python.name})"):
+        with steps.step(f"make the Python environment '{name}' ({python.name})", planned=False):
             pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
             pip += ["-c", str(constraints)]
             run(steps, f"venv-{name}", [python, "-m", "venv", "--clear", folder])

@@ -45,10 +45,17 @@ class Steps:
         self._started = self._spoken = 0.0
 
     @contextlib.contextmanager
-    def step(self, title: str) -> t.Iterator[None]:
-        """Announce a step, and say how long it took, or that it failed."""
-        number = len(self.done) + 1
-        self._title = f"[{number}/{max(self.total, number)}] {title}"
+    def step(self, title: str, planned: bool = True) -> t.Iterator[None]:
+        """Announce a step, and say how long it took, or that it failed. A step within a step is a part of it.
+
+        One that is not ``planned`` was not counted when the total was told.
+        """
+        if self._title:
+            self.say(title)
+            yield
+            return
+        self.total += not planned
+        self._title = f"[{len(self.done) + 1}/{self.total}] {title}"
         self._started = self._spoken = time.monotonic()
         self._line(self._title + ("" if self._tty else " ..."), final=not self._tty)
         word = "failed after"
@@ -59,6 +66,7 @@ class Steps:
             taken = time.monotonic() - self._started
             self.done.append((title, taken))
             self._line(f"{self._title}: {word} {seconds_text(taken)}", final=True)
+            self._title = ""
 
     def say(self, text: str) -> None:
         """Tell what the step is at: at once in a terminal, twice a minute in a log."""

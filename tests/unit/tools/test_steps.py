@@ -41,11 +41,15 @@ def test_steps_in_a_log_are_plain_lines_with_numbers_and_times(capsys):
     assert [title for title, _seconds in steps.done] == ["first", "second"]
 
 
-def test_one_step_more_than_announced_counts_up_the_total(capsys):
-    steps = Steps(0)
-    with steps.step("only"):
+def test_a_step_that_was_not_planned_counts_up_the_total(capsys):
+    steps = Steps(1)
+    with steps.step("extra", planned=False):
         pass
-    assert capsys.readouterr().out.startswith("[1/1] only")
+    with steps.step("planned"), steps.step("part of it"):
+        pass
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1/2] extra ..."
+    assert lines[2:] == ["[2/2] planned ...", "[2/2] planned: done in 0 s"]
 
 
 def test_run_keeps_the_output_and_returns_it(logs):
