@@ -184,6 +184,11 @@ run:
       type: list
       elements: str
       sample: []
+    tainted:
+      description: The kernel's taint flags before and after the run; an unsigned module sets two of them until the next boot.
+      type: list
+      elements: int
+      sample: [0, 12288]
     found:
       description: What earlier runs had left behind, and was cleaned up before this one.
       type: list

@@ -73,9 +73,11 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
     found = sweep()
     install_module(request.build, params["shipped"])
-    directory = run_directory(request.build)
+    tainted = root.read_text("proc/sys/kernel/tainted").strip()
+    directory = make_run_directory(request.build)
     supervised_by = start(request, directory)
     result = collect(request, directory, wait(directory, request))
+    result["tainted"] = [int(tainted), int(root.read_text("proc/sys/kernel/tainted"))]
     return plan, dict(result, supervisor=supervised_by, found=found)
 
 
@@ -124,7 +126,7 @@ def domain_pid(root: Root, name: str) -> int:
 
     :raises InvalidInput: no domain of that name runs on this host.
     """
-    running = [entry[: -len(".pid")] for entry in root.listdir(_LIBVIRT_RUN) if entry.endswith(".pid")]
+    running = [entry[: -len(".pid")] for entry in root.listdir(_LIBVIRT_RUN) if entry.endswith(".pid") and entry != "driver.pid"]
     if name not in running:
         rule = "is not a domain that QEMU runs on this host; running: {0}".format(", ".join(running) or "none")
         raise InvalidInput("domain", name, rule, nearest_names(name, running))
@@ -190,7 +192,6 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
 
 def start(request: Request, directory: str) -> str:
     """Start the supervisor; return what supervises: ``systemd`` or ``guard``."""
-    os.makedirs(directory, mode=0o700)
     build = request.build
     parameters = ["{0}={1}".format(name, value) for name, value in sorted(request.values.items())]
     job = {
@@ -223,7 +224,7 @@ def start(request: Request, directory: str) -> str:
     argv += ["--property={0}={1}".format(name, value) for name, value in properties.items()]
     result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
     if result.rc != 0:
-        shutil.rmtree(directory, ignore_errors=True)
+        _forget(directory)
         raise TapvirtError("systemd-run could not start the run: {0}.".format(result.stderr.strip()))
     return "systemd"
 
@@ -252,8 +253,18 @@ def collect(request: Request, directory: str, state: t.Mapping[str, t.Any]) -> d
     result["module"] = {"name": request.build["name"], "sha256": request.build["sha256"], "path": cache_path(request.build)}
     result["restored"] = state.get("restored", {})
     result["left"] = state.get("left", [])
-    shutil.rmtree(directory, ignore_errors=True)
+    _forget(directory)
     return result
+
+
+def _forget(directory: str) -> None:
+    """Remove a run's directory, and those above it when no other run needs them."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for parent in (supervisor.BASE, os.path.dirname(supervisor.BASE)):
+        try:
+            os.rmdir(parent)
+        except OSError:
+            return
 
 
 def read_stext(root: Root) -> int | None:
@@ -266,9 +277,17 @@ def read_stext(root: Root) -> int | None:
     return None
 
 
-def run_directory(build: t.Mapping[str, t.Any]) -> str:
-    """Return a new run's directory (on a file system that is empty after a reboot)."""
-    return os.path.join(supervisor.BASE, "{0}-{1}".format(build["name"], os.getpid()))
+def make_run_directory(build: t.Mapping[str, t.Any]) -> str:
+    """Make a new run's directory (on a file system that is empty after a reboot)."""
+    directory = os.path.join(supervisor.BASE, "{0}-{1}".format(build["name"], os.getpid()))
+    for _attempt in range(3):
+        try:
+            os.makedirs(directory, mode=0o700)
+        except FileNotFoundError:
+            # A run that has just ended took the directory above away.
+            continue
+        return directory
+    raise TapvirtError("The directory {0} cannot be made.".format(directory))
 
 
 def sweep() -> list[dict[str, t.Any]]:
@@ -285,7 +304,7 @@ def sweep() -> list[dict[str, t.Any]]:
         if not ended:
             row.update(supervisor.clean(directory))
         found.append(row)
-        shutil.rmtree(directory, ignore_errors=True)
+        _forget(directory)
     return found
 
 

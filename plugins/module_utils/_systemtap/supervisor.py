@@ -117,10 +117,12 @@ def loaded(name: str | None = None) -> bool:
 
 @contextlib.contextmanager
 def _lock() -> t.Iterator[None]:
-    os.makedirs(BASE, mode=0o700, exist_ok=True)
-    with open(os.path.join(BASE, "lock"), "w", encoding="ascii") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    descriptor = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _running_jobs(but: str) -> list[str]:
