@@ -23,7 +23,7 @@ from .lookup import find_domain
 _CHUNK_BYTES = 16384
 _NOTHING_NOW = -2
 _WAIT_SECONDS = 0.5
-# ECMA-48: control sequences, strings (OSC, DCS, ...) up to their end, other escapes; then what is left of control bytes.
+# ECMA-48: control sequences, strings (OSC, DCS, ...) up to their end, other escapes; then the control bytes left over.
 _ESCAPES = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_].*?(?:\x07|\x1b\\\\)|\x1b[ -/]*[0-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]",
     re.DOTALL,

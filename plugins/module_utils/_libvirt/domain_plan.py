@@ -27,7 +27,7 @@ from .domain_xml import (
     wanted_hash,
     with_mark,
 )
-from .identity import with_identity, with_macs
+from .identity import complete, with_identity
 from .live import LiveEdit, asked_memory, live_edits, pending_differences, pending_row, vcpus_of
 
 EXACT, SEMANTIC = "exact", "semantic"
@@ -95,10 +95,14 @@ class DomainPlan:
     undefine: bool = False
 
 
-def desired_definition(wanted: Wanted, observed: Observed | None, new_uuid: str) -> ET.Element | None:
+def desired_definition(
+    wanted: Wanted, observed: Observed | None, new_uuid: str, with_addresses: bool = True
+) -> ET.Element | None:
     """Return the definition to hand to libvirt, identity included; null where nothing has to be looked at.
 
     Nothing: no XML was given, or the domain's mark says that this XML was applied and nobody has changed the result.
+
+    :param with_addresses: keep devices in their places; where those no longer fit, libvirt has to place them anew.
     """
     if wanted.root is None or wanted.xml is None or wanted.state == "absent":
         return None
@@ -106,7 +110,7 @@ def desired_definition(wanted: Wanted, observed: Observed | None, new_uuid: str)
         root = ET.fromstring(ET.tostring(wanted.root))
         if text_of(root, "uuid") is None:
             _set_uuid(root, new_uuid)
-        return with_macs(root)
+        return complete(root)
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
         raise InvalidInput(
@@ -115,7 +119,7 @@ def desired_definition(wanted: Wanted, observed: Observed | None, new_uuid: str)
     mark = mark_of(observed.stored)
     if mark == Mark(wanted_hash(wanted.xml), definition_hash(observed.stored)) and observed.persistent:
         return None
-    return with_identity(wanted.root, observed.stored)
+    return with_identity(wanted.root, observed.stored, with_addresses)
 
 
 def _set_uuid(root: ET.Element, uuid: str) -> None:

@@ -166,10 +166,18 @@ class DomainRun:
         for item in self._items:
             name = item.wanted.name
             try:
-                desired[name] = desired_definition(item.wanted, item.observed, self._new_uuids.get(name, ""))
+                desired[name] = self._desired(item)
             except TapvirtError as error:
                 item.error = error.message
-        canonical = self._canonical({name: root for name, root in desired.items() if root is not None}, connection)
+        canonical = self._canonical(desired, connection)
+        misplaced = {name for name, answer in canonical.items() if answer.error is not None}
+        again = {
+            item.wanted.name: self._desired(item, with_addresses=False)
+            for item in self._items
+            if item.wanted.name in misplaced and item.observed is not None
+        }
+        desired.update(again)
+        canonical.update(self._canonical(again, connection))
         for item in self._items:
             if item.error:
                 continue
@@ -191,13 +199,19 @@ class DomainRun:
             except TapvirtError as error:
                 item.error = error.message
 
-    def _canonical(self, desired: t.Mapping[str, ET.Element], connection: Connection | None) -> dict[str, Canonical]:
-        if not desired or self._canonicaliser is None:
+    def _desired(self, item: _Item, with_addresses: bool = True) -> ET.Element | None:
+        new_uuid = self._new_uuids.get(item.wanted.name, "")
+        return desired_definition(item.wanted, item.observed, new_uuid, with_addresses)
+
+    def _canonical(
+        self, desired: t.Mapping[str, ET.Element | None], connection: Connection | None
+    ) -> dict[str, Canonical]:
+        texts = {name: to_text(root) for name, root in desired.items() if root is not None}
+        if not texts or self._canonicaliser is None:
             return {}
         with contextlib.suppress(Unavailable):
             managed = None if connection is None else managed_by(connection, self._uri)
-            texts = [to_text(root) for root in desired.values()]
-            return dict(zip(desired, self._canonicaliser.ask(texts, managed, self._timeout_seconds)))
+            return dict(zip(texts, self._canonicaliser.ask(list(texts.values()), managed, self._timeout_seconds)))
         return {}
 
     # ---- apply ----

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import typing as t
+import uuid
 import xml.etree.ElementTree as ET
 
 from .domain_xml import MARK_URI, keyed, text_of
@@ -38,14 +39,17 @@ def with_identity(wanted: ET.Element, existing: ET.Element, with_addresses: bool
             _copy(old, new, "mac")
     if same_machine and with_addresses:
         _carry_addresses(result, existing)
-    return with_macs(result)
+    return complete(result)
 
 
-def with_macs(wanted: ET.Element) -> ET.Element:
-    """Give every interface without a MAC address one that follows from the domain's UUID and its place.
+def complete(wanted: ET.Element) -> ET.Element:
+    """Fill in what libvirt would choose at random: MAC addresses and the generation ID follow from the domain's UUID.
 
     So the plan is exact: what check mode shows is what a later run, and libvirt, use.
     """
+    genid = wanted.find("genid")
+    if genid is not None and text_of(genid) is None:
+        genid.text = str(uuid.uuid5(uuid.NAMESPACE_URL, "genid:{0}".format(text_of(wanted, "uuid"))))
     prefix = _MAC_PREFIX.get(wanted.get("type", ""), _DEFAULT_MAC_PREFIX)
     seed = text_of(wanted, "uuid") or ""
     used = {(mac.get("address") or "").lower() for mac in wanted.iterfind("devices/interface/mac")}
@@ -167,12 +171,16 @@ def _carry_addresses(result: ET.Element, existing: ET.Element) -> None:
     if new_devices is None or old_devices is None:
         return
     old_by_label = keyed(old_devices)
+    for label, old in old_by_label.items():
+        # The buses that the places below are on; libvirt added them by itself where the XML does not say them.
+        if old.tag == "controller" and old.get("type") == "pci" and label not in keyed(new_devices):
+            new_devices.append(ET.fromstring(ET.tostring(old)))
     for label, new in keyed(new_devices).items():
-        old = old_by_label.get(label)
-        if old is None or new.find("address") is not None or old.find("address") is None:
+        existing_device = old_by_label.get(label)
+        if existing_device is None or new.find("address") is not None or existing_device.find("address") is None:
             continue
-        if new.tag in _PLACED_BY_KEY | _ALONE and _same_bus(new, old):
-            _copy(old, new, "address")
+        if new.tag in _PLACED_BY_KEY | _ALONE and _same_bus(new, existing_device):
+            _copy(existing_device, new, "address")
 
 
 def _same_bus(new: ET.Element, old: ET.Element) -> bool:

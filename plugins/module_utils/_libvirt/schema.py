@@ -44,7 +44,7 @@ def validate(items: t.Sequence[tuple[str, ET.Element]]) -> None:
 
 
 def _wrong(item: str, root: ET.Element, message: str) -> InvalidInput:
-    """Make the error. Deep in a definition the validator names only the part; a name that it does not know is better."""
+    """Make the error. Deep in a definition the validator names only the part; a name that none knows says more."""
     reason = " ".join(message.rpartition(".rng")[2].split()) or "it does not match"
     names = _schema_names()
     culprit = _unknown_name(root, names)
