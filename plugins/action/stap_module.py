@@ -8,7 +8,6 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
-
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import fetch_once
 
 

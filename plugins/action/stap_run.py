@@ -11,7 +11,6 @@ import typing as t
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
 
 # Where stap_run keeps modules on a host (module_utils/_systemtap/run.py).
@@ -44,7 +43,9 @@ class ActionModule(ActionBase):
         local = cache_path(str(build["sha256"]))
         if not has_file(local, build["sha256"]):
             raise AnsibleActionFail(
-                "module: {0} is not in the controller's cache ({1}); run tapvirt.host.stap_module in the same job.".format(build["name"], local)
+                "module: {0} is not in the controller's cache ({1}); run stap_module in the same job.".format(
+                    build["name"], local
+                )
             )
         remote = str(self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(local)))
         self._transfer_file(local, remote)

@@ -23,8 +23,8 @@ extends_documentation_fragment:
 options:
   script:
     description:
-      - What M(tapvirt.host.stap_script) returned as RV(tapvirt.host.stap_script#module:script), or the absolute path of a
-        script on the builder.
+      - What M(tapvirt.host.stap_script) returned as RV(tapvirt.host.stap_script#module:script), or the absolute path
+        of a script on the builder.
     type: raw
     required: true
   kernel:
@@ -155,7 +155,6 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.order import place_order
@@ -174,7 +173,12 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     started = time.monotonic()
     params = module.params
     plan, built = place_order(
-        params["script"], params["kernel"], params["kernel_version"], params["cpu_ceiling_percent"], params["store"], module.check_mode
+        params["script"],
+        params["kernel"],
+        params["kernel_version"],
+        params["cpu_ceiling_percent"],
+        params["store"],
+        module.check_mode,
     )
     return {
         "module": built,

@@ -86,7 +86,7 @@ probes:
       elements: str
       sample: []
     points:
-      description: The functions that match, up to O(limit), each with its C(name) and C(owner) (V(vmlinux) or a module).
+      description: The functions that match, up to O(limit), each with C(name) and C(owner) (V(vmlinux) or a module).
       type: list
       elements: dict
       sample: [{"name": "vfs_read", "owner": "vmlinux"}]
@@ -106,10 +106,12 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import parse_probe_point, split_probe_points
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
+    parse_probe_point,
+    split_probe_points,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve import read_facts, resolve
 
 ARGUMENT_SPEC = {

@@ -14,8 +14,8 @@ description:
   - Ships a module that M(tapvirt.host.stap_module) built, from the controller's cache, to hosts that do not have it.
   - Checks kernel, memory and lockdown, loads the module, proves from the kernel's own list that the probes are armed,
     waits, and removes the module.
-  - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time and leaves
-    nothing when the connection is cut or the controller dies.
+  - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time and
+    leaves nothing when the connection is cut or the controller dies.
   - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -34,8 +34,8 @@ options:
     default: {}
   domain:
     description:
-      - The name of a libvirt domain that QEMU runs on the host. The script's global variable C(target_pid) is set to its
-        process id, which narrows the trace to that domain.
+      - The name of a libvirt domain that QEMU runs on the host. The script's global variable C(target_pid) is set to
+        its process id, which narrows the trace to that domain.
     type: str
   accept:
     description: Outcomes that are no failure of the task. The result is returned whole either way.
@@ -185,7 +185,7 @@ run:
       elements: str
       sample: []
     tainted:
-      description: The kernel's taint flags before and after the run; an unsigned module sets two of them until the next boot.
+      description: The kernel's taint flags before and after; an unsigned module sets two of them until a reboot.
       type: list
       elements: int
       sample: [0, 12288]
@@ -205,9 +205,10 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import MAX_OUTPUT_BYTES
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.outcome import OUTCOMES
 
 ARGUMENT_SPEC = {
     "module": {"type": "dict", "required": True},
@@ -218,10 +219,10 @@ ARGUMENT_SPEC = {
         "type": "list",
         "elements": "str",
         "default": ["ok", "zero_hits"],
-        "choices": [name for name in run.OUTCOMES if name != "build_failed"],
+        "choices": [name for name in OUTCOMES if name != "build_failed"],
     },
     "buffer_mb": {"type": "int", "default": 1},
-    "output_limit_bytes": {"type": "int", "default": run.envelope.MAX_OUTPUT_BYTES},
+    "output_limit_bytes": {"type": "int", "default": MAX_OUTPUT_BYTES},
     "record_limit": {"type": "int", "default": 100},
     "shipped": {"type": "path"},
 }

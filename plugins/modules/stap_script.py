@@ -127,7 +127,6 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import deploy, prepare
 

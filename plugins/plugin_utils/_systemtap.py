@@ -14,7 +14,7 @@ import re
 import tempfile
 import typing as t
 
-from ansible import constants as C
+from ansible import constants
 from ansible.errors import AnsibleActionFail
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -33,7 +33,7 @@ def cache_path(sha256: str) -> str:
     """
     if not _SHA256.match(sha256):
         raise AnsibleActionFail("module.sha256: {0!r} is not what stap_module returns.".format(sha256))
-    home = C.config.get_config_value("ANSIBLE_HOME")
+    home = constants.config.get_config_value("ANSIBLE_HOME")
     return os.path.join(os.path.expanduser(home), "tapvirt", "modules", sha256 + ".ko")
 
 
@@ -60,7 +60,9 @@ def fetch_once(connection: Fetches, remote_path: str, sha256: str) -> str:
     try:
         connection.fetch_file(remote_path, temporary)
         if not has_file(temporary, sha256):
-            raise AnsibleActionFail("The module {0} arrived with another sha256 than it was built with.".format(remote_path))
+            raise AnsibleActionFail(
+                "The module {0} arrived with another sha256 than it was built with.".format(remote_path)
+            )
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):

@@ -35,13 +35,19 @@ from .host import parse_tested_range, parse_version
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
 _HEADERS = "usr/lib/modules/{0}/build"
-_DEBUG_KERNELS = ("usr/lib/debug/boot/vmlinux-{0}", "usr/lib/debug/lib/modules/{0}/vmlinux", "usr/lib/debug/usr/lib/modules/{0}/vmlinux")
+_DEBUG_KERNELS = (
+    "usr/lib/debug/boot/vmlinux-{0}",
+    "usr/lib/debug/lib/modules/{0}/vmlinux",
+    "usr/lib/debug/usr/lib/modules/{0}/vmlinux",
+)
 _DEBUG_MODULES = ("usr/lib/debug/lib/modules/{0}/kernel", "usr/lib/debug/usr/lib/modules/{0}/kernel")
 _SYMBOL_MAPS = ("usr/lib/debug/boot/System.map-{0}", "usr/lib/debug/lib/modules/{0}/System.map", "boot/System.map-{0}")
 _COMPILER_TEXT = re.compile(r'^CONFIG_CC_VERSION_TEXT="([^"]*)"', re.MULTILINE)
 _GCC_MAJOR = re.compile(r"gcc(?:-(\d+))?\b.* (\d+)\.\d+\.\d+")
 _UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
-_PROBE_ROW = re.compile(r"^(?P<point>.*?) (?:/\*\s*(?:pc=(?P<pc>[^*]*?)|name = [^*]*?)\s*\*/ )?/\*\s*<- (?P<chain>.*?)\s*\*/\s*$")
+_PROBE_ROW = re.compile(
+    r"^(?P<point>.*?) (?:/\*\s*(?:pc=(?P<pc>[^*]*?)|name = [^*]*?)\s*\*/ )?/\*\s*<- (?P<chain>.*?)\s*\*/\s*$"
+)
 _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
@@ -102,7 +108,9 @@ def _read_kernel(root: Root, release: str, headers: str, config: str, compilers:
     text = _COMPILER_TEXT.search(config)
     major = _GCC_MAJOR.search(text.group(1)) if text else None
     wanted = int(major.group(1) or major.group(2)) if major else None
-    generated = [root.read_text_or(headers + "/include/generated/" + name) or "" for name in ("utsversion.h", "compile.h")]
+    generated = [
+        root.read_text_or(headers + "/include/generated/" + name) or "" for name in ("utsversion.h", "compile.h")
+    ]
     version = _UTS_VERSION.search("".join(generated))
     symvers = root.path(headers + "/Module.symvers")
     return Kernel(
@@ -181,7 +189,9 @@ class Order:
     def module_name(self) -> str:
         """Return the module's name: stable, unlike any other, and short enough for the kernel (55 letters)."""
         base = re.sub(r"[^a-z0-9_]", "_", self.name.lower())[:24].strip("_") or "script"
-        return "tapvirt_{0}_{1}".format(base, hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()[:8])
+        return "tapvirt_{0}_{1}".format(
+            base, hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        )
 
     def options(self) -> list[str]:
         """Return the options of stap that change the module, in order."""
@@ -256,8 +266,12 @@ def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | No
     :raises InvalidInput: no headers, no compiler, or headers of another build of the same release.
     """
     if release not in kernels:
-        rule = "has no headers on this builder, which has them for {0}".format(", ".join(sorted(kernels)) or "no kernel at all")
-        raise InvalidInput("kernel", release, rule, nearest_names(release, kernels), phase="headers", releases=sorted(kernels))
+        rule = "has no headers on this builder, which has them for {0}".format(
+            ", ".join(sorted(kernels)) or "no kernel at all"
+        )
+        raise InvalidInput(
+            "kernel", release, rule, nearest_names(release, kernels), phase="headers", releases=sorted(kernels)
+        )
     kernel = kernels[release]
     if kernel.compiler is None:
         raise InvalidInput("kernel", release, "cannot be built for: this builder has no gcc", phase="compiler")
@@ -315,12 +329,22 @@ def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root)
             "probes": probes,
             "seconds": round(time.monotonic() - started, 1),
         }
-        write_atomic(os.path.join(work, "build.json"), (json.dumps(build_row, indent=1, sort_keys=True) + "\n").encode())
+        write_atomic(
+            os.path.join(work, "build.json"), (json.dumps(build_row, indent=1, sort_keys=True) + "\n").encode()
+        )
         shutil.rmtree(store.folder(key), ignore_errors=True)
         os.rename(work, store.folder(key))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    store.log({"key": key, "name": order.module_name, "kernel": order.kernel.release, "seconds": build_row["seconds"], "time": int(time.time())})
+    store.log(
+        {
+            "key": key,
+            "name": order.module_name,
+            "kernel": order.kernel.release,
+            "seconds": build_row["seconds"],
+            "time": int(time.time()),
+        }
+    )
     return build_row
 
 
@@ -332,9 +356,14 @@ def make_sysroot(store: Store, kernel: Kernel, root: Root) -> str:
     """
     base = os.path.join(store.directory, ".root")
     modules = os.path.join(base, "lib/modules", kernel.release)
-    links = {os.path.join(modules, "build"): root.path(_HEADERS.format(kernel.release)), os.path.join(base, "usr/lib/debug"): root.path("usr/lib/debug")}
+    links = {
+        os.path.join(modules, "build"): root.path(_HEADERS.format(kernel.release)),
+        os.path.join(base, "usr/lib/debug"): root.path("usr/lib/debug"),
+    }
     trees = [name for name in _expand(_DEBUG_MODULES, kernel.release) if root.exists(name)]
-    links[os.path.join(modules, "kernel")] = root.path(trees[0] if trees else "usr/lib/modules/{0}/kernel".format(kernel.release))
+    links[os.path.join(modules, "kernel")] = root.path(
+        trees[0] if trees else "usr/lib/modules/{0}/kernel".format(kernel.release)
+    )
     for name in _expand(_SYMBOL_MAPS, kernel.release):
         if root.exists(name) and os.path.getsize(root.path(name)) > _LEAST_REAL_MAP_BYTES:
             links[os.path.join(base, "boot", "System.map-" + kernel.release)] = root.path(name)
@@ -390,10 +419,10 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 
 def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
-    """Return the probes that pass 2 resolved: ``point``, ``asked`` (the script's own words), ``place``, ``optional``, ``helper``.
+    """Return the probes that pass 2 resolved, as ``point, asked, place, optional, helper``.
 
-    ``place`` is where the probe will sit: ``_stext+0x430990``, ``kvm_amd:svm_invoke_exit_handler+0``, or null for
-    probes that sit at no place in the code. A ``helper`` is a probe at a function's entry that stap itself added, for
+    ``asked`` is what the script says. ``place`` is where the probe will sit: ``_stext+0x430990``,
+    ``kvm_amd:svm_invoke_exit_handler+0``, or null for probes that sit at no place in the code. A ``helper`` is a probe at a function's entry that stap itself added, for
     ``@entry`` in a ``.return`` probe.
     """
     rows = []
@@ -417,7 +446,7 @@ def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
 
 
 def build_failed(name: str, release: str | None, output: str) -> BuildFailed:
-    """Make one readable paragraph of what stap printed: the pass, the place in the script, the reason, the nearest names."""
+    """Make one paragraph of what stap printed: the pass, the place in the script, the reason, the nearest names."""
     output = output.replace("\r\n", "\n")
     found = re.search(r"^Pass ([1-5]): (\w+) failed", output, re.MULTILINE)
     phase = found.group(2) if found else "start"
@@ -441,7 +470,13 @@ def build_failed(name: str, release: str | None, output: str) -> BuildFailed:
     if nearest:
         message += " Nearest: {0}.".format(", ".join(nearest))
     return BuildFailed(
-        message, phase=phase, line=line, column=column, nearest=nearest, outcome="build_failed", output=output[-_KEPT_OUTPUT:]
+        message,
+        phase=phase,
+        line=line,
+        column=column,
+        nearest=nearest,
+        outcome="build_failed",
+        output=output[-_KEPT_OUTPUT:],
     )
 
 

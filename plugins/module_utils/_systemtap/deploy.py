@@ -77,7 +77,7 @@ def _check_point(name: str, text: str, point: str) -> None:
     try:
         parse_probe_point(point)
     except InvalidInput as error:
-        at = max(text.find(point.split("(")[0]), 0)
+        at = max(text.find(point.split("(", maxsplit=1)[0]), 0)
         line = text.count("\n", 0, at) + 1
         raise ScriptError(name, line, at - (text.rfind("\n", 0, at) + 1) + 1, error.message.rstrip(".")) from error
 
@@ -95,7 +95,9 @@ def parse_with_stap(name: str, text: str) -> None:
                 stream.write(_STUB_RELEASE + "\n" if file_name.endswith("release") else "")
         path = os.path.join(work, name + ".stp")
         write_atomic(path, text.encode("utf-8", "surrogateescape"))
-        result = command.run(["stap", "-p1", "-r", tree, path], timeout_seconds=120, env={"SYSTEMTAP_DIR": work, "HOME": work})
+        result = command.run(
+            ["stap", "-p1", "-r", tree, path], timeout_seconds=120, env={"SYSTEMTAP_DIR": work, "HOME": work}
+        )
         if result.rc != 0:
             raise build_failed(name, None, result.stderr)
 

@@ -15,8 +15,8 @@ from .._core.root import Root
 
 #: SystemTap's own default is 16 MB of output buffer for each online CPU (runtime/transport/transport.c).
 BUFFER_BYTES_PER_CPU = 1 << 20
-#: The share of MemFree + Buffers that output buffers may take. The module itself refuses to load when they exceed it all
-#: (runtime/transport/relay_v2.c); the page cache does not count there, nor here.
+#: The share of MemFree + Buffers that output buffers may take. The module itself refuses to load when they exceed all
+#: of it (runtime/transport/relay_v2.c); the page cache does not count there, nor here.
 MEMORY_SHARE = 0.05
 MAX_DURATION_SECONDS = 900
 #: How long loading and arming may take before the run counts as failed.
@@ -60,8 +60,6 @@ def buffer_check(memory: Memory, bytes_per_cpu: int = BUFFER_BYTES_PER_CPU) -> s
     allowed = int((memory.free_bytes + memory.buffers_bytes) * MEMORY_SHARE)
     if needed <= allowed:
         return None
-    return (
-        "output buffers of {0} MB ({1} CPUs) are more than 5 % of the {2} MB of free and buffer memory".format(
-            needed >> 20, memory.cpus_online, (memory.free_bytes + memory.buffers_bytes) >> 20
-        )
+    return "output buffers of {0} MB ({1} CPUs) are more than 5 % of the {2} MB of free and buffer memory".format(
+        needed >> 20, memory.cpus_online, (memory.free_bytes + memory.buffers_bytes) >> 20
     )

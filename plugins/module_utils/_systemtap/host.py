@@ -39,7 +39,7 @@ class Finding:
 
 
 def parse_version(text: str) -> str | None:
-    """Return the release in ``stap --version`` or ``staprun -V``: ``(version 5.6/0.196, Debian version 5.6-1)`` -> 5.6."""
+    """Return the release in ``stap --version`` or ``staprun -V``: ``(version 5.6/0.196, Debian 5.6-1)`` -> 5.6."""
     found = _VERSION.search(text)
     return found.group(1) if found else None
 
@@ -84,8 +84,14 @@ def read_host(root: Root, arch: str) -> dict[str, t.Any]:
     """Return what matters for tracing on this host; shapes as in the documentation of ``stap_host_info``."""
     facts = gather(root, {"identity", "security", "tracing", "config"}, [], arch)
     memory = read_memory(root)
-    groups = {group.gr_name for group in grp.getgrall() if group.gr_gid in os.getgroups() or group.gr_gid == os.getegid()}
-    modules = {line.split(b" ", 1)[0].decode() for line in root.lines("proc/modules")} if root.exists("proc/modules") else set()
+    groups = {
+        group.gr_name for group in grp.getgrall() if group.gr_gid in os.getgroups() or group.gr_gid == os.getegid()
+    }
+    modules = (
+        {line.split(b" ", 1)[0].decode() for line in root.lines("proc/modules")}
+        if root.exists("proc/modules")
+        else set()
+    )
     return {
         "kernel": {key: facts.get(key) for key in ("release", "version", "arch", "build_id")},
         "traceability": facts["traceability"],
@@ -169,7 +175,9 @@ def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any]) -> list[Finding]:
             )
         )
     if not kernel.get("compiler"):
-        findings.append(Finding("compiler", True, "the builder has no gcc that can build for {0}".format(release), "install gcc"))
+        findings.append(
+            Finding("compiler", True, "the builder has no gcc that can build for {0}".format(release), "install gcc")
+        )
     return findings
 
 
@@ -186,8 +194,12 @@ def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: s
             Finding(
                 "staprun",
                 True,
-                "the host's staprun {0} does not understand modules built by stap {1}: the message format changed in 5.0".format(staprun, stap),
-                "install systemtap-runtime 5.0 or newer on the host" if version_tuple(stap) >= (5,) else "use a builder of the same release",
+                "staprun {0} does not understand modules of stap {1}: the message format changed in 5.0".format(
+                    staprun, stap
+                ),
+                "install systemtap-runtime 5.0 or newer on the host"
+                if version_tuple(stap) >= (5,)
+                else "use a builder of the same release",
             )
         )
     kernel = version_tuple(release)[:2]
@@ -202,6 +214,11 @@ def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: s
         )
     if version_tuple(stap) < (5,) and kernel >= (6, 1):
         findings.append(
-            Finding("stap", True, "stap {0} does not build for this kernel: task_work_cancel changed".format(stap), "use a builder with SystemTap 5.2 or newer")
+            Finding(
+                "stap",
+                True,
+                "stap {0} does not build for this kernel: task_work_cancel changed".format(stap),
+                "use a builder with SystemTap 5.2 or newer",
+            )
         )
     return findings

@@ -37,7 +37,9 @@ def place_order(
     store = build.Store(store_directory)
     key = build.key_of(order, tools)
     known = store.read(key)
-    change = Change(order.module_name, None, key[:12], "stap", "the store has no module of this script for {0}".format(release))
+    change = Change(
+        order.module_name, None, key[:12], "stap", "the store has no module of this script for {0}".format(release)
+    )
     if known is None and check_mode:
         return Plan([change]), None
     built = False
@@ -54,7 +56,9 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
     """
     if isinstance(script, str):
         if not script.startswith("/"):
-            raise InvalidInput("script", script, "must be the absolute path of a script on the builder, or what stap_script returned")
+            raise InvalidInput(
+                "script", script, "must be the absolute path of a script on the builder, or what stap_script returned"
+            )
         text = Root().read_text_or(script)
         if text is None:
             raise InvalidInput("script", script, "cannot be read on the builder")

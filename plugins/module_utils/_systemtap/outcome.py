@@ -14,15 +14,21 @@ import json
 import re
 import typing as t
 
-_HIT = re.compile(r"^(?P<point>.+?), \((?P<place>.*?)\), hits: (?P<hits>\d+), \w+: \d+min/(?P<average>\d+)avg/\d+max,(?P<chain>.*), index: \d+$")
+_HIT = re.compile(
+    r"^(?P<point>.+?), \(.*?\), hits: (?P<hits>\d+), \w+: \d+min/\d+avg/\d+max,(?P<chain>.*), index: \d+$"
+)
 _REPORT = "----- probe hit report:"
 _NUMBERS = re.compile(r"Number of errors: (\d+), skipped probes: (\d+)")
 _MISSED = re.compile(r"Skipped due to missed \S+ .*: (\d+)$")
 _TRANSPORT = re.compile(r"There were (\d+) transport failures")
 _NOT_SYNCHRONOUS = re.compile(r"^(begin|end|error|never|timer|procfs)\b")
-_INSERT = re.compile(r"Couldn't insert module|Error inserting module|module version mismatch|Unable to send relocation|Can't resolve", re.IGNORECASE)
+_INSERT = re.compile(
+    r"Couldn't insert module|Error inserting module|module version mismatch|Unable to send relocation|Can't resolve",
+    re.IGNORECASE,
+)
 _SHOWN_MESSAGES = 20
 _SHOWN_POINTS = 40
+_NAMED_MISSING = 5
 _KERNEL_PLACE = re.compile(r"^_stext\+(0x[0-9a-f]+)$")
 _MODULE_PLACE = re.compile(r"^(\w+):(\S+)\+(?:0x)?[0-9a-f]+$")
 # kprobes moves a probe on a function's entry behind the entry's endbr64 or ftrace site (arch_adjust_kprobe_addr).
@@ -84,8 +90,7 @@ class Messages:
 def read_messages(text: str) -> Messages:
     """Take staprun's messages apart; equal ones are kept once."""
     messages = Messages([], [], 0, 0, 0)
-    for line in text.splitlines():
-        line = line.strip()
+    for line in (row.strip() for row in text.splitlines()):
         kind, _colon, rest = line.partition(": ")
         numbers, missed, lost = _NUMBERS.search(line), _MISSED.search(line), _TRANSPORT.search(line)
         if numbers:
@@ -100,7 +105,9 @@ def read_messages(text: str) -> Messages:
     return messages
 
 
-def parse_records(text: str, schema: t.Mapping[str, t.Mapping[str, str]], limit: int) -> tuple[list[dict[str, t.Any]], int, list[str]]:
+def parse_records(
+    text: str, schema: t.Mapping[str, t.Mapping[str, str]], limit: int
+) -> tuple[list[dict[str, t.Any]], int, list[str]]:
     """Return the records that a script printed as JSON lines, how many there were, and what does not fit its schema.
 
     Other lines are the script's own text and no concern here. Without a schema every JSON object is a record.
@@ -132,7 +139,7 @@ _TYPES: dict[str, type] = {"string": str, "integer": int, "list": list}
 def _misfit(record: dict[str, t.Any], schema: t.Mapping[str, t.Mapping[str, str]]) -> str | None:
     if not schema:
         return None
-    kind = record.get("kind")
+    kind = str(record.get("kind"))
     if kind not in schema:
         return "a record of the undeclared kind {0!r}".format(kind)
     for field, name in schema[kind].items():
@@ -151,7 +158,12 @@ class Arming:
     missing: list[str]
 
 
-def prove_arming(probes: t.Sequence[t.Mapping[str, t.Any]], sites: t.Sequence[t.Mapping[str, t.Any]], stext: int | None, running: bool) -> Arming:
+def prove_arming(
+    probes: t.Sequence[t.Mapping[str, t.Any]],
+    sites: t.Sequence[t.Mapping[str, t.Any]],
+    stext: int | None,
+    running: bool,
+) -> Arming:
     """Compare what the build expects with what the kernel shows as armed.
 
     Probes that leave no trace in kprobes/list (tracepoints, timers) count as armed when the module runs.
@@ -190,13 +202,20 @@ def _is_at(site: t.Mapping[str, t.Any], probe: t.Mapping[str, t.Any], stext: int
     return name is not None and site["symbol"].split(".")[0] == name.group(1)
 
 
-def judge(state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits: int | None, truncated: bool) -> tuple[str, str]:
+def judge(
+    state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits: int | None, truncated: bool
+) -> tuple[str, str]:
     """Return the outcome and its reason in words."""
-    errors = " ".join(messages.errors)
     if "armed_seconds" not in state:
         if state.get("stop") == "load":
             return "timeout", "the module was not loaded and armed before the deadline"
-        return "refused", "the module was not loaded: {0}".format(messages.errors[0] if messages.errors else "staprun gave no reason")
+        said = messages.errors[0] if messages.errors else "staprun gave no reason"
+        return "refused", "the module was not loaded: {0}".format(said)
+    return _judge_messages(messages) or _judge_evidence(state, messages, arming, hits, truncated)
+
+
+def _judge_messages(messages: Messages) -> tuple[str, str] | None:
+    errors = " ".join(messages.errors)
     if "exceeded threshold" in errors:
         return "overloaded", "the probes took more of a CPU than the build allows: {0}".format(messages.errors[0])
     if "Skipped too many probes" in errors:
@@ -204,13 +223,22 @@ def judge(state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits
     if _INSERT.search(errors):
         return "refused", messages.errors[0]
     if messages.errors or messages.error_count:
-        return "script_error", messages.errors[0] if messages.errors else "{0} run-time errors".format(messages.error_count)
+        reason = messages.errors[0] if messages.errors else "{0} run-time errors".format(messages.error_count)
+        return "script_error", reason
+    return None
+
+
+def _judge_evidence(
+    state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits: int | None, truncated: bool
+) -> tuple[str, str]:
     if state.get("state") == "killed" or state.get("presses", 0) > 1 or state.get("stop") == "signal":
         return "timeout", "the run was ended by force"
-    if arming.asked and arming.missing:
-        return "partial_arm", "{0} of {1} probes are armed; missing: {2}".format(arming.armed, arming.asked, ", ".join(arming.missing[:5]))
+    if arming.missing:
+        missing = ", ".join(arming.missing[:_NAMED_MISSING])
+        return "partial_arm", "{0} of {1} probes are armed; missing: {2}".format(arming.armed, arming.asked, missing)
     if messages.lost or truncated:
-        return "lost_output", "output was lost: {0} transport failures, {1} bytes printed".format(messages.lost, state.get("bytes", 0))
+        reason = "output was lost: {0} transport failures, {1} bytes printed, {2} kept"
+        return "lost_output", reason.format(messages.lost, state.get("bytes", 0), state.get("kept", 0))
     if hits is not None and messages.skipped * 100 > hits:
         return "skipped", "{0} of {1} hits were skipped".format(messages.skipped, hits + messages.skipped)
     if arming.asked and hits == 0:
@@ -233,14 +261,20 @@ def contract(
     arming = prove_arming(build["probes"], state.get("sites", ()), stext, "armed_seconds" in state)
     hits = None
     if parts.hits is not None:
-        hits = sum(count for (point, helper), count in parts.hits.items() if not helper and not _NOT_SYNCHRONOUS.match(point))
+        hits = sum(
+            count for (point, helper), count in parts.hits.items() if not helper and not _NOT_SYNCHRONOUS.match(point)
+        )
     truncated = state.get("bytes", 0) > state.get("kept", 0)
     records, count, wrong = parse_records(parts.text, build.get("schema") or {}, record_limit)
     outcome, reason = judge(state, messages, arming, hits, truncated)
     if outcome in ("ok", "zero_hits") and wrong:
         outcome, reason = "script_error", "the script printed {0}".format(wrong[0])
     points = [
-        {"point": probe["point"], "hits": (parts.hits or {}).get((probe["point"], False), 0), "armed": probe["point"] not in arming.missing}
+        {
+            "point": probe["point"],
+            "hits": (parts.hits or {}).get((probe["point"], False), 0),
+            "armed": probe["point"] not in arming.missing,
+        }
         for probe in build["probes"]
         if not probe.get("helper") and not _NOT_SYNCHRONOUS.match(probe["point"])
     ]

@@ -45,37 +45,33 @@ _LINES = re.compile(r"^(?::\d+|\+\d+|:\*|:\d+-\d+)$")
 
 
 def _shapes() -> list[str]:
-    shapes = ["never"]
+    shapes = ["never", "timer.hz(number)", "timer.profile", "timer.profile.tick", "timer.profile.freq.hz(number)"]
     for place in ("kernel", "module(string)"):
-        for argument in ("string", "number"):
-            function = "{0}.function({1})".format(place, argument)
-            shapes += [function + suffix for suffix in _SUFFIXES_OF_FUNCTION]
-            if argument == "string":
-                shapes += [function + suffix for suffix in _SUFFIXES_OF_NAMED_FUNCTION]
-            statement = "{0}.statement({1})".format(place, argument)
-            shapes += [statement, statement + ".nearest"]
-        shapes.append(place + ".tracepoint(string)")
-    shapes += ["kernel.statement(number).absolute", "kernel.trace(string)", "kernel.xdp", "kernel.xdp(string)", "xdp", "xdp(string)"]
-    for end in (".rw", ".write"):
-        shapes += ["kernel.data(string)" + end, "kernel.data(number)" + end, "kernel.data(number).length(number)" + end]
-    for place in ("kprobe", "kprobe.module(string)"):
-        shapes += [
-            place + ".function(string)" + suffix for suffix in _SUFFIXES_OF_FUNCTION if suffix != ".exported"
-        ]
-    shapes.append("kprobe.statement(number).absolute")
-    for word in ("begin", "end", "error"):
-        shapes += [word, word + "(number)"]
+        shapes += _function_shapes(place)
+    shapes += ["kernel.statement(number).absolute", "kprobe.statement(number).absolute", "kernel.trace(string)"]
+    shapes += [place + argument for place in ("kernel.xdp", "xdp") for argument in ("", "(string)")]
+    for data in ("kernel.data(string)", "kernel.data(number)", "kernel.data(number).length(number)"):
+        shapes += [data + ".rw", data + ".write"]
+    for place in ("kprobe.function(string)", "kprobe.module(string).function(string)"):
+        shapes += [place + suffix for suffix in _SUFFIXES_OF_FUNCTION if suffix != ".exported"]
+    shapes += [word + argument for word in ("begin", "end", "error") for argument in ("", "(number)")]
     for unit in _UNITS:
         shapes += ["timer.{0}(number)".format(unit), "timer.{0}(number).randomize(number)".format(unit)]
-    shapes += ["timer.hz(number)", "timer.profile", "timer.profile.tick", "timer.profile.freq.hz(number)"]
-    for name in ("procfs", "procfs(string)"):
-        for mask in ("", ".umask(number)"):
-            shapes += [name + mask + ".read", name + mask + ".read.maxsize(number)", name + mask + ".write"]
+    for name in ("procfs", "procfs(string)", "procfs.umask(number)", "procfs(string).umask(number)"):
+        shapes += [name + ".read", name + ".read.maxsize(number)", name + ".write"]
     counter = "perf.type(number).config(number)"
-    for end in ("", ".sample(number)", ".hz(number)", ".counter(string)", ".process", ".process(string)"):
-        shapes.append(counter + end)
-    shapes.append(counter + ".process(string).counter(string)")
-    return shapes
+    ends = ("", ".sample(number)", ".hz(number)", ".counter(string)", ".process", ".process(string)")
+    return shapes + [counter + end for end in (*ends, ".process(string).counter(string)")]
+
+
+def _function_shapes(place: str) -> list[str]:
+    shapes = [place + ".tracepoint(string)"]
+    for argument in ("string", "number"):
+        function = "{0}.function({1})".format(place, argument)
+        statement = "{0}.statement({1})".format(place, argument)
+        shapes += [function + suffix for suffix in _SUFFIXES_OF_FUNCTION]
+        shapes += [statement, statement + ".nearest"]
+    return shapes + [place + ".function(string)" + suffix for suffix in _SUFFIXES_OF_NAMED_FUNCTION]
 
 
 SHAPES = tuple(_shapes())
@@ -100,12 +96,12 @@ class Part:
 class ProbePoint:
     """A probe point, taken apart.
 
-    ``family`` is what kind of event it is: ``function``, ``statement``, ``kprobe``, ``tracepoint``, ``data``, ``timer``,
-    ``begin``, ``end``, ``error``, ``never``, ``procfs``, ``perf``, ``xdp``, or ``alias`` for what only a tapset knows.
-    ``module`` is the kernel module's name (null: the kernel itself), ``symbol`` the function or event name or glob,
-    ``source`` and ``lines`` the rest of ``name@file:line``. ``variant`` is ``call``, ``return``, ``inline``, ``exported``,
-    ``callee``, ``callees``, ``label``, ``nearest``, ``absolute`` or null. ``synchronous`` tells whether the probe fires
-    at a place in the code. ``optional`` is the suffix ``?``, ``sufficient`` the suffix ``!``.
+    ``family`` is what kind of event it is: ``function``, ``statement``, ``kprobe``, ``tracepoint``, ``data``,
+    ``timer``, ``begin``, ``end``, ``error``, ``never``, ``procfs``, ``perf``, ``xdp``, or ``alias`` for what only a
+    tapset knows. ``module`` is the kernel module's name (null: the kernel itself), ``symbol`` the function or event
+    name or glob, ``source`` and ``lines`` the rest of ``name@file:line``. ``variant`` is ``call``, ``return``,
+    ``inline``, ``exported``, ``callee``, ``callees``, ``label``, ``nearest``, ``absolute`` or null. ``synchronous``
+    tells whether the probe fires at a place in the code. ``optional`` is the suffix ``?``, ``sufficient`` ``!``.
     """
 
     text: str
@@ -328,5 +324,7 @@ def _split_pattern(text: str, pattern: str) -> tuple[str | None, str | None, str
         raise InvalidInput("probe", text, 'needs a name in quotes, as in "vfs_read" or "vfs_read@fs/read_write.c:450"')
     lines = found.group("lines")
     if lines is not None and not _LINES.match(lines):
-        raise InvalidInput("probe", text, "has the line form {0!r}; right are :LINE, +OFFSET, :* and :FROM-TO".format(lines))
+        raise InvalidInput(
+            "probe", text, "has the line form {0!r}; right are :LINE, +OFFSET, :* and :FROM-TO".format(lines)
+        )
     return found.group("symbol"), found.group("source"), lines

@@ -108,7 +108,12 @@ def _tracepoint(point: ProbePoint, facts: HostFacts) -> _Answer:
     if not facts.table.has_data_symbols:
         return "unknown", "this kernel does not list its tracepoints (CONFIG_KALLSYMS_ALL is off)", [], []
     known = {symbol.name[len("__tracepoint_") :] for symbol in facts.table.glob("__tracepoint_*", 1 << 16)[0]}
-    return "missing", "neither the kernel nor a loaded module has a tracepoint of that name", nearest_names(name, known), []
+    return (
+        "missing",
+        "neither the kernel nor a loaded module has a tracepoint of that name",
+        nearest_names(name, known),
+        [],
+    )
 
 
 def _absent_module(point: ProbePoint, facts: HostFacts) -> _Answer:
@@ -117,7 +122,12 @@ def _absent_module(point: ProbePoint, facts: HostFacts) -> _Answer:
         instead = 'kernel.function("{0}")'.format(point.symbol)
         return "module_not_loaded", "{0} is built into the kernel: probe it as {1}".format(name, instead), [instead], []
     nearest = nearest_names(name, facts.modules)
-    return "module_not_loaded", "the module {0} is not loaded: the probe stays silent until it is".format(name), nearest, []
+    return (
+        "module_not_loaded",
+        "the module {0} is not loaded: the probe stays silent until it is".format(name),
+        nearest,
+        [],
+    )
 
 
 def _glob(point: ProbePoint, facts: HostFacts) -> _Answer:
@@ -157,7 +167,9 @@ def _function(point: ProbePoint, facts: HostFacts) -> _Answer:
         if len(refusals) == len(found):
             return refusals[0][0], refusals[0][1], [], found
         allowed = [symbol for symbol in found if not _refusal(symbol, facts)]
-        reason = "the function is there" if len(found) == 1 else "{0} functions of this name are there".format(len(found))
+        reason = (
+            "the function is there" if len(found) == 1 else "{0} functions of this name are there".format(len(found))
+        )
         unknown = "" if facts.blacklist is not None else "; the kernel's blacklist could not be read"
         return "armable", reason + unknown, [], allowed
     return _not_found(point, facts, owner, everywhere)
@@ -166,18 +178,31 @@ def _function(point: ProbePoint, facts: HostFacts) -> _Answer:
 def _not_found(point: ProbePoint, facts: HostFacts, owner: str, everywhere: list[Symbol]) -> _Answer:
     name = point.symbol or ""
     variants = [
-        symbol for symbol in facts.table.variants(name) if symbol.is_function and symbol.owner == owner and ".cold" not in symbol.name
+        symbol
+        for symbol in facts.table.variants(name)
+        if symbol.is_function and symbol.owner == owner and ".cold" not in symbol.name
     ]
     if variants:
         shown = ", ".join(symbol.name for symbol in variants[:_NEAREST])
         if point.family == "kprobe":
-            return "optimised_variant_only", "the compiler left only {0}, which kprobe.function does not find by this name".format(shown), [
-                symbol.name for symbol in variants[:_NEAREST]
-            ], variants
-        return "optimised_variant_only", "the compiler left only {0}: arguments may be missing".format(shown), [], variants
+            return (
+                "optimised_variant_only",
+                "the compiler left only {0}, which kprobe.function does not find by this name".format(shown),
+                [symbol.name for symbol in variants[:_NEAREST]],
+                variants,
+            )
+        return (
+            "optimised_variant_only",
+            "the compiler left only {0}: arguments may be missing".format(shown),
+            [],
+            variants,
+        )
     if everywhere:
         places = sorted({symbol.owner for symbol in everywhere})
-        forms = ['{0}.function("{1}")'.format("kernel" if place == CORE_OWNER else 'module("{0}")'.format(place), name) for place in places]
+        forms = [
+            '{0}.function("{1}")'.format("kernel" if place == CORE_OWNER else 'module("{0}")'.format(place), name)
+            for place in places
+        ]
         return "missing", "the function is elsewhere: {0}".format(", ".join(forms)), forms[:_NEAREST], []
     nearest = facts.table.nearest(name, _NEAREST, owner)
     return "missing", "no such function here; if the source has it, the compiler inlined every copy", nearest, []

@@ -26,7 +26,6 @@ from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
 from . import envelope, supervisor
-from .outcome import OUTCOMES as OUTCOMES
 from .outcome import contract
 from .script import check_globals
 
@@ -42,12 +41,16 @@ class Refused(TapvirtError):
     """The run was not started; nothing was changed on the host."""
 
     def __init__(self, reason: str, **fields: t.Any) -> None:
-        super().__init__("Refused before anything was loaded: {0}.".format(reason), run={"phase": "check", "outcome": "refused", "reason": reason}, **fields)
+        super().__init__(
+            "Refused before anything was loaded: {0}.".format(reason),
+            run={"phase": "check", "outcome": "refused", "reason": reason},
+            **fields,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a run is asked to do. ``build`` is what ``stap_module`` returned, ``values`` are checked global variables."""
+    """What a run is asked to do: ``build`` is what ``stap_module`` returned, ``values`` are checked globals."""
 
     build: t.Mapping[str, t.Any]
     values: t.Mapping[str, str | int]
@@ -68,7 +71,17 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     check_host(root, request)
     plan = Plan()
     if not has_module(request.build):
-        plan = Plan([Change(cache_path(request.build), None, request.build["sha256"], "copy", "the host does not have the module")])
+        plan = Plan(
+            [
+                Change(
+                    cache_path(request.build),
+                    None,
+                    request.build["sha256"],
+                    "copy",
+                    "the host does not have the module",
+                )
+            ]
+        )
     if check_mode:
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
     found = sweep()
@@ -93,10 +106,14 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
         raise InvalidInput("duration", params["duration"], rule)
     if not 1 <= params["buffer_mb"] <= 64:
         raise InvalidInput("buffer_mb", params["buffer_mb"], "must be between 1 and 64")
-    values = check_globals(build.get("script", build["name"]), build["globals"], {**build.get("values", {}), **params["globals"]})
+    values = check_globals(
+        build.get("script", build["name"]), build["globals"], {**build.get("values", {}), **params["globals"]}
+    )
     if params["domain"] is not None:
         if "target_pid" not in build["globals"]:
-            raise InvalidInput("domain", params["domain"], "cannot narrow this trace: its script has no global variable target_pid")
+            raise InvalidInput(
+                "domain", params["domain"], "cannot narrow this trace: its script has no global variable target_pid"
+            )
         values["target_pid"] = domain_pid(root, params["domain"])
     return Request(
         build=build,
@@ -118,7 +135,9 @@ def check_build(build: t.Mapping[str, t.Any]) -> None:
             raise InvalidInput("module.{0}".format(field), build.get(field), "is not what stap_module returns")
     for field in ("kernel", "globals", "probes"):
         if field not in build:
-            raise InvalidInput("module", sorted(build), "lacks {0!r}; give what stap_module returned as its module".format(field))
+            raise InvalidInput(
+                "module", sorted(build), "lacks {0!r}; give what stap_module returned as its module".format(field)
+            )
 
 
 def domain_pid(root: Root, name: str) -> int:
@@ -126,7 +145,11 @@ def domain_pid(root: Root, name: str) -> int:
 
     :raises InvalidInput: no domain of that name runs on this host.
     """
-    running = [entry[: -len(".pid")] for entry in root.listdir(_LIBVIRT_RUN) if entry.endswith(".pid") and entry != "driver.pid"]
+    running = [
+        entry[: -len(".pid")]
+        for entry in root.listdir(_LIBVIRT_RUN)
+        if entry.endswith(".pid") and entry != "driver.pid"
+    ]
     if name not in running:
         rule = "is not a domain that QEMU runs on this host; running: {0}".format(", ".join(running) or "none")
         raise InvalidInput("domain", name, rule, nearest_names(name, running))
@@ -142,11 +165,17 @@ def check_host(root: Root, request: Request) -> None:
         raise Refused("this kernel has no loadable modules (there is no /proc/modules), so SystemTap cannot trace it")
     release = root.read_text("proc/sys/kernel/osrelease").strip()
     if request.build["kernel"] != release:
-        raise Refused("the module was built for kernel {0}, and this host runs {1}".format(request.build["kernel"], release))
+        raise Refused(
+            "the module was built for kernel {0}, and this host runs {1}".format(request.build["kernel"], release)
+        )
     version = root.read_text("proc/sys/kernel/version").strip()
     wanted = request.build.get("kernel_version")
     if wanted and wanted != version:
-        raise Refused("the module was built for {0} {1!r}, and this host runs another build of it, {2!r}".format(release, wanted, version))
+        raise Refused(
+            "the module was built for {0} {1!r}, and this host runs another build of it, {2!r}".format(
+                release, wanted, version
+            )
+        )
     if command.find_program("staprun") is None:
         raise Refused("staprun is not installed on this host; it is in the package systemtap-runtime")
     if "[confidentiality]" in (root.read_text_or("sys/kernel/security/lockdown") or ""):
@@ -155,7 +184,11 @@ def check_host(root: Root, request: Request) -> None:
     if shortage:
         raise Refused(shortage)
     if supervisor.loaded(request.build["name"]):
-        raise Refused("the module {0} is loaded already: another run of the same script is under way".format(request.build["name"]))
+        raise Refused(
+            "the module {0} is loaded already: another run of the same script is under way".format(
+                request.build["name"]
+            )
+        )
 
 
 def cache_path(build: t.Mapping[str, t.Any]) -> str:
@@ -167,7 +200,7 @@ def has_module(build: t.Mapping[str, t.Any]) -> bool:
     """Tell whether the host keeps the whole module."""
     try:
         with open(cache_path(build), "rb") as stream:
-            return hashlib.sha256(stream.read()).hexdigest() == build["sha256"]
+            return hashlib.sha256(stream.read()).hexdigest() == str(build["sha256"])
     except OSError:
         return False
 
@@ -209,11 +242,17 @@ def start(request: Request, directory: str) -> str:
     python = [sys.executable, "-I", program]
     if not os.path.isdir("/run/systemd/system"):
         subprocess.Popen(
-            [*python, "guard", directory], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*python, "guard", directory],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         return "guard"
     properties = {
-        "RuntimeMaxSec": "{0:g}".format(envelope.LOAD_SECONDS + request.duration_seconds + 2 * envelope.STOP_GRACE_SECONDS),
+        "RuntimeMaxSec": "{0:g}".format(
+            envelope.LOAD_SECONDS + request.duration_seconds + 2 * envelope.STOP_GRACE_SECONDS
+        ),
         "KillMode": "mixed",
         "TimeoutStopSec": str(3 * envelope.STOP_GRACE_SECONDS),
         "ExecStopPost": " ".join([*python, "clean", directory]),
@@ -249,8 +288,16 @@ def collect(request: Request, directory: str, state: t.Mapping[str, t.Any]) -> d
         request.build, state, texts["output"], texts["tail"], texts["errors"], read_stext(Root()), request.record_limit
     )
     result["kernel"] = request.build["kernel"]
-    result["builder"] = {"stap": request.build.get("stap"), "compiler": request.build.get("compiler"), "key": request.build.get("key")}
-    result["module"] = {"name": request.build["name"], "sha256": request.build["sha256"], "path": cache_path(request.build)}
+    result["builder"] = {
+        "stap": request.build.get("stap"),
+        "compiler": request.build.get("compiler"),
+        "key": request.build.get("key"),
+    }
+    result["module"] = {
+        "name": request.build["name"],
+        "sha256": request.build["sha256"],
+        "path": cache_path(request.build),
+    }
     result["restored"] = state.get("restored", {})
     result["left"] = state.get("left", [])
     _forget(directory)

@@ -28,8 +28,8 @@ _TOKEN = re.compile(
     | (?P<string>"(?:[^"\\\n]|\\.)*")
     | (?P<word>[A-Za-z_$@][A-Za-z0-9_$@]*|\$\#|@\#)
     | (?P<number>0[xX][0-9a-fA-F]+|[0-9]+)
-    | (?P<operator>%\(|%\)|%\?|%:|<<<|<<=|>>=|->|=~|!~|\+\+|--|\+=|-=|\*=|/=|%=|&=|\^=|\|=|\.=|<=|>=|==|!=|&&|\|\||<<|>>|::
-        |[-+*/%&|^~!<>=.,;:?(){}\[\]])
+    | (?P<operator>%\(|%\)|%\?|%:|<<<|<<=|>>=|->|=~|!~|\+\+|--|\+=|-=|\*=|/=|%=|&=|\^=|\|=|\.=|<=|>=|==|!=|&&|\|\|
+        |<<|>>|::|[-+*/%&|^~!<>=.,;:?(){}\[\]])
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -60,7 +60,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """A global variable: its type ``long``, ``string``, ``array`` or ``unknown`` (a scalar without an initial value)."""
+    """A global variable: its type ``long``, ``string``, ``array`` or ``unknown`` (no initial value tells)."""
 
     name: str
     kind: str
@@ -144,7 +144,11 @@ def _check_balance(name: str, tokens: t.Sequence[Token]) -> None:
             opened.append(token)
         elif token.text in _PAIRS:
             if not opened or opened[-1].text != _PAIRS[token.text]:
-                wanted = "closes nothing" if not opened else "cannot close the {0!r} of line {1}".format(opened[-1].text, opened[-1].line)
+                wanted = (
+                    "closes nothing"
+                    if not opened
+                    else "cannot close the {0!r} of line {1}".format(opened[-1].text, opened[-1].line)
+                )
                 raise ScriptError(name, token.line, token.column, "{0!r} {1}".format(token.text, wanted))
             opened.pop()
     if opened:
@@ -236,7 +240,10 @@ def _schema(name: str, text: str) -> dict[str, dict[str, str]]:
             field, separator, kind = word.partition(":")
             if not separator or kind not in _FIELD_TYPES:
                 raise ScriptError(
-                    name, number, line.index(word) + 1, "a record field is NAME:TYPE, TYPE one of {0}".format(", ".join(_FIELD_TYPES))
+                    name,
+                    number,
+                    line.index(word) + 1,
+                    "a record field is NAME:TYPE, TYPE one of {0}".format(", ".join(_FIELD_TYPES)),
                 )
             fields[field] = kind
         schema[found.group(1)] = fields
@@ -252,11 +259,13 @@ def check_safety(script: Script, guru: bool) -> None:
     if found is not None:
         raise InvalidInput(script.name, found.group(1), "switches a protection of the host off and is never accepted")
     if script.embedded_c and not guru:
-        raise InvalidInput(script.name, "%{ ... %}", "is embedded C, which nothing checks; it needs guru mode with a reason")
+        raise InvalidInput(
+            script.name, "%{ ... %}", "is embedded C, which nothing checks; it needs guru mode with a reason"
+        )
 
 
 def check_globals(name: str, declared: t.Mapping[str, str], given: t.Mapping[str, t.Any]) -> dict[str, str | int]:
-    """Check values for global variables against a script's declarations (name to ``long``, ``string``, ``unknown``, ``array``).
+    """Check values for global variables against a script's declarations, given as name to type.
 
     :returns: the values, as numbers and strings.
     :raises InvalidInput: the script does not declare the name, it is an array, or the value has the wrong type.

@@ -4,8 +4,9 @@
 """Supervise one run of staprun on the host that is traced, whatever happens to the controller.
 
 Private to the collection. This file is also a program: ``stap_run`` copies it next to the job and starts it, under
-systemd or by itself, as ``supervisor.py run|guard|clean DIRECTORY``. So it imports the standard library only. The directory
-holds ``job.json`` (what to do), ``output`` and ``errors`` (what staprun printed, bounded), ``state.json`` (how far it is).
+systemd or by itself, as ``supervisor.py run|guard|clean DIRECTORY``. So it imports the standard library only. The
+directory holds ``job.json`` (what to do), ``output`` and ``errors`` (what staprun printed, bounded) and ``state.json``
+(how far it is).
 
 Signals follow "ABNORMAL TERMINATION" of staprun(8): SIGINT first, SIGKILL last, since a killed stapio leaves its
 module loaded.
@@ -30,17 +31,20 @@ BASE = "/run/tapvirt/stap"
 #: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
 SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
 _PROC = "/proc/systemtap"
-_SITE = re.compile(r"^(?P<address>[0-9a-f]+)\s+(?P<kind>[a-z])\s+(?P<symbol>\S+?)\+(?P<offset>0x[0-9a-f]+)\s*(?P<rest>.*)$")
+_SITE = re.compile(
+    r"^(?P<address>[0-9a-f]+)\s+(?P<kind>[a-z])\s+(?P<symbol>\S+?)\+(?P<offset>0x[0-9a-f]+)\s*(?P<rest>.*)$"
+)
 _TAIL_BYTES = 64 << 10
 _ERROR_BYTES = 64 << 10
 _MOST_SITES = 2000
 _ARM_SECONDS = 3.0
+_PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 class Sites(t.NamedTuple):
     """The entries of debugfs kprobes/list: what is armed in the kernel, whoever did it.
 
-    A line is made by ``report_probe`` in kernel/kprobes.c: address, kind (``k`` kprobe, ``r`` kretprobe), symbol+offset, the
+    A line is made by ``report_probe`` in kernel/kprobes.c: address, kind (``k`` kprobe, ``r`` kretprobe), place, the
     module's name where there is one, and flags such as ``[GONE]`` and ``[FTRACE]``.
     """
 
@@ -178,13 +182,23 @@ class Supervisor:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._job = read_json(os.path.join(directory, "job.json"))
-        self._state: dict[str, t.Any] = {"state": "starting", "name": self._job["name"], "pid": os.getpid(), "stop": None}
+        self._state: dict[str, t.Any] = {
+            "state": "starting",
+            "name": self._job["name"],
+            "pid": os.getpid(),
+            "stop": None,
+        }
         self._digest = hashlib.sha256()
         self._tail = b""
         self._errors = b""
         self._kept = 0
         self._told_to_stop = False
         self._mounted: str | None = None
+        self._begun = time.monotonic()
+        self._loaded_at: float | None = None
+        self._armed_at: float | None = None
+        self._stop_at: float | None = None
+        self._presses = 0
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)
@@ -226,17 +240,13 @@ class Supervisor:
 
     def _watch(self, process: subprocess.Popen[bytes], output: t.IO[bytes], before: Sites) -> None:
         """Read both streams until they end; arm, stop and press harder at the right times."""
-        name, duration, grace = self._job["name"], float(self._job["duration"]), float(self._job["grace"])
         debugfs = self._mounted or debugfs_mount() or ""
-        begun = time.monotonic()
-        loaded_at = armed_at = stop_at = None
-        presses = 0
         with selectors.DefaultSelector() as selector:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     selector.register(stream, selectors.EVENT_READ)
             while selector.get_map():
-                for key, _mask in selector.select(0.1 if armed_at is None else 0.5):
+                for key, _mask in selector.select(0.1 if self._armed_at is None else 0.5):
                     data = os.read(key.fd, 65536)
                     if not data:
                         selector.unregister(key.fileobj)
@@ -244,37 +254,46 @@ class Supervisor:
                         self._keep(output, data)
                     else:
                         self._errors = (self._errors + data)[:_ERROR_BYTES]
-                now = time.monotonic()
-                if loaded_at is None and loaded(name):
-                    loaded_at = now
-                    self._save(state="loaded", load_seconds=round(now - begun, 2))
-                if loaded_at is not None and armed_at is None:
-                    sites = read_sites(debugfs).added_since(before)
-                    if len(sites) >= self._job["sites"] or now - loaded_at > _ARM_SECONDS:
-                        armed_at = now
-                        self._save(state="running", armed_seconds=round(now - begun, 2), sites=sites)
-                if stop_at is None and self._due(now, begun, armed_at, duration):
-                    stop_at = now
-                if stop_at is not None and presses < 3 and now >= stop_at + presses * grace:
-                    number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[presses]
-                    presses += 1
-                    self._save(state="stopping", presses=presses, ran_seconds=round(stop_at - (armed_at or begun), 2))
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, number)
-        if armed_at is not None and stop_at is None:
-            self._save(stop="script", ran_seconds=round(time.monotonic() - armed_at, 2))
+                self._observe(debugfs, before)
+                self._press(process.pid)
+        if self._armed_at is not None and self._stop_at is None:
+            self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
 
-    def _due(self, now: float, begun: float, armed_at: float | None, duration: float) -> bool:
-        reason = None
-        if self._told_to_stop:
-            reason = "signal"
-        elif armed_at is None and now - begun > float(self._job["load"]):
-            reason = "load"
-        elif armed_at is not None and now - armed_at >= duration:
-            reason = "duration"
-        if reason is not None:
+    def _observe(self, debugfs: str, before: Sites) -> None:
+        """Note when the module is loaded, and when its probes are armed or have had time enough."""
+        now = time.monotonic()
+        if self._loaded_at is None and loaded(self._job["name"]):
+            self._loaded_at = now
+            self._save(state="loaded", load_seconds=round(now - self._begun, 2))
+        if self._loaded_at is not None and self._armed_at is None:
+            sites = read_sites(debugfs).added_since(before)
+            if len(sites) >= self._job["sites"] or now - self._loaded_at > _ARM_SECONDS:
+                self._armed_at = now
+                self._save(state="running", armed_seconds=round(now - self._begun, 2), sites=sites)
+
+    def _press(self, pid: int) -> None:
+        """End the run when its time is over: ask, ask again, then force."""
+        now = time.monotonic()
+        if self._stop_at is None:
+            reason = self._reason_to_stop(now)
+            if reason is None:
+                return
+            self._stop_at = now
             self._state["stop"] = reason
-        return reason is not None
+        if self._presses < len(_PRESSES) and now >= self._stop_at + self._presses * float(self._job["grace"]):
+            number = _PRESSES[self._presses]
+            self._presses += 1
+            ran = self._stop_at - (self._armed_at or self._begun)
+            self._save(state="stopping", presses=self._presses, ran_seconds=round(ran, 2))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _reason_to_stop(self, now: float) -> str | None:
+        if self._told_to_stop:
+            return "signal"
+        if self._armed_at is None:
+            return "load" if now - self._begun > float(self._job["load"]) else None
+        return "duration" if now - self._armed_at >= float(self._job["duration"]) else None
 
     def _keep(self, output: t.IO[bytes], data: bytes) -> None:
         self._digest.update(data)

@@ -1,0 +1,173 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
+
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
+RELEASE = "6.12.107+deb13-cloud-amd64"
+TOOLS = build.Toolchain(
+    "5.6", "Systemtap translator/driver (version 5.6/0.196)", ("3.10", "7.3.0-rc3"), {14: "gcc-14", 16: "gcc-16"}
+)
+
+
+def builder(path: pathlib.Path) -> Root:
+    """A builder's tree with headers of one kernel, as Debian packs them."""
+    headers = path / "usr/lib/modules" / RELEASE / "build"
+    (headers / "include/generated").mkdir(parents=True)
+    (headers / ".config").write_text('CONFIG_CC_VERSION_TEXT="x86_64-linux-gnu-gcc-14 (Debian 14.2.0-19) 14.2.0"\n')
+    (headers / "include/generated/utsversion.h").write_text('#define UTS_VERSION "#1 SMP Debian 6.12.107-1"\n')
+    (headers / "Module.symvers").write_text("0x0\tvfs_read\tvmlinux\tEXPORT_SYMBOL\t\n")
+    (path / "usr/bin").mkdir()
+    for name in ("gcc", "gcc-14", "gcc-16", "gcc-ar-14"):
+        (path / "usr/bin" / name).touch()
+    (path / "usr/lib/debug/boot").mkdir(parents=True)
+    (path / "usr/lib/debug/boot" / ("vmlinux-" + RELEASE)).touch()
+    (path / "usr/lib/debug/boot" / ("System.map-" + RELEASE)).write_bytes(b"x" * 5000)
+    return Root(str(path))
+
+
+def test_kernels_and_compilers_are_found(tmp_path: pathlib.Path) -> None:
+    root = builder(tmp_path)
+    compilers = build.find_compilers(root)
+    assert compilers == {14: "gcc-14", 16: "gcc-16"}
+    kernel = build.read_kernels(root, compilers)[RELEASE]
+    assert (kernel.version, kernel.wanted_compiler, kernel.compiler) == ("#1 SMP Debian 6.12.107-1", 14, "gcc-14")
+    assert kernel.vmlinux is not None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"), [(12, "gcc-14"), (14, "gcc-14"), (15, "gcc-16"), (17, "gcc-16"), (None, "gcc-16")]
+)
+def test_the_compiler_is_the_named_or_the_next_newer(wanted: int | None, chosen: str) -> None:
+    assert build.choose_compiler(wanted, TOOLS.compilers) == chosen
+    assert build.choose_compiler(wanted, {}) is None
+
+
+def test_headers_must_be_of_the_hosts_kernel(tmp_path: pathlib.Path) -> None:
+    kernels = build.read_kernels(builder(tmp_path), TOOLS.compilers)
+    assert build.find_kernel(kernels, RELEASE, None).release == RELEASE
+    with pytest.raises(InvalidInput) as caught:
+        build.find_kernel(kernels, "6.12.108+deb13-cloud-amd64", None)
+    assert RELEASE in caught.value.message
+    with pytest.raises(InvalidInput, match="another build"):
+        build.find_kernel(kernels, RELEASE, "#2 SMP Debian 6.12.107-2")
+
+
+def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> None:
+    kernel = build.read_kernels(builder(tmp_path), TOOLS.compilers)[RELEASE]
+    order = build.Order("vfs latency.x", "probe begin { }", kernel, False, 10)
+    assert order.module_name.startswith("tapvirt_vfs_latency_x_") and len(order.module_name) < 56
+    key = build.key_of(order, TOOLS)
+    assert key == build.key_of(build.Order("vfs latency.x", "probe begin { }", kernel, False, 10), TOOLS)
+    others = [
+        build.Order("other", "probe begin { }", kernel, False, 10),
+        build.Order("vfs latency.x", "probe end { }", kernel, False, 10),
+        build.Order("vfs latency.x", "probe begin { }", kernel, True, 10),
+        build.Order("vfs latency.x", "probe begin { }", kernel, False, 20),
+    ]
+    newer = build.Toolchain("5.7", "Systemtap translator/driver (version 5.7/0.197)", None, TOOLS.compilers)
+    keys = {build.key_of(other, TOOLS) for other in others} | {build.key_of(order, newer)}
+    assert len(keys) == 5 and key not in keys
+
+
+def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:
+    root = builder(tmp_path / "builder")
+    store = build.Store(str(tmp_path / "store"))
+    kernel = build.read_kernels(root, TOOLS.compilers)[RELEASE]
+    for _time in range(2):
+        sysroot = pathlib.Path(build.make_sysroot(store, kernel, root))
+    assert (sysroot / "lib/modules" / RELEASE / "build/.config").exists()
+    assert (sysroot / "boot" / ("System.map-" + RELEASE)).exists()
+
+
+def test_a_damaged_build_counts_as_absent(tmp_path: pathlib.Path) -> None:
+    store = build.Store(str(tmp_path))
+    folder = tmp_path / ("a" * 64)
+    folder.mkdir()
+    module = folder / "x.ko"
+    module.write_bytes(b"module")
+    digest = build._hash_file(str(module))
+    (folder / "build.json").write_text(json.dumps({"path": str(module), "sha256": digest}))
+    assert store.read("a" * 64) is not None
+    module.write_bytes(b"modul")
+    assert store.read("a" * 64) is None
+    assert store.read("b" * 64) is None
+    store.log({"key": "a"})
+    store.log({"key": "b"})
+    assert store.row() == {"directory": str(tmp_path), "builds": 2, "modules": 1}
+
+
+def test_the_listing_of_pass_two() -> None:
+    rows = build.parse_probe_rows((FIXTURES / "pass2_listing.txt").read_text())
+    assert [(row["place"], row["helper"], row["optional"]) for row in rows] == [
+        ("_stext+0x430990", False, False),
+        ("_stext+0x431230", True, False),
+        ("_stext+0x431230", False, False),
+        ("kvm_amd:svm_invoke_exit_handler+0", False, False),
+        (None, False, False),
+        (None, False, False),
+        (None, False, True),
+        (None, False, False),
+    ]
+    assert rows[0]["point"] == 'kernel.function("vfs_read@fs/read_write.c:549").call'
+    assert rows[0]["asked"] == 'kernel.function("vfs_read").call'
+    assert rows[6]["point"] == 'kprobe.function("vfs_open")'
+
+
+def test_parameters_of_a_module() -> None:
+    assert build.parse_parameters((FIXTURES / "modinfo_parm.txt").read_text()) == {
+        "target_pid": "long",
+        "threshold_us": "long",
+    }
+    assert build.parse_parameters("name: (string)\n") == {"name": "string"}
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "line", "column", "said", "nearest"),
+    [
+        ("syntax", "parse", 3, 1, "expected literal string or number saw: operator '}'", []),
+        ("open_string", "parse", 1, 21, "closing quote", []),
+        (
+            "missing_function",
+            "analysis",
+            1,
+            7,
+            "no function or event of that name",
+            ["vfs_read", "vcs_read", "vfs_open", "vfs_readv", "fb_read"],
+        ),
+        ("missing_script_function", "analysis", 1, 15, "unresolved function foo", ["log", "HZ", "pn", "pp", "cpu"]),
+        (
+            "missing_variable",
+            "analysis",
+            1,
+            49,
+            "unable to find local 'nosuch'",
+            ["$buf", "$count", "$pos", "$ret", "$file"],
+        ),
+        ("type_mismatch", "analysis", 2, 22, "type mismatch (string)", []),
+    ],
+)
+def test_what_stap_says_becomes_one_paragraph(
+    name: str, phase: str, line: int, column: int, said: str, nearest: list[str]
+) -> None:
+    text = (FIXTURES / "stap_error_{0}.txt".format(name)).read_text()
+    error = build.build_failed("sample", RELEASE, text)
+    assert (error.fields["phase"], error.fields["line"], error.fields["column"]) == (phase, line, column)
+    assert error.fields["nearest"] == nearest
+    assert said in error.message
+    assert "\n" not in error.message
+
+
+def test_a_reason_is_found_where_there_is_no_pass() -> None:
+    text = 'Checking "/lib/modules/6.9.9/build/.config" failed with error: No such file or directory\nTip: x\n'
+    assert "No such file" in build.build_failed("s", RELEASE, text).message
+    assert "no reason" in build.build_failed("s", None, "").message

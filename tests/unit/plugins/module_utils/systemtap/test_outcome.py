@@ -1,0 +1,146 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import outcome
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervisor import Sites
+
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
+STEXT = 0xFFFFFFFFA1E00000
+CALL = 'kernel.function("vfs_read@fs/read_write.c:549").call'
+RETURN = 'kernel.function("vfs_read@fs/read_write.c:549").return'
+PROBES: list[dict[str, t.Any]] = [
+    {"point": CALL, "asked": 'kernel.function("vfs_read").call', "place": "_stext+0x430990", "helper": False},
+    {"point": CALL, "asked": 'kernel.function("vfs_read").return', "place": "_stext+0x430990", "helper": True},
+    {"point": RETURN, "asked": 'kernel.function("vfs_read").return', "place": "_stext+0x430990", "helper": False},
+    {"point": "end", "asked": "end", "place": None, "helper": False},
+]
+
+
+def sites() -> list[dict[str, t.Any]]:
+    return Sites((FIXTURES / "kprobes_list.txt").read_text().splitlines()).added_since(Sites([]))
+
+
+def run(**changed: t.Any) -> dict[str, t.Any]:
+    output = (FIXTURES / "staprun_output.txt").read_text()
+    given: dict[str, t.Any] = {"errors": "", "output": output, "probes": PROBES, "schema": {}, "state": {}}
+    given.update(changed)
+    state = {
+        "state": "done",
+        "armed_seconds": 0.5,
+        "sites": sites(),
+        "bytes": 2000,
+        "kept": 2000,
+        "stop": "duration",
+        **given["state"],
+    }
+    build = {"probes": given["probes"], "schema": given["schema"]}
+    return outcome.contract(build, state, given["output"], "", given["errors"], STEXT, 100)
+
+
+def test_a_good_run() -> None:
+    result = run()
+    assert result["outcome"] == "ok"
+    assert result["probes"]["asked"] == result["probes"]["armed"] == result["probes"]["proved"] == 2
+    assert result["hits"] == 942
+    assert [row["hits"] for row in result["probes"]["points"]] == [471, 471]
+    count, histogram = result["records"]
+    assert count == {"kind": "count", "key": "vfs_read", "count": 471}
+    assert sum(bucket[2] for bucket in histogram["buckets"]) == histogram["count"] == 471
+
+
+def test_an_armed_probe_that_the_kernel_does_not_show_is_missing() -> None:
+    result = run(state={"sites": [site for site in sites() if site["kind"] == "k"]})
+    assert result["outcome"] == "partial_arm"
+    assert result["probes"]["missing"] == [RETURN]
+    gone = [dict(site, rest=["[GONE]"]) if site["kind"] == "r" else site for site in sites()]
+    assert run(state={"sites": gone})["outcome"] == "partial_arm"
+
+
+def test_a_place_is_compared_by_address() -> None:
+    elsewhere = [dict(site, address="ffffffffa2230a94") for site in sites()]
+    assert run(state={"sites": elsewhere})["probes"]["armed"] == 0
+
+
+def test_a_place_in_a_module_is_compared_by_name() -> None:
+    point = 'module("kvm_amd").function("svm_invoke_exit_handler@arch/x86/kvm/svm/svm.c:3404").call'
+    probes = [{"point": point, "asked": point, "place": "kvm_amd:svm_invoke_exit_handler+0", "helper": False}]
+    line = "ffffffffc06d9874  k  svm_invoke_exit_handler+0x4  kvm_amd [FTRACE]"
+    armed = Sites([line, line]).added_since(Sites([line]))
+    assert run(probes=probes, state={"sites": armed})["probes"]["proved"] == 1
+    other = Sites([line.replace("kvm_amd", "kvm_intel")]).added_since(Sites([]))
+    assert run(probes=probes, state={"sites": other})["probes"]["proved"] == 0
+
+
+@pytest.mark.parametrize(
+    ("errors", "state", "expected"),
+    [
+        ("ERROR: probe overhead (900 cycles) exceeded threshold (100 cycles) in last 1000 cycles\n", {}, "overloaded"),
+        (
+            "ERROR: Skipped too many probes, check MAXSKIPPED or try again with stap -t for more details.\n",
+            {},
+            "skipped",
+        ),
+        ("WARNING: Number of errors: 0, skipped probes: 50\n", {}, "skipped"),
+        ("WARNING: Number of errors: 0, skipped probes: 2\n", {}, "ok"),
+        (
+            "ERROR: division by 0 near operator '/' at <input>:1:1\nWARNING: Number of errors: 1, skipped probes: 0\n",
+            {},
+            "script_error",
+        ),
+        ("WARNING: There were 12 transport failures.\n", {}, "lost_output"),
+        ("", {"bytes": 5000}, "lost_output"),
+        ("", {"presses": 2}, "timeout"),
+        ("", {"state": "killed"}, "timeout"),
+        ("", {"stop": "signal"}, "timeout"),
+    ],
+)
+def test_the_outcome_follows_from_messages_and_state(errors: str, state: dict[str, t.Any], expected: str) -> None:
+    assert run(errors=errors, state=state)["outcome"] == expected
+
+
+def test_a_module_that_was_not_loaded() -> None:
+    state = {"state": "done", "stop": "script", "bytes": 0}
+    messages = outcome.read_messages("ERROR: Couldn't insert module '/x.ko': Operation not permitted\n")
+    assert outcome.judge(state, messages, outcome.Arming(1, 0, 0, []), None, False)[0] == "refused"
+    late = outcome.judge(dict(state, stop="load"), outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False)
+    assert late[0] == "timeout"
+
+
+def test_no_hit_is_an_outcome_of_its_own() -> None:
+    assert (
+        run(output="----- probe hit report: \nend, (x), hits: 1, cycles: 1min/1avg/1max, from: end, index: 3\n")[
+            "outcome"
+        ]
+        == "zero_hits"
+    )
+    # A module without a report of hits does not say.
+    assert run(output="{}\n")["hits"] is None
+    assert run(output="text\n")["outcome"] == "ok"
+
+
+def test_records_are_held_against_the_schema() -> None:
+    schema = {"count": {"key": "string", "count": "integer"}}
+    text = '{"kind":"count","key":"a","count":1}\nplain text\n{"kind":"other"}\n{"kind":"count","key":"b"}\n{broken\n'
+    records, count, wrong = outcome.parse_records(text, schema, 10)
+    assert records == [{"kind": "count", "key": "a", "count": 1}] and count == 1
+    assert len(wrong) == 3
+    assert run(output=text, schema=schema)["outcome"] == "script_error"
+    assert outcome.parse_records(text, {}, 1)[1] == 3
+
+
+def test_equal_messages_are_kept_once() -> None:
+    messages = outcome.read_messages(
+        "WARNING: a\nWARNING: a\nERROR: b\nplain\nWARNING: Skipped due to missed kretprobe/1 on 'x': 3\n"
+    )
+    assert (messages.warnings, messages.errors, messages.skipped) == (
+        ["a", "Skipped due to missed kretprobe/1 on 'x': 3"],
+        ["b", "plain"],
+        3,
+    )
