@@ -239,7 +239,7 @@ class _Gatherer:
         return {
             "symbols": {
                 "state": "restricted" if table.restricted else "readable",
-                "data_symbols": table.has_data_symbols,
+                "data_symbols": counts.has_data_symbols,
                 "total": counts.total,
                 "by_type": counts.by_type,
                 "by_owner": dict(owners[:_OWNERS_SHOWN]),

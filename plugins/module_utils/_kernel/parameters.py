@@ -26,6 +26,9 @@ _CRYPTO_NAME = re.compile(r"^name\s*:\s*(\S+)$", re.MULTILINE)
 _BUILT_IN_FILE = re.compile(r"([^/\s]+)\.ko$", re.MULTILINE)
 _64_BIT = re.compile(r"64|s390x")
 
+# Declared as truth values, yet they take more words (set_nx_huge_pages in the kernel's arch/x86/kvm/mmu/mmu.c).
+_MORE_THAN_DECLARED = (("kvm", "nx_huge_pages"),)
+
 Key = t.Tuple[str, str]
 
 
@@ -202,7 +205,7 @@ class Reader:
         return Item(
             module=module,
             name=name,
-            kind=known_kind(info.type if info else None, text),
+            kind=known_kind(info.type if info and (module, name) not in _MORE_THAN_DECLARED else None, text),
             mode=_mode(path),
             text=text,
             loaded=loaded,

@@ -34,6 +34,9 @@ _DERIVED_PREFIXES = (b"__pfx_", b"__cfi_", b"__SC", b"__traceiter_", b"__probest
 _VARIANT_KINDS = ("isra", "constprop", "part", "cold", "llvm", "lto_priv")
 _TEXT_TYPES = "tTwW"
 _DATA_TYPES = rb"^.{%d}[dDbBrR] "
+_DATA_LETTERS = "dDbBrR"
+# Section markers are a few dozen; a kernel's variables are tens of thousands.
+_DATA_SYMBOLS = 1000
 # From this many names on, one walk over the lines is cheaper than one search for each name.
 _WALK_FROM_NAMES = 60
 
@@ -71,6 +74,11 @@ class Counts:
     by_owner: dict[str, int]
     core_fingerprint: str
     extras_fingerprint: str
+
+    @property
+    def has_data_symbols(self) -> bool:
+        """Tell what ``SymbolTable.has_data_symbols`` tells, without another look at the table."""
+        return sum(self.by_type.get(letter, 0) for letter in _DATA_LETTERS) >= _DATA_SYMBOLS
 
 
 def variant_kinds(name: str) -> list[str]:
@@ -111,7 +119,7 @@ class SymbolTable:
         """
         pattern = re.compile(_DATA_TYPES % (self._width + 1), re.MULTILINE)
         found = pattern.finditer(self._data, 0, self._core_end)
-        return sum(1 for _number, _match in zip(range(1000), found)) == 1000
+        return sum(1 for _number, _match in zip(range(_DATA_SYMBOLS), found)) == _DATA_SYMBOLS
 
     def has_prefix(self, prefix: str) -> bool:
         """Tell whether any name begins with this text."""
@@ -188,10 +196,10 @@ class SymbolTable:
         """
         core = self._data[: self._core_end]
         extras = self._data[self._core_end :].splitlines()
-        types: t.Counter[int] = collections.Counter()
+        types: t.Counter[bytes] = collections.Counter()
         digest = hashlib.sha256()
         tail = operator.itemgetter(slice(self._width + 1, None))
-        letter = operator.itemgetter(self._width + 1)
+        letter = operator.itemgetter(slice(self._width + 1, self._width + 2))
         total = 0
         stream = io.BytesIO(core)
         for lines in iter(lambda: stream.readlines(1 << 18), []):
@@ -206,7 +214,7 @@ class SymbolTable:
         types.update(map(letter, extras))
         return Counts(
             total=total + len(extras),
-            by_type={chr(code): number for code, number in sorted(types.items())},
+            by_type={code.decode("ascii", "replace"): number for code, number in sorted(types.items())},
             by_owner=dict(owners.most_common()),
             core_fingerprint=digest.hexdigest()[:32],
             extras_fingerprint=hashlib.sha256(b"\n".join(sorted(map(tail, extras)))).hexdigest()[:32],
@@ -237,7 +245,7 @@ class SymbolTable:
         return Symbol(
             name=name.decode("utf-8", "replace"),
             type=line[self._width + 1 : self._width + 2].decode("ascii", "replace"),
-            address=None if self.restricted else int(line[: self._width], 16),
+            address=None if self.restricted else _address(line[: self._width]),
             owner=_owner(owner) if owner else CORE_OWNER,
         )
 
@@ -248,10 +256,18 @@ class SymbolTable:
         letters = _TEXT_TYPES.encode()
         for line in io.BytesIO(self._data):
             other, _tab, other_owner = line[self._width + 3 : -1].partition(b"\t")
-            if len(other) not in lengths or line[self._width + 1] not in letters or b"." in other:
+            if len(other) not in lengths or line[self._width + 1 : self._width + 2] not in letters or b"." in other:
                 continue
             if not other.startswith(_DERIVED_PREFIXES) and owner in (None, _owner(other_owner)):
                 yield other.decode("utf-8", "replace")
+
+
+def _address(field: bytes) -> int | None:
+    try:
+        return int(field, 16)
+    except ValueError:
+        # A damaged line.
+        return None
 
 
 def _owner(field: bytes) -> str:

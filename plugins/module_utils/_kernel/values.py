@@ -84,7 +84,11 @@ def known_kind(word: str | None, text: str | None) -> Kind:
     """Return the type that modinfo names, if its rules are known here; else what the value looks like."""
     if word is not None:
         kind = Kind(word, "modinfo")
-        if kind.element in _ranges(64) or kind.element in _BOOLEANS or kind.element in _TEXTS:
+        numeric = kind.element in _ranges(64)
+        boolean = kind.element in _BOOLEANS
+        # Some declare a truth value and print other words (kvm.nx_huge_pages: never).
+        odd = boolean and not kind.is_array and text is not None and _without_line_end(text) not in ("Y", "N", "0", "1")
+        if (numeric or boolean or kind.element in _TEXTS) and not odd:
             return kind
     return kind_of_value(text) if text is not None else Kind("opaque", "sysfs")
 
@@ -131,7 +135,8 @@ def read_value(kind: Kind, text: str, word_bits: int) -> Value:
 def same(kind: Kind, one: Value, other: Value) -> bool:
     """Tell whether two values are the same to the kernel.
 
-    For a type without known rules numbers are compared as numbers, words without regard to case or outer white space.
+    For a type without known rules numbers are compared as numbers (Y is 1), words without regard to case or outer
+    white space.
     """
     if kind.word in ("opaque", "selector"):
         return bool(_loose(one.text) == _loose(other.text))
@@ -191,7 +196,8 @@ def _number(text: str) -> int | None:
 
 def _loose(text: str) -> t.Any:
     number = _number(text.strip())
-    return text.strip().casefold() if number is None else number
+    word = text.strip().casefold()
+    return {"y": True, "n": False}.get(word, word) if number is None else number
 
 
 def _text(value: t.Any) -> str:

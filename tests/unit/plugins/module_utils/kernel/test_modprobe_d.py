@@ -1,0 +1,310 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module information and modprobe.d: recorded sections of real modules, trees of configuration files."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import pathlib
+import struct
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel import elf, modprobe_d
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import (
+    InstalledModules,
+    parameters_of,
+    parse_modinfo,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+
+FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
+RELEASE = "6.12.107+deb13-cloud-amd64"
+KVM = (FIXTURES / RELEASE / "kvm.modinfo").read_bytes()
+
+
+def object_file(modinfo: bytes, wide: bool = True) -> bytes:
+    """Return an ELF file with one section, .modinfo, as small as it can be."""
+    names = b"\0.modinfo\0.shstrtab\0"
+    size = 64 if wide else 52
+    sections = [(0, 0, 0), (1, size, len(modinfo)), (10, size + len(modinfo), len(names))]
+    table = b""
+    for name, offset, length in sections:
+        layout = "<IIQQQQIIQQ" if wide else "<IIIIIIIIII"
+        table += struct.pack(layout, name, 1, 0, 0, offset, length, 0, 0, 1, 0)
+    ident = b"\x7fELF" + bytes([2 if wide else 1, 1, 1]) + bytes(9)
+    start = size + len(modinfo) + len(names)
+    layout = "<HHIQQQIHHHHHH" if wide else "<HHIIIIIHHHHHH"
+    header = ident + struct.pack(layout, 1, 62, 1, 0, 0, start, 0, size, 0, 0, 64 if wide else 40, 3, 2)
+    return header + modinfo + names + table
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A host of kernel 6.12 with kvm loaded, dummy installed, and types of what is built in."""
+    modules = tmp_path / "lib" / "modules" / RELEASE
+    (modules / "kernel").mkdir(parents=True)
+    (modules / "modules.dep").write_text("kernel/kvm.ko.xz:\nkernel/dummy.ko:\nkernel/snd-pcm.ko:\n")
+    (modules / "modules.builtin").write_text("kernel/drivers/block/brd.ko\n")
+    (modules / "modules.builtin.modinfo").write_bytes((FIXTURES / RELEASE / "modules.builtin.modinfo").read_bytes())
+    (modules / "kernel" / "kvm.ko.xz").write_bytes(lzma.compress(object_file(KVM)))
+    dummy = b"parm=numdummies:Number of dummy pseudo devices\0parmtype=numdummies:int\0parmtype=model:charp\0"
+    (modules / "kernel" / "dummy.ko").write_bytes(object_file(dummy, wide=False))
+    for name, text in {
+        "proc/sys/kernel/osrelease": RELEASE,
+        "proc/cmdline": "quiet rcutree.blimit=20 panic=5",
+        "sys/module/kvm/initstate": "live\n",
+        "sys/module/kvm/parameters/halt_poll_ns": "200000\n",
+        "sys/module/kvm/parameters/nx_huge_pages": "never\n",
+        "sys/module/rcutree/parameters/blimit": "10\n",
+        "sys/module/firmware_class/parameters/path": "\n",
+        "sys/module/kernel/parameters/panic": "5\n",
+        "sys/module/vt/parameters/default_red": ",".join(["1"] * 16) + "\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "etc" / "modprobe.d").mkdir(parents=True)
+    return tmp_path
+
+
+def run(tree, values, state="present", check=False, persist="none", **options):
+    entries = []
+    for label, value in values.items():
+        module, _dot, name = label.partition(".")
+        entry = {"module": module, "name": name, "value": value, "runtime": True, "persist": persist}
+        entries.append({**entry, "read_back": "auto", **options})
+    return Parameters(Root(str(tree)), "x86_64", wanted_list(entries, state), state).converge(check)
+
+
+def conf(tree, name, text):
+    path = tree / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def own(tree):
+    return (tree / modprobe_d.OWN_FILE).read_text()
+
+
+def test_types_and_descriptions_are_joined_by_name():
+    found = parameters_of(
+        [
+            ("parm", "a:text: more\nlines"),
+            ("parmtype", "a:int"),
+            ("parmtype", "b-c:bool"),
+            ("parm", "d:x"),
+            ("license", "GPL"),
+        ]
+    )
+    assert {name: (info.type, info.description) for name, info in found.items()} == {
+        "a": ("int", "text: more\nlines"),
+        "b_c": ("bool", None),
+        "d": (None, "x"),
+    }
+
+
+def test_the_section_of_a_real_module():
+    types = {name: info.type for name, info in parameters_of(parse_modinfo(KVM)).items()}
+    assert types["halt_poll_ns"] == "uint" and types["ignore_msrs"] == "bool"
+
+
+def test_module_files_of_both_classes_and_damaged_ones(tree):
+    installed = InstalledModules(Root(str(tree)), RELEASE)
+    assert installed.parameters("kvm")["halt_poll_ns"].type == "uint"
+    assert installed.parameters("dummy")["numdummies"].description == "Number of dummy pseudo devices"
+    assert installed.file_of("snd-pcm") == installed.file_of("snd_pcm") is not None
+    assert installed.is_built_in("brd") and not installed.is_built_in("kvm")
+    (tree / "lib/modules" / RELEASE / "kernel/kvm.ko.xz").write_bytes(b"damaged")
+    assert InstalledModules(Root(str(tree)), RELEASE).parameters("kvm") == {}
+    with pytest.raises(elf.ElfError):
+        elf.section(object_file(KVM)[:100], ".modinfo")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "kind"),
+    [
+        ("rcutree", "blimit", "long"),
+        ("rcupdate", "rcu_expedited", "int"),
+        ("module", "sig_enforce", "bool_enable_only"),
+        ("vt", "default_red", "array of byte"),
+        ("firmware_class", "path", "string"),
+        ("xen", "balloon_boot_timeout", "uint"),
+        ("kfence", "burst", "uint"),
+    ],
+)
+def test_built_in_modules_that_no_list_names_have_their_types(module, name, kind, tree):
+    assert InstalledModules(Root(str(tree)), RELEASE).parameters(module)[name].type == kind
+
+
+def test_files_are_joined_masked_and_read_in_the_order_of_their_names(tree):
+    conf(tree, "usr/lib/modprobe.d/a.conf", "options kvm a=1 b=1\n  options kvm c=1\n")
+    conf(tree, "usr/lib/modprobe.d/b.conf", "options kvm a=masked\n")
+    conf(tree, "etc/modprobe.d/b.conf", "# x\noptions kvm \\\n b=2 \noptions kvm-amd nested=1\noptions x\n")
+    conf(tree, "run/modprobe.d/c.txt", "options kvm a=3\n")
+    conf(tree, "lib/modprobe.d/c.conf", 'options kvm d="x # y" e=1 # f\n')
+    found = modprobe_d.effective(modprobe_d.options_of(modprobe_d.read_lines(Root(str(tree)))))
+    assert {key: option.value for key, option in found.items()} == {
+        ("kvm", "a"): "1",
+        ("kvm", "b"): "2",
+        ("kvm", "c"): "1",
+        ("kvm_amd", "nested"): "1",
+        ("kvm", "d"): "x # y",
+        ("kvm", "e"): "1",
+        ("kvm", "#"): None,
+        ("kvm", "f"): None,
+    }
+    assert found["kvm", "b"].source == "/etc/modprobe.d/b.conf"
+
+
+def test_our_own_file_is_read_back_as_it_was_written():
+    options = {("dummy", "model"): "a b", ("kvm", "x"): "1", ("kvm", "a"): "", ("kvm", "y"): "it's # ok"}
+    parsed = modprobe_d.options_of(modprobe_d.parse_lines(modprobe_d.render(options), "f"))
+    assert {(option.module, option.name): option.value for option in parsed} == options
+    assert modprobe_d.render({}) == ""
+
+
+@pytest.mark.parametrize("value", ['a"b', "a\nb", "a\\"])
+def test_what_modprobe_d_cannot_hold_is_refused(value, tree):
+    with pytest.raises(InvalidInput, match="cannot be persisted"):
+        run(tree, {"dummy.model": value}, persist="auto")
+    assert list((tree / "etc/modprobe.d").iterdir()) == []
+
+
+def test_set_persist_second_run_restored(tree):
+    plan, result = run(tree, {"kvm.halt_poll_ns": "0x493e0"}, persist="auto")
+    assert [change.how for change in plan] == ["sysfs", "/etc/modprobe.d/zz-tapvirt.conf"]
+    row = result["params"][0]
+    assert (row["type"], row["before"], row["after"]) == ("uint", 200000, 300000)
+    assert (row["persisted_in"], row["pending"]) == ("/etc/modprobe.d/zz-tapvirt.conf", [])
+    assert own(tree).endswith("\noptions kvm halt_poll_ns=300000\n")
+    assert not run(tree, {"kvm.halt-poll-ns": 300000}, persist="auto")[0]
+    plan, result = run(tree, {"kvm.halt_poll_ns": None}, state="restored")
+    assert len(plan) == 2
+    assert (tree / "sys/module/kvm/parameters/halt_poll_ns").read_text() == "200000"
+    assert list((tree / "etc/modprobe.d").iterdir()) == []
+    assert not (tree / "var/lib/tapvirt/kernel_module_param.json").exists()
+
+
+def test_check_mode_says_the_same_and_writes_nothing(tree):
+    before = {path: path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()}
+    plan, result = run(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto", check=True)
+    assert {path: path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()} == before
+    assert result["params"][0]["persisted_in"] == "/etc/modprobe.d/zz-tapvirt.conf"
+    assert run(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto")[0].rows() == plan.rows()
+
+
+def test_a_vendors_line_that_says_it_already_is_enough(tree):
+    conf(tree, "usr/lib/modprobe.d/vendor.conf", "options kvm halt_poll_ns=0x30d40 ignore_msrs=1\n")
+    plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    assert not plan
+    assert result["params"][0]["persisted_in"] == "/usr/lib/modprobe.d/vendor.conf"
+
+
+def test_a_vendors_line_that_says_otherwise_is_overruled_and_left_alone(tree):
+    conf(tree, "etc/modprobe.d/vendor.conf", "options kvm halt_poll_ns=1\n")
+    plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="modprobe_d")
+    assert plan.changes[0].why == "/etc/modprobe.d/vendor.conf sets another value"
+    assert result["params"][0]["persisted_in"] == "/etc/modprobe.d/zz-tapvirt.conf"
+    assert (tree / "etc/modprobe.d/vendor.conf").read_text() == "options kvm halt_poll_ns=1\n"
+
+
+def test_a_line_that_comes_after_ours_is_named_and_does_not_make_us_write_again(tree):
+    conf(tree, "etc/modprobe.d/zzz.conf", "options kvm halt_poll_ns=1\n")
+    run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    assert not plan
+    row = result["params"][0]
+    assert (row["verdict"], row["persisted_in"]) == ("pending", None)
+    assert row["pending"] == ["/etc/modprobe.d/zzz.conf says halt_poll_ns=1, which comes after our file and wins"]
+
+
+def test_an_install_line_is_named(tree):
+    conf(tree, "etc/modprobe.d/no.conf", "install kvm /bin/true\n")
+    _plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    assert result["params"][0]["pending"] == [
+        "/etc/modprobe.d/no.conf replaces the loading of the module: install kvm /bin/true"
+    ]
+
+
+def test_a_module_that_is_not_loaded_can_be_prepared(tree):
+    with pytest.raises(
+        InvalidInput, match="the module is not loaded; the parameter can be set when the module is loaded"
+    ):
+        run(tree, {"dummy.numdummies": 3})
+    _plan, result = run(tree, {"dummy.numdummies": 3}, persist="auto")
+    assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded"]
+    assert own(tree).endswith("\noptions dummy numdummies=3\n")
+    with pytest.raises(InvalidInput, match="out of range for the type int"):
+        run(tree, {"dummy.numdummies": 1 << 31}, persist="auto")
+
+
+def test_what_is_on_the_kernel_command_line_lasts(tree):
+    conf(tree, "sys/module/rcutree/parameters/blimit", "20\n")
+    plan, result = run(tree, {"rcutree.blimit": 20, "kernel.panic": 5}, persist="auto")
+    assert not plan
+    assert [row["persisted_in"] for row in result["params"]] == ["/proc/cmdline", "/proc/cmdline"]
+    _plan, result = run(tree, {"kernel.panic": 6}, persist="auto")
+    assert result["params"][0]["pending"] == ["add panic=6 to the kernel command line and reboot"]
+
+
+def test_a_read_only_parameter_is_persisted_and_pending(tree):
+    (tree / "sys/module/kvm/parameters/nx_huge_pages").chmod(0o444)
+    with pytest.raises(
+        InvalidInput, match="read-only .mode 0444 in sysfs.; it can be set only when the module is loaded"
+    ):
+        run(tree, {"kvm.nx_huge_pages": "force"})
+    _plan, result = run(tree, {"kvm.nx_huge_pages": "force"}, persist="auto")
+    assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
+
+
+def test_a_truth_value_that_takes_other_words_is_compared_as_words(tree):
+    path = tree / "sys/module/kvm/parameters/nx_huge_pages"
+    for text, value, changes in (
+        ("N", "force", 1),
+        ("Y", True, 0),
+        ("Y", "1", 0),
+        ("never", "n", 1),
+        ("never", "never", 0),
+    ):
+        path.write_text(text + "\n")
+        assert len(run(tree, {"kvm.nx_huge_pages": value}, check=True)[0]) == changes
+
+
+def test_an_empty_text_is_written_as_one_zero_byte(tree):
+    conf(tree, "sys/module/firmware_class/parameters/path", "/lib/fw\n")
+    run(tree, {"firmware_class.path": ""}, read_back="opaque")
+    assert (tree / "sys/module/firmware_class/parameters/path").read_bytes() == b"\0"
+
+
+def test_what_an_interrupted_run_began_is_put_back(tree):
+    label = "kvm.halt_poll_ns"
+    journal = {"in_progress": {label: "200000"}, "originals": {label: "7"}}
+    for boot_id, recovered in (("this", ["kvm.halt_poll_ns"]), ("another", [])):
+        conf(tree, "proc/sys/kernel/random/boot_id", "this\n")
+        conf(tree, "sys/module/kvm/parameters/halt_poll_ns", "300000\n")
+        conf(
+            tree,
+            "var/lib/tapvirt/kernel_module_param.json",
+            json.dumps({**journal, "boot_id": boot_id}),
+        )
+        checked = run(tree, {"kernel.panic": 5}, check=True)[0].rows()
+        plan, result = run(tree, {"kernel.panic": 5})
+        assert (result["recovered"], plan.rows()) == (recovered, checked)
+        assert run(tree, {"kernel.panic": 5})[1]["recovered"] == []
+        assert (tree / "sys/module/kvm/parameters/halt_poll_ns").read_text().strip() == (
+            "200000" if recovered else "300000"
+        )
+        run(tree, {"kvm.halt_poll_ns": None}, state="restored")
+        assert (tree / "sys/module/kvm/parameters/halt_poll_ns").read_text().strip() == "7"
+
+
+def test_a_parameter_named_twice_is_refused(tree):
+    entry = {"value": 1, "runtime": True, "persist": "none", "read_back": "auto"}
+    entries = [{"module": "a-b", "name": "c", **entry}, {"module": "a_b", "name": "c", **entry}]
+    with pytest.raises(InvalidInput, match="named twice"):
+        wanted_list(entries, "present")
