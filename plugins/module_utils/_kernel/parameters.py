@@ -202,10 +202,13 @@ class Reader:
         loadable = self.installed.file_of(module) is not None or self.root.exists(
             "sys/module/{}/initstate".format(module)
         )
+        kind = known_kind(info.type if info else None, text)
+        if (module, name) in _MORE_THAN_DECLARED:
+            kind = Kind("opaque", "sysfs")
         return Item(
             module=module,
             name=name,
-            kind=known_kind(info.type if info and (module, name) not in _MORE_THAN_DECLARED else None, text),
+            kind=kind,
             mode=_mode(path),
             text=text,
             loaded=loaded,
