@@ -22,6 +22,11 @@ from .envelope import Memory, buffer_check, read_memory
 _VERSION = re.compile(r"version (\d+\.\d+)")
 _TESTED = re.compile(r"tested kernel versions: (\S+) \.\.\. (\S+)")
 _GROUPS = ("stapdev", "stapsys", "stapusr")
+_STAPRUN_VERSION_SOURCES = (
+    ("staprun", "-V"),
+    ("dpkg-query", "--show", "--showformat", "version ${Version}", "systemtap-runtime"),
+    ("rpm", "--query", "--queryformat", "version %{VERSION}", "systemtap-runtime"),
+)
 PROC_SYSTEMTAP = "proc/systemtap"
 
 
@@ -57,11 +62,19 @@ def parse_tested_range(text: str) -> tuple[str, str] | None:
 
 
 def staprun_version() -> str | None:
-    """Return the version of the host's staprun, or null where it is not installed."""
+    """Return the version of the host's staprun, ``unknown``, or null where it is not installed.
+
+    That of SystemTap 5.1 (Debian 13) prints nothing for ``-V``, with exit status 0: the package knows it then.
+    """
     if command.find_program("staprun") is None:
         return None
-    result = command.run(["staprun", "-V"], timeout_seconds=20)
-    return parse_version(result.stdout + result.stderr)
+    for argv in _STAPRUN_VERSION_SOURCES:
+        if command.find_program(argv[0]) is not None:
+            result = command.run(argv, timeout_seconds=20)
+            version = parse_version(result.stdout + result.stderr)
+            if version is not None:
+                return version
+    return "unknown"
 
 
 def loaded_stap_modules(root: Root) -> list[dict[str, t.Any]]:
@@ -189,7 +202,7 @@ def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: s
     ``task_work_cancel`` (6.1.192 among them).
     """
     findings = []
-    if staprun is not None and (version_tuple(stap) >= (5,)) != (version_tuple(staprun) >= (5,)):
+    if version_tuple(staprun or "") and (version_tuple(stap) >= (5,)) != (version_tuple(staprun) >= (5,)):
         findings.append(
             Finding(
                 "staprun",
