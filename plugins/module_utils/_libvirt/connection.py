@@ -55,7 +55,6 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
 _PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
-_RETRY_SECONDS = 0.2
 
 
 class LibvirtFailure(TapvirtError):
@@ -145,17 +144,18 @@ def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.It
     root = check_uri(uri)
     deadline = time.monotonic() + timeout_seconds
     start_event_loop()
-    with root.locked(deadline) if root else contextlib.nullcontext():
-        connection = _open_before(uri, deadline, read_only, retry=root is not None)
-        try:
-            if root:
-                _settle(connection)
-            else:
-                _keep_alive(connection)
-            yield connection
-        finally:
-            with contextlib.suppress(libvirt.libvirtError):
-                connection.close()
+    if root:
+        root.acquire(deadline)
+    connection = _open_before(uri, deadline, read_only)
+    try:
+        if root:
+            _settle(connection)
+        else:
+            _keep_alive(connection)
+        yield connection
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
 
 
 @contextlib.contextmanager
@@ -173,25 +173,20 @@ def connected_for_reading(uri: str, timeout_seconds: float, console: bool = Fals
         yield connection
 
 
-def _open_before(uri: str, deadline: float, read_only: bool, retry: bool) -> Connection:
+def _open_before(uri: str, deadline: float, read_only: bool) -> Connection:
     doing = "Opening {0}".format(shown_uri(uri))
-    timeout_seconds = deadline - time.monotonic()
-    while True:
-        outcome: list[t.Any] = []
-        thread = threading.Thread(target=_open, args=(uri, read_only, outcome), daemon=True)
-        thread.start()
-        thread.join(max(deadline - time.monotonic(), 0.01))
-        if not outcome:
-            raise TapvirtError(
-                "{0}: no answer within {1:g} s.".format(doing, round(timeout_seconds, 1)), uri=shown_uri(uri)
-            )
-        if not isinstance(outcome[0], libvirt.libvirtError):
-            return outcome[0]
-        # Another program may use the same root; it is asked again until the deadline.
-        busy = "driver.pid" in str(outcome[0])
-        if not (retry and busy) or time.monotonic() > deadline:
-            raise LibvirtFailure(doing, outcome[0]) from outcome[0]
-        time.sleep(_RETRY_SECONDS)
+    timeout_seconds = max(deadline - time.monotonic(), 0.01)
+    outcome: list[t.Any] = []
+    thread = threading.Thread(target=_open, args=(uri, read_only, outcome), daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if not outcome:
+        raise TapvirtError(
+            "{0}: no answer within {1:g} s.".format(doing, round(timeout_seconds, 1)), uri=shown_uri(uri)
+        )
+    if isinstance(outcome[0], libvirt.libvirtError):
+        raise LibvirtFailure(doing, outcome[0]) from outcome[0]
+    return outcome[0]
 
 
 def _open(uri: str, read_only: bool, outcome: list[t.Any]) -> None:

@@ -20,6 +20,7 @@ from .domain_xml import (
     Mark,
     definition_hash,
     differences,
+    filled_devices,
     mark_of,
     size_bytes,
     text_of,
@@ -66,7 +67,10 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """One domain as it was found. ``stored`` and ``running`` (only while active) are parsed XML with secrets."""
+    """One domain as it was found. ``stored`` and ``running`` (only while active) are parsed XML with secrets.
+
+    ``saved`` is the definition that a managed save would bring back, where there is one and the driver tells.
+    """
 
     uuid: str
     state: str
@@ -76,6 +80,7 @@ class Observed:
     managed_save: bool
     stored: ET.Element
     running: ET.Element | None
+    saved: ET.Element | None = None
     snapshots: int = 0
     checkpoints: int = 0
 
@@ -117,7 +122,8 @@ def desired_definition(
             "{0}: uuid".format(wanted.name), uuid, "is not the one that the domain has, {0}".format(observed.uuid)
         )
     mark = mark_of(observed.stored)
-    if mark == Mark(wanted_hash(wanted.xml), definition_hash(observed.stored)) and observed.persistent:
+    applied = mark is not None and mark.wanted == wanted_hash(wanted.xml) and observed.persistent
+    if mark is not None and applied and mark.result == definition_hash(observed.stored):
         return None
     return with_identity(wanted.root, observed.stored, with_addresses)
 
@@ -187,8 +193,9 @@ def _plan_definition(
     canonical: ET.Element | None,
 ) -> ET.Element:
     """Plan the stored definition; return what it will be (in a semantic plan: as far as it is known)."""
-    result = None if canonical is None else definition_hash(canonical)
-    mark = Mark(wanted_hash(xml), result)
+    mark = Mark(wanted_hash(xml), None)
+    if canonical is not None and wanted.root is not None:
+        mark = Mark(mark.wanted, definition_hash(canonical), filled_devices(wanted.root, canonical))
     rows: list[Difference] = []
     if observed is None:
         after = summary(canonical if canonical is not None else desired)
@@ -213,7 +220,7 @@ def _plan_definition(
     if not plan.changes:
         return observed.stored if observed is not None else desired
     plan.define = to_text(with_mark(desired, mark))
-    plan.remember = mark if result is None else None
+    plan.remember = mark if mark.result is None else None
     return canonical if canonical is not None else desired
 
 
@@ -235,8 +242,8 @@ def _plan_running(
     if observed is None or stored is None:
         return
     if observed.running is None:
-        if observed.managed_save and plan.define is not None:
-            plan.pending.append(pending_row("managed_save", "an older definition", "this one", "managed_save"))
+        if observed.saved is not None:
+            plan.pending += _pending_rows(pending_differences(stored, observed.saved), "managed_save")
         return
     if wanted.state in ("shutdown", "saved"):
         return

@@ -8,7 +8,6 @@ Private to the collection.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 import typing as t
@@ -27,6 +26,7 @@ from .lifecycle import Lifecycle
 from .live import LiveEdit, asked_note
 
 _FOLLOW_SECONDS = 3.0
+_Answer = t.TypeVar("_Answer")
 
 
 def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
@@ -85,6 +85,7 @@ class DomainRun:
         self._items = [_Item(one, DomainPlan()) for one in wanted]
         self._options = options
         self._canonicaliser: Canonicaliser | None = None
+        self._warnings: list[str] = []
         self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
 
     def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
@@ -105,6 +106,8 @@ class DomainRun:
             **plan.result(with_diff),
             "domains": [self._row(item, check_mode) for item in self._items],
         }
+        if self._warnings:
+            result["warnings"] = self._warnings
         failed = [item for item in self._items if item.error]
         if failed:
             result["changed"] = any(item.done for item in self._items)
@@ -209,10 +212,12 @@ class DomainRun:
         texts = {name: to_text(root) for name, root in desired.items() if root is not None}
         if not texts or self._canonicaliser is None:
             return {}
-        with contextlib.suppress(Unavailable):
-            managed = None if connection is None else managed_by(connection, self._uri)
+        managed = None if connection is None else managed_by(connection, self._uri)
+        try:
             return dict(zip(texts, self._canonicaliser.ask(list(texts.values()), managed, self._timeout_seconds)))
-        return {}
+        except Unavailable as error:
+            self._warnings = ["The plan compares what the XML says only, it is not exact: {0}.".format(error)]
+            return {}
 
     # ---- apply ----
 
@@ -290,27 +295,30 @@ def observe_domain(domain: Domain, for_absence: bool) -> Observed:
     running = domain.XMLDesc(secure) if active else None
     persistent = bool(domain.isPersistent())
     stored = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
+    managed_save = _unless_unknown(lambda: bool(domain.hasManagedSaveImage(0)), False)
+    saved = _unless_unknown(lambda: domain.managedSaveGetXMLDesc(secure), None) if managed_save else None
     return Observed(
         uuid=domain.UUIDString(),
         state=state,
         active=active,
         persistent=persistent,
         autostart=bool(domain.autostart()) if persistent else False,
-        managed_save=_or_zero(lambda: domain.hasManagedSaveImage(0)) > 0,
+        managed_save=managed_save,
         stored=ET.fromstring(stored),
         running=None if running is None else ET.fromstring(running),
-        snapshots=_or_zero(lambda: domain.snapshotNum(0)) if for_absence else 0,
-        checkpoints=_or_zero(lambda: len(domain.listAllCheckpoints())) if for_absence else 0,
+        saved=None if saved is None else ET.fromstring(saved),
+        snapshots=_unless_unknown(lambda: domain.snapshotNum(0), 0) if for_absence else 0,
+        checkpoints=_unless_unknown(lambda: len(domain.listAllCheckpoints()), 0) if for_absence else 0,
     )
 
 
-def _or_zero(ask: t.Callable[[], int]) -> int:
-    """Return a count, zero where the driver does not know the thing at all."""
+def _unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
+    """Return an answer, or the default where the driver does not know the thing at all."""
     try:
         return ask()
     except libvirt.libvirtError as error:
         if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
-            return 0
+            return default
         raise
 
 

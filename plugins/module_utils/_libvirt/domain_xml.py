@@ -142,15 +142,19 @@ def size_bytes(element: ET.Element | None) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """What we leave in a domain's metadata: hashes of the XML that was asked for and of what libvirt made of it."""
+    """What we leave in a domain's metadata: hashes of the XML that was asked for and of what libvirt made of it.
+
+    ``filled`` are the labels of the devices that libvirt added by itself.
+    """
 
     wanted: str
     result: str | None
+    filled: tuple[str, ...] = ()
 
     def note(self) -> tuple[str, str, str]:
         """Return the mark as setMetadata takes it: element text, prefix and namespace."""
-        result = "" if self.result is None else ' result="{0}"'.format(self.result)
-        return '<domain wanted="{0}"{1}/>'.format(self.wanted, result), MARK_PREFIX, MARK_URI
+        bare = ET.Element("domain", self.element().attrib)
+        return to_text(bare), MARK_PREFIX, MARK_URI
 
     def element(self) -> ET.Element:
         """Return the mark as an element."""
@@ -158,6 +162,8 @@ class Mark:
         element = ET.Element(MARK_TAG, {"wanted": self.wanted})
         if self.result is not None:
             element.set("result", self.result)
+        if self.filled:
+            element.set("filled", " ".join(self.filled))
         return element
 
 
@@ -165,7 +171,9 @@ def mark_of(root: ET.Element) -> Mark | None:
     """Return the mark in a definition, if it is one of ours."""
     element = root.find("metadata/" + MARK_TAG)
     wanted = element.get("wanted") if element is not None else None
-    return Mark(wanted, element.get("result")) if element is not None and wanted else None
+    if element is None or not wanted:
+        return None
+    return Mark(wanted, element.get("result"), tuple((element.get("filled") or "").split()))
 
 
 def with_mark(root: ET.Element, mark: Mark) -> ET.Element:
@@ -199,6 +207,14 @@ def definition_hash(root: ET.Element) -> str:
     """Return the hash of what a definition means: without the order of keyed elements and without the mark."""
     normal = json.dumps(_normal(without_mark(root), ""), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(normal.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def filled_devices(wanted: ET.Element, result: ET.Element) -> tuple[str, ...]:
+    """Return the labels of the devices that libvirt added to a definition by itself."""
+    said, found = wanted.find("devices"), result.find("devices")
+    labels = keyed(found) if found is not None else {}
+    known = keyed(said) if said is not None else {}
+    return tuple(label for label in labels if label not in known and " " not in label)
 
 
 def _normal(element: ET.Element, path: str) -> t.Any:

@@ -9,14 +9,12 @@ driver, and its behaviour as measured with 9.0.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import glob
 import os
 import shutil
 import stat
 import time
-import typing as t
 from urllib.parse import parse_qs, urlsplit
 
 from .._core.errors import InvalidInput, TapvirtError
@@ -26,6 +24,8 @@ from .._core.write import write_atomic
 _MAX_ROOT_LENGTH = 54
 _LOCK = ".tapvirt.lock"
 _RETRY_SECONDS = 0.2
+# The roots that this process has, by path: file descriptors, which hold their locks until the process ends.
+_HELD: dict[str, int] = {}
 SYSTEM_CACHE = "/var/cache/tapvirt/embed"
 _CAPABILITIES = tuple(
     os.path.join(directory, "qemu", "capabilities", "*.xml")
@@ -73,25 +73,45 @@ class EmbedRoot:
             if not os.path.exists(target) or os.stat(target).st_mtime < os.stat(path).st_mtime:
                 shutil.copyfile(path, target)
 
-    @contextlib.contextmanager
-    def locked(self, deadline: float) -> t.Iterator[None]:
-        """Keep other runs of ours away from this root, until the block ends.
+    def acquire(self, deadline: float) -> None:
+        """Make this process the only one that uses the root, until the process ends.
 
-        :raises TapvirtError: another one held it past the deadline (``time.monotonic()``).
+        The driver itself holds its root for as long as its process lives, and a process in which it once failed to get
+        the root cannot try again: so whoever comes second has to wait before libvirt is asked.
+
+        :raises TapvirtError: another process held it past the deadline (``time.monotonic()``).
         """
+        if self.path in _HELD:
+            return
         os.makedirs(self.path, mode=0o755, exist_ok=True)
-        with open(os.path.join(self.path, _LOCK), "w", encoding="ascii") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise TapvirtError(
-                            "Another run uses the embedded driver's root {0} and did not end in time.".format(self.path)
-                        ) from None
-                    time.sleep(_RETRY_SECONDS)
-            yield
+        lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        while not (_lock(lock) and self._driver_is_free()):
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise TapvirtError(
+                    "Another process uses the embedded driver's root {0} and did not end in time.".format(self.path)
+                )
+            time.sleep(_RETRY_SECONDS)
+        _HELD[self.path] = lock
+
+    def _driver_is_free(self) -> bool:
+        """Tell whether no libvirt, of whatever program, has the root's pid file locked."""
+        try:
+            with open(os.path.join(self.path, "run", "qemu", "driver.pid"), "r+b") as pid_file:
+                fcntl.lockf(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def _lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def embed_root(uri: str) -> EmbedRoot | None:

@@ -14,7 +14,7 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from .domain_xml import MARK_URI, keyed, text_of
+from .domain_xml import MARK_URI, Mark, keyed, mark_of, text_of
 
 # A machine alias and what the versions it stands for begin with; any other alias is a prefix itself (virt, pseries).
 _MACHINE_ALIASES = {"pc": "pc-i440fx-", "q35": "pc-q35-"}
@@ -43,10 +43,11 @@ def with_identity(wanted: ET.Element, existing: ET.Element, with_addresses: bool
 
 
 def complete(wanted: ET.Element) -> ET.Element:
-    """Fill in what libvirt would choose at random: MAC addresses and the generation ID follow from the domain's UUID.
+    """Fill in what libvirt would choose: MAC addresses and generation ID follow from the UUID, indexes count up.
 
     So the plan is exact: what check mode shows is what a later run, and libvirt, use.
     """
+    _number_controllers(wanted)
     genid = wanted.find("genid")
     if genid is not None and text_of(genid) is None:
         genid.text = str(uuid.uuid5(uuid.NAMESPACE_URL, "genid:{0}".format(text_of(wanted, "uuid"))))
@@ -60,6 +61,19 @@ def complete(wanted: ET.Element) -> ET.Element:
         used.add(address)
         ET.SubElement(interface, "mac", {"address": address})
     return wanted
+
+
+def _number_controllers(wanted: ET.Element) -> None:
+    """Give controllers without an index the next free one of their type, as libvirt would."""
+    controllers = wanted.findall("devices/controller")
+    used = {(controller.get("type"), controller.get("index")) for controller in controllers}
+    for controller in controllers:
+        kind, index = controller.get("type"), 0
+        if controller.get("index") is None and kind != "usb":
+            while (kind, str(index)) in used:
+                index += 1
+            used.add((kind, str(index)))
+            controller.set("index", str(index))
 
 
 def _addresses(prefix: str, seed: str, position: int) -> t.Iterator[str]:
@@ -171,9 +185,10 @@ def _carry_addresses(result: ET.Element, existing: ET.Element) -> None:
     if new_devices is None or old_devices is None:
         return
     old_by_label = keyed(old_devices)
+    mark = mark_of(existing)
+    said = keyed(new_devices)
     for label, old in old_by_label.items():
-        # The buses that the places below are on; libvirt added them by itself where the XML does not say them.
-        if old.tag == "controller" and old.get("type") == "pci" and label not in keyed(new_devices):
+        if label not in said and _added_by_libvirt(label, old, mark):
             new_devices.append(ET.fromstring(ET.tostring(old)))
     for label, new in keyed(new_devices).items():
         existing_device = old_by_label.get(label)
@@ -181,6 +196,17 @@ def _carry_addresses(result: ET.Element, existing: ET.Element) -> None:
             continue
         if new.tag in _PLACED_BY_KEY | _ALONE and _same_bus(new, existing_device):
             _copy(existing_device, new, "address")
+
+
+def _added_by_libvirt(label: str, device: ET.Element, mark: Mark | None) -> bool:
+    """Tell whether libvirt added a device by itself and would do so again: it has to keep its place, too.
+
+    Those are the buses that the other places are on, and the balloon. A domain without a mark of ours gives no proof;
+    there it is taken for granted.
+    """
+    if device.tag not in ("controller", "memballoon") or device.get("type", "pci") not in ("pci", "usb"):
+        return False
+    return mark is None or label in mark.filled
 
 
 def _same_bus(new: ET.Element, old: ET.Element) -> bool:

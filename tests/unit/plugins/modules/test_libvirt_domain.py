@@ -17,7 +17,6 @@ import time
 import typing as t
 
 import pytest
-
 from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -52,13 +51,14 @@ class Embed:
         self.image = root / "talker.img"
         self.image.write_bytes(base64.b64decode(boot_sector(LINE)))
 
-    def module(self, name: str, check: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        return self._run(name, {"uri": self.uri, **args}, check=check, timeout=120)
+    def module(self, module: str, /, check: bool = False, **args: t.Any) -> dict[str, t.Any]:
+        return self._run(module, {"uri": self.uri, **args}, check=check, timeout=120)
 
     def converge(self, *domains: dict[str, t.Any], check: bool = False, **args: t.Any) -> dict[str, t.Any]:
         """Converge, and fail if the module does."""
         result = self.module("libvirt_domain", check=check, domains=list(domains), **args)
         assert not result.get("failed"), result["msg"]
+        assert "warnings" not in result, result["warnings"]
         return result
 
     def libvirt(self, code: str) -> str:
@@ -68,12 +68,15 @@ class Embed:
             import libvirt, sys, threading
             libvirt.registerErrorHandler(lambda *_: None, None)
             libvirt.virEventRegisterDefaultImpl()
-            threading.Thread(target=lambda: [libvirt.virEventRunDefaultImpl() for _ in iter(int, 1)], daemon=True).start()
+            run = lambda: [libvirt.virEventRunDefaultImpl() for _ in iter(int, 1)]
+            threading.Thread(target=run, daemon=True).start()
             connection = libvirt.open(sys.argv[1])
             """
         ) + textwrap.dedent(code)
         argv = [sys.executable, "-c", program, self.uri]
-        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def talker(self, name: str = "talker", **changes: t.Any) -> str:
         values = {"memory": 16, "current": 16, "vcpus": 1, "description": "one", "devices": "", **changes}
@@ -94,6 +97,7 @@ def embed(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[Embed]:
                 """
                 for domain in connection.listAllDomains():
                     if domain.isActive():
+                        domain.memoryStats()  # waits until the driver has met its guest again
                         domain.destroy()
                 """
             )
@@ -121,10 +125,239 @@ def test_twelve_definitions_converge_once_and_the_plan_is_exact(embed: Embed) ->
     # Without our mark, what the XML means decides; it is the same.
     embed.libvirt(
         """
+        mark = "https://github.com/tapvirt/tapvirt.host/domain/1"
         for domain in connection.listAllDomains():
-            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, "https://github.com/tapvirt/tapvirt.host/domain/1", 2)
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, mark, 2)
         """
     )
     unmarked = embed.converge(*wanted)
     assert unmarked["plan"] == []
     assert {row["plan_fidelity"] for row in unmarked["domains"]} == {"exact"}
+
+
+def test_a_talker_runs_is_read_and_goes_without_its_disk_being_lost(embed: Embed) -> None:
+    wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
+    assert embed.converge(wanted)["domains"][0]["state"] == "running"
+    assert embed.converge(wanted)["plan"] == []
+    heard = embed.module("libvirt_console", name="talker", until=f"^{LINE}$", timeout=30)
+    assert heard["matched"], heard
+    full = embed.module("libvirt_console", name="talker", timeout=20, max_bytes=4 * (len(LINE) + 2))
+    assert (full["stopped_by"], full["bytes"], full["truncated"]) == ("size", 4 * (len(LINE) + 2), True)
+    assert "\r" not in full["text"]
+    gone = {"name": "talker", "state": "absent"}
+    planned = embed.converge(gone, check=True, on_timeout="destroy", wait_seconds=1)
+    done = embed.converge(gone, on_timeout="destroy", wait_seconds=1)
+    assert changes(planned) == changes(done)
+    assert done["domains"][0]["state"] == "absent"
+    assert embed.image.stat().st_size == 512
+    assert embed.converge(gone)["plan"] == []
+
+
+def test_console_of_a_domain_that_is_off_or_unknown_or_read_by_another(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    assert "only while it runs" in embed.module("libvirt_console", name="talker")["msg"]
+    assert "Nearest: talker" in embed.module("libvirt_console", name="tolker")["msg"]
+    assert "not a regular expression" in embed.module("libvirt_console", name="talker", until="(")["msg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "before", "after"),
+    [
+        ({"description": "two"}, "description", "one", "two"),
+        ({"memory": 24, "current": 24}, "memory", "16384", "24576"),
+        ({"vcpus": 2}, "vcpu@current", "1", None),
+        ({"devices": "<sound model='ac97'/>"}, "devices/sound[ac97]", None, "<sound "),
+        ({"devices": "<interface type='user'/>"}, "devices/interface[52:54:00:", None, "<interface "),
+    ],
+)
+def test_an_edit_gives_exactly_its_rows_and_check_mode_gives_the_same(
+    embed: Embed, change: dict[str, t.Any], place: str, before: str | None, after: str | None
+) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    wanted = {"name": "talker", "xml": embed.talker(**change)}
+    planned = embed.converge(wanted, check=True)
+    done = embed.converge(wanted)
+    assert changes(planned) == changes(done)
+    rows = [row for row in changes(done) if row[0].startswith(f"talker {place}")]
+    assert len(rows) == 1, changes(done)
+    assert rows[0][1] == before
+    assert rows[0][2] == after or (after is not None and str(rows[0][2]).startswith(after))
+    assert embed.converge(wanted)["plan"] == []
+    back = embed.converge({"name": "talker", "xml": embed.talker()})
+    assert back["changed"]
+
+
+def test_edits_of_a_running_domain_take_effect_or_are_pending(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
+    devices = "<sound model='ac97'/>"
+    wanted = {"name": "talker", "xml": embed.talker(vcpus=2, devices=devices), "state": "running"}
+    planned = embed.converge(wanted, check=True)
+    done = embed.converge(wanted)
+    assert changes(planned) == changes(done)
+    assert ("talker running vcpu@current", 1, 2) in changes(done)
+    row = done["domains"][0]
+    assert [(pending["what"], pending["reason"]) for pending in row["pending"]] == [("devices/sound[ac97]", "restart")]
+    assert planned["domains"][0]["pending"] == row["pending"]
+    info = embed.module("libvirt_domain_info", names=["talker"])["domains"][0]
+    assert (info["vcpus"], info["state"]) == (2, "running")
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], row["pending"])
+    restarted = embed.converge(wanted, apply="restart_if_needed", on_timeout="destroy", wait_seconds=1)
+    assert (restarted["domains"][0]["pending"], restarted["domains"][0]["state"]) == ([], "running")
+    assert embed.converge(wanted, apply="restart_if_needed")["plan"] == []
+
+
+def test_apply_config_leaves_what_runs_and_says_so(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
+    wanted = {"name": "talker", "xml": embed.talker(vcpus=2)}
+    done = embed.converge(wanted, apply="config")
+    assert [row["what"] for row in done["plan"]] == ["talker vcpu@current"]
+    assert [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]] == [("vcpu@current", "apply")]
+    assert embed.converge(wanted, apply="config")["plan"] == []
+    assert embed.module("libvirt_domain_info", names=["talker"])["domains"][0]["vcpus"] == 1
+
+
+def test_a_guest_that_ignores_its_balloon_is_asked_once(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker(memory=32, current=32), "state": "running"})
+    wanted = {"name": "talker", "xml": embed.talker(memory=32, current=16), "state": "running"}
+    done = embed.converge(wanted)
+    assert ("talker running currentMemory", 32768, 16384) in changes(done)
+    pending = [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]]
+    assert pending == [("currentMemory", "guest")]
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
+
+
+def test_states_follow_one_another(embed: Embed) -> None:
+    xml = embed.talker()
+    for state, reached in (("paused", "paused"), ("running", "running"), ("paused", "paused"), ("saved", "shutoff")):
+        wanted = {"name": "talker", "xml": xml, "state": state}
+        planned = embed.converge(wanted, check=True)
+        done = embed.converge(wanted)
+        assert changes(planned) == changes(done)
+        assert planned["domains"][0]["state"] == done["domains"][0]["state"] == reached
+        assert embed.converge(wanted)["plan"] == []
+    refused = embed.module("libvirt_domain", name="talker", state="absent")
+    assert refused["failed"]
+    assert "managed save" in refused["msg"]
+    edited = embed.converge({"name": "talker", "xml": embed.talker(vcpus=2)})
+    assert [row["reason"] for row in edited["domains"][0]["pending"]] == ["managed_save"]
+    assert embed.converge(wanted)["domains"][0]["pending"] == []
+    embed.converge({"name": "talker", "state": "absent"}, remove=["managed_save"])
+    assert embed.module("libvirt_domain_info")["domains"] == []
+
+
+def test_one_domain_that_fails_does_not_hide_the_others(embed: Embed) -> None:
+    missing = embed.talker(name="broken").replace(str(embed.image), str(embed.root / "no.img"))
+    result = embed.module(
+        "libvirt_domain",
+        domains=[
+            {"name": "broken", "xml": missing, "state": "running"},
+            {"name": "talker", "xml": embed.talker(), "state": "running"},
+        ],
+    )
+    assert result["failed"]
+    assert "no.img" in result["msg"]
+    assert [(row["name"], row["state"]) for row in result["domains"]] == [("broken", "shutoff"), ("talker", "running")]
+    assert result["domains"][0]["error"]
+    assert result["domains"][1]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("talker", {"memory": "memroy"}, ("'memroy'", "Nearest: memory")),
+        ("talker", {"type='raw'": "typ='raw'"}, ("'typ'", "Nearest: type")),
+        ("talker", {"machine='pc'": "machine='pcx'"}, ("refused by libvirt",)),
+        ("talker", {"<name>talker": "<name>other"}, ("'other'", "is the <name>")),
+        ("talker", {"</domain>": ""}, ("not well-formed", "line ")),
+        ("../talker", {}, ("is a path", "Nearest: talker")),
+    ],
+)
+def test_bad_input_is_told_before_anything_changes(
+    embed: Embed, name: str, wrong: dict[str, str], said: tuple[str, ...]
+) -> None:
+    xml = embed.talker()
+    for right, replacement in wrong.items():
+        xml = xml.replace(right, replacement)
+    fine = {"name": "fine", "xml": embed.talker(name="fine"), "state": "running"}
+    result = embed.module("libvirt_domain", domains=[fine, {"name": name, "xml": xml}])
+    assert result["failed"]
+    assert "\n" not in result["msg"]
+    for words in said:
+        assert words in result["msg"]
+    assert not (embed.root / "e" / "etc" / "qemu").exists()
+
+
+def test_entities_are_refused_unread(embed: Embed) -> None:
+    bomb = "<!DOCTYPE d [<!ENTITY a SYSTEM 'file:///etc/hostname'>]><domain><name>&a;</name></domain>"
+    result = embed.module("libvirt_domain", name="talker", xml=bomb)
+    assert "no document type" in result["msg"]
+
+
+def test_passwords_are_compared_and_never_shown(embed: Embed) -> None:
+    before, after = ("<graphics type='vnc' passwd='hunter{0}'/>".format(number) for number in (2, 3))
+    embed.converge({"name": "talker", "xml": embed.talker(devices=before)})
+    done = embed.converge({"name": "talker", "xml": embed.talker(devices=after)})
+    assert changes(done) == [("talker devices/graphics[vnc]@passwd", "********", "********")]
+    assert "hunter" not in str(done)
+
+
+def test_start_reorders_controllers_and_nothing_is_planned(embed: Embed) -> None:
+    devices = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+    wanted = {"name": "talker", "xml": embed.talker(devices=devices), "state": "running"}
+    embed.converge(wanted)
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], [])
+
+
+def test_what_another_program_noted_in_the_metadata_stays(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    embed.libvirt(
+        """
+        domain = connection.lookupByName("talker")
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<note>kept</note>", "other", "urn:other", 2)
+        """
+    )
+    embed.converge({"name": "talker", "xml": embed.talker(description="two")})
+    xml = embed.libvirt("print(connection.lookupByName('talker').XMLDesc(2))")
+    assert "<description>two" in xml
+    assert re.search("note.*kept", xml)
+
+
+def test_a_change_by_another_hand_is_seen_and_put_right(embed: Embed) -> None:
+    wanted = {"name": "talker", "xml": embed.talker()}
+    uuid = embed.converge(wanted)["domains"][0]["uuid"]
+    embed.libvirt(
+        """
+        domain = connection.lookupByName("talker")
+        connection.defineXML(domain.XMLDesc(2).replace("<description>one", "<description>three"))
+        """
+    )
+    done = embed.converge(wanted)
+    assert changes(done) == [("talker description", "three", "one")]
+    assert done["domains"][0]["uuid"] == uuid
+
+
+def test_a_second_process_waits_for_the_root(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, time; f = open({str(embed.root / 'e' / '.tapvirt.lock')!r}, 'w'); "
+         "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(2)"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    started = time.monotonic()
+    assert embed.module("libvirt_domain_info")["domains"]
+    assert time.monotonic() - started > 1
+    holder.wait()
+
+
+def test_a_uri_that_does_not_answer_is_named_without_its_password(
+    run_module: t.Callable[..., dict[str, t.Any]],
+) -> None:
+    args = {"uri": "qemu+tcp://joe:secret@127.0.0.1:9/system", "connect_timeout_seconds": 3}
+    result = run_module("libvirt_domain_info", args)
+    assert "qemu+tcp://joe:********@127.0.0.1:9/system" in result["msg"]
+    assert "secret" not in str({key: value for key, value in result.items() if key != "invocation"})
