@@ -25,7 +25,7 @@ options:
   until:
     description:
       - A Python regular expression; reading stops as soon as it is found anywhere in the text so far. C(^) and C($)
-        match at line ends. Plain words are found as they are.
+        match at line ends, C(.) matches a line end too. Plain words are found as they are.
       - Without it, or where it is not found, reading goes on until O(timeout); that is no failure, see RV(matched).
     type: str
   timeout:

@@ -48,7 +48,7 @@ def compile_pattern(until: str | None) -> t.Pattern[str] | None:
     if until is None:
         return None
     try:
-        return re.compile(until, re.MULTILINE)
+        return re.compile(until, re.MULTILINE | re.DOTALL)
     except re.error as error:
         raise InvalidInput("until", until, "is not a regular expression: {0}".format(error)) from error
 

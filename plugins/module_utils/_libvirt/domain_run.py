@@ -327,9 +327,8 @@ def _remember(name: str, domain: Domain, mark: Mark) -> None:
     with libvirt_errors("{0}: noting what was applied".format(name)):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         result = definition_hash(ET.fromstring(domain.XMLDesc(flags)))
-        domain.setMetadata(
-            libvirt.VIR_DOMAIN_METADATA_ELEMENT, *Mark(mark.wanted, result).note(), libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        )
+        note = dataclasses.replace(mark, result=result).note()
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
 def _edit(name: str, domain: Domain, edit: LiveEdit) -> None:

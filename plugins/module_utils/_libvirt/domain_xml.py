@@ -271,12 +271,13 @@ def differences(before: ET.Element, after: ET.Element, subset: bool = False) -> 
 
 def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> t.Iterator[Difference]:
     names = [*before.attrib, *(name for name in after.attrib if name not in before.attrib)]
+    same_size = _same_size(before, after)
     for name in names:
         old, new = before.get(name), after.get(name)
-        if old != new and not (subset and new is None):
+        if old != new and not (subset and new is None) and not (same_size and name == "unit"):
             yield Difference("{0}@{1}".format(path, name), old, new, name in _SECRET_ATTRIBUTES)
     old_text, new_text = text_of(before), text_of(after)
-    if old_text != new_text and not (subset and new_text is None) and not _same_size(before, after):
+    if old_text != new_text and not (subset and new_text is None) and not same_size:
         yield Difference(path, old_text, new_text)
     old_children, new_children = keyed(before), keyed(after)
     for label in [*old_children, *(label for label in new_children if label not in old_children)]:

@@ -1,0 +1,120 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt on the lab's hosts: KVM domains under the daemon, their console, their exits, bad input on a real host."""
+
+from __future__ import annotations
+
+import collections
+import re
+import typing as t
+
+import pytest
+import yaml
+
+if t.TYPE_CHECKING:
+    from .conftest import LabHosts
+
+HOST = "trace2"
+IMAGE = "/var/lib/libvirt/images/libvirt-test.img"
+LINE = "libvirt test of the lab"
+XML = f"""
+<domain type='kvm'>
+  <name>NAME</name>
+  <memory unit='MiB'>16</memory>
+  <vcpu current='1'>2</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='{IMAGE}'/><target dev='hda' bus='ide'/>
+    </disk>
+    <serial type='pty'/>
+  </devices>
+</domain>
+"""
+TALKER, QUIET = "libvirt-test-talker", "libvirt-test-quiet"
+
+
+def xml(name: str) -> str:
+    return XML.replace("NAME", name)
+
+
+def converge(lab: LabHosts, domains: list[dict[str, t.Any]], check: bool = False, **args: t.Any) -> dict[str, t.Any]:
+    return lab.ansible(HOST, "tapvirt.host.libvirt_domain", {"domains": domains, **args}, check=check)[HOST]
+
+
+@pytest.fixture(scope="module")
+def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[dict[str, t.Any]]:
+    """Two domains on a lab host, one of them running the boot sector; gone again afterwards."""
+    template = tmp_path_factory.mktemp("libvirt") / "boot_sector.img.j2"
+    template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') -}}\n", encoding="ascii")
+    disk = {"src": str(template), "dest": IMAGE, "output_encoding": "iso-8859-1", "mode": "0644"}
+    wanted = [{"name": TALKER, "xml": xml(TALKER), "state": "running"}, {"name": QUIET, "xml": xml(QUIET)}]
+    tasks = [
+        {"name": "Disk", "ansible.builtin.template": disk, "vars": {"line": LINE}},
+        {"name": "Planned", "tapvirt.host.libvirt_domain": {"domains": wanted}, "check_mode": True},
+        {"name": "Done", "tapvirt.host.libvirt_domain": {"domains": wanted}},
+        {"name": "Again", "tapvirt.host.libvirt_domain": {"domains": wanted}},
+        {"name": "Console", "tapvirt.host.libvirt_console": {"name": TALKER, "until": f"^{LINE}$", "timeout": 60}},
+        {"name": "Info", "tapvirt.host.libvirt_domain_info": {"names": [QUIET, TALKER]}},
+    ]
+    run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+    try:
+        assert run.rc == 0, run.stdout
+        yield {str(task["name"]): run.of(HOST, str(task["name"])) for task in tasks}
+    finally:
+        gone = [{"name": name, "state": "absent"} for name in (TALKER, QUIET)]
+        left = converge(lab, gone, on_timeout="destroy", wait_seconds=1)
+        kept = lab.run(HOST, "stat", "-c", "%s", IMAGE)
+        lab.run(HOST, "rm", "-f", IMAGE)
+        assert [row["state"] for row in left["domains"]] == ["absent", "absent"]
+        assert kept.stdout.strip() == "512", "absent must never take a disk"
+
+
+def test_check_mode_is_the_real_plan_and_a_second_run_plans_nothing(talker: dict[str, t.Any]) -> None:
+    assert talker["Planned"]["plan"] == talker["Done"]["plan"]
+    assert [row["state"] for row in talker["Done"]["domains"]] == ["running", "shutoff"]
+    assert [row["plan_fidelity"] for row in talker["Done"]["domains"]] == ["exact", "exact"]
+    assert (talker["Again"]["changed"], talker["Again"]["plan"]) == (False, [])
+    assert [row["pending"] for row in talker["Again"]["domains"]] == [[], []]
+
+
+def test_console_and_info_of_a_kvm_domain(talker: dict[str, t.Any]) -> None:
+    assert talker["Console"]["matched"]
+    assert [row["state"] for row in talker["Info"]["domains"]] == ["shutoff", "running"]
+    assert talker["Info"]["domains"][1]["type"] == "kvm"
+
+
+def test_every_line_of_the_boot_sector_costs_the_same_exits(lab: LabHosts, talker: dict[str, t.Any]) -> None:
+    """The kernel's own tracepoint: between two halts, one I/O exit a byte and one for the timer, always."""
+    script = """
+        T=/sys/kernel/tracing; mountpoint -q $T || mount -t tracefs none $T
+        mkdir -p $T/instances/libvirt-test; cd $T/instances/libvirt-test
+        echo 1 > events/kvm/kvm_exit/enable; sleep 2; echo 0 > events/kvm/kvm_exit/enable
+        grep -o 'reason [a-z_]*' trace; cd /; rmdir $T/instances/libvirt-test
+    """
+    reasons = re.findall(r"reason (\w+)", lab.run(HOST, "sh", "-c", script, timeout=120).stdout)
+    lines, count = [], collections.Counter[str]()
+    for reason in reasons:
+        if reason == "hlt":
+            lines.append(count["io"])
+            count.clear()
+        count[reason] += 1
+    assert len(lines) > 5
+    assert set(lines[1:]) == {len(LINE) + 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (QUIET, xml(QUIET).replace("memory", "memroy"), "Nearest: memory"),
+        ("../" + QUIET, xml(QUIET), "must not contain '/'"),
+    ],
+)
+def test_bad_input_changes_nothing(lab: LabHosts, talker: dict[str, t.Any], name: str, text: str, said: str) -> None:
+    fine = {"name": "libvirt-test-fine", "xml": xml("libvirt-test-fine"), "state": "running"}
+    result = converge(lab, [fine, {"name": name, "xml": text}])
+    assert result["failed"]
+    assert said in result["msg"]
+    assert "\n" not in result["msg"]
+    assert "libvirt-test-fine" not in lab.run(HOST, "virsh", "list", "--all", "--name").stdout

@@ -1,0 +1,95 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A running domain against its stored definition. Pure, on XML as libvirt 9.0 and QEMU 7.2 wrote it."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.live import (
+    LiveEdit,
+    asked_memory,
+    asked_note,
+    live_edits,
+    pending_differences,
+)
+
+STORED = """
+<domain type='kvm'>
+  <name>web1</name><memory unit='KiB'>65536</memory><currentMemory unit='KiB'>65536</currentMemory>
+  <vcpu placement='static'>2</vcpu>
+  <os firmware='efi'><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <cpu mode='host-model' check='partial'/>
+  <devices>
+    <disk type='file' device='disk'><source file='/a.raw'/><target dev='vda' bus='virtio'/></disk>
+    <graphics type='vnc' port='-1' autoport='yes'><listen type='address'/></graphics>
+    <serial type='pty'><target type='isa-serial' port='0'/></serial>
+  </devices>
+</domain>
+"""
+RUNNING = """
+<domain type='kvm' id='4'>
+  <name>web1</name><memory unit='KiB'>65536</memory><currentMemory unit='KiB'>65536</currentMemory>
+  <vcpu placement='static'>2</vcpu>
+  <resource><partition>/machine</partition></resource>
+  <os>
+    <type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
+    <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader><nvram>/nvram/web1.fd</nvram>
+  </os>
+  <cpu mode='custom' match='exact' check='full'><model>Skylake</model><feature policy='require' name='x'/></cpu>
+  <devices>
+    <disk type='file' device='disk'>
+      <source file='/a.raw' index='1'/><backingStore/><target dev='vda' bus='virtio'/><alias name='virtio-disk0'/>
+    </disk>
+    <graphics type='vnc' port='5900' autoport='yes' listen='127.0.0.1'>
+      <listen type='address' address='127.0.0.1'/>
+    </graphics>
+    <serial type='pty'><source path='/dev/pts/1'/><target type='isa-serial' port='0'/><alias name='serial0'/></serial>
+  </devices>
+  <seclabel type='dynamic' model='dac' relabel='yes'/>
+</domain>
+"""
+
+
+def pair(stored: tuple[str, str] = ("", ""), running: tuple[str, str] = ("", "")) -> tuple[ET.Element, ET.Element]:
+    assert stored[0] in STORED
+    assert running[0] in RUNNING
+    return ET.fromstring(STORED.replace(*stored, 1)), ET.fromstring(RUNNING.replace(*running, 1))
+
+
+def test_a_start_alone_leaves_nothing_pending() -> None:
+    assert pending_differences(*pair()) == []
+    assert live_edits(*pair()) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "running", "path"),
+    [
+        (("/a.raw", "/b.raw"), ("", ""), "devices/disk[vda]/source@file"),
+        (("</devices>", "<sound model='ich9'/></devices>"), ("", ""), "devices/sound[ich9]"),
+        (("", ""), ("</devices>", "<disk><target dev='vdb'/></disk></devices>"), "devices/disk[vdb]"),
+        (("pc-q35-7.2", "pc-q35-8.0"), ("", ""), "os/type@machine"),
+        (("", ""), ("static'>2", "static' current='1'>2"), "vcpu@current"),
+        (("", ""), ("<target dev='vda'", "<readonly/><target dev='vda'"), "devices/disk[vda]/readonly"),
+    ],
+)
+def test_what_waits_for_a_restart(stored: tuple[str, str], running: tuple[str, str], path: str) -> None:
+    assert [row.path for row in pending_differences(*pair(stored, running))] == [path]
+
+
+def test_memory_and_processors_can_be_edited_up_to_what_the_guest_booted_with() -> None:
+    stored, running = pair(running=("static'>2", "static' current='1'>2"))
+    assert live_edits(stored, running) == [LiveEdit("vcpus", "vcpu@current", 1, 2)]
+    stored, running = pair(stored=("static'>2", "static'>4"))
+    assert live_edits(stored, running) == []
+    less = ("<currentMemory unit='KiB'>65536", "<currentMemory unit='KiB'>32768")
+    assert live_edits(*pair(stored=less)) == [LiveEdit("memory", "currentMemory", 65536, 32768)]
+
+
+def test_a_guest_that_did_not_follow_is_remembered() -> None:
+    text, _prefix, uri = asked_note(32768)
+    note = text.replace("<asked", f"<asked xmlns='{uri}'")
+    assert asked_memory(ET.fromstring(f"<domain><metadata>{note}</metadata></domain>")) == 32768
+    assert asked_memory(ET.fromstring("<domain/>")) is None
