@@ -422,8 +422,8 @@ def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
     """Return the probes that pass 2 resolved, as ``point, asked, place, optional, helper``.
 
     ``asked`` is what the script says. ``place`` is where the probe will sit: ``_stext+0x430990``,
-    ``kvm_amd:svm_invoke_exit_handler+0``, or null for probes that sit at no place in the code. A ``helper`` is a probe at a function's entry that stap itself added, for
-    ``@entry`` in a ``.return`` probe.
+    ``kvm_amd:svm_invoke_exit_handler+0``, or null for probes that sit at no place in the code. A ``helper`` is a probe
+    at a function's entry that stap itself added, for ``@entry`` in a ``.return`` probe.
     """
     rows = []
     _before, _mark, listing = text.partition("# probes\n")

@@ -37,7 +37,7 @@ _SITE = re.compile(
 _TAIL_BYTES = 64 << 10
 _ERROR_BYTES = 64 << 10
 _MOST_SITES = 2000
-_ARM_SECONDS = 3.0
+_ARM_SECONDS = 10.0
 _PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -198,6 +198,7 @@ class Supervisor:
         self._loaded_at: float | None = None
         self._armed_at: float | None = None
         self._stop_at: float | None = None
+        self._whole = False
         self._presses = 0
 
     def _path(self, name: str) -> str:
@@ -265,11 +266,16 @@ class Supervisor:
         if self._loaded_at is None and loaded(self._job["name"]):
             self._loaded_at = now
             self._save(state="loaded", load_seconds=round(now - self._begun, 2))
-        if self._loaded_at is not None and self._armed_at is None:
-            sites = read_sites(debugfs).added_since(before)
-            if len(sites) >= self._job["sites"] or now - self._loaded_at > _ARM_SECONDS:
-                self._armed_at = now
-                self._save(state="running", armed_seconds=round(now - self._begun, 2), sites=sites)
+        if self._loaded_at is None or self._whole:
+            return
+        # Places in modules, or on a busy host, may become armed later than the rest: look until all are there.
+        sites = read_sites(debugfs).added_since(before)
+        self._whole = len(sites) >= self._job["sites"]
+        if self._armed_at is None and (self._whole or now - self._loaded_at > _ARM_SECONDS):
+            self._armed_at = now
+            self._save(state="running", armed_seconds=round(now - self._begun, 2))
+        if self._armed_at is not None and len(sites) >= len(self._state.get("sites", ())):
+            self._save(sites=sites)
 
     def _press(self, pid: int) -> None:
         """End the run when its time is over: ask, ask again, then force."""

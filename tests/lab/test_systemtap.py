@@ -1,0 +1,213 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SystemTap on real kernels: what is counted is exact, what is built is built once, and hosts are left as they were."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+HOSTS = "trace1:trace2:trace3"
+KERNELS = {"trace1": "6.1.", "trace2": "6.12.", "trace3": "7.2."}
+READS = 2000
+# Reads exactly READS times, from when a SystemTap module is there; nothing else that it does is a read.
+LOAD = f"""
+import os, time
+null = os.open("/dev/zero", os.O_RDONLY)
+while not (os.path.isdir("/proc/systemtap") and os.listdir("/proc/systemtap")):
+    time.sleep(0.1)
+time.sleep(6)
+for number in range({READS}):
+    os.read(null, 1)
+os._exit(0)
+"""
+STATE = (
+    "ls /proc/systemtap /run/tapvirt 2>/dev/null; sysctl kernel.kptr_restrict debug.kprobes-optimization;"
+    " systemctl list-units --all --no-legend 'tapvirt*'; pgrep -a stap; cat /sys/kernel/debug/kprobes/list;"
+    " grep -c debugfs /proc/self/mounts; find /etc /opt /root /srv /tmp /usr/local /var/cache /var/lib/tapvirt -type f"
+    " ! -path '*/apt/*' 2>/dev/null | grep -v -e /.ansible -e man-db | sort"
+)
+
+
+def state(lab):
+    """What must be the same on a host before and after: modules, units, processes, sysctls, probes, mounts, files."""
+    return {host: lab.run(host, "sh", "-c", STATE, timeout=120).stdout.splitlines() for host in KERNELS}
+
+
+def builds(lab):
+    """The compilations that the builder's own store has counted."""
+    log = lab.run("builder", "cat", "/var/lib/tapvirt/modules/builds.log")
+    assert log.returncode == 0, log.stderr
+    return [json.loads(line) for line in log.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def traced(lab):
+    """Trace a known load side by side on three kernels, with the role; return the play, and the hosts' state around it."""
+    play = [
+        {
+            "hosts": HOSTS,
+            "gather_facts": False,
+            "tasks": [
+                {
+                    "name": "Load",
+                    "ansible.builtin.shell": "nohup python3 - >/dev/null 2>&1 <<'END' & echo $!\n" + LOAD + "END\n",
+                    "register": "load",
+                },
+                {
+                    "name": "Trace",
+                    "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
+                    "vars": {
+                        "trace_variables": {"function": "vfs_read"},
+                        "trace_globals": {"target_pid": "{{ load.stdout }}"},
+                        "trace_duration": 15,
+                        "trace_cpu_ceiling_percent": 50,
+                    },
+                },
+            ],
+        }
+    ]
+    before = state(lab)
+    done = lab.playbook(yaml.safe_dump(play))
+    return done, before, state(lab)
+
+
+def run_of(done, host):
+    return next(row for row in done.results if row["host"] == host and "run" in row["result"])["result"]["run"]
+
+
+@pytest.mark.parametrize("host", KERNELS)
+def test_a_known_load_is_counted_exactly_by_real_function_probes(traced, host):
+    run = run_of(traced[0], host)
+    assert run["kernel"].startswith(KERNELS[host])
+    assert (run["outcome"], run["probes"]["asked"], run["probes"]["proved"]) == ("ok", 2, 2), run
+    assert all('kernel.function("vfs_read@fs/read_write.c:' in point["point"] for point in run["probes"]["points"])
+    count, histogram = run["records"]
+    assert count == {"kind": "count", "key": "vfs_read", "count": READS}
+    assert histogram["count"] + run["skipped"] >= READS
+    assert sum(bucket[2] for bucket in histogram["buckets"]) == histogram["count"]
+    assert run["skipped"] == 0
+
+
+def test_hosts_differ(traced):
+    sums = {run_of(traced[0], host)["records"][1]["sum"] for host in KERNELS}
+    places = {run_of(traced[0], host)["probes"]["points"][0]["point"] for host in KERNELS}
+    assert len(sums) == len(places) == 3
+
+
+def test_the_host_is_left_as_it_was(traced):
+    done, before, after = traced
+    for host in KERNELS:
+        kept = run_of(done, host)["module"]["path"]
+        assert [line for line in after[host] if line != kept] == [line for line in before[host] if line != kept]
+        assert run_of(done, host)["left"] == []
+
+
+def test_one_build_for_each_distinct_kernel(lab, tmp_path):
+    (tmp_path / "once.stp.j2").write_text("# {{ stamp }}\nprobe timer.s(1) { exit() }\n", encoding="utf-8")
+    tasks = [
+        {"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}},
+        {
+            "name": "Render",
+            "tapvirt.host.stap_script": {"src": "once.stp.j2", "variables": {"stamp": str(tmp_path)}},
+            "delegate_to": "builder",
+            "register": "rendered",
+        },
+        {
+            "name": "Build",
+            "tapvirt.host.stap_module": {
+                "script": "{{ rendered.script }}",
+                "kernel": "{{ ansible_facts.tapvirt_kernel.release }}",
+                "kernel_version": "{{ ansible_facts.tapvirt_kernel.version }}",
+            },
+            "delegate_to": "builder",
+        },
+    ]
+    path = tmp_path / "play.yml"
+    path.write_text(yaml.safe_dump([{"hosts": "trace1:trace2:trace4", "gather_facts": False, "tasks": tasks}]))
+    first = lab.playbook(path)
+    assert first.rc == 0, first.stdout
+    built = {host: first.of(host, "Build")["module"] for host in ("trace1", "trace2", "trace4")}
+    assert built["trace2"]["sha256"] == built["trace4"]["sha256"] != built["trace1"]["sha256"]
+    compiled = [row["kernel"] for row in builds(lab) if row["name"] == built["trace1"]["name"]]
+    assert sorted(compiled) == sorted({module["kernel"] for module in built.values()})
+    second = lab.playbook(path)
+    assert all(counters["changed"] == 0 for counters in second.recap.values())
+    assert len([row for row in builds(lab) if row["name"] == built["trace1"]["name"]]) == 2
+
+
+LINE = "systemtap speaks"
+DOMAIN = """
+<domain type='kvm'>
+  <name>systemtap-talker</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source file='/var/lib/libvirt/images/systemtap-talker.img'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='pty'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
+    disk = "/var/lib/libvirt/images/systemtap-talker.img"
+    (tmp_path / "sector.j2").write_text(
+        "{{ '" + LINE + "' | tapvirt.host.boot_sector | b64decode('iso-8859-1') -}}", encoding="utf-8"
+    )
+    domain = {"name": "systemtap-talker", "xml": DOMAIN, "state": "running"}
+    tasks = [
+        {
+            "name": "Disk",
+            "ansible.builtin.template": {
+                "src": "sector.j2",
+                "dest": disk,
+                "output_encoding": "iso-8859-1",
+                "mode": "0644",
+            },
+        },
+        {"name": "Domain", "tapvirt.host.libvirt_domain": {"uri": "qemu:///system", "domains": [domain]}},
+        {
+            "name": "Console",
+            "tapvirt.host.libvirt_console": {
+                "uri": "qemu:///system",
+                "name": "systemtap-talker",
+                "until": LINE,
+                "timeout": 60,
+            },
+        },
+        {
+            "name": "Trace",
+            "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
+            "vars": {"trace_script": "kvm_exits", "trace_domain": "systemtap-talker", "trace_duration": 5},
+        },
+    ]
+    path = tmp_path / "play.yml"
+    path.write_text(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))
+    try:
+        done = lab.playbook(path)
+        assert done.rc == 0, done.stdout
+    finally:
+        lab.run("trace2", "sh", "-c", f"virsh destroy systemtap-talker; virsh undefine systemtap-talker; rm -f {disk}")
+    run = run_of(done, "trace2")
+    exits = {record["key"]: record["count"] for record in run["records"]}
+    # A line costs one port write for each of its bytes, CR, LF and one for the timer, and one halt.
+    assert exits["hlt"] > 10
+    assert abs(exits["io"] - exits["hlt"] * (len(LINE) + 3)) <= len(LINE) + 3
+    assert run["outcome"] == "ok"
+
+
+def test_a_domain_that_does_not_run_is_refused(lab):
+    module = {"name": "x", "sha256": "0" * 64, "kernel": "x", "globals": {"target_pid": "long"}, "probes": []}
+    from_cache = {"module": module, "domain": "no-such-domain"}
+    (answer,) = lab.ansible("trace2", "tapvirt.host.stap_run", from_cache, check=True).values()
+    assert answer["failed"] and "no-such-domain" in answer["msg"]
