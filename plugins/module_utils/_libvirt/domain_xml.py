@@ -270,14 +270,16 @@ def differences(before: ET.Element, after: ET.Element, subset: bool = False) -> 
 
 
 def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> t.Iterator[Difference]:
+    old_text, new_text = text_of(before), text_of(after)
+    sizes = _sizes_kib(before, after)
+    if sizes is not None:
+        old_text, new_text = sizes
     names = [*before.attrib, *(name for name in after.attrib if name not in before.attrib)]
-    same_size = _same_size(before, after)
     for name in names:
         old, new = before.get(name), after.get(name)
-        if old != new and not (subset and new is None) and not (same_size and name == "unit"):
+        if old != new and not (subset and new is None) and not (sizes is not None and name == "unit"):
             yield Difference("{0}@{1}".format(path, name), old, new, name in _SECRET_ATTRIBUTES)
-    old_text, new_text = text_of(before), text_of(after)
-    if old_text != new_text and not (subset and new_text is None) and not same_size:
+    if old_text != new_text and not (subset and new_text is None):
         yield Difference(path, old_text, new_text)
     old_children, new_children = keyed(before), keyed(after)
     for label in [*old_children, *(label for label in new_children if label not in old_children)]:
@@ -289,9 +291,12 @@ def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> 
             yield Difference(place, element_text(old_child), element_text(new_child))
 
 
-def _same_size(before: ET.Element, after: ET.Element) -> bool:
-    size = size_bytes(before) if "unit" in before.attrib or "unit" in after.attrib else None
-    return size is not None and size == size_bytes(after)
+def _sizes_kib(before: ET.Element, after: ET.Element) -> tuple[str, str] | None:
+    """Return both sizes in libvirt's own unit, where the elements are sizes in units that differ."""
+    if before.get("unit") == after.get("unit"):
+        return None
+    old, new = size_bytes(before), size_bytes(after)
+    return None if old is None or new is None else (str(old // 1024), str(new // 1024))
 
 
 def element_text(element: ET.Element | None) -> str | None:

@@ -176,9 +176,20 @@ def state_of(domain: Domain) -> tuple[str, int]:
     return STATES[code] if code < len(STATES) else "nostate", reason
 
 
+def _create_paused(domain: Domain) -> None:
+    try:
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT):
+            raise
+        # The driver cannot start a domain paused; it runs for a moment then.
+        domain.create()
+        domain.suspend()
+
+
 _CALLS: dict[str, t.Callable[[Domain], t.Any]] = {
     "create": lambda domain: domain.create(),
-    "create_paused": lambda domain: domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED),
+    "create_paused": _create_paused,
     "resume": lambda domain: domain.resume(),
     "suspend": lambda domain: domain.suspend(),
     "wakeup": lambda domain: domain.pMWakeup(),

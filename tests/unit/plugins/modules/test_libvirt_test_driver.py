@@ -1,0 +1,93 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The domain modules on libvirt's test driver: states that are hard to reach for real, and the semantic plan."""
+
+from __future__ import annotations
+
+import pathlib
+import typing as t
+
+import pytest
+
+NODE = """
+<node>
+  <domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+    <name>guest</name>
+    <uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid>
+    <description>one</description>
+    <memory>65536</memory>
+    <vcpu>2</vcpu>
+    <os><type>hvm</type></os>
+    <devices>
+      <interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>
+    </devices>
+    <test:runstate>{state}</test:runstate>
+    {more}
+  </domain>
+</node>
+"""
+Run = t.Callable[..., dict[str, t.Any]]
+STATES = {"running": 1, "paused": 3, "shutoff": 5, "crashed": 6, "pmsuspended": 7}
+
+
+@pytest.fixture
+def node(tmp_path: pathlib.Path, run_module: Run) -> Run:
+    """Run a module on a host of the test driver that is as the test says; nothing is kept from run to run."""
+
+    def run(
+        found: str, more: str = "", check: bool = False, module: str = "libvirt_domain", **args: t.Any
+    ) -> dict[str, t.Any]:
+        path = tmp_path / "node.xml"
+        path.write_text(NODE.format(state=STATES[found], more=more), encoding="utf-8")
+        if "wanted" in args:
+            args["state"] = args.pop("wanted")
+        return run_module(module, {"uri": f"test://{path}", **args}, check=check)
+
+    return run
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_is_read(node: Run, state: str) -> None:
+    (row,) = node(state, module="libvirt_domain_info")["domains"]
+    assert row["state"] == state
+    assert (row["memory_bytes"], row["vcpus"], row["interfaces"][0]["mac"]) == (64 << 20, 2, "52:54:00:00:00:01")
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("wanted", ["running", "paused", "shutdown"])
+def test_states_are_reached_as_planned(node: Run, state: str, wanted: str) -> None:
+    planned = node(state, check=True, name="guest", wanted=wanted)
+    done = node(state, name="guest", wanted=wanted, wait_seconds=5)
+    assert planned["plan"] == done["plan"]
+    if state == "pmsuspended":
+        # This driver cannot wake a guest up: the step is planned, fails, and the row says what is.
+        assert "wakeup" in done["msg"]
+        assert done["domains"][0]["state"] == "pmsuspended"
+        return
+    assert not done.get("failed"), done["msg"]
+    assert done["domains"][0]["state"] == {"shutdown": "shutoff"}.get(wanted, wanted)
+    assert done["changed"] is (state != done["domains"][0]["state"])
+
+
+def test_a_semantic_plan_says_so_and_keeps_what_is_not_said(node: Run) -> None:
+    xml = "<domain type='test'><name>guest</name><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>"
+    same = node("shutoff", name="guest", xml=xml)
+    assert (same["plan"], same["domains"][0]["plan_fidelity"]) == ([], "semantic")
+    more = node("shutoff", name="guest", xml=xml.replace(">64<", ">32<"))
+    assert [(row["what"], row["before"], row["after"]) for row in more["plan"]] == [("guest memory", "65536", "32768")]
+    assert more["domains"][0]["uuid"] == "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
+
+
+def test_absent_refuses_to_lose_saved_memory(node: Run) -> None:
+    refused = node("shutoff", "<test:hasmanagedsave/>", name="guest", wanted="absent")
+    assert "managed save" in refused["msg"]
+    assert refused["changed"] is False
+    gone = node("shutoff", "<test:hasmanagedsave/>", name="guest", wanted="absent", remove=["managed_save"])
+    assert gone["domains"][0]["state"] == "absent"
+
+
+def test_the_name_of_another_uuid_is_refused(node: Run) -> None:
+    uuid = "<uuid>3f2a1f9e-2f1c-4f55-9a43-000000000000</uuid>"
+    xml = f"<domain type='test'><name>guest</name>{uuid}<memory>1024</memory><os><type>hvm</type></os></domain>"
+    assert "is not the one that the domain has" in node("shutoff", name="guest", xml=xml)["msg"]
