@@ -45,7 +45,12 @@ hostname "$name"
 echo "$name" > etc/hostname
 echo "127.0.0.1 localhost $name" > etc/hosts
 pivot_root . machine
-exec chroot . sh -c 'umount -l /machine; rmdir /machine; /usr/sbin/sshd -D -e -o ListenAddress=127.0.0.1 -p "$0" & wait $!' "$5"
+exec chroot . sh -c '
+  umount -l /machine
+  rmdir /machine
+  /usr/sbin/sshd -D -e -o ListenAddress=127.0.0.1 -p "$0" &
+  wait $!
+' "$5"
 """
 
 
@@ -65,8 +70,8 @@ def start(
     log = state.serial_log(folder, name)
     with log.open("wb") as output:
         keeper = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c", _INIT,
-             "sh", str(cache), lower, str(systemtap_cache.relative_to(cache)), name, str(port)],
+            ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private",
+             "sh", "-c", _INIT, "sh", str(cache), lower, str(systemtap_cache.relative_to(cache)), name, str(port)],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     started = state.Started(
@@ -79,8 +84,12 @@ def start(
         if started.state(folder) == "died":
             raise LabError(f"{name} ended as soon as it was started: {tail_of(log)}")
 
-    ssh.wait_until(lambda: ssh.greets(port), check_alive, 30, f"{name} did not answer ({tail_of(log)})")
+    try:
+        ssh.wait_until(lambda: ssh.greets(port), check_alive, 60, f"{name} did not answer")
+    except TimeoutError as error:
+        raise LabError(f"{error}; its sshd said: {tail_of(log)}") from error
     started.kernel = ssh.command([*login(name, port), "uname -r"], 30).strip()
+    started.ready = True
     started.seconds = round(time.monotonic() - began, 1)
     state.save(folder, started)
     return started

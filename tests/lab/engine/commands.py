@@ -20,17 +20,23 @@ def run(argv: Sequence[str | Path], cwd: Path | None = None, timeout: float = 90
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(
-            words, cwd=cwd, env=environment, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors="replace", check=False,
+            words,
+            cwd=cwd,
+            env=environment,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"{words[0]} did not end within {timeout:.0f} s: {' '.join(words)[:300]}") from error
     except OSError as error:
         raise LabError(f"{words[0]} cannot be run: {error}") from error
     if done.returncode != 0:
-        raise LabError(
-            f"{words[0]} failed ({done.returncode}): {' '.join(words)[:300]}: {last_lines(done.stderr or done.stdout, 6)}"
-        )
+        said = last_lines(done.stderr or done.stdout, 6)
+        raise LabError(f"{words[0]} failed ({done.returncode}): {' '.join(words)[:300]}: {said}")
     return done.stdout
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ grep -q -w svm /proc/cpuinfo && modprobe kvm_amd || modprobe kvm_intel
 test -c /dev/kvm
 virsh -q -c qemu:///system list --all
 virsh -q -c qemu:///system domcapabilities --virttype kvm > /dev/null
+virsh -q -c qemu:///system capabilities > /dev/null
 python3 -c 'import json, libvirt, platform, subprocess, tempfile, zipfile; libvirt.open("qemu:///system").getHostname()'
 staprun -V
 sync
@@ -54,6 +56,7 @@ class GuestMaker:
     accel: str
     login: Callable[[str, int], list[str]]
     say: Callable[[str], None]
+    interrupted: threading.Event
 
     def start(self, host: Host, disk: Disk, fresh: bool) -> state.Started:
         """A guest that answers; from its snapshot if there is one, else booted and then saved as one."""
@@ -70,7 +73,7 @@ class GuestMaker:
 
         self.store.ensure(f"snapshot-{host.name}", recipe, boot_and_save)
         started = booted[0] if booted else self._restore(host, disk, saved)
-        started.kernel = disk.release
+        started.ready = True
         started.seconds = round(time.monotonic() - began, 1)
         state.save(self.emulator.state, started)
         self.say(f"{host.name}: up on {disk.release} after {started.seconds:.0f} s (from {started.started_from})")
@@ -88,8 +91,8 @@ class GuestMaker:
             "-accel", speed[0], "-cpu", speed[1], "-m", str(host.memory_mib), "-smp", str(host.cpus),
             "-kernel", self.emulator.inside(disk.folder / "vmlinuz"),
             "-initrd", self.emulator.inside(disk.folder / "initrd"),
-            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off "
-            f"systemd.hostname={host.name} systemd.machine_id={identity}",
+            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off audit=0 rdinit=/lab-init "
+            f"systemd.show_status=error systemd.hostname={host.name} systemd.machine_id={identity}",
             "-drive", f"file={host.name}.qcow2,if=virtio,cache=unsafe",
             "-netdev", "user,id=n0" + (f",hostfwd=tcp:127.0.0.1:{port}-:22" if port else ""),
             "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci",
@@ -142,14 +145,16 @@ class GuestMaker:
         folder = self.emulator.state
 
         def check_alive() -> None:
+            if self.interrupted.is_set():
+                raise LabError(f"{started.name}: interrupted while it was starting")
             if started.state(folder) == "died":
                 raise LabError(died(folder, started.name))
 
-        ssh.wait_until(
-            lambda: ssh.greets(started.port), check_alive, deadline,
-            f"{started.name} did not answer (last on its serial port: {tail_of(state.serial_log(folder, started.name))})",
-        )  # fmt: skip
-        ssh.command([*self.login(started.name, started.port), "true"], deadline)
+        try:
+            ssh.wait_until(lambda: ssh.greets(started.port), check_alive, deadline, f"{started.name} did not answer")
+        except TimeoutError as error:
+            last = tail_of(state.serial_log(folder, started.name))
+            raise LabError(f"{error}; last on its serial port: {last}") from error
 
 
 def died(folder: Path, name: str) -> str:

@@ -21,12 +21,12 @@ _RUNTIME = ("linux-image-", "linux-base-", "linux-binary-", "linux-modules-")
 # protocols that no guest of the lab has.
 NOT_DEBUGGED: tuple[str, ...] = tuple(
     """
-    drivers/ata drivers/comedi drivers/gpu drivers/hid drivers/hv drivers/iio drivers/infiniband drivers/md drivers/media
-    drivers/net/ethernet drivers/net/wireless drivers/nvdimm drivers/nvme drivers/scsi drivers/staging drivers/target
-    drivers/thermal drivers/usb fs/bcachefs fs/btrfs fs/ceph fs/cifs fs/dlm fs/f2fs fs/gfs2 fs/lockd fs/netfs fs/nfs
-    fs/nfs_common fs/nfsd fs/nls fs/ntfs3 fs/ocfs2 fs/orangefs fs/smb fs/xfs net/9p net/batman-adv net/ceph net/dccp
-    net/ipv4 net/ipv6 net/mpls net/netfilter net/openvswitch net/rds net/rxrpc net/sched net/sctp net/smc net/sunrpc
-    net/tipc sound
+    drivers/ata drivers/comedi drivers/gpu drivers/hid drivers/hv drivers/iio drivers/infiniband drivers/md
+    drivers/media drivers/net/ethernet drivers/net/wireless drivers/nvdimm drivers/nvme drivers/scsi drivers/staging
+    drivers/target drivers/thermal drivers/usb fs/bcachefs fs/btrfs fs/ceph fs/cifs fs/dlm fs/f2fs fs/gfs2 fs/lockd
+    fs/netfs fs/nfs fs/nfs_common fs/nfsd fs/nls fs/ntfs3 fs/ocfs2 fs/orangefs fs/smb fs/xfs net/9p net/batman-adv
+    net/ceph net/dccp net/ipv4 net/ipv6 net/mpls net/netfilter net/openvswitch net/rds net/rxrpc net/sched net/sctp
+    net/smc net/sunrpc net/tipc sound
     """.split()
 )
 

@@ -36,7 +36,7 @@ class Lab:
     def __init__(self, description: Path, state_dir: Path, cache_dir: Path, say: Callable[[str], None]) -> None:
         self.description = describe.read(description)
         self.state_dir = state_dir.resolve()
-        self.cache_dir = cache_dir.resolve() / "lab"
+        self.cache_dir = cache_dir.resolve() / "images"
         speaking = threading.Lock()
 
         def one_at_a_time(sentence: str) -> None:
@@ -46,7 +46,7 @@ class Lab:
         self.say = one_at_a_time
 
     def up(self, names: list[str] | None = None, fresh: bool = False) -> None:
-        """Brings up the named hosts, all ordinary ones without names; fresh boots guests anew instead of restoring them."""
+        """Brings up the named hosts, all ordinary ones without names; fresh boots guests instead of restoring them."""
         needs.require()
         hosts = self.description.choose(names)
         self.state_dir.mkdir(parents=True, exist_ok=True)
@@ -55,6 +55,7 @@ class Lab:
             # Only lab hosts are ever looked up in this file, and all of them have the cache's host key.
             self._known_hosts.write_text(f"[127.0.0.1]:* {keys.public('host')}\n", encoding="ascii")
             store = Store(self.cache_dir, self.say)
+            store.prune()
             try:
                 Making(self.description, store, keys, self.state_dir, self.login, self.say, fresh).up(hosts)
             finally:
@@ -120,7 +121,11 @@ def main(words: list[str]) -> int:
     cache = Path(os.environ.get("TAPVIRT_LAB_CACHE", "~/.cache/tapvirt")).expanduser()
     folder = Path(os.environ.get("TAPVIRT_LAB_STATE", str(cache / "lab")))
     began = time.monotonic()
-    lab = Lab(here / "lab.toml", folder, cache, lambda sentence: print(f"{time.monotonic() - began:6.1f}  {sentence}", flush=True))
+
+    def say(sentence: str) -> None:
+        print(f"{time.monotonic() - began:6.1f}  {sentence}", flush=True)
+
+    lab = Lab(here / "lab.toml", folder, cache, say)
     try:
         match words:
             case ["up", *names]:

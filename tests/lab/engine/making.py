@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ class Making:
         self._fresh = fresh
         self._parts: dict[str, Future[Any]] = {}
         self._guard = threading.Lock()
+        self._interrupted = threading.Event()
         # More threads than parts, since parts wait for each other.
         self._pool = ThreadPoolExecutor(max_workers=64)
 
@@ -52,10 +54,12 @@ class Making:
         try:
             # First what takes longest to get, so that it is on its way while the rest is made.
             for suite in self._kernels_for(hosts):
-                self._part(f"kernel {suite}", lambda suite=suite: kernels.fetch(self._store, suite))
-            wanted = [self._part(f"host {host.name}", lambda host=host: self._host(host, hosts)) for host in hosts]
+                self._kernel(suite)
+            wanted = [self._part(f"host {host.name}", partial(self._host, host, hosts)) for host in hosts]
             errors = [error for error in (part.exception() for part in wanted) if error is not None]
         finally:
+            # After Ctrl-C: whoever still waits for a guest stops waiting.
+            self._interrupted.set()
             self._pool.shutdown(cancel_futures=True)
         for error in errors:
             if not isinstance(error, LabError):
@@ -78,6 +82,8 @@ class Making:
                 return
             if condition == "died":
                 self._say(f"{died(self._state_dir, host.name)}; starting it again")
+            elif condition == "starting":
+                self._say(f"{host.name}: an earlier start was interrupted; starting it again")
             else:
                 self._say(f"{host.name}: starting again, to serve more kernels")
                 kernels_wanted = list(dict.fromkeys([*record.kernels, *kernels_wanted]))
@@ -93,7 +99,7 @@ class Making:
         return self._description.kernels_for(hosts)
 
     def _kernel(self, suite: str) -> Future[Kernel]:
-        return self._part(f"kernel {suite}", lambda: kernels.fetch(self._store, suite))
+        return self._part(f"kernel {suite}", partial(kernels.fetch, self._store, suite))
 
     def _root(self, name: str) -> Future[Path]:
         root = self._description.roots[name]
@@ -105,7 +111,7 @@ class Making:
 
     def _start_builder(self, host: Host, suites: list[str]) -> None:
         root = self._root("builder")
-        layers = [self._part(f"layer {suite}", lambda suite=suite: self._layer(suite)) for suite in suites]
+        layers = [self._part(f"layer {suite}", partial(self._layer, suite)) for suite in suites]
         config = self._store.ensure(
             "builder-config",
             [roots.FILES, self._keys.recipe()],
@@ -113,6 +119,7 @@ class Making:
         )
         systemtap_cache = self._store.folder / f"systemtap-{root.result().name}"
         systemtap_cache.mkdir(exist_ok=True)
+        systemtap_cache.touch()
         started = builder.start(
             self._store.folder, self._state_dir, host.name,
             [config, *(layer.result() for layer in layers), root.result()],
@@ -125,9 +132,9 @@ class Making:
 
     def _start_guest(self, host: Host) -> None:
         suite = host.kernel or ""
-        disk = self._part(f"disk {suite}", lambda: self._disk(suite))
-        accel = self._part("accelerator", lambda: self._accelerator(suite))
-        maker = GuestMaker(self._store, self._emulator(), accel.result(), self._login, self._say)
+        disk = self._part(f"disk {suite}", partial(self._disk, suite))
+        accel = self._part("accelerator", partial(self._accelerator, suite))
+        maker = GuestMaker(self._store, self._emulator(), accel.result(), self._login, self._say, self._interrupted)
         maker.start(host, disk.result(), self._fresh)
 
     def _emulator(self) -> qemu.Emulator:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import cache
 from pathlib import Path
@@ -34,11 +35,9 @@ def apt_sources(suite: str, scratch: Path) -> str:
     if mirror is None:
         # mmdebstrap knows Debian's default address and writes it before it downloads anything; then we stop it.
         note = scratch / "default-sources"
-        hook = f'cat "$1/etc/apt/sources.list" > {note}; exit 1'
-        try:
-            run(["mmdebstrap", "--mode=root", "--variant=custom", f"--setup-hook={hook}", suite, scratch / "never-made"])
-        except LabError:
-            pass
+        hook = f'--setup-hook=cat "$1/etc/apt/sources.list" > {note}; exit 1'
+        with contextlib.suppress(LabError):
+            run(["mmdebstrap", "--mode=root", "--variant=custom", hook, suite, scratch / "never-made"])
         found = re.search(rf"^deb (?:\[[^]]*\] )?(\S+) {re.escape(suite)} ", note.read_text(), re.MULTILINE)
         if found is None:
             raise LabError(f"neither apt nor mmdebstrap of this machine knows a Debian mirror for {suite}")

@@ -80,8 +80,9 @@ def _starts_on_kvm(emulator: Emulator, kernel: Path, deadline: float = 15.0) -> 
     log = emulator.state / "kvm-trial.log"
     log.unlink(missing_ok=True)
     trial = emulator.start(
-        ["-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-         "-serial", "file:kvm-trial.log", "-kernel", emulator.inside(kernel), "-append", "console=ttyS0 panic=-1"],
+        ["-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none",
+         "-serial", "file:kvm-trial.log", "-no-reboot",
+         "-kernel", emulator.inside(kernel), "-append", "console=ttyS0 panic=-1"],
         emulator.state / "kvm-trial.err",
     )  # fmt: skip
     try:

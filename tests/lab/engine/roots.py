@@ -14,8 +14,15 @@ from .describe import Root
 from .needs import DEBIAN_KEYRING
 from .packages import debian_mirror
 
-# Half of a minimal root is text that nobody reads in a lab.
-_LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
+# Half of a minimal root is text that nobody reads in a lab, and libvirt asks every emulator it finds what it can do.
+_LEFT_OUT = (
+    "/usr/share/man/*",
+    "/usr/share/doc/*",
+    "/usr/share/locale/*",
+    "/usr/share/info/*",
+    "/usr/share/lintian/*",
+    "/usr/bin/qemu-system-i386",
+)
 
 _SSHD = """UseDNS no
 UsePAM no
@@ -28,12 +35,45 @@ HostKey /etc/ssh/ssh_host_ed25519_key
 KexAlgorithms curve25519-sha256
 """
 
-_INTERFACES = """auto lo
-iface lo inet loopback
-auto eth0
-iface eth0 inet static
-  address 10.0.2.15/24
-  gateway 10.0.2.2
+# Addresses of the emulator's user-mode network. Two commands instead of a network manager's start.
+_NETWORK = """\
+[Unit]
+Description=The lab's network
+Wants=network.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'ip address add 10.0.2.15/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.2.2'
+[Install]
+WantedBy=multi-user.target
+"""
+
+# Of all the devices at boot only these matter here; the others cost seconds of an emulated processor.
+_COLDPLUG = """\
+[Service]
+ExecStart=
+ExecStart=-udevadm trigger --type=all --action=add --subsystem-match=net --subsystem-match=block \\
+  --subsystem-match=cpu --subsystem-match=misc
+"""
+
+# In place of the initramfs' own init, which starts udev to find what is known here: the root is the first disk.
+_FIRST_INIT = """\
+#!/bin/sh
+mkdir -p /proc /sys /dev /root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+modprobe -a virtio_pci virtio_blk virtio_net virtio_rng ext4
+until [ -b /dev/vda ]; do sleep 0.1; done
+mount -t ext4 -o noatime /dev/vda /root
+for folder in dev sys proc; do mount -o move /$folder /root/$folder; done
+exec run-init /root /sbin/init < /root/dev/console > /root/dev/console 2>&1
+"""
+
+_FIRST_INIT_HOOK = """\
+#!/bin/sh
+[ "$1" = prereqs ] || install -m 755 /etc/initramfs-tools/lab-init "$DESTDIR/lab-init"
 """
 
 FILES: dict[str, str] = {
@@ -44,7 +84,10 @@ FILES: dict[str, str] = {
 GUEST_FILES: dict[str, str] = {
     **FILES,
     "etc/fstab": "/dev/vda / ext4 rw,noatime 0 0\n",
-    "etc/network/interfaces": _INTERFACES,
+    "etc/systemd/system/lab-network.service": _NETWORK,
+    "etc/systemd/system/systemd-udev-trigger.service.d/lab.conf": _COLDPLUG,
+    "etc/initramfs-tools/lab-init": _FIRST_INIT,
+    "etc/initramfs-tools/hooks/lab": _FIRST_INIT_HOOK,
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
     # Anything valid: the command line gives each guest its own. Without one, systemd enables every unit there is.
     "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
@@ -56,15 +99,22 @@ GUEST_FILES: dict[str, str] = {
 }
 
 # Nothing of this has a use in a lab, and each costs seconds of an emulated boot.
-MASKED: tuple[str, ...] = (
-    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer", "logrotate.timer",
-    "systemd-tmpfiles-clean.timer", "e2scrub_all.timer", "e2scrub_reap.service", "getty-static.service",
-    "getty@tty1.service", "serial-getty@ttyS0.service", "ifupdown-pre.service", "ldconfig.service",
-    "libvirt-guests.service", "sshd-keygen.service", "systemd-binfmt.service", "systemd-firstboot.service",
-    "systemd-hwdb-update.service", "systemd-journal-catalog-update.service", "systemd-machine-id-commit.service",
-    "systemd-network-generator.service", "systemd-networkd.service", "systemd-pcrmachine.service",
-    "systemd-pcrphase.service", "systemd-pcrphase-sysinit.service", "systemd-pstore.service",
-    "systemd-tpm2-setup-early.service", "systemd-tpm2-setup.service", "systemd-update-done.service",
+MASKED: tuple[str, ...] = tuple(
+    f"system/{unit}"
+    for unit in """
+    apt-daily-upgrade.timer apt-daily.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
+    getty-static.service getty@tty1.service ldconfig.service libvirt-guests.service logrotate.timer
+    networking.service serial-getty@ttyS0.service sshd-keygen.service systemd-binfmt.service
+    systemd-firstboot.service systemd-hwdb-update.service systemd-journal-catalog-update.service
+    systemd-machine-id-commit.service systemd-network-generator.service systemd-networkd.service
+    systemd-pcrmachine.service systemd-pcrphase-sysinit.service systemd-pcrphase.service systemd-pstore.service
+    systemd-tmpfiles-clean.timer systemd-tpm2-setup-early.service systemd-tpm2-setup.service
+    systemd-update-done.service
+    """.split()
+) + tuple(
+    # Some of these look for what a guest here does not have, and complain at each boot.
+    f"system-generators/systemd-{name}-generator"
+    for name in "debug gpt-auto hibernate-resume import rc-local run ssh tpm2".split()
 )
 
 
@@ -94,20 +144,26 @@ def configure(tree: Path, files: dict[str, str], masked: tuple[str, ...], keys: 
         path.write_text(text, encoding="utf-8")
         if name.endswith("_key") or "/.ssh/" in name:
             path.chmod(0o600)
+        elif text.startswith("#!"):
+            path.chmod(0o755)
     (tree / "root/.ssh").chmod(0o700)
-    for unit in masked:
-        path = tree / "etc/systemd/system" / unit
+    for name in masked:
+        path = tree / "etc/systemd" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to("/dev/null")
 
 
-def make_disk(root: Path, kernel_tree: Path, release: str, files: dict[str, str], keys: dict[str, str], out: Path) -> None:
+def make_disk(
+    root: Path, kernel_tree: Path, release: str, files: dict[str, str], keys: dict[str, str], out: Path
+) -> None:
     """The disk image of guests with this kernel, and beside it the kernel and initramfs to start it with."""
     tree = out / "tree"
     # Hard links: a second root costs a second and no space. Whatever is changed below is replaced, not written to.
     run(["cp", "-al", root, tree])
     configure(tree, files, MASKED, keys)
     run(["cp", "-a", f"{kernel_tree}/.", tree])
+    run(["chroot", tree, "systemctl", "enable", "lab-network.service"])
     run(["chroot", tree, "depmod", release])
     run(["chroot", tree, "update-initramfs", "-c", "-k", release])
     for name in ("vmlinuz", "initrd.img"):

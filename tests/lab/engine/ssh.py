@@ -91,7 +91,7 @@ def wait_until(ready: Callable[[], bool], check_alive: Callable[[], None], deadl
     while not ready():
         check_alive()
         if time.monotonic() > give_up:
-            raise LabError(f"{what} within {deadline:.0f} s")
+            raise TimeoutError(f"{what} within {deadline:.0f} s")
         time.sleep(0.25)
 
 
@@ -99,8 +99,9 @@ def command(argv: list[str], timeout: float) -> str:
     """Runs a command on a host; argv is a whole ssh command line."""
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
-        )
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise LabError(f"no answer over ssh within {timeout:.0f} s to: {argv[-1][:120]}") from error
     if done.returncode != 0:

@@ -16,7 +16,7 @@ from .commands import tail_of
 
 @dataclass
 class Started:
-    """A host that this lab started."""
+    """A host that this lab started. It is ready once it has answered over ssh."""
 
     name: str
     pid: int
@@ -26,13 +26,15 @@ class Started:
     started_from: str
     kernel: str = ""
     seconds: float = 0.0
+    ready: bool = False
     kernels: list[str] = field(default_factory=list)
 
     def state(self, folder: Path) -> str:
-        """running or died; a guest that panicked has died, though its emulator has not."""
-        if not process.is_running(self.pid, self.start_time):
+        """starting, running or died; a guest that panicked has died, though its emulator has not."""
+        panicked = "Kernel panic - not syncing" in tail_of(serial_log(folder, self.name), 40)
+        if panicked or not process.is_running(self.pid, self.start_time):
             return "died"
-        return "died" if "Kernel panic - not syncing" in tail_of(serial_log(folder, self.name), 40) else "running"
+        return "running" if self.ready else "starting"
 
 
 def serial_log(folder: Path, name: str) -> Path:

@@ -48,6 +48,7 @@ class Store:
         """The artifact of this recipe, built into a temporary folder first when it is not there."""
         final = self.path(kind, recipe)
         if final.exists():
+            os.utime(final)
             return final
         with locked(self.folder / "locks" / final.name):
             if not final.exists():
@@ -61,6 +62,13 @@ class Store:
                 os.rename(partial, final)
                 self._say(f"made {kind} ({time.monotonic() - began:.0f} s)")
         return final
+
+    def prune(self, days: float = 14) -> None:
+        """Drops what nobody asked for in so many days: the artifacts of recipes that have changed."""
+        for path in self.folder.glob("*-" + "[0-9a-f]" * 12):
+            if path.stat().st_mtime < time.time() - days * 86400:
+                self._say(f"dropping {path.name}, unused for {days:.0f} days")
+                self.drop(path)
 
     def drop(self, path: Path) -> None:
         """Forgets an artifact: first its name, so that nobody finds half of it."""
