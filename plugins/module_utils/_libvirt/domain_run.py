@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
 from .._core.plan import Change, Plan
-from . import lifecycle, schema
+from . import lifecycle
 from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
 from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
@@ -24,6 +24,7 @@ from .domain_xml import Mark, check_name, definition_hash, parse_domain, text_of
 from .embed import EmbedRoot
 from .lifecycle import Lifecycle
 from .live import LiveEdit, asked_note
+from .schema import schema_errors
 
 _FOLLOW_SECONDS = 3.0
 _Answer = t.TypeVar("_Answer")
@@ -32,7 +33,7 @@ _Answer = t.TypeVar("_Answer")
 def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
     """Turn a user's list into ``Wanted``, all of it checked.
 
-    :raises InvalidInput: a name that is none or given twice, XML that is malformed, invalid or of another name.
+    :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
     wanted: list[Wanted] = []
     for item in items:
@@ -45,7 +46,6 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
             root = parse_domain("{0}: xml".format(name), item["xml"])
             _check_name_in_xml(name, root)
         wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart")))
-    schema.validate([("{0}: xml".format(one.name), one.root) for one in wanted if one.root is not None])
     return wanted
 
 
@@ -172,6 +172,12 @@ class DomainRun:
                 desired[name] = self._desired(item)
             except TapvirtError as error:
                 item.error = error.message
+        # A definition that was applied before was valid then; only others are looked at.
+        wrong = schema_errors({name: root for name, root in desired.items() if root is not None})
+        for item in self._items:
+            if item.wanted.name in wrong:
+                item.error = wrong[item.wanted.name].message
+                desired[item.wanted.name] = None
         canonical = self._canonical(desired, connection)
         misplaced = {name for name, answer in canonical.items() if answer.error is not None}
         again = {

@@ -26,21 +26,20 @@ _CULPRIT = re.compile(
 _OPEN_SECONDS = 30.0
 
 
-def validate(items: t.Sequence[tuple[str, ET.Element]]) -> None:
-    """Check (item, root element) pairs against the schema.
-
-    :raises InvalidInput: the first that is wrong, with libvirt's reason and the nearest names of the schema.
-    """
-    if not items:
-        return
+def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidInput]:
+    """Check definitions by domain name; return what is wrong, with libvirt's reason and the schema's nearest names."""
+    wrong: dict[str, InvalidInput] = {}
+    if not definitions:
+        return wrong
     with connected("test:///default", _OPEN_SECONDS) as connection:
-        for item, root in items:
+        for name, root in definitions.items():
             try:
                 connection.defineXMLFlags(to_text(root), libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()
             except libvirt.libvirtError as error:
                 # Anything else is the test driver's own opinion; the driver that is asked for has its own.
                 if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-                    raise _wrong(item, root, str(error.get_error_message())) from error
+                    wrong[name] = _wrong("{0}: xml".format(name), root, str(error.get_error_message()))
+    return wrong
 
 
 def _wrong(item: str, root: ET.Element, message: str) -> InvalidInput:
