@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,35 +25,43 @@ def recap_changes(text: str) -> dict[str, int]:
     return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)}
 
 
-def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> list[tuple[str, float]]:
-    """Run the demonstration's playbook once and return the time of each play in it.
+def told(text: str) -> list[str]:
+    """Return the sentences of the playbook's last task, which says what was done on which host."""
+    found = re.findall(r"^TASK \[Say what was done\].*?=> (\{.*?^\})", text, re.MULTILINE | re.DOTALL)
+    return [str(line) for line in json.loads(found[-1])["msg"]] if found else []
+
+
+def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> tuple[list[tuple[str, float]], list[str]]:
+    """Run the demonstration's playbook once and return the time of each play, and what it says was done.
 
     :raises DevError: it failed, or the second pass changed something.
     """
     make_embed_root()
     plays: list[tuple[str, float]] = []
 
-    def watch() -> None:
-        text = (LOGS / f"demo-{number}.log").read_text("utf-8", "replace")
-        for name in re.findall(r"^PLAY \[(.*?)\]", text, re.MULTILINE)[len(plays) :]:
+    def watch(log: Path) -> str:
+        titles = re.findall(r"^(PLAY|TASK) \[(.*?)\] \*", log.read_text("utf-8", "replace"), re.MULTILINE)
+        for _kind, name in [title for title in titles if title[0] == "PLAY"][len(plays) :]:
             plays.append((name, time.monotonic()))
+        return " / ".join([plays[-1][0], titles[-1][1]]) if plays else ""
 
     playbook = place.tree / "playbooks" / "demo.yml"
     here = playbook.parent / "inventory" / "this_machine.yml"
-    argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, playbook]
+    only = ",".join([*DEMO_HOSTS, "localhost"])
+    argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, "--limit", only, playbook]
     variables = {"demo_report_dir": ROOT / "report", "demo_embed_root": EMBED, "demo_pass": number}
     for key, value in variables.items():
         argv += ["-e", f"{key}={value}"]
     env = place.env | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
-    text = run(steps, f"demo-{number}", argv, env, place.tree, watch)
+    text = run(steps, f"demo-{number}", argv, env, place.tree, watch, telling=r"^(fatal|failed|ERROR|\[ERROR\]):")
     ends = [start for _name, start in plays[1:]] + [time.monotonic()]
-    print(text[text.rindex("PLAY RECAP") :].rstrip())
+    print("\n" + text[text.rindex("PLAY RECAP") :].rstrip())
     changed = {host: count for host, count in recap_changes(text).items() if count}
     if number > 1 and changed:
-        raise DevError(
-            f"The second pass must change nothing, and it changed: {changed}. Its output: {LOGS}/demo-{number}.log"
-        )
-    return [(f"    pass {number}: {name}", end - start) for (name, start), end in zip(plays, ends, strict=True)]
+        log = LOGS / f"demo-{number}.log"
+        raise DevError(f"The second pass must change nothing, and it changed: {changed}. Its output: {log}")
+    rows = [(f"pass {number}: {name}", end - start) for (name, start), end in zip(plays, ends, strict=True)]
+    return rows, told(text)
 
 
 def make_embed_root() -> None:

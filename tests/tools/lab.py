@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import typing as t
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from .prepare import BASE_PACKAGES, VIRT_PACKAGES
 from .steps import CACHE, KEY, ROOT, DevError, Steps
 
-STATE = CACHE / "lab" / KEY  # short, because there are sockets in it
+# Short, because there are sockets in it. The variable chooses another lab that is up.
+STATE = Path(os.environ.get("TAPVIRT_LAB_STATE") or CACHE / "lab" / KEY)
 sys.path.insert(0, str(ROOT / "tests" / "lab"))
 
 

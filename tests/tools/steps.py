@@ -84,10 +84,10 @@ class Steps:
         print(text, end="\n" if final else "", flush=True)
 
 
-def print_times(rows: t.Sequence[tuple[str, float]], total: float) -> None:
+def print_times(rows: t.Sequence[tuple[str, float]], total: float | None = None) -> None:
     """Print where the time went."""
     print("\nWhere the time went:")
-    for title, seconds in [*rows, ("in all", total)]:
+    for title, seconds in [*rows, *([("in all", total)] if total is not None else [])]:
         print(f"  {seconds:7.1f} s  {title}")
 
 
@@ -105,13 +105,13 @@ def run(
     argv: t.Sequence[str | Path],
     env: t.Mapping[str, str] | None = None,
     cwd: Path = ROOT,
-    watch: t.Callable[[], None] | None = None,
+    watch: t.Callable[[Path], str] = last_line,
     telling: str = "",
 ) -> str:
     """Run a command with its output in a log file of that name, and return the output.
 
-    ``watch`` is called every moment; ``telling`` matches the lines that tell why a command failed, else its last
-    lines are shown.
+    ``watch`` returns what to show of the log meanwhile; ``telling`` matches the lines that tell why a command failed,
+    else its last lines are shown.
 
     :raises DevError: it failed; the message has the tail of the log and its path.
     """
@@ -126,9 +126,7 @@ def run(
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.3)
-                steps.say(last_line(log))
-                if watch:
-                    watch()
+                steps.say(watch(log))
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from ansible_collections.tapvirt.host.tests.tools.demo import end_domains, recap_changes
+from ansible_collections.tapvirt.host.tests.tools.demo import end_domains, recap_changes, told
 
 OUTPUT = """
 PLAY [one] *****
@@ -22,6 +22,13 @@ trace1                     : ok=14   changed=12   unreachable=0    failed=0    s
 
 def test_the_recap_tells_the_changes_of_each_host():
     assert recap_changes(OUTPUT) == {"localhost": 0, "trace1": 12}
+
+
+def test_what_the_last_task_says():
+    result = '{\n    "msg": [\n        "one",\n        "two"\n    ]\n}'
+    text = f"TASK [Say what was done] ****\nok: [trace1] => {result}\n\nPLAY RECAP"
+    assert told(text) == ["one", "two"]
+    assert told("PLAY [one]\n") == []
 
 
 def test_without_a_recap_there_is_nothing():
