@@ -86,6 +86,8 @@ class DomainRun:
         self._options = options
         self._canonicaliser: Canonicaliser | None = None
         self._warnings: list[str] = []
+        # The names of all domains, by UUID.
+        self._owners: dict[str, str] = {}
         self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
 
     def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
@@ -155,7 +157,9 @@ class DomainRun:
     def _observe(self, connection: Connection) -> None:
         names = {item.wanted.name for item in self._items}
         with libvirt_errors("Listing the domains"):
-            found = {domain.name(): domain for domain in connection.listAllDomains() if domain.name() in names}
+            domains = connection.listAllDomains()
+        self._owners = {domain.UUIDString(): str(domain.name()) for domain in domains}
+        found = {domain.name(): domain for domain in domains if domain.name() in names}
         for item in self._items:
             domain = found.get(item.wanted.name)
             with libvirt_errors("{0}: reading it".format(item.wanted.name)):
@@ -170,6 +174,7 @@ class DomainRun:
             name = item.wanted.name
             try:
                 desired[name] = self._desired(item)
+                self._check_uuid(item)
             except TapvirtError as error:
                 item.error = error.message
         # A definition that was applied before was valid then; only others are looked at.
@@ -211,6 +216,13 @@ class DomainRun:
     def _desired(self, item: _Item, with_addresses: bool = True) -> ET.Element | None:
         new_uuid = self._new_uuids.get(item.wanted.name, "")
         return desired_definition(item.wanted, item.observed, new_uuid, with_addresses)
+
+    def _check_uuid(self, item: _Item) -> None:
+        uuid_in_xml = None if item.wanted.root is None else text_of(item.wanted.root, "uuid")
+        owner = self._owners.get((uuid_in_xml or "").lower())
+        if owner is not None and owner != item.wanted.name:
+            rule = "belongs to domain {0!r}; a domain is not renamed by another name in its XML".format(owner)
+            raise InvalidInput("{0}: uuid".format(item.wanted.name), uuid_in_xml, rule)
 
     def _canonical(
         self, desired: t.Mapping[str, ET.Element | None], connection: Connection | None

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import base64
+import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -361,3 +363,87 @@ def test_a_uri_that_does_not_answer_is_named_without_its_password(
     result = run_module("libvirt_domain_info", args)
     assert "qemu+tcp://joe:********@127.0.0.1:9/system" in result["msg"]
     assert "secret" not in str({key: value for key, value in result.items() if key != "invocation"})
+
+
+# ---- what other tools got wrong: one test each, named after it -------------------------------------------------------
+
+
+def test_absent_twice_is_a_no_op_in_check_mode_and_for_real(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    embed.converge({"name": "talker", "state": "absent"})
+    for check in (True, False):
+        assert embed.converge({"name": "talker", "state": "absent"}, check=check)["plan"] == []
+
+
+def test_absent_of_a_uefi_domain_works_and_keeps_its_nvram_unless_named(embed: Embed) -> None:
+    nvram = embed.root / "vars.fd"
+    shutil.copyfile("/usr/share/OVMF/OVMF_VARS.fd", nvram)
+    firmware = f"""
+        <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>
+        <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>{nvram}</nvram>
+    """
+    xml = embed.talker().replace("<boot dev='hd'/>", firmware)
+    xml = xml.replace("<devices>", "<features><acpi/></features><devices>")
+    embed.converge({"name": "talker", "xml": xml})
+    planned = embed.converge({"name": "talker", "state": "absent"}, check=True)
+    assert "nvram" in planned["plan"][0]["why"]
+    embed.converge({"name": "talker", "state": "absent"})
+    assert nvram.exists()
+    embed.converge({"name": "talker", "xml": xml})
+    embed.converge({"name": "talker", "state": "absent"}, remove=["nvram"])
+    assert not nvram.exists()
+
+
+def test_shutdown_of_a_guest_that_ignores_it_is_a_failure_until_power_may_be_taken(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
+    for _attempt in range(2):
+        result = embed.module("libvirt_domain", name="talker", state="shutdown", wait_seconds=1)
+        assert result["failed"]
+        assert "still running 1 s after shutdown" in result["msg"]
+        assert result["domains"][0]["state"] == "running"
+    done = embed.converge({"name": "talker", "state": "shutdown"}, wait_seconds=1, on_timeout="destroy")
+    assert done["domains"][0]["state"] == "shutoff"
+    assert embed.converge({"name": "talker", "state": "shutdown"})["plan"] == []
+
+
+def test_shutdown_of_a_paused_guest_wakes_it_first(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker(), "state": "paused"})
+    done = embed.converge({"name": "talker", "state": "shutdown"}, wait_seconds=1, on_timeout="destroy")
+    assert done["plan"][0]["how"] == "resume, shutdown"
+    assert done["domains"][0]["state"] == "shutoff"
+
+
+def test_an_interface_without_a_mac_keeps_the_one_it_got(embed: Embed) -> None:
+    nic = "<interface type='user'><model type='virtio'/></interface>"
+    embed.converge({"name": "talker", "xml": embed.talker(devices=nic)})
+    mac = embed.module("libvirt_domain_info")["domains"][0]["interfaces"][0]["mac"]
+    embed.converge({"name": "talker", "xml": embed.talker(devices=nic, description="two")})
+    embed.converge({"name": "talker", "xml": embed.talker(devices=2 * nic)})
+    macs = [interface["mac"] for interface in embed.module("libvirt_domain_info")["domains"][0]["interfaces"]]
+    assert macs[0] == mac
+    assert macs[1] != mac
+
+
+def test_another_name_for_the_same_uuid_is_refused(embed: Embed) -> None:
+    uuid = "<uuid>6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d</uuid>"
+    xml = embed.talker().replace("<name>", f"{uuid}<name>")
+    embed.converge({"name": "talker", "xml": xml})
+    result = embed.module("libvirt_domain", name="renamed", xml=xml.replace("talker<", "renamed<"))
+    assert "belongs to domain 'talker'" in result["msg"]
+
+
+def test_a_diff_comes_only_when_it_is_asked_for(embed: Embed, run_module: t.Callable[..., dict[str, t.Any]]) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    args = {"uri": embed.uri, "name": "talker", "xml": embed.talker(description="two")}
+    assert "diff" not in run_module("libvirt_domain", args, check=True)
+    diff = run_module("libvirt_domain", args, check=True, diff=True)["diff"]
+    assert diff == {"before": "talker description: one\n", "after": "talker description: two\n"}
+
+
+def test_a_guest_that_died_meanwhile_is_seen_as_off_and_started_again(embed: Embed) -> None:
+    wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
+    embed.converge(wanted)
+    pid = int((embed.root / "e" / "run" / "qemu" / "talker.pid").read_text(encoding="ascii"))
+    os.kill(pid, signal.SIGKILL)
+    done = embed.converge(wanted)
+    assert [(row["before"], row["after"]) for row in done["plan"]] == [("shutoff", "running")]
