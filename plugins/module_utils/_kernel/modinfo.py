@@ -20,7 +20,7 @@ from .._core.command import CommandMissing, run
 from .._core.root import Root
 from .elf import ElfError, section
 
-_MODULE_FILE = re.compile(r"([^/\s]+)\.ko(?:\.(?:xz|gz|zst|bz2))?$")
+_MODULE_FILE = re.compile(r"^(?:[^\s:]*/)?([^/\s:]+)\.ko(?:\.(?:xz|gz|zst|bz2))?(?::|$)", re.MULTILINE)
 
 #: Built-in modules whose parameters appear under another name: MODULE_PARAM_PREFIX in the kernel's sources.
 #: ``modules.builtin.modinfo`` has the name of the source file, sysfs and the command line have the prefix.
@@ -87,17 +87,20 @@ class InstalledModules:
     def __init__(self, root: Root, release: str) -> None:
         self._root = root
         self._directory = "lib/modules/{}".format(release)
-        self._files: dict[str, str] | None = None
+        self._dependencies: str | None = None
+        self._files: dict[str, str | None] = {}
         self._builtin: dict[str, list[tuple[str, str]]] | None = None
         self._known: dict[str, dict[str, ParameterInfo]] = {}
 
     def file_of(self, module: str) -> str | None:
         """Return the file of a loadable module, relative to the root; null when there is none."""
-        return self._loadable().get(canonical(module))
+        if module not in self._files:
+            self._files[module] = self._search(module)
+        return self._files[module]
 
     def names(self) -> list[str]:
         """Return every loadable and built-in module that is named."""
-        return sorted({*self._loadable(), *self._built_in(), *self._listed_built_in()})
+        return sorted({*_names(self._loadable()), *self._built_in(), *self._listed_built_in()})
 
     def is_built_in(self, module: str) -> bool:
         """Tell whether the kernel image holds a module, as far as the installed lists say."""
@@ -114,16 +117,19 @@ class InstalledModules:
                 self._known[module] = parameters_of(entries)
         return self._known[module]
 
-    def _loadable(self) -> dict[str, str]:
-        if self._files is None:
-            self._files = {}
-            for line in (self._root.read_text_or(self._directory + "/modules.dep") or "").splitlines():
-                path = line.partition(":")[0]
-                match = _MODULE_FILE.search(path)
-                if match:
-                    full = path.lstrip("/") if path.startswith("/") else "{}/{}".format(self._directory, path)
-                    self._files[canonical(match.group(1))] = full
-        return self._files
+    def _search(self, module: str) -> str | None:
+        # Either sign may stand in the name; the list is searched as it is, as it has thousands of lines.
+        name = "[-_]".join(re.escape(part) for part in canonical(module).split("_"))
+        match = re.search(r"^(?:\S*/)?{}\.ko(?:\.(?:xz|gz|zst|bz2))?(?=:)".format(name), self._loadable(), re.MULTILINE)
+        if match is None:
+            return None
+        path = match.group(0)
+        return path.lstrip("/") if path.startswith("/") else "{}/{}".format(self._directory, path)
+
+    def _loadable(self) -> str:
+        if self._dependencies is None:
+            self._dependencies = self._root.read_text_or(self._directory + "/modules.dep") or ""
+        return self._dependencies
 
     def _built_in(self) -> dict[str, list[tuple[str, str]]]:
         if self._builtin is None:
@@ -132,9 +138,7 @@ class InstalledModules:
         return self._builtin
 
     def _listed_built_in(self) -> set[str]:
-        text = self._root.read_text_or(self._directory + "/modules.builtin") or ""
-        matches = (_MODULE_FILE.search(line) for line in text.splitlines())
-        return {canonical(match.group(1)) for match in matches if match}
+        return _names(self._root.read_text_or(self._directory + "/modules.builtin") or "")
 
     def _entries(self, path: str) -> list[tuple[str, str]]:
         try:
@@ -153,6 +157,11 @@ class InstalledModules:
 
 def _sources(module: str) -> tuple[str, ...]:
     return (module, *SOURCE_NAMES.get(module, ()))
+
+
+def _names(text: str) -> set[str]:
+    """Return the modules that the lines of modules.dep or modules.builtin begin with."""
+    return {canonical(name) for name in _MODULE_FILE.findall(text)}
 
 
 def _entries_from_command(path: str) -> list[tuple[str, str]]:

@@ -80,11 +80,12 @@ def options_of(lines: t.Iterable[Line]) -> list[Option]:
     """Return what ``options`` lines say, in order."""
     options = []
     for line in lines:
-        module, _blank, rest = line.rest.partition(" ") if " " in line.rest else line.rest.partition("\t")
-        if line.command == "options" and rest.strip():
-            for word in split_words(rest):
-                name, value = split_word(word)
-                options.append(Option(canonical(module), canonical(name), value, line.source))
+        fields = line.rest.split(None, 1) if line.command == "options" else []
+        if len(fields) < 2:
+            continue
+        for word in split_words(fields[1]):
+            name, value = split_word(word)
+            options.append(Option(canonical(fields[0]), canonical(name), value, line.source))
     return options
 
 

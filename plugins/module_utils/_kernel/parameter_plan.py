@@ -14,6 +14,7 @@ import typing as t
 from .._core.errors import InvalidInput, nearest_names
 from .._core.plan import Change, Plan
 from . import modprobe_d
+from .modinfo import canonical
 from .parameters import Item, Key, Observed, Wanted
 from .values import Rejected, Value, read_value, same, wanted_value
 
@@ -252,7 +253,7 @@ def _in_the_way(
     if persisted_in is None and winner is not None and entry.key in observed.own and winner.source != OWN_FILE:
         yield "{} says {}={}, which comes after our file and wins".format(winner.source, winner.name, winner.value)
     for line in observed.lines:
-        if line.command == "install" and line.rest.split(None, 1)[:1] == [entry.module]:
+        if line.command == "install" and [canonical(word) for word in line.rest.split(None, 1)[:1]] == [entry.module]:
             yield "{} replaces the loading of the module: install {}".format(line.source, line.rest)
 
 

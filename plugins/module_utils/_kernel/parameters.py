@@ -182,15 +182,16 @@ class Reader:
 
         :raises InvalidInput: no such module, or no such parameter.
         """
+        if self.root.exists(parameter_file(module, name)):
+            return
         in_sysfs = self.root.listdir("sys/module")
         if module not in in_sysfs and self.installed.file_of(module) is None and not self.installed.is_built_in(module):
             rule = "is not a module of this kernel: neither loaded, nor built in, nor installed for {}".format(
                 self._release
             )
             raise InvalidInput("module", module, rule, _nearest(module, {*in_sysfs, *self.installed.names()}))
-        live = self.root.listdir("sys/module/{}/parameters".format(module))
-        if name not in live and name not in self.installed.parameters(module):
-            names = {*live, *self.installed.parameters(module)}
+        if name not in self.installed.parameters(module):
+            names = {*self.root.listdir("sys/module/{}/parameters".format(module)), *self.installed.parameters(module)}
             rule = "is not a parameter of the module {}{}".format(module, "" if names else ", which has none")
             raise InvalidInput("parameter", name, rule, _nearest(name, names))
 
@@ -198,10 +199,7 @@ class Reader:
         path = self.root.path(parameter_file(module, name))
         info = self.installed.parameters(module).get(name)
         text = self.root.read_text_or(parameter_file(module, name))
-        loaded = self.root.exists("sys/module/" + module)
-        loadable = self.installed.file_of(module) is not None or self.root.exists(
-            "sys/module/{}/initstate".format(module)
-        )
+        loadable = self.root.exists("sys/module/{}/initstate".format(module)) or bool(self.installed.file_of(module))
         kind = known_kind(info.type if info else None, text)
         if (module, name) in _MORE_THAN_DECLARED:
             kind = Kind("opaque", "sysfs")
@@ -211,7 +209,7 @@ class Reader:
             kind=kind,
             mode=_mode(path),
             text=text,
-            loaded=loaded,
+            loaded=text is not None or self.root.exists("sys/module/" + module),
             built_in=not loadable,
             word_bits=self._word_bits,
             choices=self._compressors() if (module, name) == ("zswap", "compressor") else None,

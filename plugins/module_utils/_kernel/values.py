@@ -119,10 +119,6 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
 def read_value(kind: Kind, text: str, word_bits: int) -> Value:
     """Return the value that a parameter's file holds; text that does not fit the type is compared as it is."""
     value = _without_line_end(text)
-    if kind.word == "selector":
-        match = _SELECTOR.search(value)
-        value = match.group(1) if match else value.strip()
-        return Value(value, value, value)
     if kind.element in _TEXTS and not kind.is_array:
         shown = None if value == _NULL_TEXT else value
         return Value(value, shown, shown)
@@ -149,6 +145,9 @@ def _scalar(word: str, text: str, word_bits: int) -> Value:
     ranges = _ranges(word_bits)
     if word in ranges:
         return _integer(word, text, *ranges[word])
+    if word == "selector":
+        match = _SELECTOR.search(text)
+        text = match.group(1) if match else text.strip()
     if word == "charp" and len(text.encode("utf-8", "surrogateescape")) > _CHARP_BYTES:
         raise Rejected("is longer than {} bytes, the most that a charp takes".format(_CHARP_BYTES))
     number = _number(text) if word == "opaque" else None
