@@ -46,7 +46,7 @@ def builds(lab):
 
 @pytest.fixture(scope="module")
 def traced(lab):
-    """Trace a known load side by side on three kernels, with the role; return the play, and the hosts' state around it."""
+    """Trace a known load side by side on three kernels; return the play, and the hosts' state before and after."""
     play = [
         {
             "hosts": HOSTS,
@@ -150,7 +150,7 @@ DOMAIN = """
     <disk type='file' device='disk'>
       <driver name='qemu' type='raw'/>
       <source file='/var/lib/libvirt/images/systemtap-talker.img'/>
-      <target dev='vda' bus='virtio'/>
+      <target dev='hda' bus='ide'/>
     </disk>
     <serial type='pty'/>
     <memballoon model='none'/>
@@ -198,6 +198,7 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
         assert done.rc == 0, done.stdout
     finally:
         lab.run("trace2", "sh", "-c", f"virsh destroy systemtap-talker; virsh undefine systemtap-talker; rm -f {disk}")
+    assert LINE in done.of("trace2", "Console")["text"]
     run = run_of(done, "trace2")
     exits = {record["key"]: record["count"] for record in run["records"]}
     # A line costs one port write for each of its bytes, CR, LF and one for the timer, and one halt.

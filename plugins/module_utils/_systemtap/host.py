@@ -202,7 +202,8 @@ def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: s
     ``task_work_cancel`` (6.1.192 among them).
     """
     findings = []
-    if version_tuple(staprun or "") and (version_tuple(stap) >= (5,)) != (version_tuple(staprun) >= (5,)):
+    runtime = version_tuple(staprun or "")
+    if runtime and (version_tuple(stap) >= (5,)) != (runtime >= (5,)):
         findings.append(
             Finding(
                 "staprun",
