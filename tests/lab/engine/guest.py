@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -16,35 +15,11 @@ from . import process, qemu, ssh, state
 from .commands import run, tail_of
 from .describe import Host
 from .errors import LabError
+from .machines import Disk, warm_up, words
 from .store import Store
 
 BOOT_DEADLINE = 600.0
 RESTORE_DEADLINE = 90.0
-
-# Everything that is slow once: KVM, the daemons, what libvirt finds out about its emulator, Python's start.
-WARM_UP = """
-set -e
-grep -q -w svm /proc/cpuinfo && modprobe kvm_amd || modprobe kvm_intel
-test -c /dev/kvm
-virsh -q -c qemu:///system list --all
-virsh -q -c qemu:///system domcapabilities --virttype kvm > /dev/null
-virsh -q -c qemu:///system capabilities > /dev/null
-python3 -c 'import json, libvirt, platform, subprocess, tempfile, zipfile; libvirt.open("qemu:///system").getHostname()'
-staprun -V
-sync
-"""
-
-
-@dataclass(frozen=True)
-class Disk:
-    """What guests of one kind start from: an image and the kernel that belongs to it."""
-
-    folder: Path
-    release: str
-
-    @property
-    def image(self) -> Path:
-        return self.folder / "root.ext4"
 
 
 @dataclass(frozen=True)
@@ -80,24 +55,10 @@ class GuestMaker:
         return started
 
     def _recipe(self, host: Host, disk: Disk) -> object:
-        return [host.name, disk.folder.name, self.emulator.root.name, self.words(host, disk, 0), WARM_UP]
+        return [host.name, disk.folder.name, self.emulator.root.name, self._words(host, disk, 0), warm_up(host)]
 
-    def words(self, host: Host, disk: Disk, port: int) -> list[str]:
-        """The emulator's arguments. With port 0 they are what a snapshot depends on."""
-        speed = {"tcg": ["tcg,thread=multi,tb-size=512", "max,la57=off"], "kvm": ["kvm", "host"]}[self.accel]
-        identity = hashlib.sha256(host.name.encode()).hexdigest()[:32]
-        return [
-            "-name", host.name, "-nodefaults", "-no-user-config", "-display", "none",
-            "-accel", speed[0], "-cpu", speed[1], "-m", str(host.memory_mib), "-smp", str(host.cpus),
-            "-kernel", self.emulator.inside(disk.folder / "vmlinuz"),
-            "-initrd", self.emulator.inside(disk.folder / "initrd"),
-            "-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off audit=0 rdinit=/lab-init "
-            f"systemd.show_status=error systemd.hostname={host.name} systemd.machine_id={identity}",
-            "-drive", f"file={host.name}.qcow2,if=virtio,cache=unsafe",
-            "-netdev", "user,id=n0" + (f",hostfwd=tcp:127.0.0.1:{port}-:22" if port else ""),
-            "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci",
-            "-serial", f"file:{host.name}.log", "-qmp", f"unix:{host.name}.qmp,server=on,wait=off",
-        ]  # fmt: skip
+    def _words(self, host: Host, disk: Disk, port: int) -> list[str]:
+        return words(host, disk, self.accel, port, self.emulator.inside)
 
     def _boot(self, host: Host, disk: Disk) -> state.Started:
         self.emulator.make_overlay(disk.image, f"{host.name}.qcow2")
@@ -105,7 +66,7 @@ class GuestMaker:
         started = self._run(host, disk, [], "boot")
         self._wait_for_ssh(started, BOOT_DEADLINE)
         self.say(f"{host.name}: ssh answers; warming up")
-        ssh.command([*self.login(host.name, started.port), WARM_UP], BOOT_DEADLINE)
+        ssh.command([*self.login(host.name, started.port), warm_up(host)], BOOT_DEADLINE)
         return started
 
     def _save(self, host: Host, out: Path) -> None:
@@ -134,9 +95,15 @@ class GuestMaker:
         log = state.serial_log(folder, host.name)
         log.unlink(missing_ok=True)
         port = ssh.free_port()
-        emulated = self.emulator.start([*self.words(host, disk, port), *extra], folder / f"{host.name}.err")
+        emulated = self.emulator.start([*self._words(host, disk, port), *extra], folder / f"{host.name}.err")
         started = state.Started(
-            host.name, emulated.pid, process.start_time(emulated.pid) or 0, port, self.accel, origin, disk.release
+            host.name,
+            emulated.pid,
+            process.start_time(emulated.pid) or 0,
+            port,
+            self.accel,
+            origin,
+            disk.release,
         )
         state.save(folder, started)
         return started

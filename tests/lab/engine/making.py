@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 from . import builder, kernels, process, qemu, roots, state
 from .describe import Description, Host
 from .errors import LabError
-from .guest import Disk, GuestMaker, died
+from .guest import GuestMaker, died
 from .kernels import Kernel
+from .machines import Disk
 from .ssh import Keys
 from .store import Store
 
@@ -53,8 +54,9 @@ class Making:
         """Brings up these hosts side by side; one that fails does not stop the others."""
         try:
             # First what takes longest to get, so that it is on its way while the rest is made.
-            for suite in self._kernels_for(hosts):
-                self._kernel(suite)
+            if any(host.kind != "xen" for host in hosts):
+                for suite in self._kernels_for(hosts):
+                    self._kernel(suite)
             wanted = [self._part(f"host {host.name}", partial(self._host, host, hosts)) for host in hosts]
             errors = [error for error in (part.exception() for part in wanted) if error is not None]
         finally:
@@ -131,10 +133,14 @@ class Making:
         return kernels.builder_layer(self._store, self._kernel(suite).result())
 
     def _start_guest(self, host: Host) -> None:
-        suite = host.kernel or ""
-        disk = self._part(f"disk {suite}", partial(self._disk, suite))
-        accel = self._part("accelerator", partial(self._accelerator, suite))
-        maker = GuestMaker(self._store, self._emulator(), accel.result(), self._login, self._say, self._interrupted)
+        if host.kind == "xen":
+            # Xen is only known to run on an emulated processor.
+            disk, accel = self._part("disk xen", self._xen_disk), "tcg"
+        else:
+            suite = host.kernel or ""
+            disk = self._part(f"disk {suite}", partial(self._disk, suite))
+            accel = self._part("accelerator", partial(self._accelerator, suite)).result()
+        maker = GuestMaker(self._store, self._emulator(), accel, self._login, self._say, self._interrupted)
         maker.start(host, disk.result(), self._fresh)
 
     def _emulator(self) -> qemu.Emulator:
@@ -150,11 +156,17 @@ class Making:
         kernel = self._kernel(suite)
         root = self._root("guest").result()
         fetched = kernel.result()
+        return self._make_disk(suite, root, fetched.tree, fetched.release, fetched.version)
+
+    def _xen_disk(self) -> Disk:
+        root = self._root("xen").result()
+        return self._make_disk("xen", root, None, roots.installed_kernel(root), "")
+
+    def _make_disk(self, name: str, root: Path, kernel_tree: Path | None, release: str, version: str) -> Disk:
+        recipe = [root.name, release, version, roots.GUEST_FILES, list(roots.MASKED), self._keys.recipe()]
         folder = self._store.ensure(
-            f"disk-{suite}",
-            ["disk", root.name, suite, fetched.version, roots.GUEST_FILES, list(roots.MASKED), self._keys.recipe()],
-            lambda out: roots.make_disk(
-                root, fetched.tree, fetched.release, roots.GUEST_FILES, self._keys.files(), out
-            ),
+            f"disk-{name}",
+            recipe,
+            lambda out: roots.make_disk(root, kernel_tree, release, self._keys.files(), out),
         )
-        return Disk(folder, fetched.release)
+        return Disk(folder, release)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 from pathlib import Path
@@ -154,22 +155,32 @@ def configure(tree: Path, files: dict[str, str], masked: tuple[str, ...], keys: 
         path.symlink_to("/dev/null")
 
 
-def make_disk(
-    root: Path, kernel_tree: Path, release: str, files: dict[str, str], keys: dict[str, str], out: Path
-) -> None:
-    """The disk image of guests with this kernel, and beside it the kernel and initramfs to start it with."""
+def make_disk(root: Path, kernel_tree: Path | None, release: str, keys: dict[str, str], out: Path) -> None:
+    """The disk image of machines with this root and kernel; beside it what the emulator starts them with.
+
+    Without a kernel's tree the kernel is one that the root has already.
+    """
     tree = out / "tree"
     # Hard links: a second root costs a second and no space. Whatever is changed below is replaced, not written to.
     run(["cp", "-al", root, tree])
-    configure(tree, files, MASKED, keys)
-    run(["cp", "-a", f"{kernel_tree}/.", tree])
+    configure(tree, GUEST_FILES, MASKED, keys)
+    if kernel_tree:
+        run(["cp", "-a", f"{kernel_tree}/.", tree])
     run(["chroot", tree, "systemctl", "enable", "lab-network.service"])
     run(["chroot", tree, "depmod", release])
     run(["chroot", tree, "update-initramfs", "-c", "-k", release])
-    for name in ("vmlinuz", "initrd.img"):
-        shutil.copyfile(tree / "boot" / f"{name}-{release}", out / name.split(".", maxsplit=1)[0])
+    shutil.copyfile(tree / "boot" / f"vmlinuz-{release}", out / "vmlinuz")
+    shutil.copyfile(tree / "boot" / f"initrd.img-{release}", out / "initrd")
+    for hypervisor in (tree / "boot").glob("xen-*-amd64.gz"):
+        # A multiboot loader, which the emulator is here, takes the plain ELF file.
+        (out / "xen").write_bytes(gzip.decompress(hypervisor.read_bytes()))
     image = out / "root.ext4"
     with image.open("wb") as handle:
         os.truncate(handle.fileno(), 8 << 30)
     run(["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", tree, image])
     shutil.rmtree(tree)
+
+
+def installed_kernel(root: Path) -> str:
+    """The release of the kernel that a root has."""
+    return next((root / "usr/lib/modules").iterdir()).name

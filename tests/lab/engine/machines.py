@@ -1,0 +1,87 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an emulated machine of each kind is: processor, kernel, devices, and what warms it up once it runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .describe import Host
+
+# Everything that is slow once: KVM, the daemons, what libvirt finds out about its emulator, Python's start.
+_WARM_UP = {
+    "guest": """
+set -e
+grep -q -w svm /proc/cpuinfo && modprobe kvm_amd || modprobe kvm_intel
+test -c /dev/kvm
+virsh -q -c qemu:///system list --all
+virsh -q -c qemu:///system domcapabilities --virttype kvm > /dev/null
+virsh -q -c qemu:///system capabilities > /dev/null
+python3 -c 'import json, libvirt, platform, subprocess, tempfile, zipfile; libvirt.open("qemu:///system").getHostname()'
+staprun -V
+sync
+""",
+    "xen": """
+set -e
+xl list
+virsh -q -c xen:///system list --all
+python3 -c 'import json, libvirt, platform, subprocess, tempfile, zipfile; libvirt.open("xen:///system").getHostname()'
+sync
+""",
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What machines of one kind start from: an image, and beside it the kernel that belongs to it."""
+
+    folder: Path
+    release: str
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "root.ext4"
+
+
+def warm_up(host: Host) -> str:
+    """A script that a machine runs once before it is saved."""
+    return _WARM_UP[host.kind]
+
+
+def words(host: Host, disk: Disk, accel: str, port: int, inside: Callable[[Path], str]) -> list[str]:
+    """The emulator's arguments; inside says how it names a file. With port 0 they are what a snapshot depends on."""
+    return [
+        "-name", host.name, "-nodefaults", "-no-user-config", "-display", "none",
+        "-m", str(host.memory_mib), "-smp", str(host.cpus), *_processor(host, accel), *_kernel(host, disk, inside),
+        "-drive", f"file={host.name}.qcow2,if=virtio,cache=unsafe",
+        "-netdev", "user,id=n0" + (f",hostfwd=tcp:127.0.0.1:{port}-:22" if port else ""),
+        "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci",
+        "-serial", f"file:{host.name}.log", "-qmp", f"unix:{host.name}.qmp,server=on,wait=off",
+    ]  # fmt: skip
+
+
+def _processor(host: Host, accel: str) -> list[str]:
+    if accel == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    # The largest emulated processor has SVM, so that guests are KVM hosts; page tables of four levels are walked faster
+    # than of five. A Xen dom0 must not have SMAP, and libvirt's Xen driver must know the model's name.
+    model = "Westmere" if host.kind == "xen" else "max,la57=off"
+    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", model]
+
+
+def _kernel(host: Host, disk: Disk, inside: Callable[[Path], str]) -> list[str]:
+    identity = hashlib.sha256(host.name.encode()).hexdigest()[:32]
+    console = "hvc0" if host.kind == "xen" else "ttyS0"
+    line = (
+        f"root=/dev/vda rw console={console} net.ifnames=0 mitigations=off audit=0 rdinit=/lab-init "
+        f"systemd.show_status=error systemd.hostname={host.name} systemd.machine_id={identity}"
+    )
+    kernel, initrd = inside(disk.folder / "vmlinuz"), inside(disk.folder / "initrd")
+    if host.kind == "xen":
+        hypervisor = ["-kernel", inside(disk.folder / "xen"), "-append", "dom0_mem=2048M console=com1 com1=115200,8n1"]
+        return [*hypervisor, "-initrd", f"{kernel} {line},{initrd}"]
+    return ["-kernel", kernel, "-initrd", initrd, "-append", line]
