@@ -49,8 +49,9 @@ class Lab:
         """Brings up the named hosts, all ordinary ones without names; fresh boots guests instead of restoring them."""
         needs.require()
         hosts = self.description.choose(names)
-        self.state_dir.mkdir(parents=True, exist_ok=True)
         with locked(self.state_dir / "lock"):
+            # A lab that went down while we waited took its folder along.
+            self.state_dir.mkdir(parents=True, exist_ok=True)
             keys = ssh.keys_in(self.cache_dir)
             # Only lab hosts are ever looked up in this file, and all of them have the cache's host key.
             self._known_hosts.write_text(f"[127.0.0.1]:* {keys.public('host')}\n", encoding="ascii")
@@ -119,7 +120,7 @@ def main(words: list[str]) -> int:
     """The command line for trials; folders come from TAPVIRT_LAB_STATE and TAPVIRT_LAB_CACHE."""
     here = Path(__file__).resolve().parent.parent
     cache = Path(os.environ.get("TAPVIRT_LAB_CACHE", "~/.cache/tapvirt")).expanduser()
-    folder = Path(os.environ.get("TAPVIRT_LAB_STATE", str(cache / "lab")))
+    folder = Path(os.environ.get("TAPVIRT_LAB_STATE", str(cache / "lab-by-hand")))
     began = time.monotonic()
 
     def say(sentence: str) -> None:

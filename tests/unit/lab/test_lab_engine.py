@@ -1,0 +1,189 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parts of the lab's engine that need no lab."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tomllib", reason="the lab's engine needs Python 3.11")
+
+LAB = Path(__file__).resolve().parents[2] / "lab"
+sys.path.insert(0, str(LAB))
+
+from engine import describe, inventory, machines, packages, process, ssh, state  # noqa: E402
+from engine.commands import last_lines  # noqa: E402
+from engine.errors import LabError  # noqa: E402
+from engine.store import Store, digest  # noqa: E402
+
+
+@pytest.fixture
+def description():
+    return describe.read(LAB / "lab.toml")
+
+
+def test_the_dom0_is_only_up_when_it_is_named(description):
+    assert "xen1" not in [host.name for host in description.choose(None)]
+    assert [host.name for host in description.choose(["xen1", "trace1", "xen1"])] == ["xen1", "trace1"]
+
+
+def test_an_unknown_host_is_named_together_with_the_known_ones(description):
+    with pytest.raises(LabError, match=r"no host trace9; it has trace1, trace2"):
+        description.choose(["trace1", "trace9"])
+
+
+def test_a_builder_serves_the_kernels_of_the_hosts_beside_it_and_all_of_them_alone(description):
+    hosts = description.hosts
+    assert description.kernels_for([hosts["trace2"], hosts["trace4"], hosts["builder"]]) == ["trixie"]
+    assert description.kernels_for([hosts["builder"]]) == ["bookworm", "trixie", "forky"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[hosts", "[hosts.a]\nkind='guest'\n[roots]", "[hosts.a]\nkind='ghost'\ngroups=[]\n[roots]",
+     "[hosts.a]\nkind='guest'\ngroups=[]\n[roots]"],
+)  # fmt: skip
+def test_a_wrong_description_is_refused_in_words(tmp_path, text):
+    path = tmp_path / "lab.toml"
+    path.write_text(text)
+    with pytest.raises(LabError):
+        describe.read(path)
+
+
+def test_only_packages_of_the_kernel_itself_are_followed():
+    record = (
+        "Package: linux-headers-7.2.12+deb14-cloud-amd64\n"
+        "Depends: gcc-16-for-host, linux-base (>= 4.12~), linux-base-7.2.12+deb14-cloud-amd64 (= 7.2.12-1),"
+        " linux-image-1 | linux-image-2, linux-compiler-gcc-12-x86, linux-kbuild-7.2.12+deb14\n"
+    )
+    assert packages.dependencies(record) == [
+        "linux-base-7.2.12+deb14-cloud-amd64",
+        "linux-image-1",
+        "linux-kbuild-7.2.12+deb14",
+    ]
+    assert packages.dependencies("Package: x\n") == []
+
+
+def test_an_artifact_is_built_once_however_many_ask(tmp_path):
+    store = Store(tmp_path, lambda _sentence: None)
+    built = []
+
+    def build(out):
+        built.append(out)
+        (out / "content").write_text("whole")
+
+    threads = [threading.Thread(target=store.ensure, args=("disk", ["recipe"], build)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert (store.path("disk", ["recipe"]) / "content").read_text() == "whole"
+    assert store.path("disk", ["recipe"]) != store.path("disk", ["other recipe"])
+
+
+def test_an_interrupted_build_leaves_no_artifact_and_does_not_hinder_the_next(tmp_path):
+    store = Store(tmp_path, lambda _sentence: None)
+
+    def interrupted(out):
+        (out / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.ensure("disk", 1, interrupted)
+    assert not store.path("disk", 1).exists()
+    made = store.ensure("disk", 1, lambda out: (out / "all").write_text(""))
+    assert [path.name for path in made.iterdir()] == ["all"]
+
+
+def test_a_dropped_artifact_is_gone(tmp_path):
+    store = Store(tmp_path, lambda _sentence: None)
+    made = store.ensure("disk", 1, lambda _out: None)
+    store.prune()
+    assert made.exists()
+    store.prune(days=-1)
+    assert not made.exists()
+
+
+def test_digests_do_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": (2,)}) == digest({"b": [2], "a": 1})
+
+
+def test_a_process_is_ended_only_if_it_is_the_one_that_was_started():
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        started = process.start_time(child.pid)
+        assert started is not None
+        process.end(child.pid, started + 1)
+        assert process.is_running(child.pid, started)
+        process.end(child.pid, started)
+        assert not process.is_running(child.pid, started)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_port_is_no_part_of_what_a_snapshot_depends_on(description):
+    disk = machines.Disk(Path("/cache/disk-1"), "6.1")
+    host = description.hosts["trace1"]
+    saved, started = (machines.words(host, disk, "tcg", port, str) for port in (0, 20022))
+    assert "hostfwd" not in " ".join(saved)
+    assert [word.replace(",hostfwd=tcp:127.0.0.1:20022-:22", "") for word in started] == saved
+
+
+def test_a_dom0_gets_its_kernel_as_a_module_of_the_hypervisor(description):
+    words = machines.words(
+        description.hosts["xen1"], machines.Disk(Path("/cache/disk-1"), "6.12"), "tcg", 0, lambda path: path.name
+    )
+    assert words[words.index("-kernel") + 1] == "xen"
+    modules = words[words.index("-initrd") + 1]
+    assert modules.startswith("vmlinuz root=/dev/vda ")
+    assert modules.endswith(",initrd")
+
+
+def test_the_inventory_has_every_group_and_the_running_hosts_in_theirs(tmp_path, description):
+    started = state.Started("trace1", 1, 2, 20022, "tcg", "boot", "6.1.0-1-cloud-amd64")
+    path = inventory.write(
+        tmp_path / "inventory.yml", [(description.hosts["trace1"], started)], tmp_path / "key", tmp_path / "known hosts"
+    )
+    groups = json.loads(path.read_text())
+    assert set(groups) == {"trace_hosts", "builders", "xen_hosts", "virt_hosts"}
+    host = groups["trace_hosts"]["hosts"]["trace1"]
+    assert host == groups["virt_hosts"]["hosts"]["trace1"]
+    assert (host["ansible_port"], host["lab_kernel"]) == (20022, "6.1.0-1-cloud-amd64")
+    assert groups["builders"]["hosts"] == {}
+    words = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {host['ansible_ssh_common_args']}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert words == ssh.options(tmp_path / "known hosts")
+
+
+def test_what_was_started_is_read_back_and_a_panic_is_a_death(tmp_path):
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        started = state.Started("trace1", child.pid, process.start_time(child.pid) or 0, 1, "tcg", "boot")
+        state.save(tmp_path, started)
+        assert state.load(tmp_path, "trace1") == started
+        assert started.state(tmp_path) == "starting"
+        started.ready = True
+        assert started.state(tmp_path) == "running"
+        state.serial_log(tmp_path, "trace1").write_text("---[ end Kernel panic - not syncing: for a test ]---\n")
+        assert started.state(tmp_path) == "died"
+    finally:
+        child.kill()
+        child.wait()
+    state.serial_log(tmp_path, "trace1").unlink()
+    assert started.state(tmp_path) == "died"
+    state.forget(tmp_path, "trace1")
+    assert state.load(tmp_path, "trace1") is None
+
+
+def test_last_lines_are_those_that_say_something():
+    assert last_lines("one\n\n  two \nthree\n\n", 2) == "two | three"
