@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from .prepare import Place
 from .steps import KEY, LOGS, ROOT, DevError, Steps, run
 
 DEMO_HOSTS = ["trace1", "trace2", "trace4", "builder"]
+REPORT = ROOT / "report" / "index.html"
 EMBED = Path("/var/tmp") / f"tapvirt-{KEY}"  # QEMU runs as a user of its own, which cannot enter a home folder
 
 
@@ -49,9 +51,8 @@ def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> tuple
     here = playbook.parent / "inventory" / "this_machine.yml"
     only = ",".join([*DEMO_HOSTS, "localhost"])
     argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, "--limit", only, playbook]
-    variables = {"demo_report_dir": ROOT / "report", "demo_embed_root": EMBED, "demo_pass": number}
-    for key, value in variables.items():
-        argv += ["-e", f"{key}={value}"]
+    # As JSON: a path may hold spaces.
+    argv += ["-e", json.dumps({"demo_report_dir": str(REPORT.parent), "demo_embed_root": str(EMBED)})]
     env = place.env | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
     text = run(steps, f"demo-{number}", argv, env, place.tree, watch, telling=r"^(fatal|failed|ERROR|\[ERROR\]):")
     ends = [start for _name, start in plays[1:]] + [time.monotonic()]

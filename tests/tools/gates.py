@@ -89,13 +89,13 @@ class Gates:
 
     def gate(self, title: str, body: t.Callable[[], Tally]) -> None:
         """Run one gate; one that raises counts as a failed test."""
+        tally = Tally(failed=1)
         try:
             with self.steps.step(title):
                 tally = body()
                 if tally.failed:
-                    raise DevError(f"{tally.failed} failed")
+                    raise DevError(f"{tally.line()}")
         except DevError as error:
-            tally = Tally(failed=1)
             self.failures.append(title)
             print(error, flush=True)
         self.tally.add(tally)
