@@ -87,9 +87,10 @@ def test_console_and_info_of_a_kvm_domain(talker: dict[str, t.Any]) -> None:
 
 def test_every_line_of_the_boot_sector_costs_the_same_exits(lab: LabHosts, talker: dict[str, t.Any]) -> None:
     """The kernel's own tracepoint: between two halts, one I/O exit a byte and one for the timer, always."""
-    script = """
+    script = f"""
         T=/sys/kernel/tracing; mountpoint -q $T || mount -t tracefs none $T
         mkdir -p $T/instances/libvirt-test; cd $T/instances/libvirt-test
+        ls /proc/$(cat /run/libvirt/qemu/{TALKER}.pid)/task > set_event_pid
         echo 1 > events/kvm/kvm_exit/enable; sleep 2; echo 0 > events/kvm/kvm_exit/enable
         grep -o 'reason [a-z_]*' trace; cd /; rmdir $T/instances/libvirt-test
     """
@@ -114,7 +115,6 @@ def test_every_line_of_the_boot_sector_costs_the_same_exits(lab: LabHosts, talke
 def test_bad_input_changes_nothing(lab: LabHosts, talker: dict[str, t.Any], name: str, text: str, said: str) -> None:
     fine = {"name": "libvirt-test-fine", "xml": xml("libvirt-test-fine"), "state": "running"}
     result = converge(lab, [fine, {"name": name, "xml": text}])
-    assert result["failed"]
     assert said in result["msg"]
     assert "\n" not in result["msg"]
     assert "libvirt-test-fine" not in lab.run(HOST, "virsh", "list", "--all", "--name").stdout

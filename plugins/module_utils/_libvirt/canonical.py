@@ -10,19 +10,25 @@ forked before this process opens any connection. Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import json
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import time
 import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import TapvirtError
-from .connection import Connection, Domain, connected, libvirt
-from .embed import SYSTEM_CACHE, EmbedRoot, embed_root
+from .connection import Connection, connected, libvirt
+from .embed import CACHE, EmbedRoot, embed_root
 
+_ROOT_PREFIX = "embed-"
+_LEFT_SECONDS = 3600
 _HOST_STATE = "/var/lib/libvirt"
 _OPEN_SECONDS = 60.0
 _END_SECONDS = 2.0
@@ -114,35 +120,48 @@ class Canonicaliser:
             if os.waitpid(self._pid, os.WNOHANG)[0]:
                 return
             time.sleep(0.01)
-        os.kill(self._pid, signal.SIGKILL)
+        os.killpg(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
 
 def _serve(link: socket.socket) -> t.NoReturn:
-    """Answer questions until the other side is gone. Runs in the child, which never returns into the module."""
+    """Answer questions until the other side is gone. Runs in the child, which never returns into the module.
+
+    Each answer is found by a process of its own, on a root of its own: the driver never lets a root go while its
+    process lives, and nobody has to wait for another's.
+    """
     status = 1
+    os.setpgid(0, 0)
     try:
         with link, link.makefile("rw", encoding="utf-8", errors="surrogateescape") as stream:
             for line in stream:
-                question = json.loads(line)
-                stream.write(json.dumps(_answer(question["texts"], question["state_directory"])) + "\n")
-                stream.flush()
+                worker = os.fork()
+                if worker == 0:
+                    question = json.loads(line)
+                    stream.write(json.dumps(_answer(question["texts"], question["state_directory"])) + "\n")
+                    stream.flush()
+                    break
+                if os.waitpid(worker, 0)[1] != 0:
+                    stream.write(json.dumps({"error": "the embedded driver ended without an answer"}) + "\n")
+                    stream.flush()
         status = 0
     finally:
         os._exit(status)
 
 
 def _answer(texts: t.Sequence[str], state_directory: str | None) -> dict[str, t.Any]:
-    root = EmbedRoot(_root_path())
+    directory = _cache_directory()
     try:
-        if root.is_new():
-            root.prepare()
-        root.take_over_capabilities()
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        _remove_left_roots(directory)
+        root = EmbedRoot(tempfile.mkdtemp(prefix=_ROOT_PREFIX, dir=directory))
+        os.chmod(root.path, 0o755)
+        root.prepare()
         with connected("qemu:///embed?root=" + root.path, _OPEN_SECONDS) as connection:
-            for left_by_a_killed_run in connection.listAllDomains():
-                _undefine(left_by_a_killed_run)
             rows = [_canonicalise(connection, text) for text in texts]
             versions = (connection.getLibVersion(), connection.getVersion())
+        root.hand_over_capabilities()
+        shutil.rmtree(root.path, ignore_errors=True)
     except (OSError, TapvirtError, libvirt.libvirtError) as error:
         return {"error": " ".join(str(error).split())}
     ours = os.path.join(root.path, "lib", "qemu") + "/"
@@ -150,6 +169,14 @@ def _answer(texts: t.Sequence[str], state_directory: str | None) -> dict[str, t.
     for row in rows:
         row["xml"] = row["xml"] and row["xml"].replace(ours, theirs)
     return {"versions": versions, "rows": rows}
+
+
+def _remove_left_roots(directory: str) -> None:
+    """Remove what runs that were killed have left."""
+    for path in glob.glob(os.path.join(glob.escape(directory), _ROOT_PREFIX + "*")):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - os.stat(path).st_mtime > _LEFT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _canonicalise(connection: Connection, text: str) -> dict[str, t.Any]:
@@ -161,15 +188,11 @@ def _canonicalise(connection: Connection, text: str) -> dict[str, t.Any]:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         return {"xml": domain.XMLDesc(flags), "error": None}
     finally:
-        _undefine(domain)
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
 
 
-def _undefine(domain: Domain) -> None:
-    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
-
-
-def _root_path() -> str:
+def _cache_directory() -> str:
     if os.geteuid() == 0:
-        return SYSTEM_CACHE
+        return CACHE
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "tapvirt")

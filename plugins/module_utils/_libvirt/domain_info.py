@@ -15,7 +15,7 @@ from .._core.errors import TapvirtError
 from .connection import Connection, Domain, libvirt, libvirt_errors
 from .domain_xml import mark_of, size_bytes
 from .lifecycle import state_of
-from .live import asked_memory, live_edits, pending_differences, pending_row, vcpus_of
+from .live import asked_of, live_edits, pending_differences, pending_row, vcpus_of
 from .lookup import find_domain
 
 _MAX_DEVICES = 32
@@ -120,13 +120,13 @@ def describe(stored: ET.Element, running: ET.Element | None) -> dict[str, t.Any]
 
 
 def _pending(stored: ET.Element, running: ET.Element) -> list[dict[str, t.Any]]:
-    editable = {edit.path for edit in live_edits(stored, running)}
-    asked = asked_memory(running)
+    edits, asked = live_edits(stored, running), asked_of(running)
     rows = []
     for row in pending_differences(stored, running):
         reason = "restart"
-        if row.path in editable:
-            reason = "guest" if row.path == "currentMemory" and asked is not None else "apply"
+        for edit in edits:
+            if row.path.startswith(edit.path):
+                reason = "guest" if edit.key() in asked.keys else "apply"
         rows.append(pending_row(row.path, row.before, row.after, reason, row.secret))
     return rows
 

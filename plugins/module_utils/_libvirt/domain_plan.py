@@ -29,7 +29,7 @@ from .domain_xml import (
     with_mark,
 )
 from .identity import complete, with_identity
-from .live import LiveEdit, asked_memory, live_edits, pending_differences, pending_row, vcpus_of
+from .live import LiveEdit, asked_of, live_edits, pending_differences, pending_row, vcpus_of
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
@@ -247,35 +247,38 @@ def _plan_running(
         return
     if wanted.state in ("shutdown", "saved"):
         return
-    asked = asked_memory(observed.running)
-    semantic = plan.fidelity == SEMANTIC and plan.define is not None
+    asked = asked_of(observed.running)
+    covered: list[str] = []
     for edit in live_edits(stored, observed.running):
-        if edit.kind == "memory" and edit.after == asked:
-            plan.pending.append(pending_row(edit.path, str(edit.before), str(edit.after), "guest"))
+        if edit.key() in asked.keys:
+            reason = "guest" if edit.kind in ("memory", "detach") else "restart"
+            plan.pending.append(pending_row(edit.path, edit.before, edit.after, reason))
         elif options.edits:
             plan.edits.append(edit)
-            plan.changes.append(
-                _change(
-                    wanted,
-                    "running {0}".format(edit.path),
-                    edit.before,
-                    edit.after,
-                    _HOW[edit.kind],
-                    "the running domain differs",
-                )
-            )
+            why = "the running domain differs"
+            plan.changes.append(_change(wanted, "running " + edit.path, edit.before, edit.after, _HOW[edit.kind], why))
         else:
-            plan.pending.append(pending_row(edit.path, str(edit.before), str(edit.after), "apply"))
-    handled = {row["what"] for row in plan.pending} | {edit.path for edit in plan.edits}
-    found = (
-        differences(observed.running, stored, subset=True)
-        if semantic
-        else pending_differences(stored, observed.running)
-    )
-    plan.pending += _pending_rows([row for row in found if row.path not in handled], "restart")
+            plan.pending.append(pending_row(edit.path, edit.before, edit.after, "apply"))
+        covered.append(edit.path)
+    semantic = plan.fidelity == SEMANTIC and plan.define is not None
+    found = differences(observed.running, stored, subset=True) if semantic else None
+    if found is None:
+        found = pending_differences(stored, observed.running)
+    rest = [row for row in found if not any(_is_in(row.path, path) for path in covered)]
+    plan.pending += _pending_rows(rest, "restart")
 
 
-_HOW = {"memory": "setMemory", "vcpus": "setVcpus"}
+def _is_in(path: str, place: str) -> bool:
+    return path == place or path.startswith((place + "/", place + "@"))
+
+
+_HOW = {
+    "memory": "setMemory",
+    "vcpus": "setVcpus",
+    "attach": "attachDevice",
+    "detach": "detachDevice",
+    "update": "updateDevice",
+}
 
 
 def _pending_rows(rows: t.Sequence[Difference], reason: str) -> list[dict[str, t.Any]]:

@@ -20,10 +20,10 @@ from . import lifecycle
 from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
 from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
-from .domain_xml import Mark, check_name, definition_hash, parse_domain, text_of, to_text
+from .domain_xml import Mark, check_name, definition_hash, keyed, parse_domain, text_of, to_text
 from .embed import EmbedRoot
 from .lifecycle import Lifecycle
-from .live import LiveEdit, asked_note
+from .live import LiveEdit, asked_of
 from .schema import schema_errors
 
 _FOLLOW_SECONDS = 3.0
@@ -234,7 +234,7 @@ class DomainRun:
         try:
             return dict(zip(texts, self._canonicaliser.ask(list(texts.values()), managed, self._timeout_seconds)))
         except Unavailable as error:
-            self._warnings = ["The plan compares what the XML says only, it is not exact: {0}.".format(error)]
+            self._warnings += ["The plan compares what the XML says only, it is not exact: {0}.".format(error)]
             return {}
 
     # ---- apply ----
@@ -255,7 +255,9 @@ class DomainRun:
                 domain.setAutostart(int(wanted))
             item.done = True
         for edit in plan.edits:
-            _edit(name, domain, edit)
+            why = _edit(name, domain, edit)
+            if why is not None:
+                self._warnings.append(why)
             item.done = True
         for step in plan.steps:
             steps.step(name, domain, step, self._options.waiting)
@@ -349,22 +351,55 @@ def _remember(name: str, domain: Domain, mark: Mark) -> None:
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
-def _edit(name: str, domain: Domain, edit: LiveEdit) -> None:
-    with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.kind)):
-        if edit.kind == "vcpus":
-            domain.setVcpusFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-            return
-        domain.setMemoryFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-        deadline = time.monotonic() + _FOLLOW_SECONDS
-        while domain.memoryStats().get("actual") != edit.after:
-            if time.monotonic() > deadline:
-                # A guest without a balloon driver never follows. Noted in the running domain, so that the next run
-                # reports it instead of asking again.
-                domain.setMetadata(
-                    libvirt.VIR_DOMAIN_METADATA_ELEMENT, *asked_note(edit.after), libvirt.VIR_DOMAIN_AFFECT_LIVE
-                )
-                return
-            time.sleep(0.1)
+def _edit(name: str, domain: Domain, edit: LiveEdit) -> str | None:
+    """Make an edit of a running domain; return why it did not take effect, null where it did.
+
+    A guest may ignore what it is asked (a balloon without a driver, an unplugged device), a hypervisor may have no
+    place left. That is noted in the running domain, so that the next run reports it instead of asking again.
+    """
+    why = None
+    with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.path)):
+        try:
+            _EDITS[edit.kind](domain, edit)
+        except libvirt.libvirtError as error:
+            if edit.kind in ("memory", "vcpus"):
+                raise
+            why = " ".join(str(error.get_error_message()).split())
+        if why is None and not _followed(domain, edit):
+            why = "the guest does not follow"
+        if why is not None:
+            note = asked_of(_running(domain)).with_key(edit.key()).note()
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return why and "{0}: {1} of {2} has no effect before a restart: {3}.".format(name, edit.kind, edit.path, why)
+
+
+_EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
+    "memory": lambda domain, edit: domain.setMemoryFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "vcpus": lambda domain, edit: domain.setVcpusFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "attach": lambda domain, edit: domain.attachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "detach": lambda domain, edit: domain.detachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "update": lambda domain, edit: domain.updateDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+}
+
+
+def _running(domain: Domain) -> ET.Element:
+    return ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+
+
+def _followed(domain: Domain, edit: LiveEdit) -> bool:
+    """Wait a moment for the guest; what libvirt does by itself is there at once."""
+    deadline = time.monotonic() + _FOLLOW_SECONDS
+    while True:
+        if edit.kind == "memory":
+            done = bool(domain.memoryStats().get("actual") == edit.after)
+        elif edit.kind == "detach":
+            devices = _running(domain).find("devices")
+            done = devices is None or edit.path.partition("/")[2] not in keyed(devices)
+        else:
+            return True
+        if done or time.monotonic() > deadline:
+            return done
+        time.sleep(0.1)
 
 
 def _undefine(name: str, connection: Connection, domain: Domain, observed: Observed, options: Options) -> None:

@@ -9,15 +9,15 @@ driver, and its behaviour as measured with 9.0.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import os
-import shutil
-import stat
 import time
 from urllib.parse import parse_qs, urlsplit
 
 from .._core.errors import InvalidInput, TapvirtError
+from .._core.root import Root
 from .._core.write import write_atomic
 
 # A guest's monitor is a UNIX socket below ROOT/lib/qemu/domain-ID-NAME/; a socket's path ends at 107 bytes.
@@ -26,11 +26,9 @@ _LOCK = ".tapvirt.lock"
 _RETRY_SECONDS = 0.2
 # The roots that this process has, by path: file descriptors, which hold their locks until the process ends.
 _HELD: dict[str, int] = {}
-SYSTEM_CACHE = "/var/cache/tapvirt/embed"
-_CAPABILITIES = tuple(
-    os.path.join(directory, "qemu", "capabilities", "*.xml")
-    for directory in ("/var/cache/libvirt", os.path.join(SYSTEM_CACHE, "cache"))
-)
+CACHE = "/var/cache/tapvirt"
+HOST_CAPABILITIES = "/var/cache/libvirt/qemu/capabilities"
+OUR_CAPABILITIES = os.path.join(CACHE, "capabilities")
 
 
 class EmbedRoot:
@@ -47,16 +45,17 @@ class EmbedRoot:
     def config_text(self) -> str:
         """Return the driver's configuration for a new root.
 
-        Without ``stdio_handler = "file"`` a start asks for virtlogd. Where /dev/kvm is root's alone, the driver would
-        find it unusable for its ordinary user and probe QEMU anew, for seconds, at every step.
+        Without ``stdio_handler = "file"`` a start asks for virtlogd. Guests run as the user who runs the driver: a
+        user without access to /dev/kvm would make the driver probe QEMU anew, for a minute, at every definition
+        (libvirt 9.0, virQEMUCapsIsValid). Who wants another user writes the file first.
         """
         lines = ['stdio_handler = "file"']
-        if os.geteuid() == 0 and _kvm_is_roots_alone():
+        if os.geteuid() == 0:
             lines += ['user = "root"', 'group = "root"']
         return "\n".join(lines) + "\n"
 
     def prepare(self) -> None:
-        """Make a new root with its configuration. Guests run as another user and must be able to pass."""
+        """Make a new root with its configuration."""
         os.makedirs(os.path.dirname(self.config_path), mode=0o755, exist_ok=True)
         write_atomic(self.config_path, self.config_text().encode("ascii"), mode=0o644)
         self.take_over_capabilities()
@@ -66,12 +65,16 @@ class EmbedRoot:
 
         Libvirt throws such an answer away when QEMU, its own library, the kernel or the microcode is another one.
         """
-        cache = os.path.join(self.path, "cache", "qemu", "capabilities")
-        os.makedirs(cache, mode=0o755, exist_ok=True)
-        for path in [path for pattern in _CAPABILITIES for path in glob.glob(pattern)]:
-            target = os.path.join(cache, os.path.basename(path))
-            if not os.path.exists(target) or os.stat(target).st_mtime < os.stat(path).st_mtime:
-                shutil.copyfile(path, target)
+        for directory in (HOST_CAPABILITIES, OUR_CAPABILITIES):
+            copy_newer(directory, self._capabilities)
+
+    def hand_over_capabilities(self) -> None:
+        """Keep what the driver found out about QEMU for the next root."""
+        copy_newer(self._capabilities, OUR_CAPABILITIES)
+
+    @property
+    def _capabilities(self) -> str:
+        return os.path.join(self.path, "cache", "qemu", "capabilities")
 
     def acquire(self, deadline: float) -> None:
         """Make this process the only one that uses the root, until the process ends.
@@ -106,6 +109,16 @@ class EmbedRoot:
         return True
 
 
+def copy_newer(source: str, target: str) -> None:
+    """Copy the capability files that the target directory lacks or has older; what may not be read or written stays."""
+    with contextlib.suppress(OSError):
+        os.makedirs(target, mode=0o755, exist_ok=True)
+        for path in glob.glob(os.path.join(glob.escape(source), "*.xml")):
+            copy = os.path.join(target, os.path.basename(path))
+            if not os.path.exists(copy) or os.stat(copy).st_mtime < os.stat(path).st_mtime:
+                write_atomic(copy, Root(source).read_bytes(os.path.basename(path)), mode=0o600)
+
+
 def _lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,11 +144,3 @@ def embed_root(uri: str) -> EmbedRoot | None:
         rule = "has a root longer than {0} characters; sockets below it would not fit".format(_MAX_ROOT_LENGTH)
         raise InvalidInput("uri", uri, rule)
     return EmbedRoot(path)
-
-
-def _kvm_is_roots_alone() -> bool:
-    try:
-        status = os.stat("/dev/kvm")
-    except OSError:
-        return False
-    return status.st_gid == 0 and not status.st_mode & stat.S_IWOTH

@@ -12,15 +12,16 @@ Private to the collection. Pure.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.plan import Change
-from .domain_xml import MARK_PREFIX, Difference, differences, size_bytes, text_of
+from .domain_xml import MARK_PREFIX, Difference, differences, element_text, keyed, size_bytes, text_of, to_text
 
-ASKED_URI = "https://github.com/tapvirt/tapvirt.host/asked/1"
-_ASKED_TAG = "{" + ASKED_URI + "}asked"
+_ASKED_URI = "https://github.com/tapvirt/tapvirt.host/asked/1"
+_ASKED_TAG = "{" + _ASKED_URI + "}asked"
 
 # What only the running domain has, yet nobody but a user (or a program of theirs) can have put there.
 _ADDED_BY_HAND = re.compile(
@@ -41,14 +42,51 @@ _FILLED_IN = re.compile(
 )
 
 
+# What can be plugged in and out while a domain runs, and the buses of disks that can.
+_PLUGGABLE = frozenset(["disk", "interface", "hostdev", "rng"])
+_PLUGGABLE_BUSES = frozenset(["virtio", "scsi", "usb", "xen"])
+# What an update of a device can change while it runs: the medium of a removable disk, the link of an interface.
+_UPDATABLE = {"disk": re.compile(r"(?:/source\b|@type\Z)"), "interface": re.compile(r"/link\b")}
+
+
 @dataclasses.dataclass(frozen=True)
 class LiveEdit:
-    """An edit of a running domain: ``kind`` is ``memory`` (values in KiB) or ``vcpus`` (counts)."""
+    """An edit of a running domain.
+
+    ``kind`` is ``memory`` (values in KiB), ``vcpus`` (counts), or ``attach``, ``detach``, ``update`` (of the device in
+    ``xml``; values as they may be shown).
+    """
 
     kind: str
     path: str
-    before: int
-    after: int
+    before: t.Any
+    after: t.Any
+    xml: str = ""
+
+    def key(self) -> str:
+        """Return a word for the edit, by which a refusal is remembered."""
+        return hashlib.sha256("\0".join([self.kind, self.path, str(self.after), self.xml]).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What was asked of a running guest in vain, as noted in it until it ends: keys of edits."""
+
+    keys: tuple[str, ...] = ()
+
+    def with_key(self, key: str) -> Asked:
+        """Return the note with one more key."""
+        return Asked((*self.keys, key))
+
+    def note(self) -> tuple[str, str, str]:
+        """Return the note as setMetadata takes it: element text, prefix and namespace."""
+        return '<asked edits="{0}"/>'.format(" ".join(self.keys)), MARK_PREFIX + "-asked", _ASKED_URI
+
+
+def asked_of(running: ET.Element) -> Asked:
+    """Return the note in a running domain."""
+    note = running.find("metadata/" + _ASKED_TAG)
+    return Asked() if note is None else Asked(tuple((note.get("edits") or "").split()))
 
 
 def pending_differences(stored: ET.Element, running: ET.Element) -> list[Difference]:
@@ -57,11 +95,21 @@ def pending_differences(stored: ET.Element, running: ET.Element) -> list[Differe
     expanded = cpu is not None and cpu.get("mode") != "custom"
     return [
         difference
-        for difference in differences(running, stored)
+        for difference in differences(_without_empty_sources(running), stored)
         if not _FILLED_IN.match(difference.path)
         and (difference.after is not None or _ADDED_BY_HAND.match(difference.path))
         and not (expanded and difference.path.startswith("cpu"))
     ]
+
+
+def _without_empty_sources(running: ET.Element) -> ET.Element:
+    """Return a copy without the sources that an ejected medium leaves behind: they hold a number of QEMU's only."""
+    copied = ET.fromstring(ET.tostring(running))
+    for disk in copied.iterfind("devices/disk"):
+        source = disk.find("source")
+        if source is not None and not len(source) and set(source.attrib) <= {"index"}:
+            disk.remove(source)
+    return copied
 
 
 def pending_row(what: str, running: t.Any, stored: t.Any, reason: str, secret: bool = False) -> dict[str, t.Any]:
@@ -80,7 +128,41 @@ def live_edits(stored: ET.Element, running: ET.Element) -> list[LiveEdit]:
     vcpus, wanted_vcpus = vcpus_of(running), vcpus_of(stored)
     if vcpus[0] != wanted_vcpus[0] and wanted_vcpus[0] <= vcpus[1]:
         edits.append(LiveEdit("vcpus", "vcpu@current", vcpus[0], wanted_vcpus[0]))
-    return edits
+    return edits + list(_device_edits(stored, running))
+
+
+def _device_edits(stored: ET.Element, running: ET.Element) -> t.Iterator[LiveEdit]:
+    """Return the edits of devices: out first, so that places and names are free, then in, then updates."""
+    stored_devices, running_devices = stored.find("devices"), running.find("devices")
+    if stored_devices is None or running_devices is None:
+        return
+    wanted, found = keyed(stored_devices), keyed(running_devices)
+    for label, device in found.items():
+        if label not in wanted and _pluggable(device):
+            yield LiveEdit("detach", "devices/" + label, element_text(device), None, to_text(device))
+    for label, device in wanted.items():
+        if label not in found and _pluggable(device):
+            yield LiveEdit("attach", "devices/" + label, None, element_text(device), to_text(device))
+    by_device: dict[str, list[Difference]] = {}
+    for row in pending_differences(stored, running):
+        label = row.path.split("/")[1].partition("]")[0] + "]" if row.path.startswith("devices/") else ""
+        if label in wanted and label in found:
+            by_device.setdefault(label, []).append(row)
+    for label, rows in by_device.items():
+        device, place = wanted[label], "devices/" + label
+        pattern = _UPDATABLE.get(device.tag)
+        removable = device.tag != "disk" or device.get("device") in ("cdrom", "floppy")
+        if pattern is not None and removable and all(pattern.match(row.path[len(place) :]) for row in rows):
+            before = "; ".join(row.before for row in rows if row.before is not None) or None
+            after = "; ".join(row.after for row in rows if row.after is not None) or None
+            yield LiveEdit("update", place, before, after, to_text(device))
+
+
+def _pluggable(device: ET.Element) -> bool:
+    if device.tag != "disk":
+        return device.tag in _PLUGGABLE
+    target = device.find("target")
+    return device.get("device", "disk") == "disk" and target is not None and target.get("bus") in _PLUGGABLE_BUSES
 
 
 def _memory_kib(root: ET.Element) -> int | None:
@@ -93,15 +175,3 @@ def vcpus_of(root: ET.Element) -> tuple[int, int]:
     element = root.find("vcpu")
     most = int(text_of(element) or 1)
     return int(element.get("current") or most) if element is not None else most, most
-
-
-def asked_memory(running: ET.Element) -> int | None:
-    """Return the KiB that a guest was asked to shrink or grow to and that it did not follow, as noted in it."""
-    note = running.find("metadata/" + _ASKED_TAG)
-    value = None if note is None else note.get("memory")
-    return int(value) if value and value.isdigit() else None
-
-
-def asked_note(memory_kib: int) -> tuple[str, str, str]:
-    """Return the note for ``asked_memory``: element text, prefix and namespace, as setMetadata takes them."""
-    return '<asked memory="{0}"/>'.format(memory_kib), MARK_PREFIX + "-asked", ASKED_URI

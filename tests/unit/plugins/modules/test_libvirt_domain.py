@@ -32,6 +32,7 @@ TALKER = """
   <currentMemory unit='MiB'>{current}</currentMemory>
   <vcpu current='{vcpus}'>2</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <features>{features}</features>
   <devices>
     <disk type='file' device='disk'>
       <driver name='qemu' type='raw'/><source file='{image}'/><target dev='hda' bus='ide'/>
@@ -81,7 +82,15 @@ class Embed:
         return done.stdout
 
     def talker(self, name: str = "talker", **changes: t.Any) -> str:
-        values = {"memory": 16, "current": 16, "vcpus": 1, "description": "one", "devices": "", **changes}
+        values = {
+            "memory": 16,
+            "current": 16,
+            "vcpus": 1,
+            "description": "one",
+            "devices": "",
+            "features": "<acpi/>",
+            **changes,
+        }
         return TALKER.format(name=name, image=self.image, **values)
 
 
@@ -222,7 +231,7 @@ def test_apply_config_leaves_what_runs_and_says_so(embed: Embed) -> None:
 def test_a_guest_that_ignores_its_balloon_is_asked_once(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker(memory=32, current=32), "state": "running"})
     wanted = {"name": "talker", "xml": embed.talker(memory=32, current=16), "state": "running"}
-    done = embed.converge(wanted)
+    done = embed.module("libvirt_domain", domains=[wanted])
     assert ("talker running currentMemory", 32768, 16384) in changes(done)
     pending = [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]]
     assert pending == [("currentMemory", "guest")]
@@ -383,7 +392,6 @@ def test_absent_of_a_uefi_domain_works_and_keeps_its_nvram_unless_named(embed: E
         <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>{nvram}</nvram>
     """
     xml = embed.talker().replace("<boot dev='hd'/>", firmware)
-    xml = xml.replace("<devices>", "<features><acpi/></features><devices>")
     embed.converge({"name": "talker", "xml": xml})
     planned = embed.converge({"name": "talker", "state": "absent"}, check=True)
     assert "nvram" in planned["plan"][0]["why"]
@@ -447,3 +455,69 @@ def test_a_guest_that_died_meanwhile_is_seen_as_off_and_started_again(embed: Emb
     os.kill(pid, signal.SIGKILL)
     done = embed.converge(wanted)
     assert [(row["before"], row["after"]) for row in done["plan"]] == [("shutoff", "running")]
+
+
+# ---- edits of what runs ----------------------------------------------------------------------------------------------
+
+
+def test_media_disks_and_interfaces_change_while_the_domain_runs(embed: Embed) -> None:
+    cdrom = "<disk type='file' device='cdrom'>{0}<target dev='hdc' bus='ide'/><readonly/></disk>"
+    for name in ("a.iso", "b.iso", "extra.raw"):
+        (embed.root / name).write_bytes(bytes(1 << 20))
+    disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
+    nic = "<interface type='user'><mac address='52:54:00:00:00:07'/><model type='virtio'/>{0}</interface>"
+    first = cdrom.format(f"<source file='{embed.root}/a.iso'/>") + nic.format("")
+    embed.converge({"name": "talker", "xml": embed.talker(devices=first), "state": "running"})
+    second = cdrom.format(f"<source file='{embed.root}/b.iso'/>") + disk + nic.format("<link state='down'/>")
+    wanted = {"name": "talker", "xml": embed.talker(devices=second), "state": "running"}
+    planned = embed.converge(wanted, check=True)
+    done = embed.converge(wanted)
+    assert changes(planned) == changes(done)
+    hows = {row["what"].partition("running ")[2]: row["how"] for row in done["plan"] if " running " in row["what"]}
+    assert hows == {
+        "devices/disk[hdc]": "updateDevice",
+        "devices/disk[vda]": "attachDevice",
+        "devices/interface[52:54:00:00:00:07]": "updateDevice",
+    }
+    assert done["domains"][0]["pending"] == []
+    running = embed.libvirt("print(connection.lookupByName('talker').XMLDesc(0))")
+    assert f"{embed.root}/b.iso" in running
+    assert f"{embed.root}/extra.raw" in running
+    assert "<link state='down'/>" in running
+    assert embed.converge(wanted)["plan"] == []
+    ejected = {
+        "name": "talker",
+        "xml": embed.talker(devices=cdrom.format("") + disk + nic.format("")),
+        "state": "running",
+    }
+    assert embed.converge(ejected)["domains"][0]["pending"] == []
+    assert "b.iso" not in embed.libvirt("print(connection.lookupByName('talker').XMLDesc(0))")
+    assert embed.converge(ejected)["plan"] == []
+
+
+def test_a_disk_that_the_guest_does_not_let_go_is_pending_and_asked_for_once(embed: Embed) -> None:
+    (embed.root / "extra.raw").write_bytes(bytes(1 << 20))
+    disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
+    embed.converge({"name": "talker", "xml": embed.talker(devices=disk), "state": "running"})
+    wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
+    done = embed.module("libvirt_domain", domains=[wanted])
+    assert not done.get("failed"), done["msg"]
+    assert "the guest does not follow" in str(done["warnings"])
+    assert [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]] == [("devices/disk[vda]", "guest")]
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
+
+
+def test_a_disk_that_cannot_be_plugged_in_waits_for_a_restart_and_is_tried_once(embed: Embed) -> None:
+    (embed.root / "extra.raw").write_bytes(bytes(1 << 20))
+    disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
+    embed.converge({"name": "talker", "xml": embed.talker(features=""), "state": "running"})
+    wanted = {"name": "talker", "xml": embed.talker(features="", devices=disk), "state": "running"}
+    done = embed.module("libvirt_domain", domains=[wanted])
+    assert not done.get("failed"), done["msg"]
+    assert "does not support hotplugging" in str(done["warnings"])
+    assert [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]] == [("devices/disk[vda]", "restart")]
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
+    restarted = embed.converge(wanted, apply="restart_if_needed", on_timeout="destroy", wait_seconds=1)
+    assert restarted["domains"][0]["pending"] == []

@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.live import (
+    Asked,
     LiveEdit,
-    asked_memory,
-    asked_note,
+    asked_of,
     live_edits,
     pending_differences,
 )
@@ -88,8 +88,33 @@ def test_memory_and_processors_can_be_edited_up_to_what_the_guest_booted_with() 
     assert live_edits(*pair(stored=less)) == [LiveEdit("memory", "currentMemory", 65536, 32768)]
 
 
-def test_a_guest_that_did_not_follow_is_remembered() -> None:
-    text, _prefix, uri = asked_note(32768)
+def test_what_was_asked_in_vain_is_remembered_by_its_wish() -> None:
+    edit = LiveEdit("memory", "currentMemory", 65536, 32768)
+    text, _prefix, uri = Asked().with_key(edit.key()).note()
     note = text.replace("<asked", f"<asked xmlns='{uri}'")
-    assert asked_memory(ET.fromstring(f"<domain><metadata>{note}</metadata></domain>")) == 32768
-    assert asked_memory(ET.fromstring("<domain/>")) is None
+    asked = asked_of(ET.fromstring(f"<domain><metadata>{note}</metadata></domain>"))
+    assert edit.key() in asked.keys
+    assert LiveEdit("memory", "currentMemory", 65536, 16384).key() not in asked.keys
+    assert asked_of(ET.fromstring("<domain/>")) == Asked()
+
+
+@pytest.mark.parametrize(
+    ("stored", "running", "kinds"),
+    [
+        (("</devices>", "<disk><target dev='vdb' bus='virtio'/></disk></devices>"), ("", ""), ["attach"]),
+        (("", ""), ("</devices>", "<disk><target dev='vdb' bus='virtio'/></disk></devices>"), ["detach"]),
+        (("</devices>", "<disk><target dev='sdb' bus='sata'/></disk></devices>"), ("", ""), []),
+        (("/a.raw", "/b.raw"), ("", ""), []),
+    ],
+)
+def test_devices_are_plugged_where_they_can_be(
+    stored: tuple[str, str], running: tuple[str, str], kinds: list[str]
+) -> None:
+    assert [edit.kind for edit in live_edits(*pair(stored, running))] == kinds
+
+
+def test_a_medium_is_changed_while_it_runs() -> None:
+    disk = "<disk type='file' device='cdrom'><source file='/{0}.iso'/><target dev='sda' bus='sata'/></disk></devices>"
+    stored, running = pair(("</devices>", disk.format("b")), ("</devices>", disk.format("a")))
+    (edit,) = live_edits(stored, running)
+    assert (edit.kind, edit.path, edit.before, edit.after) == ("update", "devices/disk[sda]", "/a.iso", "/b.iso")
