@@ -1,13 +1,16 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What several unit tests need: a module run for real, in a process of its own."""
+"""What several unit tests need: a module run for real, and the code where every user can read it."""
 
 from __future__ import annotations
 
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import typing as t
 
 import pytest
@@ -30,9 +33,24 @@ def run_module() -> RunModule:
     ) -> dict[str, t.Any]:
         options = {"_ansible_check_mode": check, "_ansible_diff": diff}
         argv = [sys.executable, "-m", f"ansible_collections.tapvirt.host.plugins.modules.{name}"]
-        text = json.dumps({"ANSIBLE_MODULE_ARGS": args | options})
+        text = json.dumps({"ANSIBLE_MODULE_ARGS": {**args, **options}})
         done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.stdout, done.stderr
         return t.cast("dict[str, t.Any]", json.loads(done.stdout))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def readable_collections() -> t.Iterator[str]:
+    """Return a folder for PYTHONPATH with the code of managed hosts that an unprivileged user can read.
+
+    The tree, or the copy of it that tests run in, may lie in a home folder that is closed to others.
+    """
+    here = pathlib.Path(__file__).resolve().parents[2]
+    top = pathlib.Path(tempfile.mkdtemp(prefix="tapvirt-"))
+    top.chmod(0o755)
+    target = top / "ansible_collections" / "tapvirt" / "host" / "plugins"
+    shutil.copytree(here / "plugins" / "module_utils", target / "module_utils")
+    yield str(top)
+    shutil.rmtree(top)
