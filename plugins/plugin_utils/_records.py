@@ -17,7 +17,7 @@ import typing as t
 OUTLIER_FACTOR = 4.0
 """A host stands out when its 99th percentile is this many times the median of all hosts' (three or more)."""
 
-Bounds = t.Tuple[int, int]
+Bounds = tuple[int, int]
 
 
 @dataclasses.dataclass
@@ -75,7 +75,7 @@ def histogram_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> 
 
 
 def counter_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[dict[str, t.Any]]:
-    """Merge the counters of many hosts: ``{title, keys: [{key, total, hosts: {host: count}}], hosts}``, largest first."""
+    """Merge the counters of many hosts: ``{title, keys: [{key, total, hosts: {host: count}}], hosts}``, sorted."""
     plots: dict[str, dict[str, dict[str, int]]] = {}
     for host, title, record in _records(runs, "count"):
         by_host = plots.setdefault(title, {}).setdefault(str(record.get("key", "")), {})

@@ -106,7 +106,8 @@ def fingerprint(lab):
         "trace2",
         "sh",
         "-c",
-        "cd /sys/module; grep -rs . */parameters | sort | sha256sum; find /etc -type f | sort | xargs sha256sum | sha256sum;"
+        "cd /sys/module; grep -rs . */parameters | sort | sha256sum;"
+        " find /etc -type f | sort | xargs sha256sum | sha256sum;"
         " virsh -q list --all; ls /proc/systemtap 2>/dev/null",
         timeout=180,
     )

@@ -121,26 +121,36 @@ def _communicate(
                 raise TimeoutError
             for key, _mask in selector.select(left):
                 if key.data == 0:
-                    try:
-                        pending = pending[os.write(key.fd, pending[:65536]) :] if pending else pending
-                    except BrokenPipeError:
-                        pending = pending[:0]
-                    if not pending:
-                        selector.unregister(key.fileobj)
-                        t.cast("t.IO[bytes]", key.fileobj).close()
-                    continue
-                data = os.read(key.fd, 65536)
-                if not data:
-                    selector.unregister(key.fileobj)
-                    continue
-                room = limit - len(kept[key.data])
-                truncated = truncated or len(data) > room
-                kept[key.data] += data[: max(room, 0)]
+                    pending = _feed(selector, key, pending)
+                else:
+                    truncated |= _drain(selector, key, kept[key.data], limit)
     try:
         process.wait(max(deadline - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
     return (bytes(kept[1]), bytes(kept[2])), truncated
+
+
+def _feed(selector: selectors.BaseSelector, key: selectors.SelectorKey, pending: memoryview) -> memoryview:
+    """Write some of the pending input; close the stream when nothing is left or nobody reads."""
+    try:
+        pending = pending[os.write(key.fd, pending[:65536]) :] if pending else pending
+    except BrokenPipeError:
+        pending = pending[:0]
+    if not pending:
+        selector.unregister(key.fileobj)
+        t.cast("t.IO[bytes]", key.fileobj).close()
+    return pending
+
+
+def _drain(selector: selectors.BaseSelector, key: selectors.SelectorKey, kept: bytearray, limit: int) -> bool:
+    """Read some output and keep what the limit allows; tell whether any was dropped."""
+    data = os.read(key.fd, 65536)
+    if not data:
+        selector.unregister(key.fileobj)
+    room = max(limit - len(kept), 0)
+    kept += data[:room]
+    return len(data) > room
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -22,7 +22,7 @@ class Change:
     """One step of a plan.
 
     ``what`` names the item (``kvm.halt_poll_ns``), ``before`` and ``after`` are its values (JSON-clean; null: absent),
-    ``how`` the means (``sysfs``, ``defineXML``), ``why`` the reason in words. With ``secret`` the values are never shown.
+    ``how`` the means (``sysfs``, ``defineXML``), ``why`` the reason in words. The values of a ``secret`` are not shown.
     """
 
     what: str

@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 16
 
 
 class Root:
-    """Reads below one directory. Names are relative (``proc/kallsyms``), results are bytes or str, errors are OSError."""
+    """Reads below one directory. Names are relative (``proc/kallsyms``), results bytes or str, errors OSError."""
 
     def __init__(self, path: str = "/") -> None:
         self._path = path
