@@ -29,8 +29,8 @@ options:
 """
 
 EXAMPLES = r"""
-# boot_sector.img.j2 holds one expression, and the encoding maps each of its characters to one byte:
-#   {{ 'hello from web1' | tapvirt.host.boot_sector | b64decode('iso-8859-1') -}}
+# boot_sector.img.j2 holds one expression and no line end, and the encoding maps each character to one byte:
+#   {{ 'hello from web1' | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}
 - name: A disk for a guest that talks
   ansible.builtin.template:
     src: boot_sector.img.j2

@@ -47,7 +47,7 @@ def converge(lab: LabHosts, domains: list[dict[str, t.Any]], check: bool = False
 def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[dict[str, t.Any]]:
     """Two domains on a lab host, one of them running the boot sector; gone again afterwards."""
     template = tmp_path_factory.mktemp("libvirt") / "boot_sector.img.j2"
-    template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') -}}\n", encoding="ascii")
+    template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}", encoding="ascii")
     disk = {"src": str(template), "dest": IMAGE, "output_encoding": "iso-8859-1", "mode": "0644"}
     wanted = [{"name": TALKER, "xml": xml(TALKER), "state": "running"}, {"name": QUIET, "xml": xml(QUIET)}]
     tasks = [
