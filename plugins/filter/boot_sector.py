@@ -21,6 +21,8 @@ description:
     (18.2 a second), and so on for ever.
   - Made for tests and for tracing. What one line costs is known exactly - one port write for each of its bytes and one
     that acknowledges the timer, so C(length + 3) I/O exits, and one C(hlt) exit.
+  - A disk of 512 bytes has to be on an IDE bus, so the machine is C(pc). On other buses SeaBIOS passes over a disk that
+    is smaller than a cylinder, 516096 bytes; a file that is filled up with zeros to that size boots there, too.
 options:
   _input:
     description: The line, 1 to 256 printable ASCII characters.
