@@ -76,7 +76,7 @@ class LabHosts:
     def ansible(
         self, pattern: str, module: str, args: dict[str, t.Any], check: bool = False, diff: bool = False
     ) -> dict[str, dict[str, t.Any]]:
-        """Run one module on hosts and return host -> its result, failed or not (``failed`` is in it then)."""
+        """Run one module on hosts and return host -> its result, with ``failed`` in it."""
         play = [
             {
                 "hosts": pattern,
@@ -86,7 +86,7 @@ class LabHosts:
         ]
         options = [*(["--check"] if check else []), *(["--diff"] if diff else [])]
         done = self.playbook(yaml.safe_dump(play), *options)
-        return {row["host"]: row["result"] for row in done.results}
+        return {row["host"]: {**row["result"], "failed": row["status"] != "ok"} for row in done.results}
 
     def playbook(self, text_or_path: str | pathlib.Path, *options: str, timeout: float = 900) -> PlaybookResult:
         """Run a playbook (its text, or the path of its file) against the lab."""
