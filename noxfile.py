@@ -25,8 +25,9 @@ ARCHIVE_FILES = {
 }
 ARCHIVE_FOLDERS = {"LICENSES", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"}
 
+# As a URL: both split the variable at spaces, and the repository may lie in a folder of any name.
 for variable in ("PIP_CONSTRAINT", "UV_CONSTRAINT"):
-    os.environ.setdefault(variable, str(HERE / "tests" / "constraints.txt"))
+    os.environ.setdefault(variable, (HERE / "tests" / "constraints.txt").as_uri())
 antsibull_nox.load_antsibull_nox_toml()
 
 
