@@ -192,7 +192,7 @@ class Gates:
             if not inventory:
                 raise DevError("the lab did not come up")
             env = self.place.env | self.soak | {"TAPVIRT_LAB_INVENTORY": str(inventory[0])}
-            return self._pytest("lab", ["pytest", "tests/lab"], env)
+            return self._pytest("lab", ["pytest", "-v", "--timeout=1800", "tests/lab"], env)
 
         self.gate("lab: bring every host up", up)
         self.gate("lab: tests on real kernels and a real hypervisor", body)
