@@ -89,7 +89,7 @@ def answers(lab, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     (folder / "bad.stp.j2").write_text("{{ script }}\n", encoding="utf-8")
     before = fingerprint(lab)
-    tasks = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}}]
+    tasks: list[dict[str, object]] = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}}]
     for title, ((_host, steps), _words) in CASES.items():
         tasks += [
             {"name": title, "block": steps, "rescue": [{"name": "Go on", "ansible.builtin.meta": "clear_host_errors"}]}

@@ -50,7 +50,7 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
     template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}", encoding="ascii")
     disk = {"src": str(template), "dest": IMAGE, "output_encoding": "iso-8859-1", "mode": "0644"}
     wanted = [{"name": TALKER, "xml": xml(TALKER), "state": "running"}, {"name": QUIET, "xml": xml(QUIET)}]
-    tasks = [
+    tasks: list[dict[str, t.Any]] = [
         {"name": "Disk", "ansible.builtin.template": disk, "vars": {"line": LINE}},
         {"name": "Planned", "tapvirt.host.libvirt_domain": {"domains": wanted}, "check_mode": True},
         {"name": "Done", "tapvirt.host.libvirt_domain": {"domains": wanted}},
