@@ -107,7 +107,7 @@ module:
       description: The global variables that can be set when it is loaded, by type.
       type: dict
       sample: {"threshold_us": "long"}
-    values:
+    assigned:
       description: The values that the script's task gave.
       type: dict
       sample: {"threshold_us": 100}

@@ -94,7 +94,7 @@ script:
       description: The global variables that the script declares, by type (V(long), V(string), V(array), V(unknown)).
       type: dict
       sample: {"threshold_us": "long"}
-    values:
+    assigned:
       description: The values of O(globals), as numbers and strings.
       type: dict
       sample: {"threshold_us": 100}

@@ -27,6 +27,8 @@ UNDO = """
         domains:
           - {name: demo-talker, state: absent}
           - {name: demo-spare, state: absent}
+        on_timeout: destroy
+        wait_seconds: 5
     - tapvirt.host.kernel_module_param:
         params: [{module: kvm, name: halt_poll_ns}]
         state: restored

@@ -46,6 +46,19 @@ class CommandTimeout(TapvirtError):
     """The command did not end before its deadline and was ended with its whole process group."""
 
 
+if t.TYPE_CHECKING:
+    _Popen = subprocess.Popen[bytes]
+else:
+    _Popen = subprocess.Popen  # it takes no type in Python 3.8
+
+
+class _ProcessGroup(_Popen):
+    """A program in a process group of its own, so that it can be ended with all that it started."""
+
+    def __init__(self, argv: t.Sequence[str], **options: t.Any) -> None:
+        super().__init__(argv, start_new_session=True, **options)
+
+
 def find_program(name: str) -> str | None:
     """Return the full path of a program, or null."""
     return shutil.which(name, path=os.environ.get("PATH", "") + os.pathsep + _SEARCH_PATH)
@@ -75,15 +88,8 @@ def run(
     )
     environment.update(env or {})
     started = time.monotonic()
-    process = subprocess.Popen(
-        [program, *argv[1:]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd=cwd,
-        start_new_session=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = _ProcessGroup([program, *argv[1:]], env=environment, cwd=cwd, **pipes)
     try:
         kept, truncated = _communicate(process, stdin.encode(), started + timeout_seconds, max_output_bytes)
     except TimeoutError:
@@ -102,6 +108,11 @@ def run(
         seconds=time.monotonic() - started,
         truncated=truncated,
     )
+
+
+def start_detached(argv: t.Sequence[str]) -> None:
+    """Start a program that outlives this one and reads and writes nothing."""
+    _ProcessGroup(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _communicate(

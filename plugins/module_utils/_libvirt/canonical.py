@@ -56,7 +56,7 @@ class Unavailable(Exception):
 
 def can_stand_for(uri: str) -> bool:
     """Tell whether the embedded driver of this host, run by this user, can speak for a URI."""
-    scheme, _, rest = uri.partition(":///")
+    scheme, _slashes, rest = uri.partition(":///")
     path = rest.partition("?")[0]
     return scheme == "qemu" and (path in ("embed", "session") or (path == "system" and os.geteuid() == 0))
 

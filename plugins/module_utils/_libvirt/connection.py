@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import re
@@ -55,6 +56,8 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
 _PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
+_WAKE_MILLISECONDS = 200
+_END_SECONDS = 2.0
 
 
 class LibvirtFailure(TapvirtError):
@@ -119,7 +122,22 @@ def start_event_loop() -> None:
     """
     libvirt.registerErrorHandler(_ignore, None)
     libvirt.virEventRegisterDefaultImpl()
-    threading.Thread(target=_run_events, name="libvirt-events", daemon=True).start()
+    ending = threading.Event()
+    # The timer wakes the loop, so that it sees the end of the process: a thread that is inside libvirt when the
+    # interpreter goes crashes it now and then.
+    libvirt.virEventAddTimeout(_WAKE_MILLISECONDS, _ignore_timer, None)
+    loop = threading.Thread(target=_run_events, args=(ending,), name="libvirt-events", daemon=True)
+    loop.start()
+    atexit.register(_end_events, loop, ending)
+
+
+def _end_events(loop: threading.Thread, ending: threading.Event) -> None:
+    ending.set()
+    loop.join(_END_SECONDS)
+
+
+def _ignore_timer(_timer: int, _context: t.Any) -> None:
+    return
 
 
 def _ignore(_context: t.Any, _error: t.Any) -> None:
@@ -127,8 +145,8 @@ def _ignore(_context: t.Any, _error: t.Any) -> None:
     return
 
 
-def _run_events() -> None:
-    while True:
+def _run_events(ending: threading.Event) -> None:
+    while not ending.is_set():
         libvirt.virEventRunDefaultImpl()
 
 

@@ -54,7 +54,7 @@ def prepare(path: str, text: str | None, values: t.Mapping[str, t.Any], guru: bo
         "text": text,
         "sha256": script.sha256,
         "globals": declared,
-        "values": checked,
+        "assigned": checked,
         "probes": list(script.probes),
         "schema": script.schema,
         "guru": guru,

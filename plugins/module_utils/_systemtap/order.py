@@ -45,7 +45,7 @@ def place_order(
     built = False
     if known is None:
         known, built = build.build(order, tools, store, root)
-    description = dict(known, schema=row["schema"], values=row["values"])
+    description = dict(known, schema=row["schema"], assigned=row["assigned"])
     return Plan([change] if built else []), description
 
 
@@ -63,6 +63,6 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
         if text is None:
             raise InvalidInput("script", script, "cannot be read on the builder")
         return prepare(script, text, {}, guru=False)[0]
-    if not isinstance(script, dict) or not {"name", "text", "schema", "values"} <= set(script):
+    if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
         raise InvalidInput("script", script, "is not what stap_script returned as its script")
     return script

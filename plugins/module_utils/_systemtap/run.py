@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 import typing as t
@@ -107,7 +106,7 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     if not 1 <= params["buffer_mb"] <= 64:
         raise InvalidInput("buffer_mb", params["buffer_mb"], "must be between 1 and 64")
     values = check_globals(
-        build.get("script", build["name"]), build["globals"], {**build.get("values", {}), **params["globals"]}
+        build.get("script", build["name"]), build["globals"], {**build.get("assigned", {}), **params["globals"]}
     )
     if params["domain"] is not None:
         if "target_pid" not in build["globals"]:
@@ -241,13 +240,7 @@ def start(request: Request, directory: str) -> str:
     write_atomic(program, inspect.getsource(supervisor).encode(), mode=0o600)
     python = [sys.executable, "-I", program]
     if not os.path.isdir("/run/systemd/system"):
-        subprocess.Popen(
-            [*python, "guard", directory],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        command.start_detached([*python, "guard", directory])
         return "guard"
     properties = {
         "RuntimeMaxSec": "{0:g}".format(

@@ -41,6 +41,20 @@ _ARM_SECONDS = 10.0
 _PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
+if t.TYPE_CHECKING:
+    _Popen = subprocess.Popen[bytes]
+else:
+    _Popen = subprocess.Popen  # it takes no type in Python 3.8
+
+
+class Child(_Popen):
+    """A program in a session of its own, with nothing to read; its output is dropped unless a pipe is asked for."""
+
+    def __init__(self, argv: t.Sequence[str], output: int = subprocess.DEVNULL) -> None:
+        env = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+        super().__init__(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+
+
 class Sites(t.NamedTuple):
     """The entries of debugfs kprobes/list: what is armed in the kernel, whoever did it.
 
@@ -214,14 +228,7 @@ class Supervisor:
             signal.signal(number, self._stop_signal)
         hold_sysctls(self._directory)
         before = read_sites(self._debugfs())
-        process = subprocess.Popen(
-            self._job["argv"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-            start_new_session=True,
-        )
+        process = Child(self._job["argv"], output=subprocess.PIPE)
         self._save(state="loading", started=time.time(), staprun=process.pid)
         with open(self._path("output"), "wb") as output:
             self._watch(process, output, before)
@@ -235,7 +242,7 @@ class Supervisor:
         if mount is None:
             mount = self._path("debugfs")
             os.makedirs(mount, exist_ok=True)
-            subprocess.call(["mount", "-t", "debugfs", "none", mount], stderr=subprocess.DEVNULL)
+            Child(["mount", "-t", "debugfs", "none", mount]).wait()
             self._mounted = mount
         return mount
 
@@ -345,13 +352,13 @@ def clean(directory: str) -> dict[str, t.Any]:
                 _wait(lambda: not _is_staprun(pid, name), 5)
     if name and loaded(name):
         removed = True
-        _wait(lambda: not loaded(name) or subprocess.call(["staprun", "-d", name], stderr=subprocess.DEVNULL) == 0, 10)
+        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, 10)
         _wait(lambda: not loaded(name), 5)
         if loaded(name):
             left.append("the module {0} could not be removed".format(name))
     mount = os.path.join(directory, "debugfs")
     if os.path.ismount(mount):
-        subprocess.call(["umount", mount])
+        Child(["umount", mount]).wait()
     return {"removed": removed, "restored": release_sysctls(directory), "left": left}
 
 

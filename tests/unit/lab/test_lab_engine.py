@@ -79,7 +79,7 @@ def test_an_artifact_is_built_once_however_many_ask(tmp_path):
         built.append(out)
         (out / "content").write_text("whole")
 
-    threads = [threading.Thread(target=store.ensure, args=("disk", ["recipe"], build)) for _ in range(4)]
+    threads = [threading.Thread(target=store.ensure, args=("disk", ["recipe"], build)) for _number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

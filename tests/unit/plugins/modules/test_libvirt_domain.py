@@ -68,14 +68,16 @@ class Embed:
         """Run Python with ``connection`` open on the root, as somebody else would."""
         program = textwrap.dedent(
             """
-            import libvirt, sys, threading
+            import libvirt, os, sys, threading
             libvirt.registerErrorHandler(lambda *_: None, None)
             libvirt.virEventRegisterDefaultImpl()
             run = lambda: [libvirt.virEventRunDefaultImpl() for _ in iter(int, 1)]
             threading.Thread(target=run, daemon=True).start()
             connection = libvirt.open(sys.argv[1])
             """
-        ) + textwrap.dedent(code)
+        )
+        # Ends at once: a thread that is inside libvirt when the interpreter goes crashes it now and then.
+        program += textwrap.dedent(code) + "\nsys.stdout.flush()\nos._exit(0)\n"
         argv = [sys.executable, "-c", program, self.uri]
         done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
