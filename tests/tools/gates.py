@@ -69,7 +69,9 @@ def junit_tally(path: Path) -> Tally:
 
 def sanity_skips(text: str) -> Counter[str]:
     """Return what ansible-test says it could not run."""
-    return Counter(re.findall(r"^WARNING: (Skipping (?:sanity )?test .*|.* skipped due to .*)$", text, re.MULTILINE))
+    return Counter(
+        set(re.findall(r"^WARNING: (Skipping (?:sanity )?test .*|.* skipped due to .*)$", text, re.MULTILINE))
+    )
 
 
 def importer_complaints(text: str) -> list[str]:

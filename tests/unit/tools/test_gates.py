@@ -37,6 +37,8 @@ def test_what_ansible_test_skips_is_told():
         'WARNING: Using locale "C.UTF-8" instead of "en_US.UTF-8". Tests may behave unexpectedly.\n'
         'WARNING: Skipping sanity test "compile" on Python 3.14 because it could not be found.\n'
         'Running sanity test "compile" on Python 3.13\n'
+        "WARNING: Reviewing previous 1 warning(s):\n"
+        'WARNING: Skipping sanity test "compile" on Python 3.14 because it could not be found.\n'
     )
     assert sanity_skips(text) == Counter(
         ['Skipping sanity test "compile" on Python 3.14 because it could not be found.']
