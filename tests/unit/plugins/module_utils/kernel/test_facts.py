@@ -20,7 +20,6 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.mounts import
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.traceability import traceability
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
-COLLECTIONS = next(str(path.parent) for path in pathlib.Path(__file__).parents if path.name == "ansible_collections")
 ARCH = os.uname().machine
 
 
@@ -151,11 +150,11 @@ print(json.dumps(facts.gather(Root(), set(facts.SUBSETS), [], "")))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="already unprivileged")
-def test_an_unprivileged_user_gets_the_same_identity_and_reasons():
+def test_an_unprivileged_user_gets_the_same_identity_and_reasons(readable_collections):
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c"]
     done = subprocess.run(
-        [*argv, UNPRIVILEGED.format(collections=COLLECTIONS)], capture_output=True, text=True, check=True
+        [*argv, UNPRIVILEGED.format(collections=readable_collections)], capture_output=True, text=True, check=True
     )
     theirs, ours = json.loads(done.stdout), all_facts()
     for name in ("release", "version", "version_code", "build_id", "config", "taints", "lockdown", "hypervisor"):

@@ -30,7 +30,6 @@ RELEASE = "6.12.107+deb13-cloud-amd64"
 RECORDED = (FIXTURES / RELEASE / "kallsyms").read_bytes()
 HIDDEN = re.sub(rb"(?m)^[0-9a-f]{16}", b"0" * 16, RECORDED)
 OLD_HIDDEN = re.sub(rb"(?m)^[0-9a-f]{16}", b"          (null)", RECORDED)
-COLLECTIONS = next(str(path.parent) for path in pathlib.Path(__file__).parents if path.name == "ansible_collections")
 
 
 @pytest.fixture
@@ -262,11 +261,11 @@ USERS = {
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change kernel.kptr_restrict")
 @pytest.mark.parametrize("kptr_restrict", ["0", "1", "2"])
 @pytest.mark.parametrize("paranoid", ["1", "2"])
-def test_who_sees_addresses(kptr_restrict, paranoid):
+def test_who_sees_addresses(kptr_restrict, paranoid, readable_collections):
     sysctl = pathlib.Path("/proc/sys/kernel")
     before = {name: (sysctl / name).read_text() for name in ("kptr_restrict", "perf_event_paranoid")}
     fingerprint = read_table(Root()).counts().core_fingerprint
-    script = AS_OTHERS.format(collections=COLLECTIONS)
+    script = AS_OTHERS.format(collections=readable_collections)
     python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
     try:
         (sysctl / "kptr_restrict").write_text(kptr_restrict)
