@@ -60,14 +60,36 @@ options:
         default: none
       read_back:
         description:
-          - What to expect when a value is read back.
-          - With V(auto), the value itself, or another number that the kernel made of it.
-          - With V(exact), the value itself. With V(adjusted), any number, also the one that was there before.
-          - With V(trigger), nothing, as writing acts; it is written in every run. With V(opaque), nothing that could
-            be compared after writing, as for a parameter that cannot be read.
+          - What to expect when a value is read back. What was read back for a wanted value is remembered, so that
+            the next run finds it unchanged.
+          - V(exact) is the value itself, compared by the rules of the type.
+          - V(selector) is one of the words that the parameter lists, or the same word in the kernel's own spelling.
+          - V(rounded) is any number that the kernel made of the value; V(clamped) is a number between the one that
+            was there before and the wanted one, as far as the kernel goes.
+          - V(trigger) is nothing to compare with, as writing acts; it is written in every run.
+          - V(opaque) is nothing that can be compared; a value that cannot be read is written in every run.
+          - V(auto) is V(trigger), V(rounded) or V(clamped) for parameters that are known to be so, V(opaque) for one
+            that cannot be read, V(selector) for one that lists its words, V(rounded) for another number when it
+            moved the value, and V(exact) for everything else.
         type: str
-        choices: [auto, exact, adjusted, trigger, opaque]
+        choices: [auto, exact, selector, rounded, clamped, trigger, opaque]
         default: auto
+      reload:
+        description:
+          - What to do about a parameter that cannot be set while its module is loaded.
+          - With V(never), RV(params[].pending) says that the value waits for the module's next load.
+          - With V(if_unused), the module is unloaded and loaded again, if no module and nothing else uses it, no
+            device is bound to it and no network interface of it is up; otherwise RV(params[].pending) says what does.
+            The module's other parameters keep their running values. Needs O(params[].persist).
+        type: str
+        choices: [never, if_unused]
+        default: never
+      allow_taint:
+        description:
+          - Whether the value may taint the kernel. Setting a parameter that its module marks as unsafe does, until
+            the next reboot; such a parameter is refused otherwise.
+        type: bool
+        default: false
   state:
     description:
       - V(present) sets the values. V(restored) puts back what each parameter was before this module first set it, and
@@ -75,6 +97,13 @@ options:
     type: str
     choices: [present, restored]
     default: present
+  refresh_initramfs:
+    description:
+      - Whether to make the running kernel's initramfs anew, with C(update-initramfs) or C(dracut), if it holds a named
+        module with other options than the ones kept in C(modprobe.d). That takes minutes.
+      - Otherwise RV(params[].pending) says that it is stale.
+    type: bool
+    default: false
 notes:
   - What parameters were, and what is under way, is kept in C(/var/lib/tapvirt/kernel_module_param.json).
 """
@@ -92,10 +121,16 @@ EXAMPLES = r"""
       - {module: zswap, name: max_pool_percent, value: 30}
       - {module: tcp_cubic, name: hystart, value: 0}
 
-- name: Nested virtualization, which can be set only when the module is loaded
+- name: Nested virtualization, which can be set only when the module is loaded; now, unless a guest runs
   tapvirt.host.kernel_module_param:
     params:
-      - {module: kvm_amd, name: nested, value: true, persist: modprobe_d}
+      - {module: kvm_amd, name: nested, value: true, persist: auto, reload: if_unused}
+
+- name: An option of a storage driver, which is loaded from the initramfs
+  tapvirt.host.kernel_module_param:
+    params:
+      - {module: virtio_blk, name: num_request_queues, value: 4, persist: auto}
+    refresh_initramfs: true
 
 - name: Put it back
   tapvirt.host.kernel_module_param:
@@ -134,6 +169,12 @@ params:
       type: list
       elements: str
       sample: ["add zswap.compressor=lz4 to the kernel command line and reboot"]
+    notes:
+      description: What else bears on the module's loading, such as C(blacklist) and C(softdep) lines, in words.
+      returned: always
+      type: list
+      elements: str
+      sample: []
     changed: {description: Whether this parameter was changed., returned: always, type: bool, sample: true}
     verdict:
       description: V(changed), V(unchanged), V(adjusted), V(pending) or V(restored).
@@ -177,13 +218,16 @@ PARAM_SPEC: dict[str, t.Any] = {
     "persist": {"type": "str", "choices": ["none", "auto", "modprobe_d", "command_line"], "default": "none"},
     "read_back": {
         "type": "str",
-        "choices": ["auto", "exact", "adjusted", "trigger", "opaque"],
+        "choices": ["auto", "exact", "selector", "rounded", "clamped", "trigger", "opaque"],
         "default": "auto",
     },
+    "reload": {"type": "str", "choices": ["never", "if_unused"], "default": "never"},
+    "allow_taint": {"type": "bool", "default": False},
 }
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "params": {"type": "list", "elements": "dict", "required": True, "options": PARAM_SPEC},
     "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+    "refresh_initramfs": {"type": "bool", "default": False},
 }
 
 

@@ -141,8 +141,8 @@ class Parameters:
         if same(item.kind, now, intended):
             return None
         both_numbers = isinstance(now.shown, int) and isinstance(intended.shown, int)
-        moved = write.before != now.shown or write.read_back == "adjusted"
-        if write.read_back in ("auto", "adjusted") and both_numbers and moved:
+        moved = write.before != now.shown or write.read_back != "auto"
+        if write.read_back in ("auto", "rounded", "clamped") and both_numbers and moved:
             return now.text
         raise NoEffect(
             "{}: the kernel took {!r}, yet {!r} reads back{}".format(
@@ -210,6 +210,7 @@ class Parameters:
             "wanted": None,
             "persisted_in": None,
             "pending": [],
+            "notes": [],
             "changed": bool(steps),
             "verdict": ("restored" if self._state == "restored" else "changed") if steps else "unchanged",
         }
@@ -230,7 +231,7 @@ class Parameters:
             and not reached
             and item.writable
             and not check_mode
-            and entry.read_back in ("auto", "adjusted")
+            and entry.read_back in ("auto", "rounded", "clamped")
         ):
             row["verdict"] = "adjusted"
         elif row["pending"] and not steps:
