@@ -24,7 +24,7 @@ from . import modprobe_d
 from .identity import taint_flags
 from .parameter_plan import OWN_FILE, Persist, Write, layer_of, plan, read_only_reason, takes_effect, wanted_of
 from .parameters import Item, Observed, Reader, Wanted, parameter_file
-from .values import Value, read_value, same
+from .values import Value, read_value, said_value, same
 
 JOURNAL_NAME = "kernel_module_param"
 
@@ -137,7 +137,7 @@ class Parameters:
             return None
         text = self._root.read_text(name)
         now = read_value(item.kind, text, item.word_bits)
-        intended = read_value(item.kind, write.text, item.word_bits)
+        intended = said_value(item.kind, write.text, item.word_bits)
         if same(item.kind, now, intended):
             return None
         both_numbers = isinstance(now.shown, int) and isinstance(intended.shown, int)
@@ -178,7 +178,7 @@ class Parameters:
                 kept.append("{} cannot be put back".format(write.what))
                 continue
             try:
-                before = read_value(item.kind, write.undo, item.word_bits)
+                before = said_value(item.kind, write.undo, item.word_bits)
                 if not same(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
                     write_parameter(self._root.path(name), write.undo)
             except OSError as error:

@@ -16,7 +16,7 @@ from .._core.plan import Change, Plan
 from . import modprobe_d
 from .modinfo import canonical
 from .parameters import Item, Key, Observed, Wanted
-from .values import Rejected, Value, read_value, same, wanted_value
+from .values import Rejected, Value, said_value, same, wanted_value
 
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 _UNVERIFIED = ("trigger", "opaque")
@@ -179,7 +179,7 @@ def _persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator
     except modprobe_d.Unwritable as error:
         raise InvalidInput(entry.label, entry.value, "cannot be persisted: it {}".format(error)) from error
     own = observed.own.get(entry.key)
-    if own is not None and same(item.kind, read_value(item.kind, own, item.word_bits), value):
+    if own is not None and same(item.kind, said_value(item.kind, own, item.word_bits), value):
         return
     winner = observed.file_options.get(entry.key)
     yield Persist(
@@ -199,7 +199,7 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change
     original = observed.journal.get("originals", {}).get(entry.label)
     current = item.current
     if original is not None and current is not None:
-        first = read_value(item.kind, original, item.word_bits)
+        first = said_value(item.kind, original, item.word_bits)
         if not same(item.kind, current, first) and not _both_unset(current, first):
             yield Write(
                 what=entry.label,
@@ -214,7 +214,7 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change
     if entry.key in observed.own:
         yield Persist(
             what="{} in {}".format(entry.label, OWN_FILE),
-            before=read_value(item.kind, observed.own[entry.key], item.word_bits).shown,
+            before=said_value(item.kind, observed.own[entry.key], item.word_bits).shown,
             after=None,
             how=OWN_FILE,
             why="it was not persisted before it was first set",
@@ -229,7 +229,7 @@ def _recovery(named: t.Collection[tuple[str, str]], observed: Observed) -> t.Ite
         item = observed.items.get((module, name))
         if (module, name) in named or item is None or item.current is None:
             continue
-        first = read_value(item.kind, before, item.word_bits)
+        first = said_value(item.kind, before, item.word_bits)
         if not same(item.kind, item.current, first) and not _both_unset(item.current, first):
             yield Write(
                 what=label,
@@ -263,7 +263,7 @@ def _says(option: modprobe_d.Option, item: Item, value: Value) -> bool:
 
 def _said(option: modprobe_d.Option, item: Item) -> Value:
     # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
-    return read_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
+    return said_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
 
 
 def _both_unset(one: Value, other: Value) -> bool:

@@ -117,8 +117,12 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
 
 
 def read_value(kind: Kind, text: str, word_bits: int) -> Value:
-    """Return the value that a parameter's file holds; text that does not fit the type is compared as it is."""
-    value = _without_line_end(text)
+    """Return the value that a parameter's file in sysfs holds, to which the kernel has added a line end."""
+    return said_value(kind, _without_line_end(text), word_bits)
+
+
+def said_value(kind: Kind, value: str, word_bits: int) -> Value:
+    """Return the value that a text says, in whole; text that does not fit the type is compared as it is."""
     if kind.element in _TEXTS and not kind.is_array:
         shown = None if value == _NULL_TEXT else value
         return Value(value, shown, shown)
