@@ -24,7 +24,7 @@ from . import modprobe_d
 from .identity import taint_flags
 from .parameter_plan import OWN_FILE, Persist, Write, layer_of, plan, read_only_reason, takes_effect, wanted_of
 from .parameters import Item, Observed, Reader, Wanted, parameter_file
-from .values import Value, read_value, said_value, same
+from .values import Value, is_put_back, read_value, said_value, same
 
 JOURNAL_NAME = "kernel_module_param"
 
@@ -100,9 +100,9 @@ class Parameters:
         if self._state == "present":
             labels = {entry.label for entry in self._wanted}
             for write in writes:
-                if write.what in labels and _can_undo(write):
+                if write.what in labels and write.undo is not None:
                     originals.setdefault(write.what, write.undo)
-        unfinished = {write.what: write.undo for write in writes if _can_undo(write)}
+        unfinished = {write.what: write.undo for write in writes if write.undo is not None}
         unfinished.update(observed.interrupted)
         record.update(originals=originals, in_progress=unfinished, boot_id=observed.boot_id)
         self._journal.write(record)
@@ -174,12 +174,13 @@ class Parameters:
         for write in reversed(begun):
             item = observed.items[write.key]
             name = parameter_file(item.module, item.name)
-            if not _can_undo(write):
+            if write.undo is None:
                 kept.append("{} cannot be put back".format(write.what))
                 continue
             try:
                 before = said_value(item.kind, write.undo, item.word_bits)
-                if not same(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
+                now = read_value(item.kind, self._root.read_text(name), item.word_bits)
+                if not is_put_back(item.kind, now, before):
                     write_parameter(self._root.path(name), write.undo)
             except OSError as error:
                 kept.append("{}: {}".format(write.what, error.strerror))
@@ -290,7 +291,3 @@ def _failure(error: Exception, failed: str, kept: t.Sequence[str]) -> TapvirtErr
     fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
     fields.update(item=failed, not_put_back=list(kept))
     return TapvirtError("{}. {}.".format(reason.rstrip("."), undone), **fields)
-
-
-def _can_undo(write: Write) -> bool:
-    return write.before is not None and write.read_back != "trigger"

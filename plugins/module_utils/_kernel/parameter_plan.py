@@ -16,7 +16,7 @@ from .._core.plan import Change, Plan
 from . import modprobe_d
 from .modinfo import canonical
 from .parameters import Item, Key, Observed, Wanted
-from .values import Rejected, Value, said_value, same, wanted_value
+from .values import Rejected, Value, is_put_back, said_value, same, wanted_value
 
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 _UNVERIFIED = ("trigger", "opaque")
@@ -24,11 +24,11 @@ _UNVERIFIED = ("trigger", "opaque")
 
 @dataclasses.dataclass(frozen=True)
 class Write(Change):
-    """Write ``text`` to the parameter's file; ``undo`` is what to write to put it back."""
+    """Write ``text`` to the parameter's file; ``undo`` is what to write to put it back (null: nothing would)."""
 
     key: Key = ("", "")
     text: str = ""
-    undo: str = ""
+    undo: str | None = None
     read_back: str = "auto"
 
 
@@ -164,7 +164,7 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
         why="a write always acts" if entry.read_back == "trigger" else "it has another value",
         key=entry.key,
         text=value.text,
-        undo="" if current is None else _undo_text(current),
+        undo=None if current is None or entry.read_back == "trigger" else _undo_text(current),
         read_back=entry.read_back,
     )
 
@@ -200,7 +200,7 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change
     current = item.current
     if original is not None and current is not None:
         first = said_value(item.kind, original, item.word_bits)
-        if not same(item.kind, current, first) and not _both_unset(current, first):
+        if not is_put_back(item.kind, current, first):
             yield Write(
                 what=entry.label,
                 before=current.shown,
@@ -230,7 +230,7 @@ def _recovery(named: t.Collection[tuple[str, str]], observed: Observed) -> t.Ite
         if (module, name) in named or item is None or item.current is None:
             continue
         first = said_value(item.kind, before, item.word_bits)
-        if not same(item.kind, item.current, first) and not _both_unset(item.current, first):
+        if not is_put_back(item.kind, item.current, first):
             yield Write(
                 what=label,
                 before=item.current.shown,
@@ -264,11 +264,6 @@ def _says(option: modprobe_d.Option, item: Item, value: Value) -> bool:
 def _said(option: modprobe_d.Option, item: Item) -> Value:
     # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
     return said_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
-
-
-def _both_unset(one: Value, other: Value) -> bool:
-    """A text that was never set (null) cannot be unset again: empty is as near as it gets."""
-    return one.key in (None, "") and other.key in (None, "")
 
 
 def _undo_text(value: Value) -> str:

@@ -143,6 +143,11 @@ def same(kind: Kind, one: Value, other: Value) -> bool:
     return bool(one.key == other.key)
 
 
+def is_put_back(kind: Kind, now: Value, before: Value) -> bool:
+    """Tell whether a value is the one before; a text that was never set (null) cannot be unset: empty is as good."""
+    return same(kind, now, before) or (now.key in (None, "") and before.key in (None, ""))
+
+
 def _scalar(word: str, text: str, word_bits: int) -> Value:
     if word in _BOOLEANS:
         return _boolean(word, text)
