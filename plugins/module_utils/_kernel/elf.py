@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the collection needs of ELF: notes, and one section by name. Private to the collection.
+"""What the collection needs of ELF: notes, and sections. Private to the collection.
 
 Both classes and both byte orders, as elf(5) describes them. Bytes that are not ELF, or that lie about their own
 layout, raise ``ElfError``, never anything else.
@@ -31,6 +31,18 @@ class Note:
     name: str
     type: int
     content: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One section: name, type, where it lies in the file, and the two numbers whose meaning its type gives."""
+
+    name: str
+    type: int
+    offset: int
+    size: int
+    link: int
+    info: int
 
 
 def parse_notes(data: bytes, order: str = sys.byteorder) -> list[Note]:
@@ -72,14 +84,24 @@ def section(image: bytes, name: str) -> bytes | None:
 
     :raises ElfError: not ELF, or damaged.
     """
-    elf = _Header(image)
-    _name, names_offset, names_size = elf.section(elf.names_index)
-    names = image[names_offset : names_offset + names_size]
-    for index in range(elf.section_count):
-        name_offset, offset, size = elf.section(index)
-        if names[name_offset : names.find(b"\0", name_offset)] == name.encode():
-            return image[offset : offset + size]
+    for found in sections(image):
+        if found.name == name:
+            return image[found.offset : found.offset + found.size]
     return None
+
+
+def sections(image: bytes) -> list[Section]:
+    """Return the sections of an ELF file, in the order of their numbers.
+
+    :raises ElfError: not ELF, or damaged.
+    """
+    elf = _Header(image)
+    rows = [elf.section(index) for index in range(elf.section_count)]
+    if elf.names_index >= len(rows):
+        raise ElfError("A damaged ELF file: it has no section with the names of sections.")
+    _name, _type, start, size, _link, _info = rows[elf.names_index]
+    names = image[start : start + size]
+    return [Section(names[row[0] : names.find(b"\0", row[0])].decode("ascii", "replace"), *row[1:]) for row in rows]
 
 
 class _Header:
@@ -104,11 +126,11 @@ class _Header:
             kind, offset, _virtual, _physical, size = self._unpack("IIIII", start)
         return kind, offset, size
 
-    def section(self, index: int) -> tuple[int, int, int]:
-        """Return name offset, file offset and size of a section."""
+    def section(self, index: int) -> tuple[int, int, int, int, int, int]:
+        """Return name offset, type, file offset, size, link and info of a section."""
         start = self._section_offset + index * self._section_size
-        words = self._unpack("IIQQQQ" if self._wide else "IIIIII", start)
-        return words[0], words[4], words[5]
+        words = self._unpack("IIQQQQII" if self._wide else "IIIIIIII", start)
+        return words[0], words[1], words[4], words[5], words[6], words[7]
 
     def _unpack(self, layout: str, offset: int) -> tuple[t.Any, ...]:
         try:

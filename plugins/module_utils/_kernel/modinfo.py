@@ -19,8 +19,13 @@ import zlib
 from .._core.command import CommandMissing, run
 from .._core.root import Root
 from .elf import ElfError, section
+from .parameter_table import Declared, declared_parameters
 
 _MODULE_FILE = re.compile(r"^(?:[^\s:]*/)?([^/\s:]+)\.ko(?:\.(?:xz|gz|zst|bz2))?(?::|$)", re.MULTILINE)
+
+_UNPACKED_HERE = (".ko", ".ko.xz", ".ko.gz")
+# A damaged file is one without parameters: the kernel would not load it either, and says so when it is tried.
+_DAMAGED = (OSError, EOFError, ElfError, lzma.LZMAError, zlib.error)
 
 #: Built-in modules whose parameters appear under another name: MODULE_PARAM_PREFIX in the kernel's sources.
 #: ``modules.builtin.modinfo`` has the name of the source file, sysfs and the command line have the prefix.
@@ -91,6 +96,7 @@ class InstalledModules:
         self._files: dict[str, str | None] = {}
         self._builtin: dict[str, list[tuple[str, str]]] | None = None
         self._known: dict[str, dict[str, ParameterInfo]] = {}
+        self._unpacked: tuple[str, bytes] = ("", b"")
 
     def file_of(self, module: str) -> str | None:
         """Return the file of a loadable module, relative to the root; null when there is none."""
@@ -111,11 +117,24 @@ class InstalledModules:
         if module not in self._known:
             path = self.file_of(module)
             if path is not None:
-                self._known[module] = parameters_of(self._entries(path))
+                # Some are declared without a word for modinfo(8) (kvm_intel.vmentry_l1d_flush).
+                silent = {name: ParameterInfo(None, None) for name in self.declared(module)}
+                self._known[module] = {**silent, **parameters_of(self._entries(path))}
             else:
                 entries = [entry for name in _sources(module) for entry in self._built_in().get(name, [])]
                 self._known[module] = parameters_of(entries)
         return self._known[module]
+
+    def declared(self, module: str) -> dict[str, Declared]:
+        """Return what a loadable module's file says beyond modinfo(8); empty where Python cannot unpack it."""
+        path = self.file_of(module)
+        if path is None or not path.endswith(_UNPACKED_HERE):
+            return {}
+        try:
+            declared = declared_parameters(self._image(path))
+        except _DAMAGED:
+            return {}
+        return {canonical(name): parameter for name, parameter in declared.items()}
 
     def _search(self, module: str) -> str | None:
         # Either sign may stand in the name; the list is searched as it is, as it has thousands of lines.
@@ -142,17 +161,22 @@ class InstalledModules:
 
     def _entries(self, path: str) -> list[tuple[str, str]]:
         try:
-            if not path.endswith((".ko", ".ko.xz", ".ko.gz")):
+            if not path.endswith(_UNPACKED_HERE):
                 return _entries_from_command(self._root.path(path))
+            return parse_modinfo(section(self._image(path), ".modinfo") or b"")
+        except _DAMAGED:
+            return []
+
+    def _image(self, path: str) -> bytes:
+        """Return a file, unpacked; the last one is kept, as its reader often asks for another part of it."""
+        if self._unpacked[0] != path:
             data = self._root.read_bytes(path)
             if path.endswith(".xz"):
                 data = lzma.decompress(data)
             elif path.endswith(".gz"):
                 data = gzip.decompress(data)
-            return parse_modinfo(section(data, ".modinfo") or b"")
-        except (OSError, EOFError, ElfError, lzma.LZMAError, zlib.error):
-            # Damaged: the kernel would not load it either, and says so when it is tried.
-            return []
+            self._unpacked = (path, data)
+        return self._unpacked[1]
 
 
 def _sources(module: str) -> tuple[str, ...]:

@@ -1,0 +1,220 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What there is to know of the parameters of modules: as rows, bounded.
+
+Private to the collection. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import typing as t
+
+from .._core.errors import InvalidInput, nearest_names
+from .._core.root import Root
+from . import modprobe_d
+from .modinfo import SOURCE_NAMES, canonical
+from .parameter_table import Declared
+from .parameters import Item, Key, Reader
+from .values import Value, read_value, same
+
+_ASKED = re.compile(r"^[A-Za-z0-9_.\-*?\[\]!]+$")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def parameter_info(
+    root: Root, arch: str, modules: t.Sequence[str], names: t.Sequence[str], limit: int
+) -> dict[str, t.Any]:
+    """Return ``modules``, ``params``, ``absent_names`` and ``truncated``.
+
+    :raises InvalidInput: an entry can be neither a name nor a shell pattern, or the limit is not positive.
+    """
+    for option, entries in (("modules", modules), ("names", names)):
+        for entry in entries:
+            if not _ASKED.match(entry):
+                raise InvalidInput(option, entry, "is neither a name of letters, digits, - and _ nor a shell pattern")
+    if limit < 1:
+        raise InvalidInput("limit", limit, "is not a positive number")
+    return _Look(Reader(root, arch), root, names, limit).rows(modules)
+
+
+class _Look:
+    """One look at modules, in the order asked for, that stops where the limit is reached."""
+
+    def __init__(self, reader: Reader, root: Root, names: t.Sequence[str], limit: int) -> None:
+        self._reader = reader
+        self._root = root
+        self._names = [_canonical_pattern(name) for name in names]
+        self._left = limit
+        self._truncated = False
+        self._in_sysfs = root.listdir("sys/module")
+        self._known = _known_modules(self._in_sysfs, reader.installed.names())
+        self._all_names: set[str] = set()
+
+    def rows(self, modules: t.Sequence[str]) -> dict[str, t.Any]:
+        """Return the whole result."""
+        module_rows: dict[str, dict[str, t.Any]] = {}
+        params: list[dict[str, t.Any]] = []
+        for entry in modules:
+            pattern = _canonical_pattern(entry)
+            for module in self._matching(pattern):
+                if module not in module_rows and not self._truncated:
+                    row, rows = self._module(module)
+                    # Of those that a pattern means, hundreds may have no parameters.
+                    if row["parameters"] or module == pattern:
+                        module_rows[module] = row
+                        params += rows
+            if not self._truncated and not any(fnmatch.fnmatchcase(module, pattern) for module in module_rows):
+                module_rows[entry] = self._absent(entry)
+        absent = [] if self._truncated else [name for name in self._names if not _any_matches(name, self._all_names)]
+        return {
+            "modules": list(module_rows.values()),
+            "params": params,
+            "absent_names": [{"name": name, "nearest": _nearest(name, self._all_names)} for name in absent],
+            "truncated": self._truncated,
+        }
+
+    def _matching(self, entry: str) -> list[str]:
+        """Return the modules that an entry means: for a pattern, those that run before those that could."""
+        if not _GLOB.search(entry):
+            return [entry] if entry in self._known else []
+        found = [module for module in self._known if fnmatch.fnmatchcase(module, entry)]
+        running = set(self._in_sysfs)
+        return sorted(found, key=lambda module: (module not in running, module))
+
+    def _absent(self, entry: str) -> dict[str, t.Any]:
+        nearest = [] if _GLOB.search(entry) else _nearest(canonical(entry), self._known)
+        return {"module": entry, "status": "absent", "file": None, "parameters": 0, "nearest": nearest}
+
+    def _module(self, module: str) -> tuple[dict[str, t.Any], list[dict[str, t.Any]]]:
+        installed = self._reader.installed
+        names = {*self._root.listdir("sys/module/{}/parameters".format(module)), *installed.parameters(module)}
+        self._all_names |= names
+        asked = [name for name in sorted(names) if any(fnmatch.fnmatchcase(name, glob) for glob in self._names)]
+        if len(asked) > self._left:
+            self._truncated = True
+        asked = asked[: self._left]
+        self._left -= len(asked)
+        path = installed.file_of(module)
+        row: dict[str, t.Any] = {
+            "module": module,
+            "status": _status(self._root, module, path),
+            "file": None if path is None else "/" + path,
+            "parameters": len(names),
+            "nearest": [],
+        }
+        return row, self._parameters(module, asked) if asked else []
+
+    def _parameters(self, module: str, names: t.Sequence[str]) -> list[dict[str, t.Any]]:
+        keys: list[Key] = [(module, name) for name in names]
+        observed = self._reader.observe(keys, {})
+        infos = self._reader.installed.parameters(module)
+        declared = self._reader.installed.declared(module)
+        rows = []
+        for key in keys:
+            item, info = observed.items[key], infos.get(key[1])
+            option = observed.command_line.get(key)
+            if option is None and not item.built_in:
+                option = observed.file_options.get(key)
+            row: dict[str, t.Any] = {
+                "module": module,
+                "name": item.name,
+                "type": info.type if info is not None and info.type is not None else _seen_type(item),
+                "type_source": "modinfo" if info is not None and info.type is not None else _seen_source(item),
+                "description": None if info is None else info.description,
+            }
+            row.update(_access(item, declared.get(item.name)))
+            row.update(_values(item, declared.get(item.name), option))
+            rows.append(row)
+        return rows
+
+
+def _access(item: Item, declared: Declared | None) -> dict[str, t.Any]:
+    """Return who may do what with a parameter, and what else could set it."""
+    mode = item.mode
+    if mode is None and declared is not None:
+        mode = declared.mode
+    elsewhere = "boot" if item.built_in else "load"
+    return {
+        "mode": None if mode is None else "{:04o}".format(mode),
+        "unsafe": None if declared is None else declared.unsafe,
+        "settable": ["run", elsewhere] if mode is not None and mode & 0o222 else [elsewhere],
+        "persist": "command_line" if item.built_in else "modprobe_d",
+        "persist_as": item.command_line_word if item.built_in else "options {} {}".format(item.module, item.name),
+    }
+
+
+def _values(item: Item, declared: Declared | None, option: modprobe_d.Option | None) -> dict[str, t.Any]:
+    """Return what a parameter is, was built with and would be."""
+    current = item.current
+    default = None if declared is None else declared.default
+    configured = None if option is None else _said(item, option)
+    return {
+        "value": None if current is None else current.shown,
+        "value_status": _value_status(item),
+        "default": None if default is None else read_value(item.kind, default, item.word_bits).shown,
+        "configured": None if configured is None else configured.shown,
+        "configured_in": None if option is None else option.source,
+        "pending": list(_pending(item, configured, option)),
+    }
+
+
+def _pending(item: Item, configured: Value | None, option: modprobe_d.Option | None) -> t.Iterator[str]:
+    """Say in which way a running value is not the configured one."""
+    if option is None or configured is None or item.current is None or same(item.kind, item.current, configured):
+        return
+    said = option.name if option.value is None else "{}={}".format(option.name, option.value)
+    when = "the kernel is started with it" if item.built_in else "the module is loaded again"
+    if item.built_in and option.source == "/" + modprobe_d.COMMAND_LINE:
+        yield "this kernel was started with {}, and something has changed the value since".format(said)
+        return
+    yield "{} says {}: it takes effect when {}".format(option.source, said, when)
+
+
+def _value_status(item: Item) -> str:
+    if item.mode is None:
+        return "no_file" if item.loaded else "not_loaded"
+    if item.text is not None:
+        return "known"
+    return "restricted" if item.mode & 0o444 else "write_only"
+
+
+def _seen_type(item: Item) -> str | None:
+    return None if item.text is None else item.kind.word
+
+
+def _seen_source(item: Item) -> str | None:
+    return None if item.text is None else item.kind.source
+
+
+def _said(item: Item, option: modprobe_d.Option) -> Value:
+    # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
+    return read_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
+
+
+def _status(root: Root, module: str, path: str | None) -> str:
+    if root.exists("sys/module/{}/initstate".format(module)):
+        return "loaded"
+    return "built_in" if path is None else "installed"
+
+
+def _known_modules(in_sysfs: t.Iterable[str], installed: t.Iterable[str]) -> list[str]:
+    """Return every module by the name that its parameters have: of built-in ones that is not always their file's."""
+    running = set(in_sysfs)
+    renamed = {name for names in SOURCE_NAMES.values() for name in names} - set(SOURCE_NAMES)
+    return sorted(running | {name for name in installed if name not in renamed})
+
+
+def _canonical_pattern(pattern: str) -> str:
+    """Return a name or pattern with ``_`` for ``-``, other than in a class of letters (``[a-f]``)."""
+    return re.sub(r"\[[^\]]*\]|-", lambda match: "_" if match.group(0) == "-" else match.group(0), pattern)
+
+
+def _any_matches(name: str, names: t.Collection[str]) -> bool:
+    return bool(_GLOB.search(name)) or name in names
+
+
+def _nearest(name: str, names: t.Iterable[str]) -> list[str]:
+    return nearest_names(name, sorted(names))
