@@ -124,7 +124,7 @@ def read_value(kind: Kind, text: str, word_bits: int) -> Value:
 def said_value(kind: Kind, value: str, word_bits: int) -> Value:
     """Return the value that a text says, in whole; text that does not fit the type is compared as it is."""
     if kind.element in _TEXTS and not kind.is_array:
-        shown = None if value == _NULL_TEXT else value
+        shown = None if kind.word == "charp" and value == _NULL_TEXT else value
         return Value(value, shown, shown)
     try:
         return wanted_value(kind, value, word_bits)
@@ -159,6 +159,8 @@ def _scalar(word: str, text: str, word_bits: int) -> Value:
         text = match.group(1) if match else text.strip()
     if word == "charp" and len(text.encode("utf-8", "surrogateescape")) > _CHARP_BYTES:
         raise Rejected("is longer than {} bytes, the most that a charp takes".format(_CHARP_BYTES))
+    if word == "charp" and text == _NULL_TEXT:
+        return Value(text, None, None)
     number = _number(text) if word == "opaque" else None
     return Value(text, text, text if number is None else number)
 
