@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from engine import describe, inventory, machines, packages, process, ssh, state
+from engine.commands import last_lines
+from engine.errors import LabError
+from engine.store import Store, digest
 
-pytest.importorskip("tomllib", reason="the lab's engine needs Python 3.11")
-
-LAB = Path(__file__).resolve().parents[2] / "lab"
-sys.path.insert(0, str(LAB))
-
-from engine import describe, inventory, machines, packages, process, ssh, state  # noqa: E402
-from engine.commands import last_lines  # noqa: E402
-from engine.errors import LabError  # noqa: E402
-from engine.store import Store, digest  # noqa: E402
+LAB = Path(describe.__file__).resolve().parents[1]
 
 
 @pytest.fixture
