@@ -200,7 +200,8 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
         assert done.rc == 0, done.stdout
     finally:
         lab.run("trace2", "sh", "-c", f"virsh destroy systemtap-talker; virsh undefine systemtap-talker; rm -f {disk}")
-    assert LINE in done.of("trace2", "Console")["text"]
+    console = done.of("trace2", "Console")
+    assert LINE in console["text"], console
     run = run_of(done, "trace2")
     exits = {record["key"]: record["count"] for record in run["records"]}
     # A line costs one port write for each of its bytes, CR, LF and one for the timer, and one halt.

@@ -23,6 +23,7 @@ from .lookup import find_domain
 _CHUNK_BYTES = 16384
 _NOTHING_NOW = -2
 _WAIT_SECONDS = 0.5
+_END_NOTED_SECONDS = 5
 # ECMA-48: control sequences, strings (OSC, DCS, ...) up to their end, other escapes; then the control bytes left over.
 _ESCAPES = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_].*?(?:\x07|\x1b\\\\)|\x1b[ -/]*[0-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]",
@@ -64,7 +65,7 @@ def capture(
     """Read a domain's first console.
 
     :raises InvalidInput: there is no such domain.
-    :raises TapvirtError: it does not run, has no console, or somebody else reads it.
+    :raises TapvirtError: it does not run, has no console, or somebody else reads it, now or before the end was reached.
     """
     domain = find_domain(connection, name)
     state = state_of(domain)[0]
@@ -77,12 +78,31 @@ def capture(
     with libvirt_errors("{0}: watching the console".format(name)):
         stream.eventAddCallback(wanted, _wake, readable)
     try:
-        return _read(stream, readable, until, time.monotonic() + timeout_seconds, max_bytes)
+        seen = _read(stream, readable, until, time.monotonic() + timeout_seconds, max_bytes)
+        if seen.stopped_by == "end" and _goes_on(domain):
+            raise TapvirtError(
+                "{0}: libvirt closed the console after {1} bytes, yet the domain still runs; somebody else may have "
+                "taken it over.".format(name, seen.bytes),
+                text=seen.text,
+            )
+        return seen
     finally:
         with contextlib.suppress(libvirt.libvirtError):
             stream.eventRemoveCallback()
         with contextlib.suppress(libvirt.libvirtError):
             stream.abort()
+
+
+def _goes_on(domain: Domain) -> bool:
+    """Tell whether a domain whose console has ended still runs; its end is noted a moment after that of its console."""
+    until = time.monotonic() + _END_NOTED_SECONDS
+    # A domain without a definition is gone with its end, and asking for it is an error.
+    with contextlib.suppress(libvirt.libvirtError):
+        while domain.isActive():
+            if time.monotonic() > until:
+                return True
+            time.sleep(_WAIT_SECONDS)
+    return False
 
 
 def _wake(stream: t.Any, events: int, readable: threading.Event) -> None:
