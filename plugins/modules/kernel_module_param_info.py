@@ -209,7 +209,8 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
-    return parameter_info(Root(), os.uname().machine, params["modules"], params["names"], params["limit"])
+    found = parameter_info(Root(), os.uname().machine, params["modules"], params["names"], params["limit"])
+    return {"changed": False, **found}
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ class _Header:
     def _unpack(self, layout: str, offset: int) -> tuple[t.Any, ...]:
         try:
             return struct.unpack_from(self._prefix + layout, self._image, offset)
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             raise ElfError("A damaged ELF file: {}.".format(error)) from error
 
 

@@ -18,7 +18,7 @@ from . import modprobe_d
 from .modinfo import SOURCE_NAMES, canonical
 from .parameter_table import Declared
 from .parameters import Item, Key, Reader
-from .values import Value, read_value, same
+from .values import Value, kind_of_value, read_value, same
 
 _ASKED = re.compile(r"^[A-Za-z0-9_.\-*?\[\]!]+$")
 _GLOB = re.compile(r"[*?\[]")
@@ -149,12 +149,12 @@ def _access(item: Item, declared: Declared | None) -> dict[str, t.Any]:
 def _values(item: Item, declared: Declared | None, option: modprobe_d.Option | None) -> dict[str, t.Any]:
     """Return what a parameter is, was built with and would be."""
     current = item.current
-    default = None if declared is None else declared.default
+    default = None if declared is None or declared.default is None else _built_with(item, declared.default)
     configured = None if option is None else _said(item, option)
     return {
         "value": None if current is None else current.shown,
         "value_status": _value_status(item),
-        "default": None if default is None else read_value(item.kind, default, item.word_bits).shown,
+        "default": None if default is None else default.shown,
         "configured": None if configured is None else configured.shown,
         "configured_in": None if option is None else option.source,
         "pending": list(_pending(item, configured, option)),
@@ -181,6 +181,11 @@ def _value_status(item: Item) -> str:
     return "restricted" if item.mode & 0o444 else "write_only"
 
 
+def _built_with(item: Item, text: str) -> Value:
+    kind = kind_of_value(text) if item.kind.word == "opaque" else item.kind
+    return read_value(kind, text, item.word_bits)
+
+
 def _seen_type(item: Item) -> str | None:
     return None if item.text is None else item.kind.word
 
@@ -202,9 +207,10 @@ def _status(root: Root, module: str, path: str | None) -> str:
 
 def _known_modules(in_sysfs: t.Iterable[str], installed: t.Iterable[str]) -> list[str]:
     """Return every module by the name that its parameters have: of built-in ones that is not always their file's."""
-    running = set(in_sysfs)
-    renamed = {name for names in SOURCE_NAMES.values() for name in names} - set(SOURCE_NAMES)
-    return sorted(running | {name for name in installed if name not in renamed})
+    names = set(installed)
+    renamed = {name for sources in SOURCE_NAMES.values() for name in sources} - set(SOURCE_NAMES)
+    owners = {owner for owner, sources in SOURCE_NAMES.items() if names.intersection(sources)}
+    return sorted({*in_sysfs, *owners, *(names - renamed)})
 
 
 def _canonical_pattern(pattern: str) -> str:

@@ -107,6 +107,7 @@ def _printed_array(module: _Object, array: _Place) -> str | None:
         return None
     if counter is not None:
         count = min(count, module.unpack("I", counter)[0])
+    module.check(elements, count * step)
     layout, shown = _PRINTED[operations.symbol]
     return ",".join(shown(module.unpack(layout, elements.after(step * index))[0]) for index in range(count))
 
@@ -124,17 +125,24 @@ class _Object:
     def entries(self, name: str, size: int) -> t.Iterator[_Place]:
         """Yield where each entry of a section begins; nothing where there is no such section."""
         for index, found in enumerate(self._sections):
-            if found.name == name:
+            if found.name == name and found.type != _NO_BITS:
                 for offset in range(0, found.size - size + 1, size):
                     yield _Place(index, offset, "")
 
     def unpack(self, layout: str, place: _Place) -> tuple[t.Any, ...]:
         """Return the values at a place; what is not in the file is zero when the module is loaded."""
-        size = struct.calcsize(self._order + layout)
         section = self._section(place.section)
         if section.type == _NO_BITS:
-            return struct.unpack(self._order + layout, bytes(size))
+            return struct.unpack(self._order + layout, bytes(struct.calcsize(self._order + layout)))
         return self._unpack(layout, section.offset + place.offset)
+
+    def check(self, place: _Place, size: int) -> None:
+        """Refuse a variable that is larger than its section.
+
+        :raises ElfError: it is.
+        """
+        if place.offset + size > self._section(place.section).size:
+            raise ElfError("A damaged ELF file: a variable of {} bytes does not fit its section.".format(size))
 
     def text(self, place: _Place) -> str:
         """Return the text that begins at a place, up to its zero byte."""
@@ -173,5 +181,5 @@ class _Object:
     def _unpack(self, layout: str, offset: int) -> tuple[t.Any, ...]:
         try:
             return struct.unpack_from(self._order + layout, self._image, offset)
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             raise ElfError("A damaged ELF file: {}.".format(error)) from error
