@@ -233,7 +233,8 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     state = module.params["state"]
-    run = Parameters(Root(), os.uname().machine, wanted_list(module.params["params"], state), state)
+    wanted = wanted_list(module.params["params"], state)
+    run = Parameters(Root(), os.uname().machine, wanted, state, module.params["refresh_initramfs"])
     plan, result = run.converge(module.check_mode)
     return {**plan.result(module._diff), **result}
 

@@ -10,7 +10,7 @@ killed one had begun, and ``state: restored`` knows what a parameter was before 
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import os
 import typing as t
 
@@ -20,24 +20,31 @@ from .._core.journal import Journal
 from .._core.plan import Plan, converge
 from .._core.root import Root
 from .._core.write import sync_directory, write_atomic
-from . import modprobe_d
+from . import initramfs, modprobe_d, module_reload
 from .identity import taint_flags
-from .parameter_plan import OWN_FILE, Persist, Write, layer_of, plan, read_only_reason, takes_effect, wanted_of
+from .parameter_layers import OWN_FILE, layer_of
+from .parameter_plan import Persist, Refresh, Reload, Step, Write, persist_change, plan, undo_text
+from .parameter_rows import row, steps_of
+from .parameter_write import TAINT_USER, cause, judged, tainted, write_parameter
 from .parameters import Item, Observed, Reader, Wanted, parameter_file
-from .values import Value, is_put_back, read_value, said_value, same
+from .values import Kind, Value, is_put_back, read_value, said_value
 
 JOURNAL_NAME = "kernel_module_param"
+_UNDER_WAY = ("in_progress", "reloading")
 
 
 class Parameters:
     """One run over a list of parameters."""
 
-    def __init__(self, root: Root, arch: str, wanted: t.Sequence[Wanted], state: str) -> None:
+    def __init__(
+        self, root: Root, arch: str, wanted: t.Sequence[Wanted], state: str, refresh_initramfs: bool = False
+    ) -> None:
         self._root = root
         self._reader = Reader(root, arch)
         self._journal = Journal(root.path(core_journal.DIRECTORY), JOURNAL_NAME)
         self._wanted = wanted
         self._state = state
+        self._refresh_initramfs = refresh_initramfs
         self._seen: list[Observed] = []
 
     def converge(self, check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
@@ -46,14 +53,36 @@ class Parameters:
         :raises InvalidInput: something cannot be; nothing was changed.
         :raises TapvirtError: a step failed; what came before it was put back.
         """
+        recovered = [] if check_mode else self._recover_modules()
         planned, last = converge(True, self._observe, self._plan, self._apply)
-        if not check_mode and (planned or "in_progress" in last.journal):
+        if not check_mode and (planned or self._is_unsettled(last)):
             with self._journal.locked():
                 self._seen.clear()
                 planned, last = converge(False, self._observe, self._plan, self._apply, self._verify)
                 if not planned:
                     self._settle(last, {}, {})
-        return planned, self._result(planned, self._seen[0], last, check_mode)
+        return self._result(planned, recovered, last, check_mode)
+
+    def _recover_modules(self) -> list[Step]:
+        """Load what an interrupted run had unloaded, with the values that it had."""
+        recovered: list[Step] = []
+        with contextlib.suppress(PermissionError):
+            if "reloading" not in self._journal.read():
+                return []
+        with self._journal.locked():
+            record = self._journal.read()
+            reloading = record.pop("reloading", {})
+            observed = self._reader.observe([], record)
+            for module, values in reloading.items() if record.get("boot_id") == observed.boot_id else []:
+                loaded = self._root.exists("sys/module/" + module)
+                module_reload.recover(self._root, module, self._kept(module, values))
+                if not loaded:
+                    step = Step(
+                        "the module " + module, None, "loaded", "modprobe", "an interrupted run had unloaded it"
+                    )
+                    recovered.append(step)
+            self._journal.write(record)
+        return recovered
 
     def _observe(self) -> Observed:
         journal: dict[str, t.Any] = {}
@@ -61,96 +90,165 @@ class Parameters:
         with contextlib.suppress(PermissionError):
             journal = self._journal.read()
         observed = self._reader.observe([entry.key for entry in self._wanted], journal)
+        for entry in self._wanted:
+            if entry.read_back == "selector":
+                item = observed.items[entry.key]
+                observed.items[entry.key] = self._reader.item(*entry.key, kind=Kind("selector", item.kind.source))
+        observed = dataclasses.replace(observed, modules=self._modules(observed))
+        observed = dataclasses.replace(observed, image=self._image(observed))
         self._seen.append(observed)
         return observed
 
+    def _modules(self, observed: Observed) -> dict[str, module_reload.LoadedModule]:
+        """Look at the loaded modules that may be loaded again."""
+        found: dict[str, module_reload.LoadedModule] = {}
+        for entry in self._wanted:
+            item = observed.items[entry.key]
+            if entry.reload == "never" or item.built_in or not item.loaded or entry.module in found:
+                continue
+            in_the_way = module_reload.in_the_way(self._root, entry.module, observed.lines, self._reader.aliases())
+            if self._reader.installed.file_of(entry.module) is None:
+                in_the_way.append("it is not installed for this kernel, so it could not be loaded again")
+            found[entry.module] = module_reload.LoadedModule(in_the_way)
+        return found
+
+    def _image(self, observed: Observed) -> initramfs.Image | None:
+        """Look into the initramfs, unless nothing can have changed since it was made."""
+        if not any(self._is_for_modprobe_d(entry, observed) for entry in self._wanted):
+            return None
+        name = initramfs.image_of(self._root, self._reader.release)
+        if name is None:
+            return None
+        changing = any(self._is_about_to_change(entry, observed) for entry in self._wanted)
+        if not changing and not initramfs.is_older_than_options(self._root, name):
+            return None
+        return initramfs.read_image(self._root, name, self._reader.release)
+
+    def _is_for_modprobe_d(self, entry: Wanted, observed: Observed) -> bool:
+        item = observed.items[entry.key]
+        if item.built_in or self._state == "restored":
+            return not item.built_in
+        return layer_of(entry, item, observed).name == "modprobe_d"
+
+    def _is_about_to_change(self, entry: Wanted, observed: Observed) -> bool:
+        if self._state == "restored":
+            return entry.key in observed.own
+        return any(True for _change in persist_change(entry, observed.items[entry.key], observed))
+
     def _plan(self, observed: Observed) -> Plan:
-        return plan(self._wanted, self._state, observed)
+        return plan(self._wanted, self._state, observed, self._refresh_initramfs)
 
     def _verify(self, observed: Observed) -> Plan:
-        return plan(self._wanted, self._state, observed, verifying=True)
+        return plan(self._wanted, self._state, observed, self._refresh_initramfs, verifying=True)
 
     def _apply(self, planned: Plan, observed: Observed) -> None:
-        writes = [change for change in steps_of(planned) if isinstance(change, Write)]
-        persists = [change for change in steps_of(planned) if isinstance(change, Persist)]
-        self._begin(writes, observed)
-        begun: list[Write] = []
+        steps = steps_of(planned)
+        writes = [step for step in steps if isinstance(step, Write)]
+        persists = [step for step in steps if isinstance(step, Persist)]
+        own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
+        self._begin(steps, observed)
+        begun: list[Write | Reload] = []
         adjusted: dict[str, dict[str, str]] = {}
-        failed = OWN_FILE
+        failed = ""
         try:
             for write in writes:
                 failed = write.what
                 begun.append(write)
-                read = self._write(write, observed.items[write.key])
-                if read is not None:
-                    adjusted[write.what] = {"wanted": write.text, "read": read}
-            failed = OWN_FILE
+                adjusted.update(self._write(write, observed.items[write.key], observed))
             if persists:
+                failed = OWN_FILE
                 self._persist(persists, observed)
+            for reload in steps:
+                if isinstance(reload, Reload):
+                    failed = reload.what
+                    begun.append(reload)
+                    adjusted.update(self._reload(reload, observed))
+            for refresh in steps:
+                if isinstance(refresh, Refresh):
+                    failed = refresh.what
+                    self._refresh()
         except (OSError, TapvirtError) as error:
-            kept = self._roll_back(begun, observed)
-            self._journal.write({key: value for key, value in observed.journal.items() if key != "in_progress"})
+            kept = self._roll_back(begun, own_text, observed)
+            self._journal.write({key: value for key, value in observed.journal.items() if key not in _UNDER_WAY})
             raise _failure(error, failed, kept) from error
-        self._settle(observed, {write.what: write for write in writes}, adjusted)
+        self._settle(observed, {label for step in steps for label in _labels(step)}, adjusted)
 
-    def _begin(self, writes: t.Sequence[Write], observed: Observed) -> None:
+    def _begin(self, steps: t.Sequence[Step], observed: Observed) -> None:
         """Write down what is about to change, and what it was when it was first set."""
         record = dict(observed.journal)
-        originals = dict(record.get("originals", {}))
+        originals = observed.originals
+        writes = [step for step in steps if isinstance(step, Write) and step.undo is not None]
         if self._state == "present":
             labels = {entry.label for entry in self._wanted}
             for write in writes:
-                if write.what in labels and write.undo is not None:
-                    originals.setdefault(write.what, write.undo)
-        unfinished = {write.what: write.undo for write in writes if write.undo is not None}
+                if write.what in labels:
+                    originals.setdefault(write.what, str(write.undo))
+            for reload in steps:
+                for key in reload.keys if isinstance(reload, Reload) else ():
+                    current = observed.items[key].current
+                    if current is not None:
+                        originals.setdefault(observed.items[key].label, undo_text(current))
+        unfinished = {write.what: write.undo for write in writes}
         unfinished.update(observed.interrupted)
         record.update(originals=originals, in_progress=unfinished, boot_id=observed.boot_id)
         self._journal.write(record)
 
-    def _settle(self, observed: Observed, writes: t.Mapping[str, Write], adjusted: t.Mapping[str, t.Any]) -> None:
+    def _is_unsettled(self, observed: Observed) -> bool:
+        """Tell whether the journal holds what is done with: an interrupted run, or an original that is back."""
+        restored = self._state == "restored" and any(
+            entry.label in observed.originals and self._is_restored(entry, observed) for entry in self._wanted
+        )
+        return restored or "in_progress" in observed.journal
+
+    def _is_restored(self, entry: Wanted, observed: Observed) -> bool:
+        item, original = observed.items[entry.key], observed.originals.get(entry.label)
+        if original is None or item.current is None or item.writable:
+            return True
+        return is_put_back(item.kind, item.current, said_value(item.kind, original, item.word_bits))
+
+    def _settle(self, observed: Observed, touched: t.Collection[str], adjusted: t.Mapping[str, t.Any]) -> None:
         """Write down that nothing is under way any more, what was restored, and what the kernel made of values."""
-        record = self._journal.read()
-        record.pop("in_progress", None)
-        known = {label: fact for label, fact in record.get("adjusted", {}).items() if label not in writes}
+        record = {key: value for key, value in self._journal.read().items() if key not in _UNDER_WAY}
+        known = {label: fact for label, fact in record.get("adjusted", {}).items() if label not in touched}
         known.update(adjusted)
         originals = dict(record.get("originals", {}))
         if self._state == "restored":
             for entry in self._wanted:
-                originals.pop(entry.label, None)
                 known.pop(entry.label, None)
+                if entry.label in touched or self._is_restored(entry, observed):
+                    originals.pop(entry.label, None)
         record.update(originals=originals, adjusted=known, boot_id=observed.boot_id)
         self._journal.write(record if originals or known else {})
 
-    def _write(self, write: Write, item: Item) -> str | None:
+    def _write(self, write: Write, item: Item, observed: Observed) -> dict[str, dict[str, str]]:
         """Write one parameter and read it back; return what the kernel made of it if that is another number.
 
         :raises NoEffect: the kernel took it and did something else.
-        :raises TapvirtError: the kernel refused it.
+        :raises TapvirtError: the kernel refused it, or was tainted by it.
         """
         name = parameter_file(item.module, item.name)
+        before = tainted(self._root)
         try:
             write_parameter(self._root.path(name), write.text)
         except OSError as error:
-            reason = "{}: the kernel refused {!r}: {}".format(write.what, write.text, cause(error, item))
+            lockdown = self._root.read_text_or("sys/kernel/security/lockdown")
+            reason = "{}: the kernel refused {!r}: {}".format(write.what, write.text, cause(error, item, lockdown))
             raise TapvirtError(reason, value=write.text, errno=error.errno) from error
+        self._check_taint(write.what, before, write.allow_taint)
         if write.read_back in ("trigger", "opaque"):
-            return None
-        text = self._root.read_text(name)
-        now = read_value(item.kind, text, item.word_bits)
+            return {}
+        now = read_value(item.kind, self._root.read_text(name), item.word_bits)
         intended = said_value(item.kind, write.text, item.word_bits)
-        if same(item.kind, now, intended):
-            return None
-        both_numbers = isinstance(now.shown, int) and isinstance(intended.shown, int)
-        moved = write.before != now.shown or write.read_back != "auto"
-        if write.read_back in ("auto", "rounded", "clamped") and both_numbers and moved:
-            return now.text
-        raise NoEffect(
-            "{}: the kernel took {!r}, yet {!r} reads back{}".format(
-                write.what, write.text, "" if now.shown is None else now.shown, _hint(now, write)
-            ),
-            wanted=write.text,
-            read_back=now.shown,
-        )
+        made = judged(item, write.read_back, item.current, intended, now)
+        return {} if made is None else {write.what: {"wanted": write.text, "read": made}}
+
+    def _check_taint(self, what: str, before: int, allowed: bool) -> None:
+        if tainted(self._root) & ~before & TAINT_USER and not allowed:
+            raise TapvirtError(
+                "{}: setting it tainted the kernel (U), which lasts until a reboot; its module marks it as unsafe. Say "
+                "allow_taint: true if that may be".format(what),
+                taints_added=["U"],
+            )
 
     def _persist(self, persists: t.Sequence[Persist], observed: Observed) -> None:
         options = dict(observed.own)
@@ -159,8 +257,10 @@ class Parameters:
                 options.pop(change.key, None)
             else:
                 options[change.key] = change.value
+        self._write_own_file(modprobe_d.render(options))
+
+    def _write_own_file(self, text: str) -> None:
         path = self._root.path(modprobe_d.OWN_FILE)
-        text = modprobe_d.render(options)
         if text:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_atomic(path, text.encode("utf-8", "surrogateescape"))
@@ -168,118 +268,106 @@ class Parameters:
             os.unlink(path)
             sync_directory(os.path.dirname(path))
 
-    def _roll_back(self, begun: t.Sequence[Write], observed: Observed) -> list[str]:
-        """Put back what was begun, the last first; return what could not be, in words."""
-        kept = []
-        for write in reversed(begun):
-            item = observed.items[write.key]
-            name = parameter_file(item.module, item.name)
-            if write.undo is None:
-                kept.append("{} cannot be put back".format(write.what))
+    def _reload(self, reload: Reload, observed: Observed) -> dict[str, dict[str, str]]:
+        """Load a module again; return what it made of the named parameters, if that is other numbers.
+
+        :raises TapvirtError: it was not unloaded or not loaded, a value was lost or not taken, or it tainted
+            the kernel.
+        """
+        values = self._values(reload.module)
+        self._journal.write({**self._journal.read(), "reloading": {reload.module: values}})
+        before = tainted(self._root)
+        keep = {name: value for name, value in {**values, **reload.given}.items() if name not in reload.named}
+        module_reload.reload_module(self._root, reload.module, self._kept(reload.module, keep))
+        self._check_taint(reload.what, before, reload.allow_taint)
+        adjusted: dict[str, dict[str, str]] = {}
+        for name, (text, read_back) in reload.named.items():
+            item = observed.items[reload.module, name]
+            now = self._root.read_text_or(parameter_file(reload.module, name))
+            if now is None or read_back in ("trigger", "opaque"):
                 continue
-            try:
-                before = said_value(item.kind, write.undo, item.word_bits)
-                now = read_value(item.kind, self._root.read_text(name), item.word_bits)
-                if not is_put_back(item.kind, now, before):
-                    write_parameter(self._root.path(name), write.undo)
-            except OSError as error:
-                kept.append("{}: {}".format(write.what, error.strerror))
+            intended = said_value(item.kind, text, item.word_bits)
+            made = judged(item, read_back, item.current, intended, read_value(item.kind, now, item.word_bits))
+            if made is not None:
+                adjusted[item.label] = {"wanted": text, "read": made}
+        return adjusted
+
+    def _values(self, module: str) -> dict[str, str]:
+        """Return the running values of a module's parameters; texts that were never set are left out."""
+        values = {name: item.current for name, item in self._reader.items_of(module).items()}
+        return {name: value.text for name, value in values.items() if value is not None and value.key is not None}
+
+    def _kept(self, module: str, values: t.Mapping[str, str]) -> dict[str, tuple[Item, Value]]:
+        kept: dict[str, tuple[Item, Value]] = {}
+        for name, text in values.items():
+            item = self._reader.item(module, name)
+            kept[name] = (item, said_value(item.kind, text, item.word_bits))
         return kept
 
-    def _result(self, planned: Plan, first: Observed, last: Observed, check_mode: bool) -> dict[str, t.Any]:
-        rows = []
-        for entry in self._wanted:
-            steps = [change for change in steps_of(planned) if change.key == entry.key]
-            rows.append(self._row(entry, first, last, steps, check_mode))
+    def _refresh(self) -> None:
+        """Make the initramfs anew, and look whether that changed what it should.
+
+        :raises TapvirtError: it failed, or the new one still has other options.
+        """
+        name = initramfs.image_of(self._root, self._reader.release) or ""
+        image = initramfs.read_image(self._root, name, self._reader.release)
+        initramfs.make_image(image)
+        made = initramfs.read_image(self._root, name, self._reader.release)
+        observed = dataclasses.replace(self._reader.observe([entry.key for entry in self._wanted], {}), image=made)
+        left = [step for step in plan(self._wanted, self._state, observed, True) if isinstance(step, Refresh)]
+        if left:
+            raise NoEffect(
+                "{} was made anew by {}, and still has {}".format(image.path, image.maker[0], left[0].before)
+            )
+
+    def _roll_back(self, begun: t.Sequence[Write | Reload], own_text: str, observed: Observed) -> list[str]:
+        """Put back what was begun, the last first; return what could not be, in words."""
+        kept = []
+        if (self._root.read_text_or(modprobe_d.OWN_FILE) or "") != own_text:
+            self._write_own_file(own_text)
+        for step in reversed(begun):
+            try:
+                if isinstance(step, Reload):
+                    self._undo_reload(step)
+                elif step.undo is None:
+                    kept.append("{} cannot be put back".format(step.what))
+                else:
+                    self._undo_write(observed.items[step.key], step.undo)
+            except OSError as error:
+                kept.append("{}: {}".format(step.what, error.strerror))
+            except TapvirtError as error:
+                kept.append(error.message.rstrip("."))
+        return kept
+
+    def _undo_write(self, item: Item, text: str) -> None:
+        name = parameter_file(item.module, item.name)
+        before = said_value(item.kind, text, item.word_bits)
+        if not is_put_back(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
+            write_parameter(self._root.path(name), text)
+
+    def _undo_reload(self, reload: Reload) -> None:
+        """Load a module as it was loaded before."""
+        values = self._journal.read().get("reloading", {}).get(reload.module, {})
+        lost = module_reload.recover(self._root, reload.module, self._kept(reload.module, values))
+        if lost:
+            module_reload.reload_module(self._root, reload.module, self._kept(reload.module, values))
+
+    def _result(
+        self, planned: Plan, recovered: t.Sequence[Step], last: Observed, check_mode: bool
+    ) -> tuple[Plan, dict[str, t.Any]]:
+        first, steps = self._seen[0], steps_of(planned)
+        rows = [row(entry, self._state, first, last, steps, check_mode) for entry in self._wanted]
         named = {entry.key for entry in self._wanted}
-        return {
+        put_back = {step.what for step in steps if step.keys and not named & set(step.keys)}
+        return Plan([*recovered, *planned]), {
             "params": rows,
-            "recovered": sorted({change.what for change in steps_of(planned) if change.key not in named}),
+            "recovered": sorted(put_back | {step.what for step in recovered}),
             "taints_added": taint_flags(last.tainted & ~first.tainted),
         }
 
-    def _row(
-        self, entry: Wanted, first: Observed, last: Observed, steps: t.Sequence[Write | Persist], check_mode: bool
-    ) -> dict[str, t.Any]:
-        item, before, now = last.items[entry.key], first.items[entry.key].current, last.items[entry.key].current
-        row: dict[str, t.Any] = {
-            "module": entry.module,
-            "name": entry.name,
-            "type": item.kind.word,
-            "before": None if before is None else before.shown,
-            "after": None if now is None else now.shown,
-            "wanted": None,
-            "persisted_in": None,
-            "pending": [],
-            "notes": [],
-            "changed": bool(steps),
-            "verdict": ("restored" if self._state == "restored" else "changed") if steps else "unchanged",
-        }
-        writes = [step for step in steps if isinstance(step, Write)]
-        if check_mode and writes:
-            row["after"] = writes[-1].after
-        if self._state == "restored":
-            return row
-        value = wanted_of(entry, item)
-        layer = layer_of(entry, item, last)
-        planned_file = OWN_FILE if check_mode and any(isinstance(step, Persist) for step in steps) else None
-        row.update(wanted=value.shown, persisted_in=layer.persisted_in or planned_file, pending=list(layer.pending))
-        reached = now is not None and same(item.kind, now, value)
-        if entry.runtime and not reached and not item.writable:
-            row["pending"].insert(0, takes_effect(item))
-        if (
-            entry.runtime
-            and not reached
-            and item.writable
-            and not check_mode
-            and entry.read_back in ("auto", "rounded", "clamped")
-        ):
-            row["verdict"] = "adjusted"
-        elif row["pending"] and not steps:
-            row["verdict"] = "pending"
-        return row
 
-
-def steps_of(planned: Plan) -> list[Write | Persist]:
-    """Return the plan's steps as what they are."""
-    return [change for change in planned if isinstance(change, (Write, Persist))]
-
-
-def write_parameter(path: str, text: str) -> None:
-    """Hand a value to the kernel in one write, which is all that counts: a second one would be a second value.
-
-    :raises OSError: the kernel refused it, or (ENOSPC) took a part only.
-    """
-    # A write of no bytes does nothing; one zero byte is the empty text.
-    data = text.encode("utf-8", "surrogateescape") or b"\0"
-    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)
-    try:
-        if os.write(descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, "the kernel took only a part of the value")
-    finally:
-        os.close(descriptor)
-
-
-def cause(error: OSError, item: Item) -> str:
-    """Say why the kernel refused a write (kernel/params.c, fs/kernfs/file.c, kernel/module/sysfs.c)."""
-    causes = {
-        errno.EACCES: read_only_reason(item) if not item.writable else "this user may not write it; become root",
-        errno.EIO: "the kernel has no way to set it while it runs, whatever its file's mode says",
-        errno.EPERM: "kernel lockdown protects this hardware parameter, or it has no way to be set",
-        errno.EROFS: "it can only be switched on, not off, until a reboot (or /sys is mounted read-only)",
-        errno.ENODEV: "the module is being unloaded",
-        errno.ENOENT: "the module is gone",
-        errno.EINVAL: "the kernel does not accept this value",
-        errno.ERANGE: "the value is out of the type's range",
-        errno.ENOSPC: "the value is longer than the parameter can hold",
-    }
-    return "{} ({})".format(causes.get(error.errno or 0, error.strerror), errno.errorcode.get(error.errno or 0, "?"))
-
-
-def _hint(now: Value, write: Write) -> str:
-    if now.shown == write.before:
-        return "; if writing only triggers something, say read_back: trigger"
-    return "; if that is what is wanted, say so"
+def _labels(step: Step) -> list[str]:
+    return ["{}.{}".format(*key) for key in step.keys] if isinstance(step, (Write, Reload)) else []
 
 
 def _failure(error: Exception, failed: str, kept: t.Sequence[str]) -> TapvirtError:

@@ -11,29 +11,36 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._core.errors import InvalidInput, nearest_names
+from .._core.errors import InvalidInput
 from .._core.plan import Change, Plan
 from . import modprobe_d
-from .modinfo import canonical
-from .parameters import Item, Key, Observed, Wanted
-from .values import Rejected, Value, is_put_back, said_value, same, wanted_value
+from .parameter_layers import OWN_FILE, layer_of, own_says, said, waits_in_image, wanted_of
+from .parameters import Item, Key, Observed, Wanted, read_only_reason
+from .values import Value, is_put_back, said_value, same
 
-OWN_FILE = "/" + modprobe_d.OWN_FILE
 _UNVERIFIED = ("trigger", "opaque")
 
 
 @dataclasses.dataclass(frozen=True)
-class Write(Change):
+class Step(Change):
+    """One step; ``keys`` are the parameters that it is taken for."""
+
+    keys: tuple[Key, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Write(Step):
     """Write ``text`` to the parameter's file; ``undo`` is what to write to put it back (null: nothing would)."""
 
     key: Key = ("", "")
     text: str = ""
     undo: str | None = None
     read_back: str = "auto"
+    allow_taint: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
-class Persist(Change):
+class Persist(Step):
     """Say ``value`` in our own file; null: no longer say anything."""
 
     key: Key = ("", "")
@@ -41,118 +48,128 @@ class Persist(Change):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """Where a value lasts: ``none``, ``modprobe_d`` or ``command_line``."""
+class Reload(Step):
+    """Unload and load a module.
 
-    name: str
-    persisted_in: str | None
-    pending: list[str]
+    ``named`` are the parameters that this is done for and what modprobe.d says of them, each with its read-back
+    policy; ``given`` are those that have to be what they are here whatever modprobe.d says.
+    """
+
+    module: str = ""
+    named: t.Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    given: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    allow_taint: bool = True
 
 
-def plan(wanted: t.Sequence[Wanted], state: str, observed: Observed, verifying: bool = False) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Refresh(Step):
+    """Make the initramfs anew."""
+
+
+def plan(
+    wanted: t.Sequence[Wanted], state: str, observed: Observed, refresh_initramfs: bool = False, verifying: bool = False
+) -> Plan:
     """Return the changes; with ``verifying``, those that a look after the run must no longer find.
 
     :raises InvalidInput: something cannot be; nothing was changed.
     """
-    changes: list[Change] = []
+    changes: list[Step] = []
     for entry in wanted:
         item = observed.items[entry.key]
         if state == "restored":
             changes += _restore(entry, item, observed)
         else:
-            changes += _runtime_change(entry, item, observed, verifying)
-            changes += _persist_change(entry, item, observed)
-    named = {entry.key for entry in wanted}
-    return Plan(changes + list(_recovery(named, observed)))
+            steps = [*_runtime_change(entry, item, observed, verifying), *persist_change(entry, item, observed)]
+            if steps:
+                _check_taint(entry, item)
+            changes += steps
+    changes += _recovery({entry.key for entry in wanted}, observed)
+    changes += _reloads(wanted, state, observed, {key for change in changes for key in change.keys})
+    changes += _refresh(wanted, state, observed, refresh_initramfs)
+    return Plan(changes)
 
 
-def wanted_of(entry: Wanted, item: Item) -> Value:
-    """Return the wanted value as the kernel would take it.
-
-    :raises InvalidInput: it would not.
-    """
-    try:
-        value = wanted_value(item.kind, entry.value, item.word_bits)
-    except Rejected as error:
-        raise InvalidInput(entry.label, entry.value, "{} (type: {})".format(error, item.kind.word)) from error
-    if item.choices is not None and value.text not in item.choices:
-        nearest = nearest_names(value.text, item.choices)
-        raise InvalidInput(entry.label, entry.value, "is nothing that this kernel has or could load", nearest)
+def is_reached(entry: Wanted, item: Item, observed: Observed) -> bool:
+    """Tell whether the running value is the wanted one, or what the kernel made of it in an earlier run."""
     current = item.current
-    if value.key is None and (current is None or current.key is not None or entry.persist != "none"):
-        rule = "is what a text that was never set looks like; one that was set cannot be unset, only be empty ('')"
-        raise InvalidInput(entry.label, entry.value, rule)
-    if current is not None and item.kind.is_array and _count(current) > _count(value):
-        rule = "has {} elements, and the parameter {}: the kernel would keep the rest; give all".format(
-            _count(value), _count(current)
-        )
-        raise InvalidInput(entry.label, entry.value, rule)
-    return value
-
-
-def layer_of(entry: Wanted, item: Item, observed: Observed) -> Layer:
-    """Return where a value lasts, whether it does already, and what stands in its way."""
-    name = entry.persist
-    if name == "auto":
-        name = "command_line" if item.built_in else "modprobe_d"
-    if name == "none":
-        return Layer(name, None, [])
-    value = wanted_of(entry, item)
-    on_command_line = observed.command_line.get(entry.key)
-    if on_command_line is not None and _says(on_command_line, item, value):
-        return Layer(name, on_command_line.source, [])
-    if name == "command_line":
-        word = "{}={}".format(item.command_line_word, value.text)
-        return Layer(name, None, ["add {} to the kernel command line and reboot".format(word)])
-    if item.built_in:
-        rule = "is built into the kernel, so modprobe.d does not reach it; say persist: command_line or auto"
-        raise InvalidInput("module", item.module, rule)
-    winner = observed.file_options.get(entry.key)
-    persisted_in = winner.source if winner is not None and _says(winner, item, value) else None
-    return Layer(name, persisted_in, list(_in_the_way(entry, observed, winner, persisted_in)))
-
-
-def unchanged_adjustment(entry: Wanted, item: Item, observed: Observed) -> bool:
-    """Tell whether the running value is what the kernel made of this very value in an earlier run."""
-    known = observed.journal.get("adjusted", {}).get(entry.label)
-    current = item.current
-    if known is None or current is None:
+    if current is None:
         return False
-    return bool(known == {"wanted": wanted_of(entry, item).text, "read": current.text})
+    value = wanted_of(entry, item)
+    known = observed.journal.get("adjusted", {}).get(entry.label)
+    return same(item.kind, current, value) or bool(known == {"wanted": value.text, "read": current.text})
 
 
-def takes_effect(item: Item) -> str:
-    """Say when a parameter that cannot be set now gets the value that is kept for it."""
-    if item.built_in:
-        return "not in effect: it takes effect when the kernel is started with it"
-    return "not in effect: it takes effect when the module is loaded" + (" again" if item.loaded else "")
+def waits_for_load(
+    entry: Wanted, item: Item, state: str, observed: Observed, persisting: t.Collection[Key] = ()
+) -> bool:
+    """Tell whether a parameter only waits for its loaded module to be loaded again, and that was asked for.
+
+    ``persisting`` are the parameters that a plan is about to write to modprobe.d: of one that cannot be read nothing
+    else tells that it is not in effect.
+    """
+    if entry.reload == "never" or entry.module not in observed.modules or item.writable:
+        return False
+    if state == "restored":
+        original = observed.originals.get(entry.label)
+        current = item.current
+        if original is None or current is None:
+            return False
+        return not is_put_back(item.kind, current, said_value(item.kind, original, item.word_bits))
+    if not entry.runtime or is_reached(entry, item, observed):
+        return False
+    kept = item.text is not None and layer_of(entry, item, observed).persisted_in is not None
+    return kept or entry.key in persisting
 
 
-def read_only_reason(item: Item) -> str:
-    """Say why a parameter cannot be set while the kernel runs, and where it can be set."""
-    where = "on the kernel command line, as {}=VALUE".format(item.command_line_word)
-    if not item.built_in:
-        where = "when the module is loaded (persist: modprobe_d)"
-    if not item.loaded:
-        return "the module is not loaded; the parameter can be set " + where
-    if item.mode is None:
-        return "it has no file in sysfs; it can be set only " + where
-    return "it is read-only (mode {:04o} in sysfs); it can be set only {}".format(item.mode, where)
+def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Persist]:
+    """Yield the change to our own file, if there has to be one.
+
+    :raises InvalidInput: modprobe.d cannot hold the value.
+    """
+    layer = layer_of(entry, item, observed)
+    if layer.name != "modprobe_d" or layer.persisted_in is not None:
+        return
+    value = wanted_of(entry, item)
+    try:
+        modprobe_d.quoted(value.text)
+    except modprobe_d.Unwritable as error:
+        raise InvalidInput(entry.label, entry.value, "cannot be persisted: it {}".format(error)) from error
+    if own_says(entry, item, observed):
+        return
+    winner = observed.file_options.get(entry.key)
+    yield Persist(
+        what="{} in {}".format(entry.label, OWN_FILE),
+        before=None if winner is None else said(winner, item).shown,
+        after=value.shown,
+        how=OWN_FILE,
+        why="nothing sets it when the module is loaded"
+        if winner is None
+        else "{} sets another value".format(winner.source),
+        keys=(entry.key,),
+        key=entry.key,
+        value=value.text,
+    )
 
 
-def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bool) -> t.Iterator[Change]:
+def undo_text(value: Value) -> str:
+    """Return what to write to put a value back."""
+    return "" if value.key is None else value.text
+
+
+def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bool) -> t.Iterator[Step]:
     value = wanted_of(entry, item)
     current = item.current
-    if not entry.runtime or (verifying and entry.read_back in _UNVERIFIED):
+    read_back = item.read_back(entry.read_back)
+    if not entry.runtime or (verifying and read_back in _UNVERIFIED):
         return
-    reached = current is not None and (same(item.kind, current, value) or unchanged_adjustment(entry, item, observed))
-    if reached and entry.read_back != "trigger":
+    # A known trigger that reads back as the wanted value (0) was not asked to act; one that is named as one was.
+    if is_reached(entry, item, observed) and entry.read_back != "trigger":
         return
     if not item.writable:
         if entry.persist == "none":
             raise InvalidInput(entry.label, entry.value, "cannot be set now: " + read_only_reason(item))
         return
-    if current is None and entry.read_back not in _UNVERIFIED:
+    if current is None and read_back not in _UNVERIFIED:
         rule = "cannot be verified: the parameter cannot be read back (mode {:04o}); say read_back: opaque".format(
             item.mode or 0
         )
@@ -164,44 +181,89 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
         before=None if current is None else current.shown,
         after=value.shown,
         how="sysfs",
-        why="a write always acts" if entry.read_back == "trigger" else "it has another value",
+        why="a write always acts" if read_back in _UNVERIFIED else "it has another value",
+        keys=(entry.key,),
         key=entry.key,
         text=value.text,
-        undo=None if current is None or entry.read_back == "trigger" else _undo_text(current),
-        read_back=entry.read_back,
+        undo=None if current is None or read_back == "trigger" else undo_text(current),
+        read_back=read_back,
+        allow_taint=entry.allow_taint,
     )
 
 
-def _persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change]:
-    layer = layer_of(entry, item, observed)
-    if layer.name != "modprobe_d" or layer.persisted_in is not None:
+def _check_taint(entry: Wanted, item: Item) -> None:
+    if item.unsafe and not entry.allow_taint:
+        rule = "is for a parameter that its module marks as unsafe: setting it taints the kernel (U) until a reboot"
+        raise InvalidInput(entry.label, entry.value, rule + "; say allow_taint: true if that may be")
+
+
+def _reloads(
+    wanted: t.Sequence[Wanted], state: str, observed: Observed, changing: t.Collection[Key]
+) -> t.Iterator[Reload]:
+    """Yield one step for each module that has to be loaded again, and can be."""
+    for module, loaded in sorted(observed.modules.items()):
+        entries = [
+            entry
+            for entry in wanted
+            if entry.module == module and waits_for_load(entry, observed.items[entry.key], state, observed, changing)
+        ]
+        if not entries or loaded.in_the_way:
+            continue
+        before: dict[str, t.Any] = {}
+        after: dict[str, t.Any] = {}
+        given: dict[str, str] = {}
+        named: dict[str, tuple[str, str]] = {}
+        for entry in entries:
+            item = observed.items[entry.key]
+            before[entry.name] = None if item.current is None else item.current.shown
+            if state == "restored":
+                given[entry.name] = observed.originals[entry.label]
+                after[entry.name] = said_value(item.kind, given[entry.name], item.word_bits).shown
+            else:
+                _check_taint(entry, item)
+                value = wanted_of(entry, item)
+                named[entry.name], after[entry.name] = (value.text, item.read_back(entry.read_back)), value.shown
+        yield Reload(
+            what="the module {}".format(module),
+            before=before,
+            after=after,
+            how="rmmod, modprobe",
+            why="nothing uses it, and {} can be set only when it is loaded".format(", ".join(sorted(after))),
+            keys=tuple(entry.key for entry in entries),
+            module=module,
+            named=named,
+            given=given,
+            allow_taint=all(entry.allow_taint for entry in entries),
+        )
+
+
+def _refresh(
+    wanted: t.Sequence[Wanted], state: str, observed: Observed, refresh_initramfs: bool
+) -> t.Iterator[Refresh]:
+    image = observed.image
+    if not refresh_initramfs or image is None:
         return
-    value = wanted_of(entry, item)
-    try:
-        modprobe_d.quoted(value.text)
-    except modprobe_d.Unwritable as error:
-        raise InvalidInput(entry.label, entry.value, "cannot be persisted: it {}".format(error)) from error
-    own = observed.own.get(entry.key)
-    if own is not None and same(item.kind, said_value(item.kind, own, item.word_bits), value):
+    stale = [entry for entry in wanted if waits_in_image(entry, observed.items[entry.key], state, observed)]
+    if not stale:
         return
-    winner = observed.file_options.get(entry.key)
-    yield Persist(
-        what="{} in {}".format(entry.label, OWN_FILE),
-        before=None if winner is None else _said(winner, item).shown,
-        after=value.shown,
-        how=OWN_FILE,
-        why="nothing sets it when the module is loaded"
-        if winner is None
-        else "{} sets another value".format(winner.source),
-        key=entry.key,
-        value=value.text,
+    if not image.maker:
+        rule = "cannot be: this host has neither update-initramfs nor dracut to make {} anew".format(image.path)
+        raise InvalidInput("refresh_initramfs", refresh_initramfs, rule)
+    names = ", ".join(entry.label for entry in stale)
+    yield Refresh(
+        what=image.path,
+        before="other options than modprobe.d for {}".format(names),
+        after="those of modprobe.d",
+        how=" ".join(image.maker),
+        why="the module is loaded from it, before the root file system is there",
+        keys=tuple(entry.key for entry in stale),
     )
 
 
-def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change]:
-    original = observed.journal.get("originals", {}).get(entry.label)
+def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Step]:
+    original = observed.originals.get(entry.label)
     current = item.current
-    if original is not None and current is not None:
+    if original is not None and current is not None and item.writable:
         first = said_value(item.kind, original, item.word_bits)
         if not is_put_back(item.kind, current, first):
             yield Write(
@@ -210,9 +272,10 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change
                 after=first.shown,
                 how="sysfs",
                 why="this is what it was before it was first set",
+                keys=(entry.key,),
                 key=entry.key,
-                text=_undo_text(first),
-                undo=_undo_text(current),
+                text=undo_text(first),
+                undo=undo_text(current),
             )
     if entry.key in observed.own:
         yield Persist(
@@ -221,11 +284,12 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Change
             after=None,
             how=OWN_FILE,
             why="it was not persisted before it was first set",
+            keys=(entry.key,),
             key=entry.key,
         )
 
 
-def _recovery(named: t.Collection[tuple[str, str]], observed: Observed) -> t.Iterator[Change]:
+def _recovery(named: t.Collection[Key], observed: Observed) -> t.Iterator[Write]:
     """Put back what an interrupted run had set and this run does not name."""
     for label, before in sorted(observed.interrupted.items()):
         module, _dot, name = label.partition(".")
@@ -240,38 +304,8 @@ def _recovery(named: t.Collection[tuple[str, str]], observed: Observed) -> t.Ite
                 after=first.shown,
                 how="sysfs",
                 why="an interrupted run had changed it",
+                keys=((module, name),),
                 key=(module, name),
-                text=_undo_text(first),
-                undo=_undo_text(item.current),
+                text=undo_text(first),
+                undo=undo_text(item.current),
             )
-
-
-def _in_the_way(
-    entry: Wanted, observed: Observed, winner: modprobe_d.Option | None, persisted_in: str | None
-) -> t.Iterator[str]:
-    on_command_line = observed.command_line.get(entry.key)
-    if on_command_line is not None:
-        word = "{}.{}={}".format(on_command_line.module, on_command_line.name, on_command_line.value)
-        yield "the kernel command line says {}, which wins".format(word)
-    if persisted_in is None and winner is not None and entry.key in observed.own and winner.source != OWN_FILE:
-        yield "{} says {}={}, which comes after our file and wins".format(winner.source, winner.name, winner.value)
-    for line in observed.lines:
-        if line.command == "install" and [canonical(word) for word in line.rest.split(None, 1)[:1]] == [entry.module]:
-            yield "{} replaces the loading of the module: install {}".format(line.source, line.rest)
-
-
-def _says(option: modprobe_d.Option, item: Item, value: Value) -> bool:
-    return same(item.kind, _said(option, item), value)
-
-
-def _said(option: modprobe_d.Option, item: Item) -> Value:
-    # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
-    return said_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
-
-
-def _undo_text(value: Value) -> str:
-    return "" if value.key is None else value.text
-
-
-def _count(value: Value) -> int:
-    return len(value.key) if isinstance(value.key, list) else 1

@@ -17,17 +17,20 @@ import typing as t
 from .._core.errors import InvalidInput, nearest_names
 from .._core.root import Root
 from . import modprobe_d
+from .known_parameters import MORE_THAN_DECLARED, READ_BACK, unsafe_built_in
 from .modinfo import InstalledModules, canonical
-from .values import Kind, Value, known_kind, read_value
+from .values import Kind, Value, known_kind, listed_words, read_value
+
+if t.TYPE_CHECKING:
+    from .initramfs import Image
+    from .module_reload import LoadedModule
+    from .parameter_table import Declared
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
 _CRYPTO_ALIAS = re.compile(r"^alias crypto-(\S+) ", re.MULTILINE)
 _CRYPTO_NAME = re.compile(r"^name\s*:\s*(\S+)$", re.MULTILINE)
 _BUILT_IN_FILE = re.compile(r"([^/\s]+)\.ko$", re.MULTILINE)
 _64_BIT = re.compile(r"64|s390x")
-
-# Declared as truth values, yet they take more words (set_nx_huge_pages in the kernel's arch/x86/kvm/mmu/mmu.c).
-_MORE_THAN_DECLARED = (("kvm", "nx_huge_pages"),)
 
 Key = t.Tuple[str, str]
 
@@ -42,6 +45,8 @@ class Wanted:
     runtime: bool
     persist: str
     read_back: str
+    reload: str = "never"
+    allow_taint: bool = False
 
     @property
     def key(self) -> Key:
@@ -56,7 +61,11 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One parameter as it is. ``text`` is null where there is no file, or where it cannot be read (``mode`` tells)."""
+    """One parameter as it is. ``text`` is null where there is no file, or where it cannot be read (``mode`` tells).
+
+    ``choices`` are the only values that make sense; null: the type says it all. ``unsafe``: setting it is known to
+    taint the kernel.
+    """
 
     module: str
     name: str
@@ -67,6 +76,12 @@ class Item:
     built_in: bool
     word_bits: int
     choices: t.Collection[str] | None
+    unsafe: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Return what identifies the parameter."""
+        return self.module, self.name
 
     @property
     def label(self) -> str:
@@ -77,6 +92,19 @@ class Item:
     def writable(self) -> bool:
         """Tell whether the parameter's file can be written (by root; its mode binds root too)."""
         return self.mode is not None and bool(self.mode & 0o222)
+
+    def read_back(self, asked: str) -> str:
+        """Return what to expect when a value is read back: what was asked for, or with ``auto`` what is known.
+
+        ``auto`` remains where the kernel may make another number of a number.
+        """
+        if asked != "auto" or self.key in READ_BACK:
+            return READ_BACK.get(self.key, asked) if asked == "auto" else asked
+        if self.mode is not None and not self.mode & 0o444:
+            return "opaque"
+        if self.kind.word == "selector":
+            return "selector"
+        return "auto" if self.kind.is_number or self.kind.word == "opaque" else "exact"
 
     @property
     def current(self) -> Value | None:
@@ -101,6 +129,13 @@ class Observed:
     journal: dict[str, t.Any]
     boot_id: str
     tainted: int
+    modules: t.Mapping[str, LoadedModule] = dataclasses.field(default_factory=dict)
+    image: Image | None = None
+
+    @property
+    def originals(self) -> dict[str, str]:
+        """Return what parameters were before they were first set: label to value."""
+        return dict(self.journal.get("originals", {}))
 
     @property
     def interrupted(self) -> dict[str, str]:
@@ -108,6 +143,18 @@ class Observed:
         if self.journal.get("boot_id") != self.boot_id:
             return {}
         return dict(self.journal.get("in_progress", {}))
+
+
+def read_only_reason(item: Item) -> str:
+    """Say why a parameter cannot be set while the kernel runs, and where it can be set."""
+    where = "on the kernel command line, as {}=VALUE".format(item.command_line_word)
+    if not item.built_in:
+        where = "when the module is loaded (persist: modprobe_d)"
+    if not item.loaded:
+        return "the module is not loaded; the parameter can be set " + where
+    if item.mode is None:
+        return "it has no file in sysfs; it can be set only " + where
+    return "it is read-only (mode {:04o} in sysfs); it can be set only {}".format(item.mode, where)
 
 
 def parameter_file(module: str, name: str) -> str:
@@ -132,7 +179,14 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
             runtime=entry["runtime"],
             persist=entry["persist"],
             read_back=entry["read_back"],
+            reload=entry.get("reload", "never"),
+            allow_taint=entry.get("allow_taint", False),
         )
+        if state == "present" and item.reload != "never" and item.persist not in ("auto", "modprobe_d"):
+            rule = "needs persist: auto or modprobe_d for {}, which is what the module is loaded with".format(
+                item.label
+            )
+            raise InvalidInput("params: reload", item.reload, rule)
         if state == "present" and item.value is None:
             raise InvalidInput("params: value", None, "is missing for {}".format(item.label))
         if any(item.key == other.key for other in wanted):
@@ -148,7 +202,8 @@ class Reader:
         self.root = root
         release = (root.read_text_or("proc/sys/kernel/osrelease") or "").strip()
         self.installed = InstalledModules(root, release)
-        self._release = release
+        self.release = release
+        self._declared: dict[str, dict[str, Declared]] = {}
         self._word_bits = 64 if _64_BIT.search(arch) else 32
 
     def observe(self, keys: t.Iterable[Key], journal: dict[str, t.Any]) -> Observed:
@@ -171,11 +226,21 @@ class Reader:
         )
         for module, name in keys:
             self._check_names(module, name)
-            observed.items[module, name] = self._item(module, name)
+            observed.items[module, name] = self.item(module, name)
         for label in observed.interrupted:
             module, _dot, name = label.partition(".")
-            observed.items.setdefault((module, name), self._item(module, name))
+            observed.items.setdefault((module, name), self.item(module, name))
         return observed
+
+    def items_of(self, module: str) -> dict[str, Item]:
+        """Return the parameters of a loaded module that can be read, by name."""
+        names = self.root.listdir("sys/module/{}/parameters".format(module))
+        items = {name: self.item(module, name) for name in names}
+        return {name: item for name, item in items.items() if item.text is not None}
+
+    def aliases(self) -> str:
+        """Return the text of ``modules.alias``; empty where there is none."""
+        return self.root.read_text_or("lib/modules/{}/modules.alias".format(self.release)) or ""
 
     def _check_names(self, module: str, name: str) -> None:
         """Refuse what does not exist, with the nearest names that do.
@@ -187,7 +252,7 @@ class Reader:
         in_sysfs = self.root.listdir("sys/module")
         if module not in in_sysfs and self.installed.file_of(module) is None and not self.installed.is_built_in(module):
             rule = "is not a module of this kernel: neither loaded, nor built in, nor installed for {}".format(
-                self._release
+                self.release
             )
             raise InvalidInput("module", module, rule, _nearest(module, {*in_sysfs, *self.installed.names()}))
         if name not in self.installed.parameters(module):
@@ -195,13 +260,14 @@ class Reader:
             rule = "is not a parameter of the module {}{}".format(module, "" if names else ", which has none")
             raise InvalidInput("parameter", name, rule, _nearest(name, names))
 
-    def _item(self, module: str, name: str) -> Item:
+    def item(self, module: str, name: str, kind: Kind | None = None) -> Item:
+        """Return one parameter as it is; ``kind`` instead of what is known of its type."""
         path = self.root.path(parameter_file(module, name))
         info = self.installed.parameters(module).get(name)
         text = self.root.read_text_or(parameter_file(module, name))
         loadable = self.root.exists("sys/module/{}/initstate".format(module)) or bool(self.installed.file_of(module))
-        kind = known_kind(info.type if info else None, text)
-        if (module, name) in _MORE_THAN_DECLARED:
+        kind = kind or known_kind(info.type if info else None, text)
+        if (module, name) in MORE_THAN_DECLARED:
             kind = Kind("opaque", "sysfs")
         return Item(
             module=module,
@@ -212,14 +278,24 @@ class Reader:
             loaded=text is not None or self.root.exists("sys/module/" + module),
             built_in=not loadable,
             word_bits=self._word_bits,
-            choices=self._compressors() if (module, name) == ("zswap", "compressor") else None,
+            choices=self._compressors() if (module, name) == ("zswap", "compressor") else listed_words(kind, text),
+            unsafe=self._unsafe(module, name),
         )
+
+    def _unsafe(self, module: str, name: str) -> bool:
+        """Tell whether setting a parameter taints the kernel: by its module's own file, or by what is known."""
+        if self.installed.file_of(module) is None:
+            return unsafe_built_in(module, name)
+        if module not in self._declared:
+            self._declared[module] = self.installed.declared(module)
+        declared = self._declared[module].get(name)
+        return unsafe_built_in(module, name) if declared is None else declared.unsafe
 
     def _compressors(self) -> set[str]:
         """Return the algorithms that the kernel has or could load: zswap takes any name as long as it is off."""
-        directory = "lib/modules/{}/".format(self._release)
+        directory = "lib/modules/{}/".format(self.release)
         found = set(_CRYPTO_NAME.findall(self.root.read_text_or("proc/crypto") or ""))
-        found |= set(_CRYPTO_ALIAS.findall(self.root.read_text_or(directory + "modules.alias") or ""))
+        found |= set(_CRYPTO_ALIAS.findall(self.aliases()))
         return found | set(_BUILT_IN_FILE.findall(self.root.read_text_or(directory + "modules.builtin") or ""))
 
 

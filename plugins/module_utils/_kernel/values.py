@@ -93,6 +93,13 @@ def known_kind(word: str | None, text: str | None) -> Kind:
     return kind_of_value(text) if text is not None else Kind("opaque", "sysfs")
 
 
+def listed_words(kind: Kind, text: str | None) -> list[str] | None:
+    """Return the words that a selector lists in sysfs (``[default] performance``); null where none are listed."""
+    if kind.word != "selector" or text is None or not _SELECTOR.search(text):
+        return None
+    return [word.strip("[]") for word in text.split()]
+
+
 def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
     """Return what the kernel makes of a value that a user gives (text, number, truth value or list).
 

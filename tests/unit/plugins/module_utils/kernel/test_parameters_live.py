@@ -275,12 +275,14 @@ def test_a_clamped_number_is_not_changed_again(root):
 
 
 @needs("rcutree.do_rcu_barrier")
-def test_a_trigger_has_to_be_named_as_one_and_acts_every_time(root):
-    with pytest.raises(TapvirtError, match="read_back: trigger"):
-        run(root, {"rcutree.do_rcu_barrier": 1})
-    for _time in range(2):
-        plan, _result = run(root, {"rcutree.do_rcu_barrier": 1}, read_back="trigger")
+def test_a_known_trigger_acts_every_time_unless_it_is_set_to_what_it_shows(root):
+    with pytest.raises(TapvirtError, match="read_back: trigger|reads back 0"):
+        run(root, {"rcutree.do_rcu_barrier": 1}, read_back="exact")
+    for read_back in ("auto", "auto", "trigger", "trigger"):
+        plan, _result = run(root, {"rcutree.do_rcu_barrier": 1}, read_back=read_back)
         assert len(plan) == 1
+    assert not run(root, {"rcutree.do_rcu_barrier": 0})[0]
+    assert len(run(root, {"rcutree.do_rcu_barrier": 0}, read_back="trigger")[0]) == 1
 
 
 @needs("zswap.compressor")

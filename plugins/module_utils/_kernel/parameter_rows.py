@@ -1,0 +1,133 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rows of a result: what became of each parameter, and what is still to be done by others.
+
+Private to the collection. Pure functions of what was planned and what was observed before and after.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._core.plan import Plan
+from .parameter_layers import OWN_FILE, layer_of, notes_of, waits_in_image, wanted_of
+from .parameter_plan import Persist, Refresh, Reload, Step, Write, waits_for_load
+from .parameters import Item, Observed, Wanted
+from .values import said_value, same
+
+
+def steps_of(planned: Plan) -> list[Step]:
+    """Return the plan's steps as what they are."""
+    return [change for change in planned if isinstance(change, Step)]
+
+
+def row(
+    entry: Wanted, state: str, first: Observed, last: Observed, planned: t.Sequence[Step], check_mode: bool
+) -> dict[str, t.Any]:
+    """Return what became of one parameter."""
+    item, before, now = last.items[entry.key], first.items[entry.key].current, last.items[entry.key].current
+    steps = [step for step in planned if entry.key in step.keys]
+    result: dict[str, t.Any] = {
+        "module": entry.module,
+        "name": entry.name,
+        "type": item.kind.word,
+        "before": None if before is None else before.shown,
+        "after": None if now is None else now.shown,
+        "wanted": None,
+        "persisted_in": None,
+        "pending": [],
+        "notes": [],
+        "changed": bool(steps),
+        "verdict": ("restored" if state == "restored" else "changed") if steps else "unchanged",
+    }
+    if check_mode:
+        result["after"] = _planned_value(entry, item, steps, result["after"])
+    if state == "restored":
+        result["pending"] = list(_pending_restored(entry, item, last, steps, check_mode))
+    else:
+        _present(result, entry, item, last, steps, check_mode)
+    if not (check_mode and any(isinstance(step, Refresh) for step in steps)):
+        result["pending"] += _pending_image(entry, item, state, last)
+    if result["pending"] and not steps:
+        result["verdict"] = "pending"
+    return result
+
+
+def _present(
+    result: dict[str, t.Any], entry: Wanted, item: Item, last: Observed, steps: t.Sequence[Step], check_mode: bool
+) -> None:
+    """Fill in what only a wanted value has."""
+    value = wanted_of(entry, item)
+    layer = layer_of(entry, item, last)
+    planned_file = OWN_FILE if check_mode and any(isinstance(step, Persist) for step in steps) else None
+    result.update(wanted=value.shown, persisted_in=layer.persisted_in or planned_file, pending=list(layer.pending))
+    if entry.persist != "none":
+        result["notes"] = notes_of(item, last)
+    reloaded = any(isinstance(step, Reload) for step in steps)
+    if not entry.runtime or (item.current is not None and same(item.kind, item.current, value)):
+        return
+    known = last.journal.get("adjusted", {}).get(entry.label, {})
+    if item.current is not None and known == {"wanted": value.text, "read": item.current.text}:
+        result["verdict"] = "adjusted"
+    elif not item.writable and not reloaded:
+        result["pending"].insert(0, _takes_effect(entry, item, last))
+
+
+def _planned_value(entry: Wanted, item: Item, steps: t.Sequence[Step], now: t.Any) -> t.Any:
+    for step in steps:
+        if isinstance(step, Write):
+            now = step.after
+        elif isinstance(step, Reload):
+            now = step.after[entry.name]
+    return now
+
+
+def _takes_effect(entry: Wanted, item: Item, observed: Observed) -> str:
+    """Say when a parameter that cannot be set now gets the value that is kept for it."""
+    if item.built_in:
+        return "not in effect: it takes effect when the kernel is started with it"
+    if not item.loaded:
+        return "not in effect: it takes effect when the module is loaded"
+    text = "not in effect: it takes effect when the module is loaded again"
+    if item.text is None:
+        text = "it cannot be seen whether it is in effect; it takes effect when the module is loaded again"
+    in_the_way = _in_the_way(entry, observed)
+    return "{}; that was not done now: {}".format(text, "; ".join(in_the_way)) if in_the_way else text
+
+
+def _in_the_way(entry: Wanted, observed: Observed) -> list[str]:
+    loaded = observed.modules.get(entry.module)
+    return loaded.in_the_way if entry.reload != "never" and loaded is not None else []
+
+
+def _pending_restored(
+    entry: Wanted, item: Item, last: Observed, steps: t.Sequence[Step], check_mode: bool
+) -> t.Iterator[str]:
+    original = last.originals.get(entry.label)
+    if item.writable or not item.loaded or item.built_in or any(isinstance(step, Reload) for step in steps):
+        return
+    waits = waits_for_load(entry, item, "restored", last)
+    differs = original is not None and item.current is not None
+    if differs and not same(
+        item.kind, t.cast("t.Any", item.current), said_value(item.kind, str(original), item.word_bits)
+    ):
+        in_the_way = _in_the_way(entry, last) if waits else []
+        yield "the running value stays until the module is loaded again" + (
+            "; that was not done now: {}".format("; ".join(in_the_way)) if in_the_way else ""
+        )
+    elif original is None and any(isinstance(step, Persist) for step in steps):
+        yield "the running value stays until the module is loaded again"
+
+
+def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) -> t.Iterator[str]:
+    image = observed.image
+    if image is None or item.built_in:
+        return
+    if image.unreadable is not None:
+        yield "it cannot be seen whether {} has the module with other options: {}".format(image.path, image.unreadable)
+    elif waits_in_image(entry, item, state, observed):
+        option = image.options.get(entry.key)
+        has = "without this option" if option is None else "with {}={}".format(option.name, option.value)
+        how = " with {} (refresh_initramfs: true)".format(" ".join(image.maker)) if image.maker else ""
+        yield "{} has the module {}, and loads it so when the host starts; make it anew{}".format(image.path, has, how)
