@@ -13,10 +13,13 @@ import typing as t
 
 #: What a parameter's own functions make of a value, where its type does not tell.
 READ_BACK: dict[tuple[str, str], str] = {
+    ("brd", "max_part"): "rounded",  # drivers/block: to a power of two, or one less
     ("damon_lru_sort", "commit_inputs"): "trigger",  # mm/damon/lru_sort.c
     ("damon_reclaim", "commit_inputs"): "trigger",  # mm/damon/reclaim.c
     ("fuse", "max_user_bgreq"): "rounded",  # fs/fuse/inode.c: 0 means as many as the memory allows
     ("fuse", "max_user_congthresh"): "rounded",
+    ("loop", "max_part"): "rounded",
+    ("nbd", "max_part"): "rounded",
     ("nf_conntrack", "hashsize"): "rounded",  # net/netfilter/nf_conntrack_core.c: whole pages
     ("rcutree", "do_rcu_barrier"): "trigger",  # kernel/rcu/tree.c
     ("rcutree", "jiffies_till_first_fqs"): "clamped",

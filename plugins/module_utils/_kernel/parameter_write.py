@@ -106,6 +106,6 @@ def _is_between(before: Value | None, now: int, intended: int) -> bool:
 
 def _hint(read_back: str, moved: bool, numbers: bool) -> str:
     if read_back == "auto" and not moved:
-        also = ", and if this is what the kernel makes of it, read_back: clamped" if numbers else ""
+        also = ", and if this is what the kernel makes of it, read_back: rounded" if numbers else ""
         return "; if writing only triggers something, say read_back: trigger" + also
     return "; if that is what is wanted, say so"
