@@ -123,7 +123,7 @@ params:
       type: str
       sample: "0644"
     unsafe:
-      description: Whether setting it taints the kernel; known for modules whose file can be read, null for others.
+      description: Whether setting it taints the kernel. Null when it is not known, as for most built-in modules.
       returned: always
       type: bool
       sample: false

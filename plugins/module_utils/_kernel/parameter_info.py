@@ -139,7 +139,7 @@ def _access(item: Item, declared: Declared | None) -> dict[str, t.Any]:
     elsewhere = "boot" if item.built_in else "load"
     return {
         "mode": None if mode is None else "{:04o}".format(mode),
-        "unsafe": None if declared is None else declared.unsafe,
+        "unsafe": (item.unsafe or None) if declared is None else declared.unsafe,
         "settable": ["run", elsewhere] if mode is not None and mode & 0o222 else [elsewhere],
         "persist": "command_line" if item.built_in else "modprobe_d",
         "persist_as": item.command_line_word if item.built_in else "options {} {}".format(item.module, item.name),

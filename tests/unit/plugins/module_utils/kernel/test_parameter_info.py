@@ -240,7 +240,8 @@ def tree(tmp_path):
     files = {
         "proc/sys/kernel/osrelease": RELEASE,
         "proc/cmdline": "quiet panic=5 zswap.max_pool_percent=30 sample_mod.the_uint=7",
-        "etc/modprobe.d/sample.conf": "options sample-mod the_bool=0 the-int=0x10\noptions sample_mod off the_uint=9 scope=CACHE",
+        "etc/modprobe.d/sample.conf": "options sample-mod the_bool=0 the-int=0x10 off\n",
+        "etc/modprobe.d/second.conf": "options sample_mod the_uint=9 scope=CACHE\n",
         "etc/modprobe.d/zswap.conf": "options zswap enabled=1\n",
         "sys/module/sample_mod/initstate": "live\n",
         "sys/module/sample_mod/parameters/the_bool": "Y\n",

@@ -1,0 +1,34 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters over tables of module parameters; documented in the files named after them."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ..plugin_utils import _params
+
+
+def merge_params(tables: t.Any, **defaults: t.Any) -> list[dict[str, t.Any]]:
+    if not isinstance(tables, t.Mapping):
+        raise AnsibleFilterError(f"the tables: {tables!r} is not a dictionary of names with tables.")
+    try:
+        return _params.merge_params(tables, defaults)
+    except _params.BadTable as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def params_drift(result: t.Any) -> list[str]:
+    if not isinstance(result, t.Mapping):
+        raise AnsibleFilterError(f"the result: {result!r} is not one of kernel_module_param.")
+    return _params.params_drift(result)
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"merge_params": merge_params, "params_drift": params_drift}
