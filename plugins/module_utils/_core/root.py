@@ -8,8 +8,11 @@ Private to the collection.
 
 from __future__ import annotations
 
-import os
-import typing as t
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t
+
+# Importing typing takes longer than searching all names of a kernel: small readers do without what they do not need.
 
 _DEFAULT_LIMIT_BYTES = 64 << 20
 _READ_BYTES = 1 << 16
@@ -23,7 +26,7 @@ class Root:
 
     def path(self, name: str) -> str:
         """Return the full path of a name below this root."""
-        return os.path.join(self._path, name.lstrip("/"))
+        return "{}/{}".format(self._path.rstrip("/"), name.lstrip("/"))
 
     def read_bytes(self, name: str, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> bytes:
         """Return up to ``limit_bytes`` of a file, read sequentially on one descriptor."""
@@ -56,10 +59,14 @@ class Root:
 
     def exists(self, name: str) -> bool:
         """Tell whether a name exists (a broken link does not)."""
+        import os
+
         return os.path.exists(self.path(name))
 
     def listdir(self, name: str) -> list[str]:
         """Return the sorted names in a directory; an absent or unreadable one is empty."""
+        import os
+
         try:
             return sorted(os.listdir(self.path(name)))
         except OSError:

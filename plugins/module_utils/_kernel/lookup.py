@@ -19,6 +19,8 @@ from .symbols import CORE_OWNER, KALLSYMS, Symbol, SymbolTable, read_table, vari
 _VARIANTS_SHOWN = 10
 _NEAREST_FOR_NAMES = 10
 _NAME = re.compile(r"^[^\s\[\]*?~]+$")
+if t.TYPE_CHECKING:
+    from .symbols import Found
 
 
 class Query:
@@ -72,15 +74,16 @@ class _Answers:
         self._table = table
         self._owner = owner
         self._left = limit
+        self._exact: dict[str, Found] = {}
         self._nearest_left = _NEAREST_FOR_NAMES
         self._release = (root.read_text_or("proc/sys/kernel/osrelease") or "").strip()
 
     def rows(self, queries: t.Sequence[Query]) -> list[dict[str, t.Any]]:
-        exact = self._table.find_many({query.text for query in queries if query.kind == "name"})
+        self._exact = self._table.look_up_many({query.text for query in queries if query.kind == "name"})
         answers = []
         for query in queries:
             if query.kind == "name":
-                found = [symbol for symbol in exact[query.text] if self._owner in (None, symbol.owner)]
+                found = [symbol for symbol in self._exact[query.text][0] if self._owner in (None, symbol.owner)]
                 count = len(found)
             else:
                 found, count = self._table.search(query.accept, self._left, self._owner)
@@ -111,7 +114,7 @@ class _Answers:
         row["exported"] = _common([match["exported"] for match in row["matches"]])
         if query.kind == "name":
             row["aliases"] = self._table.aliases(found[0]) if found else []
-            variants = [symbol for symbol in self._table.variants(query.text) if self._owner in (None, symbol.owner)]
+            variants = [symbol for symbol in self._exact[query.text][1] if self._owner in (None, symbol.owner)]
             row["variants"] = [dict(v.row(), kinds=variant_kinds(v.name)) for v in variants[:_VARIANTS_SHOWN]]
             if not count:
                 self._explain_absence(row, query.text)

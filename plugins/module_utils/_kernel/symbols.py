@@ -7,48 +7,69 @@ Private to the collection. The format is that of ``s_show`` in the kernel's kern
 letter, name and, for what does not belong to the kernel image, a TAB and the owner in brackets. The file cannot be
 mapped, and reading it costs more than searching it, so a ``SymbolTable`` keeps its bytes and every question searches
 them; there is never an object for every line.
+
+Reading and finding take about 20 ms more than the kernel's own formatting of the file. typing, dataclasses and re
+together take longer than that to import, so this file does without, or imports inside the function that needs it.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import fnmatch
-import hashlib
 import io
-import operator
-import re
-import typing as t
 
-from .._core.errors import nearest_names
 from .._core.root import Root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing as t
 
 CORE_OWNER = "vmlinux"
 KALLSYMS = "proc/kallsyms"
 
-# The first line tells how wide an address is; kernels that print null pointers as "(null)" pad it to that width.
-_FIRST_LINE = re.compile(rb"((?:[0-9a-f]{16}|[0-9a-f]{8}|[ ]*\(null\))) \S \S")
-_NON_ZERO_ADDRESS = re.compile(rb"^0*[1-9a-f]", re.MULTILINE)
 # Names that the build derives from a function: padding, static call keys, compiler variants (GCC and Clang).
 _DERIVED_PREFIXES = (b"__pfx_", b"__cfi_", b"__SC", b"__traceiter_", b"__probestub_", b"__ksymtab_", b"__kstrtab")
 _VARIANT_KINDS = ("isra", "constprop", "part", "cold", "llvm", "lto_priv")
 _TEXT_TYPES = "tTwW"
 _DATA_TYPES = rb"^.{%d}[dDbBrR] "
 _DATA_LETTERS = "dDbBrR"
+_NEWLINE, _DOT = b"\n."
+_NAME_ENDS = b"\n\t."
 # Section markers are a few dozen; a kernel's variables are tens of thousands.
 _DATA_SYMBOLS = 1000
 # From this many names on, one walk over the lines is cheaper than one search for each name.
 _WALK_FROM_NAMES = 60
+if TYPE_CHECKING:
+    #: The symbols of a name, and the variants that the compiler made of it.
+    Found = t.Tuple[t.List["Symbol"], t.List["Symbol"]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Symbol:
+class _Record:
+    """A plain record: equal when all fields are."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def _fields(self) -> tuple[t.Any, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        return "{}{!r}".format(type(self).__name__, self._fields())
+
+
+class Symbol(_Record):
     """One line of the table. ``address`` is null where the kernel hides it, ``owner`` is ``vmlinux`` or the module."""
 
-    name: str
-    type: str
-    address: int | None
-    owner: str
+    __slots__ = ("address", "name", "owner", "type")
+
+    def __init__(self, name: str, letter: str, address: int | None, owner: str) -> None:
+        self.name = name
+        self.type = letter
+        self.address = address
+        self.owner = owner
 
     @property
     def is_function(self) -> bool:
@@ -65,15 +86,24 @@ class Symbol:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
+class Counts(_Record):
     """How many symbols there are, by type letter and by owner, and the fingerprints of both parts of the table."""
 
-    total: int
-    by_type: dict[str, int]
-    by_owner: dict[str, int]
-    core_fingerprint: str
-    extras_fingerprint: str
+    __slots__ = ("by_owner", "by_type", "core_fingerprint", "extras_fingerprint", "total")
+
+    def __init__(
+        self,
+        total: int,
+        by_type: dict[str, int],
+        by_owner: dict[str, int],
+        core_fingerprint: str,
+        extras_fingerprint: str,
+    ) -> None:
+        self.total = total
+        self.by_type = by_type
+        self.by_owner = by_owner
+        self.core_fingerprint = core_fingerprint
+        self.extras_fingerprint = extras_fingerprint
 
     @property
     def has_data_symbols(self) -> bool:
@@ -98,13 +128,13 @@ class SymbolTable:
     """
 
     def __init__(self, data: bytes) -> None:
-        first = _FIRST_LINE.match(data)
-        self._width = len(first.group(1)) if first else 16
+        # The first line tells how wide an address is; "(null)", as some kernels print, is padded to that width.
+        self._width = 8 if data[8:9] == b" " and data[10:11] == b" " else 16
         self._data = data if data.endswith(b"\n") or not data else data + b"\n"
         tab = self._data.find(b"\t")
         self._core_end = len(self._data) if tab < 0 else self._data.rfind(b"\n", 0, tab) + 1
         #: Whether every address is hidden (kptr_restrict, no CAP_SYSLOG).
-        self.restricted = bool(self._data) and _NON_ZERO_ADDRESS.search(self._data) is None
+        self.restricted = bool(self._data) and not self._shows_addresses()
 
     @property
     def empty(self) -> bool:
@@ -117,6 +147,8 @@ class SymbolTable:
 
         A kernel without it still lists the linker's section markers, which are few.
         """
+        import re
+
         pattern = re.compile(_DATA_TYPES % (self._width + 1), re.MULTILINE)
         found = pattern.finditer(self._data, 0, self._core_end)
         return sum(1 for _number, _match in zip(range(_DATA_SYMBOLS), found)) == _DATA_SYMBOLS
@@ -127,23 +159,42 @@ class SymbolTable:
 
     def find(self, name: str) -> list[Symbol]:
         """Return every symbol of exactly this name (names are not unique), in the table's order."""
-        return [self._symbol(start) for start in self._starts(name.encode(), b"\n\t")]
-
-    def find_many(self, names: t.Collection[str]) -> dict[str, list[Symbol]]:
-        """Return for each name what ``find`` does; the time hardly grows with the number of names."""
-        if len(names) < _WALK_FROM_NAMES:
-            return {name: self.find(name) for name in names}
-        found: dict[str, list[Symbol]] = {name: [] for name in names}
-        wanted = {name.encode() for name in names}
-        for line in io.BytesIO(self._data):
-            if line[self._width + 3 : -1].partition(b"\t")[0] in wanted:
-                symbol = self._parse(line)
-                found[symbol.name].append(symbol)
-        return found
+        return self.look_up(name)[0]
 
     def variants(self, name: str) -> list[Symbol]:
         """Return what the compiler made of a function: ``name.isra.0``, ``name.cold``, ``name.llvm.123``, ..."""
-        return [self._symbol(start) for start in self._starts(name.encode(), b".")]
+        return self.look_up(name)[1]
+
+    def look_up(self, name: str) -> Found:
+        """Return what ``find`` and ``variants`` do, in one search."""
+        found: Found = ([], [])
+        needle = b" " + name.encode()
+        position = self._data.find(needle)
+        while position >= 0:
+            after = position + len(needle)
+            end = self._data[after]
+            start = position - self._width - 2
+            # A type letter is preceded by a space as well; then no line starts where this name's line would.
+            if end in _NAME_ENDS and start >= 0 and (start == 0 or self._data[start - 1] == _NEWLINE):
+                found[end == _DOT].append(self._symbol(start))
+            position = self._data.find(needle, after)
+        return found
+
+    def look_up_many(self, names: t.Collection[str]) -> dict[str, Found]:
+        """Return for each name what ``look_up`` does; the time hardly grows with the number of names."""
+        if len(names) < _WALK_FROM_NAMES:
+            return {name: self.look_up(name) for name in names}
+        found: dict[bytes, Found] = {name.encode(): ([], []) for name in names}
+        for line in io.BytesIO(self._data):
+            name = line[self._width + 3 : -1].partition(b"\t")[0]
+            if name in found:
+                found[name][0].append(self._parse(line))
+            dot = name.find(b".")
+            while dot >= 0:
+                if name[:dot] in found:
+                    found[name[:dot]][1].append(self._parse(line))
+                dot = name.find(b".", dot + 1)
+        return {name: found[name.encode()] for name in names}
 
     def search(
         self, accept: t.Callable[[str], t.Any], limit: int, owner: str | None = None, functions_only: bool = False
@@ -162,6 +213,9 @@ class SymbolTable:
         self, pattern: str, limit: int, owner: str | None = None, functions_only: bool = False
     ) -> tuple[list[Symbol], int]:
         """Return what ``search`` does for a shell pattern (``*``, ``?``, ``[...]``), as ``fnmatch`` reads it."""
+        import fnmatch
+        import re
+
         return self.search(re.compile(fnmatch.translate(pattern)).match, limit, owner, functions_only)
 
     def aliases(self, symbol: Symbol) -> list[str] | None:
@@ -180,11 +234,15 @@ class SymbolTable:
 
     def nearest(self, name: str, limit: int = 3, owner: str | None = None) -> list[str]:
         """Return the functions whose names look most like an absent one, without the names the build derives."""
+        from .._core.errors import nearest_names
+
         base = name.partition(".")[0]
         return nearest_names(base, self._functions_like(base, owner), limit)
 
     def owners(self) -> list[str]:
         """Return the modules (and ``bpf``, ``__builtin__ftrace``, ...) that have symbols of their own, sorted."""
+        import re
+
         found = set(re.findall(rb"\t\[([^\]\n]+)\]\n", self._data[self._core_end :]))
         return sorted(owner.decode("utf-8", "replace") for owner in found)
 
@@ -194,6 +252,10 @@ class SymbolTable:
         A fingerprint covers types and names in order, not addresses: it is the same for root, for a user who may
         not see addresses, and on every boot of the same kernel image.
         """
+        import collections
+        import hashlib
+        import operator
+
         core = self._data[: self._core_end]
         extras = self._data[self._core_end :].splitlines()
         types: t.Counter[bytes] = collections.Counter()
@@ -220,17 +282,12 @@ class SymbolTable:
             extras_fingerprint=hashlib.sha256(b"\n".join(sorted(map(tail, extras)))).hexdigest()[:32],
         )
 
-    def _starts(self, name: bytes, ends: bytes) -> t.Iterator[int]:
-        """Yield where the lines start whose name is ``name``, or begins with it and goes on with one of ``ends``."""
-        needle = b" " + name
-        position = self._data.find(needle)
-        while position >= 0:
-            after = position + len(needle)
-            start = position - self._width - 2
-            # A type letter is preceded by a space as well; then no line starts where this name's line would.
-            if start >= 0 and self._data[after] in ends and (start == 0 or self._data[start - 1] == 10):
-                yield start
-            position = self._data.find(needle, after)
+    def _shows_addresses(self) -> bool:
+        # The last line settles it where addresses are shown: only the first ones of a table may be zero.
+        last = self._data.rfind(b"\n", 0, -1) + 1
+        if _is_shown(self._data[last : last + self._width]):
+            return True
+        return any(_is_shown(line[: self._width]) for line in io.BytesIO(self._data))
 
     def _walk(self, accept: t.Callable[[str], t.Any]) -> t.Iterator[Symbol]:
         for line in io.BytesIO(self._data):
@@ -243,10 +300,10 @@ class SymbolTable:
     def _parse(self, line: bytes) -> Symbol:
         name, _tab, owner = line[self._width + 3 :].rstrip(b"\n").partition(b"\t")
         return Symbol(
-            name=name.decode("utf-8", "replace"),
-            type=line[self._width + 1 : self._width + 2].decode("ascii", "replace"),
-            address=None if self.restricted else _address(line[: self._width]),
-            owner=_owner(owner) if owner else CORE_OWNER,
+            name.decode("utf-8", "replace"),
+            line[self._width + 1 : self._width + 2].decode("ascii", "replace"),
+            None if self.restricted else _address(line[: self._width]),
+            _owner(owner) if owner else CORE_OWNER,
         )
 
     def _functions_like(self, name: str, owner: str | None) -> t.Iterator[str]:
@@ -260,6 +317,11 @@ class SymbolTable:
                 continue
             if not other.startswith(_DERIVED_PREFIXES) and owner in (None, _owner(other_owner)):
                 yield other.decode("utf-8", "replace")
+
+
+def _is_shown(field: bytes) -> bool:
+    """Tell whether an address is one; a hidden one is zeros, or ``(null)``."""
+    return field.lstrip(b"0")[:1].isalnum()
 
 
 def _address(field: bytes) -> int | None:

@@ -66,7 +66,8 @@ def test_one_walk_finds_what_single_searches_find():
     table = SymbolTable(RECORDED)
     names = sorted({symbol.name for symbol in table.search(lambda _name: True, 10000)[0]})
     assert len(names) > 100
-    assert table.find_many(names) == {name: table.find(name) for name in names}
+    names += ["no_such_name", "bpf_prog_free.", "", "."]
+    assert table.look_up_many(names) == {name: table.look_up(name) for name in names}
 
 
 def test_patterns_count_all_and_return_a_few():
@@ -111,6 +112,9 @@ def test_modules_change_only_the_fingerprint_of_the_extras():
 def test_variants_are_told_apart_from_other_functions():
     table = SymbolTable(b"ffffffff81000000 t foo.isra.0\nffffffff81000010 t foo.cold\nffffffff81000020 t foobar\n")
     assert [symbol.name for symbol in table.variants("foo")] == ["foo.isra.0", "foo.cold"]
+    fillers = ["x{}".format(number) for number in range(100)]
+    assert table.look_up_many(["foo", "foo.isra", *fillers])["foo"] == table.look_up("foo")
+    assert [symbol.name for symbol in table.look_up_many(["foo.isra", *fillers])["foo.isra"][1]] == ["foo.isra.0"]
     assert variant_kinds("foo.constprop.0.isra.0") == ["constprop", "isra"]
     assert (variant_kinds("foo.llvm.1234"), variant_kinds("foo.7"), variant_kinds("foo")) == (["llvm"], ["other"], [])
 
