@@ -19,9 +19,7 @@ HEAD = (
     "from ansible_collections.tapvirt.host.plugins.module_utils._kernel import symbols\n"
 ).format(COLLECTIONS)
 NAMES = ["vfs_read", "vfs_write", "do_sys_openat2", "tcp_sendmsg", "kmem_cache_alloc_noprof", "no_such_function"]
-LOOK_UP = HEAD + "table = symbols.read_table(Root())\n[table.look_up(n) for n in {!r}]\n".format(
-    NAMES
-)
+LOOK_UP = HEAD + "table = symbols.read_table(Root())\n[table.look_up(n) for n in {!r}]\n".format(NAMES)
 COUNT = HEAD + "symbols.read_table(Root()).counts()\n"
 PARAMETERS = """
 import glob, os, stat, tempfile
