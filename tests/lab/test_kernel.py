@@ -5,65 +5,146 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
+import pathlib
 import random
-import shlex
+import typing as t
 
+import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel import modprobe_d
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import canonical
+
+COUNT = 5000 if os.environ.get("TAPVIRT_SOAK") else 500
+SCRIPT = pathlib.Path(__file__).resolve().parent / "files" / "modprobe.py"
+MODULES = ["dummy", "kvm-amd", "nbd", "null_blk"]
+NAMES = [*MODULES, "dummy", "kvm_amd", "null-blk", "brd", "alias0"]
+OPTIONS = ["a=1", "b=2", 'c="x y"', "# note", "d", "e=", '"f=g h"', "a=0x10", "i=it's", "k==", "l=a,b", "m-n=1"]
+OPTIONS += ["p=C:\\dir", "q=a\\\\b", 'r="s\\t\\\\"', "\u00e9=\u00fc", "v=1\r", 'w="x\ty"']
+OWN_VALUES = ["1", "", "C:\\dir", "a b\\", "it's # ok", "\u00fc x", "a\\\\", "=", "-"]
+COMMANDS = ["/bin/true", "/sbin/modprobe -i kvm $CMDLINE_OPTS && echo \\$x", "echo 'a  b'"]
+PATTERNS = ["kvm*", "n?d", "*", "[dn]*", "null[-_]blk", "kvm-???"]
+
+
+def generated_line(chance: random.Random) -> str:
+    """Return one line, as people write them; a few are wrong."""
+    blank = chance.choice([" ", " ", "  ", "\t"])
+    options = blank.join(chance.sample(OPTIONS, chance.randint(0, 4)))
+    line = "options{}{}{}{}".format(blank, chance.choice(NAMES), blank, options)
+    if chance.random() < 0.3:
+        name = chance.choice([*NAMES, *NAMES, *PATTERNS])
+        before, after = (" ".join(chance.sample(["nbd", "null_blk"], chance.randint(0, 2))) for _ in range(2))
+        softdep = "softdep {} pre: {} post: {}".format(chance.choice([*NAMES, "dum*"]), before, after)
+        blacklist = "blacklist{}{}".format(blank, chance.choice(NAMES))
+        install = "install {}{}{}".format(name, blank, chance.choice(COMMANDS))
+        line = chance.choice(
+            [blacklist, blacklist, softdep, softdep, install, "remove nbd /bin/true", "alias alias0 nbd"]
+        )
+    line = chance.choice(
+        [line] * 8 + ["#" + line, "  " + line, line + " ", "", "options", "blacklist", "  # x", "bad x"]
+    )
+    return line.replace(" ", " \\\n", 1) if chance.random() < 0.1 else line
 
 
 def generated_tree(number: int) -> dict[str, str]:
-    """Return files of modprobe.d, as people write them."""
+    """Return files of modprobe.d in some of its directories, and our own file."""
     chance = random.Random(number)
-    pieces = ["a=1", "b=2", 'c="x y"', "# note", "d", "e=", '"f=g h"', "a=0x10", "i=it's", "k==", "l=a,b"]
-    modules = ["dummy", "kvm-amd", "kvm_amd", "snd-pcm", "nbd"]
-    files = {}
-    for directory in ("etc/modprobe.d", "run/modprobe.d", "usr/lib/modprobe.d"):
-        for name in chance.sample(
-            ["10-a.conf", "b.conf", "B.conf", "zz.conf", "x.txt", "_.conf"], chance.randint(0, 4)
-        ):
-            lines = []
-            for _line in range(chance.randint(0, 6)):
-                options = chance.choice([" ", "  ", "\t"]).join(chance.sample(pieces, chance.randint(0, 4)))
-                line = "options {}{}{}".format(chance.choice(modules), chance.choice([" ", "\t", "  "]), options)
-                line = chance.choice([line] * 6 + ["#" + line, "  " + line, "blacklist dummy", "", "options", "  # x"])
-                lines.append(line.replace(" ", " \\\n", 1) if chance.random() < 0.1 else line)
-            files["{}/{}".format(directory, name)] = "\n".join(lines) + chance.choice(["\n", ""])
+    own = {("own", "value"): OWN_VALUES[number % len(OWN_VALUES)], ("own", "other"): "1"}
+    names = ["10-a.conf", "b.conf", "B.conf", "zz.conf", "x.txt", "_.conf", ".h.conf"]
+    files = {modprobe_d.OWN_FILE: modprobe_d.render(own)}
+    for directory in chance.sample(modprobe_d.DIRECTORIES[:-1], 3):
+        for name in chance.sample(names, chance.randint(0, 4)):
+            lines = [generated_line(chance) for _line in range(chance.randint(0, 6))]
+            files["{}/{}".format(directory, name)] = "\n".join(lines) + chance.choice(["\n", "\n", "", "\\"])
     return files
 
 
-def test_the_view_of_modprobe_d_is_modprobes(lab, tmp_path):
-    count = 500 if os.environ.get("TAPVIRT_SOAK") else 100
-    script = io.StringIO()
-    script.write("set -e; top=$(mktemp -d); trap 'rm -rf $top' EXIT; mkdir $top/none; cd $top\n")
-    script.write('modprobe -c -C none | grep ^options >none.txt || true; echo "$(wc -l <none.txt)"\n')
-    for number in range(count):
-        directories = set()
-        for name, text in generated_tree(number).items():
-            path = tmp_path / str(number) / name
+@pytest.fixture(scope="module")
+def trees(lab, tmp_path_factory) -> list[tuple[Root, list[modprobe_d.Line], dict[str, t.Any]]]:
+    """For each tree: a root that has it, our reading of it, and what modprobe made of it on the builder."""
+    files = [generated_tree(number) for number in range(COUNT)]
+    work = json.dumps({"modules": MODULES, "trees": files})
+    script = SCRIPT.read_text(encoding="utf-8")
+    done = lab.run("builder", "python3", "-c", script, stdin=work, timeout=COUNT)
+    assert done.returncode == 0, done.stderr
+    command_line = lab.run("builder", "cat", "/proc/cmdline").stdout
+    rows = []
+    for number, (tree, theirs) in enumerate(zip(files, json.loads(done.stdout), strict=True)):
+        top = tmp_path_factory.mktemp("tree-{}".format(number))
+        for name, text in {**tree, "proc/cmdline": command_line}.items():
+            path = top / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            directories.add(os.path.dirname(name))
-            script.write(
-                "mkdir -p {0}/{1}; printf %s {2} >{0}/{3}\n".format(
-                    number, os.path.dirname(name), shlex.quote(text), name
-                )
-            )
-        places = " ".join("-C {}/{}".format(number, place) for place in modprobe_d.DIRECTORIES if place in directories)
-        script.write("modprobe -c {} 2>/dev/null | grep ^options || true; echo %%%\n".format(places or "-C none"))
-    output = lab.run("builder", "sh", stdin=script.getvalue(), timeout=300)
-    assert output.returncode == 0, output.stderr
-    first, _newline, rest = output.stdout.partition("\n")
-    theirs = rest.split("%%%\n")
-    seen = 0
-    for number in range(count):
-        lines = [line for line in modprobe_d.read_lines(Root(str(tmp_path / str(number)))) if line.command == "options"]
-        mine = [(option.module, option.name, option.value) for option in modprobe_d.options_of(lines)]
-        printed = [line for line in theirs[number].splitlines() if line]
-        printed = printed[: len(printed) - int(first)]
-        parsed = modprobe_d.options_of(modprobe_d.parse_lines("\n".join(printed), ""))
-        assert mine == [(option.module, option.name, option.value) for option in parsed], number
-        seen += len(mine)
-    assert seen > count * 3
+            path.write_text(text, encoding="utf-8", newline="")
+        root = Root(str(top))
+        rows.append((root, modprobe_d.read_lines(root), theirs))
+    return rows
+
+
+def options_of(root: Root, lines: list[modprobe_d.Line]) -> list[tuple[str, str, str | None]]:
+    """Return every option, those of the kernel command line last; core parameters are none of modprobe's."""
+    options = modprobe_d.options_of(lines) + modprobe_d.command_line_options(root)
+    return [(option.module, option.name, option.value) for option in options if option.module != "kernel"]
+
+
+def said_by(printed: list[str]) -> list[tuple[str, str, str | None]]:
+    # What modprobe prints is read as it is: its backslashes have been read already.
+    lines = [modprobe_d.Line(*line.partition(" ")[::2], "") for line in printed]
+    return [(option.module, option.name, option.value) for option in modprobe_d.options_of(lines)]
+
+
+def test_what_modprobe_c_prints_is_our_view(trees):
+    count = 0
+    for number, (root, lines, theirs) in enumerate(trees):
+        ours = options_of(root, lines)
+        assert ours == said_by(theirs["config"]), number
+        assert ("own", "value", OWN_VALUES[number % len(OWN_VALUES)]) in ours, number
+        for command in ("blacklist", "install"):
+            found = [line.rest for line in lines if line.command == command and line.rest]
+            printed = [line.partition(" ")[2] for line in theirs["config"] if line.startswith(command + " ")]
+            # kmod prints the names of modules with the sign that sysfs has, and the white space as it is.
+            assert [canonical("".join(rest.split())) for rest in found] == [
+                canonical("".join(rest.split())) for rest in printed
+            ], number
+        count += len(ours)
+    assert count > COUNT * 5
+
+
+def test_what_modprobe_would_load_is_our_view(trees):
+    replaced = barred = loaded = 0
+    for number, (root, lines, theirs) in enumerate(trees):
+        for module in MODULES:
+            shown = theirs["loads"][module]
+            install = modprobe_d.install_line(lines, canonical(module))
+            own = [line for line in shown if line.startswith("insmod ") and "/{}.ko".format(module) in line]
+            assert bool(own) is (install is None), (number, module)
+            if install is None:
+                words = said_by(["options {} {}".format(module, line.split(" ", 2)[2]) for line in own[:1]])
+                ours = [row for row in options_of(root, lines) if row[0] == canonical(module)]
+                assert words == ours, (number, module)
+                loaded += bool(words)
+            else:
+                replaced += 1
+        module = MODULES[number % len(MODULES)]
+        blacklist = modprobe_d.line_about(lines, "blacklist", canonical(module))
+        assert theirs["barred"][module] is (blacklist is not None), number
+        barred += blacklist is not None
+    assert min(replaced, barred, loaded) > COUNT / 20
+
+
+def test_the_softdep_that_modprobe_follows_is_the_one_that_we_name(trees):
+    followed = 0
+    for number, (_root, lines, theirs) in enumerate(trees):
+        softdep = modprobe_d.line_about(lines, "softdep", "dummy")
+        names = [
+            line.split()[1].rpartition("/")[2].partition(".")[0] for line in theirs["loads"]["dummy"] if "/" in line
+        ]
+        if softdep is None:
+            continue
+        before = softdep.rest.partition("pre:")[2].partition("post:")[0].split()
+        replaced = [name for name in MODULES if modprobe_d.install_line(lines, canonical(name)) is not None]
+        for name in before:
+            if name in MODULES and name not in replaced:
+                assert names.index(name) < names.index("dummy"), number
+                followed += 1
+    assert followed > COUNT / 50

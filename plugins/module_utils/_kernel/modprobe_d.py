@@ -11,6 +11,8 @@ that order, what the kernel command line says comes last, and the kernel takes t
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import re
 import typing as t
 
 from .._core.root import Root
@@ -29,6 +31,8 @@ OWN_FILE = "etc/modprobe.d/zz-tapvirt.conf"
 COMMAND_LINE = "proc/cmdline"
 _HEADER = "# Kept by tapvirt.host.kernel_module_param. Lines of other files are never changed.\n"
 _BLANKS = " \t"
+#: A backslash: with a line end nothing, else what follows it (``getline_wrapped`` in kmod's shared/util.c).
+_ESCAPE = re.compile(r"\\(?:\n|([^\n]?))")
 
 
 class Unwritable(ValueError):
@@ -55,38 +59,58 @@ class Line:
 
 
 def logical_lines(text: str) -> t.Iterator[str]:
-    """Yield lines joined where a backslash ends one; comment lines and empty ones are left out."""
-    held = ""
-    for line in text.split("\n"):
-        if line.endswith("\\"):
-            held += line[:-1]
-            continue
-        whole, held = held + line, ""
-        stripped = whole.lstrip(_BLANKS)
-        if stripped and not stripped.startswith("#"):
+    """Yield lines, joined where a backslash ends one, with other backslashes read; comments and empty lines are out."""
+    for line in _ESCAPE.sub(r"\1", text).split("\n"):
+        stripped = line.lstrip(_BLANKS)
+        if stripped and not line.startswith("#"):
             yield stripped
 
 
 def parse_lines(text: str, source: str) -> list[Line]:
     """Return the commands of a file."""
-    lines = []
-    for text_line in logical_lines(text):
-        words = text_line.split(None, 1)
-        lines.append(Line(words[0], words[1] if len(words) > 1 else "", source))
-    return lines
+    return [Line(*_first_word(line), source=source) for line in logical_lines(text)]
 
 
 def options_of(lines: t.Iterable[Line]) -> list[Option]:
     """Return what ``options`` lines say, in order."""
     options = []
     for line in lines:
-        fields = line.rest.split(None, 1) if line.command == "options" else []
-        if len(fields) < 2:
+        if line.command != "options":
             continue
-        for word in split_words(fields[1]):
+        module, rest = _first_word(line.rest)
+        # kmod makes every tab a space, also between quotes (kmod_config_add_options).
+        for word in split_words(rest.replace("\t", " ")):
             name, value = split_word(word)
-            options.append(Option(canonical(fields[0]), canonical(name), value, line.source))
+            options.append(Option(canonical(module), canonical(name), value, line.source))
     return options
+
+
+def line_about(lines: t.Iterable[Line], command: str, module: str) -> Line | None:
+    """Return the line of a command that modprobe follows when it loads a module: the first that fits its name.
+
+    Most commands take a pattern for a name (fnmatch(3)), and nothing without what comes after it.
+    """
+    for line in lines:
+        if line.command == command:
+            name, rest = _first_word(line.rest)
+            if command == "blacklist":
+                fits = canonical(name) == module
+            else:
+                fits = bool(rest) and fnmatch.fnmatchcase(module, _canonical_pattern(name))
+            if fits:
+                return line
+    return None
+
+
+def install_line(lines: t.Sequence[Line], module: str) -> Line | None:
+    """Return the line whose command modprobe runs instead of loading a module.
+
+    A module with soft dependencies is loaded all the same (``ignorecmd`` in kmod's libkmod-module.c).
+    """
+    softdep = line_about(lines, "softdep", module)
+    if softdep is not None and set(softdep.rest.split()[1:]) - {"pre:", "post:"}:
+        return None
+    return line_about(lines, "install", module)
 
 
 def read_lines(root: Root) -> list[Line]:
@@ -94,7 +118,7 @@ def read_lines(root: Root) -> list[Line]:
     files: dict[str, str] = {}
     for directory in DIRECTORIES:
         for name in root.listdir(directory):
-            if name.endswith(".conf"):
+            if name.endswith(".conf") and not name.startswith("."):
                 files.setdefault(name, "{}/{}".format(directory, name))
     lines: list[Line] = []
     for name in sorted(files):
@@ -144,8 +168,17 @@ def quoted(value: str) -> str:
     """
     if '"' in value:
         raise Unwritable("has a double quote, and modprobe.d(5) cannot escape one")
-    if "\n" in value or "\0" in value:
-        raise Unwritable("has a line end, and modprobe.d(5) cannot hold one")
-    if value.endswith("\\"):
-        raise Unwritable("ends in a backslash, and modprobe.d(5) would join the next line")
+    if any(sign in value for sign in "\n\t\0"):
+        raise Unwritable("has a line end or a tab, and modprobe.d(5) cannot hold one")
+    value = value.replace("\\", "\\\\")
     return '"{}"'.format(value) if any(letter.isspace() for letter in value) else value
+
+
+def _first_word(line: str) -> tuple[str, str]:
+    word, _blank, rest = line.replace("\t", " ").partition(" ")
+    return word, line[len(line) - len(rest) :].lstrip(_BLANKS)
+
+
+def _canonical_pattern(pattern: str) -> str:
+    """Return a pattern for canonical names; what stands in brackets is kept."""
+    return "".join(part if part.startswith("[") else canonical(part) for part in re.split(r"(\[[^]]*\])", pattern))

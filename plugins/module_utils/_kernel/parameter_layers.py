@@ -82,8 +82,9 @@ def notes_of(item: Item, observed: Observed) -> list[str]:
     if item.built_in:
         return []
     found = []
-    for line in observed.lines:
-        if line.command in ("blacklist", "softdep", "weakdep") and _is_about(line, item.module):
+    for command in ("blacklist", "softdep", "weakdep"):
+        line = modprobe_d.line_about(observed.lines, command, item.module)
+        if line is not None:
             found.append("{} says: {} {}".format(line.source, line.command, line.rest))
     for module, name in (("kernel", "module_blacklist"), ("modprobe", "blacklist")):
         option = observed.command_line.get((module, name))
@@ -139,13 +140,9 @@ def _in_the_way(
         yield "the kernel command line says {}, which wins".format(word)
     if persisted_in is None and winner is not None and entry.key in observed.own and winner.source != OWN_FILE:
         yield "{} says {}={}, which comes after our file and wins".format(winner.source, winner.name, winner.value)
-    for line in observed.lines:
-        if line.command == "install" and _is_about(line, entry.module):
-            yield "{} replaces the loading of the module: install {}".format(line.source, line.rest)
-
-
-def _is_about(line: modprobe_d.Line, module: str) -> bool:
-    return [canonical(word) for word in line.rest.split(None, 1)[:1]] == [module]
+    install = modprobe_d.install_line(observed.lines, entry.module)
+    if install is not None:
+        yield "{} replaces the loading of the module: install {}".format(install.source, install.rest)
 
 
 def _is_own(option: modprobe_d.Option, entry: Wanted) -> bool:

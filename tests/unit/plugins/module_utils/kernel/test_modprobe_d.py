@@ -162,14 +162,48 @@ def test_files_are_joined_masked_and_read_in_the_order_of_their_names(tree):
     assert found["kvm", "b"].source == "/etc/modprobe.d/b.conf"
 
 
+def test_hidden_files_are_no_files_of_modprobe(tree):
+    conf(tree, "etc/modprobe.d/.a.conf", "options kvm a=1\n")
+    assert modprobe_d.read_lines(Root(str(tree))) == []
+
+
+def test_a_backslash_is_read_as_modprobe_reads_it():
+    lines = modprobe_d.parse_lines("options a p=C:\\dir q=x\\\\y \\\n r=1\r\nblacklist\tb \\", "f")
+    assert [(line.command, line.rest) for line in lines] == [
+        ("options", "a p=C:dir q=x\\y  r=1\r"),
+        ("blacklist", "b "),
+    ]
+
+
+def test_the_first_line_that_fits_a_module_is_followed_and_an_install_line_not_beside_a_softdep():
+    lines = modprobe_d.parse_lines(
+        "install kvm-* /bin/false\ninstall kvm_amd /bin/true\nblacklist k*\nblacklist snd-pcm\ninstall nbd\n"
+        "softdep n?d pre: brd\ninstall nbd /bin/true\nsoftdep null_blk pre: post:\ninstall null[-_]blk /bin/true\n",
+        "f",
+    )
+
+    def about(command, module):
+        line = modprobe_d.line_about(lines, command, module)
+        return None if line is None else line.rest
+
+    assert about("install", "kvm_amd") == "kvm-* /bin/false"
+    assert about("install", "kvm") is None
+    assert about("blacklist", "kvm") is None
+    assert about("blacklist", "snd_pcm") == "snd-pcm"
+    assert about("install", "nbd") == "nbd /bin/true"
+    assert modprobe_d.install_line(lines, "nbd") is None
+    assert modprobe_d.install_line(lines, "null_blk") is not None
+
+
 def test_our_own_file_is_read_back_as_it_was_written():
     options = {("dummy", "model"): "a b", ("kvm", "x"): "1", ("kvm", "a"): "", ("kvm", "y"): "it's # ok"}
+    options.update({("nbd", "p"): "C:\\dir", ("nbd", "q"): "a b\\", ("nbd", "r"): "a\\"})
     parsed = modprobe_d.options_of(modprobe_d.parse_lines(modprobe_d.render(options), "f"))
     assert {(option.module, option.name): option.value for option in parsed} == options
     assert modprobe_d.render({}) == ""
 
 
-@pytest.mark.parametrize("value", ['a"b', "a\nb", "a\\"])
+@pytest.mark.parametrize("value", ['a"b', "a\nb", "a\tb"])
 def test_what_modprobe_d_cannot_hold_is_refused(value, tree):
     with pytest.raises(InvalidInput, match="cannot be persisted"):
         run(tree, {"dummy.model": value}, persist="auto")

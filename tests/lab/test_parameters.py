@@ -1,0 +1,207 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module parameters on three kernels: what a plain write and read-back shows decides what is right.
+
+files/params_test.c is a module with a parameter of every type and behaviour, built for each kernel on the builder.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import typing as t
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+MODULE_UTILS = ["host/plugins/module_utils/_core", "host/plugins/module_utils/_kernel"]
+HOSTS = ("trace1", "trace2", "trace3")
+
+WORDS = ["1", "10", "1 ", "yes please", "0x1", "2", "-1", " 1", '"1"', "o", "\n", "of", "on", "Y", "n", "True", "f", ""]
+# Kernels since 6.18 take these; they are taken for older ones as well, as what is written is Y or N.
+NEWER_WORDS = ["enable", "Disable"]
+DIGITS = ["0x10", "0X1f", "010", "08", "+16", "16\n", "16\n\n", " 16", "16 ", "1_000", "0o10", "0b10", "1e3", "16k"]
+DIGITS += ["-1", "-0", "+-1", "0x", "", "\u0661", "16\0junk", "1,2", str(1 << 64)]
+
+
+def numbers(bits: int, signed: bool) -> list[str]:
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    return [*DIGITS, str(low - 1), str(low), hex(high), str(high + 1)]
+
+
+INPUTS = {
+    "params_test.a_byte": numbers(8, False),
+    "params_test.a_short": numbers(16, True),
+    "params_test.a_ushort": numbers(16, False),
+    "params_test.an_int": numbers(32, True),
+    "params_test.a_uint": numbers(32, False),
+    "params_test.a_long": numbers(64, True),
+    "params_test.a_ulong": numbers(64, False),
+    "params_test.a_ullong": numbers(64, False),
+    "params_test.a_hexint": numbers(32, False),
+    "params_test.a_bool": WORDS + NEWER_WORDS,
+    "params_test.an_invbool": WORDS + NEWER_WORDS,
+    "params_test.a_bint": WORDS + NEWER_WORDS,
+    "params_test.a_charp": ["x", " a b ", "y\n", "\n", "(null)", "\u00e9", "z" * 1024, "z" * 1025, 'q"uo', ""],
+    "params_test.a_string": ["x", " a b ", "y\n", "\n", "z" * 15, "z" * 16, "z" * 14 + "\n", "(null)", ""],
+    "params_test.some_ints": ["9,9,9,9", "9,9,bad,9", "1,2,3,4,5", "1 ,2,3,4", "1, 2,3,4", ",", "1,2,3,", "1,2,3,4\n"],
+    "params_test.some_ushorts": ["9,9,9", "9,bad,9", "1,2,3,4", "1,2,-1", "0xffff,010,+2", "65536,1,2"],
+    "params_test.some_bools": ["Y,N", "1,0", "on,off", "1,2", "yes please,n", "1,", "Y,N,Y"],
+    "params_test.rounded": ["1000", "1024", "262143", "1", "0", "-1", "5000000000", "0x300"],
+    "params_test.clamped": ["5", "1000", "100", "-1", "0x400"],
+    "params_test.a_word": ["NUMA", "numa", "nosuch", "cpu"],
+    "params_test.a_choice": ["numa", "NUMA", "cpu", "nosuch", "numa\n"],
+    "vt.default_red": [",".join([word] * 16) for word in ("9", "0xfe", "256", "9 ", "-1")] + [",".join("9" * 17)],
+    "printk.always_kmsg_dump": ["1", "yes please", "2"],
+    "firmware_class.path": ["/tmp/fw", "/tmp/fw\n", "/" * 255, "/" * 256],
+}
+OPTIONS = {"params_test.rounded": {"read_back": "rounded"}, "params_test.clamped": {"read_back": "clamped"}}
+GUESSED = {
+    "params_test.a_bool": ["1", "2", "yes please", "N", "0x1"],
+    "params_test.an_int": ["16", "0x10", "08", "16k", "4294967296"],
+    "params_test.a_byte": ["255", "256", "-1"],
+    "params_test.a_charp": ["x", " a b ", "y\n", "B", "x/y"],
+    "params_test.some_ints": ["9,9,9,9", "9,9,bad,9", "0x10,010,3,4"],
+    "params_test.some_bools": ["Y,N", "N,Y", "1,2"],
+    "params_test.a_choice": ["numa", "nosuch"],
+}
+# What to ask one after another, and how the error reads (null: none).
+ASKED: list[tuple[str, t.Any, dict[str, t.Any], str | None]] = [
+    ("params_test.some_ints", [9, 9], {}, "has 2 elements, and the parameter 4: the kernel would keep the rest"),
+    ("params_test.a_charp", "set", {}, None),
+    ("params_test.a_charp", "(null)", {}, "one that was set cannot be unset, only be empty"),
+    ("params_test.a_charp", 'q"uo', {"persist": "modprobe_d"}, "cannot be persisted: it has a double quote"),
+    ("params_test.a_string", "z" * 16, {}, r"longer than the parameter can hold \(ENOSPC\).*Everything is as it was"),
+    ("params_test.a_string", "z" * 4096, {}, "longer than 4095 bytes, the most that one write can hold"),
+    ("params_test.an_enable_only", "Y", {}, None),
+    ("params_test.an_enable_only", "N", {}, "once enabled it stays enabled until a reboot"),
+    ("params_test.write_only", 5, {}, None),
+    ("params_test.write_only", 5, {"read_back": "exact"}, "cannot be read back .mode 0200."),
+    ("params_test.read_only", 2, {}, "read-only .mode 0444 in sysfs.; it can be set only when the module is loaded"),
+    ("params_test.read_only", 2, {"persist": "modprobe_d"}, None),
+    ("params_test.hidden", 2, {}, "no file in sysfs; it can be set only when the module is loaded"),
+    ("params_test.hidden", 2, {"persist": "modprobe_d"}, None),
+    ("params_test.no_set", 2, {}, r"it has no way to be set.*\(EPERM\)"),
+    ("params_test.triggered", 2, {}, r"the kernel has no way to set it while it runs.*\(EIO\)"),
+    ("params_test.a_word", "cachejunk", {}, "the kernel took 'cachejunk', yet 'cache' reads back.*Everything is as it"),
+    ("params_test.trigger", 1, {}, "the kernel took '1', yet 0 reads back; .*read_back: trigger"),
+    ("params_test.trigger", 1, {"read_back": "trigger"}, None),
+    ("params_test.rounded", 3000, {"read_back": "exact"}, "the kernel took '3000', yet 4096 reads back"),
+    ("params_test.unsafe_int", 2, {}, "allow_taint"),
+    ("params_test.unsafe_int", 2, {"allow_taint": True}, None),
+]
+BUILD = """
+set -e
+top=$(mktemp -d); trap 'rm -rf $top' EXIT; cd $top
+for release in "$@"; do
+  mkdir $release; echo 'obj-m := params_test.o' >$release/Makefile; base64 -d >$release/params_test.c <<END
+{source}
+END
+  case $release in 6.*) compiler=gcc-14 ;; *) compiler=gcc ;; esac
+  make -s -C /lib/modules/$release/build M=$top/$release CC=$compiler CONFIG_DEBUG_INFO_BTF_MODULES= modules >&2
+  strip -g $release/params_test.ko
+  echo "$release $(base64 -w0 $release/params_test.ko)"
+done
+"""
+REPLAY = """
+set -e
+top=$(mktemp -d); cd $top
+trap 'cd /; rm -rf $top; rmmod params_test' EXIT
+mkdir -p ansible_collections/tapvirt; base64 -d <<END | tar -C ansible_collections/tapvirt -xzm
+{code}
+END
+base64 -d >params_test.ko <<END
+{module}
+END
+cat >replay.py <<'END'
+{replay}
+END
+insmod params_test.ko
+chmod 644 /sys/module/params_test/parameters/triggered
+printf %s {work} | PYTHONPATH=$top python3 replay.py
+"""
+
+
+@pytest.fixture(scope="module")
+def built(lab) -> dict[str, str]:
+    """The test module for each host's kernel, base64."""
+    releases = {host: lab.run(host, "uname", "-r").stdout.strip() for host in HOSTS}
+    source = base64.b64encode((HERE / "files" / "params_test.c").read_bytes()).decode()
+    done = lab.run("builder", "sh", "-s", *releases.values(), stdin=BUILD.format(source=source), timeout=120)
+    assert done.returncode == 0, done.stderr
+    modules = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    return {host: modules[release] for host, release in releases.items()}
+
+
+@pytest.fixture(scope="module")
+def told(lab, built) -> dict[str, dict[str, t.Any]]:
+    """What files/replay.py told on each host."""
+    collection = next(path for path in HERE.parents if path.name == "host")
+    code = subprocess.run(["tar", "-C", collection.parent, "-cz", *MODULE_UTILS], capture_output=True, check=True)
+    asked = [row[:3] for row in ASKED]
+    work = {"inputs": INPUTS, "options": OPTIONS, "guessed": GUESSED, "asked": asked}
+    parts = {
+        "code": base64.b64encode(code.stdout).decode(),
+        "replay": (HERE / "files" / "replay.py").read_text(encoding="utf-8"),
+        "work": shlex.quote(json.dumps(work)),
+    }
+
+    def on(host: str) -> dict[str, t.Any]:
+        done = lab.run(host, "sh", stdin=REPLAY.format(module=built[host], **parts), timeout=600)
+        assert done.returncode == 0, done.stderr
+        return t.cast("dict[str, t.Any]", json.loads(done.stdout))
+
+    with concurrent.futures.ThreadPoolExecutor(len(HOSTS)) as pool:
+        return dict(zip(HOSTS, pool.map(on, HOSTS), strict=True))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_verdict_is_what_a_plain_write_and_read_back_shows(told, host):
+    rows = told[host]["rows"]
+    assert len(rows) == sum(len(values) for values in INPUTS.values())
+    different = [row for row in rows if row[2] != row[3] and not (row[1] in NEWER_WORDS and row[2] is None)]
+    assert different == []
+    assert [row for row in rows if row[5]] == []
+    types = {"byte", "short", "ushort", "int", "uint", "long", "ulong", "ullong", "hexint", "bool", "invbool", "bint"}
+    types |= {"charp", "string", "selector", "array of int", "array of ushort", "array of bool", "array of byte"}
+    assert types <= {row[4] for row in rows}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_without_module_information_has_the_same_verdicts(told, host):
+    rows = told[host]["guessed"]
+    assert len(rows) == sum(len(values) for values in GUESSED.values())
+    assert [row for row in rows if row[2] != row[3] or row[5]] == []
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_parameter_set_to_its_own_value_in_every_spelling_is_no_change_and_no_write(told, host):
+    found = told[host]["own_values"]
+    assert found["planned"] == []
+    assert found["written"] == []
+    assert found["written_plainly"] == ["params_test.an_int"]
+    assert len(found["types"]) > 150
+    assert {"bool", "int", "uint", "ulong", "array of byte", "charp", "hexint", "bool_enable_only"} <= {*found["types"]}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_the_kernel_does_not_do_is_said_with_its_cause(told, host):
+    for (label, value, options, pattern), message in zip(ASKED, told[host]["asked"], strict=True):
+        if pattern is None:
+            assert message is None, (label, value, options)
+        else:
+            assert re.search(pattern, message or ""), (label, value, options, message)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_check_mode_leaves_all_files_and_all_values(told, host):
+    found = told[host]["check_mode"]
+    assert found["values"] > 20
+    assert found["planned"] >= found["values"]
+    assert found["before"] == found["after"]
