@@ -188,14 +188,27 @@ def _names(text: str) -> set[str]:
     return {canonical(name) for name in _MODULE_FILE.findall(text)}
 
 
+def entries_printed(types: str, descriptions: str) -> list[tuple[str, str]]:
+    """Return the entries that modinfo(8) prints, ended by zeros, as ``-F parmtype`` and ``-F parm``.
+
+    After a description it prints the type in brackets, also where there is no description.
+    """
+    entries = [("parmtype", entry) for entry in types.split("\0") if entry]
+    known = dict(entry.split(":", 1) for _key, entry in entries if ":" in entry)
+    for entry in descriptions.split("\0"):
+        name, _colon, description = entry.partition(":")
+        if name in known and description.endswith(" ({})".format(known[name])):
+            description = description[: -len(known[name]) - 3]
+        if description:
+            entries.append(("parm", "{}:{}".format(name, description)))
+    return entries
+
+
 def _entries_from_command(path: str) -> list[tuple[str, str]]:
     """Ask modinfo(8), where Python cannot unpack the file (Zstandard before Python 3.14)."""
-    entries = []
     try:
-        for field in ("parmtype", "parm"):
-            values = run(["modinfo", "-0", "-F", field, path]).stdout.split("\0")
-            entries += [(field, value) for value in values if value]
+        types, descriptions = (run(["modinfo", "-0", "-F", field, path]).stdout for field in ("parmtype", "parm"))
+        return entries_printed(types, descriptions)
     except CommandMissing:
         # Then the value in sysfs shows what it can of the type.
-        pass
-    return entries
+        return []

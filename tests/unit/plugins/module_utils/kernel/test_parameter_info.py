@@ -18,6 +18,11 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.elf import ElfError
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import (
+    ParameterInfo,
+    entries_printed,
+    parameters_of,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_info import parameter_info
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_table import Declared, declared_parameters
 
@@ -220,6 +225,23 @@ def test_an_array_is_never_larger_than_its_section():
     module.parameter("endless", "param_array_ops", array, 0o444)
     with pytest.raises(ElfError):
         declared_parameters(module.bytes())
+
+
+def test_what_modinfo_prints_is_what_modules_say():
+    # Of kvm and loop of kernel 7.2, by kmod 34.
+    types = "mmio_caching:bool\0max_part:int\0"
+    descriptions = (
+        "mmio_caching: (bool)\0"
+        "max_loop:Maximum number of loop devices\0"
+        "max_part:Maximum number of partitions per loop device (int)\0"
+        "hw_queue_depth:Queue depth for each hardware queue. Default: 128\0"
+    )
+    assert parameters_of(entries_printed(types, descriptions)) == {
+        "mmio_caching": ParameterInfo("bool", None),
+        "max_loop": ParameterInfo(None, "Maximum number of loop devices"),
+        "max_part": ParameterInfo("int", "Maximum number of partitions per loop device"),
+        "hw_queue_depth": ParameterInfo(None, "Queue depth for each hardware queue. Default: 128"),
+    }
 
 
 @pytest.fixture

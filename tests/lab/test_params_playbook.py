@@ -1,0 +1,267 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What modules say of their parameters, against modinfo itself; a fleet's table, over four hosts."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+import yaml
+
+HOSTS = ("trace1", "trace2", "trace3", "trace4")
+# Loaded, only installed, built in (of which modinfo knows those that modules.builtin lists).
+MODULES = ["kvm", "kvm_amd", "fuse", "dummy", "nbd", "kvm-intel", "loop", "nf_conntrack", "zswap", "rcutree", "8250"]
+MODINFO = """
+for module in {modules}; do
+  for field in parm parmtype; do
+    modinfo -0 -F $field $module 2>/dev/null | tr '\\0' '\\1' | sed "s/^/$module $field /"
+    echo '#end'
+  done
+done
+"""
+# What says everything that a run might change.
+STATE = (
+    "find /etc /usr/lib/modprobe.d -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum;"
+    "for file in /sys/module/*/parameters/*; do echo $file $(cat $file 2>/dev/null); done | sha256sum"
+)
+
+
+def modinfo(lab, host: str, modules: list[str]) -> dict[tuple[str, str], dict[str, str]]:
+    """Return what modinfo prints of parameters: (module, name) to what follows the colon, by field."""
+    done = lab.run(host, "sh", stdin=MODINFO.format(modules=" ".join(modules)))
+    assert done.returncode == 0, done.stderr
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for part in done.stdout.split("#end\n"):
+        if not part:
+            continue
+        module, field, entries = part.split(" ", 2)
+        for entry in entries.split("\1"):
+            name, colon, rest = entry.partition(":")
+            if colon:
+                found.setdefault((module.replace("-", "_"), name), {})[field] = rest
+    return found
+
+
+@pytest.mark.parametrize("host", ["trace1", "trace2", "trace3"])
+def test_every_parameter_is_as_modinfo_prints_it(lab, host):
+    theirs = modinfo(lab, host, MODULES)
+    assert len(theirs) > 60
+    result = lab.ansible(host, "tapvirt.host.kernel_module_param_info", {"modules": MODULES, "limit": 1000})[host]
+    assert not result["failed"], result
+    mine = {(row["module"], row["name"]): row for row in result["params"]}
+    assert len(mine) == len(result["params"])
+    for key, fields in theirs.items():
+        row = mine[key]
+        printed = fields.get("parm", "")
+        if "parmtype" in fields and printed.endswith(f" ({fields['parmtype']})"):
+            printed = printed[: -len(fields["parmtype"]) - 3]
+        assert (row["description"] or "") == printed, key
+        if "parmtype" in fields:
+            assert (row["type"], row["type_source"]) == (fields["parmtype"], "modinfo"), key
+        else:
+            assert row["type_source"] != "modinfo", key
+    asked_modinfo = {module for module, _name in theirs}
+    for (module, name), row in mine.items():
+        if module in asked_modinfo and (module, name) not in theirs:
+            assert row["type_source"] != "modinfo", (module, name)
+            assert row["description"] is None, (module, name)
+    status = {row["module"]: row["status"] for row in result["modules"]}
+    assert status["kvm"] == "loaded"
+    assert status["kvm_intel"] == "installed"
+    assert status["rcutree"] == "built_in"
+    assert mine["rcutree", "blimit"]["type"] == "long"
+    assert mine["kvm_intel", "vmentry_l1d_flush"]["mode"] == "0644"
+
+
+#: Which parameters the code of these modules sets itself when it is loaded, by what the processor can do.
+DECIDED_BY_CODE = {
+    "kvm": {"enable_pmu", "pi_inject_timer"},
+    "kvm_amd": {
+        *("gmet", "lbrv", "npt", "nrips", "pause_filter_count", "pause_filter_thresh", "tsc_scaling", "vgif", "vls"),
+        *("vnmi", "avic", "sev", "sev_es", "sev_snp"),
+    },
+}
+
+
+@pytest.mark.parametrize("host", ["trace1", "trace2", "trace3"])
+def test_a_value_that_was_never_set_is_the_one_that_the_file_says(lab, host):
+    asked = {"modules": ["kvm*", "fuse", "virtio*", "nf*", "ip*", "crypt*", "autofs*", "config*"], "limit": 1000}
+    result = lab.ansible(host, "tapvirt.host.kernel_module_param_info", asked)[host]
+    assert not result["truncated"]
+    loaded = {row["module"] for row in result["modules"] if row["status"] == "loaded"}
+    assert {"kvm", "kvm_amd"} <= loaded
+    rows = [row for row in result["params"] if row["module"] in loaded and row["value_status"] == "known"]
+    compared = [row for row in rows if row["default"] is not None and row["configured_in"] is None]
+    assert len(compared) > 25
+    others = [row for row in compared if row["value"] != row["default"]]
+    assert not [row for row in others if row["name"] not in DECIDED_BY_CODE.get(row["module"], ())]
+    # What is not loaded has the mode that it would have.
+    assert {row["mode"] for row in result["params"] if row["module"] == "kvm_intel"} >= {"0444", "0644"}
+
+
+class Fleet:
+    """Four hosts with a table, and the playbook."""
+
+    def __init__(self, lab, folder: pathlib.Path) -> None:
+        self.lab = lab
+        self._path = folder / "tables.yml"
+
+    def tables(self, group: list[dict[str, t.Any]], hosts: dict[str, t.Any] | None = None) -> None:
+        inventory = {
+            "trace_hosts": {
+                "vars": {
+                    "module_params_wanted": [{"module": "kvm", "name": "halt_poll_ns", "value": 1}],
+                    "module_params_group_of_tests": group,
+                },
+                "hosts": {host: {"module_params_host": rows} for host, rows in (hosts or {}).items()},
+            }
+        }
+        self._path.write_text(yaml.safe_dump(inventory), encoding="utf-8")
+
+    def run(self, *options: str):
+        arguments = ["-i", str(self._path), "-e", json.dumps({"params_hosts": ":".join(HOSTS)}), *options]
+        return self.lab.playbook(pathlib.Path("tapvirt.host.params"), *arguments)
+
+    def state(self) -> dict[str, str]:
+        return {host: self.lab.run(host, "sh", "-c", STATE, timeout=120).stdout for host in HOSTS}
+
+    def values(self) -> dict[str, str]:
+        command = (
+            "cd /sys/module/kvm/parameters; cat halt_poll_ns halt_poll_ns_grow; cat /etc/modprobe.d/zz-tapvirt.conf"
+        )
+        return {host: self.lab.run(host, "sh", "-c", command).stdout for host in HOSTS}
+
+
+TABLE: list[dict[str, t.Any]] = [
+    {"module": "kvm", "name": "halt_poll_ns", "value": "0x30d41"},
+    {"module": "kvm", "name": "halt-poll-ns-grow", "value": 3, "persist": "none"},
+    {"module": "nbd", "name": "max_part", "value": 8},
+]
+SET = "Set or put back the parameters"
+ROLE = "tapvirt.host.module_params : "
+
+
+@pytest.fixture
+def fleet(lab, tmp_path):
+    """The fleet with nothing of ours on it; afterwards everything is as it was."""
+    fleet = Fleet(lab, tmp_path)
+    before = fleet.values()
+    for host, text in before.items():
+        if "options" in text:
+            pytest.fail(f"{host} keeps parameters of somebody else: {text}")
+    yield fleet
+    fleet.tables(TABLE)
+    fleet.run("-e", "params_state=restored")
+    assert fleet.values() == before
+
+
+def plans(result, task: str) -> dict[str, list[dict[str, t.Any]]]:
+    return {host: result.of(host, ROLE + task)["plan"] for host in HOSTS}
+
+
+def said(result, task: str) -> list[str]:
+    (lines,) = [row["result"]["msg"] for row in result.results if row["task"] == task]
+    return lines
+
+
+def changed(result) -> dict[str, int]:
+    return {host: result.recap[host]["changed"] for host in HOSTS}
+
+
+def test_a_fleet_is_compared_set_and_put_back(fleet):
+    fleet.tables(TABLE, {"trace3": [{"module": "kvm", "name": "halt_poll_ns", "value": 300000}]})
+    before, values = fleet.state(), fleet.values()
+
+    checked = fleet.run("--check", "--diff")
+    assert checked.rc == 0, checked.stdout
+    assert fleet.state() == before
+    assert "+kvm.halt_poll_ns: 200001" in checked.stdout
+    lines = said(checked, "Say which hosts differ")
+    assert "trace1: kvm.halt_poll_ns is 200000, wanted 200001" in lines
+    assert "trace3: kvm.halt_poll_ns is 200000, wanted 300000" in lines
+    assert lines[-1] == "0 of 4 hosts are as wanted."
+    assert said(checked, "Say which hosts still differ") == lines
+
+    first = fleet.run()
+    assert first.rc == 0, first.stdout
+    assert changed(first) == dict.fromkeys(HOSTS, 1)
+    assert plans(first, SET) == plans(checked, SET) == plans(first, "Plan what would have to change")
+    order = [row["host"] for row in first.results if row["task"] == ROLE + SET]
+    assert order[0] == "trace1"
+    assert set(order) == set(HOSTS)
+    assert said(first, "Say which hosts differ") == lines
+    left = said(first, "Say which hosts still differ")
+    waiting = "nbd.max_part not in effect: it takes effect when the module is loaded"
+    assert [line for line in left if line != f"{line.split(':')[0]}: {waiting}"] == ["0 of 4 hosts are as wanted."]
+    running = fleet.values()
+    assert running["trace2"].startswith("200001\n3\n")
+    assert running["trace3"].startswith("300000\n3\n")
+    assert "options kvm halt_poll_ns=200001" in running["trace1"]
+    assert "halt_poll_ns_grow" not in running["trace1"]
+
+    second = fleet.run()
+    assert second.rc == 0, second.stdout
+    assert changed(second) == dict.fromkeys(HOSTS, 0)
+    assert said(second, "Say which hosts differ") == left
+    (stats,) = [row["result"]["ansible_stats"]["data"] for row in second.results if "ansible_stats" in row["result"]]
+    assert stats == {"params_drift": {"hosts": 4, "before": dict.fromkeys(HOSTS, 1), "after": dict.fromkeys(HOSTS, 1)}}
+
+    restored = fleet.run("-e", "params_state=restored")
+    assert restored.rc == 0, restored.stdout
+    assert "trace1: kvm.halt_poll_ns is 200001, and was 200000 before it was first set" in said(
+        restored, "Say which hosts differ"
+    )
+    assert said(restored, "Say which hosts still differ") == ["4 of 4 hosts are as wanted."]
+    assert fleet.values() == values
+    assert fleet.state() == before
+
+
+def test_a_canary_that_fails_stops_the_run(fleet):
+    fleet.tables(TABLE)
+    before = fleet.state()
+    done = fleet.lab.run(
+        "trace1", "sh", "-c", "mount --bind /etc/modprobe.d /etc/modprobe.d && mount -o remount,bind,ro /etc/modprobe.d"
+    )
+    assert done.returncode == 0, done.stderr
+    try:
+        result = fleet.run()
+    finally:
+        fleet.lab.run("trace1", "umount", "/etc/modprobe.d")
+    assert result.rc != 0
+    tried = {row["host"]: row["status"] for row in result.results if row["task"] == ROLE + SET}
+    assert tried == {"trace1": "failed"}
+    assert "Everything is as it was before" in result.of("trace1", ROLE + SET)["msg"]
+    assert fleet.state() == before
+
+
+def test_what_one_host_cannot_take_is_refused_before_any_is_changed(fleet):
+    fleet.tables(TABLE, {"trace4": [{"module": "kvm", "name": "halt_poll_ns", "value": -1}]})
+    before = fleet.state()
+    result = fleet.run()
+    assert result.rc != 0
+    assert not [row for row in result.results if row["task"] == ROLE + SET]
+    assert "'-1'" in result.stdout or "-1 is" in result.stdout
+    assert fleet.state() == before
+
+
+def test_hosts_without_the_module_are_left_out_when_told_so(fleet):
+    fleet.tables([{"module": "kvm", "name": "eager_page_split", "value": True, "persist": "none"}])
+    skip = json.dumps(
+        {
+            "module_params_when_absent": "skip",
+            "module_params_group_z": [
+                {"module": "kvm", "name": "mitigate_smt_rsb", "value": False, "persist": "none", "runtime": False},
+                {"module": "kvm_amd", "name": "no_such_parameter", "value": 1},
+            ],
+        }
+    )
+    result = fleet.run("-e", skip, "--tags", "report")
+    assert result.rc == 0, result.stdout
+    lines = said(result, "Say which hosts differ")
+    assert "trace1: has no kvm_amd.no_such_parameter" in lines
+    assert len([line for line in lines if "no_such_parameter" in line]) == 4
+    assert not [row for row in result.results if row["task"] == ROLE + SET]
