@@ -36,8 +36,9 @@ _CPIO_HEADER_BYTES = 110
 _LAST_ENTRY = "TRAILER!!!"
 _MODULE = re.compile(r"(?:^|/)([^/]+)\.ko(?:\.\w+)?$")
 _OPTIONS_BYTES = 1 << 20
-_ZSTD = ("zstd", "-d", "-q", "-f", "{packed}", "-o", "{out}")
-_LZ4 = ("lz4", "-d", "-q", "-f", "{packed}", "{out}")
+_PACKED, _OUT = "image", "unpacked"
+_ZSTD = ("zstd", "-d", "-q", "-f", _PACKED, "-o", _OUT)
+_LZ4 = ("lz4", "-d", "-q", "-f", _PACKED, _OUT)
 _PROGRAMS = ((b"\x28\xb5\x2f\xfd", _ZSTD), (b"\x02\x21\x4c\x18", _LZ4), (b"\x04\x22\x4d\x18", _LZ4))
 _BLOCK_BYTES = 1 << 16
 
@@ -213,19 +214,18 @@ def _unpacked(rest: t.BinaryIO, start: bytes, scratch: str) -> t.BinaryIO:
         return t.cast("t.BinaryIO", lzma.LZMAFile(rest))
     if start.startswith(b"BZh"):
         return t.cast("t.BinaryIO", bz2.BZ2File(rest))
-    options = next((argv for magic, argv in _PROGRAMS if start.startswith(magic)), None)
-    if options is None:
+    argv = next((argv for magic, argv in _PROGRAMS if start.startswith(magic)), None)
+    if argv is None:
         raise Unreadable("it is compressed in a way that is not known here ({})".format(start.hex()))
-    packed, out = os.path.join(scratch, "packed"), os.path.join(scratch, "unpacked")
-    with open(packed, "wb") as copy:
+    with open(os.path.join(scratch, _PACKED), "wb") as copy:
         shutil.copyfileobj(rest, copy)
     try:
-        done = run([part.format(packed=packed, out=out) for part in options], _UNPACK_SECONDS)
+        done = run(argv, _UNPACK_SECONDS, cwd=scratch)
     except CommandMissing as error:
-        raise Unreadable("it takes the program {} to unpack it".format(options[0])) from error
+        raise Unreadable("it takes the program {} to unpack it".format(argv[0])) from error
     if done.rc != 0:
-        raise Unreadable("{} does not unpack it: {}".format(options[0], done.stderr.strip()[:200]))
-    return open(out, "rb")
+        raise Unreadable("{} does not unpack it: {}".format(argv[0], done.stderr.strip()[:200]))
+    return open(os.path.join(scratch, _OUT), "rb")
 
 
 def _padded(size: int) -> int:

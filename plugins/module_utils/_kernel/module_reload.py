@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import struct
+import time
 import typing as t
 
 from .._core.command import run
@@ -28,6 +29,7 @@ from .parameters import Item, parameter_file
 from .values import Value, is_put_back, read_value
 
 _LOAD_SECONDS = 120.0
+_IN_USE_SECONDS = 20.0
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GDRVINFO = 3
 _DRVINFO_BYTES = 196
@@ -111,8 +113,14 @@ def unload(module: str) -> None:
 
     :raises TapvirtError: the kernel or rmmod(8) refused.
     """
-    # modprobe -r would take along every module that nothing else needs, with its parameters.
-    done = run(["rmmod", module], timeout_seconds=_LOAD_SECONDS)
+    give_up = time.monotonic() + _IN_USE_SECONDS
+    while True:
+        # modprobe -r would take along every module that nothing else needs, with its parameters.
+        done = run(["rmmod", module], timeout_seconds=_LOAD_SECONDS)
+        # Who looks at new devices, as udev does, holds them for a moment.
+        if done.rc == 0 or "in use" not in done.stderr or time.monotonic() > give_up:
+            break
+        time.sleep(0.2)
     if done.rc != 0:
         raise TapvirtError("{} could not be unloaded: {}".format(module, _last_line(done.stderr)), module=module)
 

@@ -92,6 +92,9 @@ def _takes_effect(entry: Wanted, item: Item, observed: Observed) -> str:
     text = "not in effect: it takes effect when the module is loaded again"
     if item.text is None:
         text = "it cannot be seen whether it is in effect; it takes effect when the module is loaded again"
+    if item.current is not None and item.read_back(entry.read_back) in ("rounded", "clamped"):
+        text = "in effect if {} is what the kernel makes of it; else it takes effect when the module is loaded again"
+        text = text.format(item.current.shown)
     in_the_way = _in_the_way(entry, observed)
     return "{}; that was not done now: {}".format(text, "; ".join(in_the_way)) if in_the_way else text
 

@@ -1,0 +1,243 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loading modules again: a scratch host whose rmmod and modprobe do to its tree what the real ones do to a kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel import modprobe_d, module_reload
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+
+RELEASE = "6.12.107"
+OWN = "etc/modprobe.d/zz-tapvirt.conf"
+JOURNAL = "var/lib/tapvirt/kernel_module_param.json"
+# A module with three parameters: two that only its load sets (it makes an odd number of "parts"), one for both.
+PROGRAM = """\
+#!{python}
+import os, pathlib, sys
+tree = pathlib.Path({tree!r})
+module, *arguments = sys.argv[1:]
+directory = tree / "sys/module" / module
+with open(tree / "called", "a") as log:
+    print(os.path.basename(sys.argv[0]), *sys.argv[1:], file=log)
+if sys.argv[0].endswith("rmmod"):
+    if (tree / "busy").exists():
+        sys.exit("rmmod: ERROR: Module " + module + " is not permitted to go")
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    directory.rmdir()
+    sys.exit(0)
+values = dict(parts="16", count="2", log="N")
+own = tree / {own!r}
+for line in own.read_text().splitlines() if own.exists() else []:
+    words = line.split()
+    if words[:2] == ["options", module]:
+        values.update(word.split("=") for word in words[2:])
+values.update(word.split("=") for word in arguments)
+if int(values["count"]) < 0:
+    sys.exit("modprobe: ERROR: could not insert: Invalid argument")
+values["parts"] = str(int(values["parts"]) | 1)
+(directory / "parameters").mkdir(parents=True)
+(directory / "holders").mkdir()
+(directory / "initstate").write_text("live")
+(directory / "refcnt").write_text("0")
+for name, value in values.items():
+    (directory / "parameters" / name).write_text(value + chr(10))
+    (directory / "parameters" / name).chmod(0o644 if name == "log" else 0o444)
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    for name, text in {
+        "proc/sys/kernel/osrelease": RELEASE,
+        "proc/sys/kernel/random/boot_id": "this\n",
+        "lib/modules/{}/modules.dep".format(RELEASE): "kernel/drivers/nbd.ko:\n",
+        "lib/modules/{}/modules.alias".format(RELEASE): "alias rtnl-link-nb-link nbd\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "etc" / "modprobe.d").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    for name in ("rmmod", "modprobe"):
+        program = tmp_path / "bin" / name
+        program.write_text(PROGRAM.format(python=sys.executable, tree=str(tmp_path), own=OWN))
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    root = Root(str(tmp_path))
+    module_reload.run(["modprobe", "nbd"])
+    (tmp_path / "called").unlink()
+    return root
+
+
+def run(root, values, state="present", check=False, **options):
+    entries = []
+    for name, value in values.items():
+        entry = {"module": "nbd", "name": name, "value": value, "runtime": True, "persist": "auto"}
+        entries.append({**entry, "read_back": "auto", "reload": "if_unused", **options})
+    plan, result = Parameters(root, "x86_64", wanted_list(entries, state), state).converge(check)
+    return plan, result
+
+
+def value(root, name):
+    return root.read_text("sys/module/nbd/parameters/" + name).strip()
+
+
+def called(root):
+    return (root.read_text_or("called") or "").splitlines()
+
+
+def put(root, name, text):
+    path = pathlib.Path(root.path(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_one_reload_for_all_parameters_of_a_module_and_none_in_the_second_run(root):
+    checked = run(root, {"count": 5, "parts": 8}, check=True)[0].rows()
+    assert (called(root), root.exists(OWN), value(root, "count")) == ([], False, "2")
+    plan, result = run(root, {"count": 5, "parts": 8}, read_back="rounded")
+    assert [row["how"] for row in plan.rows()] == ["/" + OWN, "/" + OWN, "rmmod, modprobe"]
+    assert plan.rows() == checked
+    assert called(root) == ["rmmod nbd", "modprobe nbd"]
+    assert [(row["after"], row["verdict"], row["pending"]) for row in result["params"]] == [
+        (5, "changed", []),
+        (9, "adjusted", []),
+    ]
+    plan, result = run(root, {"count": 5, "parts": 8})
+    assert (plan.rows(), [row["verdict"] for row in result["params"]]) == ([], ["unchanged", "adjusted"])
+
+
+def test_values_that_nothing_configures_are_not_lost(root):
+    module_reload.unload("nbd")
+    module_reload.run(["modprobe", "nbd", "count=7"])
+    put(root, "sys/module/nbd/parameters/log", "Y\n")
+    run(root, {"parts": 3})
+    assert [value(root, name) for name in ("parts", "count", "log")] == ["3", "7", "Y"]
+    assert called(root)[-1] == "modprobe nbd count=7"
+
+
+def test_without_being_asked_nothing_is_loaded_again(root):
+    _plan, result = run(root, {"count": 5}, reload="never")
+    assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
+    assert (called(root), value(root, "count")) == ([], "2")
+    with pytest.raises(InvalidInput, match="reload: 'if_unused' needs persist: auto or modprobe_d for nbd.count"):
+        run(root, {"count": 5}, persist="none")
+
+
+def test_a_parameter_that_can_be_set_needs_no_reload(root):
+    run(root, {"log": True})
+    assert (called(root), value(root, "log")) == ([], "Y")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("sys/module/nbd/holders/nbd_core", "", "it is used by nbd_core"),
+        ("sys/module/nbd/refcnt", "3\n", "it is in use (3 times: open devices, mounts, sockets or the like)"),
+        ("proc/modules", "nbd 65536 0 [permanent], Live 0x0\n", "it cannot be unloaded (permanent)"),
+        ("proc/sys/kernel/modules_disabled", "1\n", "no module can be loaded any more (kernel.modules_disabled)"),
+        ("etc/modprobe.d/a.conf", "remove nbd /bin/true\n", "/etc/modprobe.d/a.conf says: remove nbd /bin/true"),
+        ("sys/class/net/lo/uevent", "DEVTYPE=nb_link\n", "the network interface lo is up"),
+        ("lib/modules/{}/modules.dep".format(RELEASE), "", "it is not installed for this kernel"),
+    ],
+)
+def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reason, root):
+    put(root, "sys/class/net/lo/flags", "0x9\n")
+    put(root, name, text)
+    _plan, result = run(root, {"count": 5})
+    (pending,) = result["params"][0]["pending"]
+    assert pending.startswith("not in effect: it takes effect when the module is loaded again; that was not done now: ")
+    assert reason in pending
+    assert (called(root), value(root, "count"), result["params"][0]["verdict"]) == ([], "2", "changed")
+    assert run(root, {"count": 5})[1]["params"][0]["verdict"] == "pending"
+
+
+def test_a_device_that_is_bound_to_the_module_is_in_the_way(root):
+    put(root, "sys/bus/virtio/drivers/nbd/bind", "")
+    os.makedirs(root.path("sys/module/nbd/drivers"))
+    os.symlink("../../../bus/virtio/drivers/nbd", root.path("sys/module/nbd/drivers/virtio:nbd"))
+    lines: list[modprobe_d.Line] = []
+    assert module_reload.in_the_way(root, "nbd", lines, "") == []
+    os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/module"))
+    os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/virtio7"))
+    assert module_reload.in_the_way(root, "nbd", lines, "") == ["it drives virtio7"]
+
+
+def test_an_interface_that_is_down_or_of_another_kind_is_not_in_the_way(root):
+    put(root, "sys/class/net/lo/flags", "0x8\n")
+    put(root, "sys/class/net/lo/uevent", "DEVTYPE=nb_link\n")
+    assert module_reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
+    put(root, "sys/class/net/lo/flags", "0x9\n")
+    assert module_reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
+
+
+def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before(root):
+    put(root, "busy", "")
+    with pytest.raises(TapvirtError, match="nbd could not be unloaded: .*not permitted.*Everything is as it was"):
+        run(root, {"count": 5, "log": True})
+    assert [value(root, name) for name in ("count", "log")] == ["2", "N"]
+    assert not root.exists(OWN)
+    assert not root.exists(JOURNAL)
+
+
+def test_a_module_that_does_not_come_back_is_loaded_as_before(root):
+    put(root, "sys/module/nbd/parameters/log", "Y\n")
+    with pytest.raises(TapvirtError, match="nbd could not be loaded: .*Invalid argument. Everything is as it was"):
+        run(root, {"count": -1})
+    assert [value(root, name) for name in ("count", "log")] == ["2", "Y"]
+    assert (called(root), root.exists(OWN)) == (["rmmod nbd", "modprobe nbd", "modprobe nbd"], False)
+
+
+def test_a_value_that_the_load_did_not_take_is_a_failure_that_leaves_all_as_before(root):
+    with pytest.raises(TapvirtError, match="nbd.parts: the kernel took '8', yet 9 reads back.*Everything is as it was"):
+        run(root, {"count": 5, "parts": 8}, read_back="exact")
+    assert [value(root, name) for name in ("count", "parts")] == ["2", "17"]
+    assert not root.exists(OWN)
+
+
+def test_restored_loads_it_again_with_what_was_there(root):
+    run(root, {"count": 5})
+    _plan, result = run(root, {"count": None}, state="restored", reload="never")
+    assert result["params"][0]["pending"] == ["the running value stays until the module is loaded again"]
+    assert value(root, "count") == "5"
+    plan, result = run(root, {"count": None}, state="restored")
+    assert [row["what"] for row in plan.rows()] == ["the module nbd"]
+    assert (value(root, "count"), result["params"][0]["verdict"]) == ("2", "restored")
+    assert not run(root, {"count": None}, state="restored")[0]
+    assert not root.exists(JOURNAL)
+
+
+def test_a_module_that_a_killed_run_had_unloaded_is_loaded_by_the_next_one(root):
+    module_reload.unload("nbd")
+    journal = {"boot_id": "this", "in_progress": {}, "reloading": {"nbd": {"count": "7", "log": "Y", "parts": "17"}}}
+    put(root, JOURNAL, json.dumps(journal))
+    put(root, "sys/module/kernel/parameters/panic", "0\n")
+    entry = {"module": "kernel", "name": "panic", "value": 0, "runtime": True, "persist": "none", "read_back": "auto"}
+    plan, result = Parameters(root, "x86_64", wanted_list([entry], "present"), "present").converge(False)
+    assert ([step.what for step in plan], result["recovered"]) == (["the module nbd"], ["the module nbd"])
+    assert [value(root, name) for name in ("count", "log", "parts")] == ["7", "Y", "17"]
+    assert not Parameters(root, "x86_64", wanted_list([entry], "present"), "present").converge(False)[0]
+
+
+def test_other_lines_about_the_module_are_notes(root):
+    put(root, "etc/modprobe.d/a.conf", "blacklist nbd\nsoftdep nbd pre: dummy\nblacklist other\n")
+    put(root, "proc/cmdline", "quiet module_blacklist=x,nbd modprobe.blacklist=nbd\n")
+    _plan, result = run(root, {"count": 5})
+    assert result["params"][0]["notes"] == [
+        "/etc/modprobe.d/a.conf says: blacklist nbd",
+        "/etc/modprobe.d/a.conf says: softdep nbd pre: dummy",
+        "/proc/cmdline says: module_blacklist=x,nbd",
+        "/proc/cmdline says: modprobe.blacklist=nbd",
+    ]
+    assert result["params"][0]["verdict"] == "changed"
