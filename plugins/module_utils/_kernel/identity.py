@@ -12,6 +12,7 @@ import typing as t
 from .._core.errors import TapvirtError
 from .._core.root import Root
 from .elf import Note, parse_notes, program_notes
+from .words import split_word, split_words
 
 _NT_GNU_BUILD_ID = 3
 _NT_LINUX_VERSION = 0
@@ -78,7 +79,12 @@ def running_version_code(root: Root) -> int | None:
 
 def build_id(notes: bytes) -> str | None:
     """Return the build-id, in hex, from the bytes of ``/sys/kernel/notes``; null when there is none."""
-    for note in parse_notes(notes):
+    return build_id_of(parse_notes(notes))
+
+
+def build_id_of(notes: t.Iterable[Note]) -> str | None:
+    """Return the build-id, in hex, from notes; null when it is not among them."""
+    for note in notes:
         if note.name == "GNU" and note.type == _NT_GNU_BUILD_ID:
             return note.content.hex()
     return None
@@ -109,24 +115,6 @@ def parse_command_line(text: str) -> dict[str, t.Any]:
         name, value = split_word(word)
         parameters.setdefault(name, []).append(value)
     return {"parameters": parameters, "init_arguments": words[end + 1 :]}
-
-
-def split_words(text: str) -> list[str]:
-    """Split at white space outside double quotes; the quotes stay."""
-    return re.findall(r'(?:"[^"]*(?:"|$)|[^\s"])+', text)
-
-
-def split_word(word: str) -> tuple[str, str | None]:
-    """Split ``name=value``, without the quotes around the value or around the whole word; no ``=``: value null."""
-    whole = word.startswith('"')
-    if whole:
-        word = word[1:-1] if word.endswith('"') else word[1:]
-    name, equals, value = word.partition("=")
-    if not equals:
-        return name, None
-    if not whole and value.startswith('"'):
-        value = value[1:-1] if value.endswith('"') and len(value) > 1 else value[1:]
-    return name, value
 
 
 def _linux_version(notes: t.Iterable[Note]) -> int | None:
