@@ -247,7 +247,7 @@ class Parameters:
             raise TapvirtError(
                 "{}: setting it tainted the kernel (U), which lasts until a reboot; its module marks it as unsafe. Say "
                 "allow_taint: true if that may be".format(what),
-                taints_added=["U"],
+                taints_added=taint_flags(TAINT_USER),
             )
 
     def _persist(self, persists: t.Sequence[Persist], observed: Observed) -> None:

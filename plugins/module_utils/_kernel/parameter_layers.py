@@ -38,7 +38,7 @@ def wanted_of(entry: Wanted, item: Item) -> Value:
         value = wanted_value(item.kind, entry.value, item.word_bits)
     except Rejected as error:
         raise InvalidInput(entry.label, entry.value, "{} (type: {})".format(error, item.kind.word)) from error
-    if item.choices is not None and value.text not in item.choices:
+    if item.choices is not None and not _is_choice(value, item.choices, item.kind.word):
         rule = "is nothing that this kernel has or could load"
         if item.kind.word == "selector":
             rule = "is none of the words that the parameter lists ({})".format(", ".join(item.choices))
@@ -129,6 +129,12 @@ def said(option: modprobe_d.Option, item: Item) -> Value:
     """Return the value that an option gives."""
     # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
     return said_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
+
+
+def _is_choice(value: Value, choices: t.Collection[str], word: str) -> bool:
+    if word == "selector":
+        return value.text.casefold() in [choice.casefold() for choice in choices]
+    return value.text in choices
 
 
 def _in_the_way(

@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core import command
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel import modprobe_d, module_reload
@@ -75,7 +76,7 @@ def root(tmp_path, monkeypatch):
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     root = Root(str(tmp_path))
-    module_reload.run(["modprobe", "nbd"])
+    command.run(["modprobe", "nbd"])
     (tmp_path / "called").unlink()
     return root
 
@@ -120,7 +121,7 @@ def test_one_reload_for_all_parameters_of_a_module_and_none_in_the_second_run(ro
 
 def test_values_that_nothing_configures_are_not_lost(root):
     module_reload.unload("nbd")
-    module_reload.run(["modprobe", "nbd", "count=7"])
+    command.run(["modprobe", "nbd", "count=7"])
     put(root, "sys/module/nbd/parameters/log", "Y\n")
     run(root, {"parts": 3})
     assert [value(root, name) for name in ("parts", "count", "log")] == ["3", "7", "Y"]
