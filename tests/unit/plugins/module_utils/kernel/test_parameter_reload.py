@@ -200,6 +200,34 @@ def test_a_module_that_does_not_come_back_is_loaded_as_before(root):
     assert (called(root), root.exists(OWN)) == (["rmmod nbd", "modprobe nbd", "modprobe nbd"], False)
 
 
+def test_a_module_that_cannot_even_be_loaded_as_before_is_left_to_the_next_run(root):
+    program = pathlib.Path(root.path("bin/modprobe"))
+    works = program.read_text()
+    program.write_text("#!/bin/sh\necho modprobe: FATAL: none >&2\nexit 1\n")
+    with pytest.raises(
+        TapvirtError, match="Not everything could be put back: nbd could not be loaded: modprobe: FATAL"
+    ):
+        run(root, {"count": 5})
+    program.write_text(works)
+    plan, result = run(root, {"count": 2})
+    assert (plan.rows()[0]["what"], result["recovered"], value(root, "count")) == (
+        "the module nbd",
+        ["the module nbd"],
+        "2",
+    )
+
+
+def test_the_first_of_two_modules_is_loaded_as_before_when_the_second_fails(root):
+    put(root, "lib/modules/{}/modules.dep".format(RELEASE), "kernel/a.ko:\nkernel/nbd.ko:\n")
+    command.run(["modprobe", "a", "count=7"])
+    entry = {"runtime": True, "persist": "auto", "read_back": "auto", "reload": "if_unused", "name": "count"}
+    entries = [{**entry, "module": "a", "value": 3}, {**entry, "module": "nbd", "value": -1}]
+    with pytest.raises(TapvirtError, match="nbd could not be loaded: .*Everything is as it was"):
+        Parameters(root, "x86_64", wanted_list(entries, "present"), "present").converge(False)
+    assert root.read_text("sys/module/a/parameters/count") == "7\n"
+    assert (value(root, "count"), root.exists(OWN), root.exists(JOURNAL)) == ("2", False, False)
+
+
 def test_a_value_that_the_load_did_not_take_is_a_failure_that_leaves_all_as_before(root):
     with pytest.raises(TapvirtError, match="nbd.parts: the kernel took '8', yet 9 reads back.*Everything is as it was"):
         run(root, {"count": 5, "parts": 8}, read_back="exact")
