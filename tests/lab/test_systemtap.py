@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import yaml
@@ -161,6 +162,19 @@ DOMAIN = """
 """
 
 
+def run_with_domain(lab, path, disk):
+    """Run a playbook that starts the domain, and remove the domain; show the processor if it had not said anything."""
+    show = "virsh domstate --reason systemtap-talker; virsh qemu-monitor-command --hmp systemtap-talker info registers"
+    try:
+        done = lab.playbook(path)
+        assert done.rc == 0, done.stdout
+        if not done.of("trace2", "Console")["text"]:
+            warnings.warn(f"the domain is silent: {lab.run('trace2', 'sh', '-c', show).stdout}", stacklevel=1)
+        return done
+    finally:
+        lab.run("trace2", "sh", "-c", f"virsh destroy systemtap-talker; virsh undefine systemtap-talker; rm -f {disk}")
+
+
 def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     disk = "/var/lib/libvirt/images/systemtap-talker.img"
     (tmp_path / "sector.j2").write_text(
@@ -195,12 +209,12 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     ]
     path = tmp_path / "play.yml"
     path.write_text(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))
-    try:
-        done = lab.playbook(path)
-        assert done.rc == 0, done.stdout
-    finally:
-        lab.run("trace2", "sh", "-c", f"virsh destroy systemtap-talker; virsh undefine systemtap-talker; rm -f {disk}")
+    done = run_with_domain(lab, path, disk)
     console = done.of("trace2", "Console")
+    if not console["text"]:
+        # Seen once in many runs; the registers in the warning tell whether the emulated processor stood still.
+        done = run_with_domain(lab, path, disk)
+        console = done.of("trace2", "Console")
     assert LINE in console["text"], console
     run = run_of(done, "trace2")
     exits = {record["key"]: record["count"] for record in run["records"]}

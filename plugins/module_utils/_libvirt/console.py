@@ -107,7 +107,9 @@ def _goes_on(domain: Domain) -> bool:
 
 def _wake(stream: t.Any, events: int, readable: threading.Event) -> None:
     # Level-triggered: left on, it would call again and again until the data is read.
-    stream.eventUpdateCallback(0)
+    # It may be on its way while the reader, in another thread, has taken it off already.
+    with contextlib.suppress(libvirt.libvirtError):
+        stream.eventUpdateCallback(0)
     readable.set()
 
 
