@@ -8,7 +8,6 @@ Private to the collection.
 
 from __future__ import annotations
 
-import difflib
 import typing as t
 
 _FEW_NAMES = 2000
@@ -57,6 +56,8 @@ def nearest_names(name: str, candidates: t.Iterable[str], limit: int = 3) -> lis
     Fit for 200,000 candidates: only those that share the length (within a third) and, in a long list, half of the
     name's letter pairs are compared letter by letter.
     """
+    import difflib  # only a failing run needs it
+
     candidates = list(candidates)
     few = len(candidates) <= _FEW_NAMES
     wanted = name.lower()

@@ -16,8 +16,8 @@ import re
 import typing as t
 
 from .._core.root import Root
-from .identity import split_word, split_words
 from .modinfo import canonical
+from .words import split_word, split_words
 
 DIRECTORIES = (
     "etc/modprobe.d",

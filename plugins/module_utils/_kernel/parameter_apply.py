@@ -155,5 +155,9 @@ class Parameters:
         }
 
 
-def _settled(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    return {key: value for key, value in record.items() if key not in _UNDER_WAY}
+def _taints(flags: int) -> list[str]:
+    if not flags:
+        return []
+    from .identity import taint_flags
+
+    return taint_flags(flags)

@@ -121,6 +121,14 @@ def waits_for_load(
     return kept or entry.key in persisting
 
 
+def is_restored(entry: Wanted, observed: Observed) -> bool:
+    """Tell whether a parameter is what it was before it was first set, as far as it can be while it runs."""
+    item, original = observed.items[entry.key], observed.originals.get(entry.label)
+    if original is None or item.current is None or item.writable:
+        return True
+    return is_put_back(item.kind, item.current, said_value(item.kind, original, item.word_bits))
+
+
 def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Persist]:
     """Yield the change to our own file, if there has to be one.
 

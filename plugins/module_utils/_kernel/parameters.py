@@ -24,7 +24,6 @@ from .values import Kind, Value, known_kind, listed_words, read_value
 if t.TYPE_CHECKING:
     from .initramfs import Image
     from .module_reload import LoadedModule
-    from .parameter_table import Declared
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
 _CRYPTO_ALIAS = re.compile(r"^alias crypto-(\S+) ", re.MULTILINE)
@@ -167,7 +166,7 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
 
     :raises InvalidInput: a name cannot be one, a value is missing, or a parameter is named twice.
     """
-    wanted: list[Wanted] = []
+    wanted: dict[Key, Wanted] = {}
     for entry in entries:
         for key in ("module", "name"):
             if not _NAME.match(entry[key]):
@@ -189,10 +188,10 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
             raise InvalidInput("params: reload", item.reload, rule)
         if state == "present" and item.value is None:
             raise InvalidInput("params: value", None, "is missing for {}".format(item.label))
-        if any(item.key == other.key for other in wanted):
+        if item.key in wanted:
             raise InvalidInput("params", item.label, "is named twice")
-        wanted.append(item)
-    return wanted
+        wanted[item.key] = item
+    return list(wanted.values())
 
 
 class Reader:
@@ -203,7 +202,6 @@ class Reader:
         release = (root.read_text_or("proc/sys/kernel/osrelease") or "").strip()
         self.installed = InstalledModules(root, release)
         self.release = release
-        self._declared: dict[str, dict[str, Declared]] = {}
         self._word_bits = 64 if _64_BIT.search(arch) else 32
 
     def observe(self, keys: t.Iterable[Key], journal: dict[str, t.Any]) -> Observed:
@@ -286,9 +284,7 @@ class Reader:
         """Tell whether setting a parameter taints the kernel: by its module's own file, or by what is known."""
         if self.installed.file_of(module) is None:
             return unsafe_built_in(module, name)
-        if module not in self._declared:
-            self._declared[module] = self.installed.declared(module)
-        declared = self._declared[module].get(name)
+        declared = self.installed.declared(module).get(name)
         return unsafe_built_in(module, name) if declared is None else declared.unsafe
 
     def _compressors(self) -> set[str]:

@@ -10,6 +10,7 @@ lib/kstrtox.c (base 0: ``0x10`` is 16, ``010`` is 8) and ``kstrtobool`` there (t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import typing as t
 
@@ -61,7 +62,7 @@ class Kind:
     @property
     def is_number(self) -> bool:
         """Tell whether the value is one number."""
-        return self.word in _ranges(64)
+        return self.word in _RANGES[64]
 
 
 def kind_of_value(text: str) -> Kind:
@@ -84,7 +85,7 @@ def known_kind(word: str | None, text: str | None) -> Kind:
     """Return the type that modinfo names, if its rules are known here; else what the value looks like."""
     if word is not None:
         kind = Kind(word, "modinfo")
-        numeric = kind.element in _ranges(64)
+        numeric = kind.element in _RANGES[64]
         boolean = kind.element in _BOOLEANS
         # Some declare a truth value and print other words (kvm.nx_huge_pages: never).
         odd = boolean and not kind.is_array and text is not None and _without_line_end(text) not in ("Y", "N", "0", "1")
@@ -128,6 +129,7 @@ def read_value(kind: Kind, text: str, word_bits: int) -> Value:
     return said_value(kind, _without_line_end(text), word_bits)
 
 
+@functools.lru_cache(maxsize=None)
 def said_value(kind: Kind, value: str, word_bits: int) -> Value:
     """Return the value that a text says, in whole; text that does not fit the type is compared as it is."""
     if kind.element in _TEXTS and not kind.is_array:
@@ -158,7 +160,7 @@ def is_put_back(kind: Kind, now: Value, before: Value) -> bool:
 def _scalar(word: str, text: str, word_bits: int) -> Value:
     if word in _BOOLEANS:
         return _boolean(word, text)
-    ranges = _ranges(word_bits)
+    ranges = _RANGES[word_bits]
     if word in ranges:
         return _integer(word, text, *ranges[word])
     if word == "selector":
@@ -229,7 +231,7 @@ def _without_line_end(text: str) -> str:
     return text[:-1] if text.endswith("\n") else text
 
 
-def _ranges(word_bits: int) -> dict[str, tuple[int, int]]:
+def _ranges_of(word_bits: int) -> dict[str, tuple[int, int]]:
     signed = {"short": 16, "int": 32, "long": word_bits}
     unsigned = {"byte": 8, "ushort": 16, "uint": 32, "hexint": 32, "ulong": word_bits, "ullong": 64}
     ranges = {word: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for word, bits in signed.items()}
@@ -237,3 +239,6 @@ def _ranges(word_bits: int) -> dict[str, tuple[int, int]]:
     # Seen only as digits in sysfs: the kernel itself judges the range.
     ranges["number"] = (-(1 << 63), (1 << 64) - 1)
     return ranges
+
+
+_RANGES = {word_bits: _ranges_of(word_bits) for word_bits in (32, 64)}

@@ -18,11 +18,8 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.elf import ElfError
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import (
-    ParameterInfo,
-    entries_printed,
-    parameters_of,
-)
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import ParameterInfo, parameters_of
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.module_file import entries_printed
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_info import parameter_info
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_table import Declared, declared_parameters
 

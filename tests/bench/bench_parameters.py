@@ -1,0 +1,93 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What setting module parameters costs where nothing is to change, against an empty module in the same run.
+
+A run is what Ansible does on a host: its packed module (AnsiballZ), in an interpreter of its own, and nothing before.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import typing as t
+
+from ansible.executor.module_common import modify_module
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
+
+TURNS = 15
+COLLECTION = pathlib.Path(__file__).resolve().parents[2]
+EMPTY = """#!/usr/bin/python
+from ansible.module_utils.basic import AnsibleModule
+AnsibleModule(argument_spec={}, supports_check_mode=True).exit_json()
+"""
+
+
+def packed(name: str, path: pathlib.Path, arguments: dict[str, t.Any], target: pathlib.Path) -> pathlib.Path:
+    """Write the file that Ansible would send to a host."""
+    built = modify_module(
+        module_name=name,
+        module_path=str(path),
+        module_args={**arguments, "_ansible_check_mode": False, "_ansible_remote_tmp": str(target.parent)},
+        templar=Templar(DataLoader()),
+        task_vars={"ansible_python_interpreter": sys.executable},
+        module_compression="ZIP_DEFLATED",
+    )
+    target.write_bytes(built.b_module_data)
+    return target
+
+
+def own_values() -> tuple[list[dict[str, t.Any]], int]:
+    """Return all parameters with the values that they have, those that can be set first, and how many these are."""
+    rows = []
+    for path in sorted(pathlib.Path("/sys/module").glob("*/parameters/*")):
+        if path.stat().st_mode & 0o400:
+            text = path.read_text("utf-8", "surrogateescape")
+            value = text[:-1] if text.endswith("\n") else text
+            rows.append((not path.stat().st_mode & 0o200, path.parts[3], path.parts[5], value))
+    rows.sort()
+    params = [{"module": module, "name": name, "value": value} for _fixed, module, name, value in rows]
+    return params, sum(not row[0] for row in rows)
+
+
+def measure(paths: t.Sequence[pathlib.Path]) -> list[float]:
+    """Return the least wall time of each in milliseconds, run in turns so that all meet the same machine."""
+    best = [float("inf")] * len(paths)
+    for _turn in range(TURNS):
+        for number, path in enumerate(paths):
+            started = time.perf_counter()
+            done = subprocess.run([sys.executable, path], capture_output=True, check=False)
+            best[number] = min(best[number], (time.perf_counter() - started) * 1000)
+            if done.returncode or b'"changed": true' in done.stdout:
+                raise SystemExit(done.stdout.decode() + done.stderr.decode())
+    return best
+
+
+def main() -> None:
+    """Print a table: time, and the time above the empty module's."""
+    module = COLLECTION / "plugins" / "modules" / "kernel_module_param.py"
+    init_plugin_loader([str(COLLECTION.parents[2])])
+    params, writable = own_values()
+    with tempfile.TemporaryDirectory() as name:
+        top = pathlib.Path(name)
+        (top / "empty.py").write_text(EMPTY, encoding="utf-8")
+        paths = [packed("empty", top / "empty.py", {}, top / "packed-empty.py")]
+        counts = (1, writable, min(200, len(params)))
+        for count in counts:
+            arguments = {"params": params[:count]}
+            paths.append(packed("tapvirt.host.kernel_module_param", module, arguments, top / f"packed-{count}.py"))
+        empty, *times = measure(paths)
+    print(f"{'':<40} {'ms':>9} {'above':>9} {'x one':>9}")
+    print(f"{'an empty module':<40} {empty:>9.1f}")
+    for count, milliseconds in zip(counts, times, strict=True):
+        title = f"{count} parameters, no change"
+        print(f"{title:<40} {milliseconds:>9.1f} {milliseconds - empty:>9.1f} {milliseconds / times[0]:>9.2f}")
+
+
+if __name__ == "__main__":
+    main()
