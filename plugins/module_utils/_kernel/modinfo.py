@@ -9,7 +9,6 @@ same, ``module.`` before each entry), ``modules.dep`` and ``modules.builtin`` of
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import typing as t
 
@@ -38,8 +37,7 @@ SOURCE_NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterInfo:
+class ParameterInfo(t.NamedTuple):
     """A parameter as its module declares it. Either may be null: some have a type only, some a description only."""
 
     type: str | None

@@ -10,7 +10,6 @@ that order, what the kernel command line says comes last, and the kernel takes t
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import re
 import typing as t
@@ -39,8 +38,7 @@ class Unwritable(ValueError):
     """modprobe.d(5) has no way to write the value; the text says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
+class Option(t.NamedTuple):
     """One ``name=value`` for a module, and the file (or the kernel command line) that says it. Null: no ``=``."""
 
     module: str
@@ -49,8 +47,7 @@ class Option:
     source: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
+class Line(t.NamedTuple):
     """One logical line of a file: the command and the rest, as it is."""
 
     command: str

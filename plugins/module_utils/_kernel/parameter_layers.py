@@ -8,7 +8,6 @@ Private to the collection. Pure functions of what is wanted and what was observe
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
 
 from .._core.errors import InvalidInput, nearest_names
@@ -20,8 +19,7 @@ from .values import Rejected, Value, said_value, same, wanted_value
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
+class Layer(t.NamedTuple):
     """Where a value lasts: ``none``, ``modprobe_d`` or ``command_line``."""
 
     name: str

@@ -34,8 +34,7 @@ _64_BIT = re.compile(r"64|s390x")
 Key = t.Tuple[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
+class Wanted(t.NamedTuple):
     """One entry of the option ``params``, with the names as sysfs has them."""
 
     module: str
@@ -58,8 +57,7 @@ class Wanted:
         return "{}.{}".format(self.module, self.name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
+class Item(t.NamedTuple):
     """One parameter as it is. ``text`` is null where there is no file, or where it cannot be read (``mode`` tells).
 
     ``choices`` are the only values that make sense; null: the type says it all. ``unsafe``: setting it is known to

@@ -9,7 +9,6 @@ lib/kstrtox.c (base 0: ``0x10`` is 16, ``010`` is 8) and ``kstrtobool`` there (t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import typing as t
@@ -29,8 +28,7 @@ class Rejected(ValueError):
     """The kernel would not take the value; the text is the rule, as the end of a sentence about the value."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
+class Value(t.NamedTuple):
     """A value that the kernel takes: ``text`` is what to write, ``key`` what to compare, ``shown`` what to return."""
 
     text: str
@@ -38,8 +36,7 @@ class Value:
     shown: t.Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
+class Kind(t.NamedTuple):
     """A parameter's type.
 
     ``word`` is the type as modinfo names it, or what the value in sysfs looks like: ``number``, ``bool``,
