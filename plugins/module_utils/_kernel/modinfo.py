@@ -18,7 +18,7 @@ if t.TYPE_CHECKING:
     from .module_file import ModuleFiles
     from .parameter_table import Declared
 
-_BUILT_IN_FILE = re.compile(r"([^/\s]+)\.ko$", re.MULTILINE)
+_BUILT_IN_FILE = r"(?m)([^/\s]+)\.ko$"  # few runs need it: compiled when it is used
 
 #: Built-in modules whose parameters appear under another name: MODULE_PARAM_PREFIX in the kernel's sources.
 #: ``modules.builtin.modinfo`` has the name of the source file, sysfs and the command line have the prefix.
@@ -158,4 +158,4 @@ def _sources(module: str) -> tuple[str, ...]:
 
 def _names(text: str) -> set[str]:
     """Return the modules that the lines of modules.builtin name."""
-    return {canonical(name) for name in _BUILT_IN_FILE.findall(text)}
+    return {canonical(name) for name in re.findall(_BUILT_IN_FILE, text)}

@@ -26,10 +26,10 @@ if t.TYPE_CHECKING:
     from .module_reload import LoadedModule
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
-_CRYPTO_ALIAS = re.compile(r"^alias crypto-(\S+) ", re.MULTILINE)
-_CRYPTO_NAME = re.compile(r"^name\s*:\s*(\S+)$", re.MULTILINE)
-_BUILT_IN_FILE = re.compile(r"([^/\s]+)\.ko$", re.MULTILINE)
-_64_BIT = re.compile(r"64|s390x")
+# Patterns that few runs need: compiled when they are used.
+_CRYPTO_ALIAS = r"(?m)^alias crypto-(\S+) "
+_CRYPTO_NAME = r"(?m)^name\s*:\s*(\S+)$"
+_BUILT_IN_FILE = r"(?m)([^/\s]+)\.ko$"
 
 Key = t.Tuple[str, str]
 
@@ -200,7 +200,7 @@ class Reader:
         release = (root.read_text_or("proc/sys/kernel/osrelease") or "").strip()
         self.installed = InstalledModules(root, release)
         self.release = release
-        self._word_bits = 64 if _64_BIT.search(arch) else 32
+        self._word_bits = 64 if "64" in arch or arch == "s390x" else 32
 
     def observe(self, keys: t.Iterable[Key], journal: dict[str, t.Any]) -> Observed:
         """Return the state of these parameters and of the ones that an interrupted run names."""
@@ -288,9 +288,9 @@ class Reader:
     def _compressors(self) -> set[str]:
         """Return the algorithms that the kernel has or could load: zswap takes any name as long as it is off."""
         directory = "lib/modules/{}/".format(self.release)
-        found = set(_CRYPTO_NAME.findall(self.root.read_text_or("proc/crypto") or ""))
-        found |= set(_CRYPTO_ALIAS.findall(self.aliases()))
-        return found | set(_BUILT_IN_FILE.findall(self.root.read_text_or(directory + "modules.builtin") or ""))
+        found = set(re.findall(_CRYPTO_NAME, self.root.read_text_or("proc/crypto") or ""))
+        found |= set(re.findall(_CRYPTO_ALIAS, self.aliases()))
+        return found | set(re.findall(_BUILT_IN_FILE, self.root.read_text_or(directory + "modules.builtin") or ""))
 
 
 def _mode(path: str) -> int | None:
