@@ -1,0 +1,120 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Damaged files of procfs: whatever is in them, there is a result, and a small one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.gather import gather
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.processes import SECTIONS
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.tables import TABLES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "procfs"
+NEW = FIXTURES / "7.2.12+deb14-cloud-amd64"
+MAX_BYTES = 4000
+EXAMPLES = 100_000 if os.environ.get("TAPVIRT_SOAK") else 2_000
+# Each part is one test, so that a long run is spread over the machine and none takes too long.
+PARTS = 8
+LATENCY_STATS = b"Latency Top version : v0.1\n3 4000000 2500000 do_select core_sys_select\n"
+JUNK = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from(
+        [b"\n", b" ", b":", b")", b"(", b"-", b"\\", b"\\040", b"0", b"kB", b"\0", b"\xff", b"9" * 25, b"\n\n"]
+    ),
+)
+OPTIONS: dict[str, t.Any] = {
+    "tables": [],
+    "sysctls": [],
+    "processes": None,
+    "kmsg": None,
+    "limit": 20,
+    "max_bytes": MAX_BYTES,
+}
+
+
+def files():
+    """Return path below the root -> content, of every file that is read."""
+    found = {table.path: NEW / table.path[len("proc/") :] for table in TABLES.values()}
+    contents = {path: source.read_bytes() for path, source in found.items() if source.exists()}
+    contents["proc/latency_stats"] = LATENCY_STATS
+    for section in SECTIONS:
+        contents["proc/1/" + section] = (NEW / "pid" / section).read_bytes()
+    contents["dev/kmsg"] = (NEW / "kmsg").read_bytes()
+    contents["proc/sys/kernel/printk"] = b"4\t4\t1\t7\n"
+    return contents
+
+
+CONTENTS = files()
+
+
+@st.composite
+def mutations(draw):
+    """Return a file's path and its content after some damage."""
+    path = draw(st.sampled_from(sorted(CONTENTS)))
+    data = bytearray(CONTENTS[path])
+    for _number in range(draw(st.integers(1, 6))):
+        start = draw(st.integers(0, len(data)))
+        end = min(start + draw(st.sampled_from([0, 0, 1, 3, 40, 400])), len(data))
+        data[start:end] = draw(JUNK)
+    if draw(st.integers(0, 9)) == 0:
+        data *= draw(st.integers(2, 9))
+    return path, bytes(data)
+
+
+@pytest.fixture(scope="module")
+def tree():
+    """A root with all files undamaged, in memory where there is such a place."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    top = pathlib.Path(tempfile.mkdtemp(prefix="tapvirt-", dir=memory))
+    for path, data in CONTENTS.items():
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_bytes(data)
+    yield top
+    shutil.rmtree(str(top))
+
+
+def wanted(path):
+    """Return the options with which the file is read."""
+    tables = [name for name, table in TABLES.items() if table.path == path]
+    if tables:
+        return dict(OPTIONS, tables=tables)
+    if path.startswith("proc/1/"):
+        section = path[len("proc/1/") :]
+        return dict(OPTIONS, processes={"sections": [section], "cgroup": "/*", "sort": "cpu", "limit": 5})
+    return dict(OPTIONS, kmsg={"limit": 20}) if path == "dev/kmsg" else dict(OPTIONS, sysctls=["kernel.*"])
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@settings(
+    max_examples=EXAMPLES // PARTS,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(mutation=mutations())
+def test_damaged_files_give_small_results_and_no_exceptions(tree, part, mutation):
+    path, data = mutation
+    (tree / path).write_bytes(data)
+    try:
+        result = gather(Root(str(tree)), wanted(path))
+    finally:
+        (tree / path).write_bytes(CONTENTS[path])
+    assert len(json.dumps(result)) <= MAX_BYTES
+    assert set(result) == {"procfs", "status", "truncated", "unparsed"}
+
+
+def test_undamaged_files_are_known(tree):
+    for path in CONTENTS:
+        if path != "dev/kmsg":
+            assert gather(Root(str(tree)), wanted(path))["unparsed"] == {}
