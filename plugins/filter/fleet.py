@@ -1,0 +1,85 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters over the facts of many hosts, and versions of kernels; documented in the files named after them."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ..module_utils._core.errors import TapvirtError
+from ..module_utils._kernel.identity import version_code
+from ..plugin_utils import _fleet
+
+_LARGEST_CODE = (1 << 32) - 1
+
+
+def kernel_version_code(release: t.Any) -> int:
+    """Return LINUX_VERSION_CODE for a release such as ``3.12.0`` (199680)."""
+    if not isinstance(release, str):
+        raise AnsibleFilterError(
+            f"kernel_version_code: {release!r} is not a text that begins with a kernel version, such as '6.12.0'."
+        )
+    try:
+        return version_code(release)
+    except TapvirtError as error:
+        raise AnsibleFilterError(f"kernel_version_code: {error.message}") from None
+
+
+def kernel_version_from_code(code: t.Any) -> str:
+    """Return the version for a LINUX_VERSION_CODE: 199680 is ``3.12.0``."""
+    if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= _LARGEST_CODE:
+        raise AnsibleFilterError(
+            f"kernel_version_from_code: {code!r} is not a LINUX_VERSION_CODE, a number such as 199680 (3.12.0)."
+        )
+    return f"{code >> 16}.{code >> 8 & 0xFF}.{code & 0xFF}"
+
+
+def fact_diff(facts: t.Any, ignore: t.Any = ()) -> list[dict[str, t.Any]]:
+    """Return the facts that are not the same on all hosts."""
+    return _fleet.fact_diff(_by_host("fact_diff", facts, t.Mapping, "facts"), _names("fact_diff", "ignore", ignore))
+
+
+def symbol_diff(symbols: t.Any) -> list[dict[str, t.Any]]:
+    """Return the symbols that are not the same on all hosts."""
+    checked = _by_host("symbol_diff", symbols, t.Sequence, "rows of kernel_symbol_info")
+    for host, rows in checked.items():
+        if not all(isinstance(row, t.Mapping) and {"name", "matches"} <= set(row) for row in rows):
+            raise AnsibleFilterError(f"symbol_diff: what {host} has is not the list of symbols of kernel_symbol_info.")
+    return _fleet.symbol_diff(checked)
+
+
+def group_hosts_by(facts: t.Any, names: t.Any) -> list[dict[str, t.Any]]:
+    """Return the groups of hosts that have the same values of some facts."""
+    checked = _names("group_hosts_by", "facts", [names] if isinstance(names, str) else names)
+    return _fleet.group_hosts_by(_by_host("group_hosts_by", facts, t.Mapping, "facts"), checked)
+
+
+def _by_host(name: str, values: t.Any, kind: type, what: str) -> dict[str, t.Any]:
+    if not isinstance(values, t.Mapping):
+        raise AnsibleFilterError(f"{name}: {values!r} is not a dictionary of host names with their {what}.")
+    for host, value in values.items():
+        if isinstance(value, str) or not isinstance(value, kind):
+            raise AnsibleFilterError(f"{name}: what {host} has is {value!r}, which are not {what}.")
+    return dict(values)
+
+
+def _names(name: str, option: str, names: t.Any) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, t.Sequence) or not all(isinstance(item, str) for item in names):
+        raise AnsibleFilterError(f"{name}: {option}: {names!r} is not a list of names.")
+    return list(names)
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {
+            "fact_diff": fact_diff,
+            "group_hosts_by": group_hosts_by,
+            "kernel_version_code": kernel_version_code,
+            "kernel_version_from_code": kernel_version_from_code,
+            "symbol_diff": symbol_diff,
+        }
