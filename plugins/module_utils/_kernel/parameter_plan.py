@@ -184,6 +184,10 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
         raise InvalidInput(entry.label, entry.value, rule)
     if item.kind.word == "bool_enable_only" and current is not None and current.key:
         raise InvalidInput(entry.label, entry.value, "cannot be set: once enabled it stays enabled until a reboot")
+    undo = None
+    if current is not None and read_back != "trigger":
+        # What an interrupted run had set is not what this one goes back to when it fails.
+        undo = observed.interrupted.get(entry.label, undo_text(current))
     yield Write(
         what=entry.label,
         before=None if current is None else current.shown,
@@ -193,7 +197,7 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
         keys=(entry.key,),
         key=entry.key,
         text=value.text,
-        undo=None if current is None or read_back == "trigger" else undo_text(current),
+        undo=undo,
         read_back=read_back,
         allow_taint=entry.allow_taint,
     )
@@ -297,8 +301,20 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Step]:
         )
 
 
-def _recovery(named: t.Collection[Key], observed: Observed) -> t.Iterator[Write]:
-    """Put back what an interrupted run had set and this run does not name."""
+def _recovery(named: t.Collection[Key], observed: Observed) -> t.Iterator[Step]:
+    """Put back what an interrupted run had set, or kept, and this run does not name."""
+    for key, line in sorted(observed.interrupted_lines.items()):
+        if key not in named and observed.own.get(key) != line:
+            yield Persist(
+                what="{}.{} in {}".format(*key, OWN_FILE),
+                before=observed.own.get(key),
+                after=line,
+                how=OWN_FILE,
+                why="an interrupted run had changed it",
+                keys=(key,),
+                key=key,
+                value=line,
+            )
     for label, before in sorted(observed.interrupted.items()):
         module, _dot, name = label.partition(".")
         item = observed.items.get((module, name))

@@ -27,7 +27,7 @@ from .parameter_write import TAINT_USER, cause, judged, tainted, write_parameter
 from .parameters import Item, Observed, Reader, Wanted, parameter_file
 from .values import Value, is_put_back, read_value, said_value
 
-_UNDER_WAY = ("in_progress", "reloading")
+_UNDER_WAY = ("in_progress", "persisting", "reloading")
 
 
 class Steps:
@@ -107,7 +107,10 @@ class Steps:
                         originals.setdefault(observed.items[key].label, undo_text(current))
         unfinished = {write.what: write.undo for write in writes}
         unfinished.update(observed.interrupted)
-        record.update(originals=originals, in_progress=unfinished, boot_id=observed.boot_id)
+        lines = {step.key: observed.own.get(step.key) for step in steps if isinstance(step, Persist)}
+        lines.update(observed.interrupted_lines)
+        persisting = {"{}.{}".format(*key): before for key, before in lines.items()}
+        record.update(originals=originals, in_progress=unfinished, persisting=persisting, boot_id=observed.boot_id)
         self._journal.write(record)
 
     def settle(self, observed: Observed, touched: t.Collection[str], adjusted: t.Mapping[str, t.Any]) -> None:

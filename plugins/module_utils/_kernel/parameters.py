@@ -141,6 +141,15 @@ class Observed:
             return {}
         return dict(self.journal.get("in_progress", {}))
 
+    @property
+    def interrupted_lines(self) -> dict[Key, str | None]:
+        """Return what a run had begun and not ended to keep in our own file, with what it said before (null: nothing).
+
+        Unlike a running value, a file outlives the boot.
+        """
+        rows = self.journal.get("persisting", {}).items()
+        return {(label.partition(".")[0], label.partition(".")[2]): before for label, before in rows}
+
 
 def read_only_reason(item: Item) -> str:
     """Say why a parameter cannot be set while the kernel runs, and where it can be set."""

@@ -12,7 +12,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import typing as t
 
@@ -351,45 +350,118 @@ def test_a_built_in_is_kept_on_the_command_line_and_that_is_said(root):
 
 
 CHILD = """
-import sys
+import os, signal, sys
 sys.path.insert(0, {collections!r})
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 entries = [dict(module=label.partition(".")[0], name=label.partition(".")[2], value=value, runtime=True,
-                persist="none", read_back="auto") for label, value in {values!r}.items()]
+                persist={persist!r}, read_back="auto") for label, value in {values!r}.items()]
 run = Parameters(Root({root!r}), {arch!r}, wanted_list(entries, "present"), "present")
+left = [{count}]
+def hook(event, arguments):
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes or event in ("os.rename", "os.remove"):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
 print("go", flush=True)
 run.converge(False)
 """
 
 
-def test_a_killed_run_is_undone_by_the_next_one(root):
+def child(root: Root, values: t.Mapping[str, t.Any], count: int = 0, persist: str = "none") -> subprocess.Popen[bytes]:
+    """Start a run that kills itself before it opens a file for writing, renames or removes one for the nth time."""
+    names = {"collections": COLLECTIONS, "root": root.path(""), "arch": ARCH}
+    script = CHILD.format(values=dict(values), count=count, persist=persist, **names)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+
+
+def settle(root: Root) -> list[str]:
+    """Run for a parameter that no other run names; return what it recovered."""
+    _plan, result = run(root, {"kernel.panic": file_of("kernel.panic").read_text().strip()})
+    return list(result["recovered"])
+
+
+def test_a_run_that_was_killed_at_any_step_is_undone_by_the_next_one(root):
+    labels = some_numbers(5)
+    with kept(*labels) as before:
+        values = {label: neighbour(before[label]) for label in labels}
+        recovered, count, status = [], 0, -signal.SIGKILL
+        while status == -signal.SIGKILL:
+            count += 1
+            with child(root, values, count) as killed:
+                status = killed.wait()
+            after = {label: file_of(label).read_text() for label in labels}
+            recovered.append(settle(root))
+            settled = {label: file_of(label).read_text() for label in labels}
+            assert settled == (before if recovered[-1] else after)
+            assert settled == before or status == 0 or count > 3 + len(labels)
+            run(root, dict.fromkeys(labels), state="restored")
+            assert {label: file_of(label).read_text() for label in labels} == before
+            assert settle(root) == []
+        assert status == 0
+        # The lock, the journal's new file and its renaming; each parameter; the journal's again.
+        assert count == 3 + len(labels) + 2 + 1
+        assert sorted(len(labels) for labels in recovered if labels) == [*range(1, len(labels) + 1), len(labels)]
+
+
+def test_a_killed_run_leaves_neither_values_nor_what_is_kept_of_them(tmp_path):
+    texts = {"sys/module/kvm/initstate": "live\n", "sys/module/kernel/parameters/panic": "0\n"}
+    texts.update({"sys/module/kvm/parameters/{}".format(name): "1\n" for name in ("a", "b")})
+    (tmp_path / "proc").symlink_to("/proc")
+    (tmp_path / "var" / "lib").mkdir(parents=True)
+    status, count = -signal.SIGKILL, 0
+    while status == -signal.SIGKILL:
+        count += 1
+        for name, text in {**texts, "etc/modprobe.d/zz-tapvirt.conf": "options kvm a=1\n"}.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        root = Root(str(tmp_path))
+        with child(root, {"kvm.a": 2, "kvm.b": 2}, count, "modprobe_d") as killed:
+            status = killed.wait()
+        run(root, {"kernel.panic": 0})
+        values = [(tmp_path / "sys/module/kvm/parameters" / name).read_text().strip() for name in ("a", "b")]
+        own = (tmp_path / "etc/modprobe.d/zz-tapvirt.conf").read_text().splitlines()[-1]
+        found = (*values, own)
+        assert found in (("1", "1", "options kvm a=1"), ("2", "2", "options kvm a=2 b=2")), count
+        assert not run(root, {"kernel.panic": 0})[0]
+        run(root, {"kvm.a": None, "kvm.b": None}, state="restored")
+    assert status == 0
+    assert count == 3 + 2 + 2 + 2 + 1
+
+
+def test_a_run_that_was_killed_at_a_random_moment_is_undone_by_the_next_one(root):
     labels = some_numbers(30)
     times = 50 if os.environ.get("TAPVIRT_SOAK") else 5
     with kept(*labels) as before:
         values = {label: neighbour(before[label]) for label in labels}
-        names = {"collections": COLLECTIONS, "values": values, "root": root.path(""), "arch": ARCH}
+        with child(root, values) as whole:
+            assert whole.stdout is not None
+            whole.stdout.readline()
+            started = time.perf_counter()
+            assert whole.wait() == 0
+            seconds = time.perf_counter() - started
+        run(root, dict.fromkeys(labels), state="restored")
         interrupted = 0
         for _time in range(times):
-            child = subprocess.Popen(
-                [sys.executable, "-c", textwrap.dedent(CHILD).format(**names)], stdout=subprocess.PIPE
-            )
-            with child:
-                assert child.stdout is not None
-                child.stdout.readline()
-                time.sleep(random.uniform(0, 0.02))
-                child.send_signal(signal.SIGKILL)
+            with child(root, values) as killed:
+                assert killed.stdout is not None
+                killed.stdout.readline()
+                time.sleep(random.uniform(0, seconds))
+                killed.send_signal(signal.SIGKILL)
             after = {label: file_of(label).read_text() for label in labels}
-            # What a run that names none of them finds: either the killed run had ended, or all is put back.
-            _plan, result = run(root, {"kernel.panic": file_of("kernel.panic").read_text().strip()})
-            interrupted += bool(result["recovered"])
+            recovered = settle(root)
+            interrupted += bool(recovered)
             settled = {label: file_of(label).read_text() for label in labels}
-            assert settled in (before, {label: after[label] for label in labels})
-            assert settled == before or not result["recovered"]
+            assert settled == (before if recovered else after)
+            assert len({settled[label] == before[label] for label in labels}) == 1
             run(root, dict.fromkeys(labels), state="restored")
             assert {label: file_of(label).read_text() for label in labels} == before
         print("killed {} times, {} of them half-way".format(times, interrupted))
+        assert interrupted or times < 50
 
 
 def test_many_cost_hardly_more_than_one(root):
