@@ -129,7 +129,7 @@ EXAMPLES = r"""
 - name: An option of a storage driver, which is loaded from the initramfs
   tapvirt.host.kernel_module_param:
     params:
-      - {module: virtio_blk, name: num_request_queues, value: 4, persist: auto}
+      - {module: virtio_blk, name: queue_depth, value: 64, persist: auto}
     refresh_initramfs: true
 
 - name: Put it back
