@@ -7,14 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: kernel_symbol_info
-short_description: Look up symbols of a running kernel
+short_description: Look up symbols of a kernel or of Xen
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Looks names, shell patterns and regular expressions up in C(/proc/kallsyms), in one pass.
+  - Looks names, shell patterns and regular expressions up in C(/proc/kallsyms), in one pass, or in another list of
+    symbols.
   - Tells a symbol that is not there from one whose address is hidden, and from one that the table cannot hold.
   - Says for each whether modules may use it and whether a kprobe can be put on it, as far as the user of the task
     can see that.
+  - Compares two lists and tells whether they are of the same kernel, however far address randomization moved it. An
+    address that would be another kernel's is not returned.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
 options:
@@ -33,7 +36,33 @@ options:
     description:
       - How many matches to return at most, in all entries together.
     type: int
-    default: 50
+    default: 40
+  source:
+    description:
+      - Where to look. V(kallsyms) is the running kernel's own table.
+      - V(system_map) is the C(System.map) of the running kernel's release, in C(/boot), C(/lib/modules) or
+        C(/usr/lib/debug). Its addresses are those of the link, without address randomization. A file that only says
+        which package has the real one is told from it.
+      - V(module_symvers) is the C(Module.symvers) of its headers, with what it exports, and no addresses.
+      - V(xen_syms) is the Xen hypervisor, from C(/proc/xen/xensyms) in a control domain, else from the C(xen-syms)
+        file of the one that runs, or its map.
+    type: str
+    choices: [kallsyms, system_map, module_symvers, xen_syms]
+    default: kallsyms
+  path:
+    description:
+      - The file of O(source), where it is not one of the usual ones.
+    type: path
+  compare_with:
+    description:
+      - A second source to compare O(source) with. V(system_map) compared with V(kallsyms) tells whether the file
+        belongs to the kernel that runs.
+    type: str
+    choices: [kallsyms, system_map, module_symvers, xen_syms]
+  compare_path:
+    description:
+      - The file of O(compare_with), where it is not one of the usual ones.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -54,6 +83,12 @@ EXAMPLES = r"""
     symbols: ["~_(exit|intercept)ion$"]
     owner: kvm_amd
     limit: 200
+
+- name: Addresses of the link, only if the file belongs to the kernel that runs
+  tapvirt.host.kernel_symbol_info:
+    symbols: [vfs_read]
+    source: system_map
+    compare_with: kallsyms
 """
 
 RETURN = r"""
@@ -73,7 +108,7 @@ symbols:
         - V(found), or V(ambiguous) when several different symbols have the name.
         - V(restricted) when it is there, but the kernel hides its address from this user.
         - V(absent) when it is not there; V(data_unavailable) when it is no function, and the table would not list a
-          variable, or when there is no table.
+          variable, when there is no table, or when O(compare_with) shows it to be another kernel's.
       type: str
       returned: always
       sample: found
@@ -90,6 +125,7 @@ symbols:
     matches:
       description:
         - The matches. C(type) is the letter that nm(1) prints; an address is text, as JSON numbers cannot hold it.
+        - Where Module.symvers has the symbol, C(gpl_only) and C(namespace) say how it is exported.
       type: list
       elements: dict
       returned: always
@@ -124,6 +160,25 @@ symbols:
       type: str
       returned: for a name
       sample: is in the kernel's kprobe blacklist
+    section:
+      description:
+        - The part of the kernel image's text that it lies in, as V(text), V(init), V(entry), V(noinstr) or V(kprobes);
+          null for what is elsewhere, or when addresses are hidden.
+      type: str
+      returned: for a name
+      sample: text
+    ftrace:
+      description: Whether ftrace can hook it; null when tracefs cannot be read.
+      type: bool
+      returned: for a name
+      sample: true
+    drift:
+      description:
+        - With O(compare_with), V(none), V(only_here) or V(only_there) when one of the sources does not have the name,
+          or V(moved) when it lies elsewhere in the other kernel; null when neither has it.
+      type: str
+      returned: for a name
+      sample: null
     aliases:
       description: Other names of the same address; null when addresses are hidden.
       type: list
@@ -143,10 +198,21 @@ symbols:
       returned: for a name
       sample: []
 source:
-  description: The table. C(state) is V(readable), V(restricted), V(absent) or V(denied), with the C(reason).
+  description:
+    - The source that was read. C(state) is V(readable), V(restricted), V(absent), V(denied), V(damaged), or
+      V(placeholder) for a file that only says where the real one is, with the C(reason).
   returned: always
   type: dict
-  sample: {"name": "/proc/kallsyms", "state": "readable", "reason": null}
+  sample: {"kind": "kallsyms", "name": "/proc/kallsyms", "state": "readable", "reason": null}
+comparison:
+  description:
+    - What O(compare_with) showed, null without it. C(verdict) is V(same_kernel), V(another_kernel) or V(unknown), with
+      the C(reason). C(compared) functions were compared, C(differing) of them lie at another distance from C(_stext),
+      such as C(examples).
+    - Of the same kernel, C(offset) is what has to be added to an address of O(source), and C(build_id) the one it has.
+  returned: always
+  type: dict
+  sample: {"verdict": "same_kernel", "compared": 98263, "differing": 0, "offset": "0x20e00000"}
 truncated:
   description: Whether O(limit) left matches out.
   returned: always
@@ -160,12 +226,17 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import look_up
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import Place, look_up
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbol_sources import SOURCES
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "symbols": {"type": "list", "elements": "str", "required": True},
     "owner": {"type": "str"},
-    "limit": {"type": "int", "default": 50},
+    "limit": {"type": "int", "default": 40},
+    "source": {"type": "str", "choices": list(SOURCES), "default": "kallsyms"},
+    "path": {"type": "path"},
+    "compare_with": {"type": "str", "choices": list(SOURCES)},
+    "compare_path": {"type": "path"},
 }
 
 
@@ -173,11 +244,14 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     if params["limit"] < 1:
         raise InvalidInput("limit", params["limit"], "is not a positive number")
-    return {"changed": False, **look_up(Root(), params["symbols"], params["owner"], params["limit"])}
+    place = Place(params["source"], params["path"])
+    against = Place(params["compare_with"], params["compare_path"]) if params["compare_with"] else None
+    found = look_up(Root(), params["symbols"], params["owner"], params["limit"], place, against)
+    return {"changed": False, **found}
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body)
+    run_module(ARGUMENT_SPEC, body, required_by={"compare_path": "compare_with"})
 
 
 if __name__ == "__main__":

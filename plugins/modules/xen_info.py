@@ -89,7 +89,7 @@ running:
       description: What compiled it.
       type: str
       returned: always
-      sample: gcc (Debian 14.2.0-19) 14.2.0
+      sample: x86_64-linux-gnu-gcc (Debian 14.2.0-19) 14.2.0
     compiled_by:
       description: Who compiled it.
       type: str

@@ -17,12 +17,20 @@ from .mounts import mount_point
 from .symbols import CORE_OWNER, Symbol, SymbolTable
 
 _BLACKLIST_LINE = re.compile(r"^0x(\S+?)-0x(\S+?)\s+(\S+)", re.MULTILINE)
+# Innermost first: the last one holds all of them but init.
 _SECTIONS = (
-    ("_sinittext", "_einittext", "lies in the init section, which is freed after boot"),
-    ("__noinstr_text_start", "__noinstr_text_end", "lies in the noinstr section, which kprobes must not touch"),
-    ("__kprobes_text_start", "__kprobes_text_end", "lies in the kprobes section, which kprobes must not touch"),
-    ("__entry_text_start", "__entry_text_end", "lies in the entry section, which kprobes must not touch"),
+    ("init", "_sinittext", "_einittext"),
+    ("noinstr", "__noinstr_text_start", "__noinstr_text_end"),
+    ("kprobes", "__kprobes_text_start", "__kprobes_text_end"),
+    ("entry", "__entry_text_start", "__entry_text_end"),
+    ("text", "_stext", "_etext"),
 )
+_REFUSED = {
+    "init": "lies in the init section, which is freed after boot",
+    "noinstr": "lies in the noinstr section, which kprobes must not touch",
+    "kprobes": "lies in the kprobes section, which kprobes must not touch",
+    "entry": "lies in the entry section, which kprobes must not touch",
+}
 
 
 class Blacklist:
@@ -41,6 +49,42 @@ class Blacklist:
         return any(start <= symbol.address < end for start, end in ranges)
 
 
+class Sections:
+    """In which part of the kernel image's text a function lies, by the markers of the linker script."""
+
+    def __init__(self, table: SymbolTable) -> None:
+        self._ranges = [] if table.restricted else list(_section_ranges(table))
+
+    def of(self, symbol: Symbol) -> str | None:
+        """Return ``init, noinstr, kprobes, entry`` or ``text``; null for what is elsewhere, or is not known."""
+        if symbol.address is not None and symbol.owner == CORE_OWNER and symbol.is_function:
+            for name, start, end in self._ranges:
+                if start <= symbol.address < end:
+                    return name
+        return None
+
+
+def in_ftrace(root: Root, symbols: t.Collection[Symbol]) -> set[tuple[str, str]] | None:
+    """Return the name and the owner of those functions that ftrace can hook (its ``available_filter_functions``).
+
+    Null where tracefs is not mounted, or not readable for this user. The kernel lists no address there.
+    """
+    tracefs = mount_point(root, "tracefs")
+    wanted = {(symbol.name, symbol.owner) for symbol in symbols}
+    if tracefs is None:
+        return None
+    found = set()
+    try:
+        for line in root.lines(tracefs + "/available_filter_functions"):
+            name, _space, owner = line.decode("utf-8", "replace").partition(" ")
+            key = (name, owner.strip().strip("[]") or CORE_OWNER)
+            if key in wanted:
+                found.add(key)
+    except OSError:
+        return None
+    return found
+
+
 class Probeability:
     """Verdicts on symbols of one table; the blacklist is read once.
 
@@ -56,7 +100,7 @@ class Probeability:
         self._why_unknown = "the kprobe blacklist cannot be seen: debugfs is not {}".format(
             "readable for this user" if debugfs else "mounted"
         )
-        self._sections = list(_section_ranges(table))
+        self.sections = Sections(table)
 
     def verdict(self, symbol: Symbol) -> tuple[bool | None, str | None]:
         """Return true, false or null (not known), and the reason for the latter two."""
@@ -67,21 +111,19 @@ class Probeability:
         if self._blacklist is not None and self._blacklist.has(symbol):
             return False, "is in the kernel's kprobe blacklist"
         if symbol.owner == CORE_OWNER:
-            for start, end, reason in self._sections:
-                if symbol.address is not None and start <= symbol.address < end:
-                    return False, reason
+            section = self.sections.of(symbol)
+            if section in _REFUSED:
+                return False, _REFUSED[section]
             if self._hidden:
                 return None, "addresses are hidden, so the section that it lies in is not known"
         return (None, self._why_unknown) if self._blacklist is None else (True, None)
 
 
-def _section_ranges(table: SymbolTable) -> t.Iterator[tuple[int, int, str]]:
-    if table.restricted:
-        return
-    for first, last, reason in _SECTIONS:
+def _section_ranges(table: SymbolTable) -> t.Iterator[tuple[str, int, int]]:
+    for name, first, last in _SECTIONS:
         starts, ends = table.find(first), table.find(last)
         if starts and ends:
-            yield starts[0].address or 0, ends[0].address or 0, reason
+            yield name, starts[0].address or 0, ends[0].address or 0
 
 
 def _address(text: str) -> int:

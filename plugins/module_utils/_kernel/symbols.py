@@ -246,6 +246,16 @@ class SymbolTable:
         found = set(re.findall(rb"\t\[([^\]\n]+)\]\n", self._data[self._core_end :]))
         return sorted(owner.decode("utf-8", "replace") for owner in found)
 
+    def function_addresses(self) -> dict[str, int | None]:
+        """Return the addresses of the kernel image's functions by name; null for a name that several have."""
+        letters = {letter.encode() for letter in _TEXT_TYPES}
+        found: dict[str, int | None] = {}
+        for line in io.BytesIO(self._data[: self._core_end]):
+            if line[self._width + 1 : self._width + 2] in letters:
+                name = line[self._width + 3 : -1].decode("utf-8", "replace")
+                found[name] = None if name in found else _address(line[: self._width])
+        return found
+
     def counts(self) -> Counts:
         """Count by type and owner, and hash both parts.
 

@@ -23,6 +23,8 @@ from . import elf
 from .identity import build_id_of
 
 MAX_IMAGES = 32
+BUILD_ID = "sys/hypervisor/properties/buildid"
+_BUILD_ID_BYTES = 20
 _MAX_BYTES = 64 << 20
 _DENIED = "<denied>"
 _MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
@@ -36,7 +38,6 @@ _SYMBOL_PLACES = ("{}/xen-syms-{}", "usr/lib/debug/boot/xen-syms-{1}", "usr/lib/
 _PROPERTIES = {
     "capabilities": "properties/capabilities",
     "changeset": "properties/changeset",
-    "build_id": "properties/buildid",
     "virtual_start": "properties/virtual_start",
     "compiler": "compilation/compiler",
     "compiled_by": "compilation/compiled_by",
@@ -93,10 +94,13 @@ def running_xen(root: Root) -> dict[str, t.Any] | None:
             return None
         return found or None
 
+    def number(name: str, path: str) -> int | None:
+        found = text(name, path)
+        return int(found, 16) if found and re.match(r"^[0-9a-f]+$", found) else None
+
     parts = [text("version", "version/" + name) for name in ("major", "minor", "extra")]
     facts: dict[str, t.Any] = {name: text(name, path) for name, path in _PROPERTIES.items()}
     capabilities = root.read_text_or("proc/xen/capabilities") or ""
-    page = text("page_bytes", "properties/pagesize")
     return {
         "version": None if None in parts[:2] else "{}.{}{}".format(parts[0], parts[1], parts[2] or ""),
         "role": "control_domain" if "control_d" in capabilities else "guest",
@@ -104,9 +108,23 @@ def running_xen(root: Root) -> dict[str, t.Any] | None:
         "uuid": text("uuid", "uuid"),
         **facts,
         "capabilities": (facts["capabilities"] or "").split(),
-        "page_bytes": int(page) if page and page.isdigit() else None,
+        "build_id": text("build_id", "properties/buildid") and running_build_id(root),
+        "page_bytes": number("page_bytes", "properties/pagesize"),
         "restricted": restricted,
     }
+
+
+def running_build_id(root: Root) -> str | None:
+    """Return the running Xen's build-id; null where it is not told.
+
+    The file holds the bytes themselves, printed as a string (``buildid_show`` in the kernel's
+    drivers/xen/sys-hypervisor.c): what comes after a zero byte is missing. Then the whole is not known.
+    """
+    try:
+        data = root.read_bytes(BUILD_ID)
+    except OSError:
+        return None
+    return data.hex() if len(data) == _BUILD_ID_BYTES else None
 
 
 def parse_image(data: bytes) -> Image:

@@ -59,6 +59,7 @@ def test_this_interpreters_symbols_are_those_that_nm_prints():
     assert found == expected
 
 
+@pytest.mark.timeout(3600)  # of a soak test
 @settings(max_examples=100000 if os.environ.get("TAPVIRT_SOAK") else 500, deadline=None)
 @given(
     bits=st.sampled_from([32, 64]),

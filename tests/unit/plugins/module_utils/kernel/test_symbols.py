@@ -219,7 +219,8 @@ def mutations():
     return st.lists(piece, max_size=30).map(b"".join)
 
 
-@settings(max_examples=20000 if os.environ.get("TAPVIRT_SOAK") else 300, deadline=None)
+@pytest.mark.timeout(3600)  # of a soak test
+@settings(max_examples=100000 if os.environ.get("TAPVIRT_SOAK") else 2000, deadline=None)
 @given(mutations())
 def test_damaged_tables_give_answers_and_no_exceptions(data):
     table = SymbolTable(data)
