@@ -80,14 +80,16 @@ options:
           - With V(never), RV(params[].pending) says that the value waits for the module's next load.
           - With V(if_unused), the module is unloaded and loaded again, if no module and nothing else uses it, no
             device is bound to it and no network interface of it is up; otherwise RV(params[].pending) says what does.
-            The module's other parameters keep their running values. Needs O(params[].persist).
+            The module's other parameters keep their running values. If it does not come back, it is loaded as it was
+            before. Needs O(params[].persist); with O(state=restored), it brings back what was there before.
         type: str
         choices: [never, if_unused]
         default: never
       allow_taint:
         description:
           - Whether the value may taint the kernel. Setting a parameter that its module marks as unsafe does, until
-            the next reboot; such a parameter is refused otherwise.
+            the next reboot; such a parameter is refused otherwise. Of a built-in module not all are known beforehand;
+            then a write that tainted the kernel is undone and a failure.
         type: bool
         default: false
   state:
@@ -188,7 +190,7 @@ plan:
   elements: dict
   sample: [{"what": "kvm.halt_poll_ns", "before": 200000, "after": 400000, "how": "sysfs", "why": "..."}]
 recovered:
-  description: Parameters that an earlier, interrupted run had changed and this one put back.
+  description: Parameters that an interrupted run had changed, and modules that it had unloaded; this one put them back.
   returned: success
   type: list
   elements: str
