@@ -271,12 +271,13 @@ def everything() -> str:
 
 def test_check_mode_leaves_all_of_etc_and_all_parameters():
     labels = some_numbers(50)
-    values = {label: neighbour(file_of(label).read_text()) for label in labels}
-    before = everything()
-    plan, result = run(Root("/"), values, persist="auto", check=True)
-    assert len(plan) >= len(labels)
-    assert {row["verdict"] for row in result["params"]} == {"changed"}
-    assert everything() == before
+    with kept(*labels) as texts:
+        before = everything()
+        values = {label: neighbour(text) for label, text in texts.items()}
+        plan, result = run(Root("/"), values, persist="auto", check=True)
+        assert len(plan) >= len(labels)
+        assert {row["verdict"] for row in result["params"]} == {"changed"}
+        assert everything() == before
 
 
 # What does not read back as it was written: the value, and what becomes of it: a verdict and what is read, or an error.
