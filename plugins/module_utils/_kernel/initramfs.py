@@ -86,6 +86,8 @@ def read_image(root: Root, name: str, release: str) -> Image:
             modules, files = _contents(opened.enter_context(open(path, "rb")), scratch, opened)
     except Unreadable as error:
         return Image("/" + name, maker, (), {}, error.message)
+    except PermissionError:
+        return Image("/" + name, maker, (), {}, "this user may not read it")
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         return Image("/" + name, maker, (), {}, "it is damaged: {}".format(error))
     lines = modprobe_d.read_lines(_Unpacked(files))

@@ -131,6 +131,18 @@ def test_an_image_that_cannot_be_read_says_why(data, reason, root):
     assert any(said in text for text in run(root, 64)[1]["pending"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_image_that_this_user_may_not_read_is_not_called_damaged(root):
+    image(root, cpio(MODULES))
+    os.chmod(root.path(IMAGE), 0o600)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        said = initramfs.read_image(root, IMAGE, RELEASE).unreadable
+        os._exit(0 if said == "this user may not read it" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_stale_image_is_said_until_it_has_what_modprobe_d_says(root):
     image(root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=32\n"})))
     for check in (True, False):

@@ -33,6 +33,9 @@ with open(tree / "called", "a") as log:
 if sys.argv[0].endswith("rmmod"):
     if (tree / "busy").exists():
         sys.exit("rmmod: ERROR: Module " + module + " is not permitted to go")
+    if (tree / "held").exists():
+        (tree / "held").unlink()
+        sys.exit("rmmod: ERROR: Module " + module + " is in use")
     for path in sorted(directory.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     directory.rmdir()
@@ -190,6 +193,12 @@ def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before
     assert [value(root, name) for name in ("count", "log")] == ["2", "N"]
     assert not root.exists(OWN)
     assert not root.exists(JOURNAL)
+
+
+def test_who_looks_at_a_new_device_for_a_moment_is_waited_for(root):
+    put(root, "held", "")
+    run(root, {"count": 5})
+    assert (called(root), value(root, "count")) == (["rmmod nbd", "rmmod nbd", "modprobe nbd"], "5")
 
 
 def test_a_module_that_does_not_come_back_is_loaded_as_before(root):
