@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What looking symbols up, counting them, and setting parameters costs, against a floor measured in the same run."""
+"""What looking symbols up and counting them costs, against a floor measured in the same run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,6 @@ HEAD = (
 NAMES = ["vfs_read", "vfs_write", "do_sys_openat2", "tcp_sendmsg", "kmem_cache_alloc_noprof", "no_such_function"]
 LOOK_UP = HEAD + "table = symbols.read_table(Root())\n[table.look_up(n) for n in {!r}]\n".format(NAMES)
 COUNT = HEAD + "symbols.read_table(Root()).counts()\n"
-PARAMETERS = """
-import glob, os, stat, tempfile
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
-entries = []
-for path in sorted(glob.glob("/sys/module/*/parameters/*")):
-    if os.stat(path).st_mode & 0o600 == 0o600:
-        entries.append(dict(module=path.split("/")[3], name=path.split("/")[5], value=open(path).read().rstrip("\\n"),
-                            runtime=True, persist="none", read_back="auto"))
-run = Parameters(Root(), os.uname().machine, wanted_list(entries[:{}], "present"), "present")
-run.converge(True)
-"""
 
 
 def measure(argv: t.Sequence[str]) -> tuple[float, float]:
@@ -65,8 +53,6 @@ def main() -> None:
     rows = [("cat /proc/kallsyms", cat, 0.0), ("an interpreter with the imports alone", empty, base)]
     rows += [("look 6 names and their variants up", *measure(python(LOOK_UP)))]
     rows += [("count all, both fingerprints", *measure(python(COUNT)))]
-    for count in (1, 200):
-        rows.append(("{} parameters, no change".format(count), *measure(python(HEAD + PARAMETERS.format(count)))))
     print("{:<40} {:>9} {:>8} {:>12}".format("", "ms", "x cat", "MiB above"))
     for name, milliseconds, memory in rows:
         above = max(memory - base, 0.0)

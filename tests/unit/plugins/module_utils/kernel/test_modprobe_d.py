@@ -54,6 +54,7 @@ def tree(tmp_path):
     (modules / "kernel" / "kvm.ko.xz").write_bytes(lzma.compress(object_file(KVM)))
     dummy = b"parm=numdummies:Number of dummy pseudo devices\0parmtype=numdummies:int\0parmtype=model:charp\0"
     (modules / "kernel" / "dummy.ko").write_bytes(object_file(dummy, wide=False))
+    (modules / "kernel" / "snd-pcm.ko").write_bytes(object_file(b"parmtype=preallocate_dma:int\0"))
     for name, text in {
         "proc/sys/kernel/osrelease": RELEASE,
         "proc/cmdline": "quiet rcutree.blimit=20 panic=5",
@@ -256,6 +257,35 @@ def test_a_line_that_comes_after_ours_is_named_and_does_not_make_us_write_again(
     row = result["params"][0]
     assert (row["verdict"], row["persisted_in"]) == ("pending", None)
     assert row["pending"] == ["/etc/modprobe.d/zzz.conf says halt_poll_ns=1, which comes after our file and wins"]
+
+
+CONVERGING = [
+    # What a vendor's file says, what is wanted, how many steps the first run takes, what our own file says then.
+    ("options kvm halt_poll_ns=1 ignore_msrs=1 unknown=2\n", {"kvm.ignore_msrs": True}, 1, None),
+    ("options kvm halt_poll_ns=1 ignore_msrs=1\n", {"kvm.ignore_msrs": "no"}, 1, "options kvm ignore_msrs=N"),
+    ("options kvm ignore_msrs\n", {"kvm.ignore_msrs": "Y"}, 1, None),
+    ("options snd-pcm preallocate-dma=0\n", {"snd-pcm.preallocate_dma": 0}, 0, None),
+    ("options snd_pcm preallocate_dma=1\n", {"snd-pcm.preallocate-dma": 0}, 1, "options snd_pcm preallocate_dma=0"),
+    ('options dummy numdummies=0x2 model="a b"\n', {"dummy.model": "a b", "dummy.numdummies": 2}, 0, None),
+    ('options dummy "model=a b"\n', {"dummy.model": "a  b"}, 1, 'options dummy model="a  b"'),
+    ("options dummy model=a\noptions dummy model=b \\\n numdummies=3\n", {"dummy.model": "b"}, 0, None),
+    ("options dummy model=\n", {"dummy.model": ""}, 0, None),
+    ("", {"dummy.model": "# C:\\x", "dummy.numdummies": "010"}, 2, 'options dummy model="# C:\\\\x" numdummies=8'),
+]
+
+
+@pytest.mark.parametrize(("vendor", "values", "steps", "written"), CONVERGING)
+def test_the_second_run_has_nothing_to_do(vendor, values, steps, written, tree):
+    conf(tree, "sys/module/kvm/parameters/ignore_msrs", "N\n")
+    conf(tree, "usr/lib/modprobe.d/vendor.conf", vendor)
+    plan, _result = run(tree, values, persist="modprobe_d")
+    assert len(plan) == steps
+    assert (own(tree).splitlines()[1:] if (tree / modprobe_d.OWN_FILE).exists() else None) == (written and [written])
+    plan, result = run(tree, values, persist="modprobe_d")
+    assert not plan
+    assert {row["verdict"] for row in result["params"]} <= {"unchanged", "pending"}
+    assert all(row["persisted_in"] for row in result["params"])
+    assert (tree / "usr/lib/modprobe.d/vendor.conf").read_text() == vendor
 
 
 def test_an_install_line_is_named(tree):
