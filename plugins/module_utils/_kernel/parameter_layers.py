@@ -45,7 +45,8 @@ def wanted_of(entry: Wanted, item: Item) -> Value:
     if value.key is None and (current is None or current.key is not None or entry.persist != "none"):
         rule = "is what a text that was never set looks like; one that was set cannot be unset, only be empty ('')"
         raise InvalidInput(entry.label, entry.value, rule)
-    if current is not None and item.kind.is_array and _count(current) > _count(value):
+    written = entry.runtime and item.writable
+    if written and current is not None and item.kind.is_array and _count(current) > _count(value):
         rule = "has {} elements, and the parameter {}: the kernel would keep the rest; give all".format(
             _count(value), _count(current)
         )

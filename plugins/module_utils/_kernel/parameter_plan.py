@@ -16,7 +16,7 @@ from .._core.plan import Change, Plan
 from . import modprobe_d
 from .parameter_layers import OWN_FILE, layer_of, own_says, said, waits_in_image, wanted_of
 from .parameters import Item, Key, Observed, Wanted, read_only_reason
-from .values import Value, is_put_back, said_value, same
+from .values import Value, is_in_effect, is_put_back, said_value
 
 _UNVERIFIED = ("trigger", "opaque")
 
@@ -96,7 +96,7 @@ def is_reached(entry: Wanted, item: Item, observed: Observed) -> bool:
         return False
     value = wanted_of(entry, item)
     known = observed.journal.get("adjusted", {}).get(entry.label)
-    return same(item.kind, current, value) or bool(known == {"wanted": value.text, "read": current.text})
+    return is_in_effect(item.kind, current, value) or bool(known == {"wanted": value.text, "read": current.text})
 
 
 def waits_for_load(

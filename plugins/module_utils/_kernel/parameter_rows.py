@@ -14,7 +14,7 @@ from .._core.plan import Plan
 from .parameter_layers import OWN_FILE, layer_of, notes_of, waits_in_image, wanted_of
 from .parameter_plan import Persist, Refresh, Reload, Step, Write, waits_for_load
 from .parameters import Item, Observed, Wanted
-from .values import said_value, same
+from .values import is_in_effect, said_value, same
 
 
 def steps_of(planned: Plan) -> list[Step]:
@@ -65,7 +65,7 @@ def _present(
     if entry.persist != "none":
         result["notes"] = notes_of(item, last)
     reloaded = any(isinstance(step, Reload) for step in steps)
-    if not entry.runtime or (item.current is not None and same(item.kind, item.current, value)):
+    if not entry.runtime or (item.current is not None and is_in_effect(item.kind, item.current, value)):
         return
     known = last.journal.get("adjusted", {}).get(entry.label, {})
     if item.current is not None and known == {"wanted": value.text, "read": item.current.text}:

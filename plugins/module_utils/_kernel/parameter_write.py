@@ -15,7 +15,7 @@ import re
 from .._core.errors import NoEffect
 from .._core.root import Root
 from .parameters import Item, read_only_reason
-from .values import Value, same
+from .values import Value, is_in_effect
 
 #: "U" in ``/proc/sys/kernel/tainted``: a user did what the kernel's developers do not answer for.
 TAINT_USER = 1 << 6
@@ -47,7 +47,7 @@ def judged(item: Item, read_back: str, before: Value | None, intended: Value, no
 
     :raises NoEffect: it is something that the policy ``read_back`` does not allow.
     """
-    if same(item.kind, now, intended):
+    if is_in_effect(item.kind, now, intended):
         return None
     numbers = isinstance(now.shown, int) and isinstance(intended.shown, int)
     moved = before is None or before.shown != now.shown

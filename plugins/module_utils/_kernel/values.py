@@ -149,6 +149,13 @@ def same(kind: Kind, one: Value, other: Value) -> bool:
     return bool(one.key == other.key)
 
 
+def is_in_effect(kind: Kind, now: Value, wanted: Value) -> bool:
+    """Tell whether a running value is the wanted one; where an array was given in part, only that part counts."""
+    if isinstance(now.key, list) and isinstance(wanted.key, list):
+        return bool(now.key[: len(wanted.key)] == wanted.key)
+    return same(kind, now, wanted)
+
+
 def is_put_back(kind: Kind, now: Value, before: Value) -> bool:
     """Tell whether a value is the one before; a text that was never set (null) cannot be unset: empty is as good."""
     return same(kind, now, before) or (now.key in (None, "") and before.key in (None, ""))

@@ -288,6 +288,21 @@ def test_the_second_run_has_nothing_to_do(vendor, values, steps, written, tree):
     assert (tree / "usr/lib/modprobe.d/vendor.conf").read_text() == vendor
 
 
+def test_an_array_that_only_a_load_can_set_may_be_given_in_part(tree):
+    conf(tree, "sys/module/dummy/parameters/some", "1,2,3\n")
+    (tree / "sys/module/dummy/parameters/some").chmod(0o444)
+    _plan, result = run(tree, {"dummy.some": [9, 2]}, persist="auto")
+    assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
+    assert own(tree).endswith("\noptions dummy some=9,2\n")
+    conf(tree, "sys/module/dummy/parameters/some", "9,2,3\n")
+    plan, result = run(tree, {"dummy.some": [9, 2]}, persist="auto")
+    assert not plan
+    assert (result["params"][0]["verdict"], result["params"][0]["pending"]) == ("unchanged", [])
+    (tree / "sys/module/dummy/parameters/some").chmod(0o644)
+    with pytest.raises(InvalidInput, match="has 2 elements, and the parameter 3"):
+        run(tree, {"dummy.some": [9, 2]})
+
+
 def test_an_install_line_is_named(tree):
     conf(tree, "etc/modprobe.d/no.conf", "install kvm /bin/true\n")
     _plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
