@@ -22,7 +22,7 @@ import tempfile
 import typing as t
 import zlib
 
-from .._core.command import CommandMissing, find_program, run
+from .._core.command import CommandMissing, CommandTimeout, find_program, run
 from .._core.errors import TapvirtError
 from .._core.root import Root
 from . import modprobe_d
@@ -89,7 +89,11 @@ def read_image(root: Root, name: str, release: str) -> Image:
     except PermissionError:
         return Image("/" + name, maker, (), {}, "this user may not read it")
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-        return Image("/" + name, maker, (), {}, "it is damaged: {}".format(error))
+        # What unpacks raises OSError as well, without a number.
+        system = isinstance(error, OSError) and error.errno is not None
+        return Image(
+            "/" + name, maker, (), {}, "it {}: {}".format("cannot be unpacked" if system else "is damaged", error)
+        )
     lines = modprobe_d.read_lines(_Unpacked(files))
     return Image("/" + name, maker, modules, modprobe_d.effective(modprobe_d.options_of(lines)), None)
 
@@ -225,6 +229,8 @@ def _unpacked(rest: t.BinaryIO, start: bytes, scratch: str) -> t.BinaryIO:
         done = run(argv, _UNPACK_SECONDS, cwd=scratch)
     except CommandMissing as error:
         raise Unreadable("it takes the program {} to unpack it".format(argv[0])) from error
+    except CommandTimeout as error:
+        raise Unreadable("{} takes longer than {:g} s to unpack it".format(argv[0], _UNPACK_SECONDS)) from error
     if done.rc != 0:
         raise Unreadable("{} does not unpack it: {}".format(argv[0], done.stderr.strip()[:200]))
     return open(os.path.join(scratch, _OUT), "rb")

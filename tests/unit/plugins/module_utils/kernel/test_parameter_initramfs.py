@@ -143,6 +143,20 @@ def test_an_image_that_this_user_may_not_read_is_not_called_damaged(root):
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_an_image_that_takes_a_program_which_is_missing_or_slow_says_so(root, monkeypatch):
+    image(root, b"\x28\xb5\x2f\xfd")
+    os.mkdir(root.path("bin"))
+    monkeypatch.setattr(initramfs, "_UNPACK_SECONDS", 0.1)
+    with open(root.path("bin/zstd"), "w", encoding="ascii") as stream:
+        stream.write("#!/bin/sh\nsleep 60\n")
+    os.chmod(root.path("bin/zstd"), 0o755)
+    monkeypatch.setenv("PATH", root.path("bin"), prepend=os.pathsep)
+    said = initramfs.read_image(root, IMAGE, RELEASE).unreadable
+    assert said == "zstd takes longer than 0.1 s to unpack it"
+    monkeypatch.setattr(initramfs, "_PROGRAMS", ((b"\x28\xb5\x2f\xfd", ("no-such-zstd", "-d")),))
+    assert initramfs.read_image(root, IMAGE, RELEASE).unreadable == "it takes the program no-such-zstd to unpack it"
+
+
 def test_a_stale_image_is_said_until_it_has_what_modprobe_d_says(root):
     image(root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=32\n"})))
     for check in (True, False):
