@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 _FEW_NAMES = 2000
+_SHOWN_LETTERS = 200
 
 
 class TapvirtError(Exception):
@@ -40,7 +41,10 @@ class InvalidInput(TapvirtError):
         nearest: t.Sequence[str] = (),
         **fields: t.Any,
     ) -> None:
-        message = "{}: {!r} {}.".format(item, value, rule.rstrip("."))
+        shown = repr(value)
+        if len(shown) > _SHOWN_LETTERS:
+            shown = shown[:_SHOWN_LETTERS] + "..."
+        message = "{}: {} {}.".format(item, shown, rule.rstrip("."))
         if nearest:
             message += " Nearest: {}.".format(", ".join(nearest))
         super().__init__(message, item=item, value=value, rule=rule, nearest=list(nearest), **fields)

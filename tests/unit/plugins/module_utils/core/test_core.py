@@ -87,6 +87,12 @@ def test_invalid_input_reads_as_one_paragraph_and_as_fields():
     assert error.fields["value"] == "fast" and error.fields["nearest"] == ["200000"]
 
 
+def test_a_long_value_is_shown_in_part():
+    error = errors.InvalidInput("params[0].value", "x" * 5000, "is too long")
+    assert error.message.endswith("xxx... is too long.")
+    assert len(error.message) < 300
+
+
 def test_a_command_is_run_without_a_shell_in_the_c_locale():
     done = command.run(["sh", "-c", 'printf "%s" "$LC_ALL"; cat; exit 3', "; touch x"], stdin="in")
     assert (done.rc, done.stdout) == (3, "Cin")
