@@ -12,9 +12,9 @@ import typing as t
 
 from .._core.plan import Plan
 from .parameter_layers import OWN_FILE, layer_of, notes_of, waits_in_image, wanted_of
-from .parameter_plan import Persist, Refresh, Reload, Step, Write, waits_for_load
+from .parameter_plan import Persist, Refresh, Reload, Step, Write
 from .parameters import Item, Observed, Wanted
-from .values import is_in_effect, said_value, same
+from .values import is_in_effect, is_put_back, said_value
 
 
 def steps_of(planned: Plan) -> list[Step]:
@@ -44,7 +44,7 @@ def row(
     if check_mode:
         result["after"] = _planned_value(entry, item, steps, result["after"])
     if state == "restored":
-        result["pending"] = list(_pending_restored(entry, item, last, steps, check_mode))
+        result["pending"] = list(_pending_restored(entry, item, last, steps))
     else:
         _present(result, entry, item, last, steps, check_mode)
     if not (check_mode and any(isinstance(step, Refresh) for step in steps)):
@@ -95,32 +95,27 @@ def _takes_effect(entry: Wanted, item: Item, observed: Observed) -> str:
     if item.current is not None and item.read_back(entry.read_back) in ("rounded", "clamped"):
         text = "in effect if {} is what the kernel makes of it; else it takes effect when the module is loaded again"
         text = text.format(item.current.shown)
-    in_the_way = _in_the_way(entry, observed)
-    return "{}; that was not done now: {}".format(text, "; ".join(in_the_way)) if in_the_way else text
+    return _not_done_now(text, entry, observed)
 
 
-def _in_the_way(entry: Wanted, observed: Observed) -> list[str]:
-    loaded = observed.modules.get(entry.module)
-    return loaded.in_the_way if entry.reload != "never" and loaded is not None else []
-
-
-def _pending_restored(
-    entry: Wanted, item: Item, last: Observed, steps: t.Sequence[Step], check_mode: bool
-) -> t.Iterator[str]:
+def _pending_restored(entry: Wanted, item: Item, last: Observed, steps: t.Sequence[Step]) -> t.Iterator[str]:
     original = last.originals.get(entry.label)
     if item.writable or not item.loaded or item.built_in or any(isinstance(step, Reload) for step in steps):
         return
-    waits = waits_for_load(entry, item, "restored", last)
-    differs = original is not None and item.current is not None
-    if differs and not same(
-        item.kind, t.cast("t.Any", item.current), said_value(item.kind, str(original), item.word_bits)
-    ):
-        in_the_way = _in_the_way(entry, last) if waits else []
-        yield "the running value stays until the module is loaded again" + (
-            "; that was not done now: {}".format("; ".join(in_the_way)) if in_the_way else ""
-        )
-    elif original is None and any(isinstance(step, Persist) for step in steps):
-        yield "the running value stays until the module is loaded again"
+    if original is None or item.current is None:
+        stays = any(isinstance(step, Persist) for step in steps)
+    else:
+        stays = not is_put_back(item.kind, item.current, said_value(item.kind, original, item.word_bits))
+    if stays:
+        yield _not_done_now("the running value stays until the module is loaded again", entry, last)
+
+
+def _not_done_now(text: str, entry: Wanted, observed: Observed) -> str:
+    """Return the text, with what was in the way of a reload that was asked for."""
+    loaded = observed.modules.get(entry.module)
+    if entry.reload == "never" or loaded is None or not loaded.in_the_way:
+        return text
+    return "{}; that was not done now: {}".format(text, "; ".join(loaded.in_the_way))
 
 
 def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) -> t.Iterator[str]:

@@ -249,6 +249,10 @@ def test_restored_loads_it_again_with_what_was_there(root):
     _plan, result = run(root, {"count": None}, state="restored", reload="never")
     assert result["params"][0]["pending"] == ["the running value stays until the module is loaded again"]
     assert value(root, "count") == "5"
+    put(root, "sys/module/nbd/refcnt", "1\n")
+    (pending,) = run(root, {"count": None}, state="restored")[1]["params"][0]["pending"]
+    assert "; that was not done now: it is in use (1 times" in pending
+    put(root, "sys/module/nbd/refcnt", "0\n")
     plan, result = run(root, {"count": None}, state="restored")
     assert [row["what"] for row in plan.rows()] == ["the module nbd"]
     assert (value(root, "count"), result["params"][0]["verdict"]) == ("2", "restored")
