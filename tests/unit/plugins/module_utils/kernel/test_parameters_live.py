@@ -271,6 +271,7 @@ def everything() -> str:
 
 def test_check_mode_leaves_all_of_etc_and_all_parameters():
     labels = some_numbers(50)
+    assert labels
     with kept(*labels) as texts:
         before = everything()
         values = {label: neighbour(text) for label, text in texts.items()}
@@ -297,7 +298,7 @@ READS_OTHERWISE: list[tuple[str, t.Any, tuple[str, t.Any] | str]] = [
     ("memory_hotplug.online_policy", "auto_movable", "the kernel does not accept this value .EINVAL."),
     ("memory_hotplug.online_policy", "auto-movable", ("changed", "auto-movable")),
     ("zswap.compressor", "nosuch", "is nothing that this kernel has or could load"),
-    ("zswap.compressor", " lzo", "is nothing that this kernel has or could load. Nearest: .*lzo"),
+    ("zswap.compressor", " lzo", "is nothing that this kernel has or could load"),
     ("zswap.max_pool_percent", 1000, ("changed", 1000)),
     ("xt_recent.ip_list_perms", "0644", ("unchanged", 420)),
 ]
