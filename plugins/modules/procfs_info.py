@@ -97,7 +97,8 @@ options:
     default: 100
   max_bytes:
     description:
-      - How large the result may be as JSON. A table that needs more than its share is cut, small ones stay whole.
+      - How large the result may be as JSON, at least V(8000). A table that needs more than its share is cut, small ones
+        stay whole.
     type: int
     default: 48000
 """

@@ -17,7 +17,9 @@ from .text import Value
 
 _UNPARSED_ROWS = 5
 _UNPARSED_CHARACTERS = 200
-_LEAST_BYTES = 2000
+_LEAST_BYTES = 8000
+# A table's name in the result, and the counts of what was cut of it.
+_BYTES_OF_A_NAME = 100
 
 
 def gather(root: Root, options: t.Mapping[str, t.Any]) -> dict[str, Value]:
@@ -79,7 +81,7 @@ def _result(readings: t.Mapping[str, Reading], status: t.Mapping[str, str], max_
             unparsed[name] = [row[:_UNPARSED_CHARACTERS] for row in reading.unparsed[:_UNPARSED_ROWS]]
             if len(reading.unparsed) > _UNPARSED_ROWS:
                 truncated[name + ".unparsed"] = len(reading.unparsed) - _UNPARSED_ROWS
-    # What may grow beside the tables gets a part of the whole; names and counts of a table need about 100 bytes.
+    # What may grow beside the tables gets at most a part of the whole, and the tables the rest.
     unparsed, _cut = bounds.fit(unparsed, max_bytes // 8)
     statuses, cut = bounds.fit(
         {**{name: reading.status for name, reading in readings.items()}, **status}, max_bytes // 4
@@ -87,7 +89,8 @@ def _result(readings: t.Mapping[str, Reading], status: t.Mapping[str, str], max_
     if cut:
         truncated["status"] = cut
     sizes = {name: bounds.size(reading.value) for name, reading in readings.items()}
-    shares = bounds.shares(sizes, max_bytes // 2 + max_bytes // 8)
+    taken = bounds.size(unparsed) + bounds.size(statuses) + _BYTES_OF_A_NAME * (len(readings) + 1)
+    shares = bounds.shares(sizes, max_bytes - taken)
     procfs = {}
     for name, reading in readings.items():
         procfs[name], cut = bounds.fit(reading.value, shares[name])
