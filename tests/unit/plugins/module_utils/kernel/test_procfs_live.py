@@ -34,6 +34,13 @@ OF_THIS_PROCESS = {"mountinfo", "mounts", "net_dev", "net_snmp"}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
+@pytest.fixture
+def may_mount():
+    """Skip where not even root may mount, as in most containers."""
+    if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("mount namespaces are not allowed here")
+
+
 def read(**changes):
     result = gather(Root(), {**OPTIONS, **changes})
     assert result["truncated"] == {}
@@ -162,7 +169,7 @@ def test_mounts_are_those_of_findmnt():
 
 
 @needs_root
-def test_a_mount_with_an_odd_name(tmp_path):
+def test_a_mount_with_an_odd_name(tmp_path, may_mount):
     names = ["sp ace", "tab\there", "line\nend", "back\\slash", "\xe4\xff", "#x"]
     script = (
         'for name in "$@"; do mkdir -p "$name"; mount -t tmpfs "#none" "$name" || exit 1; done; cat /proc/self/mounts'
@@ -251,17 +258,25 @@ def test_all_sysctls_are_read_without_an_error():
 @needs_root
 def test_the_log_is_that_of_dmesg_and_nothing_is_taken_from_it():
     first = read(kmsg={"limit": 100000})["procfs"]["kmsg"]
-    theirs = json.loads(run("dmesg", "--json"))["dmesg"]
+    try:
+        theirs = json.loads(run("dmesg", "--json"))["dmesg"]
+    except subprocess.CalledProcessError:
+        pytest.skip("this dmesg prints no JSON")
     again = read(kmsg={"limit": 100000})["procfs"]["kmsg"]
-    assert len(first) > 20 and again[: len(first)] == first
-    ours = [(row["level"], round(row["seconds"], 6), row["message"]) for row in again]
-    assert [message for _level, _seconds, message in ours[: len(theirs)]] == [row["msg"] for row in theirs]
-    assert [seconds for _level, seconds, _message in ours[: len(theirs)]] == [row["time"] for row in theirs]
-    of_the_kernel = [(row, seen) for row, seen in zip(again, theirs) if row["facility"] == 0]
-    assert [LEVELS.index(row["level"]) for row, _seen in of_the_kernel] == [seen["pri"] for _row, seen in of_the_kernel]
+    # Meanwhile the log may have grown, and lost its oldest records.
+    assert again[0] in first and len(first) > 20
+    steady = first[first.index(again[0]) :]
+    assert again[: len(steady)] == steady
+    ours = {(row["seconds"], row["message"]) for row in first + again}
+    assert {(row["time"], row["msg"]) for row in theirs} <= ours
+    # What dmesg calls pri is the level for records of the kernel itself.
+    levels = {(row["time"], row["msg"]): row["pri"] for row in theirs}
+    for row in steady:
+        if row["facility"] == 0:
+            assert levels[row["seconds"], row["message"]] == LEVELS.index(row["level"])
     last = gather(Root(), {**OPTIONS, "kmsg": {"limit": 3}})
-    assert [row["sequence"] for row in last["procfs"]["kmsg"]] == [row["sequence"] for row in again[-3:]]
-    assert last["truncated"] == {"kmsg": len(again) - 3}
+    assert len(last["procfs"]["kmsg"]) == 3 and last["procfs"]["kmsg"][0]["sequence"] >= again[-3]["sequence"]
+    assert last["truncated"]["kmsg"] > 10
 
 
 @needs_root
@@ -332,7 +347,7 @@ def test_an_unprivileged_user_sees_what_is_restricted(readable_collections):
 
 
 @needs_root
-def test_a_mount_that_hides_processes(readable_collections):
+def test_a_mount_that_hides_processes(readable_collections, may_mount):
     root = in_mount(readable_collections, "hidepid=2")
     assert root["status"]["processes"] == "present" and len(root["procfs"]["processes"]) > 3
     hidden = in_mount(readable_collections, "hidepid=2", *NOBODY)
@@ -346,7 +361,7 @@ def test_a_mount_that_hides_processes(readable_collections):
 
 @needs_root
 @pytest.mark.parametrize("before", [[], NOBODY])
-def test_a_mount_with_processes_only(readable_collections, before):
+def test_a_mount_with_processes_only(readable_collections, before, may_mount):
     found = in_mount(readable_collections, "hidepid=2,subset=pid", *before)
     for name in TABLES:
         assert found["status"][name] == ("present" if name in OF_THIS_PROCESS else "absent"), name
@@ -356,7 +371,7 @@ def test_a_mount_with_processes_only(readable_collections, before):
 
 
 @needs_root
-def test_a_proc_without_some_files(readable_collections, tmp_path):
+def test_a_proc_without_some_files(readable_collections, tmp_path, may_mount):
     script = 'mount --bind "$0" /proc/meminfo && mount -t tmpfs none /proc/sys && exec "$@"'
     empty = tmp_path / "empty"
     empty.write_text("")
