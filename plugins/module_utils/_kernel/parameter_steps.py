@@ -86,7 +86,8 @@ class Steps:
                     self._refresh()
         except (OSError, TapvirtError) as error:
             kept = self._roll_back(begun, own_text, observed)
-            self._journal.write({**_settled(observed.journal), **self._not_loaded(observed)})
+            # What an earlier, interrupted run has left is still to be undone.
+            self._journal.write({**observed.journal, **self._not_loaded(observed)})
             raise _failure(error, failed, kept) from error
         self.settle(observed, {label for step in steps for label in _labels(step)}, adjusted)
 

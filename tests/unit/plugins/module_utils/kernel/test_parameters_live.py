@@ -467,6 +467,21 @@ def test_a_run_that_was_killed_at_any_step_is_undone_by_the_next_one(root):
         assert sorted(len(labels) for labels in recovered if labels) == [*range(1, len(labels) + 1), len(labels)]
 
 
+@needs("workqueue.default_affinity_scope")
+def test_a_run_that_fails_does_not_forget_what_a_killed_one_had_set(root):
+    labels, failing = some_numbers(4), "workqueue.default_affinity_scope"
+    with kept(*labels, failing) as before:
+        values = {label: neighbour(before[label]) for label in labels}
+        with child(root, values, count=3 + 3) as killed:
+            assert killed.wait() == -signal.SIGKILL
+        assert sum(file_of(label).read_text() != before[label] for label in labels) == 2
+        other = {labels[0]: neighbour(file_of(labels[0]).read_text()), failing: "cachejunk"}
+        with pytest.raises(TapvirtError, match="yet 'cache' reads back"):
+            run(root, other)
+        assert labels[1] in settle(root)
+        assert {label: file_of(label).read_text() for label in before} == before
+
+
 def test_a_killed_run_leaves_neither_values_nor_what_is_kept_of_them(tmp_path):
     texts = {"sys/module/kvm/initstate": "live\n", "sys/module/kernel/parameters/panic": "0\n"}
     texts.update({"sys/module/kvm/parameters/{}".format(name): "1\n" for name in ("a", "b")})
