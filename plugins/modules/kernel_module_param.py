@@ -127,7 +127,7 @@ EXAMPLES = r"""
 - name: Nested virtualization, which can be set only when the module is loaded; now, unless a guest runs
   tapvirt.host.kernel_module_param:
     params:
-      - {module: kvm_amd, name: nested, value: true, persist: auto, reload: if_unused}
+      - {module: kvm_amd, name: nested, value: 1, persist: auto, reload: if_unused}
 
 - name: An option of a storage driver, which is loaded from the initramfs
   tapvirt.host.kernel_module_param:

@@ -205,6 +205,8 @@ def _why_no_number(text: str) -> str:
         return " (white space around it)"
     if re.fullmatch(r"[+-]?0[0-9]+", text):
         return " (a leading zero means octal)"
+    if text in ("Y", "N"):
+        return " (a truth value: give 1 or 0)"
     return ""
 
 

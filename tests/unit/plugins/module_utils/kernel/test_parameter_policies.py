@@ -70,6 +70,11 @@ def test_which_numbers_may_read_back(asked, before, wanted, now, accepted):
             judged(parameter, asked, *values)
 
 
+def test_a_truth_value_for_a_number_is_told_what_to_be(root):
+    with pytest.raises(InvalidInput, match="some.number: True is not a number .a truth value: give 1 or 0"):
+        run(root, "some.number", True)
+
+
 def test_no_policy_lets_another_text_pass():
     parameter = item("charp")
     values = [said_value(parameter.kind, text, 64) for text in ("a", "b", "c")]
