@@ -134,10 +134,17 @@ procfs:
   description:
     - What was asked for - the tables by name, C(sysctls) (name to number, list of numbers, or text), C(processes) and
       C(kmsg) (rows). Null where there is nothing to return.
-    - Names are those that the kernel's documentation, proc(5) and the files themselves use.
-    - In C(interrupts) and C(softirqs), CPUs that counted none are left out. In C(cpuinfo), C(common) has what all
-      processors share. An address that the kernel hides is null, and so is a limit that is unlimited.
-    - A byte that is not UTF-8 is written as C(\xNN).
+    - C(meminfo) and C(vmstat) map names to numbers, C(net_snmp) protocols to such names. C(stat) has C(cpu), C(cpus)
+      and counters, C(loadavg) C(load_1m), C(load_5m), C(load_15m), C(runnable), C(entities) and C(last_pid), C(uptime)
+      C(uptime_seconds) and C(idle_seconds), C(version) C(text), C(release), C(builder), C(compiler) and C(version),
+      C(cmdline) C(parameters) and C(init_arguments), C(schedstat) C(version), C(timestamp) and C(cpus).
+    - C(cpuinfo) has C(common), what all processors share, C(processors), where they differ, and C(machine), the rest.
+      C(devices) has rows of C(major) and C(name) in C(character) and C(block).
+    - All others are lists of rows. Those of C(interrupts) and C(softirqs) have a C(total) and C(counts) by CPU, without
+      the CPUs that counted none, those of C(iomem) and C(ioports) C(start), C(end), C(size_bytes), C(name), C(depth).
+    - Names of fields are those of the kernel's documentation, proc(5) and the files themselves.
+    - An address that the kernel hides is null, and so is a limit that is unlimited. A byte that is not UTF-8 is
+      written as C(\xNN).
   returned: always
   type: dict
   sample:
