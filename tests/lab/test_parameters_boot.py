@@ -81,7 +81,7 @@ def guest(lab):
     yield image
     sh(
         lab,
-        f"rm -f {OWN_FILE} {JOURNAL}; cmp -s {KEPT_IMAGE} {image} || cp -a {KEPT_IMAGE} {image}; rm {KEPT_IMAGE}; sync",
+        f"rm -f {OWN_FILE} {JOURNAL}*; cmp -s {KEPT_IMAGE} {image} || cp -a {KEPT_IMAGE} {image}; rm {KEPT_IMAGE}; sync",
     )
     restart(lab, "reboot")
     assert sh(lab, "cat /proc/cmdline") == command_line
