@@ -79,10 +79,8 @@ def guest(lab):
     command_line = sh(lab, f"test ! -e {OWN_FILE}; test ! -e {JOURNAL}; cat /proc/cmdline")
     sh(lab, f"cp -a {image} {KEPT_IMAGE}")
     yield image
-    sh(
-        lab,
-        f"rm -f {OWN_FILE} {JOURNAL}*; cmp -s {KEPT_IMAGE} {image} || cp -a {KEPT_IMAGE} {image}; rm {KEPT_IMAGE}; sync",
-    )
+    sh(lab, f"rm -f {OWN_FILE} {JOURNAL}*; cmp -s {KEPT_IMAGE} {image} || cp -a {KEPT_IMAGE} {image}")
+    sh(lab, f"rm {KEPT_IMAGE}; sync")
     restart(lab, "reboot")
     assert sh(lab, "cat /proc/cmdline") == command_line
     assert sh(lab, "cat /proc/sys/kernel/tainted; ls /etc/modprobe.d") == "0"
