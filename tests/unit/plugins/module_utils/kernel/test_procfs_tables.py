@@ -125,6 +125,7 @@ def test_mountinfo_has_any_number_of_optional_fields():
     none, two = parsed("mountinfo", "\n".join(lines))[0]
     assert (none["propagation"], none["type"]) == ([], "ext4")
     assert (two["propagation"], two["root"], two["super_options"]) == (["shared:1", "master:2"], "/a -", ["rw", "x"])
+    assert parsed("mountinfo", "1 2 0:3 - / rw shared:1 - ext4 x rw\n")[0][0]["root"] == "-"
     assert parsed("mountinfo", "1 2 0:3 / / rw shared:1 ext4 x rw\n")[1]
 
 
@@ -284,8 +285,10 @@ def test_zones():
 def test_slabinfo_follows_the_header():
     row = found(recorded(NEW, "slabinfo"), name="kvm_gmem_inode_cache")
     assert (row["active_objs"], row["objsize_bytes"], row["active_slabs"]) == (28, 608, 3)
-    text = "# name <a> <b> : tunables <c> : slabdata <d>\nx y 1 2 : tunables 3 : slabdata 4\nz 1 : tunables 3\n"
-    assert parsed("slabinfo", text) == ([{"name": "x y", "a": 1, "b": 2, "c": 3, "d": 4}], ["z 1 : tunables 3"])
+    header = "# name <a> <b> : tunables <c> : slabdata <d>\n"
+    damaged = ["z 1 : tunables 3", "w 1 2 : tunables 3 4 : slabdata 5", "v 1 2 : tunables 3 : slabdata x"]
+    text = header + "\n".join(["x y 1 2 : tunables 3 : slabdata 4", *damaged])
+    assert parsed("slabinfo", text) == ([{"name": "x y", "a": 1, "b": 2, "c": 3, "d": 4}], damaged)
     assert parsed("slabinfo", "x 1 2\n") == ([], ["x 1 2"])
 
 
@@ -307,7 +310,8 @@ def test_schedstat_of_two_versions():
     assert (old["version"], new["version"]) == (15, 17)
     assert (old["cpus"][0]["domains"][0]["name"], new["cpus"][0]["domains"][0]["name"]) == (None, "MC")
     assert old["cpus"][0]["domains"][0]["cpumask"] == new["cpus"][0]["domains"][0]["cpumask"] == "3"
-    assert (new["cpus"][1]["run_seconds"], new["cpus"][1]["timeslices"]) == (243.859864270, 21169)
+    cpu = new["cpus"][1]
+    assert (cpu["run_seconds"], cpu["wait_seconds"], cpu["timeslices"]) == (243.859864270, 140.227217794, 21169)
 
 
 def test_latency_stats():
@@ -389,11 +393,12 @@ def test_everything_at_once_is_as_small_as_asked(tmp_path, max_bytes):
 
 def test_a_very_large_file_is_read_in_part(tmp_path):
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "vmstat").write_text(
-        "".join("counter{:07d} 12345678901234567890\n".format(n) for n in range(200000))
-    )
-    result = gather(Root(str(tmp_path)), options(tables=["vmstat"], max_bytes=9000))
-    assert result["truncated"]["vmstat"] > 100000 and result["unparsed"] == {}
+    row = "counter{:07d} 12345678901234567890\n"
+    (tmp_path / "proc" / "vmstat").write_text("".join(row.format(number) for number in range(200000)))
+    result = gather(Root(str(tmp_path)), options(tables=["vmstat"], max_bytes=10_000_000))
+    assert 100000 < len(result["procfs"]["vmstat"]) < 200000
+    assert set(result["procfs"]["vmstat"].values()) == {12345678901234567890}
+    assert (result["truncated"], result["unparsed"]) == ({"vmstat": 1}, {})
 
 
 def test_shares():
@@ -443,9 +448,9 @@ def test_patterns_of_sysctls_match_one_component(tmp_path):
         path = tmp_path / "proc" / "sys" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1\n")
-    names = ["a.*.v", "a/x/v", "a.nothing*", "no.such", "a.x"]
+    names = ["a.*.v", "a.*", "a/x/v", "a.nothing*", "no.such", "a.x"]
     reading, status = sysctls.read_sysctls(Root(str(tmp_path)), names)
-    assert reading.value == {"a.x.v": 1, "a.y.v": 1, "no.such": None, "a.x": None}
+    assert reading.value == {"a.x.v": 1, "a.y.v": 1, "a.v": 1, "no.such": None, "a.x": None}
     assert status == {"no.such": "absent", "a.x": "unreadable"}
 
 
