@@ -140,6 +140,43 @@ def test_this_machines_facts_agree_with_other_readers():
     assert len(json.dumps(found)) < 8192
 
 
+SHELL = r"""
+echo "release=$(uname -r)"
+echo "version=$(uname -v)"
+echo "arch=$(uname -m)"
+configs="$(gzip -dc /proc/config.gz 2>/dev/null; cat "/boot/config-$(uname -r)" 2>/dev/null)"
+echo "config=$(echo "$configs" | sed -n 's/^CONFIG_HZ=//p' | head -n 1)"
+echo "lockdown=$(sed 's/.*\[\(.*\)\].*/\1/' /sys/kernel/security/lockdown 2>/dev/null)"
+echo "debugfs=$(awk '$3 == "debugfs" {print $2; exit}' /proc/self/mounts)"
+echo "flags=$(sed -n 's/^flags.*: //p' /proc/cpuinfo | head -n 1)"
+echo "core=$(awk '/\t/ {exit} {print substr($0, 18)}' /proc/kallsyms | sha256sum | cut -c 1-32)"
+awk -F '\t' 'NF == 1 {count++} END {print "vmlinux=" count}' /proc/kallsyms
+awk '/\t/ {exit} {letters[$2]++} END {for (letter in letters) print "type_" letter "=" letters[letter]}' /proc/kallsyms
+"""
+
+
+def test_this_machines_facts_are_what_the_shell_says():
+    done = subprocess.run(["sh", "-c", SHELL], capture_output=True, text=True, check=True)
+    told = {line.split("=", 1)[0]: line.split("=", 1)[1] for line in done.stdout.splitlines() if "=" in line}
+    found = all_facts(names=["HZ"])
+    assert [found[name] for name in ("release", "version", "arch")] == [
+        told[name].strip() for name in ("release", "version", "arch")
+    ]
+    if told["config"].strip():
+        assert found["config"]["CONFIG_HZ"] == int(told["config"])
+    if told["lockdown"].strip():
+        assert found["lockdown"] == told["lockdown"].strip()
+    assert (found["tracing"]["debugfs"] or "") == told["debugfs"].strip()
+    assert set(found["cpus"]["virtualization_flags"]) <= set(told["flags"].split())
+    symbols = found["symbols"]
+    assert symbols["core_fingerprint"] == told["core"]
+    assert symbols["by_owner"]["vmlinux"] == int(told["vmlinux"])
+    # Modules and BPF programs add to these.
+    for letter, count in symbols["by_type"].items():
+        assert count >= int(told.get("type_" + letter, 0))
+    assert sum(int(count) for name, count in told.items() if name.startswith("type_")) == int(told["vmlinux"])
+
+
 UNPRIVILEGED = """
 import json, os, sys
 sys.path.insert(0, {collections!r})
