@@ -15,7 +15,6 @@ import os
 import typing as t
 
 from .errors import TapvirtError
-from .write import sync_directory, write_atomic
 
 DIRECTORY = "var/lib/tapvirt"
 
@@ -61,6 +60,8 @@ class Journal:
 
     def write(self, value: t.Mapping[str, t.Any]) -> None:
         """Replace the journal's object; an empty one removes the file."""
+        from .write import sync_directory, write_atomic  # most runs only read
+
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         if value:
             write_atomic(self._path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode=0o600)

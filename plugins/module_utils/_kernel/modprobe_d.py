@@ -30,8 +30,6 @@ OWN_FILE = "etc/modprobe.d/zz-tapvirt.conf"
 COMMAND_LINE = "proc/cmdline"
 _HEADER = "# Kept by tapvirt.host.kernel_module_param. Lines of other files are never changed.\n"
 _BLANKS = " \t"
-#: A backslash: with a line end nothing, else what follows it (``getline_wrapped`` in kmod's shared/util.c).
-_ESCAPE = re.compile(r"\\(?:\n|([^\n]?))")
 
 
 class Unwritable(ValueError):
@@ -57,7 +55,10 @@ class Line(t.NamedTuple):
 
 def logical_lines(text: str) -> t.Iterator[str]:
     """Yield lines, joined where a backslash ends one, with other backslashes read; comments and empty lines are out."""
-    for line in _ESCAPE.sub(r"\1", text).split("\n"):
+    if "\\" in text:
+        # With a line end nothing, else what follows it (getline_wrapped in kmod's shared/util.c).
+        text = re.sub(r"\\(?:\n|([^\n]?))", r"\1", text)
+    for line in text.split("\n"):
         stripped = line.lstrip(_BLANKS)
         if stripped and not line.startswith("#"):
             yield stripped

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 import stat
+import string
 import typing as t
 
 from .._core.errors import InvalidInput, nearest_names
@@ -25,7 +26,7 @@ if t.TYPE_CHECKING:
     from .initramfs import Image
     from .module_reload import LoadedModule
 
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")
+_NAME_SIGNS = frozenset(string.ascii_letters + string.digits + "_.-")
 # Patterns that few runs need: compiled when they are used.
 _CRYPTO_ALIAS = r"(?m)^alias crypto-(\S+) "
 _CRYPTO_NAME = r"(?m)^name\s*:\s*(\S+)$"
@@ -176,7 +177,7 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
     wanted: dict[Key, Wanted] = {}
     for entry in entries:
         for key in ("module", "name"):
-            if not _NAME.match(entry[key]):
+            if not _NAME_SIGNS.issuperset(entry[key]) or entry[key][:1] in ("", ".", "-"):
                 raise InvalidInput("params: {}".format(key), entry[key], "is not a name of letters, digits, - and _")
         item = Wanted(
             module=canonical(entry["module"]),

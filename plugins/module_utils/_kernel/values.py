@@ -18,7 +18,7 @@ MAX_BYTES = 4095
 _CHARP_BYTES = 1024
 _NULL_TEXT = "(null)"
 _INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?", re.ASCII)
-_SELECTOR = re.compile(r"(?:^|\s)\[([^\]\s]+)\](?:\s|$)")
+_SELECTOR = r"(?:^|\s)\[([^\]\s]+)\](?:\s|$)"  # compiled when it is used: few parameters are such
 _BOOLEANS = ("bool", "invbool", "bool_enable_only", "bint")
 _TEXTS = ("charp", "string")
 _ARRAY = "array of "
@@ -71,7 +71,7 @@ def kind_of_value(text: str) -> Kind:
         word = "number"
     elif "," in value and all(_INTEGER.fullmatch(part) for part in value.split(",")):
         word = "array of number"
-    elif _SELECTOR.search(value) and " " in value.strip():
+    elif " " in value.strip() and re.search(_SELECTOR, value):
         word = "selector"
     else:
         word = "opaque"
@@ -93,7 +93,7 @@ def known_kind(word: str | None, text: str | None) -> Kind:
 
 def listed_words(kind: Kind, text: str | None) -> list[str] | None:
     """Return the words that a selector lists in sysfs (``[default] performance``); null where none are listed."""
-    if kind.word != "selector" or text is None or not _SELECTOR.search(text):
+    if kind.word != "selector" or text is None or not re.search(_SELECTOR, text):
         return None
     return [word.strip("[]") for word in text.split()]
 
@@ -168,7 +168,7 @@ def _scalar(word: str, text: str, word_bits: int) -> Value:
     if word in ranges:
         return _integer(word, text, *ranges[word])
     if word == "selector":
-        match = _SELECTOR.search(text)
+        match = re.search(_SELECTOR, text)
         text = match.group(1) if match else text.strip()
     if word == "charp" and len(text.encode("utf-8", "surrogateescape")) > _CHARP_BYTES:
         raise Rejected("is longer than {} bytes, the most that a charp takes".format(_CHARP_BYTES))
