@@ -148,6 +148,12 @@ def test_one_function_elsewhere_is_enough_to_be_another_kernel():
     assert (verdict["verdict"], verdict["differing"], verdict["examples"]) == ("another_kernel", 1, ["vfs_read"])
 
 
+def test_functions_of_the_same_name_are_not_compared():
+    addresses = SymbolTable(KALLSYMS).function_addresses()
+    assert (addresses["init_once"], addresses["vfs_read"]) == (None, 0xFFFFFFFFA2230990)
+    assert "jiffies" not in addresses and "kvm_vcpu_ioctl" not in addresses
+
+
 def source_of(data):
     return Source("kallsyms", "/proc/kallsyms", "readable", None, SymbolTable(data))
 
@@ -263,7 +269,7 @@ def test_the_running_xen_comes_first_and_has_its_build_id(tree):
     root = Root(str(tree))
     put(tree, {"sys/hypervisor/properties/buildid": bytes.fromhex(XEN_BUILD_ID)})
     # Not the map, nor a file of another version.
-    put(tree, {"boot/xen-syms-4.11": b"\x7fELF damaged"})
+    put(tree, {"boot/xen-syms-4.11": (XEN / "xen-syms.map").read_bytes(), "boot/xen-syms-4.12": b"\x7fELF damaged"})
     assert read_source(root, "xen_syms", None, RELEASE).build_id == XEN_BUILD_ID
     put(
         tree,
@@ -292,6 +298,8 @@ def test_the_section_and_ftrace_are_told(tree):
     rows = find(tree, *names, kind="kallsyms")["symbols"]
     assert [row["section"] for row in rows] == ["text", "init", None, None]
     assert [row["ftrace"] for row in rows] == [True, False, True, False]
+    wanted = SymbolTable(KALLSYMS).find("vfs_read")
+    assert in_ftrace(Root(str(tree)), wanted) == {("vfs_read", "vmlinux")}
     put(tree, {"proc/self/mounts": b""})
     assert in_ftrace(Root(str(tree)), []) is None
     assert find(tree, "vfs_read", kind="kallsyms")["symbols"][0]["ftrace"] is None

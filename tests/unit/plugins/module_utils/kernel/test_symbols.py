@@ -59,6 +59,7 @@ def test_a_name_is_found_as_a_whole():
         {"name": "vfs_read", "type": "T", "address": "0xffffffffa2230990", "owner": "vmlinux"}
     ]
     assert [symbol.owner for symbol in table.find("kvm_vcpu_ioctl")] == ["kvm"]
+    assert SymbolTable(b"ffffffff81000000 T a\nffffffff81000010 T x y\n").find("y") == []
     assert table.find("vfs_rea") == [] and table.find("T") == [] and table.find("") == []
 
 

@@ -1,0 +1,137 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The facts of three kernels against other readers: uname, awk, and the kernels' headers, maps and debug files."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import re
+
+import pytest
+import yaml
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.reconcile import compare
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbol_sources import Source, map_table
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols import SymbolTable
+
+HOSTS = ("trace1", "trace2", "trace3")
+NAMES = ["vfs_read", "do_sys_openat2", "init_once", "schedule", "no_such_name"]
+# One round trip: what awk, sha256sum and others say of a guest. The table comes along, packed.
+TOLD = r"""
+cat /proc/kallsyms >/tmp/tapvirt-facts
+cd /tmp
+echo "release=$(uname -r)"
+echo "version=$(uname -v)"
+echo "machine=$(uname -m)"
+echo "cpus=$(nproc)"
+echo "memory=$(awk '/^MemTotal/ {print $2 * 1024}' /proc/meminfo)"
+echo "tainted=$(cat /proc/sys/kernel/tainted)"
+echo "lockdown=$(sed 's/.*\[\(.*\)\].*/\1/' /sys/kernel/security/lockdown 2>/dev/null)"
+echo "parameters=$(ls -d /sys/module/*/parameters/* | wc -l)"
+echo "config_set=$(grep -c '^CONFIG_KVM_AMD=m' /boot/config-$(uname -r))"
+echo "hz=$(sed -n 's/^CONFIG_HZ=//p' /boot/config-$(uname -r))"
+echo "lines=$(wc -l <tapvirt-facts)"
+echo "core=$(awk '/\t/ {exit} {print substr($0, 18)}' tapvirt-facts | sha256sum | cut -c 1-32)"
+awk '{types[$2]++} END {for (letter in types) print "type_" letter "=" types[letter]}' tapvirt-facts
+awk -F '\t' '{owners[NF > 1 ? substr($2, 2, length($2) - 2) : "vmlinux"]++}
+    END {for (owner in owners) print "owner_" owner "=" owners[owner]}' tapvirt-facts
+for name in NAMES; do awk -v n=$name '$3 == n {print "at_" n "=" $1 " " $2}' tapvirt-facts | sort | head -n 1; done
+for name in NAMES; do echo "count_$name=$(awk -v n=$name '$3 == n' tapvirt-facts | wc -l)"; done
+for name in NAMES; do echo "ftrace_$name=$(grep -c -x $name /sys/kernel/tracing/available_filter_functions)"; done
+echo "table=$(gzip -1 -c tapvirt-facts | base64 -w 0)"
+rm tapvirt-facts
+""".replace("NAMES", " ".join(NAMES))
+
+
+@pytest.fixture(scope="module")
+def modules_say(lab):
+    """Both modules on every guest, in one run."""
+    tasks = [
+        {"name": "facts", "tapvirt.host.kernel_facts": {"gather_subset": ["all"], "config": ["KVM_AMD", "HZ"]}},
+        {"name": "symbols", "tapvirt.host.kernel_symbol_info": {"symbols": NAMES, "compare_with": "system_map"}},
+    ]
+    played = lab.playbook(yaml.safe_dump([{"hosts": ":".join(HOSTS), "gather_facts": False, "tasks": tasks}]))
+    assert played.rc == 0, played.stdout
+    return played
+
+
+@pytest.fixture(scope="module")
+def others_say(lab):
+    """What other readers say of each guest."""
+    told = {}
+    for host in HOSTS:
+        done = lab.run(host, "sh", stdin=TOLD, timeout=180)
+        assert done.returncode == 0, done.stderr
+        told[host] = {name: value.strip() for name, value in re.findall(r"^([^=\s]+)=(.*)$", done.stdout, re.MULTILINE)}
+    return told
+
+
+def facts_of(modules_say, host):
+    return modules_say.of(host, "facts")["ansible_facts"]["tapvirt_kernel"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_facts_are_what_other_readers_say(host, modules_say, others_say):
+    facts, told = facts_of(modules_say, host), others_say[host]
+    assert (facts["release"], facts["version"], facts["arch"]) == (told["release"], told["version"], told["machine"])
+    assert facts["cpus"]["online"] == int(told["cpus"])
+    assert facts["memory"]["total_bytes"] == int(told["memory"])
+    assert facts["tainted"] == int(told["tainted"])
+    assert facts["lockdown"] == told["lockdown"]
+    assert facts["parameters"]["count"] == int(told["parameters"])
+    assert facts["config"]["CONFIG_HZ"] == int(told["hz"])
+    assert (facts["config"]["CONFIG_KVM_AMD"] == "m") == (told["config_set"] == "1")
+    symbols = facts["symbols"]
+    assert symbols["core_fingerprint"] == told["core"]
+    assert symbols["total"] == int(told["lines"])
+    assert symbols["by_type"] == {name[5:]: int(value) for name, value in told.items() if name.startswith("type_")}
+    owners = {name[6:]: int(value) for name, value in told.items() if name.startswith("owner_")}
+    assert symbols["owners"] == len(owners)
+    assert symbols["by_owner"].items() <= owners.items()
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_symbols_are_where_awk_finds_them(host, modules_say, others_say):
+    told = others_say[host]
+    for row in modules_say.of(host, "symbols")["symbols"]:
+        name = row["name"]
+        assert row["count"] == int(told["count_" + name]), name
+        if row["matches"]:
+            first = min(row["matches"], key=lambda match: int(match["address"], 16))
+            assert "{:016x} {}".format(int(first["address"], 16), first["type"]) == told["at_" + name]
+            assert row["ftrace"] == (told["ftrace_" + name] != "0")
+            assert (row["section"], row["status"]) == ("text", "found" if row["count"] == 1 else "ambiguous")
+        else:
+            assert (row["status"], row["section"]) == ("absent", None)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_guests_have_placeholders_only(host, modules_say):
+    comparison = modules_say.of(host, "symbols")["comparison"]
+    assert (comparison["verdict"], comparison["with"]["state"]) == ("unknown", "placeholder")
+    assert "-dbg package" in comparison["reason"]
+
+
+def test_a_kernels_own_files_on_the_builder_agree(lab, modules_say, others_say):
+    releases = {host: others_say[host]["release"] for host in HOSTS}
+    line = "echo {0}=$(sed -n 's/#define LINUX_VERSION_CODE //p' /usr/src/linux-headers-{0}/{1}) $(file -bL {2}-{0})"
+    places = ("include/generated/uapi/linux/version.h", "/usr/lib/debug/boot/vmlinux")
+    script = "\n".join(line.format(release, *places) for release in releases.values())
+    told = dict(line.split("=", 1) for line in lab.run("builder", "sh", stdin=script).stdout.splitlines())
+    tables = {host: SymbolTable(gzip.decompress(base64.b64decode(others_say[host]["table"]))) for host in HOSTS}
+    for host, release in releases.items():
+        facts = facts_of(modules_say, host)
+        assert facts["version_code"] == int(told[release].split()[0])
+        assert facts["build_id"] == re.search(r"BuildID\[sha1\]=(\w+)", told[release]).group(1)
+        assert tables[host].counts().core_fingerprint == facts["symbols"]["core_fingerprint"]
+        maps = "/usr/lib/debug/boot/System.map-{0} /usr/lib/debug/lib/modules/{0}/System.map".format(release)
+        text = lab.run("builder", "sh", "-c", "cat {} 2>/dev/null || true".format(maps)).stdout
+        table = map_table(text.encode())
+        assert table is not None, release
+        source = Source("system_map", "System.map", "readable", None, table)
+        for other in HOSTS:
+            verdict = compare(source, Source("kallsyms", other, "readable", None, tables[other]))
+            assert verdict["verdict"] == ("same_kernel" if other == host else "another_kernel"), (host, other, verdict)
+            if other == host:
+                assert (verdict["differing"], verdict["compared"] > 20000) == (0, True)
