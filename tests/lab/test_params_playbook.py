@@ -201,7 +201,7 @@ def test_a_fleet_is_compared_set_and_put_back(fleet):
         f"0 of {len(HOSTS)} hosts are as wanted."
     ]
     running = fleet.values()
-    assert running["trace2"].startswith("200001\n3\n")
+    assert running["trace1"].startswith("200001\n3\n")
     assert running["trace3"].startswith("300000\n3\n")
     assert "options kvm halt_poll_ns=200001" in running["trace1"]
     assert "halt_poll_ns_grow" not in running["trace1"]
