@@ -133,6 +133,7 @@ class SymbolTable:
         self._data = data if data.endswith(b"\n") or not data else data + b"\n"
         tab = self._data.find(b"\t")
         self._core_end = len(self._data) if tab < 0 else self._data.rfind(b"\n", 0, tab) + 1
+        self._lists_data: bool | None = None
         #: Whether every address is hidden (kptr_restrict, no CAP_SYSLOG).
         self.restricted = bool(self._data) and not self._shows_addresses()
 
@@ -147,11 +148,13 @@ class SymbolTable:
 
         A kernel without it still lists the linker's section markers, which are few.
         """
-        import re
+        if self._lists_data is None:
+            import re
 
-        pattern = re.compile(_DATA_TYPES % (self._width + 1), re.MULTILINE)
-        found = pattern.finditer(self._data, 0, self._core_end)
-        return sum(1 for _number, _match in zip(range(_DATA_SYMBOLS), found)) == _DATA_SYMBOLS
+            pattern = re.compile(_DATA_TYPES % (self._width + 1), re.MULTILINE)
+            found = pattern.finditer(self._data, 0, self._core_end)
+            self._lists_data = sum(1 for _number, _match in zip(range(_DATA_SYMBOLS), found)) == _DATA_SYMBOLS
+        return self._lists_data
 
     def has_prefix(self, prefix: str) -> bool:
         """Tell whether any name begins with this text."""
