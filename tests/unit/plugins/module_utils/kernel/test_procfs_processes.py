@@ -272,6 +272,13 @@ def test_a_process_that_ended_is_gone_whoever_holds_it(child):
     assert read(pids=[process.pid]).value == []
 
 
+def test_another_process_with_the_same_number_is_another_one(child):
+    summary = read(pids=[child("tv-reused").pid]).value[0]
+    assert processes._row(Root(), summary, Wanted(), [])["pid"] == summary["pid"]
+    with pytest.raises(processes.Gone):
+        processes._row(Root(), {**summary, "start_seconds": summary["start_seconds"] - 10}, Wanted(), [])
+
+
 def test_a_zombie_is_a_process(child):
     process = child("tv-zombie")
     process.kill()
