@@ -26,7 +26,7 @@ done
 # What a run might change: all of /etc, and every parameter but those with which a module shows what it measures.
 STATE = (
     "find /etc -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum; cd /sys/module;"
-    "all=$(grep -s . */parameters/* | grep -v ^damon_stat/); echo $all | tr ' ' '\\n' | grep ^kvm; echo $all | sha256sum"
+    "a=$(grep -s . */parameters/* | grep -v ^damon_stat/); echo $a | tr ' ' '\\n' | grep ^kvm; echo $a | sha256sum"
 )
 
 
