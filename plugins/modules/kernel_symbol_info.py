@@ -16,8 +16,8 @@ description:
   - Tells a symbol that is not there from one whose address is hidden, and from one that the table cannot hold.
   - Says for each whether modules may use it and whether a kprobe can be put on it, as far as the user of the task
     can see that.
-  - Compares two lists and tells whether they are of the same kernel, however far address randomization moved it. An
-    address that would be another kernel's is not returned.
+  - Compares two lists and tells whether they are of the same kernel, however far address randomization moved it. Of a
+    file that is then another kernel's, no address is returned.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
 options:

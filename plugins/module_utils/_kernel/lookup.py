@@ -97,12 +97,12 @@ def _reconcile(
     other: Source,
     comparison: t.Mapping[str, t.Any],
 ) -> None:
-    """Add each name's drift to its row, and take the addresses out that belong to another kernel."""
+    """Add each name's drift to its row, and take the addresses out that belong to another kernel than the one meant."""
     verdict = comparison["verdict"]
     for row, query in zip(rows, queries):
         if query.kind == "name":
             row["drift"] = None if other.table.empty else drift(query.text, source.table, other.table, verdict)
-        if verdict == "another_kernel" and row["count"]:
+        if verdict == "another_kernel" and row["count"] and not source.is_running:
             row.update(
                 status="data_unavailable", reason="{} is of another kernel than {}".format(source.name, other.name)
             )

@@ -58,6 +58,11 @@ class Source:
         """Tell whether the symbols have addresses that can be seen."""
         return self.kind != "module_symvers" and not self.table.empty and not self.table.restricted
 
+    @property
+    def is_running(self) -> bool:
+        """Tell whether it is what runs that tells its own symbols: no other list can make them wrong."""
+        return self.name in ("/" + KALLSYMS, "/" + RUNNING_XEN)
+
     def row(self) -> dict[str, t.Any]:
         """Return the source as it appears in a result."""
         return {"kind": self.kind, "name": self.name, "state": self.state, "reason": self.reason}

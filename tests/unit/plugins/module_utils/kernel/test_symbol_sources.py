@@ -137,6 +137,11 @@ def test_addresses_of_another_kernels_map_are_never_returned(tree):
     assert (rows["vfs_read"]["status"], rows["vfs_read"]["drift"]) == ("data_unavailable", "moved")
     assert "is of another kernel" in rows["vfs_read"]["reason"]
     assert rows["vfs_*"]["status"] == "data_unavailable"
+    # The other way round, the running kernel's own addresses are right, whatever the file is.
+    running = find(tree, "vfs_read", kind="kallsyms", against=Place("system_map"))
+    assert running["comparison"]["verdict"] == "another_kernel"
+    row = running["symbols"][0]
+    assert (row["status"], row["drift"], row["matches"][0]["address"]) == ("found", "moved", "0xffffffffa2230990")
     assert (rows["no_such_name"]["status"], rows["no_such_name"]["drift"]) == ("absent", None)
 
 
