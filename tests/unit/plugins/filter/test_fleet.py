@@ -83,6 +83,7 @@ def test_fact_diff():
     assert {"memory", "memory.free"} <= {row["fact"] for row in fleet.fact_diff(FACTS)}
     assert fleet.fact_diff({}) == fleet.fact_diff({"a": {}, "b": {}}) == []
     assert len(fleet.fact_diff({"a": {"x": 1}, "b": {"x": "1"}})) == 1
+    assert fleet.fact_diff({"a": {"x": [{"p": 1, "q": 2}]}, "b": {"x": [{"q": 2, "p": 1}]}}) == []
 
 
 def symbol(name, **changes):
