@@ -40,8 +40,8 @@ options:
         required: true
       value:
         description:
-          - The value, as a number, a truth value, text, or a list for an array. An array that is set now is given whole,
-            as the kernel would keep the rest; one that only a load can set may be given in part.
+          - The value, as a number, a truth value, text, or a list for an array. An array that is set now is given
+            whole, as the kernel would keep the rest; one that only a load can set may be given in part.
           - Required with O(state=present).
         type: raw
       runtime:
