@@ -31,10 +31,10 @@ def generated_line(chance: random.Random) -> str:
     """Return one line, as people write them; a few are wrong."""
     blank = chance.choice([" ", " ", "  ", "\t"])
     options = blank.join(chance.sample(OPTIONS, chance.randint(0, 4)))
-    line = "options{}{}{}{}".format(blank, chance.choice(NAMES), blank, options)
+    line = "options{0}{1}{0}{2}".format(blank, chance.choice(NAMES), options)
     if chance.random() < 0.3:
         name = chance.choice([*NAMES, *NAMES, *PATTERNS])
-        before, after = (" ".join(chance.sample(["nbd", "null_blk"], chance.randint(0, 2))) for _ in range(2))
+        before, after = (" ".join(chance.sample(["nbd", "null_blk"], chance.randint(0, 2))) for _side in range(2))
         softdep = "softdep {} pre: {} post: {}".format(chance.choice([*NAMES, "dum*"]), before, after)
         blacklist = "blacklist{}{}".format(blank, chance.choice(NAMES))
         install = "install {}{}{}".format(name, blank, chance.choice(COMMANDS))

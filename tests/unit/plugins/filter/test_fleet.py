@@ -173,6 +173,7 @@ def test_the_filters_in_a_play(tmp_path):
         [str(program), *argv],
         cwd=str(tmp_path),
         env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(HERE.parents[6])},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
