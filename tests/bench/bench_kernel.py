@@ -1,17 +1,23 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What looking symbols up and counting them costs, against a floor measured in the same run."""
+"""What looking symbols up and counting them costs, against a floor measured in the same run.
+
+The interpreter is the system's, as on a managed host, without this environment's settings.
+"""
 
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
 import typing as t
 
-TURNS = 9
+TURNS = 15
+HOST_PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
+CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 COLLECTIONS = next(str(path.parent) for path in pathlib.Path(__file__).parents if path.name == "ansible_collections")
 HEAD = (
     "import sys; sys.path.insert(0, {!r})\n"
@@ -23,38 +29,38 @@ LOOK_UP = HEAD + "table = symbols.read_table(Root())\n[table.look_up(n) for n in
 COUNT = HEAD + "symbols.read_table(Root()).counts()\n"
 
 
-def measure(argv: t.Sequence[str]) -> tuple[float, float]:
-    """Return the least wall time in milliseconds, and the most memory in MiB, of several runs."""
-    best = float("inf")
+def measure(commands: t.Sequence[t.Sequence[str]]) -> list[tuple[float, float]]:
+    """Return the least wall time in milliseconds of each, run in turns, and the most memory in MiB."""
+    best = [float("inf")] * len(commands)
     for _turn in range(TURNS):
-        started = time.perf_counter()
-        subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
-        best = min(best, (time.perf_counter() - started) * 1000)
-    return best, peak_of(argv)
+        for number, argv in enumerate(commands):
+            started = time.perf_counter()
+            subprocess.run(argv, env=CLEAN, stdout=subprocess.DEVNULL, check=True)
+            best[number] = min(best[number], (time.perf_counter() - started) * 1000)
+    return list(zip(best, map(peak_of, commands), strict=True))
 
 
 def peak_of(argv: t.Sequence[str]) -> float:
     """Return a command's peak memory in MiB, from a parent of its own."""
     script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
     script += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-S", "-c", script, *argv], capture_output=True, text=True, check=True)
+    done = subprocess.run([HOST_PYTHON, "-S", "-c", script, *argv], env=CLEAN, capture_output=True, check=True)
     return int(done.stdout) / 1024
 
 
 def python(script: str) -> list[str]:
     """Return the command that runs a script in a bare interpreter."""
-    return [sys.executable, "-S", "-c", script]
+    return [HOST_PYTHON, "-S", "-c", script]
 
 
 def main() -> None:
     """Print a table: time, times the floor, memory above an empty interpreter."""
-    cat, _memory = measure(["cat", "/proc/kallsyms"])
-    empty, base = measure(python(HEAD))
-    rows = [("cat /proc/kallsyms", cat, 0.0), ("an interpreter with the imports alone", empty, base)]
-    rows += [("look 6 names and their variants up", *measure(python(LOOK_UP)))]
-    rows += [("count all, both fingerprints", *measure(python(COUNT)))]
+    names = ["cat /proc/kallsyms", "an interpreter with the imports alone"]
+    names += ["look 6 names and their variants up", "count all, both fingerprints"]
+    figures = measure([["cat", "/proc/kallsyms"], python(HEAD), python(LOOK_UP), python(COUNT)])
+    cat, base = figures[0][0], figures[1][1]
     print("{:<40} {:>9} {:>8} {:>12}".format("", "ms", "x cat", "MiB above"))
-    for name, milliseconds, memory in rows:
+    for name, (milliseconds, memory) in zip(names, figures, strict=True):
         above = max(memory - base, 0.0)
         print("{:<40} {:>9.1f} {:>8.2f} {:>12.1f}".format(name, milliseconds, milliseconds / cat, above))
 

@@ -4,12 +4,14 @@
 """What setting module parameters costs where nothing is to change, against an empty module in the same run.
 
 A run is what Ansible does on a host: its packed module (AnsiballZ), in an interpreter of its own, and nothing before.
+The interpreter is the system's, as on a managed host, without this environment's settings.
 """
 
 from __future__ import annotations
 
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,8 @@ from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar
 
 TURNS = 15
+HOST_PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
+CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 COLLECTION = pathlib.Path(__file__).resolve().parents[2]
 EMPTY = """#!/usr/bin/python
 from ansible.module_utils.basic import AnsibleModule
@@ -36,7 +40,7 @@ def packed(name: str, path: pathlib.Path, arguments: dict[str, t.Any], target: p
         module_path=str(path),
         module_args={**arguments, "_ansible_check_mode": False, "_ansible_remote_tmp": str(target.parent)},
         templar=Templar(DataLoader()),
-        task_vars={"ansible_python_interpreter": sys.executable},
+        task_vars={"ansible_python_interpreter": HOST_PYTHON},
         module_compression="ZIP_DEFLATED",
     )
     target.write_bytes(built.b_module_data)
@@ -63,7 +67,7 @@ def measure(paths: t.Sequence[pathlib.Path]) -> list[tuple[float, float]]:
         for number, path in enumerate(paths):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             started = time.perf_counter()
-            done = subprocess.run([sys.executable, path], capture_output=True, check=False)
+            done = subprocess.run([HOST_PYTHON, path], env=CLEAN, capture_output=True, check=False)
             wall = time.perf_counter() - started
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
