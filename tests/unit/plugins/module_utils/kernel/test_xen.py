@@ -24,7 +24,7 @@ FIXTURES = (
     next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "xen" / "4.17-amd64"
 )
 XL = FIXTURES.parent / "4.20-dom0" / "xl-info"
-BUILD_ID = "ea92b67a6c7ec0dc9541bc73daef97756b70e672"
+DOM0_BUILD_ID = "ea92b67a6c7ec0dc9541bc73daef97756b70e672"
 BUILD_ID = "151b373fd64b321593bf987fd923cd10dabadac4"
 XEN = gzip.decompress((FIXTURES / "xen.gz").read_bytes())
 SYMS = gzip.decompress((FIXTURES / "xen-syms.gz").read_bytes())
@@ -148,7 +148,7 @@ def dom0(tree, build_id):
 
 
 def test_a_control_domain_agrees_with_what_xl_info_printed(tmp_path):
-    dom0(tmp_path, bytes.fromhex(BUILD_ID))
+    dom0(tmp_path, bytes.fromhex(DOM0_BUILD_ID))
     pairs = [line.partition(":") for line in XL.read_text().splitlines()]
     xl = {name.strip(): value.strip() for name, _colon, value in pairs}
     running = xen.gather(Root(str(tmp_path)))["running"]
@@ -166,7 +166,7 @@ def test_a_control_domain_agrees_with_what_xl_info_printed(tmp_path):
 def test_the_running_xen_is_found_among_the_images(tree):
     dom0(tree, bytes.fromhex(BUILD_ID))
     assert [row["running"] for row in xen.gather(Root(str(tree)))["images"]] == [None, True]
-    dom0(tree, bytes.fromhex(BUILD_ID))
+    dom0(tree, bytes.fromhex(DOM0_BUILD_ID))
     assert [row["running"] for row in xen.gather(Root(str(tree)))["images"]] == [None, False]
     # The kernel prints it up to its first zero byte.
     dom0(tree, bytes.fromhex(BUILD_ID)[:7])
