@@ -19,6 +19,7 @@ description:
   - Listed in the setting C(ansible_facts_modules), it runs whenever a play gathers facts.
 extends_documentation_fragment:
   - tapvirt.host._attributes.facts_module
+  - tapvirt.host._transport
 options:
   gather_subset:
     description:
@@ -179,13 +180,14 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts import chosen_subsets, gather
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "gather_subset": {"type": "list", "elements": "str", "default": ["all"]},
     "config": {"type": "list", "elements": "str", "default": []},
+    **TRANSPORT,
 }
 
 

@@ -210,7 +210,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 
 PARAM_SPEC: dict[str, t.Any] = {

@@ -18,6 +18,7 @@ description:
   - Any user can run it. What the user may not read is V(restricted).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._transport
 options:
   modules:
     description:
@@ -196,7 +197,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_info import parameter_info
 
@@ -204,6 +205,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "modules": {"type": "list", "elements": "str", "required": True},
     "names": {"type": "list", "elements": "str", "default": ["*"]},
     "limit": {"type": "int", "default": 20},
+    **TRANSPORT,
 }
 
 

@@ -20,6 +20,7 @@ description:
     file that is then another kernel's, no address is returned.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._transport
 options:
   symbols:
     description:
@@ -163,7 +164,7 @@ symbols:
     section:
       description:
         - The part of the kernel image's text that it lies in, as V(text), V(init), V(entry), V(noinstr) or V(kprobes);
-          null for what is elsewhere, or when addresses are hidden.
+          null for what is elsewhere, when addresses are hidden, or when symbols of this name lie in several.
       type: str
       returned: for a name
       sample: text
@@ -224,7 +225,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import Place, look_up
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbol_sources import SOURCES
@@ -237,7 +238,9 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "path": {"type": "path"},
     "compare_with": {"type": "str", "choices": list(SOURCES)},
     "compare_path": {"type": "path"},
+    **TRANSPORT,
 }
+RULES = {"required_by": {"compare_path": "compare_with"}}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
@@ -251,7 +254,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body, required_by={"compare_path": "compare_with"})
+    run_module(ARGUMENT_SPEC, body, **RULES)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ description:
   - Command lines of processes may hold secrets.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._transport
 options:
   tables:
     description:
@@ -204,7 +205,7 @@ unparsed:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.gather import gather
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.kmsg import LEVELS
@@ -238,7 +239,9 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     },
     "limit": {"type": "int", "default": 100},
     "max_bytes": {"type": "int", "default": 48000},
+    **TRANSPORT,
 }
+RULES = {"required_one_of": [["tables", "sysctls", "processes", "kmsg"]]}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
@@ -246,7 +249,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body, required_one_of=[["tables", "sysctls", "processes", "kmsg"]])
+    run_module(ARGUMENT_SPEC, body, **RULES)
 
 
 if __name__ == "__main__":

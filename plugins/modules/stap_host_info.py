@@ -16,6 +16,7 @@ description:
   - On a builder it returns what can be built there, which is what another host's verdict can be asked against.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._transport
 options:
   builder:
     description:
@@ -145,7 +146,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, read_host
@@ -153,6 +154,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host impor
 ARGUMENT_SPEC = {
     "builder": {"type": "dict"},
     "store": {"type": "path", "default": build.DEFAULT_STORE},
+    **TRANSPORT,
 }
 
 

@@ -17,6 +17,7 @@ description:
   - Says for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, end).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._transport
 options:
   probes:
     description:
@@ -106,7 +107,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
     parse_probe_point,
@@ -117,6 +118,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve im
 ARGUMENT_SPEC = {
     "probes": {"type": "list", "elements": "str", "required": True},
     "limit": {"type": "int", "default": 10},
+    **TRANSPORT,
 }
 
 

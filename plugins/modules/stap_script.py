@@ -12,8 +12,14 @@ version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
   - Renders a Jinja2 template on the controller, checks the script without a kernel, and puts it on the host as a whole.
-  - The check covers brackets, strings and comments, the grammar of every probe point, the global variables and what
-    switches protections off. Where SystemTap is installed, its own parser (C(stap -p1)) checks the rest.
+  - The check needs neither SystemTap nor a kernel. It parses the whole language as C(stap -p1) of release 5.6 does, and
+    comes to the same verdict. Beyond it, it refuses a misspelt keyword that would read as a name, a C(printf) whose
+    values are not as many as its format takes, the wrong form of a probe point, and what switches protections off.
+    An error names the line, the column, what is expected there, and the nearest right word.
+  - Where SystemTap is installed, its own parser reads the script as well.
+  - Of a preprocessor conditional, the branch for an x86_64 kernel 6.12 without a configuration is read, as C(stap -p1)
+    would without a kernel; global variables are known from every branch. Groups of probe points in braces, and the
+    probes of a tapset that SystemTap does not come with, are left to the builder.
   - Without O(dest) the script is rendered and checked, and nothing is written.
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -38,7 +44,8 @@ options:
     type: dict
     default: {}
   guru:
-    description: Allow embedded C in the script. Give the reason in O(guru_reason).
+    description:
+      - Allow embedded C, C(@const), C(@kregister) and C(@kderef) in the script. Give the reason in O(guru_reason).
     type: bool
     default: false
   guru_reason:
@@ -112,7 +119,7 @@ script:
       type: bool
       sample: false
 checked_by:
-  description: V(stap) when SystemTap's parser accepted the script, V(tokens) when only our own checks could be made.
+  description: V(stap) when SystemTap's parser accepted the script too, V(grammar) when only this check could be made.
   returned: success
   type: str
   sample: stap

@@ -17,6 +17,7 @@ description:
   - Works for every user. What this user or this domain may not see is null, and named as restricted.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._transport
 options:
   boot:
     description:
@@ -201,11 +202,14 @@ truncated:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.xen import gather
 
-ARGUMENT_SPEC: dict[str, t.Any] = {"boot": {"type": "path", "default": "/boot"}}
+ARGUMENT_SPEC: dict[str, t.Any] = {
+    "boot": {"type": "path", "default": "/boot"},
+    **TRANSPORT,
+}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import typing as t
 
+from ..module_utils._kernel.modinfo import canonical
+
 _ENTRIES = "entries such as {module: kvm, name: halt_poll_ns, value: 200000}"
 
 
@@ -56,7 +58,7 @@ def _key(where: str, entry: t.Any) -> tuple[str, str]:
     for name in ("module", "name"):
         if not isinstance(entry.get(name), str) or not entry[name]:
             raise BadTable(f"{where}: {entry!r} has no {name}.")
-    return str(entry["module"]).replace("-", "_"), str(entry["name"]).replace("-", "_")
+    return canonical(entry["module"]), canonical(entry["name"])
 
 
 def _line(row: t.Mapping[str, t.Any]) -> str:

@@ -1,50 +1,20 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What setting module parameters costs where nothing is to change, against an empty module in the same run.
-
-A run is what Ansible does on a host: its packed module (AnsiballZ), in an interpreter of its own, and nothing before.
-The interpreter is the system's, as on a managed host, without this environment's settings.
-"""
+"""What setting module parameters costs where nothing is to change, against an empty module in the same run."""
 
 from __future__ import annotations
 
 import pathlib
 import resource
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import typing as t
 
-from ansible.executor.module_common import modify_module
-from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
-from ansible.template import Templar
+from host import CLEAN, HOST_PYTHON, packed, packed_empty
 
 TURNS = 15
-HOST_PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
-CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-COLLECTION = pathlib.Path(__file__).resolve().parents[2]
-EMPTY = """#!/usr/bin/python
-from ansible.module_utils.basic import AnsibleModule
-AnsibleModule(argument_spec={}, supports_check_mode=True).exit_json()
-"""
-
-
-def packed(name: str, path: pathlib.Path, arguments: dict[str, t.Any], target: pathlib.Path) -> pathlib.Path:
-    """Write the file that Ansible would send to a host."""
-    built = modify_module(
-        module_name=name,
-        module_path=str(path),
-        module_args={**arguments, "_ansible_check_mode": False, "_ansible_remote_tmp": str(target.parent)},
-        templar=Templar(DataLoader()),
-        task_vars={"ansible_python_interpreter": HOST_PYTHON},
-        module_compression="ZIP_DEFLATED",
-    )
-    target.write_bytes(built.b_module_data)
-    return target
 
 
 def own_values() -> tuple[list[dict[str, t.Any]], int]:
@@ -79,17 +49,14 @@ def measure(paths: t.Sequence[pathlib.Path]) -> list[tuple[float, float]]:
 
 def main() -> None:
     """Print a table: time, the time above the empty module's, and how many times that of one parameter."""
-    module = COLLECTION / "plugins" / "modules" / "kernel_module_param.py"
-    init_plugin_loader([str(COLLECTION.parents[2])])
     params, writable = own_values()
     with tempfile.TemporaryDirectory() as name:
         top = pathlib.Path(name)
-        (top / "empty.py").write_text(EMPTY, encoding="utf-8")
-        paths = [packed("empty", top / "empty.py", {}, top / "packed-empty.py")]
+        paths = [packed_empty(top)]
         counts = (1, writable, min(200, len(params)))
         for count in counts:
             arguments = {"params": params[:count]}
-            paths.append(packed("tapvirt.host.kernel_module_param", module, arguments, top / f"packed-{count}.py"))
+            paths.append(packed("kernel_module_param", arguments, top / f"packed-{count}.py"))
         empty, *times = measure(paths)
     print(f"{'':<34} {'ms':>9} {'above':>9} {'CPU ms':>9} {'above':>9} {'x one':>9}")
     print(f"{'an empty module':<34} {empty[0]:>9.1f} {'':>9} {empty[1]:>9.1f}")

@@ -120,6 +120,25 @@ class LabHosts:
         return PlaybookResult(done.returncode, done.stdout + done.stderr, recap, [json.loads(row) for row in rows])
 
 
+def kernel_hosts() -> list[str]:
+    """Return a host of each kernel, and every Xen dom0 that is up: it is only started when it is named."""
+    inventory = os.environ.get("TAPVIRT_LAB_INVENTORY", "")
+    groups = yaml.safe_load(pathlib.Path(inventory).read_text(encoding="utf-8")) if inventory else {}
+    return ["trace1", "trace2", "trace3", *groups.get("xen_hosts", {}).get("hosts", {})]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that takes ``kernel_host`` each of them in turn."""
+    if "kernel_host" in metafunc.fixturenames:
+        metafunc.parametrize("kernel_host", kernel_hosts(), scope="module")
+
+
+@pytest.fixture(scope="session", name="kernel_hosts")
+def all_kernel_hosts() -> list[str]:
+    """All of them, for what is done on all at once."""
+    return kernel_hosts()
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> LabHosts:
     """The lab that is up; without one the tests fail, they are never skipped."""

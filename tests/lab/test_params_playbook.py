@@ -12,7 +12,7 @@ import typing as t
 import pytest
 import yaml
 
-HOSTS = ("trace1", "trace2", "trace3", "trace4")
+HOSTS = ("trace1", "trace2", "trace3")
 # Loaded, only installed, built in (of which modinfo knows those that modules.builtin lists).
 MODULES = ["kvm", "kvm_amd", "fuse", "dummy", "nbd", "kvm-intel", "loop", "nf_conntrack", "zswap", "rcutree", "8250"]
 MODINFO = """

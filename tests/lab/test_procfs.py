@@ -15,7 +15,6 @@ import zipfile
 
 import pytest
 
-HOSTS = ["trace1", "trace2", "trace3"]
 CODE = pathlib.Path(__file__).resolve().parents[2] / "plugins" / "module_utils"
 OPTIONS = {
     "tables": ["all"],
@@ -89,7 +88,7 @@ class Guest(t.NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def guests(lab):
+def guests(lab, kernel_hosts):
     """Read all guests at once."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as code:
@@ -108,12 +107,12 @@ def guests(lab):
         return Guest(json.loads(parts["root"]), json.loads(parts["nobody"]), others)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(zip(HOSTS, pool.map(read, HOSTS), strict=True))
+        return dict(zip(kernel_hosts, pool.map(read, kernel_hosts), strict=True))
 
 
-@pytest.fixture(params=HOSTS)
-def guest(request, guests):
-    return guests[request.param]
+@pytest.fixture
+def guest(kernel_host, guests):
+    return guests[kernel_host]
 
 
 def test_every_row_of_every_table_is_known(guest):
@@ -193,9 +192,11 @@ def test_another_user_sees_what_is_restricted(guest):
     assert process["stat"]["startcode"] is None and process["limits"]["open files"]["soft"]
 
 
-def test_the_module_itself_is_small_and_finds_everything(lab):
-    results = lab.ansible(",".join(HOSTS), "tapvirt.host.procfs_info", {"tables": ["all"], "kmsg": {"level": "err"}})
-    assert set(results) == set(HOSTS)
+def test_the_module_itself_is_small_and_finds_everything(lab, kernel_hosts):
+    results = lab.ansible(
+        ",".join(kernel_hosts), "tapvirt.host.procfs_info", {"tables": ["all"], "kmsg": {"level": "err"}}
+    )
+    assert set(results) == set(kernel_hosts)
     for result in results.values():
         assert not result["failed"] and not result["changed"]
         assert result["status"]["modules"] == "present" and result["unparsed"] == {}

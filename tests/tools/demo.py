@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The demonstration: one playbook on the lab, twice, and what its output says."""
+"""The demonstration: one playbook on the lab until it changes nothing, and what its output says."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def told(text: str) -> list[str]:
     return [str(line) for line in json.loads(found[-1])["msg"]] if found else []
 
 
-def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> tuple[list[tuple[str, float]], list[str]]:
-    """Run the demonstration's playbook once and return the time of each play, and what it says was done.
+def play_pass(
+    steps: Steps, place: Place, inventory: Path, number: int
+) -> tuple[list[tuple[str, float]], list[str], dict[str, int]]:
+    """Run the demonstration's playbook once; return each play's time, what it says was done, and what changed where.
 
     :raises DevError: it failed, or the second pass changed something.
     """
@@ -61,7 +63,7 @@ def play_pass(steps: Steps, place: Place, inventory: Path, number: int) -> tuple
         log = LOGS / f"demo-{number}.log"
         raise DevError(f"The second pass must change nothing, and it changed: {changed}. Its output: {log}")
     rows = [(f"pass {number}: {name}", end - start) for (name, start), end in zip(plays, ends, strict=True)]
-    return rows, told(text)
+    return rows, told(text), changed
 
 
 def make_embed_root() -> None:

@@ -9,13 +9,15 @@ Private to the collection.
 from __future__ import annotations
 
 import os
-import traceback
 import types
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
 from .errors import TapvirtError
+
+# The option of every module that only reads; its action plugin (plugin_utils/_source.py) does what it says.
+TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"], "default": "auto"}}
 
 
 def run_module(
@@ -55,6 +57,8 @@ class _Failures:
 
 
 def _unexpected(error: Exception, trace: types.TracebackType | None) -> str:
+    import traceback  # costs every other run a few milliseconds
+
     frames = traceback.extract_tb(trace)
     place = f"{os.path.basename(frames[-1].filename)} line {frames[-1].lineno}" if frames else "an unknown place"
     return f"Unexpected {type(error).__name__} at {place}: {error}. Please report it with this sentence."

@@ -9,7 +9,6 @@ layout, raise ``ElfError``, never anything else.
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import sys
 import typing as t
@@ -32,8 +31,7 @@ class ElfError(TapvirtError):
     """The bytes are not an ELF file, or are a damaged one."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
+class Note(t.NamedTuple):
     """One note: who defined it (``GNU``, ``Linux``, ``Xen``), its type there, and its content."""
 
     name: str
@@ -41,8 +39,7 @@ class Note:
     content: bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
+class Section(t.NamedTuple):
     """One section: name, type, where it lies in the file, and the two numbers whose meaning its type gives."""
 
     name: str
@@ -54,8 +51,7 @@ class Section:
     flags: int
 
 
-@dataclasses.dataclass(frozen=True)
-class ElfHeader:
+class ElfHeader(t.NamedTuple):
     """What an image is: ``bits`` 32 or 64, byte order, machine (a number of elf(5)), and where it is entered."""
 
     bits: int
@@ -64,8 +60,7 @@ class ElfHeader:
     entry: int
 
 
-@dataclasses.dataclass(frozen=True)
-class ElfSymbol:
+class ElfSymbol(t.NamedTuple):
     """One symbol: name, address, and the letter that nm(1) prints for it."""
 
     name: str

@@ -18,6 +18,7 @@ from .._core.root import Root
 from . import config as kernel_config
 from . import identity
 from .mounts import mount_point
+from .procfs.memory import meminfo
 from .symbols import KALLSYMS, SymbolTable, read_table
 from .traceability import traceability
 
@@ -160,14 +161,12 @@ class _Gatherer:
         return None
 
     def _hypervisor(self) -> dict[str, t.Any]:
-        kind = (self._root.read_text_or("sys/hypervisor/type") or "").strip()
-        if kind:
-            parts = [self._root.read_text_or("sys/hypervisor/version/" + name) for name in ("major", "minor", "extra")]
-            version = "{}.{}{}".format(*(part.strip() for part in parts if part)) if all(parts) else None
-            capabilities = self._root.read_text_or("proc/xen/capabilities") or ""
-            guest = (self._root.read_text_or("sys/hypervisor/guest_type") or "").strip().lower() or None
-            role = "control_domain" if "control_d" in capabilities else "guest"
-            return {"hypervisor": {"type": kind, "version": version, "role": role, "guest_type": guest}}
+        if self._root.exists("sys/hypervisor/type"):
+            from .xen import running_xen
+
+            xen = running_xen(self._root)
+            if xen is not None:
+                return {"hypervisor": {"type": "xen", **{key: xen[key] for key in ("version", "role", "guest_type")}}}
         below = _guest_of(self._root)
         seen = {"type": below, "version": None, "role": None if below == "none" else "guest", "guest_type": None}
         return {"hypervisor": seen}
@@ -191,14 +190,14 @@ class _Gatherer:
         text = self._text("memory", "proc/meminfo")
         if text is None:
             return {"memory": None}
-        sizes = {name: int(size) << 10 for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
+        sizes = meminfo(text, [])
         return {
             "memory": {
-                "total_bytes": sizes.get("MemTotal"),
-                "free_bytes": sizes.get("MemFree"),
-                "available_bytes": sizes.get("MemAvailable"),
-                "buffers_bytes": sizes.get("Buffers"),
-                "cached_bytes": sizes.get("Cached"),
+                "total_bytes": sizes.get("MemTotal_bytes"),
+                "free_bytes": sizes.get("MemFree_bytes"),
+                "available_bytes": sizes.get("MemAvailable_bytes"),
+                "buffers_bytes": sizes.get("Buffers_bytes"),
+                "cached_bytes": sizes.get("Cached_bytes"),
             }
         }
 

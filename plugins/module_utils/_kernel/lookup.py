@@ -145,8 +145,9 @@ class _Answers:
         row["probeable"] = _common([match["probeable"] for match in row["matches"]])
         row["exported"] = _common([match["exported"] for match in row["matches"]])
         if query.kind == "name":
-            for symbol in found:
-                row.update(verdicts.details(symbol))
+            details = [verdicts.details(symbol) for symbol in found]
+            for key in {key for detail in details for key in detail}:
+                row[key] = _common([detail.get(key) for detail in details])
             row["aliases"] = self._table.aliases(found[0]) if found else []
             variants = [symbol for symbol in self._exact[query.text][1] if self._owner in (None, symbol.owner)]
             row["variants"] = [dict(v.row(), kinds=variant_kinds(v.name)) for v in variants[:_VARIANTS_SHOWN]]
@@ -195,7 +196,7 @@ def _row(query: Query, status: str, reason: str | None) -> dict[str, t.Any]:
     return row
 
 
-def _common(values: t.Sequence[bool | None]) -> bool | None:
+def _common(values: t.Sequence[t.Any]) -> t.Any:
     """Return the value that all share, else null."""
     return values[0] if len(set(values)) == 1 else None
 

@@ -5,20 +5,11 @@
 
 from __future__ import annotations
 
-import re
-
 from .._core.root import Root
-
-_OCTAL = re.compile(r"\\([0-7]{3})")
+from .procfs.devices import mounts
 
 
 def mount_point(root: Root, kind: str) -> str | None:
-    """Return the first mount point of a file-system type (``debugfs``, ``tracefs``), or null.
-
-    proc_mounts(5) writes white space and backslashes in names as three octal digits.
-    """
-    for line in (root.read_text_or("proc/self/mounts") or "").splitlines():
-        fields = line.split(" ")
-        if len(fields) > 2 and fields[2] == kind:
-            return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), fields[1])
-    return None
+    """Return the first mount point of a file-system type (``debugfs``, ``tracefs``), or null."""
+    rows = mounts(root.read_text_or("proc/self/mounts") or "", [])
+    return next((row["target"] for row in rows if row["type"] == kind), None)

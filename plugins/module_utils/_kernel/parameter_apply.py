@@ -1,163 +1,290 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One run over module parameters: looking, planning, and telling what became of them.
+"""Carrying a plan for module parameters out: all of it or, when one step fails, nothing.
 
-Private to the collection. What changes anything is in parameter_steps.py, which most runs have no use for.
+Private to the collection. The journal is written before the first step, so that the next run can put back what a
+killed one had begun, and ``state: restored`` knows what a parameter was before it was first set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import os
 import typing as t
 
-from .._core import journal as core_journal
+from .._core.errors import NoEffect, TapvirtError
 from .._core.journal import Journal
-from .._core.plan import Plan, converge
+from .._core.plan import Plan
 from .._core.root import Root
-from .parameter_layers import layer_of
-from .parameter_plan import Step, is_restored, persist_change, plan
-from .parameter_rows import row, steps_of
-from .parameters import Observed, Reader, Wanted
-from .values import Kind
+from .._core.write import sync_directory, write_atomic
+from . import initramfs, modprobe_d, module_reload
+from .identity import taint_flags
+from .parameter_layers import OWN_FILE
+from .parameter_plan import Persist, Refresh, Reload, Step, Write, is_restored, plan, undo_text
+from .parameter_rows import steps_of
+from .parameter_write import TAINT_USER, cause, judged, tainted, write_parameter
+from .parameters import Item, Observed, Reader, Wanted, parameter_file
+from .values import Value, is_put_back, read_value, said_value
 
-if t.TYPE_CHECKING:
-    from .initramfs import Image
-    from .module_reload import LoadedModule
-    from .parameter_steps import Steps
-
-JOURNAL_NAME = "kernel_module_param"
+_UNDER_WAY = ("in_progress", "persisting", "reloading")
 
 
-class Parameters:
-    """One run over a list of parameters."""
+class Steps:
+    """What a run over a list of parameters does to the host, and how it undoes it."""
 
-    def __init__(
-        self, root: Root, arch: str, wanted: t.Sequence[Wanted], state: str, refresh_initramfs: bool = False
-    ) -> None:
+    def __init__(self, root: Root, reader: Reader, journal: Journal, wanted: t.Sequence[Wanted], state: str) -> None:
         self._root = root
-        self._reader = Reader(root, arch)
-        self._journal = Journal(root.path(core_journal.DIRECTORY), JOURNAL_NAME)
+        self._reader = reader
+        self._journal = journal
         self._wanted = wanted
         self._state = state
-        self._refresh_initramfs = refresh_initramfs
-        self._seen: list[Observed] = []
 
-    def converge(self, check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
-        """Bring the parameters into the wanted state; return the plan and the other keys of the result.
+    def recover_modules(self) -> list[Step]:
+        """Load what an interrupted run had unloaded, with the values that it had."""
+        recovered: list[Step] = []
+        with self._journal.locked():
+            record = self._journal.read()
+            reloading = record.pop("reloading", {})
+            observed = self._reader.observe([], record)
+            for module, values in reloading.items() if record.get("boot_id") == observed.boot_id else []:
+                loaded = self._root.exists("sys/module/" + module)
+                module_reload.recover(self._root, module, self._kept(module, values))
+                if not loaded:
+                    step = Step(
+                        "the module " + module, None, "loaded", "modprobe", "an interrupted run had unloaded it"
+                    )
+                    recovered.append(step)
+            self._journal.write(record)
+        return recovered
 
-        :raises InvalidInput: something cannot be; nothing was changed.
-        :raises TapvirtError: a step failed; what came before it was put back.
-        """
-        recovered = [] if check_mode or not self._is_reloading() else self._steps().recover_modules()
-        last = self._observe()
-        planned = self._plan(last)
-        if not check_mode and (planned or self._is_unsettled(last)):
-            steps = self._steps()
-            with self._journal.locked():
-                self._seen.clear()
-                planned, last = converge(False, self._observe, self._plan, steps.apply, self._verify)
-                if not planned:
-                    steps.settle(last, {}, {})
-        return self._result(planned, recovered, last, check_mode)
+    def apply(self, planned: Plan, observed: Observed) -> None:
+        steps = steps_of(planned)
+        writes = [step for step in steps if isinstance(step, Write)]
+        persists = [step for step in steps if isinstance(step, Persist)]
+        own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
+        self._begin(steps, observed)
+        begun: list[Write | Reload] = []
+        adjusted: dict[str, dict[str, str]] = {}
+        failed = ""
+        try:
+            for write in writes:
+                failed = write.what
+                begun.append(write)
+                adjusted.update(self._write(write, observed.items[write.key], observed))
+            if persists:
+                failed = OWN_FILE
+                self._persist(persists, observed)
+            for reload in steps:
+                if isinstance(reload, Reload):
+                    failed = reload.what
+                    begun.append(reload)
+                    adjusted.update(self._reload(reload, observed))
+            for refresh in steps:
+                if isinstance(refresh, Refresh):
+                    failed = refresh.what
+                    self._refresh()
+        except (OSError, TapvirtError) as error:
+            kept = self._roll_back(begun, own_text, observed)
+            # What an earlier, interrupted run has left is still to be undone.
+            self._journal.write({**observed.journal, **self._not_loaded(observed)})
+            raise _failure(error, failed, kept) from error
+        self.settle(observed, {label for step in steps for label in _labels(step)}, adjusted)
 
-    def _steps(self) -> Steps:
-        from .parameter_steps import Steps
+    def _begin(self, steps: t.Sequence[Step], observed: Observed) -> None:
+        """Write down what is about to change, and what it was when it was first set."""
+        record = dict(observed.journal)
+        originals = observed.originals
+        writes = [step for step in steps if isinstance(step, Write) and step.undo is not None]
+        if self._state == "present":
+            labels = {entry.label for entry in self._wanted}
+            for write in writes:
+                if write.what in labels:
+                    originals.setdefault(write.what, str(write.undo))
+            for reload in steps:
+                for key in reload.keys if isinstance(reload, Reload) else ():
+                    current = observed.items[key].current
+                    if current is not None:
+                        originals.setdefault(observed.items[key].label, undo_text(current))
+        unfinished = {write.what: write.undo for write in writes}
+        unfinished.update(observed.interrupted)
+        lines = {step.key: observed.own.get(step.key) for step in steps if isinstance(step, Persist)}
+        lines.update(observed.interrupted_lines)
+        persisting = {"{}.{}".format(*key): before for key, before in lines.items()}
+        record.update(originals=originals, in_progress=unfinished, persisting=persisting, boot_id=observed.boot_id)
+        self._journal.write(record)
 
-        return Steps(self._root, self._reader, self._journal, self._wanted, self._state)
-
-    def _is_reloading(self) -> bool:
-        """Tell whether an interrupted run may have left a module unloaded."""
-        with contextlib.suppress(PermissionError):
-            return "reloading" in self._journal.read()
-        return False
-
-    def _observe(self) -> Observed:
-        journal: dict[str, t.Any] = {}
-        # A user who may not read the journal may not set parameters either; reading their values is open to all.
-        with contextlib.suppress(PermissionError):
-            journal = self._journal.read()
-        observed = self._reader.observe([entry.key for entry in self._wanted], journal)
-        for entry in self._wanted:
-            if entry.read_back == "selector":
-                item = observed.items[entry.key]
-                observed.items[entry.key] = self._reader.item(*entry.key, kind=Kind("selector", item.kind.source))
-        observed = dataclasses.replace(observed, modules=self._modules(observed))
-        observed = dataclasses.replace(observed, image=self._image(observed))
-        self._seen.append(observed)
-        return observed
-
-    def _modules(self, observed: Observed) -> dict[str, LoadedModule]:
-        """Look at the loaded modules that may be loaded again."""
-        found: dict[str, LoadedModule] = {}
-        for entry in self._wanted:
-            item = observed.items[entry.key]
-            if entry.reload == "never" or item.built_in or not item.loaded or entry.module in found:
-                continue
-            from . import module_reload
-
-            in_the_way = module_reload.in_the_way(self._root, entry.module, observed.lines, self._reader.aliases())
-            if self._reader.installed.file_of(entry.module) is None:
-                in_the_way.append("it is not installed for this kernel, so it could not be loaded again")
-            found[entry.module] = module_reload.LoadedModule(in_the_way)
-        return found
-
-    def _image(self, observed: Observed) -> Image | None:
-        """Look into the initramfs, unless nothing can have changed since it was made."""
-        if not any(self._is_for_modprobe_d(entry, observed) for entry in self._wanted):
-            return None
-        from . import initramfs
-
-        name = initramfs.image_of(self._root, self._reader.release)
-        if name is None:
-            return None
-        changing = any(self._is_about_to_change(entry, observed) for entry in self._wanted)
-        if not changing and not initramfs.is_older_than_options(self._root, name):
-            return None
-        return initramfs.read_image(self._root, name, self._reader.release)
-
-    def _is_for_modprobe_d(self, entry: Wanted, observed: Observed) -> bool:
-        item = observed.items[entry.key]
-        if item.built_in or self._state == "restored":
-            return not item.built_in
-        return layer_of(entry, item, observed).name == "modprobe_d"
-
-    def _is_about_to_change(self, entry: Wanted, observed: Observed) -> bool:
+    def settle(self, observed: Observed, touched: t.Collection[str], adjusted: t.Mapping[str, t.Any]) -> None:
+        """Write down that nothing is under way any more, what was restored, and what the kernel made of values."""
+        record = _settled(self._journal.read())
+        known = {label: fact for label, fact in record.get("adjusted", {}).items() if label not in touched}
+        known.update(adjusted)
+        originals = dict(record.get("originals", {}))
         if self._state == "restored":
-            return entry.key in observed.own
-        return any(True for _change in persist_change(entry, observed.items[entry.key], observed))
+            for entry in self._wanted:
+                known.pop(entry.label, None)
+                if entry.label in touched or is_restored(entry, observed):
+                    originals.pop(entry.label, None)
+        record.update(originals=originals, adjusted=known, boot_id=observed.boot_id)
+        self._journal.write(record if originals or known else {})
 
-    def _plan(self, observed: Observed) -> Plan:
-        return plan(self._wanted, self._state, observed, self._refresh_initramfs)
+    def _write(self, write: Write, item: Item, observed: Observed) -> dict[str, dict[str, str]]:
+        """Write one parameter and read it back; return what the kernel made of it if that is another number.
 
-    def _verify(self, observed: Observed) -> Plan:
-        return plan(self._wanted, self._state, observed, self._refresh_initramfs, verifying=True)
+        :raises NoEffect: the kernel took it and did something else.
+        :raises TapvirtError: the kernel refused it, or was tainted by it.
+        """
+        name = parameter_file(item.module, item.name)
+        before = tainted(self._root)
+        try:
+            write_parameter(self._root.path(name), write.text)
+        except OSError as error:
+            lockdown = self._root.read_text_or("sys/kernel/security/lockdown")
+            reason = "{}: the kernel refused {!r}: {}".format(write.what, write.text, cause(error, item, lockdown))
+            raise TapvirtError(reason, value=write.text, errno=error.errno) from error
+        self._check_taint(write.what, before, write.allow_taint)
+        if write.read_back in ("trigger", "opaque"):
+            return {}
+        now = read_value(item.kind, self._root.read_text(name), item.word_bits)
+        intended = said_value(item.kind, write.text, item.word_bits)
+        made = judged(item, write.read_back, item.current, intended, now)
+        return {} if made is None else {write.what: {"wanted": write.text, "read": made}}
 
-    def _is_unsettled(self, observed: Observed) -> bool:
-        """Tell whether the journal holds what is done with: an interrupted run, or an original that is back."""
-        restored = self._state == "restored" and any(
-            entry.label in observed.originals and is_restored(entry, observed) for entry in self._wanted
-        )
-        return restored or "in_progress" in observed.journal
+    def _check_taint(self, what: str, before: int, allowed: bool) -> None:
+        if tainted(self._root) & ~before & TAINT_USER and not allowed:
+            raise TapvirtError(
+                "{}: setting it tainted the kernel (U), which lasts until a reboot; its module marks it as unsafe. Say "
+                "allow_taint: true if that may be".format(what),
+                taints_added=taint_flags(TAINT_USER),
+            )
 
-    def _result(
-        self, planned: Plan, recovered: t.Sequence[Step], last: Observed, check_mode: bool
-    ) -> tuple[Plan, dict[str, t.Any]]:
-        first, steps = self._seen[0], steps_of(planned)
-        rows = [row(entry, self._state, first, last, steps, check_mode) for entry in self._wanted]
-        named = {entry.key for entry in self._wanted}
-        put_back = {step.what for step in steps if step.keys and not named & set(step.keys)}
-        return Plan([*recovered, *planned]), {
-            "params": rows,
-            "recovered": sorted(put_back | {step.what for step in recovered}),
-            "taints_added": _taints(last.tainted & ~first.tainted),
-        }
+    def _persist(self, persists: t.Sequence[Persist], observed: Observed) -> None:
+        options = dict(observed.own)
+        for change in persists:
+            if change.value is None:
+                options.pop(change.key, None)
+            else:
+                options[change.key] = change.value
+        self._write_own_file(modprobe_d.render(options))
+
+    def _write_own_file(self, text: str) -> None:
+        path = self._root.path(modprobe_d.OWN_FILE)
+        if text:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_atomic(path, text.encode("utf-8", "surrogateescape"))
+        else:
+            os.unlink(path)
+            sync_directory(os.path.dirname(path))
+
+    def _reload(self, reload: Reload, observed: Observed) -> dict[str, dict[str, str]]:
+        """Load a module again; return what it made of the named parameters, if that is other numbers.
+
+        :raises TapvirtError: it was not unloaded or not loaded, a value was lost or not taken, or it tainted
+            the kernel.
+        """
+        values = self._values(reload.module)
+        record = self._journal.read()
+        self._journal.write({**record, "reloading": {**record.get("reloading", {}), reload.module: values}})
+        before = tainted(self._root)
+        keep = {name: value for name, value in {**values, **reload.given}.items() if name not in reload.named}
+        module_reload.reload_module(self._root, reload.module, self._kept(reload.module, keep))
+        self._check_taint(reload.what, before, reload.allow_taint)
+        adjusted: dict[str, dict[str, str]] = {}
+        for name, (text, read_back) in reload.named.items():
+            item = observed.items[reload.module, name]
+            now = self._root.read_text_or(parameter_file(reload.module, name))
+            if now is None or read_back in ("trigger", "opaque"):
+                continue
+            intended = said_value(item.kind, text, item.word_bits)
+            made = judged(item, read_back, item.current, intended, read_value(item.kind, now, item.word_bits))
+            if made is not None:
+                adjusted[item.label] = {"wanted": text, "read": made}
+        return adjusted
+
+    def _values(self, module: str) -> dict[str, str]:
+        """Return the running values of a module's parameters; texts that were never set are left out."""
+        values = {name: item.current for name, item in self._reader.items_of(module).items()}
+        return {name: value.text for name, value in values.items() if value is not None and value.key is not None}
+
+    def _kept(self, module: str, values: t.Mapping[str, str]) -> dict[str, tuple[Item, Value]]:
+        kept: dict[str, tuple[Item, Value]] = {}
+        for name, text in values.items():
+            item = self._reader.item(module, name)
+            kept[name] = (item, said_value(item.kind, text, item.word_bits))
+        return kept
+
+    def _refresh(self) -> None:
+        """Make the initramfs anew, and look whether that changed what it should.
+
+        :raises TapvirtError: it failed, or the new one still has other options.
+        """
+        name = initramfs.image_of(self._root, self._reader.release) or ""
+        image = initramfs.read_image(self._root, name, self._reader.release)
+        initramfs.make_image(image)
+        made = initramfs.read_image(self._root, name, self._reader.release)
+        observed = dataclasses.replace(self._reader.observe([entry.key for entry in self._wanted], {}), image=made)
+        left = [step for step in plan(self._wanted, self._state, observed, True) if isinstance(step, Refresh)]
+        if left:
+            raise NoEffect(
+                "{} was made anew by {}, and still has {}".format(image.path, image.maker[0], left[0].before)
+            )
+
+    def _roll_back(self, begun: t.Sequence[Write | Reload], own_text: str, observed: Observed) -> list[str]:
+        """Put back what was begun, the last first; return what could not be, in words."""
+        kept = []
+        try:
+            if (self._root.read_text_or(modprobe_d.OWN_FILE) or "") != own_text:
+                self._write_own_file(own_text)
+        except OSError as error:
+            kept.append("{}: {}".format(OWN_FILE, error.strerror))
+        for step in reversed(begun):
+            try:
+                if isinstance(step, Reload):
+                    self._undo_reload(step)
+                elif step.undo is None:
+                    kept.append("{} cannot be put back".format(step.what))
+                else:
+                    self._undo_write(observed.items[step.key], step.undo)
+            except OSError as error:
+                kept.append("{}: {}".format(step.what, error.strerror))
+            except TapvirtError as error:
+                kept.append(error.message.rstrip("."))
+        return kept
+
+    def _undo_write(self, item: Item, text: str) -> None:
+        name = parameter_file(item.module, item.name)
+        before = said_value(item.kind, text, item.word_bits)
+        if not is_put_back(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
+            write_parameter(self._root.path(name), text)
+
+    def _undo_reload(self, reload: Reload) -> None:
+        """Load a module as it was loaded before."""
+        values = self._journal.read().get("reloading", {}).get(reload.module, {})
+        lost = module_reload.recover(self._root, reload.module, self._kept(reload.module, values))
+        if lost:
+            module_reload.reload_module(self._root, reload.module, self._kept(reload.module, values))
+
+    def _not_loaded(self, observed: Observed) -> dict[str, t.Any]:
+        """Return what the journal has to keep of modules that could not even be loaded as before."""
+        reloading = self._journal.read().get("reloading", {})
+        left = {name: values for name, values in reloading.items() if not self._root.exists("sys/module/" + name)}
+        return {"reloading": left, "boot_id": observed.boot_id} if left else {}
 
 
-def _taints(flags: int) -> list[str]:
-    if not flags:
-        return []
-    from .identity import taint_flags
+def _settled(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    return {key: value for key, value in record.items() if key not in _UNDER_WAY}
 
-    return taint_flags(flags)
+
+def _labels(step: Step) -> list[str]:
+    return ["{}.{}".format(*key) for key in step.keys] if isinstance(step, (Write, Reload)) else []
+
+
+def _failure(error: Exception, failed: str, kept: t.Sequence[str]) -> TapvirtError:
+    """Return one error that names the step, the cause and what became of the steps before it."""
+    reason = error.message if isinstance(error, TapvirtError) else str(error)
+    undone = "Everything is as it was before"
+    if kept:
+        undone = "Not everything could be put back: " + "; ".join(kept)
+    fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
+    fields.update(item=failed, not_put_back=list(kept))
+    return TapvirtError("{}. {}.".format(reason.rstrip("."), undone), **fields)

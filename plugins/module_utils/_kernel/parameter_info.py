@@ -16,6 +16,7 @@ from .._core.errors import InvalidInput, nearest_names
 from .._core.root import Root
 from . import modprobe_d
 from .modinfo import SOURCE_NAMES, canonical
+from .parameter_layers import said
 from .parameter_table import Declared
 from .parameters import Item, Key, Reader
 from .values import Value, kind_of_value, read_value, same
@@ -150,7 +151,7 @@ def _values(item: Item, declared: Declared | None, option: modprobe_d.Option | N
     """Return what a parameter is, was built with and would be."""
     current = item.current
     default = None if declared is None or declared.default is None else _built_with(item, declared.default)
-    configured = None if option is None else _said(item, option)
+    configured = None if option is None else said(option, item)
     return {
         "value": None if current is None else current.shown,
         "value_status": _value_status(item),
@@ -165,12 +166,12 @@ def _pending(item: Item, configured: Value | None, option: modprobe_d.Option | N
     """Say in which way a running value is not the configured one."""
     if option is None or configured is None or item.current is None or same(item.kind, item.current, configured):
         return
-    said = option.name if option.value is None else "{}={}".format(option.name, option.value)
+    word = option.name if option.value is None else "{}={}".format(option.name, option.value)
     when = "the kernel is started with it" if item.built_in else "the module is loaded again"
     if item.built_in and option.source == "/" + modprobe_d.COMMAND_LINE:
-        yield "this kernel was started with {}, and something has changed the value since".format(said)
+        yield "this kernel was started with {}, and something has changed the value since".format(word)
         return
-    yield "{} says {}: it takes effect when {}".format(option.source, said, when)
+    yield "{} says {}: it takes effect when {}".format(option.source, word, when)
 
 
 def _value_status(item: Item) -> str:
@@ -192,11 +193,6 @@ def _seen_type(item: Item) -> str | None:
 
 def _seen_source(item: Item) -> str | None:
     return None if item.text is None else item.kind.source
-
-
-def _said(item: Item, option: modprobe_d.Option) -> Value:
-    # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
-    return read_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
 
 
 def _status(root: Root, module: str, path: str | None) -> str:

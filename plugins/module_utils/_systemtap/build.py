@@ -42,6 +42,10 @@ _DEBUG_KERNELS = (
 )
 _DEBUG_MODULES = ("usr/lib/debug/lib/modules/{0}/kernel", "usr/lib/debug/usr/lib/modules/{0}/kernel")
 _SYMBOL_MAPS = ("usr/lib/debug/boot/System.map-{0}", "usr/lib/debug/lib/modules/{0}/System.map", "boot/System.map-{0}")
+_TRACE_HEADERS = ("include/trace/events", "arch/x86/include/asm/trace")
+_COMMON_MAKEFILE = re.compile(r"^include\s+/?(\S+)/Makefile\s*$", re.MULTILINE)
+_TRACE_SYSTEM = re.compile(r"^#define TRACE_SYSTEM (\w+)", re.MULTILINE)
+_TRACEPOINT = re.compile(r'\bkernel\.trace\(\s*"(?:(\w+):)?')
 _COMPILER_TEXT = re.compile(r'^CONFIG_CC_VERSION_TEXT="([^"]*)"', re.MULTILINE)
 _GCC_MAJOR = re.compile(r"gcc(?:-(\d+))?\b.* (\d+)\.\d+\.\d+")
 _UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
@@ -301,6 +305,7 @@ def build(order: Order, tools: Toolchain, store: Store, root: Root) -> tuple[dic
 def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root) -> dict[str, t.Any]:
     started = time.monotonic()
     sysroot = make_sysroot(store, order.kernel, root)
+    link_trace_headers(sysroot, order.kernel.release, root, order.text)
     # The script's path becomes part of the module; a name of its own for each key keeps builds reproducible.
     work = os.path.join(store.directory, ".work", key)
     shutil.rmtree(work, ignore_errors=True)
@@ -369,12 +374,36 @@ def make_sysroot(store: Store, kernel: Kernel, root: Root) -> str:
             links[os.path.join(base, "boot", "System.map-" + kernel.release)] = root.path(name)
             break
     for link, target in links.items():
-        os.makedirs(os.path.dirname(link), exist_ok=True)
-        if not os.path.islink(link) or os.readlink(link) != target:
-            temporary = "{0}.{1}".format(link, os.getpid())
-            os.symlink(target, temporary)
-            os.replace(temporary, link)
+        _link(link, target)
     return base
+
+
+def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> None:
+    """Link the headers of the tracepoints that a script names into a sysroot.
+
+    Debian keeps a kernel's headers in two trees, and from a sysroot stap looks into the first only. It compiles every
+    header of tracepoints that it finds, which takes minutes for all 200 of a kernel: so those of the named systems are
+    linked (``kernel.trace("sched:sched_switch")``: sched), all of them where a tracepoint is named without its system.
+    """
+    asked = set(_TRACEPOINT.findall(text))
+    included = _COMMON_MAKEFILE.search(root.read_text_or(_HEADERS.format(release) + "/Makefile") or "")
+    if not asked or included is None:
+        return
+    for folder in _TRACE_HEADERS:
+        tree = "{0}/{1}".format(included.group(1), folder)
+        for name in root.listdir(tree):
+            systems = set(_TRACE_SYSTEM.findall(root.read_text_or("{0}/{1}".format(tree, name)) or ""))
+            if "" in asked or systems & asked:
+                link = os.path.join(sysroot, "lib/modules", release, "source", folder, name)
+                _link(link, root.path("{0}/{1}".format(tree, name)))
+
+
+def _link(link: str, target: str) -> None:
+    os.makedirs(os.path.dirname(link), exist_ok=True)
+    if not os.path.islink(link) or os.readlink(link) != target:
+        temporary = "{0}.{1}".format(link, os.getpid())
+        os.symlink(target, temporary)
+        os.replace(temporary, link)
 
 
 class _Stap:

@@ -35,6 +35,8 @@ _OPEN_FAMILIES = frozenset(
     "process prometheus python2 python3 scheduler scsi signal socket softirq stap staprun sunrpc syscall syscall_any "
     "tcp tcpmib tp_kprocess tp_syscall tty udp vfs vm workqueue".split()
 )
+# Aliases of the tapset that begin with the word of another kind of probe.
+_ALIASES_OF_PERF = frozenset(("hw", "sw"))
 # Names that look like identifiers but stand for many.
 _WILD = re.compile(r"[*?\[]")
 _IDENTIFIER = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?]*")
@@ -234,15 +236,15 @@ class _Scanner:
 
 def _check_shape(text: str, parts: tuple[Part, ...]) -> None:
     first = parts[0].word
-    if first in _OPEN_FAMILIES or _WILD.search(first):
+    if _is_alias(parts):
         return
-    roots = {shape.split(".")[0].split("(")[0] for shape in SHAPES}
+    roots = first_words()
     if first not in roots:
         raise InvalidInput(
             "probe",
             text.strip(),
             "begins with {0!r}, which is no kind of probe".format(first),
-            nearest_names(first, sorted(roots | _OPEN_FAMILIES)),
+            nearest_names(first, roots),
         )
     done = ""
     for part in parts:
@@ -256,6 +258,19 @@ def _check_shape(text: str, parts: tuple[Part, ...]) -> None:
             text.strip(),
             "is not complete: {0} must be followed by one of {1}".format(done, ", ".join(_following(done))),
         )
+
+
+def _is_alias(parts: tuple[Part, ...]) -> bool:
+    first = parts[0].word
+    second = parts[1].word if len(parts) > 1 else None
+    return (
+        first in _OPEN_FAMILIES or _WILD.search(first) is not None or (first == "perf" and second in _ALIASES_OF_PERF)
+    )
+
+
+def first_words() -> list[str]:
+    """Return the words that a probe point can begin with, as far as SystemTap itself comes with them."""
+    return sorted({shape.split(".")[0].split("(")[0] for shape in SHAPES} | _OPEN_FAMILIES)
 
 
 def _following(done: str) -> list[str]:
@@ -285,7 +300,7 @@ def _describe(
     words = {part.word: part.argument for part in parts}
     first = parts[0].word
     family = first
-    if first in _OPEN_FAMILIES or _WILD.search(first):
+    if _is_alias(parts):
         family = "alias"
     elif first in ("kernel", "module", "kprobe"):
         family = next((word for word in ("function", "statement", "data", "xdp") if word in words), "tracepoint")

@@ -24,7 +24,7 @@ import typing as t
 
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 
 RELEASE = os.uname().release

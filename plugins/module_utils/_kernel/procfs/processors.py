@@ -147,7 +147,8 @@ def cpuinfo(text: str, unparsed: list[str]) -> dict[str, t.Any]:
             processors.append(found)
         else:
             machine.update(found)
-    common = dict(processors[0]) if len(processors) > 1 else {}
+    common = dict(processors[0]) if processors else {}
+    common.pop("processor", None)
     for processor in processors[1:]:
         common = {key: value for key, value in common.items() if key in processor and processor[key] == value}
     differing = [{key: value for key, value in row.items() if key not in common} for row in processors]

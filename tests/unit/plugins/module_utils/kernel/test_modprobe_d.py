@@ -19,7 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo impor
     parameters_of,
     parse_modinfo,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"

@@ -9,6 +9,7 @@ import bz2
 import gzip
 import lzma
 import os
+import pathlib
 import shutil
 import subprocess
 
@@ -16,7 +17,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel import initramfs
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 
 RELEASE = "6.12.107"
@@ -120,6 +121,16 @@ def test_modules_and_options_are_found_however_the_image_is_packed(packer, micro
         (cpio(MODULES).replace(b"070701", b"999999")[6:], "not known here"),
         (b"070701" + b"x" * 200, "damaged"),
         (b"\x28\xb5\x2f\xfd nothing", "zstd"),
+    ],
+    # Not the bytes: those of gzip hold the time, and two workers would collect different tests.
+    ids=[
+        "lzo",
+        "gzip cut short",
+        "gzip of no archive",
+        "cut short",
+        "no archive",
+        "damaged archive",
+        "zstd of nothing",
     ],
 )
 def test_an_image_that_cannot_be_read_says_why(data, reason, root):
@@ -239,6 +250,21 @@ def test_making_it_anew_in_vain_is_a_failure_that_leaves_everything_as_before(rc
         run(root, 32, refresh_initramfs=True)
     assert not root.exists("etc/modprobe.d/zz-tapvirt.conf")
     assert root.read_text("sys/module/virtio_blk/parameters/queue_depth") == "64"
+
+
+def test_a_file_that_cannot_be_put_back_is_named_and_values_are_put_back_all_the_same(root, monkeypatch):
+    image(root, cpio(MODULES))
+    program(root, monkeypatch, cpio(MODULES), 3)
+    place, value = root.path("etc/modprobe.d"), root.path("sys/module/virtio_blk/parameters/queue_depth")
+    pathlib.Path(place, "zz-tapvirt.conf").write_text("options virtio_blk queue_depth=64\n")
+    script = "#!/bin/sh\nrm -r {0} && : >{0}\nexit 3\n".format(place)
+    pathlib.Path(root.path("bin/update-initramfs")).write_text(script)
+    os.chmod(value, 0o644)
+    with pytest.raises(
+        TapvirtError, match="Not everything could be put back: /etc/modprobe.d/zz-tapvirt.conf: File exists"
+    ):
+        run(root, 32, refresh_initramfs=True)
+    assert root.read_text("sys/module/virtio_blk/parameters/queue_depth").strip() == "64"
 
 
 def test_without_a_program_that_could_make_it_anew_that_is_refused(root, monkeypatch):

@@ -11,7 +11,7 @@ import os
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_write import cause, judged
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import Item, wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.values import Kind, read_value, said_value

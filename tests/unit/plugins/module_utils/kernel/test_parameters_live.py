@@ -19,7 +19,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.values import kind_of_value, read_value
 
@@ -413,7 +413,7 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, {collections!r})
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_apply import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
 entries = [dict(module=label.partition(".")[0], name=label.partition(".")[2], value=value, runtime=True,
                 persist={persist!r}, read_back="auto") for label, value in {values!r}.items()]

@@ -137,6 +137,13 @@ def test_status_words(tree):
     assert (pattern["status"], pattern["count"], none["status"]) == ("found", 4, "absent")
 
 
+def test_what_differs_among_symbols_of_one_name_is_null(tree):
+    core = b"ffffffff81000000 T _stext\nffffffff81000010 t init_once\nffffffff82000000 T _etext\n"
+    for table, section in ((core, "text"), (core + b"ffffffffc0000000 t init_once\t[ext4]\n", None)):
+        (tree / "proc" / "kallsyms").write_bytes(table)
+        assert rows(tree, "init_once")[0]["section"] == section
+
+
 def test_a_table_without_variables_cannot_say_that_one_is_absent(tree):
     row = rows(tree, "no_such_thing")[0]
     assert (row["status"], row["reason"]) == (

@@ -89,6 +89,33 @@ def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:
     assert (sysroot / "boot" / ("System.map-" + RELEASE)).exists()
 
 
+@pytest.mark.parametrize(
+    ("points", "linked"),
+    [
+        ('kernel.trace("raw_syscalls:sys_enter")', ["syscalls.h"]),
+        ('kernel.trace("sched:sched_wakeup"), kernel.trace("exceptions:page_fault_user")', ["exceptions.h", "sched.h"]),
+        ('kernel.trace("sys_enter")', ["exceptions.h", "sched.h", "syscalls.h"]),
+        ('kernel.function("vfs_read")', []),
+    ],
+)
+def test_headers_of_the_named_tracepoints_are_linked(tmp_path: pathlib.Path, points: str, linked: list[str]) -> None:
+    root = builder(tmp_path)
+    common = "usr/src/linux-headers-6.12.107+deb13-common"
+    (tmp_path / "usr/lib/modules" / RELEASE / "build/Makefile").write_text(f"include /{common}/Makefile\n")
+    for name, system in (
+        ("include/trace/events/sched.h", "sched"),
+        ("include/trace/events/syscalls.h", "raw_syscalls"),
+        ("arch/x86/include/asm/trace/exceptions.h", "exceptions"),
+    ):
+        (tmp_path / common / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / common / name).write_text(f"#undef TRACE_SYSTEM\n#define TRACE_SYSTEM {system}\n")
+    sysroot = tmp_path / "sysroot"
+    build.link_trace_headers(str(sysroot), RELEASE, root, f"probe {points} {{ }}\n")
+    found = sorted((sysroot / "lib/modules" / RELEASE / "source").rglob("*.h"))
+    assert [path.name for path in found] == linked
+    assert all(path.read_text().startswith("#undef") for path in found)
+
+
 def test_a_damaged_build_counts_as_absent(tmp_path: pathlib.Path) -> None:
     store = build.Store(str(tmp_path))
     folder = tmp_path / ("a" * 64)

@@ -7,12 +7,11 @@ from __future__ import annotations
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import (
-    ScriptError,
     check_globals,
     check_safety,
     read_script,
-    tokenize,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.tokens import ScriptError, tokenize
 
 SCRIPT = r"""
 #: record histogram key:string count:integer buckets:list

@@ -1,0 +1,37 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters over a trace of many hosts; documented in the files named after them."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ..plugin_utils import _campaign
+
+
+def trace_verdict(
+    run: t.Any, before: t.Any = None, after: t.Any = None, failure: t.Any = None, accept: t.Any = ("ok", "zero_hits")
+) -> dict[str, t.Any]:
+    """Return what a host's run was, and whether it stops the campaign."""
+    for name, value in (("the run", run), ("before", before or {}), ("after", after or {})):
+        if not isinstance(value, t.Mapping):
+            raise AnsibleFilterError(f"trace_verdict: {name}: {value!r} is not a result, which is a dictionary.")
+    return _campaign.trace_verdict(run, failure or None, before or {}, after or {}, accept)
+
+
+def trace_summary(verdicts: t.Any, runs: t.Any = None, left_out: t.Any = None) -> dict[str, t.Any]:
+    """Return a campaign in a few kB."""
+    for name, value in (("the verdicts", verdicts), ("runs", runs or {}), ("left_out", left_out or {})):
+        if not isinstance(value, t.Mapping):
+            raise AnsibleFilterError(f"trace_summary: {name}: {value!r} is not a dictionary of host names.")
+    return _campaign.trace_summary(verdicts, runs or {}, left_out or {})
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, t.Callable[..., dict[str, t.Any]]]:
+        return {"trace_summary": trace_summary, "trace_verdict": trace_verdict}

@@ -1,0 +1,478 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The expressions of the SystemTap language, recognised by recursive descent.
+
+Private to the collection. The rules are those of the translator's own parser in release 5.6 (parse.cxx). Nothing is
+built: operators of one group bind in one way as far as right and wrong are concerned, so they share a loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import typing as t
+
+from .tokens import KEYWORDS, UNCHECKED, ScriptError, Token, number_value
+
+# Brackets in brackets and blocks in blocks. A level takes at most nine calls, and Python allows a thousand.
+_MAX_DEPTH = 60
+_LOGIC = frozenset(("||", "&&", "|", "^", "&"))
+_COMPARE = frozenset(("<", ">", "==", "!=", "<=", ">="))
+_ARITHMETIC = frozenset(("<<", ">>", ">>>", ".", "+", "-", "*", "/", "%"))
+_ASSIGN = frozenset("= <<< += -= *= /= %= <<= >>= &= ^= |= .=".split())
+_PRINT = frozenset("print println printd printdln printf sprint sprintln sprintd sprintdln sprintf print_char".split())
+_PRINT_WHOLE = frozenset(("print", "println", "sprint", "sprintln"))
+STATISTICS = frozenset(("@avg", "@variance", "@count", "@sum", "@min", "@max"))
+_HISTOGRAMS = frozenset(("@hist_linear", "@hist_log"))
+_OPERATORS = (
+    frozenset("@cast @var @defined @entry @perf @probewrite @enum @enumname @uregister @uderef".split())
+    | STATISTICS
+    | _HISTOGRAMS
+    | UNCHECKED
+)
+
+# How many arguments the macros of SystemTap's own tapset take (the *.stpm files of release 5.6).
+_LIBRARY_MACROS = dict(
+    {
+        "MAXSTRINGLEN": 0,
+        "SYSC_RETVALSTR": 1,
+        "SYSC_RETVALSTR2": 1,
+        "SYSC_RETVALSTR3": 1,
+        "cast_module_sizeof": 2,
+        "cast_sizeof": 1,
+        "choose_defined": 2,
+        "container_of": 3,
+        "errno": 0,
+        "inet_sock_cast": 1,
+        "json_output_array_numeric_value": 4,
+        "json_output_array_string_value": 4,
+        "json_output_data_end": 0,
+        "json_output_data_start": 0,
+        "json_output_numeric_value": 2,
+        "json_output_string_value": 2,
+        "mm": 1,
+        "module_container_of": 4,
+        "module_offsetof": 3,
+        "module_type_defined": 2,
+        "module_type_member_defined": 3,
+        "offsetof": 2,
+        "prints": 1,
+        "task": 1,
+        "try_assign": 3,
+        "type_defined": 1,
+        "type_member_defined": 2,
+        "uint_cast": 1,
+        "ulong_cast": 1,
+    },
+    **{"this{0}".format(number): 0 for number in range(1, 9)},
+    **{"prints{0}".format(number): 1 for number in range(1, 10)},
+    **{"prometheus_dump_array{0}".format(number): number + 2 for number in range(1, 9)},
+    **{"prometheus_dump_array{0}_map".format(number): 2 * number + 3 for number in range(1, 9)},
+    **{"prometheus_dump_array{0}_map_unquoted".format(number): 2 * number + 3 for number in range(1, 9)},
+)
+_CONVERSION = re.compile(
+    r"%(?:%|(?P<flag>[0+\- #]?)(?P<width>\*|[0-9]*)(?P<precision>\.(?:\*|[0-9]*))?l?[bcsmMdiuoXxp])"
+)
+
+
+class Expressions:
+    """A place in a script's tokens, and what reads expressions from there on.
+
+    Every method raises ScriptError where the script leaves the language.
+    """
+
+    def __init__(self, name: str, tokens: t.Sequence[Token], guru: bool) -> None:
+        self._name = name
+        self._tokens = tokens
+        self._guru = guru
+        self._at = 0
+        self._depth = 0
+
+    # The place
+
+    def _peek(self) -> Token | None:
+        return self._tokens[self._at] if self._at < len(self._tokens) else None
+
+    def _fail(self, rule: str, token: Token | None = None, nearest: t.Sequence[str] = ()) -> ScriptError:
+        token = token or self._peek()
+        if token is not None:
+            return ScriptError(self._name, token.line, token.column, rule, nearest)
+        last = self._tokens[-1]
+        lines = last.text.split("\n")
+        column = len(lines[-1]) + (last.column if len(lines) == 1 else 1)
+        return ScriptError(self._name, last.line + len(lines) - 1, column, rule, nearest)
+
+    def _unexpected(self, expected: str, words: t.Iterable[str] = ()) -> ScriptError:
+        """Say what was found, what is expected, and which of ``words`` looks like what was found."""
+        token = self._peek()
+        if token is None:
+            return self._fail("the script ends where {0} is expected".format(expected))
+        nearest = similar(token.text, words) if token.kind in ("word", "at") else []
+        return self._fail("{0} was found where {1} is expected".format(_shown(token), expected), token, nearest)
+
+    def _take(self) -> Token:
+        token = self._tokens[self._at]
+        self._at += 1
+        return token
+
+    def _sees(self, *texts: str) -> bool:
+        token = self._peek()
+        return token is not None and token.kind in ("operator", "at") and token.text in texts
+
+    def _accept(self, *texts: str) -> bool:
+        if self._sees(*texts):
+            self._at += 1
+            return True
+        return False
+
+    def _expect(self, text: str, after: str) -> None:
+        if not self._accept(text):
+            raise self._unexpected("{0!r} {1}".format(text, after))
+
+    def _accept_keyword(self, text: str) -> bool:
+        token = self._peek()
+        if token is not None and token.kind == "word" and token.text == text:
+            self._at += 1
+            return True
+        return False
+
+    def _expect_name(self, what: str) -> Token:
+        token = self._peek()
+        if token is None or not token.is_name:
+            raise self._unexpected(what)
+        return self._take()
+
+    @contextlib.contextmanager
+    def _deeper(self) -> t.Iterator[None]:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise self._fail("brackets and blocks are nested deeper than {0} levels".format(_MAX_DEPTH))
+        yield
+        self._depth -= 1
+
+    # Literals
+
+    def _number(self, what: str) -> int:
+        negative = self._accept("-")
+        token = self._peek()
+        if token is None or token.kind != "number":
+            raise self._unexpected(what)
+        value = number_value(token.text)
+        if value is None or (negative and value > 1 << 63):
+            raise self._fail("{0} is no number of 64 bits".format(token.text))
+        self._at += 1
+        return -value if negative else value
+
+    def _string(self, what: str, filled: bool = False) -> str:
+        """Read one string; strings that follow each other are one."""
+        begin = self._peek()
+        if begin is None or begin.kind != "string":
+            raise self._unexpected(what)
+        parts: list[str] = []
+        token: Token | None = begin
+        while token is not None and token.kind == "string":
+            parts.append(token.text[1:-1])
+            self._at += 1
+            token = self._peek()
+        if filled and not any(parts):
+            raise self._fail("{0} cannot be empty".format(what), begin)
+        return "".join(parts)
+
+    def _literal(self, what: str) -> str | int:
+        token = self._peek()
+        if token is not None and token.kind == "string":
+            return self._string(what)
+        return self._number(what)
+
+    # Expressions, from the loosest operators to the tightest
+
+    def _expression(self) -> None:
+        with self._deeper():
+            while True:
+                self._membership()
+                while self._accept(*_LOGIC):
+                    self._membership()
+                if self._accept("?"):
+                    self._expression()
+                    self._expect(":", "between the two values of '?'")
+                elif not self._accept(*_ASSIGN):
+                    return
+
+    def _membership(self) -> None:
+        """Read ``A``, ``A in TABLE`` or ``[A, B, *] in TABLE``."""
+        begin = self._peek()
+        indexes, wild = 1, False
+        if self._accept("["):
+            indexes = 0
+            while True:
+                indexes += 1
+                if self._accept("*"):
+                    wild = True
+                else:
+                    self._comparison()
+                if self._accept("]"):
+                    break
+                if not self._accept(","):
+                    raise self._unexpected("',' or ']'")
+        else:
+            self._comparison()
+        if self._accept_keyword("in"):
+            self._indexable()
+        elif indexes > 1 or wild:
+            raise self._fail("a list of indexes is only of use before 'in'", begin)
+
+    def _comparison(self) -> None:
+        self._arithmetic()
+        if self._accept("=~", "!~"):
+            self._string("a regular expression in double quotes")
+            return
+        while self._accept(*_COMPARE):
+            self._arithmetic()
+
+    def _arithmetic(self) -> None:
+        while True:
+            while self._accept("+", "-", "!", "~"):
+                pass
+            before = self._accept("++", "--")
+            self._target()
+            if not before:
+                self._accept("++", "--")
+            if not self._accept(*_ARITHMETIC):
+                return
+
+    def _target(self) -> None:
+        """Read a value with ``&`` before it and ``->member[index]$`` after it, where it has them."""
+        self._accept("&")
+        token = self._peek()
+        pretty = False
+        if token is not None and token.is_name and token.text.startswith("$"):
+            self._at += 1
+            pretty = token.text.strip("$") != "" and token.text.endswith("$")
+        else:
+            self._value()
+        while not pretty:
+            token = self._peek()
+            if self._accept("->"):
+                member = self._peek()
+                if member is None or member.kind != "word":
+                    raise self._unexpected("the name of a member after '->'")
+                self._at += 1
+                pretty = member.text.endswith("$")
+            elif self._accept("["):
+                self._expression()
+                self._expect("]", "after an index")
+            elif token is not None and token.kind == "word" and not token.text.strip("$"):
+                self._at += 1
+                pretty = True
+            else:
+                return
+        if self._sees("->", "["):
+            raise self._fail("nothing can follow the '$' that prints a whole structure")
+
+    def _value(self) -> None:
+        token = self._peek()
+        if token is not None and token.kind == "embedded":
+            self._need_guru("embedded C", token)
+            self._at += 1
+        elif self._accept("("):
+            self._expression()
+            self._expect(")", "after an expression")
+        elif token is not None and token.kind == "at":
+            self._operator(token)
+        elif token is not None and token.is_name:
+            self._at += 1
+            self._named(token)
+        else:
+            self._literal("a value")
+
+    def _need_guru(self, what: str, token: Token) -> None:
+        if not self._guru:
+            raise self._fail("{0}, which nothing checks, needs guru mode with a reason".format(what), token)
+
+    def _named(self, token: Token) -> None:
+        """Read what follows a name: a call, an index, or nothing."""
+        if token.text in _PRINT:
+            self._print(token)
+        elif self._accept("("):
+            if not self._accept(")"):
+                self._arguments()
+        elif self._accept("["):
+            self._indexes("an index")
+
+    def _arguments(self) -> int:
+        """Read arguments up to the closing bracket; return how many."""
+        count = 0
+        while True:
+            self._expression()
+            count += 1
+            if self._accept(")"):
+                return count
+            if not self._accept(","):
+                raise self._unexpected("',' or ')'")
+
+    def _indexes(self, after: str) -> None:
+        while True:
+            if not self._accept("*"):
+                self._expression()
+            if self._accept("]"):
+                return
+            if not self._accept(","):
+                raise self._unexpected("',' or ']' after {0}".format(after))
+
+    def _indexable(self) -> None:
+        token = self._peek()
+        if token is not None and token.text in _HISTOGRAMS:
+            self._at += 1
+            self._histogram(token)
+        else:
+            self._expect_name("the name of an array, or @hist_log or @hist_linear,")
+
+    def _histogram(self, token: Token) -> None:
+        self._expect("(", "after {0}".format(token.text))
+        self._expression()
+        if token.text == "@hist_linear":
+            for what in ("the lowest value", "the highest value", "the width of a bucket"):
+                self._expect(",", "and {0}".format(what))
+                self._number("{0}, a number,".format(what))
+        self._expect(")", "after the arguments of {0}".format(token.text))
+
+    def _print(self, token: Token) -> None:
+        """Read the arguments of print, println, printd, printdln, printf and the same with ``s``."""
+        self._expect("(", "after {0}".format(token.text))
+        first = self._peek()
+        if first is not None and first.text in _HISTOGRAMS and token.text in _PRINT_WHOLE:
+            self._at += 1
+            self._print_histogram(first, token)
+        elif token.text.endswith("printf"):
+            wanted = self._conversions(self._string("a format in double quotes"), first or token)
+            count = self._more_values(token)
+            if wanted != count:
+                rule = "{0} has a format for {1} values, and {2} are given"
+                raise self._fail(rule.format(token.text, wanted, count), token)
+        elif "printd" in token.text:
+            self._string("what stands between the values, in double quotes,")
+            if self._more_values(token) < 2:
+                raise self._fail("{0} takes at least two values after the text between them".format(token.text), token)
+        elif not (token.text.endswith("ln") and self._accept(")")):
+            self._arguments()
+
+    def _print_histogram(self, histogram: Token, token: Token) -> None:
+        self._histogram(histogram)
+        if self._accept("["):
+            self._expression()
+            self._expect("]", "after the number of a bucket")
+            self._more_values(token)
+        else:
+            self._expect(")", "after the arguments of {0}".format(token.text))
+
+    def _more_values(self, token: Token) -> int:
+        """Read ``, A, B)`` or ``)``; return how many values there are."""
+        if self._accept(","):
+            return self._arguments()
+        self._expect(")", "or ',' after the first argument of {0}".format(token.text))
+        return 0
+
+    def _conversions(self, text: str, place: Token) -> int:
+        """Return how many values a format takes."""
+        # A backslash before any other letter is not there (parse.cxx, lexer::scan).
+        text = re.sub(r"\\([^abtnvfrx0-7\\])", r"\1", text)
+        count = at = 0
+        while True:
+            at = text.find("%", at)
+            if at < 0:
+                return count
+            found = _CONVERSION.match(text, at)
+            if found is None:
+                wrong = text[at : at + 6].split(" ")[0]
+                raise self._fail("the format has {0!r}, which is no conversion; '%%' prints '%'".format(wrong), place)
+            at = found.end()
+            if found.group(0) != "%%":
+                count += 1 + (found.group("width") == "*") + (found.group("precision") == ".*")
+
+    # Operators that begin with @
+
+    def _operator(self, token: Token) -> None:
+        name = token.text
+        if name[1:] in _LIBRARY_MACROS:
+            self._at += 1
+            self._library_macro(token, _LIBRARY_MACROS[name[1:]])
+            return
+        if name not in _OPERATORS:
+            known = sorted(_OPERATORS | {"@" + macro for macro in _LIBRARY_MACROS})
+            raise self._fail("{0} is no operator and no macro".format(name), token, similar(name, known))
+        if token.unchecked:
+            self._need_guru(name, token)
+        self._at += 1
+        if name in _HISTOGRAMS:
+            self._histogram(token)
+            self._expect("[", "and the number of a bucket (only print takes a whole histogram)")
+            self._indexes("the number of a bucket")
+            return
+        self._expect("(", "after {0}".format(name))
+        self._operands(name)
+        self._expect(")", "after the arguments of {0}".format(name))
+
+    def _operands(self, name: str) -> None:
+        if name in ("@const", "@enum", "@perf"):
+            self._string("the argument of {0} in double quotes".format(name), filled=True)
+        elif name == "@var":
+            self._string("the name of a variable in double quotes")
+            self._more_strings(1)
+        elif name == "@probewrite":
+            self._expect_name("the name of a variable")
+        elif name in ("@kregister", "@uregister"):
+            self._number("the number of a register")
+        elif name in ("@kderef", "@uderef"):
+            self._number("a size in bytes")
+            self._expect(",", "and an address")
+            self._expression()
+        else:
+            self._expression()
+            self._after_expression(name)
+
+    def _after_expression(self, name: str) -> None:
+        if name == "@cast":
+            self._expect(",", "and the name of a type in double quotes")
+            self._string("the name of a type in double quotes", filled=True)
+            self._more_strings(1)
+        elif name == "@enumname":
+            self._more_strings(2)
+        elif name == "@variance" and self._accept(","):
+            self._number("the number of bits to shift")
+
+    def _more_strings(self, most: int) -> None:
+        for _turn in range(most):
+            if not self._accept(","):
+                return
+            self._string("a name in double quotes")
+
+    def _library_macro(self, token: Token, count: int) -> None:
+        """Read the arguments of a macro of the tapset; a single word may be anything there."""
+        if count == 0:
+            return
+        self._expect("(", "after the macro {0}".format(token.text))
+        for left in range(count, 0, -1):
+            word, end = self._peek(), self._tokens[self._at + 1 : self._at + 2]
+            if word is not None and word.kind == "word" and end and end[0].text in (",", ")"):
+                self._at += 1
+            else:
+                self._expression()
+            if not self._accept("," if left > 1 else ")"):
+                rule = "{0!r} in the macro {1}, which takes {2} arguments,"
+                raise self._unexpected(rule.format("," if left > 1 else ")", token.text, count))
+
+
+def similar(text: str, words: t.Iterable[str], least: float = 0.7) -> list[str]:
+    """Return the word that ``text`` looks like a slip of, in a list, or none; ``least`` is difflib's ratio."""
+    return difflib.get_close_matches(text, [word for word in words if word != text], n=1, cutoff=least)
+
+
+def _shown(token: Token) -> str:
+    if token.kind == "embedded":
+        return "embedded C"
+    if token.kind == "word" and token.text in KEYWORDS:
+        return "the keyword {0!r}".format(token.text)
+    text = token.text if len(token.text) <= 40 else token.text[:40] + "..."
+    return text if token.kind == "string" else repr(text)

@@ -1,0 +1,461 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The grammar of SystemTap scripts: whether a text is one, and where it is not.
+
+Private to the collection. The verdict is that of ``stap -p1`` (release 5.6, parse.cxx), without SystemTap, in linear
+time and bounded depth. Beyond it, a misspelt keyword that would read as the name of a function is refused here,
+and so is a printf whose values are not as many as its format takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from .expressions import STATISTICS, Expressions, similar
+from .preprocessor import Target, expand
+from .tokens import ScriptError, Token, tokenize
+
+_PAIRS = {")": "(", "]": "[", "}": "{"}
+_TOP = ("probe", "global", "private", "function")
+_BEFORE_BLOCK = ("if", "else", "for", "foreach", "while", "try", "catch")
+_ALONE = ("else", "return", "delete", "break", "continue", "next", "try")
+_LARGEST_ARRAY = (1 << 31) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One probe point as it is written, without comments, and where it begins. ``group``: it holds ``{A, B}``."""
+
+    text: str
+    line: int
+    column: int
+    group: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """A script that is one: its tokens with macros expanded and branches chosen, its probes, the names of its aliases.
+
+    ``points`` are all probe points, those of aliases too; ``probes`` the probes, each with its points as one text.
+    """
+
+    tokens: tuple[Token, ...]
+    points: tuple[Point, ...]
+    probes: tuple[str, ...]
+    aliases: frozenset[str]
+
+
+def parse(name: str, text: str, guru: bool) -> Parsed:
+    """Check that a text is a script, as far as that can be told without a kernel and a tapset.
+
+    Conditionals are evaluated as ``stap -p1`` does for an x86_64 kernel 6.12 without a configuration.
+
+    :raises ScriptError: it is none; with the line and the column, what was found there and what is expected.
+    """
+    tokens = expand(name, tokenize(name, text), Target(guru=guru))
+    if not tokens:
+        raise ScriptError(name, 1, 1, "the script is empty")
+    _check_balance(name, tokens)
+    return _Grammar(name, tokens, guru).script()
+
+
+def _check_balance(name: str, tokens: t.Sequence[Token]) -> None:
+    opened: list[Token] = []
+    for token in tokens:
+        if token.kind != "operator":
+            continue
+        if token.text in _PAIRS.values():
+            opened.append(token)
+        elif token.text in _PAIRS:
+            if not opened or opened[-1].text != _PAIRS[token.text]:
+                wanted = (
+                    "closes nothing"
+                    if not opened
+                    else "cannot close the {0!r} of line {1}".format(opened[-1].text, opened[-1].line)
+                )
+                raise ScriptError(name, token.line, token.column, "{0!r} {1}".format(token.text, wanted))
+            opened.pop()
+    if opened:
+        raise ScriptError(name, opened[-1].line, opened[-1].column, "{0!r} is never closed".format(opened[-1].text))
+
+
+class _Points(t.NamedTuple):
+    """How many probe points were read, and what stands after any of them."""
+
+    number: int
+    optional: bool
+    condition: bool
+
+
+class _Grammar(Expressions):
+    """Reads declarations and statements. Every method raises ScriptError where the script leaves the language."""
+
+    def __init__(self, name: str, tokens: t.Sequence[Token], guru: bool) -> None:
+        super().__init__(name, tokens, guru)
+        self._globals: dict[str, bool] = {}
+        self._in_function = False
+        self._points_read: list[Point] = []
+        self._probes: list[str] = []
+        self._aliases: set[str] = set()
+        self._groups = 0
+        self._times: dict[str, int] = {}
+        for token in tokens:
+            if token.kind == "word":
+                self._times[token.text] = self._times.get(token.text, 0) + 1
+
+    def script(self) -> Parsed:
+        while self._at < len(self._tokens):
+            self._declaration()
+        return Parsed(tuple(self._tokens), tuple(self._points_read), tuple(self._probes), frozenset(self._aliases))
+
+    def _declaration(self) -> None:
+        token = self._tokens[self._at]
+        if token.kind == "embedded":
+            self._need_guru("embedded C", token)
+            self._at += 1
+        elif self._accept_keyword("probe"):
+            self._probe()
+        elif self._accept_keyword("global"):
+            self._global(private=False)
+        elif self._accept_keyword("function"):
+            self._function()
+        elif self._accept_keyword("private"):
+            if self._accept_keyword("function"):
+                self._function()
+            else:
+                self._accept_keyword("global")
+                self._global(private=True)
+        else:
+            expected = "'probe', 'global', 'private', 'function' or '%{'"
+            raise self._unexpected(expected, _TOP)
+
+    def _global(self, private: bool) -> None:
+        while True:
+            name = self._expect_name("the name of a global variable")
+            if name.text in self._globals:
+                same = self._globals[name.text] == private
+                rule = "the global variable {0} is declared twice{1}"
+                raise self._fail(rule.format(name.text, "" if same else ", once as private"), name)
+            self._globals[name.text] = private
+            self._accept("%")
+            sized = self._accept("[")
+            if sized:
+                place = self._peek()
+                size = self._number("the size of an array")
+                if not 0 < size <= _LARGEST_ARRAY:
+                    raise self._fail("the size of an array must be from 1 to {0}".format(_LARGEST_ARRAY), place)
+                self._expect("]", "after the size of an array")
+            if self._sees("="):
+                if sized:
+                    raise self._fail("an array has no first value; only a single value has one")
+                self._at += 1
+                self._literal("a number or a string")
+            if not self._accept(","):
+                self._accept(";")
+                return
+
+    def _function(self) -> None:
+        token = self._peek()
+        if token is not None and token.kind == "word" and token.text in ("string", "long"):
+            self._at += 1
+        else:
+            self._expect_name("the name of a function")
+        self._type()
+        self._expect("(", "before the parameters of a function")
+        names: set[str] = set()
+        while not self._accept(")"):
+            name = self._expect_name("the name of a parameter or ')'")
+            if name.text in names:
+                raise self._fail("the parameter {0} is declared twice".format(name.text), name)
+            names.add(name.text)
+            self._type()
+            if not self._accept(",") and not self._sees(")"):
+                raise self._unexpected("',' or ')'")
+        if self._accept(":"):
+            place = self._peek()
+            if self._number("the priority of a function, a number,") < 1:
+                raise self._fail("the priority of a function must be above 0", place)
+        token = self._peek()
+        if token is not None and token.kind == "embedded":
+            self._need_guru("embedded C", token)
+            self._at += 1
+        else:
+            self._in_function = True
+            self._block("the body of a function")
+            self._in_function = False
+
+    def _type(self) -> None:
+        if self._accept(":") and not self._accept_keyword("string") and not self._accept_keyword("long"):
+            raise self._unexpected("'string' or 'long'", ("string", "long"))
+
+    # Probe points
+
+    def _probe(self) -> None:
+        aliases = False
+        epilogue = False
+        while True:
+            place = self._peek()
+            before = len(self._points_read)
+            points = self._points()
+            if points.number == 1 and self._sees("=", "+="):
+                if points.optional:
+                    raise self._fail("the name of an alias cannot be optional ('?') or sufficient ('!')", place)
+                aliases = True
+                self._aliases.update(point.text for point in self._points_read[before:])
+                del self._points_read[before:]
+                epilogue = self._take().text == "+=" or epilogue
+            elif self._sees("{"):
+                if not aliases:
+                    self._probes.append(", ".join(point.text for point in self._points_read[before:]))
+                break
+            else:
+                raise self._unexpected("'{' before the body of a probe")
+        self._block("the body of a probe")
+        if aliases and self._sees(","):
+            if epilogue:
+                raise self._fail("an alias of '+=' has one body; the second one is that of '+=' already")
+            self._at += 1
+            self._block("the second body of an alias")
+
+    def _points(self) -> _Points:
+        count, optional, condition = 0, False, False
+        while True:
+            begin = self._at
+            one = self._point()
+            if not self._groups:
+                self._points_read.append(self._written(begin))
+            count, optional, condition = count + one.number, optional or one.optional, condition or one.condition
+            if not self._accept(","):
+                break
+        if not self._sees("{", "=", "+=", "}"):
+            more = "" if one.optional or one.condition else "'.', '?', '!', "
+            raise self._unexpected("{0}',', 'if' or the body of the probe".format(more), ("if",))
+        return _Points(count, optional, condition)
+
+    def _written(self, begin: int) -> Point:
+        tokens = self._tokens[begin : self._at]
+        text = ""
+        for index, token in enumerate(tokens):
+            if token.kind == "string" and index and tokens[index - 1].kind == "string":
+                text = text[:-1] + token.text[1:]
+            else:
+                text += token.text if token.glued or not index else " " + token.text
+        group = any(token.kind == "operator" and token.text == "{" for token in tokens)
+        return Point(text, tokens[0].line, tokens[0].column, group)
+
+    def _point(self) -> _Points:
+        point = self._component()
+        while True:
+            place = self._peek()
+            if not self._accept("."):
+                break
+            if point.optional or point.condition:
+                raise self._fail("'?', '!' and a condition stand at the end of a probe point only", place)
+            last = self._component()
+            # The number of points in groups of groups is of interest only as one or more.
+            point = _Points(min(point.number * last.number, 2), last.optional, last.condition)
+        if self._sees("?", "!"):
+            if point.optional:
+                raise self._fail("'?' or '!' stands twice after a probe point")
+            self._at += 1
+            point = point._replace(optional=True)
+        if self._accept_keyword("if"):
+            if point.condition:
+                raise self._fail("a probe point has two conditions")
+            self._expect("(", "before the condition of a probe point")
+            self._expression()
+            self._expect(")", "after the condition of a probe point")
+            point = point._replace(condition=True)
+        return point
+
+    def _component(self) -> _Points:
+        if self._accept("{"):
+            self._groups += 1
+            with self._deeper():
+                points = self._points()
+            self._groups -= 1
+            self._expect("}", "after a group of probe points")
+            return points
+        if not self._wildcard(first=True):
+            raise self._unexpected("a part of a probe point (a word, '*' or '{')")
+        self._at += 1
+        while self._wildcard(first=False):
+            self._at += 1
+        if self._accept("("):
+            self._literal("a number or a string in double quotes")
+            self._expect(")", "after the argument of a probe point")
+        return _Points(1, False, False)
+
+    def _wildcard(self, first: bool) -> bool:
+        token = self._peek()
+        if token is None or not (first or token.glued):
+            return False
+        return token.kind == "word" or (token.kind == "operator" and token.text == "*")
+
+    # Statements
+
+    def _block(self, what: str) -> None:
+        if not self._accept("{"):
+            raise self._unexpected("'{{' and {0}".format(what))
+        self._rest_of_block()
+
+    def _rest_of_block(self) -> None:
+        while not self._accept("}"):
+            if self._peek() is None:
+                raise self._unexpected("'}'")
+            self._statement()
+
+    def _statement(self) -> None:
+        with self._deeper():
+            token = self._peek()
+            if token is None:
+                raise self._unexpected("a statement")
+            if self._accept(";"):
+                return
+            if self._accept("{"):
+                self._rest_of_block()
+                return
+            reader = self._READERS.get(token.text) if token.kind == "word" else None
+            if reader is not None:
+                self._at += 1
+                reader(self, token)
+            elif token.kind != "word" or token.is_name:
+                begin = self._at
+                self._expression()
+                self._check_slip(begin)
+            else:
+                raise self._unexpected("a statement")
+            if token.text not in ("if", "for", "foreach", "while", "try"):
+                self._accept(";")
+
+    def _check_slip(self, begin: int) -> None:
+        """Refuse a misspelt keyword that reads as a name or a call, as in ``whlie (x) { }``."""
+        token = self._tokens[begin]
+        if not token.is_name or self._times[token.text] > 1:
+            return
+        nearest: list[str] = []
+        if self._at == begin + 1:
+            nearest = _slip(token.text, _ALONE)
+        elif self._sees("{") and self._tokens[begin + 1].text == "(":
+            nearest = _slip(token.text, _BEFORE_BLOCK)
+        if nearest:
+            raise self._fail("{0!r} begins no statement".format(token.text), token, nearest)
+
+    def _if(self, _token: Token) -> None:
+        while True:
+            self._condition("if")
+            self._statement()
+            if not self._accept_keyword("else"):
+                return
+            # A chain of "else if" is one level deep.
+            if not self._accept_keyword("if"):
+                self._statement()
+                return
+
+    def _condition(self, word: str) -> None:
+        self._expect("(", "after {0!r}".format(word))
+        self._expression()
+        self._expect(")", "after the condition of {0!r}".format(word))
+
+    def _while(self, _token: Token) -> None:
+        self._condition("while")
+        self._statement()
+
+    def _for(self, _token: Token) -> None:
+        self._expect("(", "after 'for'")
+        for end, what in ((";", "the beginning"), (";", "the condition"), (")", "the step")):
+            if not self._sees(end):
+                self._expression()
+            self._expect(end, "after {0} of 'for'".format(what))
+        self._statement()
+
+    def _foreach(self, _token: Token) -> None:
+        self._expect("(", "after 'foreach'")
+        sorted_by = self._indexes_of_foreach()
+        if not self._accept_keyword("in"):
+            raise self._unexpected("'in' and the name of an array", ("in",))
+        self._indexable()
+        if self._accept("["):
+            self._indexes("a part of an array")
+        token = self._peek()
+        if token is not None and token.kind == "at":
+            if token.text not in STATISTICS:
+                raise self._unexpected("one of {0}".format(", ".join(sorted(STATISTICS))), STATISTICS)
+            self._at += 1
+            if not self._sees("+", "-"):
+                raise self._unexpected("'+' or '-' after {0}, which way to sort,".format(token.text))
+        self._sort(sorted_by)
+        if self._accept_keyword("limit"):
+            self._expression()
+        if not self._accept(")"):
+            raise self._unexpected("')', 'limit', or '+' or '-' to sort,", ("limit",))
+        self._statement()
+
+    def _indexes_of_foreach(self) -> int:
+        """Read ``A``, ``[A, B]`` or ``VALUE = [A, B]``; return how many say how to sort."""
+        what = "the name of an index"
+        sorted_by = 0
+        if not self._sees("["):
+            self._expect_name(what)
+            sorted_by += self._sort(sorted_by)
+            if not self._accept("="):
+                return sorted_by
+        if not self._accept("["):
+            self._expect_name(what)
+            return sorted_by + self._sort(sorted_by)
+        while True:
+            self._expect_name(what)
+            sorted_by += self._sort(sorted_by)
+            if self._accept("]"):
+                return sorted_by
+            if not self._accept(","):
+                raise self._unexpected("',' or ']'")
+
+    def _sort(self, sorted_by: int) -> int:
+        if not self._sees("+", "-"):
+            return 0
+        if sorted_by:
+            raise self._fail("'foreach' sorts by one thing, and a second '+' or '-' stands here")
+        self._at += 1
+        return 1
+
+    def _try(self, _token: Token) -> None:
+        self._block("what is tried")
+        if not self._accept_keyword("catch"):
+            raise self._unexpected("'catch' after the block of 'try'", ("catch",))
+        if self._accept("("):
+            self._expect_name("the name of a variable for the message")
+            self._expect(")", "after the name of a variable")
+        self._block("what is done on an error")
+
+    def _return(self, token: Token) -> None:
+        if not self._in_function:
+            raise self._fail("'return' stands outside of a function; 'next' leaves a probe", token)
+        if not self._sees(";", "}"):
+            self._expression()
+
+    def _delete(self, _token: Token) -> None:
+        self._expression()
+
+    def _alone(self, _token: Token) -> None:
+        """Read nothing more: next, break and continue stand alone."""
+
+    _READERS: t.ClassVar[dict[str, t.Callable[[_Grammar, Token], None]]] = {
+        "if": _if,
+        "while": _while,
+        "for": _for,
+        "foreach": _foreach,
+        "try": _try,
+        "return": _return,
+        "delete": _delete,
+        "next": _alone,
+        "break": _alone,
+        "continue": _alone,
+    }
+
+
+def _slip(text: str, words: t.Sequence[str]) -> list[str]:
+    """Return the keyword that a name is a slip of: the same letters in another order, or all but alike."""
+    return [word for word in words if sorted(word) == sorted(text)][:1] or similar(text, words, least=0.78)

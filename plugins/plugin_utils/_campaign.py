@@ -1,0 +1,145 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A trace of many hosts in waves: what each host's run was, whether it stops the campaign, and all in one summary.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import typing as t
+
+from ..module_utils._kernel.identity import taint_flags
+from ._records import counter_plots, histogram_plots
+
+SUMMARY_BYTES = 90_000
+"""The size of a summary as JSON, below the 100 kB that an artifact of an AWX job may sensibly have."""
+
+Row = t.Mapping[str, t.Any]
+# Loading a module that is not the distribution's own sets these two, and says nothing about the kernel's health.
+_EXPECTED_TAINTS = ("out_of_tree_module", "unsigned_module")
+# What the kernel prints at an oops, BUG() and WARN() (lib/bug.c, kernel/panic.c, arch/*/kernel/traps.c).
+TROUBLE = re.compile(
+    r"\bBUG: |kernel BUG at |\bOops\b|Internal error: |\bWARNING: |general protection fault|Kernel panic"
+)
+_KERNEL_FACILITY = 0
+_SHOWN_LINES = 3
+_SHOWN_TEXT = 300
+_SHOWN_PLOTS = 20
+
+
+def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept: t.Sequence[str]) -> dict[str, t.Any]:
+    """Return what a host's run was: ``outcome``, ``reason``, ``accepted``, ``brake`` (why to stop), and its numbers.
+
+    :param run: the result contract of ``stap_run``; empty when it did not come that far.
+    :param failure: what the failed task said; null when none failed.
+    :param before: what ``procfs_info`` returned before the run: the last record of the kernel's log, and
+        ``kernel.tainted``.
+    :param after: the same afterwards: all records that may be trouble.
+    """
+    outcome = run.get("outcome") or ("build_failed" if failure else "lost")
+    reason = run.get("reason") or failure or "the host answered before the trace, and no longer does"
+    if before.get("unreachable") or after.get("unreachable"):
+        outcome, reason = "lost", "the host answered before the trace, and no longer does"
+    brake = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
+    taints = _new_taints(before, after)
+    if taints:
+        brake.append(f"its kernel has become tainted: {', '.join(taints)}")
+    brake += [f"its kernel said: {line}" for line in _trouble(before, after)]
+    return {
+        "outcome": outcome,
+        "reason": reason,
+        "accepted": outcome in accept,
+        "brake": [text[:_SHOWN_TEXT] for text in brake],
+        "hits": run.get("hits"),
+        "skipped": run.get("skipped"),
+        "records": run.get("record_count"),
+        "duration_seconds": run.get("duration_seconds"),
+        "kernel": run.get("kernel"),
+    }
+
+
+def _of(read: Row, key: str) -> t.Any:
+    return (read.get("procfs") or {}).get(key)
+
+
+def _new_taints(before: Row, after: Row) -> list[str]:
+    old, new = ((_of(read, "sysctls") or {}).get("kernel.tainted") for read in (before, after))
+    if old is None or new is None:
+        return []
+    return [flag for flag in taint_flags(new & ~old) if flag not in _EXPECTED_TAINTS]
+
+
+def _trouble(before: Row, after: Row) -> list[str]:
+    """Return the first lines of the kernel itself that are trouble and younger than what was read before."""
+    last = max((record["sequence"] for record in _of(before, "kmsg") or ()), default=-1)
+    lines = [
+        record["message"]
+        for record in _of(after, "kmsg") or ()
+        if record["sequence"] > last and record["facility"] == _KERNEL_FACILITY and TROUBLE.search(record["message"])
+    ]
+    return lines[:_SHOWN_LINES]
+
+
+def trace_summary(
+    verdicts: t.Mapping[str, Row],
+    runs: t.Mapping[str, t.Sequence[Row]],
+    left_out: t.Mapping[str, str],
+    limit_bytes: int = SUMMARY_BYTES,
+) -> dict[str, t.Any]:
+    """Return a campaign in a few kB: counts by outcome, hosts with trouble first, records merged over the hosts.
+
+    :param verdicts: host -> what :func:`trace_verdict` returned.
+    :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``.
+    :param left_out: host -> why it was not traced.
+    """
+    hosts = sorted(verdicts, key=lambda host: (not verdicts[host]["brake"], verdicts[host]["accepted"], host))
+    missing = sorted(left_out)
+    summary: dict[str, t.Any] = {
+        "outcomes": dict(collections.Counter(row["outcome"] for row in verdicts.values())),
+        "traced": len(verdicts),
+        "left_out_count": len(left_out),
+        "braked": any(row["brake"] for row in verdicts.values()),
+        "histograms": _histograms(runs),
+        "counters": _counters(runs),
+    }
+    summary["truncated"] = False
+    while True:
+        summary["hosts"] = {host: _shown(verdicts[host]) for host in hosts}
+        summary["left_out"] = {host: left_out[host][:_SHOWN_TEXT] for host in missing}
+        if len(json.dumps(summary)) <= limit_bytes or not hosts + missing:
+            return summary
+        summary["truncated"] = True
+        hosts, missing = hosts[: len(hosts) * 3 // 4], missing[: len(missing) * 3 // 4]
+
+
+def _shown(row: Row) -> dict[str, t.Any]:
+    """Return a host's row; what is null or empty, and the reason of what went well, is left out."""
+    left = {key: value for key, value in row.items() if value not in (None, []) and key not in ("accepted", "reason")}
+    return left if row["accepted"] else {**left, "reason": row["reason"][:_SHOWN_TEXT]}
+
+
+def _histograms(runs: t.Mapping[str, t.Sequence[Row]]) -> list[dict[str, t.Any]]:
+    return [
+        {
+            **{key: plot[key] for key in ("title", "key", "unit")},
+            **plot["merged"],
+            "outliers": [row["host"] for row in plot["hosts"] if row["outlier"]][:_SHOWN_PLOTS],
+        }
+        for plot in histogram_plots(runs)[:_SHOWN_PLOTS]
+    ]
+
+
+def _counters(runs: t.Mapping[str, t.Sequence[Row]]) -> list[dict[str, t.Any]]:
+    return [
+        {
+            "title": plot["title"],
+            "hosts": len(plot["hosts"]),
+            "totals": {row["key"]: row["total"] for row in plot["keys"][:_SHOWN_PLOTS]},
+        }
+        for plot in counter_plots(runs)[:_SHOWN_PLOTS]
+    ]

@@ -1,0 +1,66 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Goes to a host ahead of a module's own source files: imports them from their text, and is their AnsibleModule.
+
+Private to the collection. It runs on the host's Python, from standard input, with nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+import typing as t
+from importlib.machinery import ModuleSpec
+
+
+class Sources:
+    """Imports the modules of ``texts``, by their full names; the packages around them are empty (PEP 451)."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
+        self._packages = {name.rsplit(".", depth)[0] for name in texts for depth in range(1, name.count(".") + 1)}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        del path, target
+        if name in self._texts or name in self._packages:
+            loader: t.Any = self
+            return ModuleSpec(name, loader, is_package=name in self._packages)
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave that to the interpreter."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        name = module.__name__
+        code = compile(self._texts.get(name, ""), name.rpartition(".")[2] + ".py", "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+
+
+def start(texts: dict[str, str], name: str, params_json: str, paths: list[str]) -> None:
+    """Run the module's ``main`` with options that the controller has checked; ``paths`` names those that are paths."""
+    params = json.loads(params_json)
+    for path in filter(params.get, paths):
+        params[path] = os.path.expanduser(os.path.expandvars(params[path]))
+
+    class AnsibleModule:
+        """What a module that only reads needs of ansible.module_utils.basic."""
+
+        def __init__(self, **_options: object) -> None:
+            self.params = params
+
+        def exit_json(self, **result: object) -> None:
+            print("\n" + json.dumps(result))
+            sys.exit(0)
+
+        def fail_json(self, **result: object) -> None:
+            self.exit_json(failed=True, **result)
+
+    for package in ("ansible", "ansible.module_utils", "ansible.module_utils.basic"):
+        sys.modules[package] = types.ModuleType(package)
+    vars(sys.modules["ansible.module_utils.basic"])["AnsibleModule"] = AnsibleModule
+    sys.meta_path.insert(0, Sources(texts))
+    __import__(name)
+    sys.modules[name].main()

@@ -1,0 +1,226 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The trace role's catalogue: scripts build for three kernels, and each counts a load of a known size.
+
+``function_latency`` and ``kvm_exits`` have their known loads in test_systemtap.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+import pytest
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+TEMPLATES = HERE.parents[1] / "roles/trace/templates"
+# Each kernel runs some: 6.1, 6.12 and 7.2.
+RUNS = {
+    "trace1": ["function_count", "syscall_latency", "tcp_retransmits"],
+    "trace2": ["block_io_latency", "lock_contention", "page_faults"],
+    "trace3": ["run_queue_latency", "module_functions"],
+}
+SCRIPTS = [name for names in RUNS.values() for name in names]
+WHERE = {name: host for host, names in RUNS.items() for name in names}
+VARIABLES = {"function_count": {"functions": "vfs_read vfs_w*"}, "module_functions": {"module": "tun"}}
+# What is built for a host's kernel: its own, as every build costs a quarter of a minute; all of them in a long run.
+BUILT = {host: SCRIPTS if os.environ.get("TAPVIRT_SOAK") else names for host, names in RUNS.items()}
+
+
+def play():
+    """Build scripts for each host's kernel; run the host's own, one after another, with their loads beside them."""
+    kernel = "ansible_facts.tapvirt_kernel"
+    narrowed = "{{ {} if item == 'tcp_retransmits' else {'target_pid': (loads.stdout | from_json)[item]} }}"
+    names = "{{ runs[inventory_hostname] | join(' ') }}"
+    return [
+        {
+            "hosts": ":".join(RUNS),
+            "gather_facts": False,
+            "vars": {"templates": str(TEMPLATES), "built_for": BUILT, "runs": RUNS, "variables": VARIABLES},
+            "tasks": [
+                {"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}},
+                {
+                    "name": "Render",
+                    "tapvirt.host.stap_script": {
+                        "src": "{{ templates }}/{{ item }}.stp.j2",
+                        "variables": "{{ variables[item] | default({}) }}",
+                    },
+                    "loop": "{{ built_for[inventory_hostname] }}",
+                    "delegate_to": "builder",
+                    "register": "rendered",
+                },
+                {
+                    "name": "Build",
+                    "tapvirt.host.stap_module": {
+                        "script": "{{ item.script }}",
+                        "kernel": f"{{{{ {kernel}.release }}}}",
+                        "kernel_version": f"{{{{ {kernel}.version }}}}",
+                        # Emulated hosts pay more for a probe.
+                        "cpu_ceiling_percent": 50,
+                    },
+                    "loop": "{{ rendered.results }}",
+                    "loop_control": {"label": "{{ item.item }}"},
+                    "delegate_to": "builder",
+                    "register": "built",
+                },
+                {
+                    "name": "Loads",
+                    "ansible.builtin.shell": {
+                        "cmd": "if grep -q '^tun ' /proc/modules; then touch /run/catalogue-tun; fi; modprobe tun;"
+                        " cat > /run/catalogue_load.py;"
+                        f" python3 /run/catalogue_load.py {names}",
+                        "stdin": "{{ lookup('ansible.builtin.file', '"
+                        + str(HERE / "files/catalogue_load.py")
+                        + "') }}",
+                    },
+                    "register": "loads",
+                },
+                {
+                    "name": "Trace",
+                    "tapvirt.host.stap_run": {
+                        "module": "{{ built.results[built_for[inventory_hostname].index(item)].module }}",
+                        "duration": 8,
+                        "globals": narrowed,
+                    },
+                    "loop": "{{ runs[inventory_hostname] }}",
+                    "register": "traced",
+                    "ignore_errors": True,
+                },
+                {
+                    "name": "Sizes",
+                    "ansible.builtin.shell": {
+                        "cmd": f"cd /run; for try in 1 2 3 4 5; do set -- {names};"
+                        " [ $(ls catalogue-*_*.json | wc -l) = $# ] && break; sleep 1; done;"
+                        " for name; do cat catalogue-$name.json; echo; done;"
+                        " [ -e catalogue-tun ] || rmmod tun; rm -f catalogue*"
+                    },
+                },
+            ],
+        }
+    ]
+
+
+@pytest.fixture(scope="module")
+def traced(lab):
+    """Run the play; return each script's run, and the size of its load."""
+    done = lab.playbook(yaml.safe_dump(play()))
+    runs, sizes = {}, {}
+    for host, names in RUNS.items():
+        for name, result in zip(names, done.of(host, "Trace")["results"], strict=True):
+            runs[name] = result.get("run") or result
+        for name, line in zip(names, done.of(host, "Sizes")["stdout"].splitlines(), strict=True):
+            sizes[name] = json.loads(line)
+    builds = {host: done.of(host, "Build")["results"] for host in RUNS}
+    return runs, sizes, builds
+
+
+def counts(run):
+    return {row["key"]: row["count"] for row in run["records"] if row["kind"] == "count"}
+
+
+def only(run, kind="count"):
+    """Return the one record of a kind that a run narrowed to one process has."""
+    (row,) = [row for row in run["records"] if row["kind"] == kind]
+    return row
+
+
+def about(run, wanted):
+    """Tell what a count may be: what is wanted, less the hits that the run itself tells as skipped."""
+    return range(wanted - run["skipped"], wanted + 1)
+
+
+def test_scripts_build_for_three_kernels(traced):
+    for host, results in traced[2].items():
+        names = {result["module"]["script"]: result["module"]["kernel"] for result in results}
+        assert sorted(names) == sorted(BUILT[host]), host
+        assert len(set(names.values())) == 1
+    kernels = {results[0]["module"]["kernel"] for results in traced[2].values()}
+    assert [sorted(kernels)[number].startswith(name) for number, name in enumerate(("6.1.", "6.12.", "7.2."))]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_probe_is_armed_and_every_bucket_counted(traced, name):
+    run = traced[0][name]
+    # On 7.2 the debug information of a module lists its own init and exit functions, and neither can be armed.
+    own = ('"tun_init@', '"tun_cleanup@')
+    missing = [point for point in run["probes"]["missing"] if not any(name in point for name in own)]
+    assert (run["outcome"], missing) == ("partial_arm" if run["probes"]["missing"] else "ok", []), run
+    for row in run["records"]:
+        if row["kind"] == "histogram":
+            assert sum(bucket[2] for bucket in row["buckets"]) == row["count"]
+
+
+def test_functions_by_name_and_wildcard(traced):
+    run = traced[0]["function_count"]
+    size = traced[1]["function_count"]["size"]
+    assert all(counts(run)[function] in about(run, wanted) for function, wanted in size.items()), run["records"]
+
+
+def test_system_calls_of_a_process(traced):
+    run = traced[0]["syscall_latency"]
+    assert counts(run)["getppid"] in about(run, 1000)
+    histogram = only(run, "histogram")
+    assert sum(counts(run).values()) == histogram["count"]
+    # It slept 20 times for 10 ms.
+    assert histogram["sum"] >= 20 * 10_000
+    assert sum(bucket[2] for bucket in histogram["buckets"] if bucket[1] > 10_000) >= 20
+
+
+def test_segments_sent_again_by_peer(traced):
+    run = traced[0]["tcp_retransmits"]
+    size = traced[1]["tcp_retransmits"]["size"]
+    assert size["segments"] >= 10
+    assert counts(run)[f"127.0.0.1:{size['port']}"] in about(run, size["segments"])
+
+
+def test_block_reads_of_a_device(traced):
+    run = traced[0]["block_io_latency"]
+    size = traced[1]["block_io_latency"]["size"]
+    # The process may write as well: whoever needs memory may have to clean a page first.
+    rows = {(row["kind"], row["key"]): row for row in run["records"]}
+    row = rows["count", "vda read"]
+    assert row["count"] in about(run, 64), run["records"]
+    assert row["bytes"] == row["count"] * 4096 <= size["bytes"]
+    assert rows["histogram", "vda read"]["count"] == row["count"]
+
+
+def test_waits_for_a_mutex(traced):
+    run = traced[0]["lock_contention"]
+    (mutex,) = [row for row in run["records"] if row["kind"] == "histogram" and row["key"] == "mutex"]
+    # Four threads wait for the reader before them; the process may meet another mutex of the kernel by chance.
+    assert 4 - run["skipped"] <= mutex["count"] <= 8
+    # Its 0.5 s begin when the last of the threads was started, so all four wait most of them.
+    assert sum(bucket[2] for bucket in mutex["buckets"] if bucket[1] > 262_144) >= 4 - run["skipped"]
+
+
+def accounted(traced, name, account):
+    """Return the bounds of a count: the kernel's own account of the load, and of the process from before to after."""
+    run = traced[0][name]
+    inner, outer = traced[1][name]["accounts"][account]
+    return inner - run["skipped"], outer + 1
+
+
+def test_page_faults_are_those_of_the_kernels_own_account(traced):
+    row = only(traced[0]["page_faults"])
+    least, most = accounted(traced, "page_faults", "faults")
+    assert 1000 - traced[0]["page_faults"]["skipped"] <= least <= row["count"] <= most
+    assert row["user"] >= 1000 - traced[0]["page_faults"]["skipped"]
+    assert row["user"] + row["kernel"] == row["minor"] + row["major"] == row["count"]
+
+
+def test_waits_for_a_cpu_are_the_switches_of_the_process(traced):
+    # Whoever is switched from waits once before it is switched to again, after sleep or preemption alike.
+    row = only(traced[0]["run_queue_latency"])
+    least, most = accounted(traced, "run_queue_latency", "switches")
+    assert 100 - traced[0]["run_queue_latency"]["skipped"] <= least <= row["count"] <= most
+    assert only(traced[0]["run_queue_latency"], "histogram")["sum"] == row["sum"]
+
+
+def test_functions_of_a_module(traced):
+    run = traced[0]["module_functions"]
+    size = traced[1]["module_functions"]["size"]
+    assert all(counts(run)[function] in about(run, wanted) for function, wanted in size.items()), run["records"]
+    assert run["probes"]["asked"] > 20

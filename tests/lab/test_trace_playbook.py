@@ -1,0 +1,184 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The campaign: three kernels and a dead host in waves, one build a kernel, a canary that stops it, an idle check."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import yaml
+
+PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "trace.yml"
+HOSTS = ["trace1", "trace2", "trace3"]
+RUN = "tapvirt.host.trace : Trace"
+BUILD = "tapvirt.host.trace : Build the module, once for each distinct kernel"
+COUNT = """# {{ stamp }}
+#: record count key:string count:integer
+global least = 0
+global calls
+probe kprobe.function("vfs_read") { calls <<< 1 }
+probe end { printf("{\\"kind\\":\\"count\\",\\"key\\":\\"least %d\\",\\"count\\":%d}\\n", least, @count(calls)) }
+"""
+# Works four thousand times a second, each time for nearly as long as one probe may.
+BUSY = """# {{ stamp }}
+global sum
+probe timer.us(250) { for (number = 0; number < 400; number++) sum += number }
+"""
+# A script, a module and whatever else a run keeps bear the script's name.
+FILES = "find / -xdev -name '*campaign_count*' ! -path '/proc/*'; ls -A /proc/systemtap 2>/dev/null | grep campaign"
+
+
+class Campaign:
+    """The playbook with scripts that nobody built before, and with a host where nothing listens."""
+
+    def __init__(self, lab, folder: pathlib.Path) -> None:
+        self.lab = lab
+        self._folder = folder
+        self._more = folder / "more.yml"
+        trace2 = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))["trace_hosts"]["hosts"]["trace2"]
+        hosts = {
+            "dead": {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_user": "root"},
+            # A kernel that the builder knows nothing of.
+            "here": {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"},
+            # No longer answers once its run has begun.
+            "leaving": {
+                **trace2,
+                "ansible_port": f"{{{{ 9 if trace_before is defined else {trace2['ansible_port']} }}}}",
+            },
+        }
+        self._more.write_text(yaml.safe_dump({"more": {"hosts": hosts}}), encoding="utf-8")
+
+    def run(self, hosts: list[str], script: str, waves: str, *options: str, **more):
+        name = "campaign_busy" if script == BUSY else "campaign_count"
+        path = self._folder / f"{name}.stp.j2"
+        path.write_text(script, encoding="utf-8")
+        variables = {
+            "trace_targets": ",".join(hosts),
+            "trace_script": str(path),
+            "trace_variables": {"stamp": str(self._folder)},
+            "trace_title": name,
+            "trace_duration": 3,
+            "trace_waves": waves,
+            **more,
+        }
+        return self.lab.playbook(PLAYBOOK, "-i", str(self._more), "-e", json.dumps(variables), *options)
+
+    def builds(self) -> list[str]:
+        """The compilations of these scripts that the builder's own store has counted."""
+        log = self.lab.run("builder", "cat", "/var/lib/tapvirt/modules/builds.log").stdout
+        return [row for row in log.splitlines() if "tapvirt_campaign_" in row]
+
+    def files(self) -> dict[str, str]:
+        return {host: self.lab.run(host, "sh", "-c", FILES, timeout=180).stdout for host in [*HOSTS, "builder"]}
+
+
+@pytest.fixture(scope="module")
+def campaign(lab, tmp_path_factory):
+    return Campaign(lab, tmp_path_factory.mktemp("campaign"))
+
+
+def summary(result):
+    """The artifact, which is what the hosts' own results say."""
+    (stats,) = [row["result"]["ansible_stats"]["data"] for row in result.results if "ansible_stats" in row["result"]]
+    assert len(json.dumps(stats)) < 100_000
+    return stats["trace_campaign"]
+
+
+def tasks_on(result, task: str) -> list[str]:
+    return [row["host"] for row in result.results if row["task"] == task and row["status"] != "skipped"]
+
+
+@pytest.fixture(scope="module")
+def checked(campaign):
+    """A check of what is traced below, and what there was before and after it."""
+    before = campaign.files(), campaign.builds()
+    result = campaign.run(HOSTS, COUNT, "100%", "--check", trace_globals={"least": 7})
+    return result, before, (campaign.files(), campaign.builds())
+
+
+@pytest.fixture(scope="module")
+def traced(campaign, checked):
+    """Three hosts and a dead one, one host first; the builds that it took."""
+    before = campaign.builds()
+    result = campaign.run([*HOSTS, "dead", "here"], COUNT, "1, 100%", trace_globals={"least": 7})
+    return result, campaign.builds()[len(before) :]
+
+
+def test_a_check_plans_the_builds_and_leaves_nothing(checked):
+    result, before, after = checked
+    assert result.rc == 0, result.stdout[-3000:]
+    assert after == before
+    assert tasks_on(result, RUN) == []
+    told = summary(result)
+    assert told["outcomes"] == {"planned": 3}
+    assert all(result.of(host, BUILD)["built"] for host in HOSTS)
+
+
+def test_a_dead_host_is_named_and_the_others_are_whole(traced):
+    result, _built = traced
+    assert result.recap["dead"]["unreachable"] == 1
+    assert {host: result.recap[host]["failed"] for host in HOSTS} == dict.fromkeys(HOSTS, 0), result.stdout[-3000:]
+    told = summary(result)
+    assert told["outcomes"] == {"ok": 3}
+    assert list(told["left_out"]) == ["dead", "here"]
+    runs = {host: result.of(host, RUN)["run"] for host in HOSTS}
+    counted = {host: run["records"][0]["count"] for host, run in runs.items()}
+    assert all(counted.values())
+    assert told["counters"] == [
+        {"title": "campaign_count", "hosts": 3, "totals": {"least 7": sum(counted.values())}},
+    ]
+    assert {host: row["hits"] for host, row in told["hosts"].items()} == {host: runs[host]["hits"] for host in HOSTS}
+
+
+def test_a_host_that_is_not_ready_is_told_why_and_left_out(traced):
+    result, _built = traced
+    (line,) = [
+        text for text in result.of("trace1", "Say which are not ready, and what helps")["msg"] if "here: " in text
+    ]
+    assert "the builder has no headers for " in line and "install linux-headers-" in line
+    assert summary(result)["left_out"]["here"] in line
+    assert result.recap["here"]["failed"] == 0
+
+
+def test_one_host_is_first_and_each_kernel_is_built_once(traced):
+    result, built = traced
+    order = tasks_on(result, RUN)
+    assert order[0] == "trace1" and sorted(order) == HOSTS
+    assert len(built) == 3
+    assert len({json.loads(row)["kernel"] for row in built}) == 3
+
+
+def test_another_value_needs_no_build(campaign, traced):
+    before = campaign.builds()
+    result = campaign.run(["trace1"], COUNT, "100%", trace_globals={"least": 8})
+    assert result.rc == 0, result.stdout[-3000:]
+    assert campaign.builds() == before
+    changed = {row["task"] for row in result.results if row["result"].get("changed")}
+    assert changed == {"Part those that are ready from the others"}
+    assert list(summary(result)["counters"][0]["totals"]) == ["least 8"]
+
+
+def test_an_overloaded_canary_stops_the_campaign(campaign):
+    result = campaign.run(["trace2", "trace1"], BUSY, "1", trace_cpu_ceiling_percent=1)
+    assert result.rc != 0
+    assert tasks_on(result, RUN) == ["trace2"]
+    assert result.of("trace2", RUN)["run"]["outcome"] == "overloaded", result.of("trace2", RUN)
+    lines = result.of("trace2", "Say why no further wave begins")["msg"]
+    assert lines[0].startswith("trace2: it ended as overloaded: ")
+    assert lines[1] == "No further wave begins. Not traced: trace1."
+    told = summary(result)
+    assert told["braked"] and told["left_out"] == {"trace1": "the campaign had stopped before"}
+    assert result.recap["trace2"]["failed"] == 1 and result.recap["trace1"]["failed"] == 0
+
+
+def test_a_canary_that_no_longer_answers_stops_the_campaign(campaign):
+    result = campaign.run(["leaving", "trace1"], COUNT, "1")
+    assert result.rc != 0
+    assert tasks_on(result, "Read where the kernel's log ends") == ["leaving"]
+    told = summary(result)
+    assert told["hosts"]["leaving"]["outcome"] == "lost", result.stdout[-3000:]
+    assert list(told["left_out"]) == ["trace1"]
+    assert result.recap["leaving"]["failed"] == 1

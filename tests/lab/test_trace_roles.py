@@ -1,0 +1,81 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The roles that prepare a traced host and a builder: what is there stays, what was taken away comes back, once."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+import yaml
+
+USER = "roles-tracer"
+STORE = "/var/lib/tapvirt/roles-store"
+
+
+def apply(lab, host: str, role: str, variables: t.Mapping[str, object], *options: str):
+    task = {"name": "Prepare", "ansible.builtin.import_role": {"name": f"tapvirt.host.{role}"}, "vars": dict(variables)}
+    result = lab.playbook(yaml.safe_dump([{"hosts": host, "gather_facts": False, "tasks": [task]}]), *options)
+    assert result.rc == 0, result.stdout[-3000:]
+    changed = [row["task"].rpartition(" : ")[2] for row in result.results if row["result"].get("changed")]
+    return changed, result
+
+
+def shell(lab, host: str, command: str) -> str:
+    done = lab.run(host, "sh", "-c", command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def tracer(lab):
+    """A user who has lost one of the two groups; debugfs is left as it was found."""
+    mounted = shell(lab, "trace4", "systemctl is-active sys-kernel-debug.mount || true").strip()
+    shell(lab, "trace4", f"useradd --system --groups stapusr {USER}")
+    yield USER
+    restore = "" if mounted == "active" else "; systemctl stop sys-kernel-debug.mount"
+    shell(lab, "trace4", f"userdel {USER}{restore}")
+
+
+def test_what_a_host_has_lost_comes_back_once(lab, tracer):
+    variables = {"trace_host_developers": [tracer]}
+    checked, _result = apply(lab, "trace4", "trace_host", variables, "--check")
+    assert set(checked) <= {"Put users into them", "Have debugfs mounted"} and "Put users into them" in checked
+    assert set(shell(lab, "trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr"}
+    assert apply(lab, "trace4", "trace_host", variables)[0] == checked
+    assert set(shell(lab, "trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr", "stapdev"}
+    assert shell(lab, "trace4", "grep -c ' /sys/kernel/debug debugfs ' /proc/mounts").strip() == "1"
+    assert apply(lab, "trace4", "trace_host", variables)[0] == []
+
+
+def test_a_user_who_does_not_exist_is_refused_and_not_made(lab):
+    role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_host"}, "name": "Prepare"}
+    role["vars"] = {"trace_host_runners": ["no-such-tracer"]}
+    result = lab.playbook(yaml.safe_dump([{"hosts": "trace4", "gather_facts": False, "tasks": [role]}]))
+    assert result.rc != 0
+    assert "no-such-tracer" not in shell(lab, "trace4", "cut -d: -f1 /etc/passwd").split()
+
+
+def test_a_builder_keeps_what_it_has_and_gets_its_store_back(lab):
+    (found,) = lab.ansible("builder", "tapvirt.host.stap_host_info", {}).values()
+    kernels = sorted(found["builder"]["kernels"])
+    variables = {"trace_builder_kernels": kernels, "trace_builder_store": STORE, "trace_builder_store_mode": "0750"}
+    try:
+        assert apply(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
+        assert apply(lab, "builder", "trace_builder", variables)[0] == []
+        shell(lab, "builder", f"chmod 700 {STORE}")
+        assert apply(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
+        assert shell(lab, "builder", f"stat -c %a {STORE}").strip() == "750"
+    finally:
+        lab.run("builder", "rmdir", STORE)
+
+
+def test_headers_that_a_builder_lacks_are_named_as_packages(lab):
+    variables = {"trace_builder_kernels": ["9.9.9-none"], "trace_builder_store": STORE}
+    role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}, "vars": variables, "name": "Prepare"}
+    show = {"name": "Show", "ansible.builtin.debug": {"var": "trace_builder_missing"}, "vars": dict(variables)}
+    play = [{"hosts": "builder", "gather_facts": False, "tasks": [{"name": "Try", "block": [role], "rescue": [show]}]}]
+    result = lab.playbook(yaml.safe_dump(play), "--check")
+    missing = ["linux-headers-9.9.9-none", "linux-image-9.9.9-none-dbg"]
+    assert result.of("builder", "Show")["trace_builder_missing"] == missing, result.stdout[-3000:]

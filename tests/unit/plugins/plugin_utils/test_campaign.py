@@ -1,0 +1,153 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What stops a campaign, what its summary says, and the survey of its job template."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.tapvirt.host.plugins.filter.campaign import FilterModule
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _campaign
+
+ROOT = pathlib.Path(__file__).resolve().parents[4]
+ACCEPT = ("ok", "zero_hits")
+OK = {"outcome": "ok", "reason": "1 of 1 probes armed", "hits": 4, "record_count": 1, "kernel": "6.12.1"}
+
+
+def read(tainted, *messages, first=100, facility=0):
+    rows = [
+        {"sequence": first + number, "facility": facility, "level": "warning", "message": message}
+        for number, message in enumerate(messages)
+    ]
+    return {"procfs": {"sysctls": {"kernel.tainted": tainted}, "kmsg": rows}}
+
+
+def verdict(run=None, failure=None, before=None, after=None):
+    return _campaign.trace_verdict(
+        OK if run is None else run, failure, before or read(0, "x"), after or read(0), ACCEPT
+    )
+
+
+def test_a_good_run_stops_nothing():
+    row = verdict(after=read(12288, "tapvirt_x: loading out-of-tree module taints kernel.", first=101))
+    assert (row["outcome"], row["accepted"], row["brake"], row["hits"], row["records"]) == ("ok", True, [], 4, 1)
+
+
+def test_an_overloaded_run_stops():
+    row = verdict({"outcome": "overloaded", "reason": "too much"}, "The run ended as overloaded: too much.")
+    assert row["brake"] == ["it ended as overloaded: too much"]
+    assert not row["accepted"]
+
+
+@pytest.mark.parametrize("outcome", ["timeout", "refused", "script_error", "partial_arm"])
+def test_other_failures_alone_do_not(outcome):
+    row = verdict({"outcome": outcome, "reason": "x"}, "msg")
+    assert (row["accepted"], row["brake"]) == (False, [])
+
+
+def test_a_failed_build_is_told_in_the_words_of_the_task():
+    row = verdict({}, "pass 2: no such function")
+    assert (row["outcome"], row["reason"], row["brake"]) == ("build_failed", "pass 2: no such function", [])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+        "kernel BUG at mm/slub.c:447!",
+        "Oops: 0002 [#1] PREEMPT SMP PTI",
+        "Oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP NOPTI",
+        "WARNING: CPU: 1 PID: 812 at kernel/kprobes.c:1064 kprobe_ftrace_handler+0x2a/0x1c0",
+        "WARNING: possible circular locking dependency detected",
+        "Internal error: Oops - undefined instruction: 0000000002000000 [#1] SMP",
+        "watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [cat:812]",
+        "Kernel panic - not syncing: Fatal exception",
+    ],
+)
+def test_new_trouble_in_the_log_stops(message):
+    (pattern,) = re.findall(r"kmsg: \{pattern: '(.*?)'", (ROOT / "playbooks/trace.yml").read_text(encoding="utf-8"))
+    assert re.search(pattern, message), "the playbook does not read this from the host"
+    assert verdict(after=read(0, message, first=101))["brake"] == [f"its kernel said: {message}"]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        read(0, "WARNING: CPU: 1 PID: 812 at kernel/kprobes.c:1064", first=100),
+        read(0, "WARNING: a service says so", first=101, facility=3),
+        read(0, "ftrace: allocating 42 entries; DEBUG: on", first=101),
+    ],
+)
+def test_what_was_there_before_or_is_not_the_kernels_does_not(after):
+    assert verdict(after=after)["brake"] == []
+
+
+def test_a_new_taint_stops_and_an_old_one_does_not():
+    assert verdict(before=read(512, "x"), after=read(12288 | 512))["brake"] == []
+    row = verdict(after=read(12288 | 512 | 128))
+    assert row["brake"] == ["its kernel has become tainted: died, warning"]
+
+
+def test_a_host_that_no_longer_answers_stops():
+    for after in ({"unreachable": True, "msg": "ssh"}, {}):
+        row = _campaign.trace_verdict({}, None, read(0), after, ACCEPT)
+        assert row["outcome"] == "lost"
+        assert len(row["brake"]) == 1
+
+
+def test_what_cannot_be_read_is_no_reason():
+    nothing = {"procfs": {"sysctls": None, "kmsg": None}}
+    assert _campaign.trace_verdict(OK, None, nothing, nothing, ACCEPT)["brake"] == []
+
+
+def test_a_summary_counts_merges_and_names():
+    verdicts = {"b": verdict(), "a": verdict(), "c": verdict({"outcome": "overloaded", "reason": "too much"}, "x")}
+    records = [
+        {"kind": "count", "key": "io", "count": 5},
+        {"kind": "histogram", "key": "f", "unit": "us", "buckets": [[1, 2, 3]]},
+    ]
+    runs = {host: [{"title": "t", "run": {"records": records}}] for host in "ab"}
+    told = _campaign.trace_summary(verdicts, runs, {"d": "no answer"})
+    assert told["outcomes"] == {"ok": 2, "overloaded": 1}
+    assert (told["traced"], told["left_out_count"], told["braked"], told["truncated"]) == (3, 1, True, False)
+    assert list(told["hosts"]) == ["c", "a", "b"]
+    assert told["hosts"]["a"] == {"outcome": "ok", "hits": 4, "records": 1, "kernel": "6.12.1"}
+    assert told["hosts"]["c"]["reason"] == "too much"
+    assert told["counters"] == [{"title": "t", "hosts": 2, "totals": {"io": 10}}]
+    assert told["histograms"][0]["buckets"] == [[1, 2, 6]]
+    assert told["left_out"] == {"d": "no answer"}
+
+
+def test_a_summary_of_thousands_is_small_and_keeps_the_trouble():
+    many = {f"host{number:05}.example.com": verdict() for number in range(5000)}
+    many["zz"] = verdict({"outcome": "overloaded", "reason": "too much " * 200}, "x")
+    left_out = {f"dead{number:05}": "no answer " * 100 for number in range(3000)}
+    told = _campaign.trace_summary(many, {}, left_out)
+    assert len(json.dumps(told)) < 100_000
+    assert told["truncated"] and next(iter(told["hosts"])) == "zz"
+    assert (told["traced"], told["left_out_count"]) == (5001, 3000)
+
+
+@pytest.mark.parametrize("name", ["trace_verdict", "trace_summary"])
+def test_what_is_no_dictionary_is_refused(name):
+    with pytest.raises(AnsibleFilterError, match=name):
+        FilterModule().filters()[name]([])
+
+
+def test_the_survey_asks_for_what_the_playbook_takes():
+    survey = json.loads((ROOT / "docs" / "awx" / "trace_survey.json").read_text(encoding="utf-8"))
+    playbook = (ROOT / "playbooks" / "trace.yml").read_text(encoding="utf-8")
+    catalogue = yaml.safe_load((ROOT / "roles" / "trace" / "vars" / "main.yml").read_text(encoding="utf-8"))
+    questions = {row["variable"]: row for row in survey["spec"]}
+    assert list(questions) == ["trace_script", "trace_function", "trace_duration", "trace_targets", "trace_waves"]
+    assert all(name in playbook for name in questions)
+    assert set(questions["trace_script"]["choices"]) <= set(catalogue["trace_catalogue"])
+    for row in questions.values():
+        assert {"question_name", "question_description", "required", "type", "default"} <= set(row)
+        assert row["type"] != "multiplechoice" or row["default"] in row["choices"]
