@@ -148,12 +148,13 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.builder import builder_row
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, read_host
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE
 
 ARGUMENT_SPEC = {
     "builder": {"type": "dict"},
-    "store": {"type": "path", "default": build.DEFAULT_STORE},
+    "store": {"type": "path", "default": DEFAULT_STORE},
     **TRANSPORT,
 }
 
@@ -162,7 +163,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Read both sides of this host, and judge the tracing side."""
     root = Root()
     host = read_host(root, os.uname().machine)
-    own = build.builder_row(root, module.params["store"])
+    own = builder_row(root, module.params["store"])
     findings = judge(host, module.params["builder"])
     blocking = [finding for finding in findings if finding.blocks]
     fine = "kernel {0} can be traced, staprun {1}".format(host["kernel"]["release"], host["staprun"])

@@ -156,15 +156,15 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.order import place_order
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store
 
 ARGUMENT_SPEC = {
     "script": {"type": "raw", "required": True},
     "kernel": {"type": "str", "required": True},
     "kernel_version": {"type": "str"},
     "cpu_ceiling_percent": {"type": "int", "default": 10},
-    "store": {"type": "path", "default": build.DEFAULT_STORE},
+    "store": {"type": "path", "default": DEFAULT_STORE},
 }
 
 
@@ -184,7 +184,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
         "module": built,
         "built": bool(plan),
         "seconds": round(time.monotonic() - started, 1),
-        "store": build.Store(params["store"]).row(),
+        "store": Store(params["store"]).row(),
         **plan.result(module._diff),
     }
 

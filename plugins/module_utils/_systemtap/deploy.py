@@ -18,7 +18,7 @@ from .._core.errors import InvalidInput
 from .._core.plan import Change, Plan, converge
 from .._core.root import Root
 from .._core.write import write_atomic
-from .build import build_failed
+from .build_output import build_failed
 from .expressions import similar
 from .grammar import Point
 from .probes import first_words, parse_probe_point

@@ -13,8 +13,10 @@ import typing as t
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.plan import Change, Plan
 from .._core.root import Root
-from . import build
+from .build import Order, build, key_of
+from .builder import find_kernel, read_kernels, read_toolchain
 from .deploy import prepare
+from .store import Store
 
 
 def place_order(
@@ -29,13 +31,13 @@ def place_order(
         raise InvalidInput("cpu_ceiling_percent", cpu_ceiling_percent, "must be between 1 and 50")
     row = read_order(script)
     root = Root()
-    tools = build.read_toolchain(root)
+    tools = read_toolchain(root)
     if tools.stap is None:
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
-    kernel = build.find_kernel(build.read_kernels(root, tools.compilers), release, version)
-    order = build.Order(row["name"], row["text"], kernel, bool(row.get("guru")), cpu_ceiling_percent)
-    store = build.Store(store_directory)
-    key = build.key_of(order, tools)
+    kernel = find_kernel(read_kernels(root, tools.compilers), release, version)
+    order = Order(row["name"], row["text"], kernel, bool(row.get("guru")), cpu_ceiling_percent)
+    store = Store(store_directory)
+    key = key_of(order, tools)
     known = store.read(key)
     change = Change(
         order.module_name, None, key[:12], "stap", "the store has no module of this script for {0}".format(release)
@@ -44,7 +46,7 @@ def place_order(
         return Plan([change]), None
     built = False
     if known is None:
-        known, built = build.build(order, tools, store, root)
+        known, built = build(order, tools, store, root)
     description = dict(known, schema=row["schema"], assigned=row["assigned"])
     return Plan([change] if built else []), description
 

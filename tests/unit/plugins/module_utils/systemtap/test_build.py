@@ -10,11 +10,13 @@ import pathlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, build_output, sysroot
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder as builders
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store, hash_file
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
 RELEASE = "6.12.107+deb13-cloud-amd64"
-TOOLS = build.Toolchain(
+TOOLS = builders.Toolchain(
     "5.6", "Systemtap translator/driver (version 5.6/0.196)", ("3.10", "7.3.0-rc3"), {14: "gcc-14", 16: "gcc-16"}
 )
 
@@ -37,9 +39,9 @@ def builder(path: pathlib.Path) -> Root:
 
 def test_kernels_and_compilers_are_found(tmp_path: pathlib.Path) -> None:
     root = builder(tmp_path)
-    compilers = build.find_compilers(root)
+    compilers = builders.find_compilers(root)
     assert compilers == {14: "gcc-14", 16: "gcc-16"}
-    kernel = build.read_kernels(root, compilers)[RELEASE]
+    kernel = builders.read_kernels(root, compilers)[RELEASE]
     assert (kernel.version, kernel.wanted_compiler, kernel.compiler) == ("#1 SMP Debian 6.12.107-1", 14, "gcc-14")
     assert kernel.vmlinux is not None
 
@@ -48,22 +50,22 @@ def test_kernels_and_compilers_are_found(tmp_path: pathlib.Path) -> None:
     ("wanted", "chosen"), [(12, "gcc-14"), (14, "gcc-14"), (15, "gcc-16"), (17, "gcc-16"), (None, "gcc-16")]
 )
 def test_the_compiler_is_the_named_or_the_next_newer(wanted: int | None, chosen: str) -> None:
-    assert build.choose_compiler(wanted, TOOLS.compilers) == chosen
-    assert build.choose_compiler(wanted, {}) is None
+    assert builders.choose_compiler(wanted, TOOLS.compilers) == chosen
+    assert builders.choose_compiler(wanted, {}) is None
 
 
 def test_headers_must_be_of_the_hosts_kernel(tmp_path: pathlib.Path) -> None:
-    kernels = build.read_kernels(builder(tmp_path), TOOLS.compilers)
-    assert build.find_kernel(kernels, RELEASE, None).release == RELEASE
+    kernels = builders.read_kernels(builder(tmp_path), TOOLS.compilers)
+    assert builders.find_kernel(kernels, RELEASE, None).release == RELEASE
     with pytest.raises(InvalidInput) as caught:
-        build.find_kernel(kernels, "6.12.108+deb13-cloud-amd64", None)
+        builders.find_kernel(kernels, "6.12.108+deb13-cloud-amd64", None)
     assert RELEASE in caught.value.message
     with pytest.raises(InvalidInput, match="another build"):
-        build.find_kernel(kernels, RELEASE, "#2 SMP Debian 6.12.107-2")
+        builders.find_kernel(kernels, RELEASE, "#2 SMP Debian 6.12.107-2")
 
 
 def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> None:
-    kernel = build.read_kernels(builder(tmp_path), TOOLS.compilers)[RELEASE]
+    kernel = builders.read_kernels(builder(tmp_path), TOOLS.compilers)[RELEASE]
     order = build.Order("vfs latency.x", "probe begin { }", kernel, False, 10)
     assert order.module_name.startswith("tapvirt_vfs_latency_x_") and len(order.module_name) < 56
     key = build.key_of(order, TOOLS)
@@ -74,19 +76,19 @@ def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> No
         build.Order("vfs latency.x", "probe begin { }", kernel, True, 10),
         build.Order("vfs latency.x", "probe begin { }", kernel, False, 20),
     ]
-    newer = build.Toolchain("5.7", "Systemtap translator/driver (version 5.7/0.197)", None, TOOLS.compilers)
+    newer = builders.Toolchain("5.7", "Systemtap translator/driver (version 5.7/0.197)", None, TOOLS.compilers)
     keys = {build.key_of(other, TOOLS) for other in others} | {build.key_of(order, newer)}
     assert len(keys) == 5 and key not in keys
 
 
 def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:
     root = builder(tmp_path / "builder")
-    store = build.Store(str(tmp_path / "store"))
-    kernel = build.read_kernels(root, TOOLS.compilers)[RELEASE]
+    store = Store(str(tmp_path / "store"))
+    kernel = builders.read_kernels(root, TOOLS.compilers)[RELEASE]
     for _time in range(2):
-        sysroot = pathlib.Path(build.make_sysroot(store, kernel, root))
-    assert (sysroot / "lib/modules" / RELEASE / "build/.config").exists()
-    assert (sysroot / "boot" / ("System.map-" + RELEASE)).exists()
+        links = pathlib.Path(sysroot.make_sysroot(store, kernel, root))
+    assert (links / "lib/modules" / RELEASE / "build/.config").exists()
+    assert (links / "boot" / ("System.map-" + RELEASE)).exists()
 
 
 @pytest.mark.parametrize(
@@ -109,20 +111,20 @@ def test_headers_of_the_named_tracepoints_are_linked(tmp_path: pathlib.Path, poi
     ):
         (tmp_path / common / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / common / name).write_text(f"#undef TRACE_SYSTEM\n#define TRACE_SYSTEM {system}\n")
-    sysroot = tmp_path / "sysroot"
-    build.link_trace_headers(str(sysroot), RELEASE, root, f"probe {points} {{ }}\n")
-    found = sorted((sysroot / "lib/modules" / RELEASE / "source").rglob("*.h"))
+    links = tmp_path / "sysroot"
+    sysroot.link_trace_headers(str(links), RELEASE, root, f"probe {points} {{ }}\n")
+    found = sorted((links / "lib/modules" / RELEASE / "source").rglob("*.h"))
     assert [path.name for path in found] == linked
     assert all(path.read_text().startswith("#undef") for path in found)
 
 
 def test_a_damaged_build_counts_as_absent(tmp_path: pathlib.Path) -> None:
-    store = build.Store(str(tmp_path))
+    store = Store(str(tmp_path))
     folder = tmp_path / ("a" * 64)
     folder.mkdir()
     module = folder / "x.ko"
     module.write_bytes(b"module")
-    digest = build._hash_file(str(module))
+    digest = hash_file(str(module))
     (folder / "build.json").write_text(json.dumps({"path": str(module), "sha256": digest}))
     assert store.read("a" * 64) is not None
     module.write_bytes(b"modul")
@@ -134,7 +136,7 @@ def test_a_damaged_build_counts_as_absent(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_listing_of_pass_two() -> None:
-    rows = build.parse_probe_rows((FIXTURES / "pass2_listing.txt").read_text())
+    rows = build_output.parse_probe_rows((FIXTURES / "pass2_listing.txt").read_text())
     assert [(row["place"], row["helper"], row["optional"]) for row in rows] == [
         ("_stext+0x430990", False, False),
         ("_stext+0x431230", True, False),
@@ -151,11 +153,11 @@ def test_the_listing_of_pass_two() -> None:
 
 
 def test_parameters_of_a_module() -> None:
-    assert build.parse_parameters((FIXTURES / "modinfo_parm.txt").read_text()) == {
+    assert build_output.parse_parameters((FIXTURES / "modinfo_parm.txt").read_text()) == {
         "target_pid": "long",
         "threshold_us": "long",
     }
-    assert build.parse_parameters("name: (string)\n") == {"name": "string"}
+    assert build_output.parse_parameters("name: (string)\n") == {"name": "string"}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_what_stap_says_becomes_one_paragraph(
     name: str, phase: str, line: int, column: int, said: str, nearest: list[str]
 ) -> None:
     text = (FIXTURES / "stap_error_{0}.txt".format(name)).read_text()
-    error = build.build_failed("sample", RELEASE, text)
+    error = build_output.build_failed("sample", RELEASE, text)
     assert (error.fields["phase"], error.fields["line"], error.fields["column"]) == (phase, line, column)
     assert error.fields["nearest"] == nearest
     assert said in error.message
@@ -196,5 +198,5 @@ def test_what_stap_says_becomes_one_paragraph(
 
 def test_a_reason_is_found_where_there_is_no_pass() -> None:
     text = 'Checking "/lib/modules/6.9.9/build/.config" failed with error: No such file or directory\nTip: x\n'
-    assert "No such file" in build.build_failed("s", RELEASE, text).message
-    assert "no reason" in build.build_failed("s", None, "").message
+    assert "No such file" in build_output.build_failed("s", RELEASE, text).message
+    assert "no reason" in build_output.build_failed("s", None, "").message
