@@ -68,6 +68,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     root = Root()
     request = read_request(params, root)
     check_host(root, request)
+    check_free(request.build)
     plan = Plan()
     if not has_module(request.build):
         plan = Plan(
@@ -182,11 +183,16 @@ def check_host(root: Root, request: Request) -> None:
     shortage = envelope.buffer_check(envelope.read_memory(root), request.buffer_mb << 20)
     if shortage:
         raise Refused(shortage)
-    if supervisor.loaded(request.build["name"]):
+
+
+def check_free(build: t.Mapping[str, t.Any]) -> None:
+    """Refuse a second load of the same module.
+
+    :raises Refused: it is loaded already.
+    """
+    if supervisor.loaded(build["name"]):
         raise Refused(
-            "the module {0} is loaded already: another run of the same script is under way".format(
-                request.build["name"]
-            )
+            "the module {0} is loaded already: another run of the same script is under way".format(build["name"])
         )
 
 
