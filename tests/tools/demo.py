@@ -18,6 +18,7 @@ from .steps import KEY, LOGS, ROOT, DevError, Steps, run
 
 DEMO_HOSTS = ["trace1", "trace2", "trace4", "builder"]
 REPORT = ROOT / "report" / "index.html"
+WRITTEN = LOGS / "report"  # ansible-core reads a $ in a path as a variable's, and the tree may lie in a folder with one
 EMBED = Path("/var/tmp") / f"tapvirt-{KEY}"  # QEMU runs as a user of its own, which cannot enter a home folder
 
 
@@ -53,7 +54,7 @@ def play_pass(
     only = ",".join([*DEMO_HOSTS, "localhost"])
     argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, "--limit", only, playbook]
     # As JSON: a path may hold spaces.
-    argv += ["-e", json.dumps({"demo_report_dir": str(REPORT.parent), "demo_embed_root": str(EMBED)})]
+    argv += ["-e", json.dumps({"demo_report_dir": str(WRITTEN), "demo_embed_root": str(EMBED)})]
     env = place.env | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
     text = run(steps, f"demo-{number}", argv, env, place.tree, watch, telling=r"^(fatal|failed|ERROR|\[ERROR\]):")
     ends = [start for _name, start in plays[1:]] + [time.monotonic()]
@@ -64,6 +65,18 @@ def play_pass(
         raise DevError(f"The second pass must change nothing, and it changed: {changed}. Its output: {log}")
     rows = [(f"pass {number}: {name}", end - start) for (name, start), end in zip(plays, ends, strict=True)]
     return rows, told(text), changed
+
+
+def keep_report() -> Path:
+    """Put the page that the last pass wrote into the tree, and return where it is.
+
+    :raises DevError: there is none.
+    """
+    if not (WRITTEN / REPORT.name).exists():
+        raise DevError(f"The demonstration ran, but its report is not there: {WRITTEN / REPORT.name}")
+    shutil.copytree(WRITTEN, REPORT.parent, dirs_exist_ok=True)
+    shutil.rmtree(WRITTEN)
+    return REPORT
 
 
 def make_embed_root() -> None:
