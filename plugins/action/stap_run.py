@@ -1,43 +1,160 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ship the module to the host when it is not there, then run it there."""
+"""Start a run on the host, ship the module when it is not there, tell how far the run is, collect its result.
+
+The run itself needs no controller: it is supervised on the host. So a connection that is cut is only tried again.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import time
 import typing as t
 
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.utils.display import Display
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import envelope
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
 
-# Where stap_run keeps modules on a host (module_utils/_systemtap/run.py).
-_HOST_CACHE = "/var/cache/tapvirt/modules"
+_MODULE = "ansible_collections.tapvirt.host.plugins.modules.stap_run"
+# The linear and free strategies load this file in the main process, before workers lose its standard output.
+_TERMINAL = os.isatty(1)
+_POLL_SECONDS = 3.0
+# The host waits for the end itself from here on, so that it is noticed at once, and Python has started by then.
+_LAST_SECONDS = 4.0
+_COLLECT_SECONDS = 20.0
+_ANSWER_SECONDS = 30.0
+_RETRY_SECONDS = 2.0
+# How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
+_AFTER_SECONDS = 3 * envelope.STOP_GRACE_SECONDS + 45
+
+display = Display()
 
 
-class ActionModule(ActionBase):
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = super().run(tmp, task_vars)
-        args = dict(self._task.args)
-        build = args.get("module")
+class ActionModule(SourceAction):
+    _supports_async = False
+
+    def _gathered(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        build = self._task.args.get("module")
         if not isinstance(build, dict) or not {"name", "sha256"} <= set(build):
             raise AnsibleActionFail("module: give what tapvirt.host.stap_module returned as its module.")
-        if not self._task.check_mode and not self._host_has(build):
-            args["shipped"] = self._ship(build)
+        if self._task.check_mode:
+            return dict(self._execute_module(task_vars=task_vars))
+        self._params = self._checked_options(_MODULE)
+        self._task_vars = task_vars
         try:
-            result.update(self._execute_module(module_args=args, task_vars=task_vars))
+            return self._traced(build)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
-        # The module's description came from the task; a copy of it in every result helps nobody.
-        result.pop("invocation", None)
-        return result
 
-    def _host_has(self, build: dict[str, t.Any]) -> bool:
-        path = "{0}/{1}/{2}.ko".format(_HOST_CACHE, build["sha256"], build["name"])
-        answer = self._low_level_execute_command("sha256sum {0}".format(shlex.quote(path)), sudoable=True)
-        return answer["rc"] == 0 and str(answer["stdout"]).split()[:1] == [build["sha256"]]
+    def _traced(self, build: dict[str, t.Any]) -> dict[str, t.Any]:
+        stage = {"do": "start", "diff": self._task.diff}
+        begun = self._ask(stage)
+        if (begun.get("run") or {}).get("ship"):
+            begun = self._ask(stage, shipped=self._ship(build))
+        # The module's description came from the task; a copy of it in every result helps nobody.
+        begun.pop("invocation", None)
+        directory = (begun.get("run") or {}).pop("directory", None)
+        if begun.get("failed") or directory is None:
+            return begun
+        ended = self._collect(directory)
+        ended.pop("invocation", None)
+        if "outcome" in (ended.get("run") or {}):
+            if self._params["output"] is not None:
+                ended["run"]["output"] = self._fetch(build["name"], directory, ended["run"])
+            self._forget(directory)
+            ended["run"].update(begun["run"])
+        return {**ended, **{key: begun[key] for key in ("changed", "plan", "diff") if key in begun}}
+
+    def _ask(self, stage: dict[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
+        """Run a stage of the module, from its sources where that is possible."""
+        interpreter = self._interpreter(self._task_vars)
+        if self._obstacle(interpreter):
+            args = {**self._task.args, **more, "stage": stage}
+            return dict(self._execute_module(module_args=args, task_vars=self._task_vars))
+        return self._run_sources(_MODULE, {**self._params, **more, "stage": stage}, interpreter)
+
+    def _collect(self, directory: str) -> dict[str, t.Any]:
+        """Wait for the run's end, and return its result.
+
+        :raises AnsibleConnectionFailure: the host did not answer until the run must have ended.
+        """
+        name = self._task_vars.get("inventory_hostname", "")
+        told = _progress.Teller(name, directory, _TERMINAL, display.display)
+        started = time.monotonic()
+        deadline = started + envelope.LOAD_SECONDS + self._params["duration"] + _AFTER_SECONDS
+        stage = {"do": "collect", "directory": directory, "wait": _COLLECT_SECONDS, "offset": 0}
+        stage["output"] = self._params["output"] is not None
+        left = self._params["duration"] + _POLL_SECONDS
+        while True:
+            try:
+                if left > _LAST_SECONDS:
+                    time.sleep(min(_POLL_SECONDS, left - _LAST_SECONDS))
+                    left = self._look(directory, told)
+                else:
+                    with _progress.at_most(_COLLECT_SECONDS + _ANSWER_SECONDS, self._task.timeout):
+                        answer = self._ask(stage)
+                    progress = (answer.get("run") or {}).get("progress")
+                    if progress is None:
+                        return answer
+                    left = told.tell(progress)
+            except AnsibleConnectionFailure as error:
+                if time.monotonic() > deadline:
+                    raise AnsibleConnectionFailure(_progress.lost(directory, time.monotonic() - started)) from error
+                told.cut(str(error))
+                self._connect_again()
+
+    def _look(self, directory: str, told: _progress.Teller) -> float:
+        """Read how far the run is, as cheaply as can be; return after how many seconds it is to end (0: it has)."""
+        quoted = shlex.quote(directory)
+        command = "cd {0} && : >seen; cat {0}/progress.json".format(quoted)
+        with _progress.at_most(_ANSWER_SECONDS, self._task.timeout):
+            answer = self._low_level_execute_command(command, sudoable=True)
+        try:
+            progress = json.loads(str(answer["stdout"]))
+        except ValueError:
+            # Not told yet, or nobody is there to tell: whatever it is, the host's own look says it in full.
+            return 0.0
+        return told.tell(progress)
+
+    def _connect_again(self) -> None:
+        time.sleep(_RETRY_SECONDS)
+        try:
+            with _progress.at_most(_ANSWER_SECONDS, self._task.timeout):
+                self._connection.reset()
+        except AnsibleConnectionFailure:
+            return
+
+    def _fetch(self, name: str, directory: str, run: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Put what the run printed into the folder that the task names."""
+        host = str(self._task_vars.get("inventory_hostname", ""))
+        folder = self._loader.path_dwim(os.path.expanduser(self._params["output"]))
+
+        def more(offset: int) -> dict[str, t.Any]:
+            stage = {"do": "collect", "directory": directory, "wait": 0, "output": True, "offset": offset}
+            answer = self._ask(stage)
+            if answer.get("failed"):
+                raise AnsibleActionFail("output: {0}".format(answer.get("msg")))
+            return t.cast("dict[str, t.Any]", answer["run"]["output"])
+
+        path = os.path.join(folder, _progress.file_name(host, name))
+        return _progress.put(path, run.pop("output"), more, run, self._params["output_limit_bytes"])
+
+    def _forget(self, directory: str) -> None:
+        """Remove the run's directory now that its result is here; the next run does it otherwise."""
+        base = os.path.dirname(directory)
+        words = (directory, base, os.path.dirname(base))
+        command = "rm -rf -- {0}; rmdir -- {1} {2} 2>/dev/null; true".format(*map(shlex.quote, words))
+        try:
+            with _progress.at_most(_ANSWER_SECONDS, self._task.timeout):
+                self._low_level_execute_command(command, sudoable=True)
+        except AnsibleConnectionFailure as error:
+            display.vv("stap_run: {0} is still there: {1}".format(directory, error))
 
     def _ship(self, build: dict[str, t.Any]) -> str:
         local = cache_path(str(build["sha256"]))

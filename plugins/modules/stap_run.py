@@ -14,8 +14,10 @@ description:
   - Ships a module that M(tapvirt.host.stap_module) built, from the controller's cache, to hosts that do not have it.
   - Checks kernel, memory and lockdown, loads the module, proves from the kernel's own list that the probes are armed,
     waits, and removes the module.
-  - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time and
-    leaves nothing when the connection is cut or the controller dies.
+  - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time when the
+    connection is cut or the controller dies; the next run on the host then tells what it was (RV(run.found)).
+  - The controller asks every few seconds how far it is, and says so on a terminal. A connection that is cut is tried
+    again until the run must have ended; after that the host counts as unreachable.
   - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -52,6 +54,14 @@ options:
     description: How much of the script's output to keep; the rest is counted and dropped.
     type: int
     default: 1048576
+  output:
+    description:
+      - A folder on the controller for what the script printed, up to O(output_limit_bytes). It is made when it is not
+        there. The file in it is called C(HOST.MODULE.txt), after the inventory's name of the host, in which all but
+        letters, digits, dots, dashes and underlines is percent-encoded, and the module's name. An older one is
+        replaced.
+      - What runs had printed that are told as found (RV(run.found)) is not fetched, but for their records.
+    type: str
   record_limit:
     description: How many records to return.
     type: int
@@ -59,6 +69,9 @@ options:
   shipped:
     description: Where the action plugin put the module on the host. Set by the action plugin.
     type: path
+  stage:
+    description: Which part of the run the action plugin asks for. Set by the action plugin.
+    type: dict
 attributes:
   idempotent:
     support: partial
@@ -67,6 +80,8 @@ attributes:
         C(/var/cache/tapvirt/modules) when that was not there yet.
 notes:
   - The privileges of root are needed.
+  - With Ansible's pipelining on, the host's Python gets the module's own source files on standard input, which is
+    quicker than a packed module.
 seealso:
   - module: tapvirt.host.stap_module
   - module: tapvirt.host.stap_host_info
@@ -79,6 +94,13 @@ EXAMPLES = r"""
     duration: 10
     globals: {threshold_us: 250}
   register: traced
+
+- name: Trace and keep all that the script printed
+  tapvirt.host.stap_run:
+    module: "{{ built.module }}"
+    duration: 60
+    output: traces
+    output_limit_bytes: 10485760
 
 - name: Narrow it to one virtual machine
   tapvirt.host.stap_run:
@@ -189,8 +211,22 @@ run:
       type: list
       elements: int
       sample: [0, 12288]
+    output:
+      description:
+        - The file that was fetched for O(output), as C(path) on the controller, C(bytes), C(sha256) and whether it was
+          C(truncated). The SHA-256 is that of RV(run.sha256) unless it was truncated.
+      type: dict
+      returned: when O(output) is given
+      sample: {"bytes": 812, "path": "/home/me/traces/web1.tapvirt_x.txt", "sha256": "11f0...", "truncated": false}
     found:
-      description: What earlier runs had left behind, and was cleaned up before this one.
+      description:
+        - Runs that nobody had collected, since their controller or connection was lost, or that had been killed. What
+          they had left on the host was cleaned up before this run began.
+        - Each has C(module) (the name), C(state) (how it was found - V(done), V(killed), or how far it was when it and
+          its supervisor were killed), C(started) (in seconds since 1970), C(removed) (whether the module was still
+          there and had to be removed), C(kept_bytes) (how much of its output was kept), C(records) (of what was kept, up to
+          O(record_limit)), and, as in RV(run), C(outcome), C(reason), C(hits), C(skipped), C(bytes), C(sha256),
+          C(duration_seconds), C(record_count), C(restored) and C(left).
       type: list
       elements: dict
       sample: []
@@ -205,6 +241,7 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import MAX_OUTPUT_BYTES
@@ -223,16 +260,21 @@ ARGUMENT_SPEC = {
     },
     "buffer_mb": {"type": "int", "default": 1},
     "output_limit_bytes": {"type": "int", "default": MAX_OUTPUT_BYTES},
+    "output": {"type": "str"},
     "record_limit": {"type": "int", "default": 100},
     "shipped": {"type": "path"},
+    "stage": {"type": "dict"},
 }
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    """Run, and fail the task when the outcome is none of the accepted ones."""
-    plan, result = run.run(module.params, module.check_mode)
-    answer = {"run": result, **plan.result(module._diff)}
-    if result["outcome"] not in module.params["accept"]:
+    """Carry out a stage, and fail the task when the outcome is none of the accepted ones."""
+    stage = module.params["stage"]
+    if stage is None and not module.check_mode:
+        raise TapvirtError("stap_run is run by its action plugin, which asks for one stage after the other.")
+    plan, result = run.run(module.params, stage is None)
+    answer = {"run": result, **plan.result(stage.get("diff", False) if stage else module._diff)}
+    if "outcome" in result and result["outcome"] not in module.params["accept"]:
         answer.update(failed=True, msg="The run ended as {0}: {1}.".format(result["outcome"], result["reason"]))
     return answer
 

@@ -30,6 +30,9 @@ class Sources:
             return ModuleSpec(name, loader, is_package=name in self._packages)
         return None
 
+    def get_source(self, name: str) -> str:
+        return self._texts.get(name, "")
+
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave that to the interpreter."""
 

@@ -231,19 +231,36 @@ def _judge_messages(messages: Messages) -> tuple[str, str] | None:
 def _judge_evidence(
     state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits: int | None, truncated: bool
 ) -> tuple[str, str]:
-    if state.get("state") == "killed" or state.get("presses", 0) > 1 or state.get("stop") == "signal":
-        return "timeout", "the run was ended by force"
+    force = _forced(state)
+    if force:
+        return "timeout", "the run was ended by force: {0}".format(force)
     if arming.missing:
         missing = ", ".join(arming.missing[:_NAMED_MISSING])
         return "partial_arm", "{0} of {1} probes are armed; missing: {2}".format(arming.armed, arming.asked, missing)
-    if messages.lost or truncated:
+    if messages.lost or truncated or state.get("write_error"):
         reason = "output was lost: {0} transport failures, {1} bytes printed, {2} kept"
-        return "lost_output", reason.format(messages.lost, state.get("bytes", 0), state.get("kept", 0))
+        if state.get("write_error"):
+            reason += "; writing it failed: {3}"
+        figures = (messages.lost, state.get("bytes", 0), state.get("kept", 0), state.get("write_error"))
+        return "lost_output", reason.format(*figures)
     if hits is not None and messages.skipped * 100 > hits:
         return "skipped", "{0} of {1} hits were skipped".format(messages.skipped, hits + messages.skipped)
     if arming.asked and hits == 0:
         return "zero_hits", "every probe was armed and none was hit"
     return "ok", "{0} of {1} probes armed".format(arming.armed, arming.asked)
+
+
+def _forced(state: t.Mapping[str, t.Any]) -> str | None:
+    """Return what ended a run that did not end by itself, or null."""
+    if state.get("state") == "killed":
+        return "its supervisor was killed"
+    if state.get("stop") == "signal":
+        return "its supervisor was told to stop"
+    if state.get("presses", 0) > 1:
+        return "it did not end when it was asked to"
+    if state.get("rc", 0) < 0:
+        return "staprun was killed by signal {0}".format(-state["rc"])
+    return None
 
 
 def contract(

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A bounded run on this host: check, install the module, start the supervisor, wait, collect, leave nothing.
+"""A bounded run on this host: check, install the module, start the supervisor. What it leaves is for ``collect.py``.
 
 Private to the collection.
 """
@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
-import json
 import os
 import re
-import shutil
 import sys
 import time
 import typing as t
@@ -24,16 +21,14 @@ from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
-from . import envelope, supervisor
-from .outcome import contract
+from . import envelope, leavings, supervisor
+from .collect import collect, forget, sweep
 from .script import check_globals
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
 _SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_POLL_SECONDS = 0.5
-_LINES_BEFORE_STEXT = 5000
 
 
 class Refused(TapvirtError):
@@ -58,17 +53,35 @@ class Request:
     output_limit_bytes: int
     record_limit: int
 
+    def kept(self) -> dict[str, t.Any]:
+        """Return what has to be known to make a result of what the run leaves, whoever collects it."""
+        build = self.build
+        return {
+            "build": {key: build[key] for key in ("name", "sha256", "kernel", "probes")},
+            "schema": build.get("schema") or {},
+            "builder": {key: build.get(key) for key in ("stap", "compiler", "key")},
+            "path": cache_path(build),
+            "duration": self.duration_seconds,
+            "record_limit": self.record_limit,
+        }
+
 
 def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
-    """Carry out a task of ``stap_run``; return what is kept on the host as a plan, and the result contract.
+    """Carry out a stage of ``stap_run``; return what is kept on the host as a plan, and what there is to tell.
+
+    The action plugin asks for ``start`` and then for ``collect``. ``start`` tells ``ship`` when the host lacks the
+    module, else ``directory``, the run's own, and what to put into its result; ``collect`` tells the result contract,
+    or ``progress`` when the run has not ended within the time to wait.
 
     :raises InvalidInput: an option is not acceptable.
     :raises Refused: the host or the module forbids the run.
     """
+    stage = params["stage"] or {}
+    if stage.get("do") == "collect":
+        return Plan(), collect(stage["directory"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"]))
     root = Root()
     request = read_request(params, root)
     check_host(root, request)
-    check_free(request.build)
     plan = Plan()
     if not has_module(request.build):
         plan = Plan(
@@ -83,15 +96,20 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
             ]
         )
     if check_mode:
+        check_free(request.build)
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
-    found = sweep()
+    if plan and params["shipped"] is None:
+        return plan, {"ship": True}
+    found = sweep(request.record_limit)
+    try:
+        check_free(request.build)
+    except Refused as refused:
+        refused.fields["run"]["found"] = found
+        raise
     install_module(request.build, params["shipped"])
-    tainted = root.read_text("proc/sys/kernel/tainted").strip()
-    directory = make_run_directory(request.build)
+    directory = prepare(request, root)
     supervised_by = start(request, directory)
-    result = collect(request, directory, wait(directory, request))
-    result["tainted"] = [int(tainted), int(root.read_text("proc/sys/kernel/tainted"))]
-    return plan, dict(result, supervisor=supervised_by, found=found)
+    return plan, {"directory": directory, "supervisor": supervised_by, "found": found}
 
 
 def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
@@ -228,23 +246,68 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
     return True
 
 
-def start(request: Request, directory: str) -> str:
-    """Start the supervisor; return what supervises: ``systemd`` or ``guard``."""
-    build = request.build
-    parameters = ["{0}={1}".format(name, value) for name, value in sorted(request.values.items())]
+def prepare(request: Request, root: Root) -> str:
+    """Make a new run's directory (on a file system that is empty after a reboot), with all that the run needs.
+
+    :raises TapvirtError: there is no room for it.
+    """
     job = {
-        "name": build["name"],
-        "argv": ["staprun", "-b", str(request.buffer_mb), cache_path(build), *parameters],
+        "name": request.build["name"],
+        "argv": ["staprun", "-b", str(request.buffer_mb), cache_path(request.build), *_parameters(request)],
         "duration": request.duration_seconds,
         "load": envelope.LOAD_SECONDS,
         "grace": envelope.STOP_GRACE_SECONDS,
         "limit": request.output_limit_bytes,
-        "sites": sum(1 for probe in build["probes"] if probe.get("place") or probe["point"].startswith("kprobe.")),
+        "sites": count_sites(request.build["probes"]),
     }
-    program = os.path.join(directory, "supervisor.py")
-    write_atomic(os.path.join(directory, "job.json"), json.dumps(job).encode(), mode=0o600)
-    write_atomic(program, inspect.getsource(supervisor).encode(), mode=0o600)
-    python = [sys.executable, "-I", program]
+    kept = dict(request.kept(), tainted=int(root.read_text("proc/sys/kernel/tainted")))
+    directory = _make_directory(request.build["name"])
+    try:
+        for name, source in supervisor.program().items():
+            path = os.path.join(directory, "program", name)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            write_atomic(path, source.encode(), mode=0o600)
+        leavings.reserve(directory)
+        leavings.write_json(os.path.join(directory, "request.json"), kept)
+        leavings.write_json(os.path.join(directory, "job.json"), job)
+    except OSError as error:
+        forget(directory)
+        raise TapvirtError(
+            "The run could not be prepared in {0}: {1}. Nothing was loaded.".format(directory, error.strerror),
+            run={"phase": "check", "outcome": "refused", "reason": "no room for the run: {0}".format(error.strerror)},
+        ) from None
+    return directory
+
+
+def _parameters(request: Request) -> list[str]:
+    return ["{0}={1}".format(name, value) for name, value in sorted(request.values.items())]
+
+
+def count_sites(probes: t.Sequence[t.Mapping[str, t.Any]]) -> int:
+    """Return how many entries of debugfs kprobes/list the probes of a build make when all of them are armed."""
+    return sum(1 for probe in probes if probe.get("place") or probe["point"].startswith("kprobe."))
+
+
+def _make_directory(name: str) -> str:
+    directory = os.path.join(supervisor.BASE, "{0}-{1:x}".format(name, time.time_ns()))
+    for _attempt in range(3):
+        try:
+            os.makedirs(directory, mode=0o700)
+        except FileNotFoundError:
+            # A run that has just ended took the directory above away.
+            continue
+        except OSError as error:
+            raise TapvirtError("The directory {0} cannot be made: {1}.".format(directory, error.strerror)) from None
+        return directory
+    raise TapvirtError("The directory {0} cannot be made.".format(directory))
+
+
+def start(request: Request, directory: str) -> str:
+    """Start the supervisor; return what supervises: ``systemd`` or ``guard``.
+
+    :raises TapvirtError: systemd does not start it.
+    """
+    python = [sys.executable, "-IB", os.path.join(directory, "program")]
     if not os.path.isdir("/run/systemd/system"):
         command.start_detached([*python, "guard", directory])
         return "guard"
@@ -256,108 +319,12 @@ def start(request: Request, directory: str) -> str:
         "TimeoutStopSec": str(3 * envelope.STOP_GRACE_SECONDS),
         "ExecStopPost": " ".join([*python, "clean", directory]),
         "StandardOutput": "null",
-        "Description": "SystemTap module {0}".format(build["name"]),
+        "Description": "SystemTap module {0}".format(request.build["name"]),
     }
     argv = ["systemd-run", "--quiet", "--collect", "--unit=tapvirt-stap-{0}".format(os.path.basename(directory))]
     argv += ["--property={0}={1}".format(name, value) for name, value in properties.items()]
     result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
     if result.rc != 0:
-        _forget(directory)
+        forget(directory)
         raise TapvirtError("systemd-run could not start the run: {0}.".format(result.stderr.strip()))
     return "systemd"
-
-
-def wait(directory: str, request: Request) -> dict[str, t.Any]:
-    """Wait until the supervisor is done, or has been killed and cleaned up after; return its last state."""
-    limit = envelope.LOAD_SECONDS + request.duration_seconds + 6 * envelope.STOP_GRACE_SECONDS
-    end = time.monotonic() + limit
-    path = os.path.join(directory, "state.json")
-    while time.monotonic() < end:
-        state = supervisor.read_json(path)
-        if state.get("state") in ("done", "killed"):
-            return state
-        time.sleep(_POLL_SECONDS)
-    return dict(supervisor.read_json(path), state="killed", **supervisor.clean(directory))
-
-
-def collect(request: Request, directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Read what the run left in its directory, remove that, and return the result contract."""
-    texts = {name: Root(directory).read_text_or(name) or "" for name in ("output", "tail", "errors")}
-    result = contract(
-        request.build, state, texts["output"], texts["tail"], texts["errors"], read_stext(Root()), request.record_limit
-    )
-    result["kernel"] = request.build["kernel"]
-    result["builder"] = {
-        "stap": request.build.get("stap"),
-        "compiler": request.build.get("compiler"),
-        "key": request.build.get("key"),
-    }
-    result["module"] = {
-        "name": request.build["name"],
-        "sha256": request.build["sha256"],
-        "path": cache_path(request.build),
-    }
-    result["restored"] = state.get("restored", {})
-    result["left"] = state.get("left", [])
-    _forget(directory)
-    return result
-
-
-def _forget(directory: str) -> None:
-    """Remove a run's directory, and those above it when no other run needs them."""
-    shutil.rmtree(directory, ignore_errors=True)
-    for parent in (supervisor.BASE, os.path.dirname(supervisor.BASE)):
-        try:
-            os.rmdir(parent)
-        except OSError:
-            return
-
-
-def read_stext(root: Root) -> int | None:
-    """Return the address of _stext, to which stap relates kernel places; it is among the first lines of kallsyms."""
-    for number, line in enumerate(root.lines("proc/kallsyms")):
-        if line.endswith(b" _stext"):
-            return int(line.split(b" ", 1)[0], 16) or None
-        if number > _LINES_BEFORE_STEXT:
-            break
-    return None
-
-
-def make_run_directory(build: t.Mapping[str, t.Any]) -> str:
-    """Make a new run's directory (on a file system that is empty after a reboot)."""
-    directory = os.path.join(supervisor.BASE, "{0}-{1}".format(build["name"], os.getpid()))
-    for _attempt in range(3):
-        try:
-            os.makedirs(directory, mode=0o700)
-        except FileNotFoundError:
-            # A run that has just ended took the directory above away.
-            continue
-        return directory
-    raise TapvirtError("The directory {0} cannot be made.".format(directory))
-
-
-def sweep() -> list[dict[str, t.Any]]:
-    """Clean up after runs whose supervisor is gone; return what was found."""
-    found = []
-    for name in Root(supervisor.BASE).listdir(""):
-        directory = os.path.join(supervisor.BASE, name)
-        state = supervisor.read_json(os.path.join(directory, "state.json"))
-        job = supervisor.read_json(os.path.join(directory, "job.json"))
-        ended = state.get("state") in ("done", "killed")
-        if not job or (not ended and (_alive(state.get("pid")) or _young(directory))):
-            continue
-        row = {"module": job["name"], "state": state.get("state") or "never started", "bytes": state.get("bytes", 0)}
-        if not ended:
-            row.update(supervisor.clean(directory))
-        found.append(row)
-        _forget(directory)
-    return found
-
-
-def _alive(pid: int | None) -> bool:
-    return pid is not None and os.path.isdir("/proc/{0}".format(pid))
-
-
-def _young(directory: str) -> bool:
-    """Tell whether a run may just be starting, and has not yet said which process it is."""
-    return time.time() - os.stat(directory).st_mtime < envelope.LOAD_SECONDS

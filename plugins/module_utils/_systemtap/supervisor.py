@@ -3,19 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Supervise one run of staprun on the host that is traced, whatever happens to the controller.
 
-Private to the collection. This file is also a program: ``stap_run`` copies it next to the job and starts it, under
-systemd or by itself, as ``supervisor.py run|guard|clean DIRECTORY``. So it imports the standard library only. The
-directory holds ``job.json`` (what to do), ``output`` and ``errors`` (what staprun printed, bounded) and ``state.json``
-(how far it is).
-
-Signals follow "ABNORMAL TERMINATION" of staprun(8): SIGINT first, SIGKILL last, since a killed stapio leaves its
-module loaded.
+Private to the collection. This file and ``leavings.py`` are also a program: :func:`program` tells its files, which are
+put next to the job; it is started under systemd or by itself, with the words ``run|guard|clean DIRECTORY``. So they
+import the standard library only. The directory holds ``job.json`` (what to do), ``output`` and ``errors`` (what staprun
+printed, bounded), ``state.json`` (how far it is, and how it ended) and ``progress.json`` (a few words, every second).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,10 +23,40 @@ import sys
 import time
 import typing as t
 
-BASE = "/run/tapvirt/stap"
-#: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
-SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
-_PROC = "/proc/systemtap"
+from . import leavings
+from .leavings import (
+    BASE,
+    SYSCTLS,
+    Child,
+    clean,
+    end_killed,
+    forget_progress,
+    hold_sysctls,
+    loaded,
+    read_json,
+    release_sysctls,
+    write_json,
+    write_last,
+)
+
+__all__ = [
+    "BASE",
+    "SYSCTLS",
+    "Child",
+    "Sites",
+    "Supervisor",
+    "clean",
+    "debugfs_mount",
+    "end_killed",
+    "hold_sysctls",
+    "loaded",
+    "program",
+    "read_json",
+    "read_sites",
+    "release_sysctls",
+    "write_json",
+]
+
 _SITE = re.compile(
     r"^(?P<address>[0-9a-f]+)\s+(?P<kind>[a-z])\s+(?P<symbol>\S+?)\+(?P<offset>0x[0-9a-f]+)\s*(?P<rest>.*)$"
 )
@@ -38,21 +64,22 @@ _TAIL_BYTES = 64 << 10
 _ERROR_BYTES = 64 << 10
 _MOST_SITES = 2000
 _ARM_SECONDS = 10.0
+_PROGRESS_SECONDS = 1.0
 _PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+_PACKAGE = "tapvirt_stap"
 
 
-if t.TYPE_CHECKING:
-    _Popen = subprocess.Popen[bytes]
-else:
-    _Popen = subprocess.Popen  # it takes no type in Python 3.8
-
-
-class Child(_Popen):
-    """A program in a session of its own, with nothing to read; its output is dropped unless a pipe is asked for."""
-
-    def __init__(self, argv: t.Sequence[str], output: int = subprocess.DEVNULL) -> None:
-        env = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-        super().__init__(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+def program() -> dict[str, str]:
+    """Return the files of this program, by name below a folder of their own, which Python runs."""
+    files = {
+        "__main__.py": "from {0} import supervisor\n\nsupervisor.main()\n".format(_PACKAGE),
+        _PACKAGE + "/__init__.py": "",
+    }
+    for module in (sys.modules[__name__], leavings):
+        # Whatever brought the module here (a file, a zip archive, standard input) has its source (PEP 302).
+        source = t.cast("t.Any", module.__spec__).loader.get_source(module.__name__)
+        files["{0}/{1}.py".format(_PACKAGE, module.__name__.rpartition(".")[2])] = source
+    return files
 
 
 class Sites(t.NamedTuple):
@@ -95,24 +122,6 @@ def read_sites(debugfs: str) -> Sites:
         return Sites([])
 
 
-def read_json(path: str) -> dict[str, t.Any]:
-    """Return a JSON object; an absent or damaged file is empty."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            value = json.load(stream)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def write_json(path: str, value: t.Mapping[str, t.Any]) -> None:
-    """Replace a JSON file so that a reader never sees half of it."""
-    temporary = path + ".new"
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(value, stream)
-    os.replace(temporary, path)
-
-
 def debugfs_mount() -> str | None:
     """Return where debugfs is mounted, or null."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
@@ -121,73 +130,6 @@ def debugfs_mount() -> str | None:
             if fields[2] == "debugfs":
                 return fields[1]
     return None
-
-
-def loaded(name: str | None = None) -> bool:
-    """Tell whether a SystemTap module, or any one, is loaded."""
-    if name is not None:
-        return os.path.isdir(os.path.join(_PROC, name))
-    try:
-        return bool(os.listdir(_PROC))
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _lock() -> t.Iterator[None]:
-    descriptor = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _running_jobs(but: str) -> list[str]:
-    """Return the other runs on this host that still hold the snapshot of the sysctls."""
-    jobs = []
-    for name in os.listdir(BASE):
-        path = os.path.join(BASE, name)
-        if path != but and os.path.exists(os.path.join(path, "holds")):
-            jobs.append(path)
-    return jobs
-
-
-def hold_sysctls(directory: str) -> None:
-    """Remember what staprun will change; the first run on a host does it for all that run beside it."""
-    with _lock():
-        snapshot = os.path.join(BASE, "sysctls.json")
-        if not _running_jobs(directory) or not os.path.exists(snapshot):
-            values = {}
-            for path in SYSCTLS:
-                with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
-                    values[path] = stream.read().strip()
-            write_json(snapshot, values)
-        with open(os.path.join(directory, "holds"), "w", encoding="ascii"):
-            pass
-
-
-def release_sysctls(directory: str) -> dict[str, list[str]]:
-    """Put the sysctls back when this was the last run; return what was put back: path -> [from, to]."""
-    restored: dict[str, list[str]] = {}
-    with _lock():
-        holds = os.path.join(directory, "holds")
-        if not os.path.exists(holds):
-            return restored
-        os.unlink(holds)
-        snapshot = os.path.join(BASE, "sysctls.json")
-        if _running_jobs(directory):
-            return restored
-        for path, value in read_json(snapshot).items():
-            with contextlib.suppress(OSError), open(path, "r+", encoding="ascii") as stream:
-                now = stream.read().strip()
-                if now != value:
-                    stream.seek(0)
-                    stream.write(value + "\n")
-                    restored[path] = [now, value]
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(snapshot)
-    return restored
 
 
 class Supervisor:
@@ -203,12 +145,14 @@ class Supervisor:
             "stop": None,
         }
         self._digest = hashlib.sha256()
+        self._kept_digest = hashlib.sha256()
         self._tail = b""
         self._errors = b""
         self._kept = 0
         self._told_to_stop = False
         self._mounted: str | None = None
         self._begun = time.monotonic()
+        self._told_at = 0.0
         self._loaded_at: float | None = None
         self._armed_at: float | None = None
         self._stop_at: float | None = None
@@ -220,17 +164,24 @@ class Supervisor:
 
     def _save(self, **more: t.Any) -> None:
         self._state.update(more)
-        write_json(self._path("state.json"), self._state)
+        with contextlib.suppress(OSError):  # a full disk must not end a run; the last state has room of its own
+            write_json(self._path("state.json"), self._state)
 
     def run(self) -> None:
         """Carry the job out and leave ``state.json`` with ``state`` done."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop_signal)
-        hold_sysctls(self._directory)
+        self._save()
+        try:
+            hold_sysctls(self._directory)
+        except OSError as error:
+            self._errors = "ERROR: the sysctls could not be written down: {0}\n".format(error.strerror).encode()
+            self._finish(1)
+            return
         before = read_sites(self._debugfs())
         process = Child(self._job["argv"], output=subprocess.PIPE)
         self._save(state="loading", started=time.time(), staprun=process.pid)
-        with open(self._path("output"), "wb") as output:
+        with open(self._path("output"), "wb", buffering=0) as output:
             self._watch(process, output, before)
         self._finish(process.wait())
 
@@ -264,6 +215,7 @@ class Supervisor:
                         self._errors = (self._errors + data)[:_ERROR_BYTES]
                 self._observe(debugfs, before)
                 self._press(process.pid)
+                self._tell()
         if self._armed_at is not None and self._stop_at is None:
             self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
 
@@ -308,73 +260,63 @@ class Supervisor:
             return "load" if now - self._begun > float(self._job["load"]) else None
         return "duration" if now - self._armed_at >= float(self._job["duration"]) else None
 
+    def _tell(self) -> None:
+        """Say every second how far it is: ``elapsed_seconds`` in this state, of at most ``of_seconds``."""
+        now = time.monotonic()
+        if now - self._told_at < _PROGRESS_SECONDS:
+            return
+        self._told_at = now
+        since, of = self._begun, self._job["load"]
+        if self._armed_at is not None:
+            since, of = self._armed_at, self._job["duration"]
+        if self._stop_at is not None:
+            since, of = self._stop_at, len(_PRESSES) * float(self._job["grace"])
+        progress = {
+            "state": self._state["state"],
+            "elapsed_seconds": round(now - since, 1),
+            "of_seconds": float(of),
+            "bytes": self._state.get("bytes", 0),
+            "armed": len(self._state.get("sites", ())),
+            "sites": self._job["sites"],
+        }
+        with contextlib.suppress(OSError):
+            write_json(self._path("progress.json"), progress)
+
     def _keep(self, output: t.IO[bytes], data: bytes) -> None:
         self._digest.update(data)
         self._state["bytes"] = self._state.get("bytes", 0) + len(data)
-        room = max(int(self._job["limit"]) - self._kept, 0)
+        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        left = memoryview(data)[: max(int(self._job["limit"]) - self._kept, 0)]
         try:
-            output.write(data[:room])
-            output.flush()
-            self._kept += min(room, len(data))
+            while left:
+                written = output.write(left)
+                self._kept_digest.update(left[:written])
+                self._kept += written
+                left = left[written:]
         except OSError as error:
             # A full disk must not end a run; what is lost is told.
-            self._state["write_error"] = error.strerror
+            self._lost(str(error.strerror))
             self._job["limit"] = 0
-        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+
+    def _lost(self, reason: str) -> None:
+        self._state["write_error"] = reason
 
     def _finish(self, rc: int) -> None:
-        for name, data in (("tail", self._tail), ("errors", self._errors)):
-            with contextlib.suppress(OSError), open(self._path(name), "wb") as stream:
-                stream.write(data)
+        self._save(rc=rc)
+        forget_progress(self._directory)
         cleaned = clean(self._directory)
-        self._save(state="done", rc=rc, kept=self._kept, sha256=self._digest.hexdigest(), ended=time.time(), **cleaned)
-
-
-def clean(directory: str) -> dict[str, t.Any]:
-    """Remove what a run may have left: process, module, mount, changed sysctls. May be called at any time, and again.
-
-    :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``left``
-        (what could not be removed, in words).
-    """
-    job = read_json(os.path.join(directory, "job.json"))
-    state = read_json(os.path.join(directory, "state.json"))
-    name = job.get("name", "")
-    removed = False
-    left: list[str] = []
-    pid = state.get("staprun")
-    if pid and _is_staprun(pid, name):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)
-        _wait(lambda: not _is_staprun(pid, name), 10)
-        with contextlib.suppress(ProcessLookupError):
-            if _is_staprun(pid, name):
-                os.kill(pid, signal.SIGKILL)
-                _wait(lambda: not _is_staprun(pid, name), 5)
-    if name and loaded(name):
-        removed = True
-        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, 10)
-        _wait(lambda: not loaded(name), 5)
-        if loaded(name):
-            left.append("the module {0} could not be removed".format(name))
-    mount = os.path.join(directory, "debugfs")
-    if os.path.ismount(mount):
-        Child(["umount", mount]).wait()
-    return {"removed": removed, "restored": release_sysctls(directory), "left": left}
-
-
-def _is_staprun(pid: int, name: str) -> bool:
-    """Tell whether a process is still the staprun or stapio of this module: process ids are used again."""
-    try:
-        with open("/proc/{0}/cmdline".format(pid), "rb") as stream:
-            return name.encode() in stream.read()
-    except OSError:
-        return False
-
-
-def _wait(done: t.Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not done() and time.monotonic() < end:
-        time.sleep(0.2)
+        for name, data in (("errors", self._errors), ("tail", self._tail)):
+            if not write_last(self._path(name), data):
+                self._lost("what staprun said could not be kept")
+        ended = {
+            "state": "done",
+            "kept": self._kept,
+            "sha256": self._digest.hexdigest(),
+            "kept_sha256": self._kept_digest.hexdigest(),
+            "ended": time.time(),
+        }
+        self._state.update(ended, **cleaned)
+        write_last(self._path("state.json"), json.dumps(self._state).encode())
 
 
 def guard(directory: str) -> None:
@@ -384,22 +326,15 @@ def guard(directory: str) -> None:
         Supervisor(directory).run()
         return
     os.waitpid(child, 0)
-    if read_json(os.path.join(directory, "state.json")).get("state") != "done":
-        clean(directory)
+    end_killed(directory)
 
 
 def main() -> None:
-    """``supervisor.py run|guard|clean DIRECTORY``."""
+    """``run|guard|clean DIRECTORY``."""
     what, directory = sys.argv[1:]
     if what == "clean":
-        if read_json(os.path.join(directory, "state.json")).get("state") != "done":
-            state = read_json(os.path.join(directory, "state.json"))
-            write_json(os.path.join(directory, "state.json"), dict(state, state="killed", **clean(directory)))
+        end_killed(directory)
     elif what == "guard":
         guard(directory)
     else:
         Supervisor(directory).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,201 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What runs leave in their directories: waited for, made into results, and cleaned up after.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import time
+import typing as t
+import zlib
+
+from .._core.errors import InvalidInput, TapvirtError
+from .._core.root import Root
+from . import envelope, leavings
+from .outcome import contract
+
+#: How much of a run's output goes to the controller at once; base64 and compression are on top.
+CHUNK_BYTES = 4 << 20
+_DIRECTORY = re.compile(r"^{0}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}$".format(re.escape(leavings.BASE)))
+_POLL_SECONDS = 0.2
+_ENDED = ("done", "killed")
+# How long whoever supervises (systemd, the guard) has to clean up after a supervisor that was killed.
+_CLEAN_SECONDS = 20
+# A run whose controller was heard of within that time is the controller's to collect.
+_LEASE_SECONDS = 20
+_LINES_BEFORE_STEXT = 5000
+
+
+def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
+    """Wait for a run's end for some time; return ``progress`` when it has not come, else the result contract.
+
+    Nothing is removed, so that it can be asked again when the answer was lost on its way.
+
+    :param with_output: return ``output`` as well, what was printed, in chunks; a chunk after the first comes alone.
+    :raises InvalidInput: not the directory of a run.
+    :raises TapvirtError: the run left nothing here.
+    """
+    if not _DIRECTORY.match(directory):
+        raise InvalidInput("stage.directory", directory, "is not the directory of a run")
+    if offset:
+        return {"output": read_output(directory, offset)}
+    state = wait(directory, wait_seconds)
+    if state.get("state") not in _ENDED:
+        return {"progress": leavings.read_json(os.path.join(directory, "progress.json"))}
+    result = read_result(directory, state)
+    if with_output:
+        result["output"] = read_output(directory, 0)
+    with contextlib.suppress(OSError):
+        os.close(os.open(os.path.join(directory, "collected"), os.O_WRONLY | os.O_CREAT, 0o600))
+    return result
+
+
+def wait(directory: str, seconds: float) -> dict[str, t.Any]:
+    """Wait until a run has ended, or the time is over; return its last state.
+
+    A run whose supervisor and whatever watches over it were all killed is cleaned up after.
+
+    :raises TapvirtError: the directory is not there.
+    """
+    end = time.monotonic() + seconds
+    missed_since: float | None = None
+    while True:
+        if not os.path.isdir(directory):
+            raise TapvirtError(
+                "The run left nothing on the host: {0} is gone. The host was started again, or another run here "
+                "collected it and tells it as found.".format(directory)
+            )
+        _touch(os.path.join(directory, "seen"))
+        state = leavings.read_json(os.path.join(directory, "state.json"))
+        if state.get("state") in _ENDED:
+            return state
+        now = time.monotonic()
+        if leavings.is_supervised(directory, state) or _young(directory):
+            missed_since = None
+        elif missed_since is None:
+            missed_since = now
+        elif now - missed_since > _CLEAN_SECONDS:
+            return leavings.end_killed(directory)
+        if now >= end:
+            return state
+        time.sleep(_POLL_SECONDS)
+
+
+def _touch(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        os.utime(path)
+
+
+def _young(directory: str) -> bool:
+    """Tell whether a run may just be starting, and has not yet said which process it is."""
+    state = os.path.join(directory, "state.json")
+    return not os.path.exists(state) and time.time() - os.stat(directory).st_mtime < envelope.LOAD_SECONDS
+
+
+def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the result contract of a run that has ended, from its directory."""
+    request = leavings.read_json(os.path.join(directory, "request.json"))
+    texts = {name: Root(directory).read_text_or(name) or "" for name in ("output", "tail", "errors")}
+    build = request["build"]
+    result = contract(
+        dict(build, schema=request["schema"]),
+        state,
+        texts["output"],
+        texts["tail"],
+        texts["errors"],
+        read_stext(Root()),
+        request["record_limit"],
+    )
+    result["kernel"] = build["kernel"]
+    result["builder"] = request["builder"]
+    result["module"] = {"name": build["name"], "sha256": build["sha256"], "path": request["path"]}
+    result["restored"] = state.get("restored", {})
+    result["left"] = state.get("left", [])
+    result["tainted"] = [request["tainted"], int(Root().read_text("proc/sys/kernel/tainted"))]
+    return result
+
+
+def read_output(directory: str, offset: int) -> dict[str, t.Any]:
+    """Return a chunk of what a run printed and kept, and what the whole is: ``bytes`` and ``sha256`` of the file."""
+    digest = hashlib.sha256()
+    size = 0
+    chunk = b""
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, "output"), "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+            size += len(block)
+        stream.seek(offset)
+        chunk = stream.read(CHUNK_BYTES)
+    return {
+        "bytes": size,
+        "sha256": digest.hexdigest(),
+        "chunk_bytes": len(chunk),
+        "data": base64.b64encode(zlib.compress(chunk, 1)).decode("ascii"),
+    }
+
+
+def read_stext(root: Root) -> int | None:
+    """Return the address of _stext, to which stap relates kernel places; it is among the first lines of kallsyms."""
+    for number, line in enumerate(root.lines("proc/kallsyms")):
+        if line.endswith(b" _stext"):
+            return int(line.split(b" ", 1)[0], 16) or None
+        if number > _LINES_BEFORE_STEXT:
+            break
+    return None
+
+
+def forget(directory: str) -> None:
+    """Remove a run's directory, and those above it when no other run needs them."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for parent in (leavings.BASE, os.path.dirname(leavings.BASE)):
+        try:
+            os.rmdir(parent)
+        except OSError:
+            return
+
+
+def sweep(record_limit: int) -> list[dict[str, t.Any]]:
+    """Clean up after runs that nobody collects any more; return what each of them was, and what it had kept."""
+    found = []
+    for name in Root(leavings.BASE).listdir(""):
+        directory = os.path.join(leavings.BASE, name)
+        if not _DIRECTORY.match(directory) or _is_in_hands(directory):
+            continue
+        job = leavings.read_json(os.path.join(directory, "job.json"))
+        if job and not os.path.exists(os.path.join(directory, "collected")):
+            found.append(_found(directory, job, record_limit))
+        forget(directory)
+    return found
+
+
+def _is_in_hands(directory: str) -> bool:
+    """Tell whether a run is under way, or was asked for by its controller a moment ago."""
+    state = leavings.read_json(os.path.join(directory, "state.json"))
+    if state.get("state") not in _ENDED:
+        return _young(directory) or leavings.is_supervised(directory, state)
+    seen = os.path.join(directory, "seen" if os.path.exists(os.path.join(directory, "seen")) else "request.json")
+    try:
+        return time.time() - os.stat(seen).st_mtime < _LEASE_SECONDS
+    except OSError:
+        return False
+
+
+def _found(directory: str, job: t.Mapping[str, t.Any], record_limit: int) -> dict[str, t.Any]:
+    before = leavings.read_json(os.path.join(directory, "state.json")).get("state") or "never started"
+    state = leavings.end_killed(directory)
+    row = {"module": job["name"], "state": before, "started": state.get("started"), "removed": state.get("removed")}
+    result = read_result(directory, state)
+    kept = "outcome reason hits skipped bytes sha256 duration_seconds record_count restored left".split()
+    row.update({key: result[key] for key in kept})
+    row.update(kept_bytes=state.get("kept", 0), records=result["records"][:record_limit])
+    return row

@@ -1,0 +1,254 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run may leave on the host that is traced: processes, a module, a mount, changed sysctls; and its removal.
+
+Private to the collection. It goes to the host together with ``supervisor.py`` and imports the standard library only.
+
+Signals follow "ABNORMAL TERMINATION" of staprun(8): SIGINT first, SIGKILL last, since a killed stapio leaves its
+module loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+import typing as t
+
+BASE = "/run/tapvirt/stap"
+#: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
+SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
+#: Room that a run keeps on its file system, so that its end can be written when others have filled it.
+SPARE_BYTES = 256 << 10
+_PROC = "/proc/systemtap"
+_ASKED_SECONDS = 10
+_FORCED_SECONDS = 5
+_SPACE_SECONDS = 5
+
+
+if t.TYPE_CHECKING:
+    _Popen = subprocess.Popen[bytes]
+else:
+    _Popen = subprocess.Popen  # it takes no type in Python 3.8
+
+
+class Child(_Popen):
+    """A program in a session of its own, with nothing to read; its output is dropped unless a pipe is asked for."""
+
+    def __init__(self, argv: t.Sequence[str], output: int = subprocess.DEVNULL) -> None:
+        env = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+        super().__init__(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+
+
+def read_json(path: str) -> dict[str, t.Any]:
+    """Return a JSON object; an absent or damaged file is empty."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            value = json.load(stream)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: str, value: t.Mapping[str, t.Any]) -> None:
+    """Replace a JSON file so that a reader never sees half of it.
+
+    :raises OSError: as the file system says; nothing was replaced then.
+    """
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(value, stream)
+    os.replace(temporary, path)
+
+
+def reserve(directory: str) -> None:
+    """Keep room for what is written at the end of a run.
+
+    :raises OSError: there is none.
+    """
+    descriptor = os.open(os.path.join(directory, "spare"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, SPARE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def write_last(path: str, data: bytes) -> bool:
+    """Write a file at the end of a run: into the room kept for that, and once more when the disk is full for a while.
+
+    :returns: whether it was written.
+    """
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(os.path.dirname(path), "spare"))
+    end = time.monotonic() + _SPACE_SECONDS
+    while True:
+        try:
+            with open(path + ".new", "wb") as stream:
+                stream.write(data)
+            os.replace(path + ".new", path)
+            return True
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".new")
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+
+
+def loaded(name: str | None = None) -> bool:
+    """Tell whether a SystemTap module, or any one, is loaded."""
+    if name is not None:
+        return os.path.isdir(os.path.join(_PROC, name))
+    try:
+        return bool(os.listdir(_PROC))
+    except OSError:
+        return False
+
+
+def _words_of(pid: str) -> list[str]:
+    try:
+        with open("/proc/{0}/cmdline".format(pid), "rb") as stream:
+            return stream.read().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return []
+
+
+def processes_of(name: str) -> list[int]:
+    """Return the processes of staprun and stapio that run a module; not those that are removing it."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        words = _words_of(pid)
+        if os.path.basename(words[0] if words else "") not in ("staprun", "stapio") or "-d" in words:
+            continue
+        if any(os.path.basename(word) in (name, name + ".ko") for word in words[1:]):
+            found.append(int(pid))
+    return found
+
+
+def is_supervised(directory: str, state: t.Mapping[str, t.Any]) -> bool:
+    """Tell whether the process that supervises a run is there: process ids are used again."""
+    return "pid" in state and directory in _words_of(str(state["pid"]))
+
+
+@contextlib.contextmanager
+def _lock() -> t.Iterator[None]:
+    descriptor = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _running_jobs(but: str) -> list[str]:
+    """Return the other runs on this host that still hold the snapshot of the sysctls."""
+    jobs = []
+    for name in os.listdir(BASE):
+        path = os.path.join(BASE, name)
+        if path != but and os.path.exists(os.path.join(path, "holds")):
+            jobs.append(path)
+    return jobs
+
+
+def hold_sysctls(directory: str) -> None:
+    """Remember what staprun will change; the first run on a host does it for all that run beside it.
+
+    :raises OSError: it cannot be written down, so nothing may be changed.
+    """
+    with _lock():
+        snapshot = os.path.join(BASE, "sysctls.json")
+        if not _running_jobs(directory) or not os.path.exists(snapshot):
+            values = {}
+            for path in SYSCTLS:
+                with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
+                    values[path] = stream.read().strip()
+            write_json(snapshot, values)
+        with open(os.path.join(directory, "holds"), "w", encoding="ascii"):
+            pass
+
+
+def release_sysctls(directory: str) -> dict[str, list[str]]:
+    """Put the sysctls back when this was the last run; return what was put back: path -> [from, to]."""
+    restored: dict[str, list[str]] = {}
+    with _lock():
+        holds = os.path.join(directory, "holds")
+        if not os.path.exists(holds):
+            return restored
+        os.unlink(holds)
+        snapshot = os.path.join(BASE, "sysctls.json")
+        if _running_jobs(directory):
+            return restored
+        for path, value in read_json(snapshot).items():
+            with contextlib.suppress(OSError), open(path, "r+", encoding="ascii") as stream:
+                now = stream.read().strip()
+                if now != value:
+                    stream.seek(0)
+                    stream.write(value + "\n")
+                    restored[path] = [now, value]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(snapshot)
+    return restored
+
+
+def clean(directory: str) -> dict[str, t.Any]:
+    """Remove what a run may have left: process, module, mount, changed sysctls. May be called at any time, and again.
+
+    :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``left``
+        (what could not be removed, in words).
+    """
+    name = read_json(os.path.join(directory, "job.json")).get("name", "")
+    removed = False
+    left: list[str] = []
+    if name:
+        _end_processes(name)
+        left += ["the process {0} of {1} could not be ended".format(pid, name) for pid in processes_of(name)]
+    if name and loaded(name):
+        removed = True
+        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, _ASKED_SECONDS)
+        _wait(lambda: not loaded(name), _FORCED_SECONDS)
+        if loaded(name):
+            left.append("the module {0} could not be removed".format(name))
+    mount = os.path.join(directory, "debugfs")
+    if os.path.ismount(mount):
+        Child(["umount", mount]).wait()
+    return {"removed": removed, "restored": release_sysctls(directory), "left": left}
+
+
+def _end_processes(name: str) -> None:
+    for number, seconds in ((signal.SIGINT, _ASKED_SECONDS), (signal.SIGKILL, _FORCED_SECONDS)):
+        for pid in processes_of(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        _wait(lambda: not processes_of(name), seconds)
+
+
+def forget_progress(directory: str) -> None:
+    """Take away what is said about a run under way: it is ending."""
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(directory, "progress.json"))
+
+
+def end_killed(directory: str) -> dict[str, t.Any]:
+    """Clean up after a run whose supervisor is gone, unless it had come to its end; return its last state."""
+    path = os.path.join(directory, "state.json")
+    state = read_json(path)
+    if state.get("state") in ("done", "killed"):
+        return state
+    forget_progress(directory)
+    state = dict(state, state="killed", **clean(directory))
+    with contextlib.suppress(OSError):
+        size = os.path.getsize(os.path.join(directory, "output"))
+        state.update(kept=size, bytes=max(size, int(state.get("bytes", 0))))
+    write_last(path, json.dumps(state).encode())
+    return state
+
+
+def _wait(done: t.Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.2)

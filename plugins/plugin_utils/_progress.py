@@ -1,0 +1,192 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run seen from the controller: lines on the terminal, calls that end in time, and the file of what was printed.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import signal
+import string
+import tempfile
+import threading
+import time
+import typing as t
+import zlib
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+
+from ..module_utils._systemtap.collect import CHUNK_BYTES
+
+# How often a host's run is told of, in seconds, on a terminal and in a log.
+_TERMINAL_SECONDS = 2.5
+_LOG_SECONDS = 30.0
+_AWAITED = {
+    "starting": "starting",
+    "loading": "loading the module",
+    "loaded": "arming the probes",
+    "running": "tracing",
+}
+_NAME_BYTES = 255
+_SAFE = frozenset((string.ascii_letters + string.digits + "._-").encode("ascii"))
+
+
+class Teller:
+    """Tells of one host's run, not more often than people want to read."""
+
+    def __init__(self, host: str, directory: str, terminal: bool, show: t.Callable[[str], t.Any]) -> None:
+        self._name = "{0}: {1}".format(host, os.path.basename(directory).rpartition("-")[0])
+        self._every = _TERMINAL_SECONDS if terminal else _LOG_SECONDS
+        self._show = show
+        self._told_at = time.monotonic() - (_TERMINAL_SECONDS if terminal else 0.0)
+        self._was_cut = False
+        self._last: t.Mapping[str, t.Any] = {}
+
+    def _line(self, text: str) -> None:
+        self._told_at = time.monotonic()
+        self._show("{0}: {1}".format(self._name, text))
+
+    def tell(self, progress: t.Mapping[str, t.Any]) -> float:
+        """Take what the host says; return after how many seconds the run is to end.
+
+        0 stands for any moment: it is ending, or what supervises it says nothing any more.
+        """
+        if self._was_cut:
+            self._was_cut = False
+            self._line("the host answers again")
+        stands_still, self._last = progress == self._last, progress
+        if progress.get("state") not in _AWAITED or stands_still:
+            return 0.0
+        elapsed, of = float(progress["elapsed_seconds"]), float(progress["of_seconds"])
+        if time.monotonic() - self._told_at >= self._every:
+            self._line(progress_text(progress))
+        return max(of - elapsed, 0.0)
+
+    def cut(self, reason: str) -> None:
+        """Say once that the host does not answer."""
+        if not self._was_cut:
+            self._was_cut = True
+            self._line("the run goes on, but the host does not answer: {0}".format(reason.strip()[:200]))
+
+
+def progress_text(progress: t.Mapping[str, t.Any]) -> str:
+    """Return what is awaited, for how long, and what there is so far, in words."""
+    text = "{0}, {1:.0f} of {2:g} s".format(
+        _AWAITED[progress["state"]], progress["elapsed_seconds"], progress["of_seconds"]
+    )
+    if progress["sites"]:
+        text += ", {0} of {1} places armed".format(progress["armed"], progress["sites"])
+    return text + ", {0} bytes so far".format(progress["bytes"])
+
+
+def lost(directory: str, seconds: float) -> str:
+    """Return what is known of a run whose host no longer answers."""
+    return (
+        "The host has not answered until {0:.0f} s after the start of the run, which ends by itself on the host. "
+        "What it was is kept there in {1}, and the next run on the host tells it as found.".format(seconds, directory)
+    )
+
+
+@contextlib.contextmanager
+def at_most(seconds: float, task_timeout: int) -> t.Iterator[None]:
+    """Break off what does not return in time, such as ssh on a connection whose other end is silent.
+
+    Where the task has a timeout of its own, the alarm clock is Ansible's.
+
+    :raises AnsibleConnectionFailure: the time is over.
+    """
+    if task_timeout or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_number: int, _frame: object) -> None:
+        raise AnsibleConnectionFailure("no answer within {0:g} s".format(seconds))
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def file_name(host: str, module: str) -> str:
+    """Return the name of the file for a host's output: never a path, and no two hosts' names are the same.
+
+    Bytes other than letters, digits, dots, dashes and underlines become ``%2F`` and the like, and so does a first dot.
+
+    :raises AnsibleActionFail: the name is longer than a file's may be.
+    """
+    safe = "".join(
+        chr(byte) if byte in _SAFE and (place or byte != ord(".")) else "%{0:02X}".format(byte)
+        for place, byte in enumerate(host.encode("utf-8", "surrogateescape"))
+    )
+    name = "{0}.{1}.txt".format(safe, module)
+    if len(name) > _NAME_BYTES:
+        raise AnsibleActionFail("output: the name {0}... of the host's file is too long.".format(name[:80]))
+    return name
+
+
+def put(
+    path: str,
+    first: t.Mapping[str, t.Any],
+    more: t.Callable[[int], t.Mapping[str, t.Any]],
+    run: t.Mapping[str, t.Any],
+    limit_bytes: int,
+) -> dict[str, t.Any]:
+    """Write what a host sent to a file, whole and checked, or not at all; return ``path, bytes, sha256, truncated``.
+
+    :param first: the first chunk, as module_utils/_systemtap/collect.py returns it; ``more(offset)`` the others.
+    :param run: the result: ``bytes`` and ``sha256`` of all that was printed (null: not known).
+    :raises AnsibleActionFail: the file cannot be written, or what arrived is not what the host has.
+    """
+    if not 0 <= first["bytes"] <= limit_bytes:
+        raise AnsibleActionFail("output: the host has {0} bytes, more than it was to keep.".format(first["bytes"]))
+    truncated = run["bytes"] > first["bytes"]
+    digest = hashlib.sha256()
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".tapvirt-", dir=os.path.dirname(path))
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                _receive(stream, digest, first, more)
+                os.fchmod(stream.fileno(), 0o644)
+            expected = first["sha256"] if truncated or run["sha256"] is None else run["sha256"]
+            if digest.hexdigest() != expected:
+                raise AnsibleActionFail(
+                    "output: what arrived has another sha256 ({0}) than what the run printed ({1}).".format(
+                        digest.hexdigest(), expected
+                    )
+                )
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    except OSError as error:
+        raise AnsibleActionFail("output: {0} cannot be written: {1}.".format(path, error.strerror)) from None
+    return {"path": path, "bytes": first["bytes"], "sha256": digest.hexdigest(), "truncated": truncated}
+
+
+def _receive(
+    stream: t.IO[bytes],
+    digest: t.Any,
+    chunk: t.Mapping[str, t.Any],
+    more: t.Callable[[int], t.Mapping[str, t.Any]],
+) -> None:
+    """Write all chunks. What a host sends is bounded: by what it said first, and each chunk when it is unpacked."""
+    whole, got = int(chunk["bytes"]), 0
+    while True:
+        data = zlib.decompressobj().decompress(base64.b64decode(chunk["data"]), CHUNK_BYTES)
+        stream.write(data)
+        digest.update(data)
+        got += len(data)
+        if got >= whole or not data:
+            return
+        chunk = more(got)
