@@ -26,6 +26,7 @@ class Host:
     memory_mib: int = 0
     cpus: int = 1
     only_when_named: bool = False
+    signed_modules: bool = False
 
 
 @dataclass(frozen=True)

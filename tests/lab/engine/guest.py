@@ -15,7 +15,7 @@ from . import process, qemu, ssh, state
 from .commands import run, tail_of
 from .describe import Host
 from .errors import LabError
-from .machines import Disk, warm_up, words
+from .machines import Disk, images, warm_up, words
 from .store import Store
 
 BOOT_DEADLINE = 600.0
@@ -44,7 +44,7 @@ class GuestMaker:
 
         def boot_and_save(out: Path) -> None:
             booted.append(self._boot(host, disk))
-            self._save(host, out)
+            self._save(host, disk, out)
 
         self.store.ensure(f"snapshot-{host.name}", recipe, boot_and_save)
         started = booted[0] if booted else self._restore(host, disk, saved)
@@ -61,7 +61,8 @@ class GuestMaker:
         return words(host, disk, self.accel, port, self.emulator.inside)
 
     def _boot(self, host: Host, disk: Disk) -> state.Started:
-        self.emulator.make_overlay(disk.image, f"{host.name}.qcow2")
+        for image in images(host, disk):
+            self.emulator.make_overlay(image.backing, image.name)
         self.say(f"{host.name}: booting {disk.release} ({self.accel})")
         started = self._run(host, disk, [], "boot")
         self._wait_for_ssh(started, BOOT_DEADLINE)
@@ -69,15 +70,17 @@ class GuestMaker:
         ssh.command([*self.login(host.name, started.port), warm_up(host)], BOOT_DEADLINE)
         return started
 
-    def _save(self, host: Host, out: Path) -> None:
+    def _save(self, host: Host, disk: Disk, out: Path) -> None:
         folder = self.emulator.state
         qemu.hmp(folder, host.name, "stop", "savevm warm")
-        # A stopped guest's emulator has written all of its image; the copy is what later guests start from.
-        run(["cp", "--sparse=always", folder / f"{host.name}.qcow2", out / "disk.qcow2"])
+        # A stopped guest's emulator has written all of its images; the copies are what later guests start from.
+        for image in images(host, disk):
+            run(["cp", "--sparse=always", folder / image.name, out / image.saved])
         qemu.hmp(folder, host.name, "cont")
 
     def _restore(self, host: Host, disk: Disk, saved: Path) -> state.Started:
-        run(["cp", "--sparse=always", saved / "disk.qcow2", self.emulator.state / f"{host.name}.qcow2"])
+        for image in images(host, disk):
+            run(["cp", "--sparse=always", saved / image.saved, self.emulator.state / image.name])
         started = self._run(host, disk, ["-loadvm", "warm"], "snapshot")
         try:
             self._wait_for_ssh(started, RESTORE_DEADLINE)

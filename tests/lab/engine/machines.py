@@ -37,10 +37,11 @@ sync
 
 @dataclass(frozen=True)
 class Disk:
-    """What machines of one kind start from: an image, and beside it the kernel that belongs to it."""
+    """What machines start from: an image, beside it the kernel that belongs to it; UEFI firmware, or none."""
 
     folder: Path
     release: str
+    firmware: Path | None = None
 
     @property
     def image(self) -> Path:
@@ -52,12 +53,29 @@ def warm_up(host: Host) -> str:
     return _WARM_UP[host.kind]
 
 
+@dataclass(frozen=True)
+class Image:
+    """What a machine writes to: an overlay, what it is called when it is saved, and what it lies over."""
+
+    name: str
+    saved: str
+    backing: Path
+
+
+def images(host: Host, disk: Disk) -> list[Image]:
+    """The images of a machine."""
+    found = [Image(f"{host.name}.qcow2", "disk.qcow2", disk.image)]
+    if disk.firmware is not None:
+        found.append(Image(f"{host.name}.vars.qcow2", "vars.qcow2", disk.firmware / "vars.fd"))
+    return found
+
+
 def words(host: Host, disk: Disk, accel: str, port: int, inside: Callable[[Path], str]) -> list[str]:
     """The emulator's arguments; inside says how it names a file. With port 0 they are what a snapshot depends on."""
     return [
         "-name", host.name, "-nodefaults", "-no-user-config", "-display", "none",
         "-m", str(host.memory_mib), "-smp", str(host.cpus), *_processor(host, accel), *_kernel(host, disk, inside),
-        "-drive", f"file={host.name}.qcow2,if=virtio,cache=unsafe",
+        "-drive", f"file={host.name}.qcow2,if=virtio,cache=unsafe", *_firmware(host, disk, inside),
         "-netdev", "user,id=n0" + (f",hostfwd=tcp:127.0.0.1:{port}-:22" if port else ""),
         "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci",
         "-serial", f"file:{host.name}.log", "-qmp", f"unix:{host.name}.qmp,server=on,wait=off",
@@ -73,6 +91,16 @@ def _processor(host: Host, accel: str) -> list[str]:
     return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", model]
 
 
+def _firmware(host: Host, disk: Disk, inside: Callable[[Path], str]) -> list[str]:
+    if disk.firmware is None:
+        return []
+    code = inside(disk.firmware / "code.fd")
+    return [
+        "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}",
+        "-drive", f"if=pflash,unit=1,format=qcow2,file={host.name}.vars.qcow2",
+    ]  # fmt: skip
+
+
 def _kernel(host: Host, disk: Disk, inside: Callable[[Path], str]) -> list[str]:
     identity = hashlib.sha256(host.name.encode()).hexdigest()[:32]
     console = "hvc0" if host.kind == "xen" else "ttyS0"
@@ -80,6 +108,8 @@ def _kernel(host: Host, disk: Disk, inside: Callable[[Path], str]) -> list[str]:
         f"root=/dev/vda rw console={console} net.ifnames=0 mitigations=off audit=0 rdinit=/lab-init "
         f"systemd.show_status=error systemd.hostname={host.name} systemd.machine_id={identity}"
     )
+    if host.signed_modules:
+        line += " module.sig_enforce=1"
     kernel, initrd = inside(disk.folder / "vmlinuz"), inside(disk.folder / "initrd")
     if host.kind == "xen":
         hypervisor = ["-kernel", inside(disk.folder / "xen"), "-append", "dom0_mem=2048M console=com1 com1=115200,8n1"]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import builder, kernels, process, qemu, roots, state
+from . import builder, firmware, kernels, process, qemu, roots, state
 from .describe import Description, Host
 from .errors import LabError
 from .guest import GuestMaker, died
@@ -141,7 +143,17 @@ class Making:
             disk = self._part(f"disk {suite}", partial(self._disk, suite))
             accel = self._part("accelerator", partial(self._accelerator, suite)).result()
         maker = GuestMaker(self._store, self._emulator(), accel, self._login, self._say, self._interrupted)
-        maker.start(host, disk.result(), self._fresh)
+        made = disk.result()
+        if host.signed_modules:
+            made = dataclasses.replace(made, firmware=self._firmware(host))
+        maker.start(host, made, self._fresh)
+
+    def _firmware(self, host: Host) -> Path:
+        """Firmware; the key that it trusts is put beside the inventory, for who signs modules."""
+        made = firmware.fetch(self._store, self._description.roots["guest"].suite)
+        for name in ("key", "certificate"):
+            shutil.copyfile(made / f"{name}.pem", self._state_dir / f"{host.name}.{name}.pem")
+        return made
 
     def _emulator(self) -> qemu.Emulator:
         return qemu.Emulator(self._root("guest").result(), self._state_dir, self._store.folder)

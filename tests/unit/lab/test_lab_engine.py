@@ -143,13 +143,27 @@ def test_a_dom0_gets_its_kernel_as_a_module_of_the_hypervisor(description):
     assert modules.endswith(",initrd")
 
 
+def test_only_a_guest_of_signed_modules_has_firmware_whose_variables_are_its_own(description):
+    host = description.hosts["secure1"]
+    disk = machines.Disk(Path("/cache/disk-1"), "6.12", Path("/cache/firmware-1"))
+    words = machines.words(host, disk, "tcg", 0, str)
+    assert words[words.index("-append") + 1].endswith(" module.sig_enforce=1")
+    assert "if=pflash,unit=1,format=qcow2,file=secure1.vars.qcow2" in words
+    assert [(image.name, image.backing.name) for image in machines.images(host, disk)] == [
+        ("secure1.qcow2", "root.ext4"),
+        ("secure1.vars.qcow2", "vars.fd"),
+    ]
+    other = machines.words(description.hosts["trace2"], machines.Disk(disk.folder, "6.12"), "tcg", 0, str)
+    assert not any("pflash" in word or "sig_enforce" in word for word in other)
+
+
 def test_the_inventory_has_every_group_and_the_running_hosts_in_theirs(tmp_path, description):
     started = state.Started("trace1", 1, 2, 20022, "tcg", "boot", "6.1.0-1-cloud-amd64")
     path = inventory.write(
         tmp_path / "inventory.yml", [(description.hosts["trace1"], started)], tmp_path / "key", tmp_path / "known hosts"
     )
     groups = json.loads(path.read_text())
-    assert set(groups) == {"trace_hosts", "builders", "xen_hosts", "virt_hosts"}
+    assert set(groups) == {"trace_hosts", "builders", "xen_hosts", "virt_hosts", "secure_hosts"}
     host = groups["trace_hosts"]["hosts"]["trace1"]
     assert host == groups["virt_hosts"]["hosts"]["trace1"]
     assert (host["ansible_port"], host["lab_kernel"]) == (20022, "6.1.0-1-cloud-amd64")
