@@ -22,6 +22,7 @@ from .._core.errors import InvalidInput, TapvirtError
 from .._core.root import Root
 from . import envelope, leavings
 from .outcome import contract
+from .supervisor import read_stext
 
 #: How much of a run's output goes to the controller at once; base64 and compression are on top.
 CHUNK_BYTES = 4 << 20
@@ -32,7 +33,6 @@ _ENDED = ("done", "killed")
 _CLEAN_SECONDS = 20
 # A run whose controller was heard of within that time is the controller's to collect.
 _LEASE_SECONDS = 20
-_LINES_BEFORE_STEXT = 5000
 
 
 def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
@@ -113,7 +113,7 @@ def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any
         texts["output"],
         texts["tail"],
         texts["errors"],
-        read_stext(Root()),
+        read_stext(),
         request["record_limit"],
     )
     result["kernel"] = build["kernel"]
@@ -142,16 +142,6 @@ def read_output(directory: str, offset: int) -> dict[str, t.Any]:
         "chunk_bytes": len(chunk),
         "data": base64.b64encode(zlib.compress(chunk, 1)).decode("ascii"),
     }
-
-
-def read_stext(root: Root) -> int | None:
-    """Return the address of _stext, to which stap relates kernel places; it is among the first lines of kallsyms."""
-    for number, line in enumerate(root.lines("proc/kallsyms")):
-        if line.endswith(b" _stext"):
-            return int(line.split(b" ", 1)[0], 16) or None
-        if number > _LINES_BEFORE_STEXT:
-            break
-    return None
 
 
 def forget(directory: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -53,6 +54,7 @@ __all__ = [
     "program",
     "read_json",
     "read_sites",
+    "read_stext",
     "release_sysctls",
     "write_json",
 ]
@@ -63,6 +65,7 @@ _SITE = re.compile(
 _TAIL_BYTES = 64 << 10
 _ERROR_BYTES = 64 << 10
 _MOST_SITES = 2000
+_LINES_BEFORE_STEXT = 5000
 _ARM_SECONDS = 10.0
 _PROGRESS_SECONDS = 1.0
 _PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -120,6 +123,15 @@ def read_sites(debugfs: str) -> Sites:
             return Sites(stream.read().splitlines())
     except OSError:
         return Sites([])
+
+
+def read_stext() -> int | None:
+    """Return the address of _stext, to which stap relates kernel places; it is among the first lines of kallsyms."""
+    with open("/proc/kallsyms", "rb") as stream:
+        for line in itertools.islice(stream, _LINES_BEFORE_STEXT):
+            if line.endswith(b" _stext\n"):
+                return int(line.split(b" ", 1)[0], 16) or None
+    return None
 
 
 def debugfs_mount() -> str | None:
