@@ -1,0 +1,128 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One run over tracers that stay: look, plan, carry out, look again. Private to the collection."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import typing as t
+
+from .._core.errors import TapvirtError
+from .._core.plan import Plan, converge
+from .._core.root import Root
+from .run import Request, check_free, check_host
+from .service import Wanted, program, python_command, read_wanted, sha256_of, spec_of
+from .service_apply import Steps
+from .service_observe import Host, is_own, known_names, observe
+from .service_plan import Program, Step, is_resting, plan, settings_for
+from .service_rows import faults, row
+from .supervisor import read_stext
+
+_RUNNING_SYSTEMD = "/run/systemd/system"
+
+
+def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
+    """Carry out a task of ``stap_service``; return the plan and the other keys of the result.
+
+    :raises InvalidInput: an option is not acceptable.
+    :raises Refused: the host forbids a tracer.
+    :raises TapvirtError: the host is not one on which a tracer can stay.
+    """
+    root = Root()
+    wanted = read_wanted(params["services"])
+    data = program()
+    tool = Program(data, sha256_of(data), python_command())
+    steps = Steps(wanted, tool, params["shipped"] or {})
+    names = [one.name for one in wanted]
+
+    def checked_plan(host: Host) -> Plan:
+        planned = plan(wanted, host, tool)
+        check(root, wanted, host, planned)
+        return planned
+
+    def verify(host: Host) -> Plan:
+        # What had no effect is told in its tracer's row, beside what became of the others.
+        for left in plan(wanted, host, tool):
+            if isinstance(left, Step):
+                text = "carried out without an error, but reading back shows no effect: {0} ({1})"
+                steps.errors.setdefault(left.service, text.format(left.what.partition(": ")[2], left.why))
+        return Plan()
+
+    def apply(planned: Plan, _host: Host) -> None:
+        steps.apply(planned)
+
+    with _alone(check_mode):
+        planned, host = converge(check_mode, lambda: observe(root, names), checked_plan, apply, verify)
+    stext = read_stext()
+    rows = []
+    for one in wanted:
+        spec = spec_of(one, tool.sha256) if one.state != "absent" else {}
+        told = row(one.name, host.services[one.name], host, stext, spec)
+        changes = [step.what for step in planned if isinstance(step, Step) and step.service == one.name]
+        error = steps.errors.get(one.name) or _fault(one, host, tool, told, bool(changes) and check_mode)
+        rows.append(dict(told, changed=bool(changes), changes=changes, error=error))
+    return planned, {"services": rows, "kernels": kernel_rows(host)}
+
+
+def _fault(one: Wanted, host: Host, tool: Program, told: t.Mapping[str, t.Any], only_planned: bool) -> str | None:
+    if (
+        one.state == "started"
+        and only_planned
+        and not is_resting(host.services[one.name], settings_for(one, host.release, tool))
+    ):
+        return None
+    return faults(one.state, told)
+
+
+def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan) -> None:
+    """Refuse what the host forbids, before anything is changed.
+
+    :raises Refused: a module must not, or cannot, be loaded here.
+    :raises TapvirtError: nothing would start it.
+    """
+    if planned and not host.systemd:
+        raise TapvirtError(
+            "A tracer stays by a unit of systemd, and this host is not run by systemd (there is no {0}). Use "
+            "tapvirt.host.stap_run for a trace that ends.".format(_RUNNING_SYSTEMD)
+        )
+    by_name = {one.name: one for one in wanted}
+    for step in planned:
+        if isinstance(step, Step) and step.action in ("start", "restart"):
+            one = by_name[step.service]
+            build = one.builds[host.release]
+            check_host(root, Request(build, one.values, 0, one.buffer_mb, 0, 0))
+            if not is_own(host.services[one.name], build["name"]):
+                check_free(build)
+
+
+@contextlib.contextmanager
+def _alone(check_mode: bool) -> t.Iterator[None]:
+    """Keep other tasks on this host away; the lock is on a directory that is there anyway and leaves nothing."""
+    if check_mode or not os.path.isdir(_RUNNING_SYSTEMD):
+        yield
+        return
+    descriptor = os.open(_RUNNING_SYSTEMD, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def kernel_rows(host: Host) -> list[dict[str, t.Any]]:
+    """Return the kernels that a host can boot."""
+    return [
+        {"release": kernel.release, "version": kernel.version, "running": kernel.running} for kernel in host.kernels
+    ]
+
+
+def info(names: t.Sequence[str]) -> dict[str, t.Any]:
+    """Return what there is of tracers on this host, all of them where none is named, and the kernels it can boot."""
+    root = Root()
+    host = observe(root, names or known_names(root))
+    stext = read_stext()
+    rows = [row(name, seen, host, stext, seen.spec) for name, seen in host.services.items()]
+    return {"services": rows, "kernels": kernel_rows(host)}
