@@ -17,6 +17,8 @@ description:
     SystemTap and of the compiler, the options and the rendered script. However many hosts ask at once, each distinct
     module is compiled once.
   - Chooses the compiler that the kernel's headers name, or the next newer one.
+  - A build has limits of its own, 600 seconds of CPU time and 4 GiB of address space for each process and 900 seconds
+    in all, and no more are compiled at once than the builder has processors.
   - Fetches the module to the controller, from where M(tapvirt.host.stap_run) ships it.
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -42,13 +44,32 @@ options:
       - SystemTap's own default is 50.
     type: int
     default: 10
+  sign:
+    description:
+      - Signs the module for kernels that load signed modules only, with C(sign-file) of the kernel's headers and the
+        hash that the kernel's configuration names.
+      - The key stays on the builder. Its certificate has to be enrolled on the traced hosts, which
+        M(tapvirt.host.stap_host_info) tells; M(tapvirt.host.stap_run) refuses what would not load.
+      - A signed module is a copy of the build, which is not compiled again, with an entry of its own in the store.
+    type: dict
+    suboptions:
+      key:
+        description:
+          - The absolute path of a private RSA key in PEM on the builder, not encrypted, that only its owner can read.
+        type: path
+        required: true
+      certificate:
+        description: The path of its X.509 certificate on the builder, in PEM or DER.
+        type: path
+        required: true
   store:
-    description: Where the builder keeps its modules.
+    description: Where the builder keeps its modules. M(tapvirt.host.stap_store) prunes it.
     type: path
     default: /var/lib/tapvirt/modules
 seealso:
   - module: tapvirt.host.stap_script
   - module: tapvirt.host.stap_run
+  - module: tapvirt.host.stap_store
 """
 
 EXAMPLES = r"""
@@ -57,6 +78,16 @@ EXAMPLES = r"""
     script: "{{ rendered.script }}"
     kernel: "{{ ansible_facts.tapvirt_kernel.release }}"
     kernel_version: "{{ ansible_facts.tapvirt_kernel.version }}"
+  delegate_to: builder1
+  register: built
+
+- name: Build for a host with Secure Boot, where the builder's certificate is enrolled
+  tapvirt.host.stap_module:
+    script: "{{ rendered.script }}"
+    kernel: "{{ ansible_facts.tapvirt_kernel.release }}"
+    sign:
+      key: /etc/tapvirt/signing/key.pem
+      certificate: /etc/tapvirt/signing/certificate.pem
   delegate_to: builder1
   register: built
 """
@@ -84,7 +115,7 @@ module:
       type: int
       sample: 242200
     key:
-      description: What the store knows it by.
+      description: What the store knows it by. Its first 40 letters are the module's version in sysfs.
       type: str
       sample: 2c11...
     kernel:
@@ -103,6 +134,12 @@ module:
       description: The compiler that built it.
       type: str
       sample: gcc-14
+    signature:
+      description:
+        - Who signed it, with C(name), C(key_id) (the certificate's subject key identifier, as C(/proc/keys) shows it),
+          C(certificate_sha256) and C(hash). Null for a module that is not signed.
+      type: dict
+      sample: {"certificate_sha256": "5a1c...", "hash": "sha256", "key_id": "c81d...", "name": "tapvirt builder1"}
     globals:
       description: The global variables that can be set when it is loaded, by type.
       type: dict
@@ -144,7 +181,7 @@ store:
   type: dict
   sample: {"builds": 2, "directory": "/var/lib/tapvirt/modules", "modules": 2}
 plan:
-  description: What was built, or would be.
+  description: What was built and signed, or would be.
   returned: success
   type: list
   elements: dict
@@ -164,6 +201,13 @@ ARGUMENT_SPEC = {
     "kernel": {"type": "str", "required": True},
     "kernel_version": {"type": "str"},
     "cpu_ceiling_percent": {"type": "int", "default": 10},
+    "sign": {
+        "type": "dict",
+        "options": {
+            "key": {"type": "path", "required": True, "no_log": False},
+            "certificate": {"type": "path", "required": True},
+        },
+    },
     "store": {"type": "path", "default": DEFAULT_STORE},
 }
 
@@ -171,20 +215,12 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Check the order, then build it or find it in the store."""
     started = time.monotonic()
-    params = module.params
-    plan, built = place_order(
-        params["script"],
-        params["kernel"],
-        params["kernel_version"],
-        params["cpu_ceiling_percent"],
-        params["store"],
-        module.check_mode,
-    )
+    plan, built = place_order(module.params, module.check_mode)
     return {
         "module": built,
-        "built": bool(plan),
+        "built": any(change.how == "stap" for change in plan),
         "seconds": round(time.monotonic() - started, 1),
-        "store": Store(params["store"]).row(),
+        "store": Store(module.params["store"]).row(),
         **plan.result(module._diff),
     }
 

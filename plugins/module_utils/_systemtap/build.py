@@ -8,6 +8,7 @@ Private to the collection. What the store looks like is said in store.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,12 +24,15 @@ from .._core.root import Root
 from .._core.write import write_atomic
 from .build_output import build_failed, parse_parameters, parse_probe_rows
 from .builder import Kernel, Toolchain
+from .signing import Signer, sign_file
 from .store import Store, hash_file
 from .sysroot import link_trace_headers, make_sysroot
 
 _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
+VERSION_LETTERS = 40
+"""How much of a build's key its module bears as its version."""
 # stap compiles the report of hits into a module only when its own output is a terminal (STP_STDOUT_NOT_ATTY); it prints
 # no more than a file name there.
 _WITH_TERMINAL = "import os, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], stdout=os.openpty()[1]))"
@@ -73,7 +77,15 @@ def key_of(order: Order, tools: Toolchain) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def build(order: Order, tools: Toolchain, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
+def signed_key(key: str, signer: Signer) -> str:
+    """Return the key of a build's signed copy.
+
+    Its first 40 letters are those of the build, which the module bears as its version.
+    """
+    return key[:VERSION_LETTERS] + hashlib.sha256((key + signer.fingerprint).encode()).hexdigest()[VERSION_LETTERS:]
+
+
+def build_once(order: Order, tools: Toolchain, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
     """Return the build of an order, and whether it had to be compiled now.
 
     :raises BuildFailed: a pass of stap failed.
@@ -83,58 +95,84 @@ def build(order: Order, tools: Toolchain, store: Store, root: Root) -> tuple[dic
         known = store.read(key)
         if known is not None:
             return known, False
-        return _compile(order, tools, store, key, root), True
+        with store.slot(), _work_folder(store, key) as work:
+            return _compile(order, tools, store, key, root, work), True
 
 
-def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root) -> dict[str, t.Any]:
-    started = time.monotonic()
-    sysroot = make_sysroot(store, order.kernel, root)
-    link_trace_headers(sysroot, order.kernel.release, root, order.text)
-    # The script's path becomes part of the module; a name of its own for each key keeps builds reproducible.
+def sign_once(build: t.Mapping[str, t.Any], signer: Signer, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
+    """Return the signed copy of a build, and whether it had to be signed now.
+
+    :raises TapvirtError: it could not be signed.
+    """
+    key = signed_key(build["key"], signer)
+    with store.locked(key):
+        known = store.read(key)
+        if known is not None:
+            return known, False
+        with _work_folder(store, key) as work:
+            module = os.path.join(work, build["name"] + ".ko")
+            signature = sign_file(root, build["kernel"], signer, build["path"], module)
+            return _keep(store, work, dict(build, **_file_row(store, key, module), signature=signature)), True
+
+
+@contextlib.contextmanager
+def _work_folder(store: Store, key: str) -> t.Iterator[str]:
     work = os.path.join(store.directory, ".work", key)
     shutil.rmtree(work, ignore_errors=True)
     os.makedirs(work, mode=0o755)
     try:
-        script = os.path.join(work, order.name + ".stp")
-        write_atomic(script, order.text.encode("utf-8", "surrogateescape"))
-        stap = _Stap(order, store, sysroot, work, key)
-        probes = parse_probe_rows(stap.run("2", script, terminal=False))
-        stap.run("4", script, terminal=True)
-        module = os.path.join(work, order.module_name + ".ko")
-        parameters = parse_parameters(command.run(["modinfo", "-F", "parm", module]).stdout)
-        build_row: dict[str, t.Any] = {
-            "name": order.module_name,
-            "script": order.name,
-            "script_sha256": hashlib.sha256(order.text.encode("utf-8", "surrogateescape")).hexdigest(),
-            "path": os.path.join(store.folder(key), order.module_name + ".ko"),
-            "sha256": hash_file(module),
-            "bytes": os.path.getsize(module),
-            "key": key,
-            "kernel": order.kernel.release,
-            "kernel_version": order.kernel.version,
-            "stap": tools.stap,
-            "compiler": order.kernel.compiler,
-            "globals": parameters,
-            "probes": probes,
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        write_atomic(
-            os.path.join(work, "build.json"), (json.dumps(build_row, indent=1, sort_keys=True) + "\n").encode()
-        )
-        shutil.rmtree(store.folder(key), ignore_errors=True)
-        os.rename(work, store.folder(key))
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    store.log(
-        {
-            "key": key,
-            "name": order.module_name,
-            "kernel": order.kernel.release,
-            "seconds": build_row["seconds"],
-            "time": int(time.time()),
-        }
-    )
-    return build_row
+
+
+def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root, work: str) -> dict[str, t.Any]:
+    started = time.monotonic()
+    sysroot = make_sysroot(store, order.kernel, root)
+    link_trace_headers(sysroot, order.kernel.release, root, order.text)
+    # What stap is given as the script's name becomes part of the module: it must not depend on the store's place.
+    script = order.name + ".stp"
+    write_atomic(os.path.join(work, script), order.text.encode("utf-8", "surrogateescape"))
+    stap = _Stap(order, store, sysroot, work, key)
+    probes = parse_probe_rows(stap.run("2", script, terminal=False))
+    stap.run("4", script, terminal=True)
+    module = os.path.join(work, order.module_name + ".ko")
+    parameters = parse_parameters(command.run(["modinfo", "-F", "parm", module]).stdout)
+    row = {
+        "name": order.module_name,
+        "script": order.name,
+        "script_sha256": hashlib.sha256(order.text.encode("utf-8", "surrogateescape")).hexdigest(),
+        **_file_row(store, key, module),
+        "kernel": order.kernel.release,
+        "kernel_version": order.kernel.version,
+        "stap": tools.stap,
+        "compiler": order.kernel.compiler,
+        "globals": parameters,
+        "probes": probes,
+        "signature": None,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _keep(store, work, row)
+    told = {name: row[name] for name in ("key", "name", "kernel", "seconds")}
+    store.log(dict(told, time=int(time.time())))
+    return row
+
+
+def _file_row(store: Store, key: str, module: str) -> dict[str, t.Any]:
+    return {
+        "key": key,
+        "path": os.path.join(store.folder(key), os.path.basename(module)),
+        "sha256": hash_file(module),
+        "bytes": os.path.getsize(module),
+    }
+
+
+def _keep(store: Store, work: str, row: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Make a finished build appear in the store, whole."""
+    write_atomic(os.path.join(work, "build.json"), (json.dumps(row, indent=1, sort_keys=True) + "\n").encode())
+    shutil.rmtree(store.folder(row["key"]), ignore_errors=True)
+    os.rename(work, store.folder(row["key"]))
+    return row
 
 
 class _Stap:
@@ -155,7 +193,7 @@ class _Stap:
             "-m",
             order.module_name,
             "--modinfo",
-            "version=" + key[:40],
+            "version=" + key[:VERSION_LETTERS],
             "--rlimit-cpu={0}".format(_RLIMIT_CPU_SECONDS),
             "--rlimit-as={0}".format(_RLIMIT_MEMORY_BYTES),
             *order.options(),

@@ -99,7 +99,6 @@ def expand(names: t.Iterable[str], release: str) -> list[str]:
     return [name.format(release) for name in names]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Toolchain:
     """What a builder builds with. ``tested`` are the lowest and highest kernels that this stap was tested with."""

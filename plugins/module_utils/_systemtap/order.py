@@ -13,42 +13,61 @@ import typing as t
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.plan import Change, Plan
 from .._core.root import Root
-from .build import Order, build, key_of
+from .build import Order, build_once, key_of, sign_once, signed_key
 from .builder import find_kernel, read_kernels, read_toolchain
 from .deploy import prepare
+from .signing import Signer, read_signer
 from .store import Store
 
 
-def place_order(
-    script: t.Any, release: str, version: str | None, cpu_ceiling_percent: int, store_directory: str, check_mode: bool
-) -> tuple[Plan, dict[str, t.Any] | None]:
-    """Return the plan (one change when it had to be built) and the module's description (null when only planned).
+def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any] | None]:
+    """Carry out a task of ``stap_module``.
+
+    Return the plan (a change when it had to be built, and one when it had to be signed) and the module's description
+    (null when only planned).
 
     :raises InvalidInput: the script, the kernel or an option is not acceptable.
     :raises BuildFailed: stap refuses the script for this kernel.
     """
-    if not 1 <= cpu_ceiling_percent <= 50:
-        raise InvalidInput("cpu_ceiling_percent", cpu_ceiling_percent, "must be between 1 and 50")
-    row = read_order(script)
+    ceiling = params["cpu_ceiling_percent"]
+    if not 1 <= ceiling <= 50:
+        raise InvalidInput("cpu_ceiling_percent", ceiling, "must be between 1 and 50")
+    row = read_order(params["script"])
+    signer = read_signer(params["sign"]) if params["sign"] else None
     root = Root()
     tools = read_toolchain(root)
     if tools.stap is None:
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
-    kernel = find_kernel(read_kernels(root, tools.compilers), release, version)
-    order = Order(row["name"], row["text"], kernel, bool(row.get("guru")), cpu_ceiling_percent)
-    store = Store(store_directory)
+    kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
+    order = Order(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
+    store = Store(params["store"])
     key = key_of(order, tools)
-    known = store.read(key)
-    change = Change(
-        order.module_name, None, key[:12], "stap", "the store has no module of this script for {0}".format(release)
-    )
-    if known is None and check_mode:
-        return Plan([change]), None
-    built = False
-    if known is None:
-        known, built = build(order, tools, store, root)
-    description = dict(known, schema=row["schema"], assigned=row["assigned"])
-    return Plan([change] if built else []), description
+    known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
+    done: dict[str, bool] = {}
+    if known is None and not check_mode:
+        known, done["stap"] = build_once(order, tools, store, root)
+        if signer:
+            known, done["sign-file"] = sign_once(known, signer, store, root)
+        # What another task did meanwhile is no change of this one.
+        plan = Plan(change for change in plan if done[change.how])
+    return plan, dict(known, schema=row["schema"], assigned=row["assigned"]) if known else None
+
+
+def _look_up(
+    order: Order, key: str, signer: Signer | None, look: t.Callable[[str], dict[str, t.Any] | None]
+) -> tuple[dict[str, t.Any] | None, Plan]:
+    """Return what the store has of an order (null: not all of it), and what is to be done."""
+    known = look(signed_key(key, signer) if signer else key)
+    if known is not None:
+        return known, Plan()
+    changes = []
+    if signer is None or look(key) is None:
+        why = "the store has no module of this script for {0}".format(order.kernel.release)
+        changes.append(Change(order.module_name, None, key[:12], "stap", why))
+    if signer is not None:
+        why = "the store has no copy of it that {0} signed".format(signer.details.name or signer.certificate)
+        changes.append(Change(order.module_name, None, signer.row()["key_id"], "sign-file", why))
+    return None, Plan(changes)
 
 
 def read_order(script: t.Any) -> dict[str, t.Any]:

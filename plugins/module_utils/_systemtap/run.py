@@ -24,6 +24,7 @@ from .._core.write import write_atomic
 from . import envelope, leavings, supervisor
 from .collect import collect, forget, sweep
 from .script import check_globals
+from .signature import why_not_loaded
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
@@ -82,6 +83,9 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     root = Root()
     request = read_request(params, root)
     check_host(root, request)
+    unsigned = why_not_loaded(root, request.build, params["shipped"] or cache_path(request.build))
+    if unsigned:
+        raise Refused(unsigned)
     plan = Plan()
     if not has_module(request.build):
         plan = Plan(

@@ -5,12 +5,15 @@
 
 Private to the collection. The store::
 
-    STORE/KEY/NAME.ko, build.json, script.stp     one finished build
+    STORE/KEY/NAME.ko, build.json                 one finished build, or a signed copy of one; its script beside it
     STORE/builds.log                              one JSON line for each compilation that was done
     STORE/.cache                                  stap's own cache (stapconf), shared by all builds: no rc file in it
     STORE/.root                                   a sysroot of links to the headers and debug information
     STORE/.work/KEY                               a build under way
     STORE/.lock/KEY                               one compilation for each key at a time
+    STORE/.lock/slot-N                            no more compilations at once than there are processors
+
+The time of STORE/KEY is when it was last asked for.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import typing as t
 
 from .._core.root import Root
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
+KEY = re.compile(r"^[0-9a-f]{64}$")
+_LOCKS = ".lock"
 
 
 def hash_file(path: str) -> str:
@@ -36,6 +42,16 @@ def hash_file(path: str) -> str:
     return digest.hexdigest()
 
 
+def read_row(folder: str) -> dict[str, t.Any] | None:
+    """Return what is written of a build in its folder, or null."""
+    try:
+        with open(os.path.join(folder, "build.json"), encoding="utf-8") as stream:
+            row = json.load(stream)
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
 class Store:
     """The builds that a builder keeps."""
 
@@ -45,24 +61,83 @@ class Store:
     def folder(self, key: str) -> str:
         return os.path.join(self.directory, key)
 
+    def kept(self) -> list[str]:
+        """Return the keys of what is kept."""
+        return [name for name in Root(self.directory).listdir("") if KEY.match(name)]
+
     def read(self, key: str) -> dict[str, t.Any] | None:
         """Return what is known of a finished build, or null; a damaged one counts as absent."""
+        build = read_row(self.folder(key))
         try:
-            with open(os.path.join(self.folder(key), "build.json"), encoding="utf-8") as stream:
-                build = json.load(stream)
-            whole = hash_file(build["path"]) == build["sha256"]
-        except (OSError, ValueError, KeyError):
+            whole = build is not None and hash_file(build["path"]) == build["sha256"]
+        except (OSError, KeyError):
             return None
         return build if whole else None
+
+    def use(self, key: str) -> dict[str, t.Any] | None:
+        """Read a build, and note that it is used now, which keeps it from being pruned."""
+        if not os.path.isdir(self.folder(key)):
+            return None
+        with self._lock(key, fcntl.LOCK_SH):
+            with contextlib.suppress(OSError):
+                os.utime(self.folder(key))
+            return self.read(key)
 
     @contextlib.contextmanager
     def locked(self, key: str) -> t.Iterator[None]:
         """Keep other builds of the same key waiting."""
-        locks = os.path.join(self.directory, ".lock")
-        os.makedirs(locks, mode=0o755, exist_ok=True)
-        with open(os.path.join(locks, key), "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock(key, fcntl.LOCK_EX):
             yield
+
+    @contextlib.contextmanager
+    def unused(self, key: str) -> t.Iterator[bool]:
+        """Tell whether nobody is at a key; if so, keep all away meanwhile, and remove the lock's file afterwards."""
+        try:
+            with self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB) as path:
+                yield True
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        except BlockingIOError:
+            yield False
+
+    def is_busy(self, key: str) -> bool:
+        """Tell whether somebody is at a key at this moment; writes nothing."""
+        try:
+            with open(os.path.join(self.directory, _LOCKS, key), encoding="ascii") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def slot(self) -> t.Iterator[None]:
+        """Wait until fewer compilations than there are processors are under way."""
+        with contextlib.ExitStack() as stack:
+            count = os.cpu_count() or 1
+            for number in range(count):
+                try:
+                    stack.enter_context(self._lock("slot-{0}".format(number), fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    break
+                except BlockingIOError:
+                    continue
+            else:
+                stack.enter_context(self._lock("slot-{0}".format(os.getpid() % count), fcntl.LOCK_EX))
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, how: int) -> t.Iterator[str]:
+        locks = os.path.join(self.directory, _LOCKS)
+        os.makedirs(locks, mode=0o755, exist_ok=True)
+        path = os.path.join(locks, name)
+        while True:
+            with open(path, "w", encoding="ascii") as lock:
+                fcntl.flock(lock, how)
+                # Who held it before may have removed the file: then others lock another one.
+                if _is_same_file(path, lock.fileno()):
+                    yield path
+                    return
 
     def log(self, row: t.Mapping[str, t.Any]) -> None:
         """Count a compilation: one line, appended at once, so that writers side by side do not mix."""
@@ -78,5 +153,11 @@ class Store:
         builds = 0
         with contextlib.suppress(FileNotFoundError), open(os.path.join(self.directory, "builds.log"), "rb") as stream:
             builds = sum(1 for _line in stream)
-        modules = [name for name in Root(self.directory).listdir("") if len(name) == 64]
-        return {"directory": self.directory, "builds": builds, "modules": len(modules)}
+        return {"directory": self.directory, "builds": builds, "modules": len(self.kept())}
+
+
+def _is_same_file(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

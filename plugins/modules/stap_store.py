@@ -1,0 +1,125 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: stap_store
+short_description: Prune a builder's store of SystemTap modules
+version_added: 0.1.0
+author: The tapvirt.host authors (@tapvirt)
+description:
+  - Runs on a builder, and removes modules that M(tapvirt.host.stap_module) built and nobody has asked for in a while.
+    One that is asked for again is built again.
+  - What is being built, signed or read at this moment stays, and so does what was asked for in the last 10 minutes,
+    since it may still be on its way to a controller.
+  - What a build that was killed has left is removed in any case. Nothing else in the store is touched, neither the log
+    of compilations nor SystemTap's own cache, which SystemTap keeps below 256 MiB itself.
+extends_documentation_fragment:
+  - tapvirt.host._attributes
+options:
+  older_than:
+    description:
+      - Removes modules that nobody asked for in this time, a whole number with one of the units C(s), C(m), C(h),
+        C(d) and C(w).
+    type: str
+  larger_than:
+    description:
+      - When the store has more bytes than this, removes modules until it has not, the longest unused first. A number,
+        or one with a unit as in V(5G).
+    type: bytes
+  store:
+    description: Where the builder keeps its modules.
+    type: path
+    default: /var/lib/tapvirt/modules
+seealso:
+  - module: tapvirt.host.stap_module
+"""
+
+EXAMPLES = r"""
+- name: Keep at most 5 GiB of what was used in the last 30 days
+  tapvirt.host.stap_store:
+    older_than: 30d
+    larger_than: 5G
+  delegate_to: builder1
+  run_once: true
+  register: pruned
+
+- name: Show what that freed
+  ansible.builtin.debug:
+    msg: "{{ pruned.removed | length }} modules, {{ pruned.freed_bytes | human_readable }}"
+"""
+
+RETURN = r"""
+removed:
+  description:
+    - What was removed, or would be in check mode, each with its C(key), C(name) (null for what a killed build left),
+      C(kernel), C(bytes), C(idle_seconds) (since it was last asked for) and the C(reason).
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - bytes: 251904
+      idle_seconds: 2764800
+      kernel: 6.12.107+deb13-cloud-amd64
+      key: 2c11...
+      name: tapvirt_vfs_latency_6a0e4c1b
+      reason: nobody asked for it for 32 days
+in_use:
+  description: What would have been removed, but somebody builds, signs or reads it now; in the same form.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+freed_bytes:
+  description: How many bytes were freed.
+  returned: success
+  type: int
+  sample: 251904
+kept_bytes:
+  description: How many bytes the modules take that are kept.
+  returned: success
+  type: int
+  sample: 1048576
+store:
+  description: The store's own account, with C(directory), C(builds) (compilations ever done) and C(modules).
+  returned: success
+  type: dict
+  sample: {"builds": 7, "directory": "/var/lib/tapvirt/modules", "modules": 4}
+plan:
+  description: What was removed, or would be.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.prune import prune
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store
+
+ARGUMENT_SPEC = {
+    "older_than": {"type": "str"},
+    "larger_than": {"type": "bytes"},
+    "store": {"type": "path", "default": DEFAULT_STORE},
+}
+
+
+def body(module: AnsibleModule) -> dict[str, t.Any]:
+    """Prune the store."""
+    store = Store(module.params["store"])
+    plan, told = prune(store, module.params["older_than"], module.params["larger_than"], module.check_mode)
+    return {**told, "store": store.row(), **plan.result(module._diff)}
+
+
+def main() -> None:
+    run_module(ARGUMENT_SPEC, body, required_one_of=[("older_than", "larger_than")])
+
+
+if __name__ == "__main__":
+    main()

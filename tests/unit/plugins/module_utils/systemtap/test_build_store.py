@@ -1,0 +1,220 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The store of builds: who waits for whom, what is pruned and what never is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, prune, signing
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.der import Certificate
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
+
+DAY = 86400
+KEYS = [letter * 64 for letter in "abcdef"]
+# Holds the lock of a key in another process, as a build does, until its standard input ends.
+HOLD = """
+import sys
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
+with Store(sys.argv[1]).locked(sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def keep(store: Store, key: str, days: float, size: int = 1000) -> pathlib.Path:
+    """A build that was last asked for so many days ago."""
+    folder = pathlib.Path(store.folder(key))
+    folder.mkdir(parents=True)
+    module = folder / "x.ko"
+    module.write_bytes(b"m" * size)
+    row = {"name": "tapvirt_" + key[0], "kernel": "6.1", "path": str(module), "key": key}
+    row["sha256"] = hashlib.sha256(module.read_bytes()).hexdigest()
+    (folder / "build.json").write_text(json.dumps(row))
+    used = time.time() - days * DAY
+    os.utime(folder, (used, used))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: pathlib.Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def names(rows: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
+    return [row["key"][0] for row in rows]
+
+
+def files(store: Store) -> list[str]:
+    found = pathlib.Path(store.directory)
+    return sorted(str(path.relative_to(found)) for path in found.rglob("*"))
+
+
+def test_age_prunes_what_nobody_asked_for(store: Store) -> None:
+    for key, days in zip(KEYS[:3], (40, 31, 29)):
+        keep(store, key, days)
+    before = files(store)
+    planned = prune.prune(store, "30d", None, check_mode=True)
+    assert files(store) == before
+    plan, told = prune.prune(store, "30d", None, check_mode=False)
+    assert planned[1] == told
+    assert names(told["removed"]) == ["a", "b"]
+    assert [change.what for change in plan] == ["tapvirt_a", "tapvirt_b"]
+    assert told["removed"][0]["reason"] == "nobody asked for it for 40 days"
+    assert told["freed_bytes"] > 2000 and told["kept_bytes"] > 1000
+    assert store.kept() == ["c" * 64]
+    assert store.read("c" * 64) is not None
+    again = prune.prune(store, "30d", None, check_mode=False)
+    assert (list(again[0]), again[1]["freed_bytes"], again[1]["kept_bytes"]) == ([], 0, told["kept_bytes"])
+
+
+def test_size_prunes_the_longest_unused_first_and_no_more_than_needed(store: Store) -> None:
+    for key, days in zip(KEYS[:4], (1, 4, 2, 3)):
+        keep(store, key, days, size=10_000)
+    _plan, told = prune.prune(store, None, 25_000, check_mode=False)
+    assert names(told["removed"]) == ["b", "d"]
+    assert told["kept_bytes"] <= 25_000
+    assert sorted(store.kept()) == ["a" * 64, "c" * 64]
+    assert prune.prune(store, None, 25_000, check_mode=False)[1]["removed"] == []
+
+
+def test_a_module_that_is_asked_for_stays(store: Store) -> None:
+    for key in KEYS[:2]:
+        keep(store, key, 40)
+    assert store.use(KEYS[1]) is not None
+    assert store.use(KEYS[2]) is None
+    _plan, told = prune.prune(store, "30d", 0, check_mode=False)
+    assert (names(told["removed"]), store.kept()) == (["a"], [KEYS[1]])
+
+
+def test_what_is_being_built_or_read_is_not_touched(store: Store) -> None:
+    keep(store, KEYS[0], 40)
+    keep(store, KEYS[1], 40)
+    half = pathlib.Path(store.directory) / ".work" / KEYS[2]
+    half.mkdir(parents=True)
+    (half / "x.c").write_text("half a build")
+    os.utime(half, (0, 0))
+    with Holding(store, KEYS[0]), Holding(store, KEYS[2]):
+        checked = prune.prune(store, "30d", None, check_mode=True)[1]
+        told = prune.prune(store, "30d", None, check_mode=False)[1]
+        assert checked == told
+        assert (names(told["removed"]), sorted(names(told["in_use"]))) == (["b"], ["a", "c"])
+        assert store.kept() == [KEYS[0]] and half.exists()
+    told = prune.prune(store, "30d", None, check_mode=False)[1]
+    assert sorted(names(told["removed"])) == ["a", "c"]
+    assert [row["reason"] for row in told["removed"] if row["name"] is None] == ["a build that was killed left it"]
+    assert not half.exists()
+    assert files(store) == [".lock", ".work"]
+
+
+class Holding:
+    """Another process is at a key."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._argv = [sys.executable, "-c", HOLD, store.directory, key]
+
+    def __enter__(self) -> None:
+        self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout.readline() == "held\n"
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.communicate()
+        assert self._process.returncode == 0
+
+
+def test_other_files_of_a_store_are_not_touched(store: Store) -> None:
+    keep(store, KEYS[0], 40)
+    for name in (".cache/x", ".root/boot/x", "notes.txt", "builds.log", "abc/x", ".work/other/x"):
+        path = pathlib.Path(store.directory) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("kept\n")
+        os.utime(path.parent, (0, 0))
+    prune.prune(store, "0s", 0, check_mode=False)
+    kept = [path for path in pathlib.Path(store.directory).rglob("*") if path.is_file()]
+    assert len(kept) == 6 and store.kept() == []
+    assert store.row() == {"directory": store.directory, "builds": 1, "modules": 0}
+
+
+def test_an_empty_store_has_nothing_to_prune(store: Store) -> None:
+    assert prune.prune(store, "1w", 0, check_mode=False)[1]["removed"] == []
+    assert not os.path.exists(store.directory)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("2w", 14 * DAY), ("90s", 90)])
+def test_ages(text: str, seconds: int) -> None:
+    assert prune.parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["30", "d", "1.5d", "-1d", "30 days", ""])
+def test_other_ages_are_refused(store: Store, text: str) -> None:
+    keep(store, KEYS[0], 4000)
+    with pytest.raises(InvalidInput, match="older_than"):
+        prune.prune(store, text, None, check_mode=False)
+    assert store.kept() == [KEYS[0]]
+
+
+def test_a_key_is_worked_on_by_one_at_a_time_though_its_lock_is_removed(store: Store) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        for _time in range(30):
+            with store.locked(KEYS[0]):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    def forget() -> None:
+        for _time in range(200):
+            with store.unused(KEYS[0]) as unused:
+                if unused:
+                    most.append(len(inside) + 1)
+            time.sleep(0.0002)
+
+    threads = [threading.Thread(target=task) for task in (work, work, work, forget)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+
+
+def test_no_more_is_compiled_at_once_than_there_are_processors(store: Store) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def compile_something() -> None:
+        with store.slot():
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    count = os.cpu_count() or 1
+    threads = [threading.Thread(target=compile_something) for _number in range(4 * count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 4 * count
+    assert max(most) <= count
+
+
+def test_a_signed_copy_has_a_key_of_its_own_and_the_version_of_its_build() -> None:
+    details = Certificate("x", "ab", "01", 1)
+    first, second = (signing.Signer("/k", "/c", fingerprint * 64, details) for fingerprint in "12")
+    key = build.signed_key(KEYS[0], first)
+    assert len(key) == 64 and key not in (KEYS[0], build.signed_key(KEYS[0], second), build.signed_key(KEYS[1], first))
+    assert key[: build.VERSION_LETTERS] == KEYS[0][: build.VERSION_LETTERS]
