@@ -92,6 +92,13 @@ host:
       description: Whether the kernel loads signed modules only.
       type: bool
       sample: false
+    trusted_keys:
+      description:
+        - The certificates in the kernel's keyrings for module signatures, each with C(name), C(key_id) and C(keyring).
+          Those in C(.platform) count on kernels of Debian, Red Hat and SUSE. Null where they cannot be read.
+      type: list
+      elements: dict
+      sample: [{"key_id": "c81d...", "keyring": ".platform", "name": "tapvirt builder1"}]
     privilege:
       description: Whether the user is C(root), and in which of SystemTap's C(groups).
       type: dict

@@ -18,6 +18,7 @@ from .._core import command
 from .._core.root import Root
 from .._kernel.facts import gather
 from .envelope import Memory, buffer_check, read_memory
+from .signature import key_names, trusted_keys
 
 _VERSION = re.compile(r"version (\d+\.\d+)")
 _TESTED = re.compile(r"tested kernel versions: (\S+) \.\.\. (\S+)")
@@ -110,6 +111,7 @@ def read_host(root: Root, arch: str) -> dict[str, t.Any]:
         "traceability": facts["traceability"],
         "lockdown": facts.get("lockdown"),
         "module_signatures_enforced": (facts.get("tracing") or {}).get("module_signatures_enforced"),
+        "trusted_keys": trusted_keys(root),
         "staprun": staprun_version(),
         "privilege": {"root": os.geteuid() == 0, "groups": sorted(groups.intersection(_GROUPS))},
         "memory": dataclasses.asdict(memory),
@@ -136,7 +138,12 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
             )
         )
     findings += [
-        Finding("signing", False, reason, "have the builder sign the module with a key that the kernel trusts")
+        Finding(
+            "signing",
+            False,
+            reason,
+            "have stap_module sign (its option sign) with " + key_names(host.get("trusted_keys")),
+        )
         for reason in host["traceability"]["conditions"]
     ]
     shortage = buffer_check(Memory(**host["memory"]))

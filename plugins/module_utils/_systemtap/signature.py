@@ -161,7 +161,7 @@ def refusal(
     if enforced is None:
         return None
     rule = "{0}: this kernel loads only modules signed with a key that it trusts".format(enforced)
-    known = _names(trusted)
+    known = key_names(trusted)
     if signature is None:
         return "{0}, and this one is not signed; have stap_module sign it (its option sign) with {1}".format(
             rule, known
@@ -175,7 +175,8 @@ def refusal(
     )
 
 
-def _names(trusted: t.Sequence[t.Mapping[str, str]] | None) -> str:
+def key_names(trusted: t.Sequence[t.Mapping[str, str]] | None) -> str:
+    """Return the keys to sign with, as the end of a sentence."""
     if not trusted:
         return "one that is enrolled" if trusted is None else "one, of which none is enrolled yet"
     names = ["{0} ({1})".format(row["name"], row["key_id"]) for row in trusted[:_SHOWN_KEYS]]
