@@ -1,0 +1,267 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tracers that stay: what is asked for, what is planned, and what their program is, without a kernel to trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import service, service_keeper
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_observe import (
+    Host,
+    Kernel,
+    Seen,
+    Unit,
+    image_version,
+    installed_kernels,
+    parse_units,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_plan import Program, plan, settings_for
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_rows import faults, row
+
+RUNNING, NEXT, OTHER = "6.12.1-amd64", "6.12.2-amd64", "6.12.3-amd64"
+PROGRAM = Program(b"program", "e" * 64, "/usr/bin/python3")
+NOTHING = Seen(Unit("inactive", False, False, 0, 0, ""), None, None, None, {}, {}, None, None, [], False, False)
+DEFAULTS = {
+    "state": "started",
+    "enabled": True,
+    "modules": [],
+    "globals": {},
+    "buffer_mb": 1,
+    "output_file_bytes": 16 << 20,
+    "output_files": 4,
+    "remove_output": False,
+}
+
+
+def build(kernel=RUNNING, key="a", **more):
+    probe = {"point": 'kernel.function("vfs_read@fs/read_write.c:1").call', "asked": "x", "place": "_stext+0x10"}
+    return {
+        "name": "tapvirt_reads_01234567",
+        "sha256": key * 64,
+        "key": key * 64,
+        "kernel": kernel,
+        "kernel_version": "#1 " + kernel,
+        "globals": {"threshold": "long"},
+        "probes": [probe],
+        **more,
+    }
+
+
+def entry(**more):
+    return {**DEFAULTS, "name": "reads", "modules": [build(), build(NEXT, "b")], **more}
+
+
+def one(**more):
+    (wanted,) = service.read_wanted([entry(**more)])
+    return wanted
+
+
+def kept(wanted, **more):
+    """What there is of a tracer that runs as it is wanted."""
+    sites = [{"address": "1014", "kind": "k", "symbol": "vfs_read", "offset": 4, "rest": []}]
+    state = {"state": "running", "module": wanted.module_name, "sites": sites}
+    state["settings"] = settings_for(wanted, RUNNING, PROGRAM)
+    seen = Seen(
+        unit=Unit("active", True, False, 0, 0, ""),
+        unit_text=service.unit_text(wanted.name, PROGRAM.python),
+        spec_text=service.spec_text(service.spec_of(wanted, PROGRAM.sha256)),
+        program_sha256=PROGRAM.sha256,
+        modules={service.module_path(module): module["sha256"] for module in wanted.builds.values()},
+        state=state,
+        digest="a" * 40,
+        users=1,
+        output=[],
+        has_directory=True,
+        has_output=True,
+    )
+    return dataclasses.replace(seen, **more)
+
+
+def host(seen, name="reads"):
+    kernels = [Kernel(release, "#1 " + release, release == RUNNING) for release in (RUNNING, NEXT, OTHER)]
+    return Host(True, RUNNING, kernels, {name: seen})
+
+
+def means(wanted, seen):
+    return [change.how for change in plan([wanted], host(seen), PROGRAM)]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"name": "Slow Reads"}, "'Slow Reads' must be 1 to 32 .* Nearest: slow_reads"),
+        ({"name": "../etc"}, "'../etc' must be 1 to 32"),
+        ({"modules": []}, r"reads, modules: \[\] must have what stap_module returned"),
+        ({"modules": [None]}, r"reads, modules\[0\]: None is not what stap_module returns.*check mode"),
+        ({"modules": [build(kernel="../../etc")]}, r"modules\[0\]\.kernel: '../../etc' is not what"),
+        ({"modules": [build(key="x")]}, "module.sha256: 'xxx.*is not what stap_module returns"),
+        ({"modules": [build(), build()]}, r"modules\[1\]\.kernel: '6.12.1-amd64' is there twice"),
+        ({"modules": [build(), build(NEXT, name="tapvirt_other")]}, "must be of one script"),
+        ({"globals": {"treshold": 1}}, "reads, globals: 'treshold' is not declared.*Nearest: threshold"),
+        ({"globals": {"threshold": "much"}}, "reads, global threshold: 'much' must be a whole number"),
+        ({"buffer_mb": 0}, "reads, buffer_mb: 0 must be between 1 and 64"),
+        ({"output_files": 1}, "reads, output_files: 1 must be between 2 and 100"),
+        ({"output_file_bytes": 1}, "reads, output_file_bytes: 1 must be between"),
+        ({"remove_output": True}, "reads, remove_output: True .* state: absent"),
+    ],
+)
+def test_what_cannot_be_is_named(more, words):
+    with pytest.raises(InvalidInput, match=words):
+        service.read_wanted([entry(**more)])
+
+
+def test_two_tracers_are_two():
+    with pytest.raises(InvalidInput, match="'reads' is there twice"):
+        service.read_wanted([entry(), entry()])
+    with pytest.raises(InvalidInput, match="writes, modules: 'tapvirt_reads_01234567' is the module of reads too"):
+        service.read_wanted([entry(), entry(name="writes")])
+
+
+def test_nothing_is_planned_for_what_is_as_wanted():
+    wanted = one()
+    assert means(wanted, kept(wanted)) == []
+    assert means(one(state="absent"), NOTHING) == []
+    stopped = one(state="stopped")
+    assert means(stopped, kept(stopped, unit=Unit("inactive", True, False, 0, 0, ""), digest=None)) == []
+
+
+def test_a_new_tracer_is_planned_whole_and_a_running_one_removed_whole():
+    steps = ["copy", "copy", "write", "write", "write, daemon-reload", "systemctl enable", "systemctl start"]
+    assert means(one(), NOTHING) == steps
+    assert means(one(enabled=False), NOTHING) == [step for step in steps if step != "systemctl enable"]
+    wanted = one(state="absent")
+    gone = ["systemctl stop", "systemctl disable", "remove, daemon-reload", "remove"]
+    assert means(wanted, kept(one())) == gone
+    assert means(one(state="absent", remove_output=True), kept(one())) == [*gone, "remove"]
+
+
+def test_a_module_for_another_kernel_restarts_nothing():
+    before = one(modules=[build()])
+    assert means(one(), kept(before)) == ["copy", "write"]
+    assert means(before, kept(one())) == ["remove", "write"]
+
+
+@pytest.mark.parametrize(
+    ("more", "seen", "why"),
+    [
+        ({"globals": {"threshold": 5}}, {}, "its global variables change.*only while a module is loaded"),
+        ({"buffer_mb": 2}, {}, "its buffer changes"),
+        ({"output_files": 9}, {}, "its output changes"),
+        ({"modules": [build(key="c")]}, {}, "the loaded module is aaaaaaaaaaaa, and cccccccccccc is wanted"),
+        ({}, {"digest": None}, "its module is not loaded"),
+    ],
+)
+def test_a_restart_says_why(more, seen, why):
+    changes = list(plan([one(**more)], host(kept(one(), **seen)), PROGRAM))
+    assert changes[-1].how == "systemctl restart"
+    with pytest.raises(AssertionError, match=why):
+        raise AssertionError(changes[-1].why)
+
+
+def test_what_was_too_much_rests_until_it_changes():
+    resting = kept(one(), unit=Unit("failed", True, False, 0, 3, "overloaded: too much"), digest=None)
+    resting = dataclasses.replace(resting, state={**resting.state, "state": "overloaded", "reason": "too much"})
+    assert means(one(), resting) == []
+    assert means(one(state="stopped"), resting) == ["forget"]
+    assert means(one(globals={"threshold": 9}), resting) == ["write", "systemctl start"]
+    told = row("reads", resting, host(resting), None, service.spec_of(one(), PROGRAM.sha256))
+    assert "state: stopped" in str(faults("started", told))
+
+
+def test_a_module_that_nothing_uses_is_taken_away():
+    idle = {"unit": Unit("inactive", True, False, 0, 0, "")}
+    assert means(one(state="stopped"), kept(one(), **idle, users=0)) == ["staprun -d"]
+    assert means(one(state="stopped"), kept(one(), **idle, users=1)) == []
+
+
+def test_the_running_kernel_must_have_a_module():
+    with pytest.raises(InvalidInput, match="reads, modules: '6.12.2-amd64' lack one for the running kernel 6.12.1"):
+        plan([one(modules=[build(NEXT)])], host(NOTHING), PROGRAM)
+    assert means(one(modules=[build(NEXT)], state="stopped"), NOTHING)[-1] == "systemctl enable"
+
+
+def test_a_row_tells_which_kernels_are_ready():
+    wanted = one(modules=[build(), build(NEXT, "b", kernel_version="#2 " + NEXT)])
+    seen = kept(wanted)
+    told = row("reads", seen, host(seen), 0x1000, service.spec_of(wanted, PROGRAM.sha256))
+    assert [(kernel["release"], kernel["ready"]) for kernel in told["kernels"]] == [
+        (RUNNING, True),
+        (NEXT, False),
+        (OTHER, False),
+    ]
+    assert "another build of it" in told["kernels"][1]["reason"]
+    assert told["pending"][1] == "kernel {0}: there is no module for it, so the tracer does not start with it".format(
+        OTHER
+    )
+    assert told["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
+    assert faults("started", told) is None
+    blind = dataclasses.replace(seen, state={**seen.state, "sites": []})
+    told = row("reads", blind, host(blind), 0x1000, service.spec_of(wanted, PROGRAM.sha256))
+    assert "none of its 1 probes is armed" in str(faults("started", told))
+
+
+def test_systemd_is_read():
+    text = "Id=a.service\nActiveState=failed\nUnitFileState=enabled\nNRestarts=4\nExecMainStatus=3\n"
+    text += "NeedDaemonReload=no\nStatusText=overloaded: a = b\n\nId=b.service\nActiveState=inactive\nUnitFileState=\n"
+    units = parse_units(text)
+    assert units["a.service"] == Unit("failed", True, False, 4, 3, "overloaded: a = b")
+    assert units["b.service"] == Unit("inactive", False, False, 0, 0, "")
+    # When the disk was full, the state could not be written.
+    full = dataclasses.replace(kept(one()), unit=units["a.service"])
+    assert full.current == "overloaded"
+
+
+def test_installed_kernels_are_told_from_what_removed_ones_left(tmp_path):
+    for release in (RUNNING, NEXT):
+        (tmp_path / "lib/modules" / release).mkdir(parents=True)
+        (tmp_path / "lib/modules" / release / "modules.builtin").touch()
+    (tmp_path / "lib/modules/5.10.0/extra").mkdir(parents=True)
+    (tmp_path / "boot").mkdir()
+    image = bytearray(0x400)
+    image[0x202:0x206] = b"HdrS"
+    image[0x20E:0x210] = (0x100).to_bytes(2, "little")
+    text = "{0} (us@here) #1 SMP PREEMPT\0".format(NEXT).encode()
+    image[0x300 : 0x300 + len(text)] = text
+    (tmp_path / "boot" / ("vmlinuz-" + NEXT)).write_bytes(image)
+    root = Root(str(tmp_path))
+    assert installed_kernels(root, RUNNING) == [Kernel(RUNNING, None, True), Kernel(NEXT, "#1 SMP PREEMPT", False)]
+    (tmp_path / "boot" / ("vmlinuz-" + NEXT)).write_bytes(image[:0x210])
+    assert image_version(root, NEXT) is None
+
+
+def test_the_module_for_a_kernel_is_chosen_at_its_start():
+    spec = service.spec_of(one(), PROGRAM.sha256)
+    chosen = service_keeper.choose(spec, NEXT, "#1 " + NEXT)
+    assert chosen["path"] == "modules/6.12.2-amd64/tapvirt_reads_01234567.ko"
+    with pytest.raises(service_keeper.Unable, match="another build of it") as error:
+        service_keeper.choose(spec, NEXT, "#2 " + NEXT)
+    assert (error.value.state, error.value.code) == ("pending", service_keeper.EXIT_STAY)
+    with pytest.raises(service_keeper.Unable, match="no module for the running kernel 7.0; there is for 6.12.1-amd64,"):
+        service_keeper.choose(spec, "7.0", "")
+
+
+def test_the_program_is_whole_and_always_the_same(tmp_path):
+    data = service.program()
+    assert data == service.program()
+    path = tmp_path / "program.pyz"
+    path.write_bytes(data)
+    # Without the collection and without arguments, it comes as far as reading these.
+    done = subprocess.run(
+        [sys.executable, "-I", str(path)], capture_output=True, text=True, check=False, cwd="/", env={**os.environ}
+    )
+    assert done.stderr.splitlines()[-1].startswith("ValueError: not enough values to unpack"), done.stderr
+
+
+def test_a_unit_is_started_again_a_limited_number_of_times_and_not_after_an_overload():
+    text = service.unit_text("reads", "/usr/bin/python3")
+    assert "\nRestartPreventExitStatus={0}\n".format(service_keeper.EXIT_STAY) in text
+    for line in ("Restart=on-failure", "StartLimitBurst=5", "StartLimitIntervalSec=600", "Type=notify"):
+        assert line in text.splitlines()
