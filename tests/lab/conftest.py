@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -38,13 +39,36 @@ class PlaybookResult:
         raise AssertionError(f"no result of {task!r} on {host}:\n{self.stdout[-3000:]}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Playbook:
+    """A playbook under way."""
+
+    process: subprocess.Popen[str]
+    results: pathlib.Path
+
+    def end(self, timeout: float = 900) -> PlaybookResult:
+        """Wait for its end; what exceeds the time is killed."""
+        try:
+            stdout, stderr = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        rows = self.results.read_text(encoding="utf-8").splitlines() if self.results.exists() else []
+        recap = {
+            host: {key: int(value) for key, value in (pair.split("=") for pair in counters.split())}
+            for host, counters in RECAP.findall(stdout.rpartition("PLAY RECAP")[2])
+        }
+        return PlaybookResult(self.process.returncode, stdout + stderr, recap, [json.loads(row) for row in rows])
+
+
 class LabHosts:
     """The hosts of the running lab, as its inventory names them."""
 
     def __init__(self, inventory: pathlib.Path, scratch: pathlib.Path) -> None:
         self.inventory = inventory
         self._scratch = scratch
-        self._runs = 0
+        self._runs = itertools.count(1)
         self.groups: dict[str, list[str]] = {}
         self._vars: dict[str, dict[str, t.Any]] = {}
         self._read(yaml.safe_load(inventory.read_text(encoding="utf-8")))
@@ -90,11 +114,15 @@ class LabHosts:
 
     def playbook(self, text_or_path: str | pathlib.Path, *options: str, timeout: float = 900) -> PlaybookResult:
         """Run a playbook (its text, or the path of its file) against the lab."""
-        self._runs += 1
-        results = self._scratch / f"results-{self._runs}.jsonl"
+        return self.begin(text_or_path, *options).end(timeout)
+
+    def begin(self, text_or_path: str | pathlib.Path, *options: str) -> Playbook:
+        """Start a playbook, to be looked after while it runs."""
+        number = next(self._runs)
+        results = self._scratch / f"results-{number}.jsonl"
         path = text_or_path
         if isinstance(text_or_path, str):
-            path = self._scratch / f"play-{self._runs}.yml"
+            path = self._scratch / f"play-{number}.yml"
             path.write_text(text_or_path, encoding="utf-8")
         environment = os.environ | {
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
@@ -104,20 +132,56 @@ class LabHosts:
             "ANSIBLE_INJECT_FACT_VARS": "0",
             "TAPVIRT_RESULTS": str(results),
         }
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["ansible-playbook", "-i", str(self.inventory), str(path), *options],
             env=environment,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-            check=False,
         )
-        rows = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
-        recap = {
-            host: {key: int(value) for key, value in (pair.split("=") for pair in counters.split())}
-            for host, counters in RECAP.findall(done.stdout.rpartition("PLAY RECAP")[2])
-        }
-        return PlaybookResult(done.returncode, done.stdout + done.stderr, recap, [json.loads(row) for row in rows])
+        return Playbook(process, results)
+
+    def build(
+        self, hosts: str, scripts: t.Mapping[str, pathlib.Path], **options: t.Any
+    ) -> dict[str, dict[str, dict[str, t.Any]]]:
+        """Build scripts (name -> file) for the kernels of hosts; return host -> name -> the task's result."""
+        names = list(scripts)
+        kernel = "ansible_facts.tapvirt_kernel"
+        tasks = [
+            {"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}},
+            {
+                "name": "Render",
+                "tapvirt.host.stap_script": {
+                    "src": "{{ files[item] }}",
+                    "guru": "{{ item in guru }}",
+                    "guru_reason": "{{ guru[item] | default(omit) }}",
+                },
+                "loop": names,
+                "delegate_to": "builder",
+                "register": "rendered",
+            },
+            {
+                "name": "Build",
+                "tapvirt.host.stap_module": {
+                    "script": "{{ item.script }}",
+                    "kernel": f"{{{{ {kernel}.release }}}}",
+                    "kernel_version": f"{{{{ {kernel}.version }}}}",
+                    **options.get("module", {}),
+                },
+                "loop": "{{ rendered.results }}",
+                "loop_control": {"label": "{{ item.item }}"},
+                "delegate_to": "builder",
+                "ignore_errors": True,
+            },
+        ]
+        variables = {"files": {name: str(path) for name, path in scripts.items()}, "guru": options.get("guru", {})}
+        done = self.playbook(
+            yaml.safe_dump([{"hosts": hosts, "gather_facts": False, "vars": variables, "tasks": tasks}])
+        )
+        built = {row["host"]: row["result"] for row in done.results if row["task"] == "Build"}
+        assert built, done.stdout
+        return {host: dict(zip(names, result["results"], strict=True)) for host, result in built.items()}
 
 
 def kernel_hosts() -> list[str]:

@@ -38,7 +38,8 @@ _LEASE_SECONDS = 20
 def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
     """Wait for a run's end for some time; return ``progress`` when it has not come, else the result contract.
 
-    Nothing is removed, so that it can be asked again when the answer was lost on its way.
+    Nothing is removed, so that it can be asked again when the answer was lost on its way: the directory goes when the
+    controller says that it has the result.
 
     :param with_output: return ``output`` as well, what was printed, in chunks; a chunk after the first comes alone.
     :raises InvalidInput: not the directory of a run.
@@ -54,8 +55,6 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
     result = read_result(directory, state)
     if with_output:
         result["output"] = read_output(directory, 0)
-    with contextlib.suppress(OSError):
-        os.close(os.open(os.path.join(directory, "collected"), os.O_WRONLY | os.O_CREAT, 0o600))
     return result
 
 
@@ -162,7 +161,7 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
         if not _DIRECTORY.match(directory) or _is_in_hands(directory):
             continue
         job = leavings.read_json(os.path.join(directory, "job.json"))
-        if job and not os.path.exists(os.path.join(directory, "collected")):
+        if job:
             found.append(_found(directory, job, record_limit))
         forget(directory)
     return found

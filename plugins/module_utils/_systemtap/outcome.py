@@ -209,6 +209,9 @@ def judge(
     if "armed_seconds" not in state:
         if state.get("stop") == "load":
             return "timeout", "the module was not loaded and armed before the deadline"
+        force = _forced(state)
+        if force:
+            return "timeout", "the run was ended by force before the probes were armed: {0}".format(force)
         said = messages.errors[0] if messages.errors else "staprun gave no reason"
         return "refused", "the module was not loaded: {0}".format(said)
     return _judge_messages(messages) or _judge_evidence(state, messages, arming, hits, truncated)

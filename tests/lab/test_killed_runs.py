@@ -1,0 +1,334 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whatever is killed, cut or full while a host is traced: nothing is left in time, and what it was is told.
+
+Each trial goes wrong at a random moment of a run. They come in pairs: in the first the controller is lost as well, so
+that the second one's run is the next on that host and tells what it found. The seed is printed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shlex
+import signal
+import socket
+import threading
+import time
+import typing as t
+
+import pytest
+import yaml
+
+HOSTS = ("trace1", "trace2", "trace4")
+TRIALS = 20 if os.environ.get("TAPVIRT_SOAK") else 2
+# What happens with the controller lost, and what happens next; ``guard`` is the supervisor where there is no systemd.
+PAIRS = [("controller", "cut")] * TRIALS
+PAIRS += [(kind, kind) for kind in ("stapio", "supervisor", "guard", "disk") for _pair in range(TRIALS // 2)]
+KINDS = sorted({kind for pair in PAIRS for kind in pair})
+SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))
+DURATION = 5
+LATEST_SECONDS = 45
+# Longer than the controller waits for any answer.
+SILENT_SECONDS = 35
+BASE = "/run/tapvirt/stap"
+SCRIPT = """
+#: record tick number:integer
+global number
+probe timer.ms(50) { printf("{\\"kind\\":\\"tick\\",\\"number\\":%d}%400s\\n", number++, "") }
+probe kprobe.function("vfs_read") { next }
+"""
+# What must be on a host after a run as it was before.
+STATE = "sysctl kernel.kptr_restrict debug.kprobes-optimization; grep -c debugfs /proc/self/mounts"
+LEFT = (
+    "ls /proc/systemtap 2>/dev/null | grep {name}; pgrep -f '[s]tap(run|io).*{name}';"
+    " pgrep -f '[t]apvirt/stap/{name}'; systemctl list-units --all --no-legend --plain 'tapvirt-stap-{name}*'; true"
+)
+# A Python for the host that sees no systemd, as on hosts without it.
+WITHOUT_SYSTEMD = """#!/bin/sh
+exec unshare -m sh -c 'mount -t tmpfs none /run/systemd && exec python3 "$@"' sh "$@"
+"""
+
+
+@dataclasses.dataclass
+class Trial:
+    """One run that something happens to: what was decided by chance, and what was seen."""
+
+    kind: str
+    number: int
+    alone: bool
+    """Whether the controller is killed as well, a moment before."""
+    moment: float
+    """When it happens, in seconds after the run's directory was there."""
+    seconds: float
+    """How long the connection is cut, or the disk full."""
+    clean_seconds: float | None = None
+    left: str = ""
+    before: str = ""
+    after: str = ""
+    run: dict[str, t.Any] | None = None
+    found: list[dict[str, t.Any]] | None = None
+    """What the next run found."""
+    screen: str = ""
+
+    def told(self) -> dict[str, t.Any]:
+        """Return what is told of the run, by itself or by the next one."""
+        rows = self.found if self.alone else [self.run]
+        assert rows and len(rows) == 1 and rows[0], self
+        return rows[0]
+
+    def row(self) -> list[t.Any]:
+        """Return the trial in short."""
+        rows = (self.found if self.alone else [self.run]) or [None]
+        told = [
+            f"{row['outcome']}, {row['bytes']} bytes, {row['record_count']} records" if row else row for row in rows
+        ]
+        return [f"at {self.moment:.1f} s", told, f"clean after {self.clean_seconds or -1:.1f} s"]
+
+
+def hang_up(ends: t.Iterable[socket.socket]) -> None:
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+class Forwarder:
+    """A port that leads to a host, and can go silent or be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._open = threading.Event()
+        self._open.set()
+        self._ended = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while not self._ended:
+            try:
+                near, _peer = self._listener.accept()
+            except OSError:
+                return
+            if not self._open.is_set():
+                near.close()
+                continue
+            pair = (near, socket.create_connection(("127.0.0.1", self._target)))
+            self._pairs.append(pair)
+            for source, sink in (pair, pair[::-1]):
+                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._open.wait()
+                sink.sendall(data)
+        hang_up((source, sink))
+
+    def cut(self, seconds: float, silently: bool) -> None:
+        """Let nothing through for a while; the connections that there were are lost, at once or in the end."""
+        self._open.clear()
+        if not silently:
+            self._drop()
+        time.sleep(seconds)
+        self._drop()
+        self._open.set()
+
+    def _drop(self) -> None:
+        while self._pairs:
+            hang_up(self._pairs.pop())
+
+    def close(self) -> None:
+        self._ended = True
+        self._open.set()
+        self._drop()
+        self._listener.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it started, by /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found
+
+
+class Host:
+    """A host and the trials on it, one after the other."""
+
+    def __init__(self, lab: t.Any, host: str, module: dict[str, t.Any]) -> None:
+        self.lab = lab
+        self.host = host
+        self.module = module
+        self.name = module["name"]
+        inventory = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))
+        self.variables = inventory["trace_hosts"]["hosts"][host]
+        self.chance = random.Random(f"{SEED} {host}")
+
+    def sh(self, text: str) -> str:
+        return t.cast("str", self.lab.run(self.host, "sh", "-c", text).stdout)
+
+    def begin(self, duration: float, **variables: t.Any) -> t.Any:
+        """Start a playbook that runs the module."""
+        args = {"module": self.module, "duration": duration, "record_limit": 5}
+        tasks = [{"name": "Run", "tapvirt.host.stap_run": args, "ignore_errors": True}]
+        play = [{"hosts": self.host, "gather_facts": False, "tasks": tasks}]
+        return self.lab.begin(yaml.safe_dump(play), "-e", json.dumps(variables))
+
+    def directory(self) -> str:
+        """Wait until a run has begun; return its directory."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            found = self.sh(f"ls -d {BASE}/{self.name}-*/state.json 2>/dev/null").split()
+            if found:
+                return os.path.dirname(found[0])
+            time.sleep(0.2)
+        raise AssertionError(f"no run began on {self.host}")
+
+    def trial(self, kind: str, number: int, alone: bool) -> Trial:
+        seconds = SILENT_SECONDS if kind == "cut" and number == 3 else self.chance.uniform(1, 4)
+        trial = Trial(kind, number, alone, self.chance.uniform(0, DURATION), seconds)
+        trial.before = self.sh(STATE)
+        variables: dict[str, t.Any] = {}
+        forwarder = Forwarder(self.variables["ansible_port"]) if kind == "cut" else None
+        if forwarder:
+            known = "[127.0.0.1]:{ansible_port}".format(**self.variables)
+            common = f"{self.variables['ansible_ssh_common_args']} -o HostKeyAlias={known}"
+            variables = {"ansible_port": forwarder.port, "ansible_ssh_common_args": common}
+        if kind == "guard":
+            variables = {"ansible_python_interpreter": "/run/python"}
+        play = self.begin(DURATION, **variables)
+        try:
+            self._happen(trial, play, forwarder)
+        finally:
+            if forwarder:
+                forwarder.close()
+        return trial
+
+    def _happen(self, trial: Trial, play: t.Any, forwarder: Forwarder | None) -> None:
+        directory = self.directory()
+        started = time.monotonic()
+        time.sleep(trial.moment)
+        if trial.alone:
+            for pid in descendants(play.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            play.process.wait()
+        if forwarder:
+            forwarder.cut(trial.seconds, silently=trial.number % 2 == 1)
+        elif trial.kind != "controller":
+            self.sh(self._fault(trial, directory))
+        # Loading takes what it takes here; the run's own deadline is counted from its beginning.
+        end = started + DURATION + LATEST_SECONDS
+        while trial.clean_seconds is None and time.monotonic() < end:
+            trial.left = self.sh(LEFT.format(name=self.name))
+            if not trial.left:
+                trial.clean_seconds = time.monotonic() - started
+        trial.after = self.sh(STATE)
+        if not trial.alone:
+            done = play.end(300)
+            trial.screen = done.stdout
+            trial.run = next((row["result"].get("run") for row in done.results), None)
+        # A run that its controller asked for a moment ago is not the next run's to tell; so time has passed.
+        self.sh(f"touch -d '-1 min' {BASE}/*/seen {BASE}/*/request.json 2>/dev/null; true")
+
+    def _fault(self, trial: Trial, directory: str) -> str:
+        pid = f"$(sed 's/.*\"pid\": \\([0-9]*\\).*/\\1/' {directory}/state.json)"
+        if trial.kind == "stapio":
+            return f"pkill -KILL -f '[s]tapio.*{self.name}'"
+        if trial.kind == "supervisor":
+            return f"kill -KILL {pid}"
+        if trial.kind == "guard":
+            return f"kill -KILL {pid} $([ {trial.number} -ge 1 -a {trial.alone:d} = 0 ] && ps -o ppid= {pid})"
+        fill = shlex.quote(f"{BASE}/fill")
+        return f"cat /dev/zero > {fill} 2>/dev/null; sleep {trial.seconds:.1f}; rm {fill}"
+
+    def pair(self, kinds: tuple[str, str], number: int) -> list[Trial]:
+        """Lose a run, then have the next one tell of it."""
+        first, second = kinds
+        if first == "guard":
+            self.lab.run(self.host, "sh", "-c", "cat > /run/python; chmod +x /run/python", stdin=WITHOUT_SYSTEMD)
+        if first == "disk":
+            self.sh(f"mkdir -p {BASE} && mount -t tmpfs -o size=2m none {BASE}")
+        try:
+            trials = [self.trial(first, number, True), self.trial(second, number, False)]
+        finally:
+            self.sh(f"umount {BASE} 2>/dev/null; rmdir {BASE} /run/tapvirt; rm -f /run/python")
+        trials[0].found = (trials[1].run or {}).get("found")
+        trials[1].left += self.sh("ls -d /run/tapvirt 2>/dev/null")
+        print(f"{self.host} {first} {number}, {second}:", *(row.row() for row in trials), flush=True)
+        return trials
+
+
+@pytest.fixture(scope="module")
+def trials(lab, tmp_path_factory):
+    """Do all pairs, on the hosts side by side; return the trials by kind."""
+    print(f"TAPVIRT_SEED={SEED}")
+    script = tmp_path_factory.mktemp("killed") / "killed.stp"
+    script.write_text(SCRIPT, encoding="utf-8")
+    built = lab.build(":".join(HOSTS), {"killed": script})
+    left = [(kinds, PAIRS[:place].count(kinds)) for place, kinds in enumerate(PAIRS)]
+    random.Random(SEED).shuffle(left)
+    rows: list[Trial] = []
+
+    def work(host: Host) -> None:
+        while left:
+            rows.extend(host.pair(*left.pop()))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(work, [Host(lab, host, built[host]["killed"]["module"]) for host in HOSTS]))
+    return {kind: [row for row in rows if row.kind == kind] for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_left_in_time(trials, kind):
+    assert len(trials[kind]) >= TRIALS
+    for trial in trials[kind]:
+        assert trial.clean_seconds is not None and trial.left == "", trial
+        assert trial.after == trial.before, trial
+    print(kind, "clean after", sorted(round(trial.clean_seconds, 1) for trial in trials[kind]))
+
+
+OUTCOMES = {
+    "stapio": {"timeout", "ok"},
+    "supervisor": {"timeout", "ok"},
+    "guard": {"timeout", "ok"},
+    "controller": {"ok"},
+    "cut": {"ok"},
+    "disk": {"lost_output", "ok"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_was_is_told(trials, kind):
+    for trial in trials[kind]:
+        told = trial.told()
+        assert told["outcome"] in OUTCOMES[kind], trial
+        assert told["left"] == [], trial
+        assert len(told["records"]) == min(told["record_count"], 5), trial
+        if trial.alone:
+            assert told["bytes"] >= told["kept_bytes"], trial
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_printed_until_then_is_kept(trials, kind):
+    for trial in trials[kind]:
+        told = trial.told()
+        # Ticks come twenty a second and are numbered, from when the module is there.
+        assert [record["number"] for record in told["records"]] == list(range(len(told["records"]))), trial
+        if told["outcome"] == "ok":
+            assert told["duration_seconds"] >= DURATION and told["record_count"] >= DURATION * 10, trial
