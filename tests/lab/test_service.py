@@ -6,11 +6,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import textwrap
 import typing as t
 
 import pytest
 import yaml
 
+GUIDE = pathlib.Path(__file__).parents[2] / "docs/docsite/rst/guide_tracer_that_stays.rst"
 HOST = "trace3"
 MODULE = "tapvirt.host.stap_service"
 FILE_BYTES, FILES = 4096, 3
@@ -256,3 +263,41 @@ def test_what_is_absent_leaves_nothing(story):
     assert [row["state"] for row in results["gone"]["services"]] == ["absent", "absent"]
     assert results["gone again"]["plan"] == []
     assert after == before
+
+
+def test_the_guide_does_what_it_says(lab, tmp_path):
+    """Every file of the page is written, and every command of it run, in their order."""
+    tree = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))
+    hosts = {"trace_hosts": {"hosts": {HOST: tree["trace_hosts"]["hosts"][HOST]}}, "builders": tree["builders"]}
+    (tmp_path / "inventory.yml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
+    blocks = re.findall(r"^\.\. code-block:: \w+\n\n((?:(?:    .*)?\n)+)", GUIDE.read_text(encoding="utf-8"), re.M)
+    texts = [textwrap.dedent(block) for block in blocks]
+    for text in texts:
+        if text.startswith("# "):
+            (tmp_path / text.split()[1]).write_text(text, encoding="utf-8")
+    before = state_of_host(lab)
+    said = [run_command(lab, line[2:], tmp_path) for text in texts for line in text.splitlines() if line[:2] == "$ "]
+    first, planned, changed, told, records, gone = said
+    assert "trace3 : ok=5 changed=2" in re.sub(" +", " ", first)
+    assert re.findall(r"^\+slow_syncs: .*", planned, re.M) == re.findall(r"^\+slow_syncs: .*", changed, re.M)
+    # The host changes, and with a builder that has the module already nothing else.
+    assert "changed=1" in planned.rpartition("RECAP")[2]
+    answer = json.loads(told.partition("=>")[2])
+    (row,) = answer["services"]
+    assert (row["state"], row["name"], row["pending"]) == ("running", "slow_syncs", [])
+    assert [kernel["ready"] for kernel in row["kernels"]] == [True]
+    assert re.search(r'^\{"pid": \d+, "took_us": \d+\}$', records, re.M), records
+    assert json.loads(gone.partition("=>")[2])["services"][0]["state"] == "absent"
+    assert state_of_host(lab) == before
+
+
+def run_command(lab, line: str, folder: pathlib.Path) -> str:
+    """Run a command of the guide, where its files are."""
+    if "tail" in line:
+        sh(lab, "dd if=/dev/zero of=/root/synced count=8 conv=fsync 2> /dev/null; rm /root/synced; sleep 2")
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
+    done = subprocess.run(
+        shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

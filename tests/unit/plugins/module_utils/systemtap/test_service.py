@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import service, service_keeper
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_observe import (
@@ -25,6 +25,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_ob
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_plan import Program, plan, settings_for
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_rows import faults, row
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_run import check
 
 RUNNING, NEXT, OTHER = "6.12.1-amd64", "6.12.2-amd64", "6.12.3-amd64"
 PROGRAM = Program(b"program", "e" * 64, "/usr/bin/python3")
@@ -265,3 +266,12 @@ def test_a_unit_is_started_again_a_limited_number_of_times_and_not_after_an_over
     assert "\nRestartPreventExitStatus={0}\n".format(service_keeper.EXIT_STAY) in text
     for line in ("Restart=on-failure", "StartLimitBurst=5", "StartLimitIntervalSec=600", "Type=notify"):
         assert line in text.splitlines()
+
+
+def test_without_systemd_nothing_stays():
+    wanted = [one(state="stopped")]
+    found = dataclasses.replace(host(NOTHING), systemd=False)
+    with pytest.raises(TapvirtError, match="not run by systemd .* Use tapvirt.host.stap_run"):
+        check(Root(), wanted, found, plan(wanted, found, PROGRAM))
+    gone = [one(state="absent")]
+    check(Root(), gone, found, plan(gone, found, PROGRAM))
