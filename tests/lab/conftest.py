@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,12 +14,14 @@ import pathlib
 import re
 import shlex
 import subprocess
+import time
 import typing as t
 
 import pytest
 import yaml
 
 HERE = pathlib.Path(__file__).resolve().parent
+RESTART_SECONDS = 400
 RECAP = re.compile(r"^(\S+)\s+:\s+((?:\w+=\d+\s*)+)$", re.MULTILINE)
 
 
@@ -96,6 +99,20 @@ class LabHosts:
         ssh += shlex.split(str(variables.get("ansible_ssh_common_args", "")))
         ssh += [f"{variables.get('ansible_user', 'root')}@{variables['ansible_host']}", "--", shlex.join(argv)]
         return subprocess.run(ssh, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def restart(self, host: str, action: str) -> None:
+        """Restart a guest's kernel (``reboot``, ``kexec``) and wait until systemd has started everything again."""
+        look = "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running"
+        before = self.run(host, "sh", "-c", look).stdout.split()[0]
+        self.run(host, "sh", "-c", f"(sleep 1; systemctl {action}) > /dev/null 2>&1 < /dev/null &")
+        give_up = time.monotonic() + RESTART_SECONDS
+        while time.monotonic() < give_up:
+            time.sleep(3)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                said = self.run(host, "sh", "-c", look, timeout=20).stdout.split()
+                if said and before not in said and said[-1] in ("running", "degraded"):
+                    return
+        raise AssertionError(f"{host} did not come back after {action}")
 
     def ansible(
         self, pattern: str, module: str, args: dict[str, t.Any], check: bool = False, diff: bool = False

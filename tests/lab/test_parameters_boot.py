@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
-import subprocess
-import time
 import typing as t
 
 import pytest
@@ -18,40 +17,13 @@ MODULE = "tapvirt.host.kernel_module_param"
 OWN_FILE = "/etc/modprobe.d/zz-tapvirt.conf"
 JOURNAL = "/var/lib/tapvirt/kernel_module_param.json"
 KEPT_IMAGE = "/root/tapvirt-test-initrd"
-RESTART_SECONDS = 400
-# The kernel's own way to start the next one with another command line: no boot loader, and no kexec(8), is needed.
-KEXEC = """
-import ctypes, os, sys
-line = (open("/proc/cmdline").read().strip() + " " + sys.argv[1]).encode() + b"\\0"
-files = [os.open("/boot/{}-{}".format(name, os.uname().release), os.O_RDONLY) for name in ("vmlinuz", "initrd.img")]
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.syscall(320, files[0], files[1], len(line), line, 0):  # kexec_file_load on x86-64
-    sys.exit(os.strerror(ctypes.get_errno()))
-"""
+KEXEC = (pathlib.Path(__file__).parent / "files" / "kexec.py").read_text(encoding="utf-8")
 
 
 def sh(lab, command: str, timeout: float = 120) -> str:
     done = lab.run(HOST, "sh", "-ec", command, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def restart(lab, action: str) -> None:
-    """Restart the guest's kernel and wait until the new one answers."""
-    before = sh(lab, "cat /proc/sys/kernel/random/boot_id")
-    sh(lab, f"(sleep 1; systemctl {action}) > /dev/null 2>&1 < /dev/null &")
-    give_up = time.monotonic() + RESTART_SECONDS
-    while time.monotonic() < give_up:
-        time.sleep(3)
-        try:
-            done = lab.run(
-                HOST, "sh", "-c", "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running", timeout=20
-            )
-        except subprocess.TimeoutExpired:
-            continue
-        if done.stdout.split() and before not in done.stdout and done.stdout.split()[-1] in ("running", "degraded"):
-            return
-    raise AssertionError(f"{HOST} did not come back after {action}")
 
 
 def parameter(lab, label: str) -> str:
@@ -81,7 +53,7 @@ def guest(lab):
     yield image
     sh(lab, f"rm -f {OWN_FILE} {JOURNAL}*; cmp -s {KEPT_IMAGE} {image} || cp -a {KEPT_IMAGE} {image}")
     sh(lab, f"rm {KEPT_IMAGE}; sync")
-    restart(lab, "reboot")
+    lab.restart(HOST, "reboot")
     assert sh(lab, "cat /proc/cmdline") == command_line
     assert sh(lab, "cat /proc/sys/kernel/tainted; ls /etc/modprobe.d") == "0"
 
@@ -125,8 +97,8 @@ def test_persisted_values_are_there_after_a_restart(lab, guest, no_nbd):
     assert [row["what"] for row in planned["plan"]][-1] == guest
     assert second["virtio_blk.queue_depth"]["pending"] == [in_use]
 
-    lab.run(HOST, "python3", "-", word, stdin=KEXEC, timeout=120)
-    restart(lab, "kexec")
+    lab.run(HOST, "python3", "-", "-", word, stdin=KEXEC, timeout=120)
+    lab.restart(HOST, "kexec")
     sh(lab, "modprobe nbd")
     labels = ("nbd.max_part", "nbd.nbds_max", "tcp_cubic.hystart", "virtio_blk.queue_depth")
     assert [parameter(lab, label) for label in labels] == ["15", "3", "0", "64"]
