@@ -189,15 +189,15 @@ class Host:
         play = [{"hosts": self.host, "gather_facts": False, "tasks": tasks}]
         return self.lab.begin(yaml.safe_dump(play), "-e", json.dumps(variables))
 
-    def directory(self) -> str:
+    def directory(self, play: t.Any) -> str:
         """Wait until a run has begun; return its directory."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and play.process.poll() is None:
             found = self.sh(f"ls -d {BASE}/{self.name}-*/state.json 2>/dev/null").split()
             if found:
                 return os.path.dirname(found[0])
             time.sleep(0.2)
-        raise AssertionError(f"no run began on {self.host}")
+        raise AssertionError(f"no run began on {self.host}: {play.end(1).stdout}")
 
     def trial(self, kind: str, number: int, alone: bool) -> Trial:
         seconds = SILENT_SECONDS if kind == "cut" and number == 3 else self.chance.uniform(1, 4)
@@ -220,7 +220,7 @@ class Host:
         return trial
 
     def _happen(self, trial: Trial, play: t.Any, forwarder: Forwarder | None) -> None:
-        directory = self.directory()
+        directory = self.directory(play)
         started = time.monotonic()
         time.sleep(trial.moment)
         if trial.alone:

@@ -1,0 +1,235 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loads of an exactly known size: system calls on four hosts beside a dead one, port writes of one domain of two."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+import yaml
+
+# A system call that nothing else makes, so that no hit waits for another one's lock.
+CALLED = "__x64_sys_sched_rr_get_interval"
+CALLS = {"trace1": 100_000, "trace2": 100_000, "trace3": 100_000, "trace4": 1_000}
+MERGED = ["trace1", "trace2", "trace3"]
+# One process makes the calls, another wakes it when the probes are armed; probes get less than half of its time.
+LOAD = """
+import glob, json, os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+worker = os.fork()
+if worker:
+    print(worker, flush=True)
+    if os.fork():
+        os._exit(0)
+os.setsid()
+for descriptor in (0, 1, 2):
+    os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+if not worker:
+    signal.sigwait({signal.SIGUSR1})
+    for _batch in range(CALLS // 500):
+        begun = time.monotonic()
+        for _number in range(500):
+            os.sched_rr_get_interval(0)
+        time.sleep(1.3 * (time.monotonic() - begun))
+    os._exit(0)
+for _second in range(600):
+    for path in glob.glob("/run/tapvirt/stap/tapvirt_function_latency_*/state.json"):
+        try:
+            state = json.load(open(path))
+        except (OSError, ValueError):
+            continue
+        if state["state"] == "running":
+            os.kill(worker, signal.SIGUSR1)
+            os._exit(0)
+    time.sleep(0.2)
+"""
+RUN = "tapvirt.host.trace : Trace"
+SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def traced(lab, tmp_path_factory):
+    """Trace the calls on four hosts at once; a fifth is dead. Merge three of them."""
+    inventory = tmp_path_factory.mktemp("known") / "dead.yml"
+    dead = {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_user": "root"}
+    inventory.write_text(yaml.safe_dump({"more": {"hosts": {"dead": dead}}}), encoding="utf-8")
+    merge = "dict(merged | zip(merged | map('extract', hostvars, 'trace_runs')))"
+    known = f"{{{{ {{}} | tapvirt.host.trace_summary(runs={merge}) }}}}"
+    plays = [
+        {
+            "hosts": ["dead", *CALLS],
+            "gather_facts": False,
+            "vars": {"calls": CALLS},
+            "tasks": [
+                {
+                    "name": "Load",
+                    "ansible.builtin.command": {
+                        "cmd": "python3 -",
+                        "stdin": LOAD.replace("CALLS", "{{ calls[inventory_hostname] }}"),
+                    },
+                    "register": "load",
+                },
+                {
+                    "name": "Trace",
+                    "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
+                    "vars": {
+                        "trace_title": "calls",
+                        "trace_variables": {"function": CALLED},
+                        "trace_globals": {"target_pid": "{{ load.stdout }}"},
+                        "trace_duration": SECONDS,
+                        "trace_cpu_ceiling_percent": 50,
+                    },
+                },
+            ],
+        },
+        {
+            "hosts": MERGED[0],
+            "gather_facts": False,
+            "vars": {"merged": MERGED},
+            "tasks": [{"name": "Merge", "ansible.builtin.set_fact": {"known": known}}],
+        },
+    ]
+    return lab.playbook(yaml.safe_dump(plays), "-i", str(inventory))
+
+
+@pytest.mark.parametrize("host", CALLS)
+def test_every_call_is_counted_and_none_twice(traced, host):
+    run = traced.of(host, RUN)["run"]
+    assert (run["outcome"], run["skipped"]) == ("ok", 0), run
+    count, histogram = run["records"]
+    assert (count["kind"], histogram["kind"]) == ("count", "histogram")
+    assert count["count"] == histogram["count"] == CALLS[host], run
+    assert sum(bucket[2] for bucket in histogram["buckets"]) == CALLS[host]
+
+
+def test_three_hosts_are_merged_without_a_loss(traced):
+    known = traced.of(MERGED[0], "Merge")["ansible_facts"]["known"]
+    wanted = sum(CALLS[host] for host in MERGED)
+    assert wanted == 300_000
+    assert known["counters"] == [{"title": "calls", "hosts": 3, "totals": {CALLED: wanted}}]
+    (histogram,) = known["histograms"]
+    assert histogram["count"] == sum(bucket[2] for bucket in histogram["buckets"]) == wanted
+
+
+def test_a_dead_host_is_named_and_costs_the_others_nothing(traced):
+    assert traced.recap["dead"]["unreachable"] == 1
+    assert {host: traced.recap[host]["failed"] + traced.recap[host]["unreachable"] for host in CALLS} == dict.fromkeys(
+        CALLS, 0
+    )
+    assert {host: traced.of(host, RUN)["run"]["record_count"] for host in CALLS} == dict.fromkeys(CALLS, 2)
+
+
+WRITES = 20_000
+READY = "ready"
+# Runs in real mode at 0000:7c00: says that it is ready, and stops for ever; what is asked of it comes as an NMI.
+SECTOR = bytes([
+    0xFA, 0x31, 0xC0, 0x8E, 0xD8, 0x8E, 0xD0,        # cli; xor ax, ax; mov ds, ax; mov ss, ax
+    0xBC, 0x00, 0x7C,                                # mov  sp, 0x7c00
+    0xC7, 0x06, 0x08, 0x00, 0x28, 0x7C,              # mov  word [2*4], handler
+    0xC7, 0x06, 0x0A, 0x00, 0x00, 0x00,              # mov  word [2*4+2], 0
+    0xBE, 0x36, 0x7C, 0xB9, len(READY), 0x00,        # mov  si, text; mov cx, length
+    0xFC, 0xBA, 0xF8, 0x03,                          # cld; mov dx, 0x3f8
+    0xAC, 0xEE, 0xE2, 0xFC,                          # next: lodsb; out dx, al; loop next
+    0xF4, 0xEB, 0xFD, 0x90,                          # stop: hlt; jmp stop; nop
+    # 0x7c28, handler: the port of the POST code takes whatever is written to it.
+    0xB9, WRITES & 0xFF, WRITES >> 8,                # mov  cx, WRITES
+    0xE6, 0x80, 0xE2, 0xFC,                          # again: out 0x80, al; loop again
+    0xF4, 0xEB, 0xFD,                                # hlt; jmp to it
+    0x90, 0x90, 0x90, 0x90,
+])  # fmt: skip
+assert len(SECTOR) == 0x36
+DOMAIN = """
+<domain type='kvm'>
+  <name>{name}</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <features><acpi/><apic/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source file='/var/lib/libvirt/images/{name}.img'/>
+      <target dev='hda' bus='ide'/>
+    </disk>
+    <serial type='pty'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+DOMAINS = {"known-writer": READY, "known-talker": "a line for each tick"}
+# Both are there; the NMI comes when the probes are armed.
+WAKE = """
+for try in $(seq 200); do
+  grep -q '"state": "running"' /run/tapvirt/stap/tapvirt_kvm_exits_*/state.json 2>/dev/null && break
+  sleep 0.2
+done
+virsh inject-nmi known-writer
+"""
+
+
+@pytest.fixture
+def domains(lab):
+    """Two domains on one host: one that waits for an NMI to write to a port, one that talks all the time."""
+    text = SECTOR + READY.encode()
+    writer = base64.b64encode(text + bytes(510 - len(text)) + b"\x55\xaa").decode()
+    tasks = [
+        {
+            "name": "Disk",
+            "ansible.builtin.shell": "base64 -d > /var/lib/libvirt/images/{{ item.key }}.img <<< {{ item.value }}",
+            "args": {"executable": "/bin/bash"},
+            "loop": "{{ disks | dict2items }}",
+            "vars": {
+                "disks": {
+                    "known-writer": writer,
+                    "known-talker": "{{ '" + DOMAINS["known-talker"] + "' | tapvirt.host.boot_sector }}",
+                }
+            },
+        },
+        {
+            "name": "Domains",
+            "tapvirt.host.libvirt_domain": {
+                "uri": "qemu:///system",
+                "domains": [{"name": name, "xml": DOMAIN.format(name=name), "state": "running"} for name in DOMAINS],
+            },
+        },
+        *(
+            {
+                "name": f"Console of {name}",
+                "tapvirt.host.libvirt_console": {
+                    "uri": "qemu:///system",
+                    "name": name,
+                    "until": line,
+                    "timeout": 60,
+                },
+            }
+            for name, line in DOMAINS.items()
+        ),
+    ]
+    done = lab.playbook(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))
+    yield done
+    for name in DOMAINS:
+        remove = f"virsh destroy {name}; virsh undefine {name}; rm -f /var/lib/libvirt/images/{name}.img"
+        lab.run("trace2", "sh", "-c", remove)
+
+
+def test_port_writes_of_one_domain_are_its_exits(lab, domains):
+    assert domains.rc == 0, domains.stdout
+    tasks = [
+        {"name": "Wake", "ansible.builtin.shell": f"nohup sh -c {json.dumps(WAKE)} >/dev/null 2>&1 &"},
+        {
+            "name": "Trace",
+            "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
+            "vars": {"trace_script": "kvm_exits", "trace_domain": "{{ item }}", "trace_duration": 8},
+            "loop": list(DOMAINS),
+        },
+    ]
+    done = lab.playbook(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))
+    runs = [row["result"]["run"] for row in done.results if row["task"] == RUN]
+    assert [(run["outcome"], run["skipped"]) for run in runs] == [("ok", 0), ("ok", 0)], done.stdout
+    written, beside = ({record["key"]: record["count"] for record in run["records"]} for run in runs)
+    assert written["io"] == WRITES, written
+    # The other one ran, and is not in it.
+    assert beside["hlt"] > 0 and beside["io"] > 0

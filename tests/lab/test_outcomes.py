@@ -1,0 +1,179 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One crafted script for each outcome of a run; what is fetched of its output; a probe in an absent module."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import typing as t
+
+import pytest
+import yaml
+
+CALLED = "__x64_sys_sched_rr_get_interval"
+TUN = 'module("tun").function("tun_chr_open").call'
+# Calls what only these tests call, as often as can be, or a hundred times a second.
+CALLS = "import os, time\nwhile True: os.sched_rr_get_interval(0); time.sleep({0})"
+SLEEPS = """
+import threading, time
+def sleep():
+    while True: time.sleep(0.05)
+for number in range(8): threading.Thread(target=sleep).start()
+"""
+# Its globals make it good or bad, so that one build does for most outcomes.
+SHARED = """
+#: record count key:string count:integer
+global work = 0, divisor = 1, lines = 0
+global calls, sum
+probe kprobe.function("%s") { calls <<< 1; for (number = 0; number < work; number++) sum += number }
+probe timer.ms(100) { sum += 1 / divisor; for (number = 0; number < lines; number++) printf("%%100s\\n", "") }
+probe end {
+  if (@count(calls)) printf("{\\"kind\\":\\"count\\",\\"key\\":\\"calls\\",\\"count\\":%%d}\\n", @count(calls))
+}
+"""
+SCRIPTS = {
+    "shared": SHARED % CALLED,
+    # More sleep than there is room for.
+    "sleepers": 'global slept\nprobe kprobe.function("hrtimer_nanosleep").return.maxactive(1) { slept <<< 1 }\n',
+    "unloaded": f'global calls\nprobe {TUN}, kprobe.function("{CALLED}") {{ calls <<< 1 }}\n',
+    # Its end takes longer than a run's end may: the second signal comes after 15 s.
+    "endless": "%{\n#include <linux/delay.h>\n%}\nfunction wait() %{ mdelay(16500); %}\nprobe end { wait() }\n",
+    "unbuildable": 'probe kernel.function("no_such_function_anywhere") { next }\n',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A run, what it is to end as, and why."""
+
+    outcome: str
+    script: str
+    host: str
+    reason: str
+    options: dict[str, t.Any] = dataclasses.field(default_factory=dict)
+    load: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"Run to {self.outcome}"
+
+
+CASES = [
+    Case("ok", "shared", "trace2", "1 of 1 probes armed", load=CALLS.format(0.01)),
+    Case("zero_hits", "shared", "trace2", "none was hit"),
+    Case("script_error", "shared", "trace2", "division by 0", {"globals": {"divisor": 0}}),
+    Case("lost_output", "shared", "trace2", "1000 kept", {"globals": {"lines": 50}, "output_limit_bytes": 1000}),
+    Case(
+        "overloaded",
+        "shared",
+        "trace2",
+        "more of a CPU than the build allows",
+        {"globals": {"work": 300}, "duration": 20},
+        CALLS.format(0),
+    ),
+    Case("refused", "shared", "trace2", "more than 5 % of", {"buffer_mb": 64}),
+    Case("skipped", "sleepers", "trace4", "hits were skipped", load=SLEEPS),
+    Case("partial_arm", "unloaded", "trace4", f"1 of 2 probes are armed; missing: {TUN.partition('.')[0]}"),
+    Case("timeout", "endless", "trace4", "did not end when it was asked to", {"duration": 1}),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """All runs, what was known before them, and where their output is."""
+
+    runs: dict[str, dict[str, t.Any]]
+    builds: dict[str, dict[str, dict[str, t.Any]]]
+    before: dict[str, t.Any]
+    folder: pathlib.Path
+
+
+def tasks_of(case: Case, module: dict[str, t.Any], folder: pathlib.Path) -> list[dict[str, t.Any]]:
+    """Return the tasks of a case: its load beside it, and the run."""
+    args = {"module": module, "duration": 3, "output": str(folder / case.outcome), **case.options}
+    here = f"inventory_hostname == '{case.host}'"
+    run = {"name": case.name, "tapvirt.host.stap_run": args, "when": here, "ignore_errors": True}
+    if case.load is None:
+        return [run]
+    load = f"nohup timeout 60 python3 - >/dev/null 2>&1 <<'END' & echo $!\n{case.load}\nEND\n"
+    return [
+        {"name": "Load", "ansible.builtin.shell": load, "when": here, "register": "load"},
+        run,
+        {"name": "End the load", "ansible.builtin.command": "kill {{ load.stdout }}", "when": here},
+    ]
+
+
+@pytest.fixture(scope="module")
+def seen(lab, tmp_path_factory):
+    """Build all scripts for one kernel, and run each case on one of its two hosts."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    files = {name: folder / f"outcome_{name}.stp" for name in SCRIPTS}
+    for name, text in SCRIPTS.items():
+        files[name].write_text(text, encoding="utf-8")
+    builds = lab.build("trace2:trace4", files, guru={"endless": "its end has to take long"})
+    loaded = "modprobe -r tun; modprobe -n tun && ! grep -q '^tun ' /proc/modules"
+    tasks: list[dict[str, t.Any]] = [
+        {"name": "No tun", "ansible.builtin.shell": loaded, "when": "inventory_hostname == 'trace4'"},
+        {"name": "Before", "tapvirt.host.stap_probe_info": {"probes": [TUN]}},
+    ]
+    for case in CASES:
+        tasks += tasks_of(case, builds[case.host][case.script]["module"], folder)
+    play = {"hosts": "trace2:trace4", "gather_facts": False, "strategy": "free", "tasks": tasks}
+    done = lab.playbook(yaml.safe_dump([play]))
+    runs = {case.outcome: done.of(case.host, case.name) for case in CASES}
+    return Seen(runs, builds, done.of("trace4", "Before")["probes"][0], folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.outcome)
+def test_a_crafted_script_ends_as_it_must(seen, case):
+    result = seen.runs[case.outcome]
+    run = result["run"]
+    assert (run["outcome"], case.reason in run["reason"]) == (case.outcome, True), result
+    # A task that failed says why.
+    assert ("msg" in result) == (case.outcome not in ("ok", "zero_hits")), result
+    if case.outcome != "refused":
+        assert run["left"] == [], run
+
+
+def test_a_script_that_cannot_be_built_says_where(seen):
+    for host in seen.builds:
+        result = seen.builds[host]["unbuildable"]
+        assert result["outcome"] == "build_failed", result
+        assert (result["line"], "no_such_function_anywhere" in result["msg"]) == (1, True), result
+
+
+def test_every_outcome_of_the_contract_has_its_script():
+    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.outcome import OUTCOMES
+
+    assert sorted([*(case.outcome for case in CASES), "build_failed"]) == sorted(OUTCOMES)
+
+
+def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(seen):
+    assert seen.before["verdict"] == "module_not_loaded", seen.before
+    assert "tun is not loaded" in seen.before["reason"]
+    run = seen.runs["partial_arm"]["run"]
+    assert "ended as partial_arm" in seen.runs["partial_arm"]["msg"]
+    assert run["probes"]["armed"] == 1 and len(run["probes"]["missing"]) == 1, run
+    assert "tun_chr_open" in run["probes"]["missing"][0]
+
+
+def test_what_was_printed_is_on_the_controller(seen):
+    ok = seen.runs["ok"]["run"]
+    path = pathlib.Path(ok["output"]["path"])
+    assert path == seen.folder / "ok" / f"trace2.{ok['module']['name']}.txt"
+    data = path.read_bytes()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (ok["output"]["bytes"], ok["output"]["sha256"])
+    assert (len(data), ok["output"]["sha256"], ok["output"]["truncated"]) == (ok["bytes"], ok["sha256"], False)
+    assert [json.loads(line) for line in data.splitlines() if line.startswith(b"{")] == ok["records"]
+
+
+def test_what_was_cut_is_told_as_such(seen):
+    lost = seen.runs["lost_output"]["run"]
+    data = pathlib.Path(lost["output"]["path"]).read_bytes()
+    assert (len(data), lost["output"]["bytes"], lost["output"]["truncated"]) == (1000, 1000, True)
+    assert hashlib.sha256(data).hexdigest() == lost["output"]["sha256"] != lost["sha256"]
+    assert lost["bytes"] > 1000 and lost["hits"] == 0
