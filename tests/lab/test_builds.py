@@ -1,0 +1,270 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Builds: one for each distinct key whoever asks, the same bytes anywhere, by the builder that can, within limits."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import yaml
+
+HOSTS = ["trace1", "trace2", "trace3", "trace4"]
+PLAYS = 8
+STORE = "/var/lib/tapvirt/modules"
+FOLDER = "/var/lib/tapvirt/builds-test"
+PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "trace.yml"
+STARTS_WITHIN_SECONDS = 5
+SCRIPT = """# {{ stamp }}
+#: record count key:string count:integer
+global least = 0
+global calls
+probe kprobe.function("{{ function }}") { calls <<< 1 }
+probe end { printf("{\\"kind\\":\\"count\\",\\"key\\":\\"least %d\\",\\"count\\":%d}\\n", least, @count(calls)) }
+"""
+FUNCTIONS = {"reads": "vfs_read", "writes": "vfs_write"}
+# What is being compiled is held to, as the kernel itself says.
+LIMITS = """
+until limits=$(for name in $(grep -lxsE 'stap|cc1' /proc/[0-9]*/comm); do
+    grep -hsE '^Max (cpu time|address space)' "${name%comm}limits"
+done) && test -n "$limits"; do sleep 0.05; done
+echo "$limits"
+"""
+
+
+def shell(lab, command: str, timeout: float = 60) -> str:
+    done = lab.run("builder", "sh", "-ec", command, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def builds(lab, store: str = STORE) -> list[dict[str, t.Any]]:
+    """The compilations of this test's scripts that a store has counted."""
+    log = lab.run("builder", "cat", f"{store}/builds.log").stdout
+    return [row for row in map(json.loads, log.splitlines()) if row["name"].startswith("tapvirt_builds_test_")]
+
+
+@pytest.fixture(scope="module")
+def scripts(lab, tmp_path_factory):
+    """Two scripts that nobody has built, and what is made on the builder taken away afterwards."""
+    folder = tmp_path_factory.mktemp("builds")
+    for name, function in FUNCTIONS.items():
+        text = SCRIPT.replace("{{ function }}", function)
+        (folder / f"builds_test_{name}.stp.j2").write_text(text, encoding="utf-8")
+    shell(lab, f"mkdir -p {FOLDER}")
+    yield folder
+    shell(lab, f"rm -rf {FOLDER}")
+
+
+def build_tasks(name: str, **globals_: int) -> list[dict[str, t.Any]]:
+    return [
+        {
+            "name": f"Render {name}",
+            "tapvirt.host.stap_script": {
+                "src": f"builds_test_{name}.stp.j2",
+                "variables": {"stamp": "{{ playbook_dir }}"},
+                "globals": globals_,
+            },
+            "delegate_to": "builder",
+            "run_once": True,
+            "register": f"rendered_{name}",
+        },
+        {
+            "name": f"Build {name}",
+            "tapvirt.host.stap_module": {
+                "script": f"{{{{ rendered_{name}.script }}}}",
+                "kernel": "{{ kernels[inventory_hostname].release }}",
+                "kernel_version": "{{ kernels[inventory_hostname].version }}",
+            },
+            "delegate_to": "builder",
+            "register": f"built_{name}",
+        },
+    ]
+
+
+@pytest.fixture(scope="module")
+def kernels(lab) -> dict[str, dict[str, str]]:
+    """What each host runs; asked once, since it is the builder that many plays press here."""
+    answers = lab.ansible(",".join(HOSTS), "tapvirt.host.kernel_facts", {"gather_subset": ["min"]})
+    found = {host: answer["ansible_facts"]["tapvirt_kernel"] for host, answer in answers.items()}
+    return {host: {"release": found[host]["release"], "version": found[host]["version"]} for host in HOSTS}
+
+
+def write_play(path: pathlib.Path, kernels: dict[str, t.Any], tasks: list[dict[str, t.Any]]) -> pathlib.Path:
+    play = {"hosts": ",".join(HOSTS), "gather_facts": False, "vars": {"kernels": kernels}, "tasks": tasks}
+    path.write_text(yaml.safe_dump([play]), encoding="utf-8")
+    return path
+
+
+def now(name: str) -> dict[str, t.Any]:
+    return {
+        "name": name,
+        "ansible.builtin.debug": {"msg": "{{ '%.3f' | format(now().timestamp()) }}"},
+        "run_once": True,
+    }
+
+
+@pytest.fixture(scope="module")
+def asked(lab, scripts, kernels):
+    """Eight plays side by side, each for two scripts on four hosts; with the builds that this took."""
+    before = builds(lab)
+    play = write_play(scripts / "ask.yml", kernels, [*build_tasks("reads"), *build_tasks("writes")])
+    plays = [lab.begin(play) for _number in range(PLAYS)]
+    results = [running.end() for running in plays]
+    return results, builds(lab)[len(before) :]
+
+
+def test_eight_plays_for_two_scripts_and_three_kernels_are_six_builds(asked, kernels):
+    results, built = asked
+    assert [result.rc for result in results] == [0] * PLAYS, results[0].stdout[-3000:]
+    assert len(built) == 6, built
+    assert len({row["key"] for row in built}) == 6
+    releases = sorted({kernel["release"] for kernel in kernels.values()})
+    assert len(releases) == 3
+    assert sorted(row["kernel"] for row in built) == sorted([*releases, *releases])
+    # Who waited for another's build has not built: six tasks say that they did.
+    said = [row for result in results for row in result.results if row["task"].startswith("Build ")]
+    assert len(said) == PLAYS * len(HOSTS) * len(FUNCTIONS)
+    assert sum(row["result"]["built"] for row in said) == 6
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_hosts_of_one_kernel_have_the_same_module_whoever_asked(asked, name):
+    modules = [(result.of(host, f"Build {name}")["module"], host) for result in asked[0] for host in HOSTS]
+    sums: dict[str, set[str]] = {}
+    for module, _host in modules:
+        sums.setdefault(module["kernel"], set()).add(module["sha256"])
+    assert len(sums) == 3 and all(len(each) == 1 for each in sums.values()), sums
+    assert len({next(iter(each)) for each in sums.values()}) == 3
+    for module, _host in modules:
+        assert pathlib.Path(module["controller_path"]).stat().st_size == module["bytes"]
+
+
+def test_a_second_campaign_with_another_threshold_builds_nothing_and_starts_at_once(lab, scripts, kernels, asked):
+    before = builds(lab)
+    run = {"module": "{{ built_reads.module }}", "duration": 2}
+    tasks = [now("Begun"), *build_tasks("reads", least=250), now("Starts")]
+    tasks.append({"name": "Run", "tapvirt.host.stap_run": run})
+    result = lab.playbook(write_play(scripts / "again.yml", kernels, tasks))
+    assert result.rc == 0, result.stdout[-3000:]
+    assert builds(lab) == before
+    for host in HOSTS:
+        assert result.of(host, "Build reads")["changed"] is False
+        outcome = result.of(host, "Run")["run"]
+        assert [row["key"] for row in outcome["records"]] == ["least 250"], outcome
+    begun, starts = (float(result.of("trace1", task)["msg"]) for task in ("Begun", "Starts"))
+    print(f"the runs start {starts - begun:.1f} s after the campaign began")
+    assert starts - begun <= STARTS_WITHIN_SECONDS
+
+
+def test_a_build_is_the_same_in_another_store_and_held_to_limits(lab, scripts, asked):
+    module = asked[0][0].of("trace2", "Build reads")["module"]
+    store = f"{FOLDER}/other/store"
+    shell(lab, f"mkdir -p {store}; cp -a {STORE}/.cache {store}")
+    order = {"kernel": module["kernel"], "store": store}
+    tasks = [*build_tasks("reads")]
+    tasks[1]["tapvirt.host.stap_module"].update(order)
+    tasks[1]["tapvirt.host.stap_module"].pop("kernel_version")
+    for task in tasks:
+        del task["delegate_to"]
+    play = scripts / "other.yml"
+    play.write_text(yaml.safe_dump([{"hosts": "builder", "gather_facts": False, "tasks": tasks}]))
+    with ThreadPoolExecutor(1) as pool:
+        watch = pool.submit(shell, lab, f"timeout 280 sh -c {shlex.quote(LIMITS)}", 300)
+        result = lab.playbook(play)
+        limits = watch.result()
+    built = result.of("builder", "Build reads")
+    assert built["built"] and built["module"]["path"].startswith(store), result.stdout[-3000:]
+    assert built["module"]["sha256"] == module["sha256"]
+    cpu, memory = (
+        {int(line.split()[-3]) for line in limits.splitlines() if line.startswith(f"Max {name}")}
+        for name in ("cpu time", "address space")
+    )
+    assert cpu == {600} and memory == {4 << 30}, limits
+
+
+FAULTS = {
+    "a name that no function has": (
+        'probe begin { }\nprobe kprobe.function("vfs_raed") { exit() }\n',
+        {"phase": "analysis", "line": 2, "column": 7},
+        "vfs_read",
+    ),
+    "a variable that the function has not": (
+        'probe kernel.function("vfs_read") {\n  println($cuont) }\n',
+        {"phase": "analysis", "line": 2, "column": 11},
+        "$count",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_stap_refuses_is_said_in_one_paragraph(lab, scripts, asked, fault):
+    text, place, nearest = FAULTS[fault]
+    done = lab.run("builder", "sh", "-c", f"cat > {FOLDER}/faulty.stp", stdin=text)
+    assert done.returncode == 0
+    order = {"script": f"{FOLDER}/faulty.stp", "kernel": asked[0][0].of("trace2", "Build reads")["module"]["kernel"]}
+    before = shell(lab, f"ls -A {STORE} {STORE}/.work")
+    (refused,) = lab.ansible("builder", "tapvirt.host.stap_module", order).values()
+    assert refused["failed"] and refused["outcome"] == "build_failed", refused
+    assert {key: refused[key] for key in place} == place, refused
+    assert nearest in refused["nearest"] and f"Nearest: {nearest}" in refused["msg"]
+    assert refused["msg"].startswith(f"faulty, line {place['line']}, column {place['column']}: ")
+    assert "\n" not in refused["msg"]
+    assert shell(lab, f"ls -A {STORE} {STORE}/.work") == before
+
+
+# An interpreter in a mount namespace of its own, in which the headers of other kernels are covered.
+BLINDED = """#!/bin/sh
+exec unshare --mount sh -c '
+for folder in /usr/lib/modules/*; do case $folder in {seen}) ;; *) mount -t tmpfs tmpfs "$folder" ;; esac; done
+exec /usr/bin/python3 "$@"' sh "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def two_builders(lab, scripts):
+    """An inventory with two builders that can build for one kernel each, with a store each."""
+    machine = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))["builders"]["hosts"]["builder"]
+    hosts = {}
+    for name, seen in {"builder-old": "*/6.1.*", "builder-new": "*/6.12.*"}.items():
+        path, store = f"{FOLDER}/{name}-python", f"{FOLDER}/{name}"
+        text = BLINDED.replace("{seen}", seen)
+        assert lab.run("builder", "sh", "-c", f"cat > {path}; chmod 755 {path}", stdin=text).returncode == 0
+        shell(lab, f"mkdir -p {store}; cp -a {STORE}/.cache {store}")
+        hosts[name] = {**machine, "ansible_python_interpreter": path, "trace_builder_store": store}
+    path = scripts / "two.yml"
+    path.write_text(yaml.safe_dump({"two_builders": {"hosts": hosts}}), encoding="utf-8")
+    return path
+
+
+def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, scripts, two_builders):
+    variables = {
+        "trace_builders": "two_builders",
+        "trace_script": str(scripts / "builds_test_reads.stp.j2"),
+        "trace_variables": {"stamp": "two builders"},
+        "trace_targets": ",".join(HOSTS),
+        "trace_duration": 5,
+        "trace_waves": "100%",
+    }
+    before = builds(lab)
+    result = lab.playbook(PLAYBOOK, "-i", str(two_builders), "-e", json.dumps(variables))
+    (told,) = [row["result"]["ansible_stats"]["data"] for row in result.results if "ansible_stats" in row["result"]]
+    campaign = told["trace_campaign"]
+    assert {host: row["outcome"] for host, row in campaign["hosts"].items()} == dict.fromkeys(
+        ["trace1", "trace2", "trace4"], "ok"
+    ), result.stdout[-3000:]
+    # What neither can build for is left out, and why is said for each of them.
+    reason = campaign["left_out"]["trace3"]
+    for name in ("builder-old", "builder-new"):
+        assert f"{name}: the builder has no headers for 7.2" in reason
+    assert "install linux-headers-7.2" in reason
+    assert builds(lab) == before
+    done = {
+        name: [row["kernel"][:4] for row in builds(lab, f"{FOLDER}/{name}")] for name in ("builder-old", "builder-new")
+    }
+    assert done == {"builder-old": ["6.1."], "builder-new": ["6.12"]}

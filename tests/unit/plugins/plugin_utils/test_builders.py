@@ -1,0 +1,86 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which of several builders builds for a host, and what is said where none can."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.tapvirt.host.plugins.filter.builders import trace_builder_for as checked
+from ansible_collections.tapvirt.host.plugins.plugin_utils._builders import trace_builder_for
+
+OLD, NEW = "6.1.0-50-amd64", "7.2.12-amd64"
+
+
+def host(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict[str, t.Any]:
+    return {
+        "kernel": {"release": release},
+        "traceability": {"reasons": [], "conditions": []},
+        "staprun": staprun,
+        "privilege": {"root": True, "groups": []},
+        "memory": {"free_bytes": 1 << 30, "buffers_bytes": 0, "cpus_online": 2},
+        "loaded": [],
+        **more,
+    }
+
+
+def builder(*releases: str, stap: str = "5.6", tested: str = "7.3", debuginfo: bool = True) -> dict[str, t.Any]:
+    kernels = {release: {"version": "#1", "compiler": "gcc-14", "debuginfo": debuginfo} for release in releases}
+    return {"stap": stap, "tested": ["3.10", tested], "compilers": ["gcc-14"], "kernels": kernels}
+
+
+def test_a_kernel_goes_to_who_has_its_headers() -> None:
+    builders = {"old": builder(OLD), "new": builder(NEW)}
+    assert trace_builder_for(host(OLD), builders)["builder"] == "old"
+    chosen = trace_builder_for(host(NEW), builders)
+    assert (chosen["builder"], chosen["verdict"], chosen["remedy"], chosen["findings"]) == ("new", "ready", None, [])
+    assert chosen["reason"] == f"kernel {NEW} can be traced, built on new"
+
+
+def test_the_first_of_several_and_one_with_debug_information_before_one_without() -> None:
+    assert trace_builder_for(host(NEW), {"b": builder(NEW), "a": builder(NEW)})["builder"] == "b"
+    bare = builder(OLD, NEW, debuginfo=False)
+    both = {"bare": bare, "whole": builder(NEW)}
+    assert trace_builder_for(host(NEW), both)["builder"] == "whole"
+    alone = trace_builder_for(host(OLD), both)
+    assert (alone["builder"], [row["check"] for row in alone["findings"]]) == ("bare", ["debuginfo"])
+
+
+def test_versions_decide_as_well() -> None:
+    builders = {"older": builder(NEW, stap="5.1", tested="6.9"), "newer": builder(NEW)}
+    assert trace_builder_for(host(NEW), builders)["builder"] == "newer"
+    four = {"five": builder(OLD), "four": builder("5.10.0-1-amd64", OLD, stap="4.8", tested="6.1")}
+    assert trace_builder_for(host("5.10.0-1-amd64", staprun="4.8"), four)["builder"] == "four"
+
+
+def test_where_none_can_each_says_why_and_what_helps() -> None:
+    none = trace_builder_for(host("9.9"), {"old": builder(OLD), "gone": None, "new": builder(NEW)})
+    assert (none["builder"], none["verdict"]) == ("", "refused")
+    for said in (f"old: the builder has no headers for 9.9; it has them for: {OLD}", f"it has them for: {NEW}"):
+        assert said in none["reason"]
+    assert "the builder gone did not answer" in none["reason"]
+    assert "install linux-headers-9.9 (and its debug information) on the builder (old)" in none["remedy"]
+    single = trace_builder_for(host("9.9"), {"only": builder(OLD)})
+    assert single["reason"].startswith("the builder has no headers for 9.9")
+    assert trace_builder_for(host(OLD), {})["reason"] == "there is no builder"
+
+
+def test_what_forbids_the_host_itself_is_said_once_and_its_builder_chosen_all_the_same() -> None:
+    refused = trace_builder_for(host(OLD, staprun=None), {"a": builder(OLD), "b": builder(OLD)})
+    assert (refused["verdict"], refused["builder"], refused["reason"]) == (
+        "refused",
+        "a",
+        "staprun is not installed",
+    )
+    assert refused["remedy"] == "install the package systemtap-runtime"
+
+
+def test_other_input_is_refused_in_words() -> None:
+    with pytest.raises(AnsibleFilterError, match="as its host"):
+        checked({"verdict": "ready"}, {})
+    with pytest.raises(AnsibleFilterError, match="not a dictionary of builders' names"):
+        checked(host(OLD), ["builder1"])
+    assert checked(host(OLD), {"a": builder(OLD)})["builder"] == "a"
