@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs/docsite/rst/guide_tracer_that_stays.rst"
-HOST = "trace3"
+KEXEC = (pathlib.Path(__file__).parent / "files" / "kexec.py").read_text(encoding="utf-8")
+SOAK = bool(os.environ.get("TAPVIRT_SOAK"))
+HOST, BESIDE = "trace3", "trace2"
 MODULE = "tapvirt.host.stap_service"
 FILE_BYTES, FILES = 4096, 3
 # Every record has the number of the one before it and one more: nothing is lost, nothing torn.
@@ -43,7 +45,7 @@ STATE = (
     "ls -A /proc/systemtap 2>/dev/null; ls -A /run/tapvirt 2>/dev/null; grep -c debugfs /proc/self/mounts;"
     f" {SYSCTLS}; grep vfs_read /sys/kernel/debug/kprobes/list; pgrep -a stap;"
     " systemctl list-units --all --no-legend 'tapvirt*'; systemctl list-unit-files --no-legend 'tapvirt*';"
-    " find /etc /opt /root /srv /usr/local /var/lib/tapvirt /var/log/tapvirt /var/cache/tapvirt 2>/dev/null"
+    " find /etc /opt /root /srv /usr/local /var/lib/tapvirt /var/log/tapvirt 2>/dev/null"
     " | grep -v -e /.ansible | sort"
 )
 
@@ -263,6 +265,56 @@ def test_what_is_absent_leaves_nothing(story):
     assert [row["state"] for row in results["gone"]["services"]] == ["absent", "absent"]
     assert results["gone again"]["plan"] == []
     assert after == before
+
+
+@pytest.fixture
+def other_kernel(lab):
+    """Another kernel is installed on the host, that of a host beside it, and gone afterwards."""
+    release = lab.run(BESIDE, "uname", "-r").stdout.strip()
+    files = f"lib/modules/{release} boot/vmlinuz-{release} boot/initrd.img-{release}"
+    assert sh(lab, f"cd /; ls -d {files} 2>/dev/null || true") == ""
+    packed = lab.run(BESIDE, "sh", "-c", f"tar -C / -c {files} | gzip -1 | base64", timeout=300).stdout
+    lab.run(HOST, "sh", "-c", "base64 -d | tar -C / -xz", stdin=packed, timeout=300)
+    yield release
+    sh(lab, f"cd /; rm -r {files}")
+
+
+def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder, built, recorder, other_kernel):
+    """With a module for one kernel it says what it waits for, before a restart into the other one and in it."""
+    builder = {"delegate_to": "builder"}
+    script = {"tapvirt.host.stap_script": {"src": "recorder.stp.j2"}, "register": "rendered", **builder}
+    order = {"script": "{{ rendered.script }}", "kernel": other_kernel, "cpu_ceiling_percent": 50}
+    both = {**recorder, "modules": [built["recorder"], "{{ other.module }}"]}
+    build = [
+        {"name": "render", **script},
+        {"name": "build", "tapvirt.host.stap_module": order, "register": "other", **builder},
+    ]
+    missing = f"kernel {other_kernel}: there is no module for it, so the tracer does not start with it"
+    tasks = [keep("kept", recorder), *build, keep("built ahead", both), keep("built again", both)]
+    before = state_of_host(lab)
+    try:
+        results = play(lab, folder, tasks)
+        assert row_of(results["kept"])["pending"] == [missing]
+        assert means(results["built ahead"]) == ["copy", "write"]
+        assert (row_of(results["built ahead"])["pending"], results["built again"]["plan"]) == ([], [])
+        if SOAK:
+            play(lab, folder, [keep("only one", recorder)])
+        lab.run(HOST, "python3", "-", other_kernel, stdin=KEXEC, timeout=120)
+        lab.restart(HOST, "kexec")
+        assert sh(lab, "uname -r") == other_kernel
+        if SOAK:
+            told = lab.run(HOST, "systemctl", "status", UNIT).stdout
+            assert f"pending: there is no module for the running kernel {other_kernel}" in told, told
+        results = play(lab, folder, [*build, keep("in the other kernel", both)])
+        row = row_of(results["in the other kernel"])
+        assert (row["state"], row["digest"]["loaded"]) == ("running", results["build"]["module"]["key"][:40])
+        assert means(results["in the other kernel"]) == (["copy", "write", "systemctl start"] if SOAK else [])
+        lab.restart(HOST, "reboot")
+        results = play(lab, folder, [*build, keep("back", both)])
+        assert (row_of(results["back"])["state"], results["back"]["plan"]) == ("running", [])
+    finally:
+        play(lab, folder, [keep("gone", {"name": "recorder", "state": "absent", "remove_output": True})])
+    assert state_of_host(lab) == before
 
 
 def test_the_guide_does_what_it_says(lab, tmp_path):
