@@ -110,8 +110,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
-    parse_probe_point,
-    split_probe_points,
+    parse_probe_points,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve import read_facts, resolve
 
@@ -125,7 +124,7 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Parse all probe points before the first is looked up: a wrong one stops the task at once."""
     started = time.monotonic()
-    points = [parse_probe_point(text) for probe in module.params["probes"] for text in split_probe_points(probe)]
+    points = [point for probe in module.params["probes"] for point in parse_probe_points(probe)]
     facts = read_facts(Root(), os.uname().release)
     rows = [resolve(point, facts, module.params["limit"]) for point in points]
     return {"changed": False, "probes": rows, "seconds": round(time.monotonic() - started, 3)}

@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The grammar of SystemTap probe points (man stapprobes): text in, typed parts out.
 
-Private to the collection. The shapes are those that ``stap --dump-probe-types`` of release 5.6 lists for the kernel;
-probes in user-space programs (``process``) and tapset aliases are recognised by their first word only.
+Private to the collection. ``probe_shapes`` has the forms; this reads them, with groups, wildcards and suffixes.
 """
 
 from __future__ import annotations
@@ -14,70 +13,34 @@ import re
 import typing as t
 
 from .._core.errors import InvalidInput, nearest_names
-
-_SUFFIXES_OF_FUNCTION = ("", ".call", ".exported", ".return", ".return.maxactive(number)")
-_SUFFIXES_OF_NAMED_FUNCTION = (
-    ".inline",
-    ".callees",
-    ".callees(number)",
-    ".callee(string)",
-    ".callee(string).call",
-    ".callee(string).return",
-    ".label(string)",
+from .probe_shapes import (
+    UNITS,
+    WILD,
+    can_begin,
+    first_words,
+    following,
+    has_double_star,
+    is_alias,
+    is_complete,
+    is_synchronous,
 )
-_UNITS = ("jiffies", "ms", "msec", "ns", "nsec", "s", "sec", "us", "usec")
+from .tokens import number_value
 
-# First words of the aliases in SystemTap's own tapset (stap --dump-probe-aliases), and of user-space probes. What
-# follows them is known to the builder only.
-_OPEN_FAMILIES = frozenset(
-    "dw_kprocess dw_syscall generic init input ioblock ioblock_trace ioscheduler ioscheduler_trace ipmib irq_handler "
-    "java json_data kprocess linuxmib nd1_syscall nd2_syscall nd_syscall netdev netfilter nfs nfsd nfsderr oneshot "
-    "process prometheus python2 python3 scheduler scsi signal socket softirq stap staprun sunrpc syscall syscall_any "
-    "tcp tcpmib tp_kprocess tp_syscall tty udp vfs vm workqueue".split()
-)
-# Aliases of the tapset that begin with the word of another kind of probe.
-_ALIASES_OF_PERF = frozenset(("hw", "sw"))
-# Names that look like identifiers but stand for many.
-_WILD = re.compile(r"[*?\[]")
-_IDENTIFIER = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?]*")
-_NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|[0-9]+)")
+# A "?" is the suffix "optional", never a wildcard of a word; in a string it is one.
+_WORD = re.compile(r"[A-Za-z_*][A-Za-z0-9_*]*")
+_NUMBER = re.compile(r"-?[0-9][0-9A-Za-z]*")
 _STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
-_PATTERN = re.compile(r"^(?P<symbol>[^@]*)(?:@(?P<source>[^:+]*)(?P<lines>(?::|\+).*)?)?$")
-_LINES = re.compile(r"^(?::\d+|\+\d+|:\*|:\d+-\d+)$")
-
-
-def _shapes() -> list[str]:
-    shapes = ["never", "timer.hz(number)", "timer.profile", "timer.profile.tick", "timer.profile.freq.hz(number)"]
-    for place in ("kernel", "module(string)"):
-        shapes += _function_shapes(place)
-    shapes += ["kernel.statement(number).absolute", "kprobe.statement(number).absolute", "kernel.trace(string)"]
-    shapes += [place + argument for place in ("kernel.xdp", "xdp") for argument in ("", "(string)")]
-    for data in ("kernel.data(string)", "kernel.data(number)", "kernel.data(number).length(number)"):
-        shapes += [data + ".rw", data + ".write"]
-    for place in ("kprobe.function(string)", "kprobe.module(string).function(string)"):
-        shapes += [place + suffix for suffix in _SUFFIXES_OF_FUNCTION if suffix != ".exported"]
-    shapes += [word + argument for word in ("begin", "end", "error") for argument in ("", "(number)")]
-    for unit in _UNITS:
-        shapes += ["timer.{0}(number)".format(unit), "timer.{0}(number).randomize(number)".format(unit)]
-    for name in ("procfs", "procfs(string)", "procfs.umask(number)", "procfs(string).umask(number)"):
-        shapes += [name + ".read", name + ".read.maxsize(number)", name + ".write"]
-    counter = "perf.type(number).config(number)"
-    ends = ("", ".sample(number)", ".hz(number)", ".counter(string)", ".process", ".process(string)")
-    return shapes + [counter + end for end in (*ends, ".process(string).counter(string)")]
-
-
-def _function_shapes(place: str) -> list[str]:
-    shapes = [place + ".tracepoint(string)"]
-    for argument in ("string", "number"):
-        function = "{0}.function({1})".format(place, argument)
-        statement = "{0}.statement({1})".format(place, argument)
-        shapes += [function + suffix for suffix in _SUFFIXES_OF_FUNCTION]
-        shapes += [statement, statement + ".nearest"]
-    return shapes + [place + ".function(string)" + suffix for suffix in _SUFFIXES_OF_NAMED_FUNCTION]
-
-
-SHAPES = tuple(_shapes())
-_ASYNCHRONOUS = frozenset(("begin", "end", "error", "timer", "never", "procfs"))
+_CONDITION = re.compile(r"if\s*\((.*)\)\s*$", re.DOTALL)
+_PATTERN = re.compile(r"^(?P<symbol>[^@]*)(?:@(?P<source>[^:+]*)(?P<lines>[:+].*)?)?$")
+_LINES = re.compile(r"^(?:\+\d+|:\*|:\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)$")
+_VARIANTS = ("return", "call", "inline", "exported", "callees", "callee", "label", "nearest", "absolute")
+_LARGEST_GROUP = 1000
+# tapset-timers.cxx: from 100 us to a day, for each unit; jiffies have a bound of their own.
+_NANOSECONDS = {"ns": 1, "us": 1000, "ms": 1000_000, "s": 1000_000_000}
+_LEAST_NANOSECONDS = 100_000
+_MOST_NANOSECONDS = 86_400 * 1000_000_000
+_MOST_JIFFIES = 1_000_000
+_MOST_MAXACTIVE = 65_535
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +62,13 @@ class ProbePoint:
     """A probe point, taken apart.
 
     ``family`` is what kind of event it is: ``function``, ``statement``, ``kprobe``, ``tracepoint``, ``data``,
-    ``timer``, ``begin``, ``end``, ``error``, ``never``, ``procfs``, ``perf``, ``xdp``, or ``alias`` for what only a
-    tapset knows. ``module`` is the kernel module's name (null: the kernel itself), ``symbol`` the function or event
-    name or glob, ``source`` and ``lines`` the rest of ``name@file:line``. ``variant`` is ``call``, ``return``,
-    ``inline``, ``exported``, ``callee``, ``callees``, ``label``, ``nearest``, ``absolute`` or null. ``synchronous``
-    tells whether the probe fires at a place in the code. ``optional`` is the suffix ``?``, ``sufficient`` ``!``.
+    ``timer``, ``begin``, ``end``, ``error``, ``never``, ``procfs``, ``perf``, ``netfilter``, ``xdp``, ``process``, or
+    ``alias`` for what only a tapset knows. ``module`` is the kernel module's name (null: the kernel itself),
+    ``symbol`` the function or event name or glob, ``source`` and ``lines`` the rest of ``name@file:line``.
+    ``variant`` is ``call``, ``return``, ``inline``, ``exported``, ``callee``, ``callees``, ``label``, ``nearest``,
+    ``absolute`` or null; ``target`` is what it names (the label, the callee). ``number`` is an order (``begin(-1)``) or
+    an interval. ``synchronous`` tells whether the probe fires at a place in the code. ``optional`` is the suffix
+    ``?``, ``sufficient`` ``!``.
     """
 
     text: str
@@ -116,7 +81,9 @@ class ProbePoint:
     lines: str | None = None
     address: int | None = None
     variant: str | None = None
+    target: str | None = None
     maxactive: int | None = None
+    number: int | None = None
     condition: str | None = None
     optional: bool = False
     sufficient: bool = False
@@ -124,7 +91,23 @@ class ProbePoint:
     @property
     def wild(self) -> bool:
         """Tell whether the symbol or the module is a pattern rather than one name."""
-        return any(_WILD.search(name) is not None for name in (self.symbol or "", self.module or ""))
+        names = (self.symbol or "", self.module or "")
+        return any(WILD.search(name) is not None for name in names) or (self.family == "kprobe" and "{" in names[0])
+
+    def argument(self, word: str) -> str | int | None:
+        """Return the argument of a part, null where the point has no such part or no argument there."""
+        return next((part.argument for part in self.parts if part.word == word), None)
+
+
+def parse_probe_points(text: str) -> list[ProbePoint]:
+    """Take a list ``A, B`` apart, each point that is a group ``{A, B}.C`` in the order of its product.
+
+    :raises InvalidInput: one of them is not in the grammar, or the groups make more than 1000 points.
+    """
+    points = [parse_probe_point(single) for point in split_probe_points(text) for single in expand_groups(point)]
+    if not points:
+        raise InvalidInput("probe", text, "is empty: a probe point such as begin or kernel.trace(...) is needed")
+    return points
 
 
 def parse_probe_point(text: str) -> ProbePoint:
@@ -135,30 +118,62 @@ def parse_probe_point(text: str) -> ProbePoint:
     scanner = _Scanner(text.strip())
     parts = scanner.parts()
     optional, sufficient, condition = scanner.suffix()
-    _check_shape(text, parts)
-    return _describe(text.strip(), parts, optional, sufficient, condition)
+    words = [part.word for part in parts]
+    _check_shape(text.strip(), parts, words)
+    point = _describe(text.strip(), parts, words)
+    return dataclasses.replace(point, optional=optional, sufficient=sufficient, condition=condition)
 
 
 def split_probe_points(text: str) -> list[str]:
     """Split ``A, B`` at the commas that are not inside brackets, braces or strings."""
     points: list[str] = []
-    depth = 0
     begin = 0
-    quoted = False
-    for index, letter in enumerate(text):
-        if quoted:
-            quoted = letter != '"' or text[index - 1] == "\\"
-        elif letter == '"':
-            quoted = True
-        elif letter in "({[":
-            depth += 1
-        elif letter in ")}]":
-            depth -= 1
-        elif letter == "," and depth == 0:
+    for index, letter, depth in _outside_strings(text):
+        if letter == "," and depth == 0:
             points.append(text[begin:index].strip())
             begin = index + 1
     points.append(text[begin:].strip())
     return [point for point in points if point]
+
+
+def expand_groups(text: str) -> list[str]:
+    """Write ``{A, B}.C`` out as ``A.C`` and ``B.C`` (man stapprobes: brace expansion), groups within groups too.
+
+    :raises InvalidInput: a brace is never closed, or there are more than 1000 points.
+    """
+    done: list[str] = []
+    pending = [text]
+    while pending:
+        point = pending.pop(0)
+        braces = [(index, letter, depth) for index, letter, depth in _outside_strings(point) if letter in "{}"]
+        if not braces:
+            done.append(point)
+            continue
+        begin, _letter, depth = braces[0]
+        end = next((index for index, letter, level in braces if letter == "}" and level == depth - 1), None)
+        inner = [] if end is None else split_probe_points(point[begin + 1 : end])
+        if end is None or not inner:
+            raise InvalidInput(
+                "probe", text, "has a group in braces that is {0}".format("empty" if end else "not closed")
+            )
+        pending = ["{0}{1}{2}".format(point[:begin], one, point[end + 1 :]) for one in inner] + pending
+        if len(done) + len(pending) > _LARGEST_GROUP:
+            raise InvalidInput("probe", text, "stands for more than {0} probe points".format(_LARGEST_GROUP))
+    return done
+
+
+def _outside_strings(text: str) -> t.Iterator[tuple[int, str, int]]:
+    """Yield each letter outside of strings with its place and the depth of brackets, that of the bracket after it."""
+    depth = 0
+    quoted = escaped = False
+    for index, letter in enumerate(text):
+        if quoted:
+            quoted = escaped or letter != '"'
+            escaped = letter == "\\" and not escaped
+            continue
+        quoted = letter == '"'
+        depth += (letter in "({[") - (letter in ")}]")
+        yield index, letter, depth
 
 
 class _Scanner:
@@ -166,19 +181,19 @@ class _Scanner:
         self._text = text
         self._at = 0
 
-    def _fail(self, rule: str, nearest: t.Sequence[str] = ()) -> InvalidInput:
-        return InvalidInput("probe", self._text, "{0} (column {1})".format(rule, self._at + 1), nearest)
+    def _fail(self, rule: str) -> InvalidInput:
+        return InvalidInput("probe", self._text, "{0} (column {1})".format(rule, self._at + 1))
 
     def _blank(self) -> None:
         while self._text[self._at : self._at + 1].isspace():
             self._at += 1
 
-    def _match(self, pattern: t.Pattern[str]) -> str | None:
+    def _match(self, pattern: t.Pattern[str]) -> t.Match[str] | None:
+        self._blank()
         found = pattern.match(self._text, self._at)
-        if found is None:
-            return None
-        self._at = found.end()
-        return found.group(0)
+        if found is not None:
+            self._at = found.end()
+        return found
 
     def _skip(self, letter: str) -> bool:
         self._blank()
@@ -194,152 +209,158 @@ class _Scanner:
         return tuple(parts)
 
     def _part(self) -> Part:
-        self._blank()
-        word = self._match(_IDENTIFIER)
-        if word is None:
+        found = self._match(_WORD)
+        if found is None:
             raise self._fail("needs a word here, such as kernel, module, kprobe, timer or begin")
-        # A last "?" is the suffix "optional", not a wildcard.
-        if word.endswith("?") and self._at == len(self._text):
-            word = word[:-1]
-            self._at -= 1
+        word = found.group(0)
         if not self._skip("("):
             return Part(word)
-        self._blank()
-        argument: str | int
-        string = _STRING.match(self._text, self._at)
-        if string is not None:
-            self._at = string.end()
-            argument = re.sub(r"\\(.)", r"\1", string.group(1))
-        else:
-            number = self._match(_NUMBER)
-            if number is None:
-                raise self._fail('needs a "string" in double quotes or a number as the argument of {0}'.format(word))
-            argument = int(number, 16 if "x" in number.lower() else 10)
+        argument = self._argument(word)
         if not self._skip(")"):
             raise self._fail("needs a closing parenthesis after the argument of {0}".format(word))
         return Part(word, argument)
 
+    def _argument(self, word: str) -> str | int:
+        texts = [found.group(1) for found in iter(lambda: self._match(_STRING), None)]
+        if texts:
+            return re.sub(r"\\(.)", r"\1", "".join(texts))
+        found = self._match(_NUMBER)
+        value = number_value(found.group(0).lstrip("-")) if found else None
+        if found is None or value is None:
+            raise self._fail('needs a "string" in double quotes or a number as the argument of {0}'.format(word))
+        return -value if found.group(0).startswith("-") else value
+
     def suffix(self) -> tuple[bool, bool, str | None]:
         optional = self._skip("?")
         sufficient = not optional and self._skip("!")
-        self._blank()
-        condition = None
-        found = re.compile(r"if\s*\((.*)\)\s*$", re.DOTALL).match(self._text, self._at)
-        if found is not None:
-            condition = found.group(1).strip()
-            self._at = found.end()
+        condition = self._match(_CONDITION)
         self._blank()
         if self._at != len(self._text):
             raise self._fail("has {0!r} left over after the probe point".format(self._text[self._at :]))
-        return optional, sufficient, condition
+        return optional, sufficient, condition.group(1).strip() if condition else None
 
 
-def _check_shape(text: str, parts: tuple[Part, ...]) -> None:
-    first = parts[0].word
-    if _is_alias(parts):
+def _check_shape(text: str, parts: tuple[Part, ...], words: t.Sequence[str]) -> None:
+    if is_alias(words):
         return
     roots = first_words()
-    if first not in roots:
-        raise InvalidInput(
-            "probe",
-            text.strip(),
-            "begins with {0!r}, which is no kind of probe".format(first),
-            nearest_names(first, roots),
-        )
-    done = ""
-    for part in parts:
-        step = (done + "." if done else "") + part.shape
-        if not any(shape == step or shape.startswith(step + ".") for shape in SHAPES):
-            raise _wrong_step(text.strip(), done, part)
-        done = step
-    if done not in SHAPES:
-        raise InvalidInput(
-            "probe",
-            text.strip(),
-            "is not complete: {0} must be followed by one of {1}".format(done, ", ".join(_following(done))),
-        )
+    if words[0] not in roots:
+        rule = "begins with {0!r}, which is no kind of probe".format(words[0])
+        raise InvalidInput("probe", text, rule, nearest_names(words[0], roots))
+    shapes = [part.shape for part in parts]
+    if has_double_star(shapes):
+        return
+    for index, part in enumerate(parts):
+        if not can_begin(shapes[: index + 1]):
+            raise _wrong_step(text, shapes[:index], part)
+    if not is_complete(shapes):
+        rule = "is not complete: {0} must be followed by one of {1}"
+        raise InvalidInput("probe", text, rule.format(".".join(shapes), ", ".join(following(shapes))))
 
 
-def _is_alias(parts: tuple[Part, ...]) -> bool:
-    first = parts[0].word
-    second = parts[1].word if len(parts) > 1 else None
-    return (
-        first in _OPEN_FAMILIES or _WILD.search(first) is not None or (first == "perf" and second in _ALIASES_OF_PERF)
-    )
-
-
-def first_words() -> list[str]:
-    """Return the words that a probe point can begin with, as far as SystemTap itself comes with them."""
-    return sorted({shape.split(".")[0].split("(")[0] for shape in SHAPES} | _OPEN_FAMILIES)
-
-
-def _following(done: str) -> list[str]:
-    begin = done + "." if done else ""
-    return sorted({shape[len(begin) :].split(".")[0] for shape in SHAPES if shape.startswith(begin)})
-
-
-def _wrong_step(text: str, done: str, part: Part) -> InvalidInput:
-    following = _following(done)
-    words = [step.split("(")[0] for step in following]
-    if part.word in words:
-        forms = [step for step in following if step.split("(")[0] == part.word]
+def _wrong_step(text: str, done: t.Sequence[str], part: Part) -> InvalidInput:
+    allowed = following(done)
+    words = [step.split("(")[0] for step in allowed]
+    forms = [step for step in allowed if step.split("(")[0] == part.word]
+    if forms and done:
         return InvalidInput("probe", text, "has {0} where the form is {1}".format(part.shape, " or ".join(forms)))
+    if not done:
+        roots = sorted(step for step in following([]) if step.split("(")[0] == part.word)
+        return InvalidInput(
+            "probe", text, "begins with {0} where the form is {1}".format(part.shape, " or ".join(roots))
+        )
+    rule = "has .{0} after {1}, where only {2} can follow"
     return InvalidInput(
         "probe",
         text,
-        "has .{0} after {1}, where only {2} can follow".format(part.word, done, ", ".join(following) or "nothing")
-        if done
-        else "begins with {0}, which needs an argument: {1}".format(part.word, ", ".join(following)),
+        rule.format(part.word, ".".join(done), ", ".join(allowed) or "nothing"),
         nearest_names(part.word, words),
     )
 
 
-def _describe(
-    text: str, parts: tuple[Part, ...], optional: bool, sufficient: bool, condition: str | None
-) -> ProbePoint:
-    words = {part.word: part.argument for part in parts}
-    first = parts[0].word
-    family = first
-    if _is_alias(parts):
-        family = "alias"
-    elif first in ("kernel", "module", "kprobe"):
-        family = next((word for word in ("function", "statement", "data", "xdp") if word in words), "tracepoint")
-        family = "kprobe" if first == "kprobe" else family
-    place = words.get("function", words.get("statement"))
-    if family == "tracepoint":
-        place = words.get("trace", words.get("tracepoint"))
-    elif family == "data":
-        place = words.get("data")
-    symbol, source, lines = _split_pattern(text, place) if isinstance(place, str) else (None, None, None)
-    module = words.get("module")
-    maxactive = words.get("maxactive")
-    variants = ("return", "call", "inline", "exported", "callees", "callee", "label", "nearest", "absolute")
-    return ProbePoint(
+def _family(words: t.Sequence[str]) -> str:
+    if is_alias(words):
+        return "alias"
+    if words[0] in ("kernel", "module"):
+        return next((word for word in ("function", "statement", "data", "xdp") if word in words), "tracepoint")
+    return words[0]
+
+
+def _describe(text: str, parts: tuple[Part, ...], words: t.Sequence[str]) -> ProbePoint:
+    arguments = {part.word: part.argument for part in parts}
+    family = _family(words)
+    named = {"tracepoint": ("trace", "tracepoint"), "data": ("data",), "alias": ()}.get(
+        family, ("function", "statement")
+    )
+    place = next((arguments[word] for word in named if word in arguments), None)
+    symbol, source, lines = (place if isinstance(place, str) else None), None, None
+    if symbol is not None and family not in ("tracepoint", "data"):
+        symbol, source, lines = _split_pattern(text, symbol)
+    variant = next((word for word in _VARIANTS if word in arguments), None)
+    number = next((part.argument for part in parts if isinstance(part.argument, int)), None)
+    point = ProbePoint(
         text=text,
         parts=parts,
         family=family,
-        synchronous=family not in _ASYNCHRONOUS,
-        module=module if isinstance(module, str) else None,
+        synchronous=is_synchronous(family),
+        module=_text(arguments.get("module")),
         symbol=symbol,
         source=source,
         lines=lines,
         address=place if isinstance(place, int) else None,
-        variant=next((word for word in variants if word in words), None),
-        maxactive=maxactive if isinstance(maxactive, int) else None,
-        condition=condition,
-        optional=optional,
-        sufficient=sufficient,
+        variant=variant,
+        target=_text(arguments.get("callee", arguments.get("label"))),
+        maxactive=_number(arguments.get("maxactive")),
+        number=number if family in ("begin", "end", "error", "timer") else None,
     )
+    _check_values(point)
+    return point
 
 
-def _split_pattern(text: str, pattern: str) -> tuple[str | None, str | None, str | None]:
-    """Split ``name@file:line`` (man stapprobes, DWARF probes): ``:N``, ``+N``, ``:*`` or ``:N-M`` after the file."""
+def _text(argument: str | int | None) -> str | None:
+    return argument if isinstance(argument, str) else None
+
+
+def _number(argument: str | int | None) -> int | None:
+    return argument if isinstance(argument, int) else None
+
+
+def _check_values(point: ProbePoint) -> None:
+    """Refuse a number that stap refuses wherever the script is built."""
+    if point.family == "timer":
+        _check_timer(point)
+    least = {"maxsize": 1, "sample": 1, "hz": 1, "maxactive": 0}
+    for part in point.parts:
+        if part.word in least and isinstance(part.argument, int) and part.argument < least[part.word]:
+            raise InvalidInput("probe", point.text, "has a {0} below {1}".format(part.word, least[part.word]))
+    if (point.maxactive or 0) > _MOST_MAXACTIVE:
+        raise InvalidInput("probe", point.text, "has a maxactive above {0}".format(_MOST_MAXACTIVE))
+
+
+def _check_timer(point: ProbePoint) -> None:
+    unit = next((part.word for part in point.parts if part.word in UNITS), None)
+    spread = point.argument("randomize")
+    if unit is None or point.number is None:
+        return
+    least, most = 1, _MOST_JIFFIES
+    if unit != "jiffies":
+        one = _NANOSECONDS[unit.replace("ec", "")]
+        least, most = -(-_LEAST_NANOSECONDS // one), _MOST_NANOSECONDS // one
+    if not least <= point.number <= most:
+        raise InvalidInput(
+            "probe", point.text, "has an interval that is not from {0} to {1} {2}".format(least, most, unit)
+        )
+    if isinstance(spread, int) and not 0 <= spread <= point.number:
+        raise InvalidInput("probe", point.text, "randomizes by more than its interval, or by less than 0")
+
+
+def _split_pattern(text: str, pattern: str) -> tuple[str, str | None, str | None]:
+    """Split ``name@file:line`` (tapsets.cxx, parse_function_spec); lines are ``:N``, ``+N``, ``:*``, ``:N-M,K``."""
     found = _PATTERN.match(pattern)
-    if found is None or not found.group("symbol"):
+    if found is None or not found.group("symbol") or found.group("source") == "":
         raise InvalidInput("probe", text, 'needs a name in quotes, as in "vfs_read" or "vfs_read@fs/read_write.c:450"')
     lines = found.group("lines")
     if lines is not None and not _LINES.match(lines):
-        raise InvalidInput(
-            "probe", text, "has the line form {0!r}; right are :LINE, +OFFSET, :* and :FROM-TO".format(lines)
-        )
+        rule = "has the line form {0!r}; right are :LINE, +OFFSET, :*, :FROM-TO and a list such as :10,12-15"
+        raise InvalidInput("probe", text, rule.format(lines))
     return found.group("symbol"), found.group("source"), lines

@@ -3,206 +3,238 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tell from a host's own facts, without any compile, whether a probe point can be armed there.
 
-Private to the collection. What registration refuses is decided by ``register_kprobe`` in the kernel's kernel/kprobes.c:
-no such symbol, an address on the blacklist, or one in memory that was freed after boot.
+Private to the collection. What registration refuses is known to ``_kernel.probeability``, what SystemTap itself leaves
+out to ``translator_list``; this finds the functions that a probe point means. What only debug information or a tapset
+can tell is ``unknown``, never guessed. ``resolve_events`` has the probes that are at no function.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import re
 import typing as t
 
 from .._core.errors import nearest_names
 from .._core.root import Root
-from .._kernel.mounts import mount_point
+from .._kernel.config import read_config
+from .._kernel.probeability import Judgement, Probeability
 from .._kernel.symbols import CORE_OWNER, Symbol, SymbolTable, read_table
+from .probe_shapes import WILD
 from .probes import ProbePoint
+from .translator_list import is_left_out
 
-_BLACKLIST_LINE = re.compile(r"^(?:0x)?([0-9a-f]+)-(?:0x)?([0-9a-f]+)\s+(\S+)")
 _NEAREST = 3
+_MOST_MATCHES = 1 << 18
+# What the compiler makes beside a function, under a name of its own: no function of the source.
+_PART = re.compile(r"^__(?:pfx|cfi)_|\.cold\b")
+#: verdict, reason, nearest, points
+Answer = t.Tuple[str, str, t.List[str], t.List[Symbol]]
 
 
 @dataclasses.dataclass
 class HostFacts:
-    """What a host tells of its functions. ``blacklist`` is null where debugfs does not show it."""
+    """What a host tells of its functions; ``modules`` are loaded, ``builtin`` are those that the kernel image holds."""
 
+    root: Root
     table: SymbolTable
     modules: frozenset[str]
     builtin: frozenset[str]
-    blacklist: Blacklist | None
-
-
-class Blacklist:
-    """The places where the kernel refuses kprobes: debugfs kprobes/blacklist."""
-
-    def __init__(self, text: str) -> None:
-        rows = [match.groups() for match in (_BLACKLIST_LINE.match(line) for line in text.splitlines()) if match]
-        self._names = {name for _begin, _end, name in rows}
-        spans = sorted((int(begin, 16), int(end, 16)) for begin, end, _name in rows)
-        self._spans = [span for span in spans if span[1] > span[0]]
-
-    def has(self, symbol: Symbol) -> bool:
-        """Tell whether a function is on the list, by address where addresses are shown, else by name."""
-        if symbol.address is None or not self._spans:
-            return symbol.name in self._names
-        index = bisect.bisect_right(self._spans, (symbol.address, 1 << 64)) - 1
-        return index >= 0 and self._spans[index][0] <= symbol.address < self._spans[index][1]
+    probes: Probeability
 
 
 def read_facts(root: Root, release: str) -> HostFacts:
     """Read what resolution needs. The symbol table is read once, however many probes are asked for."""
-    debugfs = mount_point(root, "debugfs")
-    blacklist = root.read_text_or("{0}/kprobes/blacklist".format(debugfs)) if debugfs else None
     builtin = root.read_text_or("lib/modules/{0}/modules.builtin".format(release)) or ""
     modules = root.read_text_or("proc/modules") or ""
+    options = read_config(root, release)
+    table = read_table(root)
     return HostFacts(
-        table=read_table(root),
+        root=root,
+        table=table,
         modules=frozenset(line.split(" ", 1)[0] for line in modules.splitlines()),
         builtin=frozenset(re.findall(r"([^/\n]+)\.ko$", builtin.replace("-", "_"), re.MULTILINE)),
-        blacklist=Blacklist(blacklist) if blacklist is not None else None,
+        probes=Probeability(root, table, None if options is None else bool(options.get("CONFIG_KPROBES"))),
     )
 
 
 def resolve(point: ProbePoint, facts: HostFacts, limit: int) -> dict[str, t.Any]:
-    """Return a probe's row: ``probe, synchronous, verdict, reason, nearest, points``."""
-    verdict, reason, nearest, points = _verdict(point, facts)
+    """Return a probe's row, as the documentation of ``stap_probe_info`` has it; of its points up to ``limit``."""
+    verdict, reason, nearest, points = _answer(point, facts)
     return {
         "probe": point.text,
+        "family": point.family,
         "synchronous": point.synchronous,
         "verdict": verdict,
         "reason": reason,
         "nearest": nearest,
         "points": [{"name": symbol.name, "owner": symbol.owner} for symbol in points[:limit]],
         "point_count": len(points),
+        "truncated": len(points) > limit,
     }
 
 
-_Answer = t.Tuple[str, str, t.List[str], t.List[Symbol]]
+def _answer(point: ProbePoint, facts: HostFacts) -> Answer:
+    if point.family not in ("function", "statement", "kprobe"):
+        from .resolve_events import answer  # most tasks ask for functions only
 
-
-def _verdict(point: ProbePoint, facts: HostFacts) -> _Answer:
-    if not point.synchronous:
-        return "armable", "needs no place in the code", [], []
+        return answer(point, facts)
     if facts.table.empty:
         return "unknown", "this kernel shows no symbols", [], []
-    if point.family == "tracepoint":
-        return _tracepoint(point, facts)
     if point.symbol is None:
-        return "unknown", "only the builder can tell: it needs the tapset or an address", [], []
-    if point.module is not None and "*" not in point.module and point.module.replace("-", "_") not in facts.modules:
+        return "unknown", "it is an address: what stands there is known when it is armed", [], []
+    if point.module is not None and not WILD.search(point.module) and _module(point) not in facts.modules:
         return _absent_module(point, facts)
-    if point.wild:
-        return _glob(point, facts)
-    return _function(point, facts)
+    found = _glob(point, facts) if point.wild else _function(point, facts)
+    return _known_to_debug_information(point, found)
 
 
-def _tracepoint(point: ProbePoint, facts: HostFacts) -> _Answer:
-    name = (point.symbol or "").split(":")[-1]
-    if re.search(r"[*?\[]", name):
-        return "unknown", "only the builder can list tracepoints by pattern", [], []
-    found = facts.table.find("__tracepoint_" + name)
-    if found:
-        return "armable", "the kernel has this tracepoint", [], found
-    if not facts.table.has_data_symbols:
-        return "unknown", "this kernel does not list its tracepoints (CONFIG_KALLSYMS_ALL is off)", [], []
-    known = {symbol.name[len("__tracepoint_") :] for symbol in facts.table.glob("__tracepoint_*", 1 << 16)[0]}
-    return (
-        "missing",
-        "neither the kernel nor a loaded module has a tracepoint of that name",
-        nearest_names(name, known),
-        [],
-    )
+def _module(point: ProbePoint) -> str:
+    return (point.module or "").replace("-", "_")
 
 
-def _absent_module(point: ProbePoint, facts: HostFacts) -> _Answer:
-    name = (point.module or "").replace("-", "_")
+def _known_to_debug_information(point: ProbePoint, found: Answer) -> Answer:
+    """Turn what holds for the function into what can be said of a place in it."""
+    verdict, reason, nearest, points = found
+    if point.variant == "inline":
+        reason = "inlined copies are known to debug information only: ask the builder"
+        return "unknown", reason, nearest, points
+    inside = point.family == "statement" or point.source or point.variant in ("callee", "callees", "label")
+    if inside and verdict in ("armable", "optimised_variant_only"):
+        reason += "; source files, lines, labels and callees are known to debug information only: ask the builder"
+        return "unknown", reason, nearest, points
+    return found
+
+
+def _absent_module(point: ProbePoint, facts: HostFacts) -> Answer:
+    name = _module(point)
     if name in facts.builtin:
         instead = 'kernel.function("{0}")'.format(point.symbol)
         return "module_not_loaded", "{0} is built into the kernel: probe it as {1}".format(name, instead), [instead], []
-    nearest = nearest_names(name, facts.modules)
-    return (
-        "module_not_loaded",
-        "the module {0} is not loaded: the probe stays silent until it is".format(name),
-        nearest,
-        [],
+    reason = "the module {0} is not loaded: the probe stays silent until it is".format(name)
+    return "module_not_loaded", reason, nearest_names(name, facts.modules), []
+
+
+def _patterns(point: ProbePoint) -> list[str]:
+    """Return the shell patterns of a function name; ``kprobe.function`` takes ``{a,b}`` as well (tapsets.cxx)."""
+    patterns = [point.symbol or ""]
+    while point.family == "kprobe" and any("{" in pattern for pattern in patterns):
+        pattern = next(pattern for pattern in patterns if "{" in pattern)
+        before, _brace, rest = pattern.partition("{")
+        inner, _brace, after = rest.partition("}")
+        patterns.remove(pattern)
+        patterns += [before + word + after for word in inner.split(",")]
+    return patterns
+
+
+def _glob(point: ProbePoint, facts: HostFacts) -> Answer:
+    accept = re.compile("|".join(_regex(pattern) for pattern in _patterns(point))).match
+    owner = re.compile(_regex(_module(point))).match if point.module is not None else None
+    listed, _count = facts.table.search(
+        accept, _MOST_MATCHES, CORE_OWNER if point.module is None else None, functions_only=True
     )
-
-
-def _glob(point: ProbePoint, facts: HostFacts) -> _Answer:
-    owner = CORE_OWNER if point.module is None else point.module
-    if "*" in owner:
-        owner = ""
-    listed, _count = facts.table.glob(point.symbol or "", 1 << 16, owner or None, functions_only=True)
-    # Cold parts and padding are no functions of the source.
-    found = [symbol for symbol in listed if ".cold" not in symbol.name and not symbol.name.startswith("__pfx_")]
-    allowed = [symbol for symbol in found if not _refusal(symbol, facts)]
-    if allowed:
-        return "armable", "{0} of {1} functions that match can be probed".format(len(allowed), len(found)), [], allowed
-    if found:
-        return "blacklisted", "every function that matches is one that kprobes refuse", [], found
-    return "missing", "no function matches", [], []
-
-
-def _refusal(symbol: Symbol, facts: HostFacts) -> tuple[str, str] | None:
-    if facts.blacklist is not None and facts.blacklist.has(symbol):
-        return "blacklisted", "the kernel refuses probes in this function (kprobes/blacklist)"
-    if symbol.owner == CORE_OWNER and symbol.address:
-        bounds = [facts.table.find(name) for name in ("_sinittext", "_einittext")]
-        if all(bounds) and (bounds[0][0].address or 0) <= symbol.address < (bounds[1][0].address or 0):
-            return "discarded", "the function ran during boot only, its code was freed afterwards"
-    return None
-
-
-def _function(point: ProbePoint, facts: HostFacts) -> _Answer:
-    name = point.symbol or ""
-    owner = CORE_OWNER if point.module is None else point.module.replace("-", "_")
-    everywhere = [symbol for symbol in facts.table.find(name) if symbol.is_function]
-    found = [symbol for symbol in everywhere if symbol.owner == owner]
-    if point.variant == "inline":
-        return "unknown", "inlined copies are known to debug information only: ask the builder", [], found
-    if found:
-        refusals = [refusal for refusal in (_refusal(symbol, facts) for symbol in found) if refusal]
-        if len(refusals) == len(found):
-            return refusals[0][0], refusals[0][1], [], found
-        allowed = [symbol for symbol in found if not _refusal(symbol, facts)]
-        reason = (
-            "the function is there" if len(found) == 1 else "{0} functions of this name are there".format(len(found))
-        )
-        unknown = "" if facts.blacklist is not None else "; the kernel's blacklist could not be read"
-        return "armable", reason + unknown, [], allowed
-    return _not_found(point, facts, owner, everywhere)
-
-
-def _not_found(point: ProbePoint, facts: HostFacts, owner: str, everywhere: list[Symbol]) -> _Answer:
-    name = point.symbol or ""
-    variants = [
-        symbol
-        for symbol in facts.table.variants(name)
-        if symbol.is_function and symbol.owner == owner and ".cold" not in symbol.name
+    judged = [
+        (symbol, _judge(point, symbol, facts))
+        for symbol in sorted(listed, key=lambda symbol: symbol.address or 0)
+        if not _PART.search(symbol.name) and (owner is None or (symbol.owner in facts.modules and owner(symbol.owner)))
     ]
-    if variants:
-        shown = ", ".join(symbol.name for symbol in variants[:_NEAREST])
-        if point.family == "kprobe":
-            return (
-                "optimised_variant_only",
-                "the compiler left only {0}, which kprobe.function does not find by this name".format(shown),
-                [symbol.name for symbol in variants[:_NEAREST]],
-                variants,
-            )
-        return (
-            "optimised_variant_only",
-            "the compiler left only {0}: arguments may be missing".format(shown),
-            [],
-            variants,
+    judged = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
+    return _sum_up(judged, "no function matches")
+
+
+def _regex(pattern: str) -> str:
+    import fnmatch
+
+    return fnmatch.translate(pattern)
+
+
+def _judge(point: ProbePoint, symbol: Symbol, facts: HostFacts) -> Judgement:
+    """Return what the kernel says of a function, or SystemTap where it leaves the function out by itself."""
+    name = symbol.name.partition(".")[0]
+    if point.family != "kprobe" and is_left_out(name, point.variant == "return"):
+        judgement = facts.probes.judge(symbol)
+        if judgement.probeable is not False:
+            return Judgement(False, "blacklisted", "is one of those that SystemTap itself leaves out")
+        return judgement
+    return facts.probes.judge(symbol)
+
+
+def _sum_up(judged: t.Sequence[tuple[Symbol, Judgement]], nothing: str) -> Answer:
+    """Make one verdict of several functions: what can be armed counts, then what is not known, then the refusals."""
+    if not judged:
+        return "missing", nothing, [], []
+    allowed = [symbol for symbol, judgement in judged if judgement.probeable]
+    doubtful = [symbol for symbol, judgement in judged if judgement.probeable is None]
+    if allowed:
+        reason = "the function is there"
+        if len(judged) > 1:
+            reason = "{0} of {1} functions that match can be probed".format(len(allowed), len(judged))
+        if doubtful:
+            reason += "; of {0} that is not known".format(len(doubtful))
+        return "armable", reason, [], allowed
+    if doubtful:
+        judgement = next(judgement for _symbol, judgement in judged if judgement.probeable is None)
+        return "unknown", "the function is there; {0}".format(judgement.reason), [], doubtful
+    codes = {judgement.code for _symbol, judgement in judged}
+    first = judged[0][1]
+    verdict = first.code if first.code in ("blacklisted", "discarded") else "refused"
+    reason = "the function {0}".format(first.reason)
+    if len(judged) > 1:
+        kinds = "" if len(codes) == 1 else ", each for a reason of its own"
+        reason = "none of {0} functions that match can be probed{1}: the first {2}".format(
+            len(judged), kinds, first.reason
         )
-    if everywhere:
-        places = sorted({symbol.owner for symbol in everywhere})
-        forms = [
-            '{0}.function("{1}")'.format("kernel" if place == CORE_OWNER else 'module("{0}")'.format(place), name)
-            for place in places
-        ]
+    return verdict, reason, [], [symbol for symbol, _judgement in judged]
+
+
+def _function(point: ProbePoint, facts: HostFacts) -> Answer:
+    name = point.symbol or ""
+    owner = CORE_OWNER if point.module is None else _module(point)
+    everywhere, variants = facts.table.look_up(name)
+    here = _of_owner(point, everywhere, owner)
+    judged = [(symbol, _judge(point, symbol, facts)) for symbol in here]
+    functions = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
+    if point.variant == "exported" and functions and not any(symbol.type in "TW" for symbol, _judgement in functions):
+        return "missing", "the function is local to its source file, so it is not one of the exported", [], []
+    if functions:
+        return _sum_up(functions, "")
+    if judged:
+        return "missing", "it {0}".format(judged[0][1].reason), [], []
+    return _not_found(point, facts, owner, everywhere, variants)
+
+
+def _of_owner(point: ProbePoint, symbols: list[Symbol], owner: str) -> list[Symbol]:
+    found = [symbol for symbol in symbols if symbol.owner == owner]
+    # kprobe.* is registered by name, and the kernel takes the first symbol of that name, of whatever kind.
+    return found[:1] if point.family == "kprobe" else [symbol for symbol in found if symbol.is_function] or found[:1]
+
+
+def _not_found(
+    point: ProbePoint, facts: HostFacts, owner: str, everywhere: list[Symbol], variants: list[Symbol]
+) -> Answer:
+    name = point.symbol or ""
+    judged = [
+        (symbol, _judge(point, symbol, facts))
+        for symbol in variants
+        if symbol.is_function and symbol.owner == owner and not _PART.search(symbol.name)
+    ]
+    judged = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
+    if judged:
+        verdict, reason, _nearest, points = _sum_up(judged, "")
+        names = [symbol.name for symbol, _judgement in judged[:_NEAREST]]
+        if verdict != "armable":
+            return verdict, "the compiler left only {0}; {1}".format(", ".join(names), reason), [], points
+        if point.family == "kprobe":
+            reason = "the compiler left only {0}, which kprobe.function does not find by this name"
+            return "optimised_variant_only", reason.format(", ".join(names)), names, points
+        reason = "the compiler left only {0}: arguments may be missing".format(", ".join(names))
+        return "optimised_variant_only", reason, [], points
+    functions = [symbol for symbol in everywhere if symbol.is_function]
+    if functions:
+        forms = [_form(place, name) for place in sorted({symbol.owner for symbol in functions})]
         return "missing", "the function is elsewhere: {0}".format(", ".join(forms)), forms[:_NEAREST], []
     nearest = facts.table.nearest(name, _NEAREST, owner)
     return "missing", "no such function here; if the source has it, the compiler inlined every copy", nearest, []
+
+
+def _form(owner: str, name: str) -> str:
+    return '{0}.function("{1}")'.format("kernel" if owner == CORE_OWNER else 'module("{0}")'.format(owner), name)

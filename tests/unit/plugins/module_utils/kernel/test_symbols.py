@@ -126,6 +126,10 @@ def test_addresses_of_eight_digits_and_a_missing_last_line_end():
 
 
 def test_status_words(tree):
+    with (tree / "proc/self/mounts").open("a") as mounts:
+        mounts.write("tracefs /sys/kernel/tracing tracefs rw 0 0\n")
+    (tree / "sys/kernel/tracing").mkdir()
+    (tree / "sys/kernel/tracing/available_filter_functions").write_text("vfs_read\n")
     found, absent, ambiguous, pattern, none = rows(tree, "vfs_read", "vfs_reed", "init_once", "vfs_*", "~^nothing")
     assert (found["status"], found["probeable"]) == ("found", True)
     assert absent["nearest"][0] == "vfs_read"

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probe_shapes import SHAPES
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
-    SHAPES,
+    expand_groups,
     parse_probe_point,
+    parse_probe_points,
     split_probe_points,
 )
 
@@ -39,16 +41,36 @@ def test_a_function_probe_is_taken_apart() -> None:
     [
         ("begin", "begin", False),
         ("end(5)", "end", False),
+        ("error(-2)", "error", False),
+        ("never", "never", False),
         ("timer.s(5).randomize(2)", "timer", False),
+        ("timer.jiffies(0x64)", "timer", False),
+        ("timer.hz(1000)", "timer", False),
         ("timer.profile", "timer", False),
         ('procfs("x").read.maxsize(1024)', "procfs", False),
+        ("procfs.umask(0644).write", "procfs", False),
+        ("perf.type(0).config(0).sample(1000)", "perf", False),
+        ('perf.type(1).config(2).process("/bin/ls").counter("found")', "perf", False),
+        ('netfilter.hook("NF_INET_PRE_ROUTING").pf("NFPROTO_IPV4").priority("1")', "netfilter", False),
         ('kernel.trace("sched:sched_switch")', "tracepoint", True),
+        ('module("kvm").tracepoint("kvm_exit")', "tracepoint", True),
+        ('kernel.function("vfs_read@fs/read_write.c:*")', "function", True),
+        ('kernel.function("vfs_*").callees(2)', "function", True),
         ('kernel.statement("vfs_read@fs/read_write.c+3").nearest', "statement", True),
         ("kernel.statement(0xffffffff81000000).absolute", "statement", True),
+        ('kprobe.function("vfs_read")', "kprobe", True),
         ('kprobe.module("kvm").function("kvm_exit").return', "kprobe", True),
+        ("kprobe.statement(0xffffffff81000000).absolute", "kprobe", True),
         ('kernel.data("jiffies").write', "data", True),
-        ("perf.type(0).config(0).sample(1000)", "perf", True),
+        ("kernel.data(0xffffffff81000000).length(8).rw", "data", True),
+        ('process("/bin/ls").function("main")', "process", True),
+        ('process("/bin/ls").library("libc.so.6").plt("malloc").return', "process", True),
+        ("process.thread.begin", "process", True),
         ("syscall.open*", "alias", True),
+        ("sys**open", "alias", True),
+        ("vm.pagefault.return", "alias", True),
+        ("perf.hw.cpu_cycles", "alias", True),
+        ("netfilter.ip.prerouting", "alias", True),
     ],
 )
 def test_the_kind_of_a_probe(text: str, family: str, synchronous: bool) -> None:
@@ -56,9 +78,61 @@ def test_the_kind_of_a_probe(text: str, family: str, synchronous: bool) -> None:
     assert (point.family, point.synchronous) == (family, synchronous)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('kernel.function("f").label("out")', {"variant": "label", "target": "out"}),
+        ('kernel.function("f").callee("g*").return', {"variant": "return", "target": "g*"}),
+        ('module("m").function("f").return.maxactive(20)', {"module": "m", "variant": "return", "maxactive": 20}),
+        ('kernel.statement("f@a.c:10-20")', {"symbol": "f", "source": "a.c", "lines": ":10-20"}),
+        ('kernel.statement("f@a.c:10,12-15")', {"lines": ":10,12-15"}),
+        ('kernel.statement("f@a.c+3")', {"source": "a.c", "lines": "+3"}),
+        ('kernel.statement("f@a.c:*")', {"lines": ":*"}),
+        ('kernel.function("*@fs/*.c")', {"symbol": "*", "source": "fs/*.c", "lines": None}),
+        ("kernel.statement(0x10).absolute", {"address": 16, "variant": "absolute"}),
+        ("procfs.umask(0644).write", {"number": None}),
+        ("begin(-5)", {"number": -5}),
+        ("timer.us(200).randomize(50)", {"number": 200}),
+        ('kernel.trace("sched:*") ?', {"symbol": "sched:*", "optional": True}),
+        ("signal.*? if (on)", {"optional": True, "condition": "on", "family": "alias"}),
+        ('kernel.function("a" "b")', {"symbol": "ab"}),
+    ],
+)
+def test_the_parts_of_a_probe(text: str, expected: dict[str, object]) -> None:
+    point = parse_probe_point(text)
+    assert {name: getattr(point, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        ("syscall.{open,close}", ["syscall.open", "syscall.close"]),
+        ("syscall.{open ?, close}", ["syscall.open ?", "syscall.close"]),
+        (
+            '{kernel,module("nfs")}.function("nfs{*").{call,return}!',
+            [
+                'kernel.function("nfs{*").call!',
+                'kernel.function("nfs{*").return!',
+                'module("nfs").function("nfs{*").call!',
+                'module("nfs").function("nfs{*").return!',
+            ],
+        ),
+        ("timer.{s(1),{ms(5),us(200)}}", ["timer.s(1)", "timer.ms(5)", "timer.us(200)"]),
+    ],
+)
+def test_groups_are_written_out(text: str, points: list[str]) -> None:
+    assert expand_groups(text) == points
+    assert [point.text for point in parse_probe_points(text)] == points
+
+
+def test_a_group_does_not_grow_without_bound() -> None:
+    with pytest.raises(InvalidInput, match="more than 1000"):
+        expand_groups("a" + ".{b,b,b,b}" * 12)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_of_the_grammar_is_read(shape: str) -> None:
-    text = shape.replace("string", '"name"').replace("number", "3")
+    text = shape.replace("string", '"name"').replace("number", "100000" if ".ns" in shape else "300")
     assert parse_probe_point(text).text == text
 
 
@@ -71,17 +145,29 @@ def test_every_shape_of_the_grammar_is_read(shape: str) -> None:
         ('kernel.function("x").return.maxactive("a")', "the form is maxactive(number)"),
         ('kernel.function("x") foo', "column 22"),
         ('kernel.function("f@file.c:x")', "line form ':x'"),
+        ('kernel.function("f@")', "needs a name in quotes"),
+        ('kernel.function("f@a.c+1-2")', "line form '+1-2'"),
         ("timer.s", "the form is s(number)"),
+        ("timer.ns(10)", "not from 100000 to"),
+        ("timer.jiffies(0)", "not from 1 to 1000000"),
+        ("timer.ms(10).randomize(11)", "more than its interval"),
+        ("timer.hz(0)", "hz below 1"),
+        ('procfs("x").read.maxsize(0)', "maxsize below 1"),
+        ('kernel.function("x").return.maxactive(70000)', "maxactive above 65535"),
+        ("module.function(3)", "the form is module(string)"),
+        ("kernel.function(9e9)", "or a number as the argument"),
+        ("{begin, end", "not closed"),
+        ("timer.{}", "empty"),
         ("kernel", "not complete"),
         ('kernel.function("x"', "closing parenthesis"),
         ('kernel.inline("x")', ".inline after kernel"),
         ('module("kvm").function(3).inline', ".inline after"),
-        ("", "needs a word"),
+        ("", "is empty"),
     ],
 )
 def test_a_wrong_probe_is_one_sentence(text: str, said: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        parse_probe_point(text)
+        parse_probe_points(text)
     assert said in caught.value.message
     assert "\n" not in caught.value.message
 

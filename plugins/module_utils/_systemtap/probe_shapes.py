@@ -1,0 +1,149 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which probe points SystemTap's language has: their forms, the words they begin with, and what a tapset adds.
+
+Private to the collection. The forms are those that ``stap --dump-probe-types`` of release 5.6 lists, without the forms
+that stap writes for itself (``.pc(number)`` and ``.die(number)``), plus the profile timers of its tapset.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import typing as t
+
+_NUMBERED = ("", ".call", ".exported", ".return", ".return.maxactive(number)")
+_NAMED = (
+    ".inline",
+    ".callees",
+    ".callees(number)",
+    ".callee(string)",
+    ".callee(string).call",
+    ".callee(string).return",
+    ".label(string)",
+)
+_MARKS = (
+    ".mark(string)",
+    ".provider(string).mark(string)",
+    ".plt",
+    ".plt.return",
+    ".plt(string)",
+    ".plt(string).return",
+)
+UNITS = ("jiffies", "ms", "msec", "ns", "nsec", "s", "sec", "us", "usec")
+
+# First words of the aliases in SystemTap's own tapset (stap --dump-probe-aliases), and of probes in interpreters that
+# need support which stap is seldom built with. What follows them is known to the builder only.
+_OPEN_FAMILIES = frozenset(
+    "dw_kprocess dw_syscall generic init input ioblock ioblock_trace ioscheduler ioscheduler_trace ipmib irq_handler "
+    "java json_data kprocess linuxmib nd1_syscall nd2_syscall nd_syscall netdev nfs nfsd nfsderr oneshot prometheus "
+    "python2 python3 scheduler scsi signal socket softirq stap staprun sunrpc syscall syscall_any tcp tcpmib "
+    "tp_kprocess tp_syscall tty udp vfs vm workqueue".split()
+)
+# Aliases of the tapset that begin with the word of another kind of probe: that word, and the words after it.
+_ALIASES_WITHIN = {
+    "perf": frozenset(("hw", "sw")),
+    "netfilter": frozenset(("arp", "bridge", "ip")),
+    "process": frozenset(("insn",)),
+}
+#: Names that stand for many (fnmatch(3)).
+WILD = re.compile(r"[*?\[]")
+# Kinds of probes that fire at no place in the code: when a time, a counter or an event of its own has come.
+_ASYNCHRONOUS = frozenset(("begin", "end", "error", "timer", "never", "procfs", "perf", "netfilter", "xdp"))
+
+
+def _shapes() -> list[str]:
+    shapes = ["never", "timer.hz(number)", "timer.profile", "timer.profile.tick", "timer.profile.freq.hz(number)"]
+    for place in ("kernel", "module(string)"):
+        shapes += [*_function_shapes(place), place + ".tracepoint(string)"]
+    shapes += ["kernel.statement(number).absolute", "kprobe.statement(number).absolute", "kernel.trace(string)"]
+    shapes += [place + argument for place in ("kernel.xdp", "xdp") for argument in ("", "(string)")]
+    shapes += _data_shapes("kernel", ("string", "number", "number).length(number"))
+    for place in ("kprobe.function(string)", "kprobe.module(string).function(string)"):
+        shapes += [place + suffix for suffix in _NUMBERED if suffix != ".exported"]
+    shapes += [word + argument for word in ("begin", "end", "error") for argument in ("", "(number)")]
+    for unit in UNITS:
+        shapes += ["timer.{0}(number)".format(unit), "timer.{0}(number).randomize(number)".format(unit)]
+    for name in ("procfs", "procfs(string)", "procfs.umask(number)", "procfs(string).umask(number)"):
+        shapes += [name + ".read", name + ".read.maxsize(number)", name + ".write"]
+    counter = "perf.type(number).config(number)"
+    ends = ("", ".sample(number)", ".hz(number)", ".counter(string)", ".process", ".process(string)")
+    shapes += [counter + end for end in (*ends, ".process(string).counter(string)")]
+    for pair in ("hook(string).pf(string)", "pf(string).hook(string)"):
+        shapes += ["netfilter.{0}".format(pair), "netfilter.{0}.priority(string)".format(pair)]
+    return shapes + _process_shapes()
+
+
+def _function_shapes(place: str) -> list[str]:
+    shapes = []
+    for argument in ("string", "number"):
+        statement = "{0}.statement({1})".format(place, argument)
+        shapes += ["{0}.function({1}){2}".format(place, argument, suffix) for suffix in _NUMBERED]
+        shapes += [statement, statement + ".nearest"]
+    return shapes + [place + ".function(string)" + suffix for suffix in _NAMED]
+
+
+def _data_shapes(place: str, arguments: t.Iterable[str]) -> list[str]:
+    return ["{0}.data({1}).{2}".format(place, argument, way) for argument in arguments for way in ("rw", "write")]
+
+
+def _process_shapes() -> list[str]:
+    """Return the forms of probes in programs: by path or build-id, by process id, or of the traced command."""
+    whole = (".begin", ".end", ".thread.begin", ".thread.end", ".syscall", ".syscall.return")
+    shapes = ["process(number).statement(number).absolute", "process(number).statement(number).absolute.return"]
+    for place in ("process", "process(string)", "process(number)"):
+        shapes += [place + suffix for suffix in (*whole, *_MARKS)] + _function_shapes(place)
+        if place != "process(number)":
+            library = place + ".library(string)"
+            shapes += _function_shapes(library) + [library + suffix for suffix in _MARKS]
+    shapes += _data_shapes("process", ("string", "number", "string).length(number", "number).length(number"))
+    return [shape for shape in shapes if "maxactive" not in shape]
+
+
+SHAPES = tuple(_shapes())
+_STEPS = [tuple(shape.split(".")) for shape in SHAPES]
+
+
+def first_words() -> list[str]:
+    """Return the words that a probe point can begin with, as far as SystemTap itself comes with them."""
+    return sorted({steps[0].split("(")[0] for steps in _STEPS} | _OPEN_FAMILIES)
+
+
+def is_alias(words: t.Sequence[str]) -> bool:
+    """Tell whether only a tapset knows what a probe point of these words is."""
+    if words[0] in _OPEN_FAMILIES or WILD.search(words[0]) is not None:
+        return True
+    return len(words) > 1 and words[1] in _ALIASES_WITHIN.get(words[0], ())
+
+
+def is_synchronous(family: str) -> bool:
+    """Tell whether a kind of probe fires at a place in the code (man stapprobes, SYNTAX)."""
+    return family not in _ASYNCHRONOUS
+
+
+def following(done: t.Sequence[str]) -> list[str]:
+    """Return what can stand after some parts of a probe point, given as ``function(string)``, ``call``, ..."""
+    return sorted({steps[len(done)] for steps in _STEPS if len(steps) > len(done) and _begins(steps, done)})
+
+
+def can_begin(done: t.Sequence[str]) -> bool:
+    """Tell whether some probe point begins with these parts."""
+    return any(len(steps) >= len(done) and _begins(steps, done) for steps in _STEPS)
+
+
+def is_complete(done: t.Sequence[str]) -> bool:
+    """Tell whether these parts are a whole probe point."""
+    return any(len(steps) == len(done) and _begins(steps, done) for steps in _STEPS)
+
+
+def has_double_star(parts: t.Sequence[str]) -> bool:
+    """Tell whether a part stands for any number of parts (``**``)."""
+    return any("**" in part for part in parts)
+
+
+def _begins(steps: t.Sequence[str], done: t.Sequence[str]) -> bool:
+    return all(
+        step == part or (WILD.search(part) is not None and fnmatch.fnmatchcase(step, part))
+        for step, part in zip(steps, done)
+    )
