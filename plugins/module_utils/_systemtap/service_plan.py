@@ -30,6 +30,7 @@ from .service_observe import Host, Seen
 
 # A start, or what comes to it by itself.
 _ALIVE = ("running", "restarting")
+_AGAIN = "running, started again"
 _SETTINGS = {
     "globals": "its global variables change, which SystemTap sets only while a module is loaded",
     "buffer_mb": "its buffer changes",
@@ -154,7 +155,7 @@ def _start(one: Wanted, seen: Seen, settings: t.Mapping[str, t.Any]) -> list[Ste
     current = seen.current
     if current == "running":
         why = _drift(seen, settings)
-        return [_step(one, "state", current, current, "systemctl restart", why, "restart")] if why else []
+        return [_step(one, "state", current, _AGAIN, "systemctl restart", why, "restart")] if why else []
     if is_resting(seen, settings):
         return []
     whys = {
