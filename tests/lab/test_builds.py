@@ -28,9 +28,9 @@ probe kprobe.function("{{ function }}") { calls <<< 1 }
 probe end { printf("{\\"kind\\":\\"count\\",\\"key\\":\\"least %d\\",\\"count\\":%d}\\n", least, @count(calls)) }
 """
 FUNCTIONS = {"reads": "vfs_read", "writes": "vfs_write"}
-# What is being compiled is held to, as the kernel itself says.
+# What a compiler is held to, as the kernel itself says: stap hands its limits down to all that it starts.
 LIMITS = """
-until limits=$(for name in $(grep -lxsE 'stap|cc1' /proc/[0-9]*/comm); do
+until limits=$(for name in $(grep -lxs cc1 /proc/[0-9]*/comm); do
     grep -hsE '^Max (cpu time|address space)' "${name%comm}limits"
 done) && test -n "$limits"; do sleep 0.05; done
 echo "$limits"

@@ -79,3 +79,44 @@ def test_headers_that_a_builder_lacks_are_named_as_packages(lab):
     result = lab.playbook(yaml.safe_dump(play), "--check")
     missing = ["linux-headers-9.9.9-none", "linux-image-9.9.9-none-dbg"]
     assert result.of("builder", "Show")["trace_builder_missing"] == missing, result.stdout[-3000:]
+
+
+def test_a_builder_makes_its_key_once_and_keeps_it_to_itself(lab):
+    folder = "/etc/tapvirt-roles-test"
+    variables = {
+        "trace_builder_store": STORE,
+        "trace_builder_signing": True,
+        "trace_builder_signing_key": f"{folder}/key.pem",
+        "trace_builder_signing_certificate": f"{folder}/certificate.pem",
+        "trace_builder_older_than": "30d",
+    }
+    look = f"stat -c '%a %n' {folder} {folder}/key.pem; sha256sum {folder}/*"
+    try:
+        assert apply(lab, "builder", "trace_builder", variables, "--check")[0][-1] != "Prune the store"
+        assert lab.run("builder", "test", "-e", folder).returncode == 1
+        made = apply(lab, "builder", "trace_builder", variables)[0]
+        assert made[-2:] == ["Make the folder of the key, closed to others", "Make the key and its certificate"]
+        first = shell(lab, "builder", look)
+        assert first.startswith(f"700 {folder}\n600 {folder}/key.pem\n")
+        told = shell(
+            lab,
+            "builder",
+            f"openssl x509 -in {folder}/certificate.pem -noout -subject -ext keyUsage,subjectKeyIdentifier",
+        )
+        assert (
+            "CN=tapvirt builder" in told.replace(" = ", "=")
+            and "Digital Signature" in told
+            and "Key Identifier" in told
+        )
+        assert apply(lab, "builder", "trace_builder", variables)[0] == []
+        assert shell(lab, "builder", look) == first
+    finally:
+        lab.run("builder", "rm", "-rf", folder, STORE)
+
+
+def test_a_name_that_a_certificate_cannot_have_is_refused(lab):
+    variables = {"trace_builder_store": STORE, "trace_builder_signing": True, "trace_builder_signing_name": "x/O=y"}
+    variables["trace_builder_signing_key"] = "/etc/tapvirt-roles-test/key.pem"
+    role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}, "vars": variables, "name": "Prepare"}
+    result = lab.playbook(yaml.safe_dump([{"hosts": "builder", "gather_facts": False, "tasks": [role]}]), "--check")
+    assert result.rc != 0 and "trace_builder_signing_name: x/O=y must have" in result.stdout
