@@ -15,8 +15,8 @@ description:
     One that is asked for again is built again.
   - What is being built, signed or read at this moment stays, and so does what was asked for in the last 10 minutes,
     since it may still be on its way to a controller.
-  - What a build that was killed has left is removed in any case. Nothing else in the store is touched, neither the log
-    of compilations nor SystemTap's own cache, which SystemTap keeps below 256 MiB itself.
+  - What a build that was killed has left is removed as well. Nothing else in the store is touched, neither the log of
+    compilations nor what SystemTap found out about the kernels' headers.
 extends_documentation_fragment:
   - tapvirt.host._attributes
 options:
