@@ -13,12 +13,22 @@ import typing as t
 from .._core.errors import TapvirtError
 from .._core.plan import Plan, converge
 from .._core.root import Root
-from .run import Request, check_free, check_host
-from .service import Wanted, program, python_command, read_wanted, sha256_of, spec_of
+from .run import Refused, Request, check_free, check_host
+from .service import (
+    Wanted,
+    directory_of,
+    module_path,
+    program,
+    python_command,
+    read_wanted,
+    sha256_of,
+    spec_of,
+)
 from .service_apply import Steps
 from .service_observe import Host, is_own, known_names, observe
 from .service_plan import Program, Step, is_resting, plan, settings_for
 from .service_rows import faults, row
+from .signature import why_not_loaded
 from .supervisor import read_stext
 
 _RUNNING_SYSTEMD = "/run/systemd/system"
@@ -28,19 +38,19 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     """Carry out a task of ``stap_service``; return the plan and the other keys of the result.
 
     :raises InvalidInput: an option is not acceptable.
-    :raises Refused: the host forbids a tracer.
-    :raises TapvirtError: the host is not one on which a tracer can stay.
+    :raises TapvirtError: the host forbids a tracer, or is not one on which it can stay.
     """
     root = Root()
     wanted = read_wanted(params["services"])
     data = program()
     tool = Program(data, sha256_of(data), python_command())
-    steps = Steps(wanted, tool, params["shipped"] or {})
+    shipped = params["shipped"] or {}
+    steps = Steps(wanted, tool, shipped)
     names = [one.name for one in wanted]
 
     def checked_plan(host: Host) -> Plan:
         planned = plan(wanted, host, tool)
-        check(root, wanted, host, planned)
+        check(root, wanted, host, planned, shipped)
         return planned
 
     def verify(host: Host) -> Plan:
@@ -77,11 +87,10 @@ def _fault(one: Wanted, host: Host, tool: Program, told: t.Mapping[str, t.Any], 
     return faults(one.state, told)
 
 
-def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan) -> None:
+def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan, shipped: t.Mapping[str, str]) -> None:
     """Refuse what the host forbids, before anything is changed.
 
-    :raises Refused: a module must not, or cannot, be loaded here.
-    :raises TapvirtError: nothing would start it.
+    :raises TapvirtError: a module must not, or cannot, be loaded here, or nothing would start it.
     """
     if planned and not host.systemd:
         raise TapvirtError(
@@ -91,11 +100,24 @@ def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan) -> 
     by_name = {one.name: one for one in wanted}
     for step in planned:
         if isinstance(step, Step) and step.action in ("start", "restart"):
-            one = by_name[step.service]
-            build = one.builds[host.release]
-            check_host(root, Request(build, one.values, 0, one.buffer_mb, 0, 0))
-            if not is_own(host.services[one.name], build["name"]):
-                check_free(build)
+            try:
+                _check_start(root, by_name[step.service], host, shipped)
+            except Refused as error:
+                raise TapvirtError(
+                    "{0}: {1}".format(step.service, error.message), service=step.service, outcome="refused"
+                ) from None
+
+
+def _check_start(root: Root, one: Wanted, host: Host, shipped: t.Mapping[str, str]) -> None:
+    build, seen = one.builds[host.release], host.services[one.name]
+    check_host(root, Request(build, one.values, 0, one.buffer_mb, 0, 0))
+    if not is_own(seen, build["name"]):
+        check_free(build)
+    kept = os.path.join(directory_of(one.name), module_path(build))
+    path = kept if seen.modules.get(module_path(build)) == build["sha256"] else ""
+    unsigned = why_not_loaded(root, build, shipped.get(build["sha256"]) or path)
+    if unsigned:
+        raise Refused(unsigned)
 
 
 @contextlib.contextmanager

@@ -272,6 +272,14 @@ def test_without_systemd_nothing_stays():
     wanted = [one(state="stopped")]
     found = dataclasses.replace(host(NOTHING), systemd=False)
     with pytest.raises(TapvirtError, match="not run by systemd .* Use tapvirt.host.stap_run"):
-        check(Root(), wanted, found, plan(wanted, found, PROGRAM))
+        check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
     gone = [one(state="absent")]
-    check(Root(), gone, found, plan(gone, found, PROGRAM))
+    check(Root(), gone, found, plan(gone, found, PROGRAM), {})
+
+
+def test_what_the_host_forbids_is_said_of_the_tracer():
+    """This machine does not run the kernel of the test's modules."""
+    wanted = [one()]
+    found = host(NOTHING)
+    with pytest.raises(TapvirtError, match="^reads: Refused before anything was loaded: "):
+        check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
