@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 
 import pytest
 import yaml
@@ -15,7 +16,8 @@ import yaml
 CALLED = "__x64_sys_sched_rr_get_interval"
 CALLS = {"trace1": 100_000, "trace2": 100_000, "trace3": 100_000, "trace4": 1_000}
 MERGED = ["trace1", "trace2", "trace3"]
-# One process makes the calls, another wakes it when the probes are armed; probes get less than half of its time.
+# One process makes the calls, another wakes it when the probes are armed. It sleeps after every hundred calls, since
+# what probes may take of a CPU has a ceiling.
 LOAD = """
 import glob, json, os, signal, sys, time
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -29,11 +31,11 @@ for descriptor in (0, 1, 2):
     os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
 if not worker:
     signal.sigwait({signal.SIGUSR1})
-    for _batch in range(CALLS // 500):
+    for _batch in range(CALLS // 100):
         begun = time.monotonic()
-        for _number in range(500):
+        for _number in range(100):
             os.sched_rr_get_interval(0)
-        time.sleep(1.3 * (time.monotonic() - begun))
+        time.sleep(2 * (time.monotonic() - begun))
     os._exit(0)
 for _second in range(600):
     for path in glob.glob("/run/tapvirt/stap/tapvirt_function_latency_*/state.json"):
@@ -48,6 +50,7 @@ for _second in range(600):
 """
 RUN = "tapvirt.host.trace : Trace"
 SECONDS = 30
+TURNS = 3
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def traced(lab, tmp_path_factory):
         {
             "hosts": ["dead", *CALLS],
             "gather_facts": False,
-            "vars": {"calls": CALLS},
+            "vars": {"calls": {"dead": 0, **CALLS}},
             "tasks": [
                 {
                     "name": "Load",
@@ -92,7 +95,15 @@ def traced(lab, tmp_path_factory):
             "tasks": [{"name": "Merge", "ansible.builtin.set_fact": {"known": known}}],
         },
     ]
-    return lab.playbook(yaml.safe_dump(plays), "-i", str(inventory))
+    for _turn in range(TURNS):
+        done = lab.playbook(yaml.safe_dump(plays), "-i", str(inventory))
+        runs = [row["result"].get("run", {}) for row in done.results if row["task"] == RUN]
+        told = [(run.get("outcome"), run.get("skipped")) for run in runs]
+        if told == [("ok", 0)] * len(CALLS):
+            break
+        # An emulated processor that stands still within a probe makes its host look overloaded; the run tells that.
+        warnings.warn(f"once more: {told}", stacklevel=1)
+    return done
 
 
 @pytest.mark.parametrize("host", CALLS)
@@ -160,9 +171,11 @@ DOMAIN = """
 </domain>
 """
 DOMAINS = {"known-writer": READY, "known-talker": "a line for each tick"}
+# How long each is traced: emulated, 20,000 exits take seconds.
+SECONDS_OF = {"known-writer": 15, "known-talker": 2}
 # Both are there; the NMI comes when the probes are armed.
 WAKE = """
-for try in $(seq 200); do
+for try in $(seq 1500); do
   grep -q '"state": "running"' /run/tapvirt/stap/tapvirt_kvm_exits_*/state.json 2>/dev/null && break
   sleep 0.2
 done
@@ -222,11 +235,16 @@ def test_port_writes_of_one_domain_are_its_exits(lab, domains):
         {
             "name": "Trace",
             "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
-            "vars": {"trace_script": "kvm_exits", "trace_domain": "{{ item }}", "trace_duration": 8},
-            "loop": list(DOMAINS),
+            "vars": {
+                "trace_script": "kvm_exits",
+                "trace_domain": "{{ item }}",
+                "trace_duration": "{{ seconds[item] }}",
+            },
+            "loop": list(SECONDS_OF),
         },
     ]
-    done = lab.playbook(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))
+    play = {"hosts": "trace2", "gather_facts": False, "vars": {"seconds": SECONDS_OF}, "tasks": tasks}
+    done = lab.playbook(yaml.safe_dump([play]))
     runs = [row["result"]["run"] for row in done.results if row["task"] == RUN]
     assert [(run["outcome"], run["skipped"]) for run in runs] == [("ok", 0), ("ok", 0)], done.stdout
     written, beside = ({record["key"]: record["count"] for record in run["records"]} for run in runs)
