@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
@@ -252,6 +254,7 @@ def test_the_module_for_a_kernel_is_chosen_at_its_start():
 def test_the_program_is_whole_and_always_the_same(tmp_path):
     data = service.program()
     assert data == service.program()
+    assert {info.date_time for info in zipfile.ZipFile(io.BytesIO(data)).infolist()} == {(1980, 1, 1, 0, 0, 0)}
     path = tmp_path / "program.pyz"
     path.write_bytes(data)
     # Without the collection and without arguments, it comes as far as reading these.
