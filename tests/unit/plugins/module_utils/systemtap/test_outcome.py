@@ -99,6 +99,8 @@ def test_a_place_in_a_module_is_compared_by_name() -> None:
         ("", {"presses": 2}, "timeout"),
         ("", {"state": "killed"}, "timeout"),
         ("", {"stop": "signal"}, "timeout"),
+        ("", {"rc": -9, "stop": "script"}, "timeout"),
+        ("", {"write_error": "No space left on device"}, "lost_output"),
     ],
 )
 def test_the_outcome_follows_from_messages_and_state(errors: str, state: dict[str, t.Any], expected: str) -> None:
@@ -111,6 +113,9 @@ def test_a_module_that_was_not_loaded() -> None:
     assert outcome.judge(state, messages, outcome.Arming(1, 0, 0, []), None, False)[0] == "refused"
     late = outcome.judge(dict(state, stop="load"), outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False)
     assert late[0] == "timeout"
+    killed = dict(state, state="killed")
+    outcome_of, reason = outcome.judge(killed, outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False)
+    assert outcome_of == "timeout" and "before the probes were armed: its supervisor was killed" in reason
 
 
 def test_no_hit_is_an_outcome_of_its_own() -> None:

@@ -1,0 +1,110 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import collect, leavings, supervisor
+
+NAME = "tapvirt_x_12345678"
+
+
+def test_the_program_is_whole_and_runs_from_a_folder(tmp_path: pathlib.Path) -> None:
+    for name, source in supervisor.program().items():
+        path = tmp_path / "program" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    job = tmp_path / "job"
+    job.mkdir()
+    # A run that had come to its end is left alone; so this touches nothing of the machine.
+    (job / "state.json").write_text(json.dumps({"state": "done"}))
+    python = [sys.executable, "-IB", str(tmp_path / "program")]
+    done = subprocess.run([*python, "clean", str(job)], cwd="/", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(str(tmp_path / "program" / "tapvirt_stap")).count("__pycache__") == 0
+
+
+def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "state.json")
+    leavings.write_json(path, {"a": 1})
+    leavings.write_json(path, {"a": 2})
+    assert leavings.read_json(path) == {"a": 2}
+    assert os.listdir(str(tmp_path)) == ["state.json"]
+    (tmp_path / "damaged").write_text("{")
+    assert leavings.read_json(str(tmp_path / "damaged")) == leavings.read_json(str(tmp_path / "absent")) == {}
+
+
+def test_there_is_room_for_the_end(tmp_path: pathlib.Path) -> None:
+    leavings.reserve(str(tmp_path))
+    assert os.stat(str(tmp_path / "spare")).st_blocks * 512 >= leavings.SPARE_BYTES
+    assert leavings.write_last(str(tmp_path / "state.json"), b"{}")
+    assert os.listdir(str(tmp_path)) == ["state.json"]
+    begun = time.monotonic()
+    assert not leavings.write_last(str(tmp_path / "no" / "folder"), b"")
+    assert time.monotonic() - begun < 60
+
+
+def test_a_process_is_known_by_its_program_and_its_module() -> None:
+    sleep = "import sys, time; time.sleep(60)"
+    argvs = [
+        ["stapio", "-c", sleep, "/x/{0}.ko".format(NAME), "-F3"],
+        ["staprun", "-c", sleep, NAME],
+        ["stapio", "-c", sleep, "/x/{0}9.ko".format(NAME)],
+        ["other", "-c", sleep, NAME],
+        # It is removing the module.
+        ["staprun", "-c", sleep, "-d", NAME],
+    ]
+    processes = [subprocess.Popen(argv, executable=sys.executable) for argv in argvs]
+    try:
+        end = time.monotonic() + 30
+        while len(leavings.processes_of(NAME)) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert sorted(leavings.processes_of(NAME)) == sorted(process.pid for process in processes[:2])
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_supervisor_is_known_by_its_directory() -> None:
+    assert not leavings.is_supervised("/run/x", {})
+    assert not leavings.is_supervised("/run/x", {"pid": os.getpid()})
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", "/run/x"]
+    with subprocess.Popen(argv) as process:
+        try:
+            assert leavings.is_supervised("/run/x", {"pid": process.pid})
+        finally:
+            process.kill()
+
+
+def test_what_was_printed_goes_in_chunks(tmp_path: pathlib.Path) -> None:
+    data = os.urandom(100)
+    (tmp_path / "output").write_bytes(data)
+    first, second = (collect.read_output(str(tmp_path), offset) for offset in (0, 40))
+    assert first["bytes"] == second["bytes"] == 100
+    assert first["sha256"] == second["sha256"] == hashlib.sha256(data).hexdigest()
+    assert zlib.decompress(base64.b64decode(second["data"])) == data[40:]
+    assert collect.read_output(str(tmp_path / "absent"), 0)["bytes"] == 0
+
+
+@pytest.mark.parametrize("directory", ["/etc", "/run/tapvirt/stap/../../../etc-0", "/run/tapvirt/stap/x-1/y", ""])
+def test_only_a_directory_of_a_run_is_collected(directory: str) -> None:
+    with pytest.raises(InvalidInput):
+        collect.collect(directory, 0, with_output=False, offset=0)
+
+
+def test_a_run_that_left_nothing_is_told() -> None:
+    with pytest.raises(TapvirtError, match="left nothing on the host"):
+        collect.collect("/run/tapvirt/stap/{0}-ffffffffffffffff".format(NAME), 0, with_output=False, offset=0)

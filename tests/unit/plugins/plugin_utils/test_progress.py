@@ -1,0 +1,146 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pathlib
+import time
+import typing as t
+import zlib
+
+import pytest
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
+
+DIRECTORY = "/run/tapvirt/stap/tapvirt_x_12345678-18eaa"
+RUNNING = {"state": "running", "elapsed_seconds": 4.2, "of_seconds": 10.0, "bytes": 812, "armed": 2, "sites": 2}
+
+
+def teller(terminal: bool) -> tuple[_progress.Teller, list[str]]:
+    lines: list[str] = []
+    return _progress.Teller("web1", DIRECTORY, terminal, lines.append), lines
+
+
+def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
+    told, lines = teller(terminal=True)
+    assert told.tell(RUNNING) == pytest.approx(5.8)
+    assert lines == ["web1: tapvirt_x_12345678: tracing, 4 of 10 s, 2 of 2 places armed, 812 bytes so far"]
+    # The next one would come too soon.
+    assert told.tell({**RUNNING, "elapsed_seconds": 5.0}) == 5.0
+    assert len(lines) == 1
+
+
+def test_a_log_is_not_filled_with_lines() -> None:
+    told, lines = teller(terminal=False)
+    told.tell(RUNNING)
+    assert lines == []
+
+
+@pytest.mark.parametrize("progress", [{}, {**RUNNING, "state": "stopping"}, {"state": "of another version"}])
+def test_what_is_ending_may_end_at_any_moment(progress: dict[str, t.Any]) -> None:
+    told, lines = teller(terminal=True)
+    assert told.tell(progress) == 0.0
+    assert lines == []
+
+
+def test_what_stands_still_is_not_believed() -> None:
+    told, _lines = teller(terminal=True)
+    assert told.tell(RUNNING) > 0
+    assert told.tell(RUNNING) == 0.0
+
+
+def test_a_cut_is_told_once_and_its_end_as_well() -> None:
+    told, lines = teller(terminal=False)
+    told.cut("Connection refused\n")
+    told.cut("Connection refused")
+    told.tell(RUNNING)
+    assert lines == [
+        "web1: tapvirt_x_12345678: the run goes on, but the host does not answer: Connection refused",
+        "web1: tapvirt_x_12345678: the host answers again",
+    ]
+
+
+def test_what_does_not_return_is_broken_off() -> None:
+    begun = time.monotonic()
+    with pytest.raises(AnsibleConnectionFailure, match=r"no answer within 0\.2 s"), _progress.at_most(0.2, 0):
+        time.sleep(20)
+    assert time.monotonic() - begun < 10
+    with _progress.at_most(0.01, 60):
+        time.sleep(0.05)  # the task has a timeout of its own, which is Ansible's to keep
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("web1.example.org", "web1.example.org.m.txt"),
+        ("../../etc/cron.d/x", "%2E.%2F..%2Fetc%2Fcron.d%2Fx.m.txt"),
+        ("..", "%2E..m.txt"),
+        ("a%2Fb", "a%252Fb.m.txt"),
+        ("a b\n", "a%20b%0A.m.txt"),
+        ("hôte", "h%C3%B4te.m.txt"),
+    ],
+)
+def test_a_host_is_never_a_path(host: str, name: str) -> None:
+    assert _progress.file_name(host, "m") == name
+    assert pathlib.PurePosixPath("/out", name).parent == pathlib.PurePosixPath("/out")
+
+
+def test_a_name_that_is_too_long_is_refused() -> None:
+    with pytest.raises(AnsibleActionFail, match="too long"):
+        _progress.file_name("h" * 300, "m")
+
+
+def chunk(data: bytes, whole: bytes) -> dict[str, t.Any]:
+    return {
+        "bytes": len(whole),
+        "sha256": hashlib.sha256(whole).hexdigest(),
+        "chunk_bytes": len(data),
+        "data": base64.b64encode(zlib.compress(data)).decode(),
+    }
+
+
+def put(path: pathlib.Path, chunks: list[dict[str, t.Any]], run: dict[str, t.Any], limit: int = 1 << 20) -> t.Any:
+    rest = iter(chunks[1:])
+    return _progress.put(str(path), chunks[0], lambda _offset: next(rest), run, limit)
+
+
+def test_chunks_become_one_file(tmp_path: pathlib.Path) -> None:
+    whole = b"one\n" * 1000
+    path = tmp_path / "new" / "web1.txt"
+    sha256 = hashlib.sha256(whole).hexdigest()
+    run = {"bytes": len(whole), "sha256": sha256}
+    got = put(path, [chunk(whole[:1500], whole), chunk(whole[1500:], whole)], run)
+    assert path.read_bytes() == whole
+    assert got == {"path": str(path), "bytes": 4000, "sha256": sha256, "truncated": False}
+
+
+def test_what_was_cut_has_a_sha256_of_its_own(tmp_path: pathlib.Path) -> None:
+    got = put(tmp_path / "x", [chunk(b"kept", b"kept")], {"bytes": 9, "sha256": "0" * 64})
+    assert got["truncated"] and got["sha256"] == hashlib.sha256(b"kept").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("first", "run", "limit", "said"),
+    [
+        (chunk(b"other", b"other"), {"bytes": 5, "sha256": "0" * 64}, 100, "another sha256"),
+        (chunk(b"half", b"half and half"), {"bytes": 13, "sha256": None}, 100, "another sha256"),
+        (chunk(b"long", b"long" * 100), {"bytes": 400, "sha256": None}, 100, "more than it was to keep"),
+    ],
+)
+def test_what_is_not_what_it_should_be_is_not_kept(
+    tmp_path: pathlib.Path, first: dict[str, t.Any], run: dict[str, t.Any], limit: int, said: str
+) -> None:
+    (tmp_path / "x").write_bytes(b"before")
+    with pytest.raises(AnsibleActionFail, match=said):
+        put(tmp_path / "x", [first, chunk(b"", b"")], run, limit)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"before"
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AnsibleActionFail, match="cannot be written"):
+        put(tmp_path / "file" / "x", [chunk(b"", b"")], {"bytes": 0, "sha256": None})
