@@ -19,7 +19,7 @@ def trace_builder_for(host: Row, builders: t.Mapping[str, Row | None]) -> dict[s
     of one kernel have the same builder, and nothing is built twice.
 
     :param host: what ``stap_host_info`` returned as ``host``.
-    :param builders: names, each with what it returned as ``builder`` there; null for one that did not answer.
+    :param builders: names, each with what it returned as ``builder`` there; null for one without answer or stap.
     """
     own = judge(host, None)
     found = {name: judge(host, facts)[len(own) :] for name, facts in builders.items() if facts}
@@ -47,7 +47,12 @@ def _refusals(builders: t.Mapping[str, Row | None], found: t.Mapping[str, list[F
     for name, facts in builders.items():
         before = "{0}: ".format(name) if len(builders) > 1 else ""
         if not facts:
-            rows.append(("the builder {0} did not answer".format(name), "see what it says to ansible.builtin.ping"))
+            rows.append(
+                (
+                    "the builder {0} did not answer, or has no SystemTap".format(name),
+                    "prepare it with the role trace_builder",
+                )
+            )
         rows += [
             (before + finding.reason, "{0} ({1})".format(finding.remedy, name) if before else finding.remedy)
             for finding in found.get(name, [])

@@ -162,32 +162,6 @@ def test_a_second_campaign_with_another_threshold_builds_nothing_and_starts_at_o
     assert starts - begun <= STARTS_WITHIN_SECONDS
 
 
-def test_a_build_is_the_same_in_another_store_and_held_to_limits(lab, scripts, asked):
-    module = asked[0][0].of("trace2", "Build reads")["module"]
-    store = f"{FOLDER}/other/store"
-    shell(lab, f"mkdir -p {store}; cp -a {STORE}/.cache {store}")
-    order = {"kernel": module["kernel"], "store": store}
-    tasks = [*build_tasks("reads")]
-    tasks[1]["tapvirt.host.stap_module"].update(order)
-    tasks[1]["tapvirt.host.stap_module"].pop("kernel_version")
-    for task in tasks:
-        del task["delegate_to"]
-    play = scripts / "other.yml"
-    play.write_text(yaml.safe_dump([{"hosts": "builder", "gather_facts": False, "tasks": tasks}]))
-    with ThreadPoolExecutor(1) as pool:
-        watch = pool.submit(shell, lab, f"timeout 280 sh -c {shlex.quote(LIMITS)}", 300)
-        result = lab.playbook(play)
-        limits = watch.result()
-    built = result.of("builder", "Build reads")
-    assert built["built"] and built["module"]["path"].startswith(store), result.stdout[-3000:]
-    assert built["module"]["sha256"] == module["sha256"]
-    cpu, memory = (
-        {int(line.split()[-3]) for line in limits.splitlines() if line.startswith(f"Max {name}")}
-        for name in ("cpu time", "address space")
-    )
-    assert cpu == {600} and memory == {4 << 30}, limits
-
-
 FAULTS = {
     "a name that no function has": (
         'probe begin { }\nprobe kprobe.function("vfs_raed") { exit() }\n',
@@ -235,36 +209,61 @@ def two_builders(lab, scripts):
         path, store = f"{FOLDER}/{name}-python", f"{FOLDER}/{name}"
         text = BLINDED.replace("{seen}", seen)
         assert lab.run("builder", "sh", "-c", f"cat > {path}; chmod 755 {path}", stdin=text).returncode == 0
-        shell(lab, f"mkdir -p {store}; cp -a {STORE}/.cache {store}")
         hosts[name] = {**machine, "ansible_python_interpreter": path, "trace_builder_store": store}
     path = scripts / "two.yml"
     path.write_text(yaml.safe_dump({"two_builders": {"hosts": hosts}}), encoding="utf-8")
     return path
 
 
-def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, scripts, two_builders):
+@pytest.fixture(scope="module")
+def parted(lab, scripts, asked, two_builders):
+    """A campaign with two builders and a script that was built elsewhere before; what the compilers were held to."""
     variables = {
         "trace_builders": "two_builders",
         "trace_script": str(scripts / "builds_test_reads.stp.j2"),
-        "trace_variables": {"stamp": "two builders"},
+        "trace_variables": {"stamp": str(scripts)},
         "trace_targets": ",".join(HOSTS),
         "trace_duration": 5,
         "trace_waves": "100%",
     }
     before = builds(lab)
-    result = lab.playbook(PLAYBOOK, "-i", str(two_builders), "-e", json.dumps(variables))
+    with ThreadPoolExecutor(1) as pool:
+        watch = pool.submit(shell, lab, f"timeout 280 sh -c {shlex.quote(LIMITS)}", 300)
+        result = lab.playbook(PLAYBOOK, "-i", str(two_builders), "-e", json.dumps(variables))
+        limits = watch.result()
+    assert builds(lab) == before
+    return result, limits
+
+
+def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, parted):
+    result, _limits = parted
     (told,) = [row["result"]["ansible_stats"]["data"] for row in result.results if "ansible_stats" in row["result"]]
     campaign = told["trace_campaign"]
     assert {host: row["outcome"] for host, row in campaign["hosts"].items()} == dict.fromkeys(
         ["trace1", "trace2", "trace4"], "ok"
     ), result.stdout[-3000:]
+    done = {
+        name: [row["kernel"][:4] for row in builds(lab, f"{FOLDER}/{name}")] for name in ("builder-old", "builder-new")
+    }
+    assert done == {"builder-old": ["6.1."], "builder-new": ["6.12"]}
     # What neither can build for is left out, and why is said for each of them.
     reason = campaign["left_out"]["trace3"]
     for name in ("builder-old", "builder-new"):
         assert f"{name}: the builder has no headers for 7.2" in reason
     assert "install linux-headers-7.2" in reason
-    assert builds(lab) == before
-    done = {
-        name: [row["kernel"][:4] for row in builds(lab, f"{FOLDER}/{name}")] for name in ("builder-old", "builder-new")
-    }
-    assert done == {"builder-old": ["6.1."], "builder-new": ["6.12"]}
+
+
+@pytest.mark.parametrize("host", ["trace1", "trace2", "trace4"])
+def test_a_build_is_the_same_in_another_store(asked, parted, host):
+    elsewhere = parted[0].of(host, "tapvirt.host.trace : Build the module, once for each distinct kernel")["module"]
+    module = asked[0][0].of(host, "Build reads")["module"]
+    assert elsewhere["path"] != module["path"] and elsewhere["path"].startswith(FOLDER)
+    assert (elsewhere["sha256"], elsewhere["key"]) == (module["sha256"], module["key"])
+
+
+def test_compilers_are_held_to_the_limits(parted):
+    cpu, memory = (
+        {int(line.split()[-3]) for line in parted[1].splitlines() if line.startswith(f"Max {name}")}
+        for name in ("cpu time", "address space")
+    )
+    assert cpu == {600} and memory == {4 << 30}, parted[1]

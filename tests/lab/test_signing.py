@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
+import typing as t
 
 import pytest
 import yaml
@@ -89,7 +90,7 @@ def built(lab) -> list[str]:
 def tried(lab, keys):
     """The same script unsigned, signed by the stranger and signed by the enrolled key, each built and run."""
     before = built(lab)
-    tasks = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["cpus"]}}]
+    tasks: list[dict[str, t.Any]] = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["cpus"]}}]
     for name, sign in {"unsigned": None, **keys}.items():
         module = {
             "script": SCRIPT,
