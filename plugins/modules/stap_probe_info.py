@@ -11,28 +11,54 @@ short_description: Tell which SystemTap probe points a host's kernel can arm, be
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Takes probe points of SystemTap's language apart and compares them with the host's own facts, that is its symbol
-    table, its loaded modules and the list of places where the kernel refuses probes.
-  - Needs neither SystemTap nor headers nor debug information on the host.
-  - Says for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, end).
+  - On a host to trace, it takes probe points of SystemTap's language apart and compares them with the host's own facts,
+    that is its symbol table, its loaded modules, the places where the kernel refuses probes and the first instruction
+    of each function. This needs neither SystemTap nor headers nor debug information there.
+  - On a builder, with O(list=true), it lists what the debug information of a O(kernel) has, as C(stap -l) and
+    C(stap -L) do, with source file, line and form of every point and, if asked, the variables that a probe can read.
+  - Says for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, counters).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._transport
 options:
   probes:
     description:
-      - Probe points such as V(kernel.function("vfs_read"\).call). All of them are looked up in one reading of the
-        symbol table.
+      - Probe points such as V(kernel.function("vfs_read"\).call), lists of them with commas, and groups such as
+        V(syscall.{open,close}). All of them are looked up in one reading of the symbol table.
     type: list
     elements: str
     required: true
   limit:
-    description: How many matching functions to return for each probe.
+    description: How many matching points to return for each probe. RV(probes[].point_count) tells how many there are.
     type: int
     default: 10
+  list:
+    description: Ask this host's SystemTap and its debug information instead of the running kernel. For a builder.
+    type: bool
+    default: false
+  kernel:
+    description: With O(list), the release of the kernel to list for. By default the only one with headers there.
+    type: str
+  variables:
+    description: With O(list), return the variables of every point as well.
+    type: bool
+    default: false
+  match:
+    description: With O(list), return only the points whose line has this regular expression in it.
+    type: str
+  store:
+    description: Where the builder keeps its modules, and SystemTap's cache.
+    type: path
+    default: /var/lib/tapvirt/modules
+  timeout:
+    description:
+      - With O(list), how many seconds each probe may take. All functions of a kernel take a minute or two.
+    type: int
+    default: 300
 notes:
-  - A function that exists only as an inlined copy is known to debug information alone. Here it is V(missing), with that
-    said as the reason.
+  - A function that exists only as an inlined copy is known to debug information alone. On a host it is V(missing), with
+    that said as the reason.
+  - A few functions are left out by SystemTap because of their source file, which a host does not know.
   - Names of functions in modules that are not loaded cannot be looked up. Such a probe registers without an error and
     stays silent until the module is loaded.
 seealso:
@@ -53,6 +79,16 @@ EXAMPLES = r"""
 - name: Stop before anything is built when one cannot
   ansible.builtin.assert:
     that: traced.probes | rejectattr('verdict', 'in', ['armable', 'unknown']) | length == 0
+
+- name: What can a probe in these functions read?
+  tapvirt.host.stap_probe_info:
+    probes: ['kernel.function("vfs_*").call']
+    list: true
+    kernel: 6.12.107+deb13-cloud-amd64
+    variables: true
+    match: '@fs/read_write\.c:'
+    limit: 50
+  delegate_to: builder1
 """
 
 RETURN = r"""
@@ -66,15 +102,21 @@ probes:
       description: The probe point as given.
       type: str
       sample: kernel.function("vfs_read").call
+    family:
+      description: The kind of event, such as V(function), V(tracepoint), V(timer), or V(alias) of a tapset.
+      type: str
+      sample: function
     synchronous:
       description: Whether the probe fires at a place in the code.
       type: bool
       sample: true
     verdict:
       description:
-        - V(armable), V(missing), V(blacklisted) (the kernel refuses probes there), V(discarded) (code of the boot phase
-          that is gone), V(optimised_variant_only) (only C(name.isra.0) and the like are left), V(module_not_loaded), or
+        - V(armable), V(missing), V(blacklisted) (the kernel's own list, or SystemTap's, holds it), V(discarded) (code
+          of the start, of the kernel or a module, that is gone), V(refused) (what stands at its beginning cannot be
+          probed), V(optimised_variant_only) (only C(name.isra.0) and the like are left), V(module_not_loaded), or
           V(unknown) (only a builder with debug information can tell).
+        - With O(list), V(listed) or V(missing).
       type: str
       sample: armable
     reason:
@@ -82,19 +124,32 @@ probes:
       type: str
       sample: the function is there
     nearest:
-      description: What looks most like a name that is missing, or the form that would work.
+      description: What looks most like a name that is missing (for the first ten), or the form that would work.
       type: list
       elements: str
       sample: []
     points:
-      description: The functions that match, up to O(limit), each with C(name) and C(owner) (V(vmlinux) or a module).
+      description:
+        - The functions that match, up to O(limit), each with C(name) and C(owner) (V(vmlinux) or a module).
+        - With O(list), rows of C(point) (as C(stap -l) prints it), C(family), C(module), C(function) (or the event),
+          C(source), C(line), C(form) (V(call), V(return), V(inline), V(callee), ... or null), C(target) (the label or
+          the callee) and C(variables) (each with C(name) and C(type)).
       type: list
       elements: dict
       sample: [{"name": "vfs_read", "owner": "vmlinux"}]
     point_count:
-      description: How many functions match.
+      description: How many points match.
       type: int
       sample: 1
+    truncated:
+      description: Whether there are more points than were returned.
+      type: bool
+      sample: false
+kernel:
+  description: The kernel's release that was looked up.
+  returned: success
+  type: str
+  sample: 6.12.107+deb13-cloud-amd64
 seconds:
   description: How long reading the facts and looking everything up took.
   returned: success
@@ -103,31 +158,73 @@ seconds:
 """
 
 import os
+import re
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
-    parse_probe_points,
-)
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve import read_facts, resolve
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import ProbePoint, parse_probe_points
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve import read_facts, resolve_all
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE
 
 ARGUMENT_SPEC = {
     "probes": {"type": "list", "elements": "str", "required": True},
     "limit": {"type": "int", "default": 10},
+    "list": {"type": "bool", "default": False},
+    "kernel": {"type": "str"},
+    "variables": {"type": "bool", "default": False},
+    "match": {"type": "str"},
+    "store": {"type": "path", "default": DEFAULT_STORE},
+    "timeout": {"type": "int", "default": 300},
     **TRANSPORT,
 }
+_OF_LISTS = ("kernel", "variables", "match")
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Parse all probe points before the first is looked up: a wrong one stops the task at once."""
     started = time.monotonic()
-    points = [point for probe in module.params["probes"] for point in parse_probe_points(probe)]
-    facts = read_facts(Root(), os.uname().release)
-    rows = [resolve(point, facts, module.params["limit"]) for point in points]
-    return {"changed": False, "probes": rows, "seconds": round(time.monotonic() - started, 3)}
+    params = module.params
+    points = [point for probe in params["probes"] for point in parse_probe_points(probe)]
+    for option in ("limit", "timeout"):
+        if params[option] < 1:
+            raise InvalidInput(option, params[option], "must be 1 or more")
+    release, rows = listed(params, points) if params["list"] else looked_up(params, points)
+    seconds = round(time.monotonic() - started, 3)
+    return {"changed": False, "kernel": release, "probes": rows, "seconds": seconds}
+
+
+def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str, list[dict[str, t.Any]]]:
+    """Look probe points up in this host's running kernel."""
+    for option in _OF_LISTS:
+        if params[option]:
+            raise InvalidInput(option, params[option], "goes with list: true only, which a builder answers")
+    release = os.uname().release
+    return release, resolve_all(points, read_facts(Root(), release), params["limit"])
+
+
+def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str, list[dict[str, t.Any]]]:
+    """List probe points of one of this builder's kernels."""
+    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder, listing, store
+
+    try:
+        accept = re.compile(params["match"]).search if params["match"] else None
+    except re.error as error:
+        raise InvalidInput("match", params["match"], "is not a regular expression: {0}".format(error)) from error
+    root = Root()
+    tools = builder.read_toolchain(root)
+    if tools.stap is None:
+        raise InvalidInput("list", True, "needs SystemTap's translator here (the package systemtap): ask a builder")
+    kernels = builder.read_kernels(root, tools.compilers)
+    release = params["kernel"] or (next(iter(kernels)) if len(kernels) == 1 else None)
+    if release is None:
+        raise InvalidInput("kernel", None, "is needed: there are headers for {0}".format(", ".join(sorted(kernels))))
+    kernel = builder.find_kernel(kernels, release, None)
+    lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout"])
+    return release, [lister.row(point, accept, params["limit"]) for point in points]
 
 
 def main() -> None:

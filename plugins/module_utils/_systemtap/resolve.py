@@ -24,11 +24,14 @@ from .probes import ProbePoint
 from .translator_list import is_left_out
 
 _NEAREST = 3
+_NEAREST_FOR_PROBES = 10
 _MOST_MATCHES = 1 << 18
 # What the compiler makes beside a function, under a name of its own: no function of the source.
 _PART = re.compile(r"^__(?:pfx|cfi)_|\.cold\b")
 #: verdict, reason, nearest, points
 Answer = t.Tuple[str, str, t.List[str], t.List[Symbol]]
+if t.TYPE_CHECKING:
+    from .._kernel.symbols import Found
 
 
 @dataclasses.dataclass
@@ -40,6 +43,17 @@ class HostFacts:
     modules: frozenset[str]
     builtin: frozenset[str]
     probes: Probeability
+    found: dict[str, Found] = dataclasses.field(default_factory=dict)
+    nearest_left: int = _NEAREST_FOR_PROBES
+
+    def look_up(self, name: str) -> Found:
+        """Return the symbols of a name and its variants; those that ``resolve_all`` asks for were found at once."""
+        return self.found[name] if name in self.found else self.table.look_up(name)
+
+    def nearest(self, name: str, owner: str) -> list[str]:
+        """Return the functions most like an absent one, for the first few of a task: each takes a walk."""
+        self.nearest_left -= 1
+        return self.table.nearest(name, _NEAREST, owner) if self.nearest_left >= 0 else []
 
 
 def read_facts(root: Root, release: str) -> HostFacts:
@@ -55,6 +69,12 @@ def read_facts(root: Root, release: str) -> HostFacts:
         builtin=frozenset(re.findall(r"([^/\n]+)\.ko$", builtin.replace("-", "_"), re.MULTILINE)),
         probes=Probeability(root, table, None if options is None else bool(options.get("CONFIG_KPROBES"))),
     )
+
+
+def resolve_all(points: t.Sequence[ProbePoint], facts: HostFacts, limit: int) -> list[dict[str, t.Any]]:
+    """Return the rows of many probes; their names are looked up together."""
+    facts.found.update(facts.table.look_up_many({point.symbol for point in points if point.symbol and not point.wild}))
+    return [resolve(point, facts, limit) for point in points]
 
 
 def resolve(point: ProbePoint, facts: HostFacts, limit: int) -> dict[str, t.Any]:
@@ -189,7 +209,7 @@ def _sum_up(judged: t.Sequence[tuple[Symbol, Judgement]], nothing: str) -> Answe
 def _function(point: ProbePoint, facts: HostFacts) -> Answer:
     name = point.symbol or ""
     owner = CORE_OWNER if point.module is None else _module(point)
-    everywhere, variants = facts.table.look_up(name)
+    everywhere, variants = facts.look_up(name)
     here = _of_owner(point, everywhere, owner)
     judged = [(symbol, _judge(point, symbol, facts)) for symbol in here]
     functions = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
@@ -232,7 +252,7 @@ def _not_found(
     if functions:
         forms = [_form(place, name) for place in sorted({symbol.owner for symbol in functions})]
         return "missing", "the function is elsewhere: {0}".format(", ".join(forms)), forms[:_NEAREST], []
-    nearest = facts.table.nearest(name, _NEAREST, owner)
+    nearest = facts.nearest(name, owner)
     return "missing", "no such function here; if the source has it, the compiler inlined every copy", nearest, []
 
 
