@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shlex
 import typing as t
@@ -17,7 +18,8 @@ import yaml
 HOSTS = ["trace1", "trace2", "trace3", "trace4"]
 PLAYS = 8
 STORE = "/var/lib/tapvirt/modules"
-FOLDER = "/var/lib/tapvirt/builds-test"
+# Of this run alone: the builder may serve another one.
+FOLDER = f"/var/lib/tapvirt/builds-test-{os.getpid()}"
 PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "trace.yml"
 STARTS_WITHIN_SECONDS = 5
 SCRIPT = """# {{ stamp }}

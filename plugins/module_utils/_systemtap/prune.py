@@ -145,7 +145,7 @@ def prune(
             "idle_seconds": int(now - entry.used),
             "reason": why,
         }
-        if entry.busy or not (check_mode or _remove(store, entry)):
+        if entry.busy or not (check_mode or remove(store, entry)):
             in_use.append(row)
             continue
         removed.append(row)
@@ -159,7 +159,7 @@ def prune(
     return Plan(changes), {"removed": removed, "in_use": in_use, "freed_bytes": freed, "kept_bytes": kept_bytes}
 
 
-def _remove(store: Store, entry: Entry) -> bool:
+def remove(store: Store, entry: Entry) -> bool:
     """Remove an entry unless somebody is at it, or has asked for it meanwhile; return whether it is gone."""
     path = os.path.join(store.directory, entry.folder)
     with store.unused(entry.key) as unused:

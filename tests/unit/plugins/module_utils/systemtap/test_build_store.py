@@ -133,6 +133,19 @@ class Holding:
         assert self._process.returncode == 0
 
 
+def test_what_comes_into_use_after_the_look_stays(store: Store) -> None:
+    keep(store, KEYS[0], 40)
+    (entry,) = prune.read_entries(store)
+    with Holding(store, KEYS[0]):
+        assert not prune.remove(store, entry)
+    assert store.use(KEYS[0]) is not None
+    assert not prune.remove(store, entry)
+    assert store.read(KEYS[0]) is not None
+    (entry,) = prune.read_entries(store)
+    assert prune.remove(store, entry)
+    assert store.kept() == []
+
+
 def test_other_files_of_a_store_are_not_touched(store: Store) -> None:
     keep(store, KEYS[0], 40)
     for name in (".cache/x", ".root/boot/x", "notes.txt", "builds.log", "abc/x", ".work/other/x"):
