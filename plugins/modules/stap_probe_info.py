@@ -124,7 +124,7 @@ probes:
       type: str
       sample: the function is there
     nearest:
-      description: What looks most like a name that is missing (for the first ten), or the form that would work.
+      description: What looks most like a name that is missing (for the first three), or the form that would work.
       type: list
       elements: str
       sample: []

@@ -128,24 +128,8 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
     ]
     if host["staprun"] is None:
         findings.append(Finding("staprun", True, "staprun is not installed", "install the package systemtap-runtime"))
-    if not host["privilege"]["root"] and not host["privilege"]["groups"]:
-        findings.append(
-            Finding(
-                "privilege",
-                True,
-                "the user is neither root nor in the groups stapdev, stapsys and stapusr",
-                "use become: true, or put the user into stapusr for modules under /lib/modules/RELEASE/systemtap",
-            )
-        )
-    findings += [
-        Finding(
-            "signing",
-            False,
-            reason,
-            "have stap_module sign (its option sign) with " + key_names(host.get("trusted_keys")),
-        )
-        for reason in host["traceability"]["conditions"]
-    ]
+    findings += _judge_privilege(host["privilege"])
+    findings += [_judge_condition(reason, host.get("trusted_keys")) for reason in host["traceability"]["conditions"]]
     shortage = buffer_check(Memory(**host["memory"]))
     if shortage is not None:
         findings.append(Finding("memory", True, shortage, "free memory, or ask for smaller buffers"))
@@ -159,6 +143,36 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
         for row in host["loaded"]
     ]
     return findings + (_judge_builder(host, builder) if builder else [])
+
+
+def _judge_privilege(privilege: t.Mapping[str, t.Any]) -> list[Finding]:
+    """Judge what the user may do (man staprun): root and stapdev load any module, stapusr those of a folder."""
+    groups = set(privilege["groups"])
+    if privilege["root"] or groups >= {"stapdev", "stapusr"}:
+        return []
+    if "stapusr" in groups:
+        reason = "the user is in stapusr without stapdev: only modules under /lib/modules/RELEASE/systemtap can be run"
+        return [Finding("privilege", False, reason, "put the module there, or the user into stapdev as well")]
+    return [
+        Finding(
+            "privilege",
+            True,
+            "the user is neither root nor in the group stapusr, whose members alone may run staprun",
+            "use become: true, or put the user into stapusr for modules under /lib/modules/RELEASE/systemtap",
+        )
+    ]
+
+
+def _judge_condition(reason: str, trusted: t.Sequence[t.Mapping[str, str]] | None) -> Finding:
+    """Judge a condition of the kernel's own; modules to be signed need a key that is enrolled (null: not known)."""
+    if "signed" not in reason:
+        return Finding("kernel", True, reason, reason.partition(": ")[2] or reason)
+    remedy = "have stap_module sign (its option sign) with {0}".format(key_names(trusted))
+    if trusted is not None and not trusted:
+        return Finding(
+            "signing", True, reason + ", and none is enrolled", "enrol a key (mokutil --import), then " + remedy
+        )
+    return Finding("signing", False, reason, remedy)
 
 
 def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) -> list[Finding]:

@@ -24,7 +24,7 @@ from .probes import ProbePoint
 from .translator_list import is_left_out
 
 _NEAREST = 3
-_NEAREST_FOR_PROBES = 10
+_NEAREST_FOR_PROBES = 3
 _MOST_MATCHES = 1 << 18
 # What the compiler makes beside a function, under a name of its own: no function of the source.
 _PART = re.compile(r"^__(?:pfx|cfi)_|\.cold\b")

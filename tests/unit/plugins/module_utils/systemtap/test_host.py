@@ -4,25 +4,83 @@
 
 from __future__ import annotations
 
+import typing as t
+
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import Memory, buffer_check, count_cpus
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge_versions, parse_tested_range
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, parse_tested_range
+
+TESTED = {"4.8": "6.1-rc3", "5.1": "6.9-rc0", "5.6": "7.3.0-rc3"}
+K61, K612, K72 = "6.1.0-50-cloud-amd64", "6.12.117+deb13-cloud-amd64", "7.2.12+deb14-cloud-amd64"
+KEY = {"name": "tracing", "key_id": "0123abcd"}
+
+
+def host(release: str = K612, staprun: str | None = "5.1", **changes: object) -> dict[str, t.Any]:
+    """Return the facts of a host that nothing speaks against."""
+    facts: dict[str, t.Any] = {
+        "kernel": {"release": release},
+        "traceability": {"traceable": True, "reasons": [], "conditions": []},
+        "staprun": staprun,
+        "trusted_keys": None,
+        "privilege": {"root": True, "groups": []},
+        "memory": {"free_bytes": 2 << 30, "buffers_bytes": 0, "cpus_online": 2},
+        "loaded": [],
+    }
+    return facts | changes
+
+
+def builder(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
+    """Return the facts of a builder for one kernel."""
+    kernel = {"version": None, "compiler": compiler, "debuginfo": True}
+    return {"stap": stap, "tested": ["3.10", TESTED[stap]], "kernels": {release: kernel}}
+
+
+# Seen in real runs: kernel, the builder's stap and compiler, the host's staprun, and what is in the way.
+@pytest.mark.parametrize(
+    ("release", "stap", "compiler", "staprun", "refused"),
+    [
+        (K61, "4.8", "gcc-12", "4.8", ["stap"]),
+        (K612, "5.1", "gcc-14", "5.1", ["stap"]),
+        (K612, "5.6", "gcc-14", "5.1", []),
+        (K612, "5.6", "gcc-14", "5.6", []),
+        (K612, "5.6", None, "5.6", ["compiler"]),
+        (K72, "5.6", "gcc-16", "5.1", []),
+        (K61, "5.6", "gcc-14", "5.1", []),
+        (K61, "5.6", "gcc-14", "4.8", ["staprun"]),
+        (K61, "5.6", "gcc-14", None, ["staprun"]),
+        (K61, "5.6", "gcc-14", "unknown", []),
+    ],
+)
+def test_four_versions_are_judged_together(release, stap, compiler, staprun, refused):
+    findings = judge(host(release, staprun), builder(release, stap, compiler))
+    assert [finding.check for finding in findings if finding.blocks] == refused
+    assert all(finding.reason and finding.remedy for finding in findings)
+
+
+SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only modules signed with a trusted key load"]}
 
 
 @pytest.mark.parametrize(
-    ("release", "stap", "staprun", "tested", "refused"),
+    ("changes", "check", "blocks", "said"),
     [
-        ("6.1.0-56-amd64", "4.8", "4.8", "6.1-rc3", ["stap"]),
-        ("6.12.117+deb13-cloud-amd64", "5.1", "5.1", "6.9-rc0", ["stap"]),
-        ("6.12.117+deb13-cloud-amd64", "5.6", "5.1", "7.3.0-rc3", []),
-        ("6.12.117+deb13-cloud-amd64", "5.6", "5.6", "7.3.0-rc3", []),
-        ("7.2.12+deb14-cloud-amd64", "5.6", "5.1", "7.3.0-rc3", []),
-        ("6.1.0-50-cloud-amd64", "5.6", "4.8", "7.3.0-rc3", ["staprun"]),
-        ("6.1.0-50-cloud-amd64", "5.6", None, "7.3.0-rc3", []),
+        ({"traceability": SIGNED, "trusted_keys": [KEY]}, "signing", False, "tracing (0123abcd)"),
+        ({"traceability": SIGNED, "trusted_keys": []}, "signing", True, "enrol a key"),
+        ({"traceability": SIGNED, "trusted_keys": None}, "signing", False, "one that is enrolled"),
+        ({"privilege": {"root": False, "groups": []}}, "privilege", True, "stapusr"),
+        ({"privilege": {"root": False, "groups": ["stapusr"]}}, "privilege", False, "stapdev"),
+        ({"memory": {"free_bytes": 8 << 20, "buffers_bytes": 0, "cpus_online": 4}}, "memory", True, "smaller buffers"),
+        ({"loaded": [{"name": "stap_1", "version": None, "users": 0}]}, "left_over", False, "staprun -d stap_1"),
+        ({"traceability": {"reasons": ["no kprobes"], "conditions": []}}, "kernel", True, "boot a kernel"),
     ],
 )
-def test_four_versions_are_judged_together(release, stap, staprun, tested, refused):
-    assert [finding.check for finding in judge_versions(release, stap, staprun, tested)] == refused
+def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, said):
+    (finding,) = judge(host(**changes), None)
+    assert (finding.check, finding.blocks) == (check, blocks)
+    assert said in finding.remedy
+
+
+def test_a_user_of_both_groups_needs_no_root():
+    assert judge(host(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
 
 
 def test_the_tested_range_is_read():
