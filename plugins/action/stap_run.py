@@ -28,7 +28,8 @@ _POLL_SECONDS = 3.0
 # The host waits for the end itself from here on, so that it is noticed at once, and Python has started by then.
 _LAST_SECONDS = 4.0
 _COLLECT_SECONDS = 20.0
-_ANSWER_SECONDS = 30.0
+# How long an answer may take at first; each that took longer doubles it, so that a slow host is not asked on and on.
+_ANSWER_SECONDS = 40.0
 _RETRY_SECONDS = 2.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
 _AFTER_SECONDS = 3 * envelope.STOP_GRACE_SECONDS + 45
@@ -91,13 +92,14 @@ class ActionModule(SourceAction):
         stage = {"do": "collect", "directory": directory, "wait": _COLLECT_SECONDS, "offset": 0}
         stage["output"] = self._params["output"] is not None
         left = self._params["duration"] + _POLL_SECONDS
+        patience = _ANSWER_SECONDS
         while True:
             try:
                 if left > _LAST_SECONDS:
                     time.sleep(min(_POLL_SECONDS, left - _LAST_SECONDS))
-                    left = self._look(directory, told)
+                    left = self._look(directory, told, patience)
                 else:
-                    with _progress.at_most(_COLLECT_SECONDS + _ANSWER_SECONDS, self._task.timeout):
+                    with _progress.at_most(_COLLECT_SECONDS + patience, self._task.timeout):
                         answer = self._ask(stage)
                     progress = (answer.get("run") or {}).get("progress")
                     if progress is None:
@@ -106,14 +108,15 @@ class ActionModule(SourceAction):
             except AnsibleConnectionFailure as error:
                 if time.monotonic() > deadline:
                     raise AnsibleConnectionFailure(_progress.lost(directory, time.monotonic() - started)) from error
+                patience *= 2 if isinstance(error, _progress.NoAnswer) else 1
                 told.cut(str(error))
                 self._connect_again()
 
-    def _look(self, directory: str, told: _progress.Teller) -> float:
+    def _look(self, directory: str, told: _progress.Teller, patience: float) -> float:
         """Read how far the run is, as cheaply as can be; return after how many seconds it is to end (0: it has)."""
         quoted = shlex.quote(directory)
         command = "cd {0} && : >seen; cat {0}/progress.json".format(quoted)
-        with _progress.at_most(_ANSWER_SECONDS, self._task.timeout):
+        with _progress.at_most(patience, self._task.timeout):
             answer = self._low_level_execute_command(command, sudoable=True)
         try:
             progress = json.loads(str(answer["stdout"]))

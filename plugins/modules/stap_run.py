@@ -224,8 +224,8 @@ run:
           they had left on the host was cleaned up before this run began.
         - Each has C(module) (the name), C(state) (how it was found - V(done), V(killed), or how far it was when it and
           its supervisor were killed), C(started) (in seconds since 1970), C(removed) (whether the module was still
-          there and had to be removed), C(kept_bytes) (how much of its output was kept), C(records) (of what was kept, up to
-          O(record_limit)), and, as in RV(run), C(outcome), C(reason), C(hits), C(skipped), C(bytes), C(sha256),
+          there and had to be removed), C(kept_bytes) (how much of its output was kept), C(records) (of what was kept,
+          up to O(record_limit)), and, as in RV(run), C(outcome), C(reason), C(hits), C(skipped), C(bytes), C(sha256),
           C(duration_seconds), C(record_count), C(restored) and C(left).
       type: list
       elements: dict
@@ -243,7 +243,6 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import MAX_OUTPUT_BYTES
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.outcome import OUTCOMES
 
@@ -272,8 +271,22 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     stage = module.params["stage"]
     if stage is None and not module.check_mode:
         raise TapvirtError("stap_run is run by its action plugin, which asks for one stage after the other.")
+    if stage and stage["do"] == "collect":
+        # A busy host is not to read what only the start needs.
+        from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import collect
+
+        return _answer(
+            module,
+            collect(stage["directory"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"])),
+        )
+    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
+
     plan, result = run.run(module.params, stage is None)
-    answer = {"run": result, **plan.result(stage.get("diff", False) if stage else module._diff)}
+    return {**_answer(module, result), **plan.result(stage.get("diff", False) if stage else module._diff)}
+
+
+def _answer(module: AnsibleModule, result: dict[str, t.Any]) -> dict[str, t.Any]:
+    answer: dict[str, t.Any] = {"changed": False, "run": result}
     if "outcome" in result and result["outcome"] not in module.params["accept"]:
         answer.update(failed=True, msg="The run ended as {0}: {1}.".format(result["outcome"], result["reason"]))
     return answer

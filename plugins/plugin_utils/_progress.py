@@ -37,6 +37,10 @@ _NAME_BYTES = 255
 _SAFE = frozenset((string.ascii_letters + string.digits + "._-").encode("ascii"))
 
 
+class NoAnswer(AnsibleConnectionFailure):
+    """The host took longer than it was given."""
+
+
 class Teller:
     """Tells of one host's run, not more often than people want to read."""
 
@@ -99,14 +103,14 @@ def at_most(seconds: float, task_timeout: int) -> t.Iterator[None]:
 
     Where the task has a timeout of its own, the alarm clock is Ansible's.
 
-    :raises AnsibleConnectionFailure: the time is over.
+    :raises NoAnswer: the time is over.
     """
     if task_timeout or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(_number: int, _frame: object) -> None:
-        raise AnsibleConnectionFailure("no answer within {0:g} s".format(seconds))
+        raise NoAnswer("no answer within {0:g} s".format(seconds))
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -34,9 +34,11 @@ PAIRS += [(kind, kind) for kind in ("stapio", "supervisor", "guard", "disk") for
 KINDS = sorted({kind for pair in PAIRS for kind in pair})
 SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))
 DURATION = 5
+# A run is seen, and reached again, a little after it has begun.
+LAST_MOMENT = 3
 LATEST_SECONDS = 45
 # Longer than the controller waits for any answer.
-SILENT_SECONDS = 35
+SILENT_SECONDS = 45
 BASE = "/run/tapvirt/stap"
 SCRIPT = """
 #: record tick number:integer
@@ -201,7 +203,7 @@ class Host:
 
     def trial(self, kind: str, number: int, alone: bool) -> Trial:
         seconds = SILENT_SECONDS if kind == "cut" and number == 3 else self.chance.uniform(1, 4)
-        trial = Trial(kind, number, alone, self.chance.uniform(0, DURATION), seconds)
+        trial = Trial(kind, number, alone, self.chance.uniform(0, LAST_MOMENT), seconds)
         trial.before = self.sh(STATE)
         variables: dict[str, t.Any] = {}
         forwarder = Forwarder(self.variables["ansible_port"]) if kind == "cut" else None

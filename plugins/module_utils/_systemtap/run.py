@@ -22,7 +22,7 @@ from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
 from . import envelope, leavings, supervisor
-from .collect import collect, forget, sweep
+from .collect import forget, sweep
 from .script import check_globals
 from .signature import why_not_loaded
 
@@ -68,18 +68,14 @@ class Request:
 
 
 def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
-    """Carry out a stage of ``stap_run``; return what is kept on the host as a plan, and what there is to tell.
+    """Start a run; return what is kept on the host as a plan, and what there is to tell.
 
-    The action plugin asks for ``start`` and then for ``collect``. ``start`` tells ``ship`` when the host lacks the
-    module, else ``directory``, the run's own, and what to put into its result; ``collect`` tells the result contract,
-    or ``progress`` when the run has not ended within the time to wait.
+    That is ``ship`` when the host lacks the module, else ``directory``, the run's own, and what to put into its result
+    once :func:`.collect.collect` has it.
 
     :raises InvalidInput: an option is not acceptable.
     :raises Refused: the host or the module forbids the run.
     """
-    stage = params["stage"] or {}
-    if stage.get("do") == "collect":
-        return Plan(), collect(stage["directory"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"]))
     root = Root()
     request = read_request(params, root)
     check_host(root, request)
