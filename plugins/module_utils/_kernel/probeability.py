@@ -40,7 +40,7 @@ _REFUSED = {
 # symbol of the same address is refused with it.
 _PREAMBLES = ("__pfx_", "__cfi_")
 # From this many variants on, one walk over the table is cheaper than one search for each.
-_WALK_FROM_VARIANTS = 16
+_WALK_FROM_VARIANTS = 100
 _ARCH = "x86_64"
 
 
