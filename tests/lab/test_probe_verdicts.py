@@ -75,7 +75,8 @@ def facts(lab, host):
     rows = re.findall(r"^([0-9a-f]+) ([a-zA-Z]) (\S+)(?:\t\[(\S+)\])?$", told["symbols"], re.MULTILINE)
     marks = {name: int(address, 16) for address, _type, name, owner in rows if not owner}
     spans = [(marks["_stext"], marks["_etext"]), (marks["_sinittext"], marks["_einittext"])]
-    symbols, gone = [], []
+    symbols: list[tuple[int, str, str]] = []
+    gone: list[tuple[int, str, str]] = []
     for address, kind, name, owner in ((int(row[0], 16), *row[1:]) for row in rows):
         if kind not in "tTwW" or name.startswith(("__pfx_", "__cfi_")):
             continue
@@ -256,7 +257,10 @@ def test_by_address(verdicts, host):
 def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
     _found, chosen, told, _by_name, _by_address, result = verdicts[host]
     run = result["run"]
-    armed = {re.search(r'function\("([^"@]+)', point["point"])[1] for point in run["probes"]["points"]}
+    armed = {
+        point["point"].partition('function("')[2].partition("@")[0].partition('"')[0]
+        for point in run["probes"]["points"]
+    }
     assert run["probes"]["missing"] == [], run
     wrong = []
     for name, owner in [*chosen[:SAMPLE], *chosen[DRAWN:]]:

@@ -50,7 +50,8 @@ class Lister:
         """
         with tempfile.TemporaryDirectory(prefix="tapvirt-") as work:
             listed = self._stap(["-L" if self._variables else "-l", _bare(point)], point, work)
-            reason, nearest = "", []
+            reason = ""
+            nearest: list[str] = []
             if not listed.stdout.strip():
                 reason, nearest = self._why_nothing(point, work)
         lines = listed.stdout.splitlines()
