@@ -282,6 +282,7 @@ def other_kernel(lab):
     sh(lab, f"cd /; rm -r {files}")
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not SOAK, reason="two restarts take minutes: ./dev test soak")
 def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder, built, recorder, other_kernel):
     """With a module for one kernel it says what it waits for, before a restart into the other one and in it."""

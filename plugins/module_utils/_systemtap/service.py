@@ -208,7 +208,7 @@ def program() -> bytes:
     stream = io.BytesIO()
     sources = supervisor.program()
     package = next(name for name in sources if name.endswith("/supervisor.py")).partition("/")[0]
-    sources["__main__.py"] = "from {0}.service_keeper import main\n\nmain()\n".format(package)
+    sources["__main__.py"] = "from {0}.service_keeper import main\n\nraise SystemExit(main())\n".format(package)
     for module in (outcome, service_keeper, service_ring):
         name = "{0}/{1}.py".format(package, module.__name__.rpartition(".")[2])
         sources[name] = t.cast("t.Any", module.__spec__).loader.get_source(module.__name__)

@@ -353,10 +353,10 @@ def clean_up(directory: str) -> None:
         write_last(os.path.join(directory, "state.json"), json.dumps(ended).encode())
 
 
-def main() -> None:
-    """``program.pyz run|clean DIRECTORY``."""
+def main() -> int:
+    """``program.pyz run|clean DIRECTORY``; return the exit status."""
     what, directory = sys.argv[1:]
     if what == "clean":
         clean_up(directory)
-    else:
-        sys.exit(Keeper(directory).run())
+        return 0
+    return Keeper(directory).run()

@@ -91,7 +91,14 @@ def _step(
     one: Wanted, what: str, before: t.Any, after: t.Any, how: str, why: str, action: str, argument: str = ""
 ) -> Step:
     return Step(
-        "{0}: {1}".format(one.name, what), before, after, how, why, service=one.name, action=action, argument=argument
+        what="{0}: {1}".format(one.name, what),
+        before=before,
+        after=after,
+        how=how,
+        why=why,
+        service=one.name,
+        action=action,
+        argument=argument,
     )
 
 
