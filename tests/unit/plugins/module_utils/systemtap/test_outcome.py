@@ -55,17 +55,22 @@ def test_a_good_run() -> None:
     assert sum(bucket[2] for bucket in histogram["buckets"]) == histogram["count"] == 471
 
 
+def test_a_probe_that_was_hit_was_armed() -> None:
+    result = run(state={"sites": []}, probes=[PROBES[0], PROBES[3]])
+    assert (result["outcome"], result["probes"]["armed"], result["probes"]["proved"]) == ("ok", 1, 0)
+
+
 def test_an_armed_probe_that_the_kernel_does_not_show_is_missing() -> None:
-    result = run(state={"sites": [site for site in sites() if site["kind"] == "k"]})
+    result = run(output="", state={"sites": [site for site in sites() if site["kind"] == "k"]})
     assert result["outcome"] == "partial_arm"
     assert result["probes"]["missing"] == [RETURN]
     gone = [dict(site, rest=["[GONE]"]) if site["kind"] == "r" else site for site in sites()]
-    assert run(state={"sites": gone})["outcome"] == "partial_arm"
+    assert run(output="", state={"sites": gone})["outcome"] == "partial_arm"
 
 
 def test_a_place_is_compared_by_address() -> None:
     elsewhere = [dict(site, address="ffffffffa2230a94") for site in sites()]
-    assert run(state={"sites": elsewhere})["probes"]["armed"] == 0
+    assert run(output="", state={"sites": elsewhere})["probes"]["armed"] == 0
 
 
 def test_a_place_in_a_module_is_compared_by_name() -> None:
