@@ -128,7 +128,9 @@ def asked(symbols, name, owner):
 
 def play(chosen, releases):
     sample = {
-        host: ",\n".join(points(*pair)[1] + " ?" for pair in [*pairs[:SAMPLE], *pairs[DRAWN:]] if "." not in pair[0])
+        host: ",\n".join(
+            points(*pair)[1] + ".call ?" for pair in [*pairs[:SAMPLE], *pairs[DRAWN:]] if "." not in pair[0]
+        )
         for host, pairs in chosen.items()
     }
     return [
@@ -256,12 +258,10 @@ def test_by_address(verdicts, host):
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
     _found, chosen, told, _by_name, _by_address, result = verdicts[host]
-    run = result["run"]
-    armed = {
-        point["point"].partition('function("')[2].partition("@")[0].partition('"')[0]
-        for point in run["probes"]["points"]
-    }
-    assert run["probes"]["missing"] == [], run
+    probes = result["run"]["probes"]
+    # Without .call, an inlined function would have hundreds of points.
+    places = {point["point"] for point in probes["points"]} - set(probes["missing"])
+    armed = {place.partition('function("')[2].partition("@")[0].partition('"')[0] for place in places}
     wrong = []
     for name, owner in [*chosen[:SAMPLE], *chosen[DRAWN:]]:
         row = told[points(name, owner)[1]]
