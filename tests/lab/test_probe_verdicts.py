@@ -139,9 +139,7 @@ def play(chosen, releases):
             "gather_facts": False,
             "vars": {
                 "asked": {host: [point for pair in pairs for point in points(*pair)] for host, pairs in chosen.items()},
-                "script": {
-                    host: f"probe begin {{ exit() }}\nprobe {text} {{ next }}\n" for host, text in sample.items()
-                },
+                "script": {host: f"probe {text} {{ next }}\n" for host, text in sample.items()},
                 "releases": releases,
             },
             "tasks": [
