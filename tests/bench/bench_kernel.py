@@ -6,14 +6,10 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 import tempfile
-import time
-import typing as t
 
-from host import CLEAN, COLLECTION, HOST_PYTHON, packed, packed_empty, sources
+from host import COLLECTION, HOST_PYTHON, packed, packed_empty, show, sources
 
-TURNS = 15
 HEAD = (
     "import sys; sys.path.insert(0, {!r})\n"
     "from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
@@ -22,25 +18,6 @@ HEAD = (
 NAMES = ["vfs_read", "vfs_write", "do_sys_openat2", "tcp_sendmsg", "kmem_cache_alloc_noprof", "no_such_function"]
 LOOK_UP = HEAD + "table = symbols.read_table(Root())\n[table.look_up(n) for n in {!r}]\n".format(NAMES)
 COUNT = HEAD + "symbols.read_table(Root()).counts()\n"
-
-
-def measure(commands: t.Sequence[t.Sequence[str]]) -> list[tuple[float, float]]:
-    """Return the least wall time in milliseconds of each, run in turns, and the most memory in MiB."""
-    best = [float("inf")] * len(commands)
-    for _turn in range(TURNS):
-        for number, argv in enumerate(commands):
-            started = time.perf_counter()
-            subprocess.run(argv, env=CLEAN, stdout=subprocess.DEVNULL, check=True)
-            best[number] = min(best[number], (time.perf_counter() - started) * 1000)
-    return list(zip(best, map(peak_of, commands), strict=True))
-
-
-def peak_of(argv: t.Sequence[str]) -> float:
-    """Return a command's peak memory in MiB, from a parent of its own."""
-    script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
-    script += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    done = subprocess.run([HOST_PYTHON, "-S", "-c", script, *argv], env=CLEAN, capture_output=True, check=True)
-    return int(done.stdout) / 1024
 
 
 def python(script: str) -> list[str]:
@@ -62,15 +39,6 @@ def main() -> None:
         show(
             "x empty", ["an empty module", "kernel_facts, packed", "kernel_facts, its sources as they are"], commands, 0
         )
-
-
-def show(unit: str, names: t.Sequence[str], commands: t.Sequence[t.Sequence[str]], base: int) -> None:
-    """Measure commands and print a table; the first one's time is the unit, memory is above that of ``base``."""
-    figures = measure(commands)
-    print("{:<40} {:>9} {:>8} {:>12}".format("", "ms", unit, "MiB above"))
-    for name, (milliseconds, memory) in zip(names, figures, strict=True):
-        above = max(memory - figures[base][1], 0.0)
-        print("{:<40} {:>9.1f} {:>8.2f} {:>12.1f}".format(name, milliseconds, milliseconds / figures[0][0], above))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from __future__ import annotations
 import pathlib
 import tempfile
 
-from bench_kernel import show
-from host import HOST_PYTHON, sources
+from host import HOST_PYTHON, show, sources
 
 ONE = ['kernel.function("vfs_read").call']
 TEN = ['kernel.function("vfs_{0}")'.format(name) for name in "open write fsync statx rename mkdir link unlink".split()]

@@ -21,7 +21,8 @@ from .._core.write import write_atomic
 from .build_output import build_failed
 from .expressions import similar
 from .grammar import Point
-from .probes import first_words, parse_probe_point
+from .probe_shapes import first_words
+from .probes import parse_probe_point
 from .script import check_globals, check_safety, read_script
 from .tokens import ScriptError
 
