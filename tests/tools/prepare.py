@@ -22,8 +22,11 @@ VIRT_PACKAGES = [
     "libvirt-clients",
     "libvirt-daemon-driver-qemu",
     "libvirt-daemon-system",
+    "ovmf",
     "qemu-system-x86",
     "qemu-utils",
+    "swtpm",
+    "swtpm-tools",
 ]
 NAMESPACE_PATH = Path("ansible_collections/tapvirt/host")
 # Of the controller, best first: tests/requirements.txt says which ansible-core goes with which.

@@ -26,7 +26,7 @@ def host(release: str = K612, staprun: str | None = "5.1", **changes: object) ->
         "memory": {"free_bytes": 2 << 30, "buffers_bytes": 0, "cpus_online": 2},
         "loaded": [],
     }
-    return facts | changes
+    return {**facts, **changes}
 
 
 def builder(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
