@@ -240,6 +240,7 @@ def parted(lab, scripts, asked, two_builders):
     return result, limits
 
 
+@pytest.mark.soak
 def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, parted):
     result, _limits = parted
     (told,) = [row["result"]["ansible_stats"]["data"] for row in result.results if "ansible_stats" in row["result"]]
@@ -257,6 +258,7 @@ def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, parted):
     assert "install linux-headers-7.2" in reason
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace4"])
 def test_a_build_is_the_same_in_another_store(asked, parted, host):
     elsewhere = parted[0].of(host, "tapvirt.host.trace : Build the module, once for each distinct kernel")["module"]
@@ -265,6 +267,7 @@ def test_a_build_is_the_same_in_another_store(asked, parted, host):
     assert (elsewhere["sha256"], elsewhere["key"]) == (module["sha256"], module["key"])
 
 
+@pytest.mark.soak
 def test_compilers_are_held_to_the_limits(parted):
     cpu, memory = (
         {int(line.split()[-3]) for line in parted[1].splitlines() if line.startswith(f"Max {name}")}

@@ -228,6 +228,7 @@ def domains(lab):
         lab.run("trace2", "sh", "-c", remove)
 
 
+@pytest.mark.soak
 def test_port_writes_of_one_domain_are_its_exits(lab, domains):
     assert domains.rc == 0, domains.stdout
     tasks = [

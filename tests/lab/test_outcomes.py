@@ -14,6 +14,7 @@ import typing as t
 import pytest
 import yaml
 
+pytestmark = pytest.mark.soak
 CALLED = "__x64_sys_sched_rr_get_interval"
 TUN = 'module("tun").function("tun_chr_open").call'
 # Calls what only these tests call, as often as can be, or a hundred times a second.

@@ -253,6 +253,7 @@ def test_by_address(verdicts, host):
     assert not wrong, f"seed {SEED}: {wrong}"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
     _found, chosen, told, _by_name, _by_address, result = verdicts[host]

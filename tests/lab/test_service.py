@@ -19,7 +19,7 @@ import yaml
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs/docsite/rst/guide_tracer_that_stays.rst"
 KEXEC = (pathlib.Path(__file__).parent / "files" / "kexec.py").read_text(encoding="utf-8")
-SOAK = bool(os.environ.get("TAPVIRT_SOAK"))
+pytestmark = pytest.mark.soak
 HOST, BESIDE = "trace3", "trace2"
 MODULE = "tapvirt.host.stap_service"
 FILE_BYTES, FILES = 4096, 3
@@ -283,7 +283,6 @@ def other_kernel(lab):
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.skipif(not SOAK, reason="two restarts take minutes: ./dev test soak")
 def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder, built, recorder, other_kernel):
     """With a module for one kernel it says what it waits for, before a restart into the other one and in it."""
     builder = {"delegate_to": "builder"}
