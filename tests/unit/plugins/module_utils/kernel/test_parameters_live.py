@@ -28,7 +28,11 @@ ARCH = os.uname().machine
 # Where the collection was imported from: the tests themselves may be run from the tree.
 COLLECTIONS = str(pathlib.Path(str(sys.modules[Root.__module__].__file__)).parents[6])
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may write module parameters")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may write module parameters"),
+    # What one of these tests changes of this kernel, another one reads.
+    pytest.mark.xdist_group("kernel"),
+]
 
 
 def file_of(label: str) -> pathlib.Path:

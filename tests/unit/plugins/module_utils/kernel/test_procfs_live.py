@@ -20,6 +20,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.gather
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.kmsg import LEVELS
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.tables import TABLES
 
+# What one of these tests changes of this kernel, another one reads.
+pytestmark = pytest.mark.xdist_group("kernel")
+
 OPTIONS: dict[str, t.Any] = {
     "tables": [],
     "sysctls": [],
