@@ -179,11 +179,12 @@ def test_segments_sent_again_by_peer(traced):
 def test_block_reads_of_a_device(traced):
     run = traced[0]["block_io_latency"]
     size = traced[1]["block_io_latency"]["size"]
-    # The process may write as well: whoever needs memory may have to clean a page first.
+    # The process may write as well: whoever needs memory may have to clean a page first. And where memory was short, it
+    # reads pages of its own program again, in requests of any size.
     rows = {(row["kind"], row["key"]): row for row in run["records"]}
     row = rows["count", "vda read"]
-    assert row["count"] in about(run, 64), run["records"]
-    assert row["bytes"] == row["count"] * 4096 <= size["bytes"]
+    assert row["count"] >= size["vda read"] - run["skipped"], run["records"]
+    assert row["bytes"] >= row["count"] * 4096 and (row["count"] > size["vda read"] or row["bytes"] <= size["bytes"])
     assert rows["histogram", "vda read"]["count"] == row["count"]
 
 

@@ -164,7 +164,7 @@ class Gates:
             env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"} | self.soak
             return self._pytest("unit-oldest", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env)
 
-        main = ["pytest", "-n", "2", "--dist", "loadgroup", "tests/unit"]
+        main = ["pytest", "-n", "2", "--dist", "loadfile", "tests/unit"]
         env = self.place.env | self.soak
         self.gate(f"unit: pytest under Python {self.place.python}", lambda: self._pytest("unit", main, env))
         self.gate(f"unit: what runs on managed hosts, under Python {OLDEST_TARGET}", oldest)

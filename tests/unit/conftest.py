@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pathlib
 import shutil
@@ -39,6 +40,14 @@ def run_module() -> RunModule:
         return t.cast("dict[str, t.Any]", json.loads(done.stdout))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def this_kernel() -> t.Iterator[None]:
+    """Have this machine's kernel for oneself: what one test sets in it for a moment, another one reads."""
+    with pathlib.Path(tempfile.gettempdir(), "tapvirt-this-kernel.lock").open("w", encoding="ascii") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

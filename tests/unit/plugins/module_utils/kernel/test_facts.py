@@ -19,8 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel import config
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.mounts import mount_point
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.traceability import traceability
 
-# What one of these tests changes of this kernel, another one reads.
-pytestmark = pytest.mark.xdist_group("kernel")
+pytestmark = pytest.mark.usefixtures("this_kernel")
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
 ARCH = os.uname().machine

@@ -30,8 +30,7 @@ COLLECTIONS = str(pathlib.Path(str(sys.modules[Root.__module__].__file__)).paren
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may write module parameters"),
-    # What one of these tests changes of this kernel, another one reads.
-    pytest.mark.xdist_group("kernel"),
+    pytest.mark.usefixtures("this_kernel"),
 ]
 
 

@@ -20,8 +20,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.gather
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.kmsg import LEVELS
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.tables import TABLES
 
-# What one of these tests changes of this kernel, another one reads.
-pytestmark = pytest.mark.xdist_group("kernel")
+pytestmark = pytest.mark.usefixtures("this_kernel")
 
 OPTIONS: dict[str, t.Any] = {
     "tables": [],

@@ -26,8 +26,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols impor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# What one of these tests changes of this kernel, another one reads.
-pytestmark = pytest.mark.xdist_group("kernel")
+pytestmark = pytest.mark.usefixtures("this_kernel")
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures"
 RELEASE = "6.12.107+deb13-cloud-amd64"
