@@ -38,6 +38,7 @@ import yaml
 
 HOSTS = ("trace1", "trace2", "trace3")
 FILES = pathlib.Path(__file__).resolve().parent / "files"
+pytestmark = pytest.mark.soak
 SEED = int(os.environ.get("TAPVIRT_SEED", "20"))
 DRAWN = 100
 SAMPLE = 15
@@ -253,7 +254,6 @@ def test_by_address(verdicts, host):
     assert not wrong, f"seed {SEED}: {wrong}"
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
     _found, chosen, told, _by_name, _by_address, result = verdicts[host]

@@ -44,7 +44,7 @@ _OPEN_FAMILIES = frozenset(
 # Aliases of the tapset that begin with the word of another kind of probe: that word, and the words after it.
 _ALIASES_WITHIN = {
     "perf": frozenset(("hw", "sw")),
-    "netfilter": frozenset(("arp", "bridge", "ip")),
+    "netfilter": frozenset(("arp", "bridge", "ip", "ipv4", "ipv6")),
     "process": frozenset(("insn",)),
 }
 #: Names that stand for many (fnmatch(3)).
