@@ -176,6 +176,7 @@ def test_segments_sent_again_by_peer(traced):
     assert counts(run)[f"127.0.0.1:{size['port']}"] in about(run, size["segments"])
 
 
+@pytest.mark.soak
 def test_block_reads_of_a_device(traced):
     run = traced[0]["block_io_latency"]
     size = traced[1]["block_io_latency"]["size"]
