@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import typing as t
 
 import pytest
@@ -40,6 +41,28 @@ def run_module() -> RunModule:
         return t.cast("dict[str, t.Any]", json.loads(done.stdout))
 
     return run
+
+
+@pytest.fixture
+def start() -> t.Iterator[t.Callable[..., subprocess.Popen[bytes]]]:
+    """Start a program as ``subprocess.Popen`` does, wait for its command line, and end it after the test.
+
+    ``Popen`` returns when the new program closes the pipe to it, and the kernel writes the arguments
+    after that (``fs/exec.c``, ``fs/binfmt_elf.c``): until then ``/proc/PID/cmdline`` is empty.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(argv: t.Sequence[str], **options: t.Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(argv, **options)
+        started.append(process)
+        while not pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes() and process.poll() is None:
+            time.sleep(0.01)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

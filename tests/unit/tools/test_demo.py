@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from ansible_collections.tapvirt.host.tests.tools.demo import end_domains, recap_changes, told
@@ -35,16 +34,15 @@ def test_without_a_recap_there_is_nothing():
     assert recap_changes("PLAY [one]\n") == {}
 
 
-def test_only_processes_of_the_folder_are_ended(tmp_path):
+def test_only_processes_of_the_folder_are_ended(tmp_path, start):
     folder = tmp_path / "embed"
     (folder / "run" / "qemu").mkdir(parents=True)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with subprocess.Popen([*sleep, f"{folder}/lib"]) as ours, subprocess.Popen(sleep) as other:
-        (folder / "run" / "qemu" / "ours.pid").write_text(f"{ours.pid}\n")
-        (folder / "run" / "qemu" / "other.pid").write_text(f"{other.pid}\n")
-        (folder / "run" / "qemu" / "gone.pid").write_text("4194304\n")
-        assert end_domains(folder) == 1
-        assert ours.wait(10) == -15
-        assert other.poll() is None
-        other.terminate()
+    ours, other = start([*sleep, f"{folder}/lib"]), start(sleep)
+    (folder / "run" / "qemu" / "ours.pid").write_text(f"{ours.pid}\n")
+    (folder / "run" / "qemu" / "other.pid").write_text(f"{other.pid}\n")
+    (folder / "run" / "qemu" / "gone.pid").write_text("4194304\n")
+    assert end_domains(folder) == 1
+    assert ours.wait(10) == -15
+    assert other.poll() is None
     assert not folder.exists()

@@ -129,23 +129,15 @@ def test_the_domain_of_a_process(arguments, domain):
 
 
 @pytest.fixture
-def child(tmp_path):
+def child(tmp_path, start):
     """A program that sleeps, as a copy of sleep with a name of its own."""
-    started = []
 
-    def start(name="sleeper", **options):
+    def run(name="sleeper", **options):
         program = tmp_path / name
         shutil.copy(shutil.which("sleep") or "sleep", str(program))
-        process = subprocess.Popen([str(program), "300"], **options)
-        started.append(process)
-        while pathlib.Path("/proc/{}/comm".format(process.pid)).read_text().strip() != name[:15]:
-            time.sleep(0.01)
-        return process
+        return start([str(program), "300"], **options)
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return run
 
 
 def test_a_process_agrees_with_ps(child):
@@ -217,21 +209,17 @@ def test_a_control_group_takes_those_below_it(tmp_path):
     assert pids("/") == [11, 12, 13]
 
 
-def test_a_domain_is_found_by_its_command_line():
+def test_a_domain_is_found_by_its_command_line(start):
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         pytest.fail("qemu-system-x86_64 is not installed: './dev test unit' installs it.")
     quiet = ["-S", "-machine", "none", "-accel", "tcg", "-nodefaults", "-display", "none"]
     # As libvirt starts it.
-    process = subprocess.Popen([program, "-name", "guest=tv,,procfs,debug-threads=on", *quiet])
-    try:
-        found = read(domain="tv,procfs", sections=["cmdline"]).value
-        assert [row["pid"] for row in found] == [process.pid]
-        assert found[0]["cmdline"][1:3] == ["-name", "guest=tv,,procfs,debug-threads=on"]
-        assert read(domain="tv").value == []
-    finally:
-        process.kill()
-        process.wait()
+    process = start([program, "-name", "guest=tv,,procfs,debug-threads=on", *quiet])
+    found = read(domain="tv,procfs", sections=["cmdline"]).value
+    assert [row["pid"] for row in found] == [process.pid]
+    assert found[0]["cmdline"][1:3] == ["-name", "guest=tv,,procfs,debug-threads=on"]
+    assert read(domain="tv").value == []
 
 
 NAMES = [b"a) R 1 1 (", b"two\nlines", b"\xff\xfe", b"sp ace", b"", b"b\\n"]

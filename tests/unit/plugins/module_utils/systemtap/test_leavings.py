@@ -12,6 +12,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import typing as t
 import zlib
 
 import pytest
@@ -56,7 +57,7 @@ def test_there_is_room_for_the_end(tmp_path: pathlib.Path) -> None:
     assert time.monotonic() - begun < 60
 
 
-def test_a_process_is_known_by_its_program_and_its_module() -> None:
+def test_a_process_is_known_by_its_program_and_its_module(start: t.Callable[..., subprocess.Popen[bytes]]) -> None:
     sleep = "import sys, time; time.sleep(60)"
     argvs = [
         ["stapio", "-c", sleep, "/x/{0}.ko".format(NAME), "-F3"],
@@ -66,27 +67,15 @@ def test_a_process_is_known_by_its_program_and_its_module() -> None:
         # It is removing the module.
         ["staprun", "-c", sleep, "-d", NAME],
     ]
-    processes = [subprocess.Popen(argv, executable=sys.executable) for argv in argvs]
-    try:
-        end = time.monotonic() + 30
-        while len(leavings.processes_of(NAME)) < 2 and time.monotonic() < end:
-            time.sleep(0.1)
-        assert sorted(leavings.processes_of(NAME)) == sorted(process.pid for process in processes[:2])
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    processes = [start(argv, executable=sys.executable) for argv in argvs]
+    assert sorted(leavings.processes_of(NAME)) == sorted(process.pid for process in processes[:2])
 
 
-def test_a_supervisor_is_known_by_its_directory() -> None:
+def test_a_supervisor_is_known_by_its_directory(start: t.Callable[..., subprocess.Popen[bytes]]) -> None:
     assert not leavings.is_supervised("/run/x", {})
     assert not leavings.is_supervised("/run/x", {"pid": os.getpid()})
     argv = [sys.executable, "-c", "import time; time.sleep(60)", "/run/x"]
-    with subprocess.Popen(argv) as process:
-        try:
-            assert leavings.is_supervised("/run/x", {"pid": process.pid})
-        finally:
-            process.kill()
+    assert leavings.is_supervised("/run/x", {"pid": start(argv).pid})
 
 
 def test_what_was_printed_goes_in_chunks(tmp_path: pathlib.Path) -> None:
