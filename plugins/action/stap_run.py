@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import time
 import typing as t
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.utils.display import Display
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import envelope
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import own_directory
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
@@ -31,8 +33,14 @@ _COLLECT_SECONDS = 20.0
 # How long an answer may take at first; each that took longer doubles it, so that a slow host is not asked on and on.
 _ANSWER_SECONDS = 40.0
 _RETRY_SECONDS = 2.0
+# A start cleans up after older runs, waits for systemd, and may have to receive the module.
+_START_SECONDS = 120.0
+# For how long a host that does not answer is asked to start a run, and to remove what has been collected.
+_PERSIST_SECONDS = 60.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
 _AFTER_SECONDS = 3 * envelope.STOP_GRACE_SECONDS + 45
+
+_Answer = t.TypeVar("_Answer")
 
 display = Display()
 
@@ -54,15 +62,19 @@ class ActionModule(SourceAction):
             self._remove_tmp_path(self._connection._shell.tmpdir)
 
     def _traced(self, build: dict[str, t.Any]) -> dict[str, t.Any]:
-        stage = {"do": "start", "diff": self._task.diff}
-        begun = self._ask(stage)
+        # Named here, so that a start whose answer was lost can be asked for again and is the same run.
+        stage = {"do": "start", "diff": self._task.diff, "run": secrets.token_hex(8)}
+        begun = self._persist(lambda: self._ask(stage), _START_SECONDS)
         if (begun.get("run") or {}).get("ship"):
-            begun = self._ask(stage, shipped=self._ship(build))
+            begun = self._persist(lambda: self._ask(stage, shipped=self._ship(build)), _START_SECONDS)
         # The module's description came from the task; a copy of it in every result helps nobody.
         begun.pop("invocation", None)
         directory = (begun.get("run") or {}).pop("directory", None)
         if begun.get("failed") or directory is None:
             return begun
+        if directory != own_directory(build["name"], stage["run"]):
+            # It is removed in the end, so it is not the host's to name.
+            raise AnsibleActionFail("The host named {0!r} as the run's directory, which it is not.".format(directory))
         ended = self._collect(directory)
         ended.pop("invocation", None)
         if "outcome" in (ended.get("run") or {}):
@@ -125,6 +137,24 @@ class ActionModule(SourceAction):
             return 0.0
         return told.tell(progress)
 
+    def _persist(self, ask: t.Callable[[], _Answer], patience: float) -> _Answer:
+        """Ask a host until it answers; an answer may take so long at first.
+
+        :raises AnsibleConnectionFailure: it has not for a while, or it lets nobody in.
+        """
+        deadline: float | None = None
+        while True:
+            try:
+                with _progress.at_most(patience, self._task.timeout):
+                    return ask()
+            except AnsibleConnectionFailure as error:
+                deadline = deadline or time.monotonic() + _PERSIST_SECONDS
+                if isinstance(error, AnsibleAuthenticationFailure) or time.monotonic() > deadline:
+                    raise
+                patience *= 2 if isinstance(error, _progress.NoAnswer) else 1
+                display.vv("stap_run: asking again: {0}".format(error))
+                self._connect_again()
+
     def _connect_again(self) -> None:
         time.sleep(_RETRY_SECONDS)
         try:
@@ -154,8 +184,7 @@ class ActionModule(SourceAction):
         words = (directory, base, os.path.dirname(base))
         command = "rm -rf -- {0}; rmdir -- {1} {2} 2>/dev/null; true".format(*map(shlex.quote, words))
         try:
-            with _progress.at_most(_ANSWER_SECONDS, self._task.timeout):
-                self._low_level_execute_command(command, sudoable=True)
+            self._persist(lambda: self._low_level_execute_command(command, sudoable=True), _ANSWER_SECONDS)
         except AnsibleConnectionFailure as error:
             display.vv("stap_run: {0} is still there: {1}".format(directory, error))
 

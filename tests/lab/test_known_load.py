@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import base64
-import json
+import shlex
 import warnings
 
 import pytest
@@ -232,7 +232,7 @@ def domains(lab):
 def test_port_writes_of_one_domain_are_its_exits(lab, domains):
     assert domains.rc == 0, domains.stdout
     tasks = [
-        {"name": "Wake", "ansible.builtin.shell": f"nohup sh -c {json.dumps(WAKE)} >/dev/null 2>&1 &"},
+        {"name": "Wake", "ansible.builtin.shell": f"nohup sh -c {shlex.quote(WAKE)} >/dev/null 2>&1 &"},
         {
             "name": "Trace",
             "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},

@@ -35,6 +35,17 @@ _CLEAN_SECONDS = 20
 _LEASE_SECONDS = 20
 
 
+def own_directory(name: str, run_id: str) -> str:
+    """Return the directory of a run of a module; its controller names the run, in hexadecimal digits.
+
+    :raises InvalidInput: that is no name of a run.
+    """
+    directory = os.path.join(leavings.BASE, "{0}-{1}".format(name, run_id))
+    if not _DIRECTORY.match(directory):
+        raise InvalidInput("stage.run", run_id, "must be 1 to 16 hexadecimal digits")
+    return directory
+
+
 def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
     """Wait for a run's end for some time; return ``progress`` when it has not come, else the result contract.
 

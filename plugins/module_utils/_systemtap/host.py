@@ -137,10 +137,12 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
         Finding(
             "left_over",
             False,
-            "the SystemTap module {0} is loaded{1}".format(row["name"], "" if row["users"] else " and nothing uses it"),
+            "the SystemTap module {0} is loaded and nothing uses it".format(row["name"]),
             "staprun -d {0}".format(row["name"]),
         )
         for row in host["loaded"]
+        # One in use is somebody's run, or a tracer that stays.
+        if not row["users"]
     ]
     return findings + (_judge_builder(host, builder) if builder else [])
 

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import selectors
 import signal
 import subprocess
 import time
@@ -43,6 +44,24 @@ class Child(_Popen):
     def __init__(self, argv: t.Sequence[str], output: int = subprocess.DEVNULL) -> None:
         env = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
         super().__init__(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+
+
+def read_both(process: subprocess.Popen[bytes], seconds: t.Callable[[], float]) -> t.Iterator[tuple[bytes, bytes]]:
+    """Yield what a program prints, as a pair of standard output and standard error, until it has closed both.
+
+    :param seconds: asked each time for how long to wait at most; then both may be empty.
+    """
+    with selectors.DefaultSelector() as selector:
+        for place, stream in enumerate((process.stdout, process.stderr)):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ, place)
+        while selector.get_map():
+            said = [b"", b""]
+            for key, _mask in selector.select(seconds()):
+                said[key.data] = os.read(key.fd, 65536)
+                if not said[key.data]:
+                    selector.unregister(key.fileobj)
+            yield said[0], said[1]
 
 
 def read_json(path: str) -> dict[str, t.Any]:

@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import sys
-import time
 import typing as t
 
 from .._core import command
@@ -22,7 +21,7 @@ from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
 from . import envelope, leavings, supervisor
-from .collect import forget, sweep
+from .collect import forget, own_directory, sweep
 from .script import check_globals
 from .signature import why_not_loaded
 
@@ -71,30 +70,22 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     """Start a run; return what is kept on the host as a plan, and what there is to tell.
 
     That is ``ship`` when the host lacks the module, else ``directory``, the run's own, and what to put into its result
-    once :func:`.collect.collect` has it.
+    once :func:`.collect.collect` has it. A controller that lost the answer asks again with the same ``stage.run``, and
+    gets it once more: the run is not started twice.
 
     :raises InvalidInput: an option is not acceptable.
     :raises Refused: the host or the module forbids the run.
     """
     root = Root()
     request = read_request(params, root)
+    directory = "" if check_mode else own_directory(request.build["name"], params["stage"]["run"])
+    if os.path.isdir(directory):
+        return begun(request, directory)
     check_host(root, request)
     unsigned = why_not_loaded(root, request.build, params["shipped"] or cache_path(request.build))
     if unsigned:
         raise Refused(unsigned)
-    plan = Plan()
-    if not has_module(request.build):
-        plan = Plan(
-            [
-                Change(
-                    cache_path(request.build),
-                    None,
-                    request.build["sha256"],
-                    "copy",
-                    "the host does not have the module",
-                )
-            ]
-        )
+    plan = keeping(request, params["shipped"] is None and has_module(request.build))
     if check_mode:
         check_free(request.build)
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
@@ -107,9 +98,29 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         refused.fields["run"]["found"] = found
         raise
     install_module(request.build, params["shipped"])
-    directory = prepare(request, root)
-    supervised_by = start(request, directory)
-    return plan, {"directory": directory, "supervisor": supervised_by, "found": found}
+    try:
+        prepare(request, root, directory, {"found": found, "kept_before": not plan})
+    except FileExistsError:
+        # The answer to an earlier question was lost while its process still worked.
+        return begun(request, directory)
+    start(request, directory)
+    return begun(request, directory)
+
+
+def keeping(request: Request, kept_before: bool) -> Plan:
+    """Return what a run adds to the host: the module, unless the host kept it before."""
+    if kept_before:
+        return Plan()
+    path, sha256 = cache_path(request.build), request.build["sha256"]
+    return Plan([Change(path, None, sha256, "copy", "the host does not have the module")])
+
+
+def begun(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
+    """Return what there is to tell of a run that has been prepared."""
+    told = leavings.read_json(os.path.join(directory, "begun.json"))
+    supervised_by = "systemd" if has_systemd() else "guard"
+    row = {"directory": directory, "supervisor": supervised_by, "found": told.get("found", [])}
+    return keeping(request, told.get("kept_before", True)), row
 
 
 def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
@@ -246,9 +257,10 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
     return True
 
 
-def prepare(request: Request, root: Root) -> str:
+def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
     """Make a new run's directory (on a file system that is empty after a reboot), with all that the run needs.
 
+    :raises FileExistsError: the run has its directory already.
     :raises TapvirtError: there is no room for it.
     """
     job = {
@@ -261,8 +273,9 @@ def prepare(request: Request, root: Root) -> str:
         "sites": count_sites(request.build["probes"]),
     }
     kept = dict(request.kept(), tainted=int(root.read_text("proc/sys/kernel/tainted")))
-    directory = _make_directory(request.build["name"])
+    _make_directory(directory)
     try:
+        leavings.write_json(os.path.join(directory, "begun.json"), begun_with)
         for name, source in supervisor.program().items():
             path = os.path.join(directory, "program", name)
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -276,7 +289,6 @@ def prepare(request: Request, root: Root) -> str:
             "The run could not be prepared in {0}: {1}. Nothing was loaded.".format(directory, error.strerror),
             run={"phase": "check", "outcome": "refused", "reason": "no room for the run: {0}".format(error.strerror)},
         ) from None
-    return directory
 
 
 def _parameters(request: Request) -> list[str]:
@@ -288,29 +300,35 @@ def count_sites(probes: t.Sequence[t.Mapping[str, t.Any]]) -> int:
     return sum(1 for probe in probes if probe.get("place") or probe["point"].startswith("kprobe."))
 
 
-def _make_directory(name: str) -> str:
-    directory = os.path.join(supervisor.BASE, "{0}-{1:x}".format(name, time.time_ns()))
+def _make_directory(directory: str) -> None:
     for _attempt in range(3):
         try:
             os.makedirs(directory, mode=0o700)
         except FileNotFoundError:
             # A run that has just ended took the directory above away.
             continue
+        except FileExistsError:
+            raise
         except OSError as error:
             raise TapvirtError("The directory {0} cannot be made: {1}.".format(directory, error.strerror)) from None
-        return directory
+        return
     raise TapvirtError("The directory {0} cannot be made.".format(directory))
 
 
-def start(request: Request, directory: str) -> str:
-    """Start the supervisor; return what supervises: ``systemd`` or ``guard``.
+def has_systemd() -> bool:
+    """Tell whether systemd runs this host (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def start(request: Request, directory: str) -> None:
+    """Start the supervisor, under systemd where there is one.
 
     :raises TapvirtError: systemd does not start it.
     """
     python = [sys.executable, "-IB", os.path.join(directory, "program")]
-    if not os.path.isdir("/run/systemd/system"):
+    if not has_systemd():
         command.start_detached([*python, "guard", directory])
-        return "guard"
+        return
     properties = {
         "RuntimeMaxSec": "{0:g}".format(
             envelope.LOAD_SECONDS + request.duration_seconds + 2 * envelope.STOP_GRACE_SECONDS
@@ -327,4 +345,3 @@ def start(request: Request, directory: str) -> str:
     if result.rc != 0:
         forget(directory)
         raise TapvirtError("systemd-run could not start the run: {0}.".format(result.stderr.strip()))
-    return "systemd"

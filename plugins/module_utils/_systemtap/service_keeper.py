@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from .leavings import (
     hold_sysctls,
     loaded,
     processes_of,
+    read_both,
     read_json,
     release_sysctls,
     reserve,
@@ -232,22 +232,13 @@ class Keeper:
 
     def _watch(self, process: subprocess.Popen[bytes], ring: Ring, look: t.Callable[[], None]) -> None:
         """Read both streams until they end; arm, stop and press harder at the right times."""
-        with selectors.DefaultSelector() as selector:
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                for key, _mask in selector.select(0.1 if self._armed_at is None else 1.0):
-                    data = os.read(key.fd, 65536)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stdout:
-                        ring.write(data)
-                    else:
-                        self._errors = (self._errors + data)[-_ERROR_BYTES:]
-                look()
-                self._press(process.pid)
-                self._tell_dropped(ring.dropped_bytes)
+        for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 1.0):
+            if printed:
+                ring.write(printed)
+            self._errors = (self._errors + said)[-_ERROR_BYTES:]
+            look()
+            self._press(process.pid)
+            self._tell_dropped(ring.dropped_bytes)
 
     def _tell_dropped(self, dropped_bytes: int) -> None:
         now = time.monotonic()

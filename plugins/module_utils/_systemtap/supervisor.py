@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import re
-import selectors
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from .leavings import (
     forget_progress,
     hold_sysctls,
     loaded,
+    read_both,
     read_json,
     release_sysctls,
     write_json,
@@ -212,22 +212,13 @@ class Supervisor:
     def _watch(self, process: subprocess.Popen[bytes], output: t.IO[bytes], before: Sites) -> None:
         """Read both streams until they end; arm, stop and press harder at the right times."""
         debugfs = self._mounted or debugfs_mount() or ""
-        with selectors.DefaultSelector() as selector:
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                for key, _mask in selector.select(0.1 if self._armed_at is None else 0.5):
-                    data = os.read(key.fd, 65536)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stdout:
-                        self._keep(output, data)
-                    else:
-                        self._errors = (self._errors + data)[:_ERROR_BYTES]
-                self._observe(debugfs, before)
-                self._press(process.pid)
-                self._tell()
+        for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 0.5):
+            if printed:
+                self._keep(output, printed)
+            self._errors = (self._errors + said)[:_ERROR_BYTES]
+            self._observe(debugfs, before)
+            self._press(process.pid)
+            self._tell()
         if self._armed_at is not None and self._stop_at is None:
             self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
 

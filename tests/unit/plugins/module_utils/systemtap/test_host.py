@@ -83,6 +83,10 @@ def test_a_user_of_both_groups_needs_no_root():
     assert judge(host(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
 
 
+def test_a_module_in_use_is_not_left_over():
+    assert judge(host(loaded=[{"name": "stap_1", "version": None, "users": 1}]), None) == []
+
+
 def test_the_tested_range_is_read():
     assert parse_tested_range("x\ntested kernel versions: 3.10 ... 7.3.0-rc3\n") == ("3.10", "7.3.0-rc3")
     assert parse_tested_range("") is None

@@ -94,6 +94,13 @@ def test_only_a_directory_of_a_run_is_collected(directory: str) -> None:
         collect.collect(directory, 0, with_output=False, offset=0)
 
 
+@pytest.mark.parametrize("run_id", ["", "../x", "0/../..", "g", "0" * 17])
+def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
+    assert collect.own_directory(NAME, "0f") == leavings.BASE + "/" + NAME + "-0f"
+    with pytest.raises(InvalidInput, match="hexadecimal"):
+        collect.own_directory(NAME, run_id)
+
+
 def test_a_run_that_left_nothing_is_told() -> None:
     with pytest.raises(TapvirtError, match="left nothing on the host"):
         collect.collect("/run/tapvirt/stap/{0}-ffffffffffffffff".format(NAME), 0, with_output=False, offset=0)
