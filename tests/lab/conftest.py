@@ -22,6 +22,24 @@ import yaml
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESTART_SECONDS = 400
+SMALL_DOMAIN = """
+<domain type='kvm'>
+  <name>{name}</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
+  <features><acpi/><apic/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source file='/var/lib/libvirt/images/{name}.img'/>
+      <target dev='hda' bus='ide'/>
+    </disk>
+    <serial type='pty'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
 RECAP = re.compile(r"^(\S+)\s+:\s+((?:\w+=\d+\s*)+)$", re.MULTILINE)
 
 
@@ -99,6 +117,11 @@ class LabHosts:
         ssh += shlex.split(str(variables.get("ansible_ssh_common_args", "")))
         ssh += [f"{variables.get('ansible_user', 'root')}@{variables['ansible_host']}", "--", shlex.join(argv)]
         return subprocess.run(ssh, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+
+    @staticmethod
+    def small_domain(name: str) -> str:
+        """Return the XML of a domain that boots from /var/lib/libvirt/images/NAME.img and has a serial console."""
+        return SMALL_DOMAIN.format(name=name)
 
     def restart(self, host: str, action: str) -> None:
         """Restart a guest's kernel (``reboot``, ``kexec``) and wait until systemd has started everything again."""

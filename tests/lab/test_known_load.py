@@ -152,24 +152,6 @@ SECTOR = bytes([
     0x90, 0x90, 0x90, 0x90,
 ])  # fmt: skip
 assert len(SECTOR) == 0x36
-DOMAIN = """
-<domain type='kvm'>
-  <name>{name}</name>
-  <memory unit='MiB'>32</memory>
-  <vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
-  <features><acpi/><apic/></features>
-  <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw'/>
-      <source file='/var/lib/libvirt/images/{name}.img'/>
-      <target dev='hda' bus='ide'/>
-    </disk>
-    <serial type='pty'/>
-    <memballoon model='none'/>
-  </devices>
-</domain>
-"""
 DOMAINS = {"known-writer": READY, "known-talker": "a line for each tick"}
 # How long each is traced: emulated, 20,000 exits take seconds.
 SECONDS_OF = {"known-writer": 15, "known-talker": 2}
@@ -205,7 +187,7 @@ def domains(lab):
             "name": "Domains",
             "tapvirt.host.libvirt_domain": {
                 "uri": "qemu:///system",
-                "domains": [{"name": name, "xml": DOMAIN.format(name=name), "state": "running"} for name in DOMAINS],
+                "domains": [{"name": name, "xml": lab.small_domain(name), "state": "running"} for name in DOMAINS],
             },
         },
         *(

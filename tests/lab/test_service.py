@@ -348,7 +348,8 @@ def test_the_guide_does_what_it_says(lab, tmp_path):
 def run_command(lab, line: str, folder: pathlib.Path) -> str:
     """Run a command of the guide, where its files are."""
     if "tail" in line:
-        sh(lab, "dd if=/dev/zero of=/root/synced count=8 conv=fsync 2> /dev/null; rm /root/synced; sleep 2")
+        written = "dd if=/dev/zero of=/root/synced count=8 conv=fsync 2> /dev/null && rm /root/synced && "
+        sh(lab, until(written + "grep -q took_us /var/log/tapvirt/slow_syncs/*", 60))
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
     done = subprocess.run(
         shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False

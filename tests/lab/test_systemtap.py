@@ -143,23 +143,6 @@ def test_one_build_for_each_distinct_kernel(lab, tmp_path):
 
 
 LINE = "systemtap speaks"
-DOMAIN = """
-<domain type='kvm'>
-  <name>systemtap-talker</name>
-  <memory unit='MiB'>32</memory>
-  <vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
-  <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw'/>
-      <source file='/var/lib/libvirt/images/systemtap-talker.img'/>
-      <target dev='hda' bus='ide'/>
-    </disk>
-    <serial type='pty'/>
-    <memballoon model='none'/>
-  </devices>
-</domain>
-"""
 
 
 def run_with_domain(lab, path, disk):
@@ -180,7 +163,7 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     (tmp_path / "sector.j2").write_text(
         "{{ '" + LINE + "' | tapvirt.host.boot_sector | b64decode('iso-8859-1') -}}", encoding="utf-8"
     )
-    domain = {"name": "systemtap-talker", "xml": DOMAIN, "state": "running"}
+    domain = {"name": "systemtap-talker", "xml": lab.small_domain("systemtap-talker"), "state": "running"}
     tasks = [
         {
             "name": "Disk",

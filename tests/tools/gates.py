@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from .lab import lab_up
-from .prepare import OLDEST_TARGET, Place, find_python, make_venv, prepare
+from .prepare import OLDEST_TARGET, Place, find_python, git_elsewhere, make_venv, prepare
 from .steps import CACHE, LOGS, ROOT, DevError, Steps, lock, run
 
 LINT_SESSIONS = {
@@ -116,17 +116,23 @@ class Gates:
         return junit_tally(report)
 
     def lint(self) -> None:
-        """Run the sessions of noxfile.py in environments of their own."""
+        """Run the sessions of noxfile.py in environments of their own.
+
+        They run in the copy of the tree, with the tree's git: several of these tools take a ``$`` in a path for a
+        variable, and the tree may lie in any folder.
+        """
         files = ["noxfile.py", "antsibull-nox.toml", "tests/constraints.txt"]
         parts = [self.place.python, *((ROOT / name).read_text("utf-8") for name in files)]
         envdir = CACHE / "nox" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
-        env = self.place.env | {"CI": "true", "NO_COLOR": "1"}
+        env = self.place.env | {"CI": "true", "NO_COLOR": "1", **git_elsewhere(self.place.tree)}
         env.pop("PYTHONPATH")
         for session, what in LINT_SESSIONS.items():
 
             def body(session: str = session) -> Tally:
                 with lock(f"nox-{envdir.name}-{session}"):
-                    text = run(self.steps, session, ["nox", "-R", "--envdir", envdir, "-s", session], env)
+                    text = run(
+                        self.steps, session, ["nox", "-R", "--envdir", envdir, "-s", session], env, self.place.tree
+                    )
                 complaints = importer_complaints(text) if session == "build-import-check" else []
                 if complaints:
                     raise DevError("\n".join(complaints))

@@ -132,13 +132,25 @@ def make_venv(steps: Steps, name: str, python: Path, requirements: Path, optiona
     return folder
 
 
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "safe.directory=*", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise DevError(f"git {words[0]} failed in {ROOT}: {done.stderr.strip()}")
+    return done.stdout
+
+
 def tree_files() -> list[str]:
     """Return the files of the tree as git lists them: tracked, and new ones that are not ignored."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "-co", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DevError(f"git could not list the files of {ROOT}: {done.stderr.strip()}")
-    return [name for name in sorted(set(done.stdout.split("\0"))) if name and (ROOT / name).is_file()]
+    names = _git("ls-files", "-z", "-co", "--exclude-standard").split("\0")
+    return [name for name in sorted(set(names)) if name and (ROOT / name).is_file()]
+
+
+def git_elsewhere(copy: Path) -> dict[str, str]:
+    """Return the variables by which git takes a copy of the tree for the tree."""
+    safe = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+    return {"GIT_DIR": _git("rev-parse", "--absolute-git-dir").strip(), "GIT_WORK_TREE": str(copy), **safe}
 
 
 def copy_tree(use: str) -> Path:

@@ -39,7 +39,7 @@ def test_a_folder_without_git_is_said(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "ROOT", tmp_path / "cache")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     (tmp_path / "cache").mkdir()
-    with pytest.raises(DevError, match="git could not list"):
+    with pytest.raises(DevError, match="git ls-files failed"):
         tree_files()
 
 
