@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from .lab import lab_up
-from .prepare import OLDEST_TARGET, Place, find_python, git_elsewhere, make_venv, prepare
+from .prepare import OLDEST_TARGET, Place, find_python, git_in, make_venv, prepare
 from .steps import CACHE, LOGS, ROOT, DevError, Steps, lock, run
 
 LINT_SESSIONS = {
@@ -124,12 +124,12 @@ class Gates:
         files = ["noxfile.py", "antsibull-nox.toml", "tests/constraints.txt"]
         parts = [self.place.python, *((ROOT / name).read_text("utf-8") for name in files)]
         envdir = CACHE / "nox" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
-        env = self.place.env | {"CI": "true", "NO_COLOR": "1", **git_elsewhere(self.place.tree)}
+        env = self.place.env | {"CI": "true", "NO_COLOR": "1"}
         env.pop("PYTHONPATH")
         for session, what in LINT_SESSIONS.items():
 
             def body(session: str = session) -> Tally:
-                with lock(f"nox-{envdir.name}-{session}"):
+                with lock(f"nox-{envdir.name}-{session}"), git_in(self.place.tree):
                     text = run(
                         self.steps, session, ["nox", "-R", "--envdir", envdir, "-s", session], env, self.place.tree
                     )

@@ -147,10 +147,18 @@ def tree_files() -> list[str]:
     return [name for name in sorted(set(names)) if name and (ROOT / name).is_file()]
 
 
-def git_elsewhere(copy: Path) -> dict[str, str]:
-    """Return the variables by which git takes a copy of the tree for the tree."""
-    safe = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
-    return {"GIT_DIR": _git("rev-parse", "--absolute-git-dir").strip(), "GIT_WORK_TREE": str(copy), **safe}
+@contextlib.contextmanager
+def git_in(copy: Path) -> t.Iterator[None]:
+    """Let git take a copy of the tree for the tree, as it takes a linked work tree (gitrepository-layout(5)).
+
+    Variables such as GIT_DIR would do the same to every other folder in which a tool calls git.
+    """
+    link = copy / ".git"
+    link.write_text(f"gitdir: {_git('rev-parse', '--absolute-git-dir').strip()}\n", "utf-8")
+    try:
+        yield
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def copy_tree(use: str) -> Path:
