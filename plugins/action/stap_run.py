@@ -196,7 +196,9 @@ class ActionModule(SourceAction):
                     build["name"], local
                 )
             )
-        remote = str(self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(local)))
+        # Made once, so that a second try leaves no second one behind.
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()
+        remote = str(self._connection._shell.join_path(folder, os.path.basename(local)))
         self._transfer_file(local, remote)
         self._fixup_perms2((self._connection._shell.tmpdir, remote))
         return remote
