@@ -51,7 +51,7 @@ def unexpected(names: list[str]) -> list[str]:
 
 @nox.session(default=True)
 def archive(session: nox.Session) -> None:
-    """Build the collection's archive in the tree itself and look at what is in it."""
+    """Build the collection's archive in the tree that this file is in, and look at what is in it."""
     session.install("ansible-core")
     folder = Path(session.create_tmp())
     session.run("ansible-galaxy", "collection", "build", "--force", "--output-path", str(folder), str(HERE))

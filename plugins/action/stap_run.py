@@ -18,7 +18,7 @@ import typing as t
 from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.utils.display import Display
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import envelope
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import own_directory
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import own_directory, unit_of
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
@@ -69,12 +69,10 @@ class ActionModule(SourceAction):
             begun = self._persist(lambda: self._ask(stage, shipped=self._ship(build)), _START_SECONDS)
         # The module's description came from the task; a copy of it in every result helps nobody.
         begun.pop("invocation", None)
-        directory = (begun.get("run") or {}).pop("directory", None)
-        if begun.get("failed") or directory is None:
+        if begun.get("failed") or "supervisor" not in (begun.get("run") or {}):
             return begun
-        if directory != own_directory(build["name"], stage["run"]):
-            # It is removed in the end, so it is not the host's to name.
-            raise AnsibleActionFail("The host named {0!r} as the run's directory, which it is not.".format(directory))
+        # It is removed in the end, so it is not the host's to name.
+        directory = own_directory(build["name"], stage["run"])
         ended = self._collect(directory)
         ended.pop("invocation", None)
         if "outcome" in (ended.get("run") or {}):
@@ -179,10 +177,16 @@ class ActionModule(SourceAction):
         return _progress.put(path, run.pop("output"), more, run, self._params["output_limit_bytes"])
 
     def _forget(self, directory: str) -> None:
-        """Remove the run's directory now that its result is here; the next run does it otherwise."""
+        """Remove the run's directory now that its result is here; the next run does it otherwise.
+
+        First the unit has to be gone: systemd takes it away a moment after the result has been written.
+        """
         base = os.path.dirname(directory)
-        words = (directory, base, os.path.dirname(base))
-        command = "rm -rf -- {0}; rmdir -- {1} {2} 2>/dev/null; true".format(*map(shlex.quote, words))
+        words = (directory, base, os.path.dirname(base), "/run/systemd/transient/" + unit_of(directory))
+        command = (
+            "i=0; while [ $i -lt 50 ] && [ -e {3} ]; do i=$((i+1)); sleep 0.1; done;"
+            " rm -rf -- {0}; rmdir -- {1} {2} 2>/dev/null; true"
+        ).format(*map(shlex.quote, words))
         try:
             self._persist(lambda: self._low_level_execute_command(command, sudoable=True), _ANSWER_SECONDS)
         except AnsibleConnectionFailure as error:

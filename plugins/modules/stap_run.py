@@ -17,8 +17,7 @@ description:
   - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time when the
     connection is cut or the controller dies; the next run on the host then tells what it was (RV(run.found)).
   - The controller asks every few seconds how far it is, and says so on a terminal. A connection that is cut is tried
-    again until the run must have ended, or for a minute while it is being started; after that the host counts as
-    unreachable.
+    again until the run must have ended, or for a minute while it starts; after that the host counts as unreachable.
   - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes

@@ -32,7 +32,7 @@ TRIALS = 20 if os.environ.get("TAPVIRT_SOAK") else 2
 PAIRS = [("controller", "cut")] * TRIALS
 PAIRS += [(kind, kind) for kind in ("stapio", "supervisor", "guard", "disk") for _pair in range(TRIALS // 2)]
 KINDS = sorted({kind for pair in PAIRS for kind in pair})
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = pytest.mark.timeout(3600)  # all trials are made for the first test
 SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))
 DURATION = 5
 # A run is seen, and reached again, a little after it has begun.

@@ -261,7 +261,10 @@ def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
     # Optional ones that debug information does not have at all (assembly, parts that the compiler split off) are left
     # out of the build; the host cannot know that.
     missing = set(probes["missing"])
-    built = {name_in(point["point"]): point["point"] not in missing for point in probes["points"]}
+    built: dict[str, bool] = {}
+    for point in probes["points"]:
+        name = name_in(point["point"])
+        built[name] = built.get(name, False) or point["point"] not in missing
     wrong = []
     for name, owner in [*chosen[:SAMPLE], *chosen[DRAWN:]]:
         row = told[points(name, owner)[1]]

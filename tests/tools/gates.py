@@ -32,21 +32,24 @@ LINT_SESSIONS = {
     "build-import-check": "ansible-galaxy collection build and galaxy-importer",
 }
 TEST_KINDS = ["lint", "sanity", "unit", "integration", "lab", "soak"]
+_REASON_CHARACTERS = 300
 
 
 @dataclasses.dataclass
 class Tally:
-    """How many tests passed and failed, and why others were skipped (reason -> how often)."""
+    """How many tests passed and failed (which, and why), and why others were skipped (reason -> how often)."""
 
     passed: int = 0
     failed: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    reasons: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Sum two."""
         self.passed += other.passed
         self.failed += other.failed
         self.skipped += other.skipped
+        self.reasons += other.reasons
 
     def line(self) -> str:
         """Return the last line of a test run."""
@@ -58,8 +61,11 @@ def junit_tally(path: Path) -> Tally:
     tally = Tally()
     for case in xml.etree.ElementTree.parse(path).iter("testcase"):
         skip = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+        fault = next((found for kind in ("failure", "error") if (found := case.find(kind)) is not None), None)
+        if fault is not None:
             tally.failed += 1
+            why = str(fault.get("message")).partition("\n")[0][:_REASON_CHARACTERS]
+            tally.reasons.append(f"{case.get('classname')}::{case.get('name')}: {why}")
         elif skip is not None:
             tally.skipped[str(skip.get("message"))] += 1
         else:
@@ -98,7 +104,7 @@ class Gates:
                 if tally.failed:
                     raise DevError(f"{tally.line()}")
         except DevError as error:
-            self.failures.append(title)
+            self.failures += [title, *(f"  {reason}" for reason in tally.reasons)]
             print(error, flush=True)
         self.tally.add(tally)
         for reason, times in tally.skipped.items():

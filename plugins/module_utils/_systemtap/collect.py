@@ -46,6 +46,11 @@ def own_directory(name: str, run_id: str) -> str:
     return directory
 
 
+def unit_of(directory: str) -> str:
+    """Return the systemd unit that supervises a run."""
+    return "tapvirt-stap-{0}.service".format(os.path.basename(directory))
+
+
 def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
     """Wait for a run's end for some time; return ``progress`` when it has not come, else the result contract.
 

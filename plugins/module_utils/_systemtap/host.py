@@ -142,7 +142,7 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
         )
         for row in host["loaded"]
         # One in use is somebody's run, or a tracer that stays.
-        if not row["users"]
+        if row["users"] == 0
     ]
     return findings + (_judge_builder(host, builder) if builder else [])
 

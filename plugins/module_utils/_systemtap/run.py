@@ -21,7 +21,7 @@ from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
 from . import envelope, leavings, supervisor
-from .collect import forget, own_directory, sweep
+from .collect import forget, own_directory, sweep, unit_of
 from .script import check_globals
 from .signature import why_not_loaded
 
@@ -69,9 +69,9 @@ class Request:
 def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
     """Start a run; return what is kept on the host as a plan, and what there is to tell.
 
-    That is ``ship`` when the host lacks the module, else ``directory``, the run's own, and what to put into its result
-    once :func:`.collect.collect` has it. A controller that lost the answer asks again with the same ``stage.run``, and
-    gets it once more: the run is not started twice.
+    That is ``ship`` when the host lacks the module, else what to put into the run's result once
+    :func:`.collect.collect` has it, ``supervisor`` and ``found``. A controller that lost the answer asks again with the
+    same ``stage.run``, and gets it once more: the run is not started twice.
 
     :raises InvalidInput: an option is not acceptable.
     :raises Refused: the host or the module forbids the run.
@@ -118,8 +118,7 @@ def keeping(request: Request, kept_before: bool) -> Plan:
 def begun(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
     """Return what there is to tell of a run that has been prepared."""
     told = leavings.read_json(os.path.join(directory, "begun.json"))
-    supervised_by = "systemd" if has_systemd() else "guard"
-    row = {"directory": directory, "supervisor": supervised_by, "found": told.get("found", [])}
+    row = {"supervisor": "systemd" if has_systemd() else "guard", "found": told.get("found", [])}
     return keeping(request, told.get("kept_before", True)), row
 
 
@@ -335,11 +334,12 @@ def start(request: Request, directory: str) -> None:
         ),
         "KillMode": "mixed",
         "TimeoutStopSec": str(3 * envelope.STOP_GRACE_SECONDS),
-        "ExecStopPost": " ".join([*python, "clean", directory]),
+        # A supervisor that came to its end has cleaned up, and holds nothing: Python need not start for that.
+        "ExecStopPost": "/bin/sh -c 'test ! -e {0}/holds || exec {1} clean {0}'".format(directory, " ".join(python)),
         "StandardOutput": "null",
         "Description": "SystemTap module {0}".format(request.build["name"]),
     }
-    argv = ["systemd-run", "--quiet", "--collect", "--unit=tapvirt-stap-{0}".format(os.path.basename(directory))]
+    argv = ["systemd-run", "--quiet", "--collect", "--unit={0}".format(unit_of(directory))]
     argv += ["--property={0}={1}".format(name, value) for name, value in properties.items()]
     result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
     if result.rc != 0:

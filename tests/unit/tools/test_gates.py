@@ -11,8 +11,8 @@ from ansible_collections.tapvirt.host.tests.tools.gates import Tally, importer_c
 REPORT = """<?xml version="1.0"?>
 <testsuites><testsuite name="pytest">
 <testcase name="a"/><testcase name="b"/>
-<testcase name="c"><failure message="no">x</failure></testcase>
-<testcase name="d"><error message="no">x</error></testcase>
+<testcase classname="tests.c" name="c"><failure message="no&#10;really">x</failure></testcase>
+<testcase classname="tests.d" name="d"><error message="gone">x</error></testcase>
 <testcase name="e"><skipped type="pytest.skip" message="no KVM here">x</skipped></testcase>
 <testcase name="f"><skipped type="pytest.skip" message="no KVM here">x</skipped></testcase>
 </testsuite></testsuites>
@@ -22,7 +22,8 @@ REPORT = """<?xml version="1.0"?>
 def test_pytest_s_report_is_counted(tmp_path):
     path = tmp_path / "report.xml"
     path.write_text(REPORT)
-    assert junit_tally(path) == Tally(passed=2, failed=2, skipped=Counter({"no KVM here": 2}))
+    reasons = ["tests.c::c: no", "tests.d::d: gone"]
+    assert junit_tally(path) == Tally(passed=2, failed=2, skipped=Counter({"no KVM here": 2}), reasons=reasons)
 
 
 def test_sums_and_the_last_line():
