@@ -13,7 +13,8 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import TapvirtError
 from .connection import Connection, Domain, libvirt, libvirt_errors
-from .domain_xml import mark_of, size_bytes
+from .definition import size_bytes
+from .domain_xml import mark_of
 from .lifecycle import state_of
 from .live import asked_of, live_edits, pending_differences, pending_row, vcpus_of
 from .lookup import find_domain

@@ -15,19 +15,8 @@ import xml.etree.ElementTree as ET
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.plan import Change
 from . import lifecycle
-from .domain_xml import (
-    Difference,
-    Mark,
-    definition_hash,
-    differences,
-    filled_devices,
-    mark_of,
-    size_bytes,
-    text_of,
-    to_text,
-    wanted_hash,
-    with_mark,
-)
+from .definition import Difference, size_bytes, text_of, to_text
+from .domain_xml import Mark, definition_hash, differences, filled_devices, mark_of, wanted_hash, with_mark
 from .identity import complete, with_identity
 from .live import LiveEdit, asked_of, live_edits, pending_differences, pending_row, vcpus_of
 

@@ -14,14 +14,16 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from .._core.errors import InvalidInput, NoEffect, TapvirtError
-from .._core.plan import Change, Plan
+from .._core.errors import InvalidInput, TapvirtError
+from .._core.plan import Change
 from . import lifecycle
 from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
 from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
+from .definition import keyed, parse_definition, text_of, to_text
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
-from .domain_xml import Mark, check_name, definition_hash, keyed, parse_domain, text_of, to_text
+from .domain_xml import Mark, definition_hash
 from .embed import EmbedRoot
+from .item_run import Item, ItemRun, check_names
 from .lifecycle import Lifecycle
 from .live import LiveEdit, asked_of
 from .schema import schema_errors
@@ -35,15 +37,13 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
 
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
+    check_names(item["name"] for item in items)
     wanted: list[Wanted] = []
     for item in items:
         name = item["name"]
-        check_name("name", name)
-        if any(other.name == name for other in wanted):
-            raise InvalidInput("name", name, "is in the list twice")
         root = None
         if item.get("xml"):
-            root = parse_domain("{0}: xml".format(name), item["xml"])
+            root = parse_definition("{0}: xml".format(name), item["xml"], "domain")
             _check_name_in_xml(name, root)
         wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart")))
     return wanted
@@ -65,27 +65,23 @@ def _check_name_in_xml(name: str, root: ET.Element) -> None:
         )
 
 
-@dataclasses.dataclass
-class _Item:
-    """One domain on its way through the run."""
-
-    wanted: Wanted
-    plan: DomainPlan
-    observed: Observed | None = None
-    error: str | None = None
-    done: bool = False
+_Item = Item[Wanted, Observed, DomainPlan]
 
 
-class DomainRun:
+class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     """Converges domains on one connection."""
 
+    rows = "domains"
+
     def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options) -> None:
+        super().__init__(wanted, DomainPlan)
         self._uri = uri
         self._timeout_seconds = timeout_seconds
-        self._items = [_Item(one, DomainPlan()) for one in wanted]
         self._options = options
         self._canonicaliser: Canonicaliser | None = None
-        self._warnings: list[str] = []
+        # What is handed to libvirt, and what that makes of it, by domain.
+        self._desired_roots: dict[str, ET.Element | None] = {}
+        self._canonical_roots: dict[str, Canonical] = {}
         # The names of all domains, by UUID.
         self._owners: dict[str, str] = {}
         self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
@@ -103,54 +99,23 @@ class DomainRun:
         finally:
             if self._canonicaliser is not None:
                 self._canonicaliser.end()
-        plan = Plan([*preparation, *(change for item in self._items for change in item.plan.changes)])
-        result: dict[str, t.Any] = {
-            **plan.result(with_diff),
-            "domains": [self._row(item, check_mode) for item in self._items],
-        }
-        if self._warnings:
-            result["warnings"] = self._warnings
-        failed = [item for item in self._items if item.error]
-        if failed:
-            result["changed"] = any(item.done for item in self._items)
-            raise TapvirtError(" ".join(item.error for item in failed if item.error), **result)
-        return result
+        return self.result(check_mode, with_diff, preparation)
 
     def _run(self, root: EmbedRoot | None, check_mode: bool) -> list[Change]:
         if root is None or not root.is_new():
             with connected(self._uri, self._timeout_seconds) as connection:
-                self._run_connected(connection, check_mode)
+                self.run(connection, check_mode)
             return []
         # Nothing is in a root that does not exist; opening it would make it.
         change = Change(root.config_path, None, root.config_text(), "file", "the embedded driver's root is new")
         self._plan_all(None)
         if not any(item.plan.changes for item in self._items):
             return []
-        if not check_mode and not any(item.error for item in self._items):
+        if not check_mode and not self._any_error():
             root.prepare()
             with connected(self._uri, self._timeout_seconds) as connection:
-                self._run_connected(connection, check_mode)
+                self.run(connection, check_mode)
         return [change]
-
-    def _run_connected(self, connection: Connection, check_mode: bool) -> None:
-        self._observe(connection)
-        self._plan_all(connection)
-        if check_mode or any(item.error for item in self._items):
-            return
-        lifecycle_ = Lifecycle(connection)
-        touched = [item for item in self._items if item.plan.changes]
-        if any(item.plan.steps for item in touched):
-            lifecycle_.watch()
-        try:
-            for item in touched:
-                try:
-                    self._apply(connection, lifecycle_, item)
-                except TapvirtError as error:
-                    item.error = error.message
-        finally:
-            lifecycle_.close()
-        if touched:
-            self._verify(connection, touched)
 
     # ---- observe ----
 
@@ -192,26 +157,17 @@ class DomainRun:
         }
         desired.update(again)
         canonical.update(self._canonical(again, connection))
-        for item in self._items:
-            if item.error:
-                continue
-            answer = canonical.get(item.wanted.name)
-            try:
-                if answer is not None and answer.error is not None:
-                    raise InvalidInput(
-                        "{0}: xml".format(item.wanted.name),
-                        item.wanted.name,
-                        "is refused by libvirt: {0}".format(answer.error),
-                    )
-                item.plan = plan_domain(
-                    item.wanted,
-                    item.observed,
-                    desired[item.wanted.name],
-                    answer.root if answer else None,
-                    self._options,
-                )
-            except TapvirtError as error:
-                item.error = error.message
+        self._desired_roots, self._canonical_roots = desired, canonical
+        super()._plan_all(connection)
+
+    def _plan(self, item: _Item) -> DomainPlan:
+        wanted = item.wanted
+        answer = self._canonical_roots.get(wanted.name)
+        if answer is not None and answer.error is not None:
+            rule = "is refused by libvirt: {0}".format(answer.error)
+            raise InvalidInput("{0}: xml".format(wanted.name), wanted.name, rule)
+        root = answer.root if answer else None
+        return plan_domain(wanted, item.observed, self._desired_roots[wanted.name], root, self._options)
 
     def _desired(self, item: _Item, with_addresses: bool = True) -> ET.Element | None:
         new_uuid = self._new_uuids.get(item.wanted.name, "")
@@ -239,7 +195,16 @@ class DomainRun:
 
     # ---- apply ----
 
-    def _apply(self, connection: Connection, steps: Lifecycle, item: _Item) -> None:
+    def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        self._lifecycle = Lifecycle(connection)
+        if any(item.plan.steps for item in touched):
+            self._lifecycle.watch()
+        try:
+            super()._apply_all(connection, touched)
+        finally:
+            self._lifecycle.close()
+
+    def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
             with libvirt_errors("{0}: defining it".format(name)):
@@ -260,30 +225,15 @@ class DomainRun:
                 self._warnings.append(why)
             item.done = True
         for step in plan.steps:
-            steps.step(name, domain, step, self._options.waiting)
+            self._lifecycle.step(name, domain, step, self._options.waiting)
             item.done = True
         if plan.undefine and item.observed is not None:
             _undefine(name, connection, domain, item.observed, self._options)
             item.done = True
 
-    # ---- verify ----
-
-    def _verify(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
-        """Observe and plan again: what is still to be done had no effect. The rows then tell what is."""
-        planned = {item.wanted.name: item.plan for item in touched}
-        errors = {item.wanted.name: item.error for item in touched}
-        self._observe(connection)
-        self._plan_all(connection)
-        for item in touched:
-            left, item.plan.changes = item.plan.changes, planned[item.wanted.name].changes
-            item.plan.fidelity = planned[item.wanted.name].fidelity
-            item.error = errors[item.wanted.name] or item.error
-            if left and not item.error:
-                item.error = NoEffect(
-                    "{0}: carried out without an error, but reading back shows no effect: {1}.".format(
-                        item.wanted.name, "; ".join("{0} ({1})".format(change.what, change.why) for change in left)
-                    )
-                ).message
+    def _keep(self, item: _Item, planned: DomainPlan) -> None:
+        super()._keep(item, planned)
+        item.plan.fidelity = planned.fidelity
 
     def _row(self, item: _Item, check_mode: bool) -> dict[str, t.Any]:
         wanted, observed, plan = item.wanted, item.observed, item.plan
@@ -294,7 +244,7 @@ class DomainRun:
             "name": wanted.name,
             "uuid": observed.uuid if observed else None,
             "state": state,
-            "changed": bool(plan.changes) and (check_mode or item.done or not item.error),
+            "changed": item.changed(check_mode),
             "pending": plan.pending,
             "plan_fidelity": plan.fidelity,
             "error": item.error,

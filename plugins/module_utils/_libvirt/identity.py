@@ -14,7 +14,8 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from .domain_xml import MARK_URI, Mark, keyed, mark_of, text_of
+from .definition import keyed, text_of
+from .domain_xml import MARK_URI, Mark, mark_of
 
 # A machine alias and what the versions it stands for begin with; any other alias is a prefix itself (virt, pseries).
 _MACHINE_ALIASES = {"pc": "pc-i440fx-", "q35": "pc-q35-"}

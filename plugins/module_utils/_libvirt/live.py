@@ -18,7 +18,8 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.plan import Change
-from .domain_xml import MARK_PREFIX, Difference, differences, element_text, keyed, size_bytes, text_of, to_text
+from .definition import Difference, element_text, keyed, size_bytes, text_of, to_text
+from .domain_xml import MARK_PREFIX, differences
 
 _ASKED_URI = "https://github.com/tapvirt/tapvirt.host/asked/1"
 _ASKED_TAG = "{" + _ASKED_URI + "}asked"

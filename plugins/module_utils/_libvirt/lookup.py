@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .._core.errors import InvalidInput, nearest_names
 from .connection import Connection, Domain, libvirt, libvirt_errors
-from .domain_xml import check_name
+from .definition import check_name
 
 
 def find_domain(connection: Connection, name: str) -> Domain:

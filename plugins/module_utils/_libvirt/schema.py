@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, nearest_names
 from .connection import connected, libvirt
-from .domain_xml import to_text
+from .definition import to_text
 
 _SCHEMAS = "/usr/share/libvirt/schemas/*.rng"
 _NAME = re.compile(r"""<(?:element|attribute) name=["']([\w:.-]+)["']""")

@@ -11,15 +11,17 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.definition import (
+    check_name,
+    parse_definition,
+    size_bytes,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml import (
     Mark,
-    check_name,
     definition_hash,
     differences,
     filled_devices,
     mark_of,
-    parse_domain,
-    size_bytes,
     with_mark,
     without_mark,
 )
@@ -56,7 +58,7 @@ def element(text: str) -> ET.Element:
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.xml")), ids=lambda path: path.stem)
 def test_order_means_nothing_where_there_are_keys(path: pathlib.Path) -> None:
-    root = complete(parse_domain("xml", path.read_text(encoding="utf-8")))
+    root = complete(parse_definition("xml", path.read_text(encoding="utf-8"), "domain"))
     shuffled = element(ET.tostring(root, encoding="unicode"))
     devices = shuffled.find("devices")
     if devices is not None:
@@ -138,14 +140,14 @@ def test_names_that_are_some(name: str) -> None:
 )
 def test_document_types_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="no document type"):
-        parse_domain("xml", text)
+        parse_definition("xml", text, "domain")
 
 
 def test_another_root_and_broken_xml_are_told_with_their_place() -> None:
     with pytest.raises(InvalidInput, match="must be <domain>"):
-        parse_domain("xml", "<network/>")
+        parse_definition("xml", "<network/>", "domain")
     with pytest.raises(InvalidInput, match="line 2, column 5"):
-        parse_domain("xml", "<domain>\n  </wrong>")
+        parse_definition("xml", "<domain>\n  </wrong>", "domain")
 
 
 def test_identity_is_carried_over_where_nothing_is_said() -> None:

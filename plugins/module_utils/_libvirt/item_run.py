@@ -1,0 +1,172 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many items of one kind (domains, networks, pools, ...) in one go: observe, plan, apply item by item, verify.
+
+Nothing is applied while any item cannot be planned; an item that fails later does not hide the others.
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .._core.plan import Change, Plan
+from .connection import Connection
+from .definition import check_name
+
+
+class Named(t.Protocol):
+    """What is wanted of an item."""
+
+    @property
+    def name(self) -> str:
+        """Return the item's name."""
+
+
+class Steps(t.Protocol):
+    """What is planned for an item."""
+
+    changes: list[Change]
+
+
+WantedT = t.TypeVar("WantedT", bound=Named)
+ObservedT = t.TypeVar("ObservedT")
+PlanT = t.TypeVar("PlanT", bound=Steps)
+
+
+@dataclasses.dataclass
+class Item(t.Generic[WantedT, ObservedT, PlanT]):
+    """One item on its way through the run; ``observed`` is null where there is none of its name."""
+
+    wanted: WantedT
+    plan: PlanT
+    observed: ObservedT | None = None
+    error: str | None = None
+    done: bool = False
+
+    def changed(self, check_mode: bool) -> bool:
+        """Tell whether the item was changed, or would be."""
+        return bool(self.plan.changes) and (check_mode or self.done or not self.error)
+
+
+def check_names(names: t.Iterable[str]) -> None:
+    """Check the names of a task's items.
+
+    :raises InvalidInput: one is no name, or is there twice.
+    """
+    seen: set[str] = set()
+    for name in names:
+        check_name("name", name)
+        if name in seen:
+            raise InvalidInput("name", name, "is in the list twice")
+        seen.add(name)
+
+
+class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
+    """Converges items of one kind on one connection; a subclass says how one is observed, planned and applied."""
+
+    #: The name of the rows in the result.
+    rows = "items"
+
+    def __init__(self, wanted: t.Iterable[WantedT], no_steps: t.Callable[[], PlanT]) -> None:
+        self._items = [Item[WantedT, ObservedT, PlanT](one, no_steps()) for one in wanted]
+        self._warnings: list[str] = []
+
+    # ---- what a kind says ----
+
+    def _observe(self, connection: Connection) -> None:
+        """Set ``observed`` of every item."""
+        raise NotImplementedError
+
+    def _plan(self, item: Item[WantedT, ObservedT, PlanT]) -> PlanT:
+        """Return the plan for one item.
+
+        :raises TapvirtError: it cannot be done.
+        """
+        raise NotImplementedError
+
+    def _apply(self, connection: Connection, item: Item[WantedT, ObservedT, PlanT]) -> None:
+        """Carry the plan of one item out; set its ``done`` with the first step that succeeded.
+
+        :raises TapvirtError: a step failed.
+        """
+        raise NotImplementedError
+
+    def _row(self, item: Item[WantedT, ObservedT, PlanT], check_mode: bool) -> dict[str, t.Any]:
+        """Return the item's row in the result."""
+        raise NotImplementedError
+
+    # ---- what they share ----
+
+    def _plan_all(self, connection: Connection | None) -> None:
+        """Plan every item. What cannot be planned is told for all of them before anything is changed for any."""
+        del connection  # a kind may ask libvirt what it would make of things
+        for item in self._items:
+            if item.error:
+                continue
+            try:
+                item.plan = self._plan(item)
+            except TapvirtError as error:
+                item.error = error.message
+
+    def _apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
+        for item in touched:
+            try:
+                self._apply(connection, item)
+            except TapvirtError as error:
+                item.error = error.message
+
+    def _any_error(self) -> bool:
+        return any(item.error for item in self._items)
+
+    def run(self, connection: Connection, check_mode: bool) -> None:
+        """Observe and plan; apply and verify unless in check mode or an item cannot be planned."""
+        self._observe(connection)
+        self._plan_all(connection)
+        if check_mode or self._any_error():
+            return
+        touched = [item for item in self._items if item.plan.changes]
+        if touched:
+            self._apply_all(connection, touched)
+            self._verify(connection, touched)
+
+    def _verify(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
+        """Observe and plan again: what is still to be done had no effect. The rows then tell what is."""
+        planned = {item.wanted.name: item.plan for item in touched}
+        errors = {item.wanted.name: item.error for item in touched}
+        self._observe(connection)
+        self._plan_all(connection)
+        for item in touched:
+            left = item.plan.changes
+            self._keep(item, planned[item.wanted.name])
+            item.error = errors[item.wanted.name] or item.error
+            if left and not item.error:
+                item.error = NoEffect(
+                    "{0}: carried out without an error, but reading back shows no effect: {1}.".format(
+                        item.wanted.name, "; ".join("{0} ({1})".format(change.what, change.why) for change in left)
+                    )
+                ).message
+
+    def _keep(self, item: Item[WantedT, ObservedT, PlanT], planned: PlanT) -> None:
+        """Put what was planned into the plan made afterwards, which tells what still waits."""
+        item.plan.changes = planned.changes
+
+    def result(self, check_mode: bool, with_diff: bool, preparation: t.Iterable[Change] = ()) -> dict[str, t.Any]:
+        """Return the module's result; ``preparation`` is what was changed for all items.
+
+        :raises TapvirtError: at least one item failed; the rows of all are in its fields.
+        """
+        plan = Plan([*preparation, *(change for item in self._items for change in item.plan.changes)])
+        result: dict[str, t.Any] = {
+            **plan.result(with_diff),
+            self.rows: [self._row(item, check_mode) for item in self._items],
+        }
+        if self._warnings:
+            result["warnings"] = self._warnings
+        if self._any_error():
+            result["changed"] = any(item.done for item in self._items)
+            raise TapvirtError(" ".join(item.error for item in self._items if item.error), **result)
+        return result
