@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import pathlib
 import re
@@ -13,108 +12,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import textwrap
 import time
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+
+if t.TYPE_CHECKING:
+    from .conftest import Embed
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEFINITIONS = sorted((HERE.parents[1] / "fixtures" / "libvirt").glob("*.xml"))
-LINE = "hello from the talker"
-TALKER = """
-<domain type='qemu'>
-  <name>{name}</name>
-  <description>{description}</description>
-  <memory unit='MiB'>{memory}</memory>
-  <currentMemory unit='MiB'>{current}</currentMemory>
-  <vcpu current='{vcpus}'>2</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
-  <features>{features}</features>
-  <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw'/><source file='{image}'/><target dev='hda' bus='ide'/>
-    </disk>
-    {devices}
-    <serial type='pty'/>
-  </devices>
-</domain>
-"""
-
-
-class Embed:
-    """A root of the embedded driver, modules run on it, and libvirt itself beside them."""
-
-    def __init__(self, root: pathlib.Path, run_module: t.Callable[..., dict[str, t.Any]]) -> None:
-        self.root = root
-        self.uri = f"qemu:///embed?root={root}/e"
-        self._run = run_module
-        self.image = root / "talker.img"
-        self.image.write_bytes(base64.b64decode(boot_sector(LINE)))
-
-    def module(self, module: str, /, check: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        return self._run(module, {"uri": self.uri, **args}, check=check, timeout=120)
-
-    def converge(self, *domains: dict[str, t.Any], check: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        """Converge, and fail if the module does."""
-        result = self.module("libvirt_domain", check=check, domains=list(domains), **args)
-        assert not result.get("failed"), result["msg"]
-        assert "warnings" not in result, result["warnings"]
-        return result
-
-    def libvirt(self, code: str) -> str:
-        """Run Python with ``connection`` open on the root, as somebody else would."""
-        program = textwrap.dedent(
-            """
-            import libvirt, os, sys, threading
-            libvirt.registerErrorHandler(lambda *_: None, None)
-            libvirt.virEventRegisterDefaultImpl()
-            run = lambda: [libvirt.virEventRunDefaultImpl() for _ in iter(int, 1)]
-            threading.Thread(target=run, daemon=True).start()
-            connection = libvirt.open(sys.argv[1])
-            """
-        )
-        # Ends at once: a thread that is inside libvirt when the interpreter goes crashes it now and then.
-        program += textwrap.dedent(code) + "\nsys.stdout.flush()\nos._exit(0)\n"
-        argv = [sys.executable, "-c", program, self.uri]
-        done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def talker(self, name: str = "talker", **changes: t.Any) -> str:
-        values = {
-            "memory": 16,
-            "current": 16,
-            "vcpus": 1,
-            "description": "one",
-            "devices": "",
-            "features": "<acpi/>",
-            **changes,
-        }
-        return TALKER.format(name=name, image=self.image, **values)
-
-
-@pytest.fixture
-def embed(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[Embed]:
-    # Short: a guest's sockets lie below it.
-    root = pathlib.Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
-    root.chmod(0o755)
-    embed = Embed(root, run_module)
-    try:
-        yield embed
-    finally:
-        if (root / "e" / "etc").exists():
-            embed.libvirt(
-                """
-                for domain in connection.listAllDomains():
-                    if domain.isActive():
-                        domain.memoryStats()  # waits until the driver has met its guest again
-                        domain.destroy()
-                """
-            )
-        shutil.rmtree(root)
 
 
 def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
@@ -152,10 +59,10 @@ def test_a_talker_runs_is_read_and_goes_without_its_disk_being_lost(embed: Embed
     wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
     assert embed.converge(wanted)["domains"][0]["state"] == "running"
     assert embed.converge(wanted)["plan"] == []
-    heard = embed.module("libvirt_console", name="talker", until=f"^{LINE}$", timeout=30)
+    heard = embed.module("libvirt_console", name="talker", until=f"^{embed.line}$", timeout=30)
     assert heard["matched"], heard
-    full = embed.module("libvirt_console", name="talker", timeout=20, max_bytes=4 * (len(LINE) + 2))
-    assert (full["stopped_by"], full["bytes"], full["truncated"]) == ("size", 4 * (len(LINE) + 2), True)
+    full = embed.module("libvirt_console", name="talker", timeout=20, max_bytes=4 * (len(embed.line) + 2))
+    assert (full["stopped_by"], full["bytes"], full["truncated"]) == ("size", 4 * (len(embed.line) + 2), True)
     assert "\r" not in full["text"]
     gone = {"name": "talker", "state": "absent"}
     planned = embed.converge(gone, check=True, on_timeout="destroy", wait_seconds=1)
