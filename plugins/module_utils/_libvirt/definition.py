@@ -38,18 +38,38 @@ _KEYS: dict[str, dict[str, tuple[str, ...]]] = {
         "sound": ("@model",),
         "audio": ("@id",),
     },
+    "network": {
+        "ip": ("@family @address", "@address"),
+        "portgroup": ("@name",),
+        "route": ("@family @address @prefix", "@address @prefix", "@address @netmask", "@address"),
+    },
+    "dns": {
+        "forwarder": ("@domain @addr", "@domain", "@addr"),
+        "txt": ("@name",),
+        "srv": (
+            "@service @protocol @domain @target",
+            "@service @protocol @target",
+            "@service @protocol @domain",
+            "@service @protocol",
+        ),
+        "host": ("@ip",),
+    },
+    "dhcp": {"range": ("@start @end",), "host": ("@mac", "@id", "@name", "@ip")},
+    "forward": {"interface": ("@dev",), "pf": ("@dev",), "address": ("@domain @bus @slot @function",)},
 }
 # The same below other parents.
 _ATTRIBUTE_KEYS = ("name", "id", "vcpu", "vcpus")
-# Where a child has its key even when it stands alone.
+# Where every child has its key even when it stands alone. Elsewhere those have it that have a key of their own.
 _ALWAYS_KEYED = frozenset(["devices"])
 _NAMESPACE = re.compile(r"""\bxmlns:([\w.-]+)\s*=\s*["']([^"'<&]+)["']""")
 _RESERVED_PREFIX = re.compile(r"ns\d+\Z|xml")
 # Their order has a meaning.
 _ORDERED_TAGS = frozenset(["boot", "arg"])
-_SIZE_UNITS = {
-    "": 1 << 10, "b": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
+# Bytes in each of libvirt's units of size; without one, an element of a domain counts KiB.
+SIZE_UNITS = {
+    "": 1 << 10, "b": 1, "byte": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
     "MiB": 1 << 20, "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40,
+    "PB": 10**15, "P": 1 << 50, "PiB": 1 << 50, "EB": 10**18, "E": 1 << 60, "EiB": 1 << 60,
 }  # fmt: skip
 
 
@@ -115,6 +135,26 @@ def _shortened(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
+def check_inner_name(kind: str, name: str, root: ET.Element) -> None:
+    """Put the name into a user's XML that leaves it out.
+
+    :raises InvalidInput: the XML says another one.
+    """
+    inner = text_of(root, "name")
+    if inner is None:
+        element = root.find("name")
+        if element is None:
+            element = ET.Element("name")
+            root.insert(0, element)
+        element.text = name
+    elif inner != name:
+        raise InvalidInput(
+            "{0}: xml".format(name),
+            inner,
+            "is the <name> in the XML, but the {0} is called {1!r} in the list".format(kind, name),
+        )
+
+
 def text_of(element: ET.Element | None, path: str = "") -> str | None:
     """Return the stripped text of an element or of its descendant; null where there is none."""
     found = element.find(path) if element is not None and path else element
@@ -133,7 +173,7 @@ def size_bytes(element: ET.Element | None) -> int | None:
     value = text_of(element)
     if element is None or value is None or not value.isdigit():
         return None
-    factor = _SIZE_UNITS.get(element.get("unit", ""))
+    factor = SIZE_UNITS.get(element.get("unit", ""))
     return None if factor is None else int(value) * factor
 
 
@@ -144,18 +184,20 @@ def keyed(element: ET.Element) -> dict[str, ET.Element]:
         by_tag.setdefault(child.tag, []).append(child)
     labelled: dict[str, ET.Element] = {}
     for tag, children in by_tag.items():
-        if element.tag not in _ALWAYS_KEYED and len(children) == 1:
+        always = element.tag in _ALWAYS_KEYED or tag in _KEYS.get(element.tag, {})
+        if len(children) == 1 and not always:
             labelled[tag] = children[0]
             continue
         for position, child in enumerate(children):
-            label = "{0}[{1}]".format(tag, _key(element.tag, child) or position)
+            label = "{0}[{1}]".format(tag, key_of(element.tag, child) or position)
             if label in labelled:
                 label = "{0}[{1}]".format(tag, position)
             labelled[label] = child
     return labelled
 
 
-def _key(parent: str, child: ET.Element) -> str | None:
+def key_of(parent: str, child: ET.Element) -> str | None:
+    """Return what tells a child of such a parent from its siblings; null where it has nothing of the kind."""
     for wanted in _KEYS.get(parent, {}).get(child.tag, ()):
         parts = [_attribute(child, name) for name in wanted.split()]
         if all(part is not None for part in parts):
