@@ -19,7 +19,7 @@ from .._core.plan import Change
 from . import lifecycle
 from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
 from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
-from .definition import keyed, parse_definition, text_of, to_text
+from .definition import check_inner_name, keyed, parse_definition, text_of, to_text
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
 from .domain_xml import Mark, definition_hash
 from .embed import EmbedRoot
@@ -44,25 +44,9 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         root = None
         if item.get("xml"):
             root = parse_definition("{0}: xml".format(name), item["xml"], "domain")
-            _check_name_in_xml(name, root)
+            check_inner_name("domain", name, root)
         wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart")))
     return wanted
-
-
-def _check_name_in_xml(name: str, root: ET.Element) -> None:
-    inner = text_of(root, "name")
-    if inner is None:
-        element = root.find("name")
-        if element is None:
-            element = ET.Element("name")
-            root.insert(0, element)
-        element.text = name
-    elif inner != name:
-        raise InvalidInput(
-            "{0}: xml".format(name),
-            inner,
-            "is the <name> in the XML, but the domain is called {0!r} in the list".format(name),
-        )
 
 
 _Item = Item[Wanted, Observed, DomainPlan]

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Domain XML against libvirt's own schema, in milliseconds and without a hypervisor.
+"""XML against libvirt's own schema, in milliseconds and without a hypervisor.
 
 Libvirt's test driver lives in its client library and validates exactly as the real drivers do; it keeps what it defines
 in this process only. Private to the collection.
@@ -38,21 +38,24 @@ def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidI
             except libvirt.libvirtError as error:
                 # Anything else is the test driver's own opinion; the driver that is asked for has its own.
                 if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-                    wrong[name] = _wrong("{0}: xml".format(name), root, str(error.get_error_message()))
+                    wrong[name] = schema_error("{0}: xml".format(name), root, str(error.get_error_message()))
     return wrong
 
 
-def _wrong(item: str, root: ET.Element, message: str) -> InvalidInput:
-    """Make the error. Deep in a definition the validator names only the part; a name that none knows says more."""
+def schema_error(item: str, root: ET.Element, message: str) -> InvalidInput:
+    """Return the error for XML that libvirt found invalid.
+
+    Deep in a definition the validator names only the part; a name that no schema knows says more.
+    """
     reason = " ".join(message.rpartition(".rng")[2].split()) or "it does not match"
     names = _schema_names()
     culprit = _unknown_name(root, names)
     found = _CULPRIT.search(message)
     if culprit is None and found:
         culprit = found.group(1)
-    rule = "is not valid domain XML, says libvirt's schema: {0}".format(reason)
+    rule = "is not valid {0} XML, says libvirt's schema: {1}".format(root.tag, reason)
     if culprit is None:
-        return InvalidInput(item, "<domain>", rule)
+        return InvalidInput(item, "<{0}>".format(root.tag), rule)
     return InvalidInput(item, culprit, rule, nearest_names(culprit, names))
 
 
