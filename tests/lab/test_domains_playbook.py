@@ -1,0 +1,62 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet's domains, described by variables, over two KVM hosts with other kernels."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "domains.yml"
+HOSTS = ["trace1", "trace2"]
+# Paused: a guest without a system keeps an emulated host's processor busy for nothing.
+WANTED = [
+    {"name": "fleet-web", "state": "paused", "memory_mib": 32, "max_memory_mib": 64, "autostart": True},
+    {"name": "fleet-db", "memory_mib": 32, "interfaces": [{"network": "default"}], "graphics": "vnc"},
+]
+LISTED = "virsh -q list --all | grep fleet- | tr -s ' '; virsh -q list --all --autostart --name | grep fleet-"
+
+
+@pytest.fixture
+def converge(lab):
+    def run(*options, wanted=None):
+        variables = {"domains_wanted": wanted or WANTED, "domains_hosts": ",".join(HOSTS)}
+        done = lab.playbook(PLAYBOOK, "-e", json.dumps(variables), *options)
+        assert done.rc == 0, done.stdout[-3000:]
+        return done
+
+    yield run
+    gone = [{"name": row["name"], "state": "absent"} for row in WANTED]
+    lab.ansible(
+        ",".join(HOSTS), "tapvirt.host.libvirt_domain", {"domains": gone, "on_timeout": "destroy", "wait_seconds": 1}
+    )
+    assert [listed(lab, host) for host in HOSTS] == [[], []]
+
+
+def listed(lab, host):
+    return lab.run(host, "sh", "-c", LISTED).stdout.split("\n")[:-1]
+
+
+def changes(run):
+    return {host: row["changed"] for host, row in run.recap.items()}
+
+
+def test_a_fleet_is_compared_and_converged(lab, converge):
+    planned = converge("--check")
+    assert changes(planned) == dict.fromkeys(HOSTS, 1)
+    assert "0 of 2 hosts are as wanted." in planned.stdout
+    assert listed(lab, HOSTS[0]) == []
+    done = converge()
+    assert changes(done) == dict.fromkeys(HOSTS, 1)
+    assert "trace2: fleet-web state is not there, wanted paused" in done.stdout
+    assert "2 of 2 hosts are as wanted." in done.stdout
+    for host in HOSTS:
+        rows = listed(lab, host)
+        assert {row.split(" ", 2)[-1] for row in rows[:2]} == {"fleet-web paused", "fleet-db shut off"}
+        assert rows[2:] == ["fleet-web"]
+    again = converge("--tags", "report")
+    assert changes(again) == dict.fromkeys(HOSTS, 0)
+    assert "2 of 2 hosts are as wanted." in again.stdout
