@@ -1,0 +1,157 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt_daemon on a libvirtd of its own, whose files are this test's alone (a mount namespace)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon import (
+    Logging,
+    compile_match,
+    read_wanted,
+    recent,
+    stored_in,
+    with_settings,
+)
+
+# Mounts what is private, starts the daemon, then runs modules: a line of JSON in, a line of JSON out.
+SERVER = """
+import json, os, pathlib, signal, subprocess, sys, time
+for path in ("/etc/libvirt", "/run", "/var/lib/libvirt"):
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
+pathlib.Path("/etc/libvirt/libvirtd.conf").write_text('# kept\\n#log_filters="1:x"\\nmax_clients = 50\\n')
+null = subprocess.DEVNULL
+daemon = subprocess.Popen(["/usr/sbin/libvirtd"], stdin=null, stdout=null, stderr=null)
+try:
+    while not os.path.exists("/run/libvirt/libvirt-admin-sock"):
+        assert daemon.poll() is None
+        time.sleep(0.1)
+    for line in sys.stdin:
+        argv = [sys.executable, "-m", "ansible_collections.tapvirt.host.plugins.modules.libvirt_daemon"]
+        done = subprocess.run(argv, input=line, capture_output=True, text=True)
+        file = pathlib.Path("/etc/libvirt/libvirtd.conf").read_text()
+        print(json.dumps({"result": json.loads(done.stdout), "file": file}), flush=True)
+finally:
+    daemon.terminate()
+    daemon.wait()
+"""
+OUTPUTS = ["1:file:/run/here.log", "3:stderr"]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[t.Callable[..., dict[str, t.Any]]]:
+    """Run the module beside a daemon: its result, with the daemon's file as ``file``; ``said``: it is to fail."""
+    script = tmp_path_factory.mktemp("daemon") / "server.py"
+    script.write_text(textwrap.dedent(SERVER), encoding="utf-8")
+    argv = ["unshare", "--mount", sys.executable, str(script)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(check: bool = False, said: bool = False, **args: t.Any) -> dict[str, t.Any]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": {**args, "_ansible_check_mode": check}}) + "\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            result = answer["result"]
+            assert not result.get("failed") or said, result["msg"]
+            return {**result, "file": answer["file"]}
+
+        yield run
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
+    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
+
+
+def test_filters_and_outputs_are_set_while_it_runs_and_kept_on_request(daemon) -> None:
+    wanted = {"log_filters": ["1:qemu", "3:util.object"], "log_outputs": OUTPUTS}
+    planned = daemon(check=True, **wanted)
+    done = daemon(**wanted)
+    assert planned["plan"] == done["plan"]
+    assert planned["logging"]["running"] == {"log_filters": [], "log_outputs": ["3:stderr"]}
+    assert done["logging"]["running"] == {"log_filters": ["1:*qemu*", "3:*util.object*"], "log_outputs": OUTPUTS}
+    assert done["file"] == planned["file"]
+    assert daemon(**wanted)["plan"] == []
+    kept = daemon(persist=True, **wanted)
+    assert [row[0] for row in changes(kept)] == [
+        "/etc/libvirt/libvirtd.conf log_filters",
+        "/etc/libvirt/libvirtd.conf log_outputs",
+    ]
+    assert kept["file"].startswith('# kept\n#log_filters="1:x"\nmax_clients = 50\n')
+    assert kept["logging"]["stored"] == wanted
+    again = daemon(persist=True, **wanted)
+    assert (again["changed"], again["plan"]) == (False, [])
+    quiet = daemon(log_filters=[], persist=True)
+    assert quiet["logging"]["running"]["log_filters"] == quiet["logging"]["stored"]["log_filters"] == []
+    assert quiet["logging"]["running"]["log_outputs"] == OUTPUTS
+
+
+def test_the_log_is_bounded_by_time_size_and_pattern(daemon) -> None:
+    daemon(log_outputs=OUTPUTS, log_filters=["1:rpc"])
+    log = daemon(fetch_log=True, log_max_bytes=2000)["log"]
+    assert (log["source"], log["truncated"]) == ("/run/here.log", True)
+    assert log["bytes"] == len(log["text"]) <= 2000
+    matched = daemon(fetch_log=True, log_match="virNetServerClient")["log"]["text"].splitlines()
+    assert matched
+    assert all("virNetServerClient" in line for line in matched)
+    daemon(log_outputs=["4:stderr"], log_filters=[])
+    assert "from where nothing can be read" in daemon(said=True, fetch_log=True)["msg"]
+
+
+def test_what_the_daemon_refuses_is_said(daemon) -> None:
+    refused = daemon(said=True, log_outputs=["1:file:/nowhere/x.log"])
+    assert "failed to open /nowhere/x.log: No such file or directory." in refused["msg"]
+    absent = daemon(said=True, daemon="virtxend")
+    assert "virtxend: its log filters could not be read" in absent["msg"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "outputs", "said"),
+    [
+        (["qemu"], None, "must be LEVEL:NAME"),
+        (["5:qemu"], None, "must be LEVEL:NAME"),
+        (['1:qemu" x'], None, "must be LEVEL:NAME"),
+        (None, ["1:file:relative"], "LEVEL:file:/PATH"),
+        (None, [], "at least one output"),
+    ],
+)
+def test_what_is_no_filter_or_output_is_refused(filters, outputs, said: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(said)):
+        read_wanted(filters, outputs)
+
+
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="not a regular expression"):
+        compile_match("(")
+
+
+def test_a_file_keeps_what_is_not_ours() -> None:
+    text = 'a = 1\nlog_filters = "1:x" # why\n#log_outputs="3:stderr"\nlast = 2'
+    new = with_settings(text, {"log_filters": "1:qemu", "log_outputs": "3:journald"})
+    assert new == 'a = 1\nlog_filters = "1:qemu"\n#log_outputs="3:stderr"\nlast = 2\nlog_outputs = "3:journald"\n'
+    assert stored_in(new) == Logging(("1:qemu",), ("3:journald",))
+    assert stored_in("") == Logging(None, None)
+
+
+def test_a_line_without_a_time_belongs_to_the_one_before() -> None:
+    lines = [
+        "2026-01-01 00:00:00.000+0000: 1: error : old",
+        "  rest",
+        "2026-01-01 00:01:00.000+0000: 1: info : new",
+        "x",
+    ]
+    assert recent(lines, 1767225650) == lines[2:]
+    assert recent(lines, 1767225600) == lines
+    assert recent(lines, 1767229999) == []
