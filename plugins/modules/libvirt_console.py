@@ -7,35 +7,63 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_console
-short_description: Read the serial console of a running libvirt domain
+short_description: Read the serial console of a libvirt domain, from now on or from its start
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns what a domain prints on its first console from now on, until a pattern, a size or a deadline. What was
-    printed before the module looked is gone, as it is with C(virsh console).
-  - A console that somebody else reads is left to them, and the module says so.
+  - Returns what a domain prints on a console from now on, until a pattern, a size or a deadline. What was printed
+    before the module looked is gone, as it is with C(virsh console).
+  - With O(start), a domain that is off is started, and read from its first byte on.
+  - A console that somebody else reads is left to them, and the module says so; see O(force).
+  - In check mode nothing is started, written or taken from others. A domain that runs is read all the same; where
+    nothing was read, RV(stopped_by) is null.
 extends_documentation_fragment:
-  - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes
   - tapvirt.host._libvirt
 options:
   name:
     description: The domain.
     type: str
     required: true
+  start:
+    description:
+      - Have the domain run. One that is off is started paused, its console is opened, then it goes on, so that not a
+        byte is lost. One that is paused goes on when its console is open.
+      - One that runs is only read. Without this option a domain that is off is an error.
+    type: bool
+    default: false
+  device:
+    description:
+      - Which console, port or channel, by its alias in the running domain, such as V(serial0), V(console1) or
+        V(channel0). By default the first console.
+      - Consoles and ports can be read if they are of type C(pty), channels if they are of type C(unix).
+    type: str
+  force:
+    description:
+      - Take the console away from whoever reads it now.
+    type: bool
+    default: false
   until:
     description:
       - A Python regular expression; reading stops as soon as it is found anywhere in the text so far. C(^) and C($)
-        match at line ends, C(.) matches a line end too. Plain words are found as they are.
+        match at line ends, C(.) matches a line end too. Plain words are found as they are. What it matches may begin
+        up to 65536 characters back.
       - Without it, or where it is not found, reading goes on until O(timeout); that is no failure, see RV(matched).
     type: str
   timeout:
-    description: How long to read at most, in seconds.
+    description: How long to read at most, in seconds, up to 86400.
     type: float
     default: 30
   max_bytes:
-    description: How much to read at most.
+    description: How much to read at most, up to 524288, or up to 16777216 with O(dest).
     type: int
     default: 65536
+  dest:
+    description:
+      - A file on the managed host for the bytes as they came, escape sequences and all. It is written when the reading
+        has ended, whole or not at all; a new one has mode 0600. Its directory must exist.
+      - A log of what was read and no state, so it does not count in RV(changed).
+    type: path
 """
 
 EXAMPLES = r"""
@@ -46,11 +74,38 @@ EXAMPLES = r"""
     timeout: 60
   register: console
   failed_when: not console.matched
+
+- name: Start a domain and keep all that its firmware and kernel say
+  tapvirt.host.libvirt_console:
+    name: web1
+    start: true
+    until: 'login:|Kernel panic'
+    timeout: 300
+    max_bytes: 1048576
+    dest: /var/log/web1-boot.raw
 """
 
 RETURN = r"""
+changed:
+  description: Whether the domain was started, or would be.
+  returned: always
+  type: bool
+  sample: false
+plan:
+  description: The start with its place, before, after, the means and the reason; empty where the domain runs.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - what: web1 state
+      before: shutoff
+      after: running
+      how: create_paused, resume
+      why: its console is read from there on
 text:
-  description: What the domain printed - without escape sequences, with line feeds as line ends.
+  description: >-
+    What the domain printed - without escape sequences, with line feeds as line ends. With O(dest), the last 65536
+    characters of it.
   returned: success
   type: str
   sample: "Debian GNU/Linux 12 web1 ttyS0\n\nweb1 login: "
@@ -70,10 +125,21 @@ truncated:
   type: bool
   sample: false
 stopped_by:
-  description: C(pattern), C(size), C(timeout) or C(end), the end of the domain's run.
+  description: >-
+    C(pattern), C(size), C(timeout) or C(end), the end of the domain's run; null where check mode read nothing.
   returned: success
   type: str
   sample: pattern
+path:
+  description: The file that was written, or null.
+  returned: success
+  type: str
+  sample: /var/log/web1-boot.raw
+sha256:
+  description: The SHA-256 of that file, or null.
+  returned: success
+  type: str
+  sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 """
 
 import typing as t
@@ -85,31 +151,27 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection i
     connected_for_reading,
     require_binding,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import capture, compile_pattern
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import read_console, read_request
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,
     "name": {"type": "str", "required": True},
+    "start": {"type": "bool", "default": False},
+    "device": {"type": "str"},
+    "force": {"type": "bool", "default": False},
     "until": {"type": "str"},
     "timeout": {"type": "float", "default": 30},
     "max_bytes": {"type": "int", "default": 65536},
+    "dest": {"type": "path"},
 }
 
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    pattern = compile_pattern(params["until"])
+    request = read_request(params)
     require_binding()
-    with connected_for_reading(params["uri"], params["connect_timeout_seconds"], console=True) as connection:
-        seen = capture(connection, params["name"], pattern, params["timeout"], params["max_bytes"])
-    return {
-        "changed": False,
-        "text": seen.text,
-        "bytes": seen.bytes,
-        "matched": seen.stopped_by == "pattern",
-        "truncated": seen.stopped_by == "size",
-        "stopped_by": seen.stopped_by,
-    }
+    with connected_for_reading(params["uri"], params["connect_timeout_seconds"], writing=True) as connection:
+        return read_console(connection, request, module.check_mode, module._diff)
 
 
 def main() -> None:

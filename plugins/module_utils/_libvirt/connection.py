@@ -177,17 +177,17 @@ def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.It
 
 
 @contextlib.contextmanager
-def connected_for_reading(uri: str, timeout_seconds: float, console: bool = False) -> t.Iterator[Connection]:
+def connected_for_reading(uri: str, timeout_seconds: float, writing: bool = False) -> t.Iterator[Connection]:
     """Open a connection for looking only: no domain is where a root of the embedded driver is not there yet.
 
-    A console can be opened by a read-write connection only.
+    A console can be opened, and a guest's agent asked, by a connection that may write only.
 
     :raises TapvirtError: as ``connected`` does, and for a root that does not exist.
     """
     root = check_uri(uri)
     if root is not None and root.is_new():
         raise TapvirtError("{0}: nothing is in this directory yet, so it has no domains.".format(root.path))
-    with connected(uri, timeout_seconds, read_only=not console) as connection:
+    with connected(uri, timeout_seconds, read_only=not writing) as connection:
         yield connection
 
 

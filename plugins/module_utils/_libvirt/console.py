@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A bounded look at a running domain's console: until a pattern, a size or a deadline.
+"""A bounded look at a domain's console: from now on or from its start, until a pattern, a size or a deadline.
 
 Private to the collection.
 """
@@ -10,99 +10,296 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
+import hashlib
+import os
+import stat
 import threading
 import time
 import typing as t
+import xml.etree.ElementTree as ET
 
-from .._core.errors import InvalidInput, TapvirtError
+from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .._core.plan import Change, Plan
+from .._core.write import write_atomic
 from .connection import Connection, Domain, LibvirtFailure, libvirt, libvirt_errors
-from .lifecycle import state_of
+from .console_device import Device, find_device
+from .console_text import PlainText, compile_pattern
+from .lifecycle import Lifecycle, Waiting, state_of, steps_to
 from .lookup import find_domain
 
+MAX_SECONDS = 86400
+# The first is for the result, the second for a file.
+MAX_BYTES = 1 << 19
+MAX_FILE_BYTES = 1 << 24
+_MAX_TEXT = 65536
 _CHUNK_BYTES = 16384
 _NOTHING_NOW = -2
 _WAIT_SECONDS = 0.5
 _END_NOTED_SECONDS = 5
-# ECMA-48: control sequences, strings (OSC, DCS, ...) up to their end, other escapes; then the control bytes left over.
-_ESCAPES = re.compile(
-    "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_].*?(?:\x07|\x1b\\\\)|\x1b[ -/]*[0-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]",
-    re.DOTALL,
-)
-_LINE_ENDS = re.compile("\r+\n?")
+_NO_CONSOLES = "this libvirt driver has no consoles that can be read."
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for; all of it checked by ``read_request``."""
+
+    name: str
+    until: t.Pattern[str] | None
+    timeout_seconds: float
+    max_bytes: int
+    start: bool = False
+    force: bool = False
+    device: str | None = None
+    dest: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """The domain as it was found."""
+
+    domain: Domain
+    state: str
+    active: bool
+    device: Device
 
 
 @dataclasses.dataclass(frozen=True)
 class Capture:
-    """What a console said; ``stopped_by`` is ``pattern``, ``size``, ``timeout`` or ``end`` (of the domain)."""
+    """What a console said.
 
-    text: str
-    bytes: int
-    stopped_by: str
-
-
-def compile_pattern(until: str | None) -> t.Pattern[str] | None:
-    """Return the compiled pattern.
-
-    :raises InvalidInput: it is no regular expression; says where.
+    ``stopped_by`` is ``pattern``, ``size``, ``timeout``, ``end`` (of the domain) or ``lost`` (the domain goes on); null
+    where nothing was read.
     """
-    if until is None:
-        return None
-    try:
-        return re.compile(until, re.MULTILINE | re.DOTALL)
-    except re.error as error:
-        raise InvalidInput("until", until, "is not a regular expression: {0}".format(error)) from error
+
+    text: str = ""
+    data: bytes = b""
+    stopped_by: str | None = None
 
 
-def clean(data: bytes) -> str:
-    """Return console output as plain text: no escape sequences, one kind of line end, no broken characters."""
-    return _ESCAPES.sub("", _LINE_ENDS.sub("\n", data.decode("utf-8", "replace")))
+class ConsoleInUse(TapvirtError):
+    """Somebody else reads the console."""
 
 
-def capture(
-    connection: Connection, name: str, until: t.Pattern[str] | None, timeout_seconds: float, max_bytes: int
-) -> Capture:
-    """Read a domain's first console.
+def read_request(params: t.Mapping[str, t.Any]) -> Request:
+    """Return the checked options of a task.
 
-    :raises InvalidInput: there is no such domain.
-    :raises TapvirtError: it does not run, has no console, or somebody else reads it, now or before the end was reached.
+    :raises InvalidInput: a number out of its bounds, no regular expression, or a file that cannot be written there.
     """
-    domain = find_domain(connection, name)
-    state = state_of(domain)[0]
-    if not domain.isActive():
-        raise TapvirtError("{0}: the domain is {1}; there is a console only while it runs.".format(name, state))
+    until, dest = compile_pattern(params["until"]), params["dest"]
+    if not 0 <= params["timeout"] <= MAX_SECONDS:
+        raise InvalidInput("timeout", params["timeout"], "must be 0 to {0} seconds".format(MAX_SECONDS))
+    if not 1 <= params["max_bytes"] <= (MAX_BYTES if dest is None else MAX_FILE_BYTES):
+        rule = "must be 1 to {0}, or to {1} with 'dest'".format(MAX_BYTES, MAX_FILE_BYTES)
+        raise InvalidInput("max_bytes", params["max_bytes"], rule)
+    if dest is not None:
+        _check_dest(dest)
+    return Request(
+        params["name"],
+        until,
+        params["timeout"],
+        params["max_bytes"],
+        params["start"],
+        params["force"],
+        params["device"],
+        dest,
+    )
+
+
+def _check_dest(dest: str) -> None:
+    directory, base = os.path.split(dest)
+    if not os.path.isabs(dest) or not base:
+        raise InvalidInput("dest", dest, "must be the absolute path of a file")
+    if not os.path.isdir(directory):
+        raise InvalidInput("dest", dest, "lies in a directory that does not exist")
+    if os.path.lexists(dest) and not stat.S_ISREG(os.lstat(dest).st_mode):
+        raise InvalidInput("dest", dest, "is there already and no regular file")
+
+
+# ---- observe ----
+
+
+def observe(connection: Connection, request: Request) -> Observed:
+    """Look the domain up.
+
+    :raises InvalidInput: there is no such domain, or it has no such device.
+    :raises TapvirtError: the driver has no consoles; told before the domain is started in vain.
+    """
+    domain = find_domain(connection, request.name)
+    with libvirt_errors("{0}: reading it".format(request.name)):
+        state, active = state_of(domain)[0], bool(domain.isActive())
+        root = ET.fromstring(domain.XMLDesc(0 if active else libvirt.VIR_DOMAIN_XML_INACTIVE))
+    if not active:
+        _check_driver(connection, request.name, domain)
+    return Observed(domain, state, active, find_device(request.name, root, request.device))
+
+
+def _check_driver(connection: Connection, name: str, domain: Domain) -> None:
     stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
-    _open(name, domain, stream)
-    readable = threading.Event()
-    wanted = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
-    with libvirt_errors("{0}: watching the console".format(name)):
-        stream.eventAddCallback(wanted, _wake, readable)
     try:
-        seen = _read(stream, readable, until, time.monotonic() + timeout_seconds, max_bytes)
-        if seen.stopped_by == "end" and _goes_on(domain):
+        domain.openConsole(None, stream, 0)
+    except libvirt.libvirtError as error:
+        # Any other refusal is that it does not run.
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            raise TapvirtError("{0}: {1}".format(name, _NO_CONSOLES)) from error
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            stream.abort()
+
+
+# ---- plan ----
+
+
+def plan_start(request: Request, observed: Observed) -> list[str]:
+    """Return the steps to a running domain, the last of them to be made once the console is open; none if it runs.
+
+    :raises TapvirtError: it does not run, and is not to be started.
+    """
+    if not request.start:
+        if not observed.active:
             raise TapvirtError(
-                "{0}: libvirt closed the console after {1} bytes, yet the domain still runs; somebody else may have "
-                "taken it over.".format(name, seen.bytes),
-                text=seen.text,
+                "{0}: the domain is {1}; there is a console only while it runs (start: true starts it).".format(
+                    request.name, observed.state
+                )
             )
-        return seen
+        return []
+    steps = steps_to(request.name, "running", observed.state, observed.active, False)
+    return [*steps[:-1], "create_paused", "resume"] if steps[-1:] == ["create"] else steps
+
+
+def plan_of(request: Request, observed: Observed, steps: t.Sequence[str]) -> Plan:
+    """Return the steps as a plan."""
+    if not steps:
+        return Plan()
+    why = "its console is read from there on"
+    return Plan([Change(request.name + " state", observed.state, "running", ", ".join(steps), why)])
+
+
+# ---- apply ----
+
+
+def read_console(connection: Connection, request: Request, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+    """Start the domain if that is asked for, read its console, keep it; return the module's result.
+
+    In check mode nothing is started, written or taken from somebody else; a domain that runs is read.
+
+    :raises InvalidInput: there is no such domain or device.
+    :raises TapvirtError: it does not run, or somebody else reads it, now or before the end was reached.
+    """
+    observed = observe(connection, request)
+    steps = plan_start(request, observed)
+    result = plan_of(request, observed, steps).result(with_diff)
+    seen = Capture()
+    try:
+        if not check_mode:
+            seen = capture(connection, request, observed, steps)
+        elif not steps:
+            with contextlib.ExitStack() as stack:
+                if request.force:
+                    stack.enter_context(contextlib.suppress(ConsoleInUse))
+                seen = capture(connection, dataclasses.replace(request, force=False), observed, steps)
+    except TapvirtError as error:
+        error.fields["changed"] = bool(steps) and _state_now(observed.domain) != observed.state
+        raise
+    result.update(_shown(request, seen), path=None, sha256=None)
+    if request.dest is not None and not check_mode:
+        result.update(_keep(request.dest, seen.data))
+    if seen.stopped_by == "lost":
+        raise TapvirtError(
+            "{0}: libvirt closed the console after {1} bytes, yet the domain still runs; somebody else may have "
+            "taken it over.".format(request.name, len(seen.data)),
+            **result,
+        )
+    return result
+
+
+def _state_now(domain: Domain) -> str | None:
+    try:
+        return state_of(domain)[0]
+    except libvirt.libvirtError:
+        return None
+
+
+def _shown(request: Request, seen: Capture) -> dict[str, t.Any]:
+    return {
+        "text": seen.text if request.dest is None else seen.text[-_MAX_TEXT:],
+        "bytes": len(seen.data),
+        "matched": seen.stopped_by == "pattern",
+        "truncated": seen.stopped_by == "size",
+        "stopped_by": seen.stopped_by,
+    }
+
+
+def _keep(dest: str, data: bytes) -> dict[str, t.Any]:
+    try:
+        write_atomic(dest, data, mode=0o600)
+    except OSError as error:
+        raise TapvirtError("dest: {0!r} cannot be written: {1}.".format(dest, error.strerror)) from error
+    return {"path": dest, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def capture(connection: Connection, request: Request, observed: Observed, steps: t.Sequence[str]) -> Capture:
+    """Bring the domain to its last step, open the console, make the last step, read.
+
+    :raises ConsoleInUse: somebody else reads it.
+    :raises TapvirtError: a step or the opening failed; a domain that was started goes on all the same.
+    """
+    name, domain = request.name, observed.domain
+    _steps(connection, request, domain, steps[:-1])
+    stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+    try:
+        try:
+            _open(request, observed, stream)
+            readable = threading.Event()
+            with libvirt_errors("{0}: watching the console".format(name)):
+                stream.eventAddCallback(_wanted_events(), _wake, readable)
+        finally:
+            _let_go(name, domain, steps[-1:])
+        seen = _read(stream, readable, request, time.monotonic() + request.timeout_seconds)
     finally:
         with contextlib.suppress(libvirt.libvirtError):
             stream.eventRemoveCallback()
         with contextlib.suppress(libvirt.libvirtError):
             stream.abort()
+    if seen.stopped_by == "end" and _goes_on(name, domain):
+        return dataclasses.replace(seen, stopped_by="lost")
+    return seen
 
 
-def _goes_on(domain: Domain) -> bool:
+def _steps(connection: Connection, request: Request, domain: Domain, steps: t.Sequence[str]) -> None:
+    lifecycle = Lifecycle(connection)
+    for step in steps:
+        lifecycle.step(request.name, domain, step, Waiting(request.timeout_seconds, "fail"))
+
+
+def _let_go(name: str, domain: Domain, last: t.Sequence[str]) -> None:
+    for step in last:
+        with libvirt_errors("{0}: {1}".format(name, step)):
+            if step == "wakeup":
+                domain.pMWakeup()
+                continue
+            domain.resume()
+            # Not waited for "running": a short life may be over already.
+            if state_of(domain)[0] == "paused":
+                raise NoEffect("{0}: resumed without an error, yet it is still paused.".format(name))
+
+
+def _goes_on(name: str, domain: Domain) -> bool:
     """Tell whether a domain whose console has ended still runs; its end is noted a moment after that of its console."""
     until = time.monotonic() + _END_NOTED_SECONDS
-    # A domain without a definition is gone with its end, and asking for it is an error.
-    with contextlib.suppress(libvirt.libvirtError):
+    try:
         while domain.isActive():
             if time.monotonic() > until:
                 return True
             time.sleep(_WAIT_SECONDS)
+    except libvirt.libvirtError as error:
+        # A domain without a definition is gone with its end.
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise LibvirtFailure("{0}: its console ended; asking whether it still runs".format(name), error) from error
     return False
+
+
+def _wanted_events() -> int:
+    return int(libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR)
 
 
 def _wake(stream: t.Any, events: int, readable: threading.Event) -> None:
@@ -113,42 +310,66 @@ def _wake(stream: t.Any, events: int, readable: threading.Event) -> None:
     readable.set()
 
 
-def _open(name: str, domain: Domain, stream: t.Any) -> None:
-    # Never VIR_DOMAIN_CONSOLE_FORCE: that would cut off whoever reads now. SAFE also minds readers outside libvirt.
+def _open(request: Request, observed: Observed, stream: t.Any) -> None:
+    domain, device = observed.domain, observed.device
+    doing = "{0}: opening {1}".format(request.name, device.alias or "its console")
     try:
+        if device.channel:
+            domain.openChannel(device.alias, stream, libvirt.VIR_DOMAIN_CHANNEL_FORCE if request.force else 0)
+            return
+        force = libvirt.VIR_DOMAIN_CONSOLE_FORCE if request.force else 0
         try:
-            domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE)
+            # It also minds readers outside libvirt, who take a lock.
+            domain.openConsole(device.alias, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE | force)
         except libvirt.libvirtError as error:
             if error.get_error_code() not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
                 raise
-            domain.openConsole(None, stream, 0)
+            domain.openConsole(device.alias, stream, force)
     except libvirt.libvirtError as error:
-        raise LibvirtFailure("{0}: opening its console".format(name), error) from error
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            raise TapvirtError("{0}: {1}".format(request.name, _NO_CONSOLES)) from error
+        failure = LibvirtFailure(doing, error)
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED or request.force:
+            raise failure from error
+        raise ConsoleInUse(
+            "{0} It is left to whoever reads it now; force: true takes it away from them.".format(failure.message),
+            **failure.fields,
+        ) from error
 
 
-def _read(
-    stream: t.Any, readable: threading.Event, until: t.Pattern[str] | None, deadline: float, max_bytes: int
-) -> Capture:
-    wanted = libvirt.VIR_STREAM_EVENT_READABLE | libvirt.VIR_STREAM_EVENT_HANGUP | libvirt.VIR_STREAM_EVENT_ERROR
-    data = bytearray()
+def _read(stream: t.Any, readable: threading.Event, request: Request, deadline: float) -> Capture:
+    data, plain, unsearched = bytearray(), PlainText(), 0
     while True:
         readable.clear()
-        try:
-            received = stream.recv(min(_CHUNK_BYTES, max_bytes - len(data)))
-        except libvirt.libvirtError:
-            received = b""  # a hang-up: the domain has ended
-        if received == b"":
-            return Capture(clean(bytes(data)), len(data), "end")
-        if received != _NOTHING_NOW:
+        received = _receive(stream, min(_CHUNK_BYTES, request.max_bytes - len(data)))
+        stopped_by = None
+        if received:
             data += received
-            text = clean(bytes(data))
-            if until is not None and until.search(text):
-                return Capture(text, len(data), "pattern")
-            if len(data) >= max_bytes:
-                return Capture(text, len(data), "size")
+            plain.feed(received)
+            unsearched += len(received)
+            if len(data) >= request.max_bytes:
+                stopped_by = "size"
+        elif received is not None:
+            stopped_by = "end"
         left = deadline - time.monotonic()
         if left <= 0:
-            return Capture(clean(bytes(data)), len(data), "timeout")
-        if received == _NOTHING_NOW:
-            stream.eventUpdateCallback(wanted)
+            stopped_by = stopped_by or "timeout"
+        # A burst is searched once, when all of it has come.
+        if request.until is not None and unsearched and (stopped_by or received is None or unsearched >= _CHUNK_BYTES):
+            unsearched = 0
+            if plain.has(request.until):
+                stopped_by = "pattern"
+        if stopped_by:
+            return Capture(plain.text(), bytes(data), stopped_by)
+        if received is None:
+            stream.eventUpdateCallback(_wanted_events())
             readable.wait(min(left, _WAIT_SECONDS))
+
+
+def _receive(stream: t.Any, limit: int) -> bytes | None:
+    """Return what has come, null where nothing has yet, nothing at the end of the stream."""
+    try:
+        received = stream.recv(limit)
+    except libvirt.libvirtError:
+        return b""  # a hang-up
+    return None if received == _NOTHING_NOW else t.cast("bytes", received)
