@@ -24,6 +24,13 @@ options:
     description: How long to wait for an answer when the connection is opened, in seconds.
     type: int
     default: 60
+  trace_api:
+    description:
+      - Whether the result has C(api_trace) - C(calls), the first 200 calls of libvirt's API in their order, each with the
+        C(name) of what it was made on, its C(milliseconds) and its C(libvirt_error); C(totals) of all calls, the dearest
+        first; and whether the list was C(truncated). Arguments are not told.
+    type: bool
+    default: false
 requirements:
   - libvirt's Python binding on the host (C(python3-libvirt), C(libvirt-python)), for any of its Pythons
 """

@@ -19,6 +19,7 @@ import typing as t
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from .._core.errors import InvalidInput, TapvirtError
+from . import api_trace
 from .embed import EmbedRoot, embed_root
 
 try:
@@ -49,6 +50,7 @@ Domain = t.Any
 CONNECTION_SPEC = {
     "uri": {"type": "str", "default": "qemu:///system"},
     "connect_timeout_seconds": {"type": "int", "default": 60},
+    "trace_api": {"type": "bool", "default": False},
 }
 
 _INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
@@ -164,7 +166,9 @@ def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.It
     start_event_loop()
     if root:
         root.acquire(deadline)
+    started = time.monotonic()
     connection = _open_before(uri, deadline, read_only)
+    connection = api_trace.opened(connection, shown_uri(uri), time.monotonic() - started)
     try:
         if root:
             _settle(connection)
