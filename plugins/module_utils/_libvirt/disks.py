@@ -1,0 +1,99 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disks that a definition names, and what each of them stands on as far as the definition tells.
+
+Private to the collection. Pure. Rules: libvirt's page "Domain XML format", section on hard drives, floppies, CD-ROMs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+import xml.etree.ElementTree as ET
+
+# Where the source of each type of disk has its place.
+_PLACES = {"file": "file", "block": "dev", "dir": "dir", "network": "name"}
+_REMOVABLE = ("cdrom", "floppy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the data of a disk is: ``kind`` is libvirt's type, ``path`` the place in it.
+
+    Of a ``volume`` the place is ``pool`` and ``volume``; of ``network`` the path is the name on the server.
+    """
+
+    kind: str
+    path: str | None = None
+    pool: str | None = None
+    volume: str | None = None
+
+    def shown(self) -> str:
+        """Return it as one word."""
+        if self.kind == "volume":
+            return "{0}/{1}".format(self.pool, self.volume)
+        return self.path or self.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """One disk; ``source`` is null where no medium is in it, ``backing`` is what it stands on, nearest first."""
+
+    target: str
+    device: str
+    source: Source | None
+    readonly: bool
+    shareable: bool
+    backing: tuple[Source, ...] = ()
+
+    @property
+    def removable(self) -> bool:
+        """Tell whether it is a drive whose medium comes and goes."""
+        return self.device in _REMOVABLE
+
+    @property
+    def own(self) -> bool:
+        """Tell whether it is meant for one domain alone: it is written to, and not said to be shared."""
+        return self.source is not None and not (self.removable or self.readonly or self.shareable)
+
+
+def disks_of(root: ET.Element | None) -> list[Disk]:
+    """Return the disks of a definition in its order; those without a target are none."""
+    found = []
+    for element in root.iterfind("devices/disk") if root is not None else ():
+        target = element.find("target")
+        if target is None or not target.get("dev"):
+            continue
+        found.append(
+            Disk(
+                target=target.get("dev", ""),
+                device=element.get("device", "disk"),
+                source=_source(element),
+                readonly=element.find("readonly") is not None,
+                shareable=element.find("shareable") is not None,
+                backing=tuple(_backing(element)),
+            )
+        )
+    return found
+
+
+def _source(element: ET.Element) -> Source | None:
+    source = element.find("source")
+    kind = element.get("type", "file")
+    if source is None:
+        return None
+    if kind == "volume":
+        pool, volume = source.get("pool"), source.get("volume")
+        return Source(kind, None, pool, volume) if pool and volume else None
+    path = source.get(_PLACES.get(kind, ""))
+    return Source(kind, path) if path or kind not in _PLACES else None
+
+
+def _backing(element: ET.Element) -> t.Iterator[Source]:
+    below = element.find("backingStore")
+    while below is not None:
+        source = _source(below)
+        if source is not None:
+            yield source
+        below = below.find("backingStore")
