@@ -26,9 +26,9 @@ options:
     default: 60
   trace_api:
     description:
-      - Whether the result has C(api_trace) - C(calls), the first 200 calls of libvirt's API in their order, each with the
-        C(name) of what it was made on, its C(milliseconds) and its C(libvirt_error); C(totals) of all calls, the dearest
-        first; and whether the list was C(truncated). Arguments are not told.
+      - Whether the result has C(api_trace). Its C(calls) are the first 200 calls of libvirt's API in their order, each
+        with the C(name) of what it was made on, its C(milliseconds) and its C(libvirt_error); its C(totals) are of all
+        calls, the dearest first; C(truncated) tells whether the list was cut. Arguments are not told.
     type: bool
     default: false
 requirements:

@@ -10,13 +10,21 @@ import pathlib
 
 import pytest
 
-PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "domains.yml"
+PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
 HOSTS = ["trace1", "trace2"]
 # Paused: a guest without a system keeps an emulated host's processor busy for nothing.
 WANTED = [
     {"name": "fleet-web", "state": "paused", "memory_mib": 32, "max_memory_mib": 64, "autostart": True},
     {"name": "fleet-db", "memory_mib": 32, "interfaces": [{"network": "default"}], "graphics": "vnc"},
 ]
+# Without a disk, the firmware says so on the serial port, and tries again each second.
+TALKER = """
+<domain type='kvm'>
+  <memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type><bios useserial='yes' rebootTimeout='1000'/></os>
+  <devices><serial type='pty'/></devices>
+</domain>
+"""
 LISTED = "virsh -q list --all | grep fleet- | tr -s ' '; virsh -q list --all --autostart --name | grep fleet-"
 
 
@@ -24,7 +32,7 @@ LISTED = "virsh -q list --all | grep fleet- | tr -s ' '; virsh -q list --all --a
 def converge(lab):
     def run(*options, wanted=None):
         variables = {"domains_wanted": wanted or WANTED, "domains_hosts": ",".join(HOSTS)}
-        done = lab.playbook(PLAYBOOK, "-e", json.dumps(variables), *options)
+        done = lab.playbook(PLAYBOOKS / "domains.yml", "-e", json.dumps(variables), *options)
         assert done.rc == 0, done.stdout[-3000:]
         return done
 
@@ -60,3 +68,14 @@ def test_a_fleet_is_compared_and_converged(lab, converge):
     again = converge("--tags", "report")
     assert changes(again) == dict.fromkeys(HOSTS, 0)
     assert "2 of 2 hosts are as wanted." in again.stdout
+
+
+def test_consoles_are_kept_on_the_controller(lab, converge, tmp_path):
+    wanted = [{"name": "fleet-web", "xml": TALKER, "state": "running"}, {"name": "fleet-db", "memory_mib": 32}]
+    converge("--tags", "converge", wanted=wanted)
+    variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_until": "No bootable"}
+    done = lab.playbook(PLAYBOOKS / "console_logs.yml", "-e", json.dumps({**variables, "console_logs_seconds": 30}))
+    assert done.rc == 0, done.stdout[-3000:]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.log")] == ["trace1/fleet-web.log"]
+    assert "SeaBIOS" in (tmp_path / "trace1" / "fleet-web.log").read_text(encoding="utf-8")
+    assert "bytes, found" in done.stdout
