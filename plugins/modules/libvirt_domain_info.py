@@ -11,19 +11,35 @@ short_description: Read libvirt domains as typed rows
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns the named domains, or all, in one connection - run state, configuration, devices, console, and what the
-    running domain lacks of its stored definition.
+  - Returns the named domains, or all, on one connection - run state, configuration, devices, console, and what the
+    running domain lacks of its stored definition. What takes more calls or more room is told if O(gather) asks for it.
+  - A domain that is undefined meanwhile is left out. Xen's Domain-0, the host itself, is none of the domains.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._libvirt
 options:
   names:
-    description: The domains; all of them where none is named.
+    description:
+      - The domains, by name or by a glob such as V(web*), in this order; all of them where none is named.
+      - A name that does not exist is an error, a glob that fits none is not.
     type: list
     elements: str
     default: []
+  gather:
+    description:
+      - What else is told of each domain.
+      - V(stats) is what it has used since it was started, read for all domains at once where the driver has that.
+      - V(addresses) are its network addresses. A guest's agent is asked if it is connected, for 3 seconds at most, all
+        of them together for 30 seconds; its response timeout in libvirt is the unlimited default afterwards. This takes
+        a connection that may write.
+      - V(backing) are the images below its disks. For a domain that is off they are known only for disks in an active
+        storage pool, as of its last refresh.
+    type: list
+    elements: str
+    choices: [stats, addresses, backing]
+    default: []
   limit:
-    description: How many domains at most.
+    description: How many domains at most, up to 10000.
     type: int
     default: 100
 """
@@ -32,6 +48,12 @@ EXAMPLES = r"""
 - name: Every domain of the host
   tapvirt.host.libvirt_domain_info:
   register: found
+
+- name: What the web servers use, and where they can be reached
+  tapvirt.host.libvirt_domain_info:
+    names: ["web*"]
+    gather: [stats, addresses]
+  register: web
 
 - name: Those that wait for a restart
   ansible.builtin.debug:
@@ -71,6 +93,45 @@ domains:
       type: list
       elements: dict
     console: {description: Type and path of the first console., type: dict}
+    stats:
+      description:
+        - Null for a domain that does not run. What the driver does not count is null.
+        - C(cpu) has C(time_seconds), C(user_seconds), C(system_seconds).
+        - C(memory) has C(current_bytes) and C(maximum_bytes), what the host spends in C(resident_bytes), what the
+          guest's balloon driver told in C(available_bytes), C(unused_bytes), C(usable_bytes), C(cache_bytes),
+          C(swap_in_bytes), C(swap_out_bytes), and counts in C(major_faults), C(minor_faults).
+        - C(disks) have C(target), C(read_requests), C(read_bytes), C(read_seconds), the same for C(write_), then
+          C(flush_requests), C(flush_seconds), C(errors), C(allocation_bytes), C(capacity_bytes), C(physical_bytes).
+        - C(interfaces) have C(device), C(received_bytes), C(received_packets), C(received_errors), C(received_drops),
+          and the same for C(sent_). An interface without a device on the host is not counted. At most 32 of each.
+      returned: with V(stats) in O(gather)
+      type: dict
+    addresses:
+      description: >-
+        C(address), C(prefix), C(family) (C(ipv4) or C(ipv6)), C(mac), C(interface) (the host's name for it, the
+        guest's own where its agent told) and the C(source), C(lease), C(arp) or C(agent) - the first of them, in this
+        order of trust, that knows the address. At most 64.
+      returned: with V(addresses) in O(gather)
+      type: list
+      elements: dict
+      sample:
+        - {address: 192.168.122.34, prefix: 24, family: ipv4, mac: "52:54:00:6b:3c:58", interface: vnet0, source: lease}
+    agent:
+      description: >-
+        C(answered), C(absent) (none is connected), C(silent) (no answer in its time) or C(skipped) (the time for all
+        agents was over).
+      returned: with V(addresses) in O(gather)
+      type: str
+      sample: answered
+    backing:
+      description: >-
+        For each disk its C(target), the C(images) below it, the nearest first, with C(source) and C(format), and
+        whether that is C(complete). C(images) is null where nothing is known, empty where nothing is below. At most 32.
+      returned: with V(backing) in O(gather)
+      type: list
+      elements: dict
+      sample:
+        - {target: vda, images: [{source: /srv/base.qcow2, format: qcow2}], complete: true}
     pending:
       description: As RV(tapvirt.host.libvirt_domain#module:domains[].pending); at most 20.
       type: list
@@ -110,20 +171,29 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection i
     connected_for_reading,
     require_binding,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_info import domain_rows
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import (
+    ADDRESSES,
+    PARTS,
+    check_limit,
+    domain_rows,
+)
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,
     "names": {"type": "list", "elements": "str", "default": []},
+    "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": []},
     "limit": {"type": "int", "default": 100},
 }
 
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
+    check_limit(params["limit"])
     require_binding()
-    with connected_for_reading(params["uri"], params["connect_timeout_seconds"]) as connection:
-        rows, truncated = domain_rows(connection, params["names"], params["limit"])
+    # Libvirt lets only those who may write ask a guest's agent.
+    writing = ADDRESSES in params["gather"]
+    with connected_for_reading(params["uri"], params["connect_timeout_seconds"], writing) as connection:
+        rows, truncated = domain_rows(connection, params["names"], params["limit"], params["gather"])
     return {"changed": False, "domains": rows, "truncated": truncated}
 
 

@@ -11,15 +11,13 @@ from __future__ import annotations
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .._core.errors import TapvirtError
-from .connection import Connection, Domain, libvirt, libvirt_errors
+from .connection import Domain, libvirt
 from .definition import size_bytes
 from .domain_xml import mark_of
 from .lifecycle import state_of
 from .live import asked_of, live_edits, pending_differences, pending_row, vcpus_of
-from .lookup import find_domain
 
-_MAX_DEVICES = 32
+MAX_DEVICES = 32
 _MAX_PENDING = 20
 
 # virDomain{Running,Paused,Shutoff,Crashed}Reason and the like: the words for the reason codes, by state.
@@ -40,50 +38,27 @@ _REASONS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def domain_rows(connection: Connection, names: t.Sequence[str], limit: int) -> tuple[list[dict[str, t.Any]], bool]:
-    """Return the rows of the named domains (all of them where none is named), and whether ``limit`` cut the list.
+def domain_row(domain: Domain) -> tuple[dict[str, t.Any], ET.Element, ET.Element | None]:
+    """Return the row of one domain, its stored definition, and that of its run while it runs.
 
-    :raises InvalidInput: a name that is no domain here.
+    :raises libvirt.libvirtError: libvirt refused, or the domain is gone.
     """
-    if names:
-        domains = [find_domain(connection, name) for name in names]
-    else:
-        with libvirt_errors("Listing the domains"):
-            domains = sorted(connection.listAllDomains(), key=lambda domain: str(domain.name()))
-    rows = []
-    for domain in domains[:limit]:
-        row = domain_row(domain)
-        if row is not None:
-            rows.append(row)
-    return rows, len(domains) > limit
-
-
-def domain_row(domain: Domain) -> dict[str, t.Any] | None:
-    """Return the row of one domain; null where it vanished meanwhile."""
-    try:
-        with libvirt_errors("Reading domain {0}".format(domain.name())):
-            state, reason = state_of(domain)
-            active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
-            stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-            running = ET.fromstring(domain.XMLDesc(0)) if active else None
-            autostart = bool(domain.autostart()) if persistent else False
-            uuid = domain.UUIDString()
-            managed_save = _has_saved_memory(domain)
-    except TapvirtError as error:
-        if error.fields.get("libvirt_error") == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
-    return {
+    state, reason = state_of(domain)
+    active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
+    stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    running = ET.fromstring(domain.XMLDesc(0)) if active else None
+    row = {
         "name": domain.name(),
-        "uuid": uuid,
+        "uuid": domain.UUIDString(),
         "state": state,
         "reason": reason_word(state, reason),
-        "autostart": autostart,
+        "autostart": bool(domain.autostart()) if persistent else False,
         "persistent": persistent,
-        "managed_save": managed_save,
+        "managed_save": _has_saved_memory(domain),
         "managed_by_us": mark_of(stored) is not None,
         **describe(stored, running),
     }
+    return row, stored, running
 
 
 def _has_saved_memory(domain: Domain) -> bool:
@@ -113,8 +88,8 @@ def describe(stored: ET.Element, running: ET.Element | None) -> dict[str, t.Any]
         "max_vcpus": most,
         "memory_bytes": size_bytes(root.find("currentMemory")) or size_bytes(root.find("memory")),
         "max_memory_bytes": size_bytes(root.find("memory")),
-        "disks": [_disk(disk) for disk in root.findall("devices/disk")[:_MAX_DEVICES]],
-        "interfaces": [_interface(interface) for interface in root.findall("devices/interface")[:_MAX_DEVICES]],
+        "disks": [_disk(disk) for disk in root.findall("devices/disk")[:MAX_DEVICES]],
+        "interfaces": [_interface(interface) for interface in root.findall("devices/interface")[:MAX_DEVICES]],
         "console": _console(root),
         "pending": [] if running is None else _pending(stored, running)[:_MAX_PENDING],
     }
@@ -139,12 +114,13 @@ def _disk(disk: ET.Element) -> dict[str, t.Any]:
         "bus": None if target is None else target.get("bus"),
         "device": disk.get("device", "disk"),
         "format": None if driver is None else driver.get("type"),
-        "source": _source(source),
+        "source": source_of(source),
         "readonly": disk.find("readonly") is not None,
     }
 
 
-def _source(source: ET.Element | None) -> str | None:
+def source_of(source: ET.Element | None) -> str | None:
+    """Return where a disk has its data: a path, ``POOL/VOLUME`` or a network name; null where it has none."""
     if source is None:
         return None
     if source.get("pool"):

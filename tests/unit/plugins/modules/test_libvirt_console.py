@@ -47,7 +47,13 @@ def state(embed: Embed, name: str) -> str:
 def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": logged(embed, "talker")})
     log, dest = embed.root / "talker.log", embed.root / "talker.raw"
-    args = {"name": "talker", "start": True, "until": f"^{embed.line}$", "timeout": 60, "dest": str(dest)}
+    args: dict[str, t.Any] = {
+        "name": "talker",
+        "start": True,
+        "until": f"^{embed.line}$",
+        "timeout": 60,
+        "dest": str(dest),
+    }
     planned = embed.module("libvirt_console", check=True, **args)
     assert (planned["changed"], planned["stopped_by"], planned["bytes"], planned["path"]) == (True, None, 0, None)
     assert state(embed, "talker") == "shutoff"
