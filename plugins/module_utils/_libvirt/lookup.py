@@ -16,6 +16,7 @@ from .connection import Connection, Domain, libvirt, libvirt_errors
 from .definition import check_name
 
 _GLOB = frozenset("*?[")
+_MOST_ROWS = 10000
 
 
 def is_host(driver: str, domain_id: int) -> bool:
@@ -33,7 +34,7 @@ def all_domains(connection: Connection) -> dict[str, Domain]:
     return dict(sorted(found.items()))
 
 
-def select(names: t.Sequence[str], existing: t.Iterable[str]) -> list[str]:
+def select(names: t.Sequence[str], existing: t.Iterable[str], kind: str = "domain") -> list[str]:
     """Return the existing names that are meant: exact ones and globs in their order, each once; all without any.
 
     A glob that fits none is no error.
@@ -50,9 +51,18 @@ def select(names: t.Sequence[str], existing: t.Iterable[str]) -> list[str]:
             continue
         check_name("name", name)
         if name not in known:
-            raise _unknown(name, existing)
+            raise _unknown(name, existing, kind)
         selected[name] = None
     return list(selected)
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a limit that bounds nothing.
+
+    :raises InvalidInput: it is not 1 to 10000.
+    """
+    if not 1 <= limit <= _MOST_ROWS:
+        raise InvalidInput("limit", limit, "must be 1 to {0}".format(_MOST_ROWS))
 
 
 def find_domain(connection: Connection, name: str) -> Domain:
@@ -72,5 +82,5 @@ def find_domain(connection: Connection, name: str) -> Domain:
     raise _unknown(name, all_domains(connection))
 
 
-def _unknown(name: str, existing: t.Iterable[str]) -> InvalidInput:
-    return InvalidInput("name", name, "is no domain of this libvirt", nearest_names(name, existing))
+def _unknown(name: str, existing: t.Iterable[str], kind: str = "domain") -> InvalidInput:
+    return InvalidInput("name", name, "is no {0} of this libvirt".format(kind), nearest_names(name, existing))
