@@ -1,0 +1,209 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a new snapshot takes: a pure function of what is wanted and what the domain will be by then.
+
+Private to the collection. What libvirt refuses late, or does at the cost of data, is refused here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+import xml.etree.ElementTree as ET
+
+from .._core.errors import InvalidInput, nearest_names
+from .._core.plan import Change
+from .snapshot import EXTERNAL, INTERNAL, NO, DomainDisk, Snapshot, SnapshotDisk, domain_disks, overlay_path
+from .snapshot_outlook import Observed, Outlook, SnapshotPlan, Wanted, WantedDisk
+
+_MAX_FILE_NAME = 255
+# qemu-img takes such a name for the number that the image gave a snapshot, and finds another snapshot by it.
+NUMBER = re.compile(r"[1-9]\d{0,5}\Z")
+
+
+def check_same(wanted: Wanted, found: Snapshot) -> None:
+    """Refuse what a snapshot that is there differs in: it is not edited, and not taken anew in silence."""
+    asked: list[tuple[str, t.Any, t.Any]] = [
+        ("kind", wanted.kind, found.kind),
+        ("description", wanted.description, found.description or ""),
+        ("memory_file", wanted.memory_file, found.memory_file),
+    ]
+    asked += [("disk {0}: file".format(disk.target), disk.file, _file_of(found, disk.target)) for disk in wanted.disks]
+    for what, value, there in asked:
+        if value is not None and value != there:
+            rule = (
+                "is not what the snapshot that is there has, {0!r}; a snapshot is not edited, remove it first".format(
+                    there
+                )
+            )
+            raise InvalidInput("{0}: {1}".format(wanted.name, what), value, rule)
+
+
+def _file_of(found: Snapshot, target: str) -> str | None:
+    disk = found.disks.get(target)
+    return None if disk is None else disk.file
+
+
+def plan_creation(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
+    observed = outlook.observed
+    kind = wanted.kind or INTERNAL
+    disks = [
+        dataclasses.replace(disk, source=outlook.sources[disk.target]) for disk in domain_disks(observed.definition)
+    ]
+    _check_targets(wanted, disks)
+    if kind == INTERNAL:
+        _check_internal(wanted, observed, disks)
+    else:
+        _check_external(wanted, observed)
+    said = {disk.target: disk for disk in wanted.disks}
+    modes = {disk.target: _mode_of(wanted, kind, disk, said.get(disk.target)) for disk in disks}
+    if modes and all(disk.mode == NO for disk in modes.values()) and kind == EXTERNAL:
+        raise InvalidInput("{0}: kind".format(wanted.name), kind, "cannot be: no disk of the domain would take part")
+    memory, state = _memory_of(wanted, observed, kind, modes, disks)
+    new = Snapshot(
+        name=wanted.snapshot,
+        description=wanted.description,
+        state=state,
+        parent=None,
+        created_seconds=0,
+        memory=memory,
+        memory_file=wanted.memory_file,
+        disks=modes,
+        sources=dict(outlook.sources),
+        domain=observed.stored,
+    )
+    _check_files(wanted, outlook, new)
+    after = {
+        "kind": kind,
+        "state": state,
+        "memory": memory,
+        "disks": {target: one.mode for target, one in modes.items()},
+    }
+    plan = SnapshotPlan(create=new, quiesce=wanted.quiesce)
+    plan.changes.append(Change(wanted.name, None, after, "snapshotCreateXML", "as wanted"))
+    for target, file in new.overlays.items():
+        row = {"disk": target, "format": "qcow2", "backing": outlook.sources[target]}
+        why = "takes what the guest writes from now on; its backing file stays as it is"
+        plan.changes.append(Change("{0} file {1}".format(wanted.domain, file), None, row, "snapshotCreateXML", why))
+    if new.memory_file:
+        what = "{0} file {1}".format(wanted.domain, new.memory_file)
+        plan.changes.append(Change(what, None, {"memory": True}, "snapshotCreateXML", "holds the guest's memory"))
+    outlook.add(new)
+    return plan
+
+
+def _check_targets(wanted: Wanted, disks: t.Sequence[DomainDisk]) -> None:
+    targets = [disk.target for disk in disks]
+    for said in wanted.disks:
+        if said.target not in targets:
+            raise InvalidInput(
+                "{0}: disks".format(wanted.name),
+                said.target,
+                "is no disk of the domain; it has {0}".format(", ".join(targets) or "none"),
+                nearest_names(said.target, targets),
+            )
+
+
+def _check_internal(wanted: Wanted, observed: Observed, disks: t.Sequence[DomainDisk]) -> None:
+    item = "{0}: kind".format(wanted.name)
+    if NUMBER.match(wanted.snapshot):
+        rule = "cannot name an internal snapshot: QEMU takes it for the number of another one in the image"
+        raise InvalidInput("{0}: name".format(wanted.name), wanted.snapshot, rule, ["s" + wanted.snapshot])
+    for said in wanted.disks:
+        if said.file is not None or not said.include:
+            rule = "is kept inside every writable disk's image, so disk {0} has no file and cannot be left out"
+            raise InvalidInput(item, INTERNAL, rule.format(said.target), [EXTERNAL])
+    if wanted.memory_file is not None:
+        raise InvalidInput(item, INTERNAL, "keeps the memory in the image too; memory_file goes with", [EXTERNAL])
+    for disk in disks:
+        if not disk.writable or disk.source is None:
+            continue
+        if disk.excluded:
+            rule = "cannot be: the domain's definition excludes disk {0} from snapshots".format(disk.target)
+            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
+        if disk.format not in (None, "qcow2"):
+            rule = "needs qcow2 images, and disk {0} ({1}) is {2}".format(disk.target, disk.source, disk.format)
+            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL, "a qcow2 image for {0}".format(disk.target)])
+    system = observed.definition.find("os")
+    if system is not None and _has_raw_nvram(system):
+        rule = "cannot hold the firmware's variables (NVRAM): they are in a raw file beside the disks"
+        raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
+
+
+def _has_raw_nvram(system: ET.Element) -> bool:
+    loader, nvram = system.find("loader"), system.find("nvram")
+    firmware = system.get("firmware") == "efi" or (loader is not None and loader.get("type") == "pflash")
+    return firmware and (nvram is None or nvram.get("format") != "qcow2")
+
+
+def _check_external(wanted: Wanted, observed: Observed) -> None:
+    if wanted.memory_file is not None and not observed.active:
+        rule = "cannot be written: the domain does not run, so there is no memory to keep"
+        raise InvalidInput("{0}: memory_file".format(wanted.name), wanted.memory_file, rule)
+
+
+def _mode_of(wanted: Wanted, kind: str, disk: DomainDisk, said: WantedDisk | None) -> SnapshotDisk:
+    item = "{0}: disk {1}".format(wanted.name, disk.target)
+    if not disk.writable or disk.source is None:
+        if said is not None and said.file is not None:
+            raise InvalidInput(item, said.file, "cannot be its overlay: the disk is read-only, removable or empty")
+        return SnapshotDisk(NO)
+    if said is not None and not said.include:
+        return SnapshotDisk(NO)
+    if kind == INTERNAL:
+        return SnapshotDisk(INTERNAL)
+    if disk.excluded and said is None:
+        return SnapshotDisk(NO)
+    if said is not None and said.file is not None:
+        return SnapshotDisk(EXTERNAL, said.file)
+    if disk.kind != "file":
+        rule = "is of type {0}, so there is no place beside it for an overlay; name a 'file' for it".format(disk.kind)
+        raise InvalidInput(item, disk.source, rule)
+    return SnapshotDisk(EXTERNAL, overlay_path(disk.source, wanted.snapshot))
+
+
+def _memory_of(
+    wanted: Wanted,
+    observed: Observed,
+    kind: str,
+    modes: t.Mapping[str, SnapshotDisk],
+    disks: t.Sequence[DomainDisk],
+) -> tuple[str, str]:
+    """Return where the memory goes, and the state that the snapshot is of."""
+    whole = INTERNAL if kind == INTERNAL and observed.active else EXTERNAL if wanted.memory_file else NO
+    left_out = [disk.target for disk in disks if disk.writable and disk.source and modes[disk.target].mode == NO]
+    if whole == EXTERNAL and left_out:
+        rule = "goes with a snapshot of every writable disk, and {0} is left out".format(", ".join(left_out))
+        raise InvalidInput("{0}: memory_file".format(wanted.name), wanted.memory_file, rule)
+    if wanted.quiesce:
+        _check_quiesce(wanted, observed, kind)
+    if not observed.active:
+        return whole, "shutoff"
+    return whole, "disk-snapshot" if whole == NO else "paused" if observed.state == "paused" else "running"
+
+
+def _check_quiesce(wanted: Wanted, observed: Observed, kind: str) -> None:
+    item = "{0}: quiesce".format(wanted.name)
+    if kind == INTERNAL or wanted.memory_file is not None or not observed.active:
+        rule = "is for an external snapshot of a running domain without its memory; elsewhere nothing is in flight"
+        raise InvalidInput(item, True, rule)
+    agent = observed.definition.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
+    if agent is None or agent.get("state") != "connected":
+        rule = "needs the guest agent, and {0}".format("the domain has no channel for it" if agent is None else
+                                                       "nothing answers on its channel")  # fmt: skip
+        raise InvalidInput(item, True, rule)
+
+
+def _check_files(wanted: Wanted, outlook: Outlook, new: Snapshot) -> None:
+    seen: set[str] = set()
+    for file in new.files:
+        item = "{0}: file".format(wanted.name)
+        if not file.startswith("/") or file.endswith("/") or not file.isprintable() or "/../" in file:
+            raise InvalidInput(item, file, "must be an absolute path of printable characters, without '..'")
+        if len(file.rpartition("/")[2].encode()) > _MAX_FILE_NAME:
+            raise InvalidInput(item, file, "has a last part longer than {0} bytes".format(_MAX_FILE_NAME))
+        if file in seen or file in outlook.files:
+            raise InvalidInput(item, file, "would be written twice; name another 'file' for one of its disks")
+        seen.add(file)

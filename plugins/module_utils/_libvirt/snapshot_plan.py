@@ -1,0 +1,219 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What has to be done to a domain's snapshots: a pure function of what is wanted and what was observed.
+
+Private to the collection. What libvirt refuses late, or does at the cost of data, is refused here, by its release notes
+and by what 9.0 and 11.3 were seen to do.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from .._core.errors import InvalidInput, TapvirtError, nearest_names
+from .._core.plan import Change
+from .domain_xml import differences
+from .snapshot import EXTERNAL, INTERNAL, NO, Snapshot, descendants
+from .snapshot_create import NUMBER, check_same, plan_creation
+from .snapshot_outlook import Outlook, SnapshotPlan, Wanted
+
+_DELETES_EXTERNAL_SINCE = 9000000
+_REVERTS_EXTERNAL_SINCE = 9009000
+_MAX_DIFFERENCES = 20
+
+
+def version_text(version: int) -> str:
+    """Return a library's version, ``9.0.0``, from libvirt's number for it."""
+    return "{0}.{1}.{2}".format(version // 1000000, version // 1000 % 1000, version % 1000)
+
+
+def plan_snapshot(wanted: Wanted, outlook: Outlook | None, reverted: bool = False) -> SnapshotPlan:
+    """Return the plan for one snapshot, and note its effect in ``outlook`` (null: there is no such domain).
+
+    :param reverted: the revert was done; only what it did not reach is planned.
+    :raises TapvirtError: it cannot be done, or would lose something that the user did not name.
+    """
+    if outlook is None:
+        # Without its domain a snapshot is gone, too; the others are refused before this.
+        return SnapshotPlan()
+    if wanted.state == "absent":
+        return _plan_absence(wanted, outlook)
+    if wanted.state == "reverted":
+        return _plan_revert(wanted, outlook, reverted)
+    found = outlook.snapshots.get(wanted.snapshot)
+    if found is None:
+        return plan_creation(wanted, outlook)
+    check_same(wanted, found)
+    return SnapshotPlan()
+
+
+# ---- reverted ----
+
+
+def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPlan:
+    observed = outlook.observed
+    found = outlook.snapshots.get(wanted.snapshot)
+    if found is None:
+        rule = "is no snapshot of domain {0}".format(wanted.domain)
+        nearest = nearest_names(wanted.snapshot, outlook.snapshots)
+        raise InvalidInput("{0}: name".format(wanted.name), wanted.snapshot, rule, nearest)
+    before = {"current": observed.current, "state": observed.state}
+    after = {"current": found.name, "state": found.leads_to}
+    if reverted:
+        running = found.leads_to == "running" and observed.state in ("running", "blocked", "nostate")
+        if outlook.current == found.name and (running or observed.state == found.leads_to):
+            return SnapshotPlan()
+    else:
+        _check_revert(wanted, outlook, found)
+    outlook.current, outlook.state = found.name, found.leads_to
+    plan = SnapshotPlan(revert=True)
+    why = "as wanted; what the domain did since then is lost"
+    plan.changes.append(Change(wanted.name, before, after, "revertToSnapshot", why))
+    if found.domain is not None and not reverted:
+        rows = [row for row in differences(observed.stored, found.domain) if not _is_source(row.path)]
+        plan.changes += [
+            Change(
+                "{0} {1}".format(wanted.domain, row.path),
+                row.before,
+                row.after,
+                "revertToSnapshot",
+                "the definition goes back, too",
+                row.secret,
+            )
+            for row in rows[:_MAX_DIFFERENCES]
+        ]
+    return plan
+
+
+def _is_source(path: str) -> bool:
+    return bool(re.match(r"devices/disk\[[^]]*\]/(source|backingStore)", path))
+
+
+def _check_revert(wanted: Wanted, outlook: Outlook, found: Snapshot) -> None:
+    observed = outlook.observed
+    if observed.managed_save:
+        raise TapvirtError(
+            "{0}: the domain has saved memory (a managed save), which would be resumed on other disks after a revert. "
+            "Nothing was changed; start the domain first, or discard the saved memory.".format(wanted.name)
+        )
+    if found.kind != INTERNAL and observed.library_version < _REVERTS_EXTERNAL_SINCE:
+        raise TapvirtError(
+            "{0}: it is external, and libvirt {1} cannot revert to such a snapshot ({2} and later can). Nothing was "
+            "changed.".format(
+                wanted.name, version_text(observed.library_version), version_text(_REVERTS_EXTERNAL_SINCE)
+            )
+        )
+    if found.kind != EXTERNAL:
+        if found.memory == NO and NUMBER.match(found.name):
+            rule = "cannot be reverted to: QEMU takes it for the number of another snapshot in the image"
+            raise InvalidInput("{0}: name".format(wanted.name), found.name, rule)
+        _check_in_place(wanted, outlook, found, "a revert")
+
+
+def _check_in_place(wanted: Wanted, outlook: Outlook, found: Snapshot, doing: str) -> None:
+    """Refuse to touch internal state where the domain's disks are others now.
+
+    Images that later overlays stand on would change below them, or the state is not where libvirt looks for it.
+    """
+    for target, image in found.inside.items():
+        now = outlook.sources.get(target)
+        if now != image:
+            raise TapvirtError(
+                "{0}: {1} of {2} is refused: its state is in {3}, but disk {4} of the domain is {5} "
+                "now. Nothing was changed.".format(wanted.name, doing, found.name, image, target, now or "not there")
+            )
+
+
+# ---- absent ----
+
+
+def _plan_absence(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
+    plan = SnapshotPlan()
+    found = outlook.snapshots.get(wanted.snapshot)
+    if found is None:
+        return plan
+    below = descendants(outlook.snapshots, found.name)
+    unnamed = [name for name in reversed(below) if name not in outlook.named_absent]
+    if unnamed and wanted.with_children is None:
+        raise InvalidInput(
+            "{0}: with_children".format(wanted.name),
+            None,
+            "has to be said, for it has children: {0}. True removes them, too; false lets them stay, below its own "
+            "parent".format(", ".join(unnamed)),
+        )
+    doomed = [*(below if wanted.with_children else []), found.name]
+    kept = sorted(outlook.named_present.intersection(doomed))
+    if kept:
+        rule = "is to be present, and to go as a child of {0}".format(found.name)
+        raise InvalidInput("{0}: with_children".format(wanted.name), kept[0], rule)
+    for name in doomed:
+        snapshot = outlook.snapshots[name]
+        _check_removal(wanted, outlook, snapshot)
+        outlook.drop(snapshot)
+        plan.delete.append(snapshot)
+        plan.changes += _removal_rows(wanted, outlook, snapshot)
+    return plan
+
+
+def _check_removal(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None:
+    if snapshot.kind != EXTERNAL and outlook.observed.active:
+        # While the domain is off libvirt looks for the state where it was put.
+        _check_in_place(wanted, outlook, snapshot, "the removal")
+    if snapshot.kind == INTERNAL:
+        return
+    version = outlook.observed.library_version
+    if version < _DELETES_EXTERNAL_SINCE:
+        raise TapvirtError(
+            "{0}: {1} is external, and libvirt {2} could only forget it and leave its files ({3}) behind with the "
+            "domain's data in them; {4} and later can merge them. Nothing was changed.".format(
+                wanted.name,
+                snapshot.name,
+                version_text(version),
+                ", ".join(snapshot.files),
+                version_text(_DELETES_EXTERNAL_SINCE),
+            )
+        )
+    parent = outlook.snapshots.get(snapshot.parent or "")
+    if parent is not None and parent.kind != EXTERNAL:
+        raise TapvirtError(
+            "{0}: {1} is external and its parent {2} is internal: libvirt cannot merge it into the image that has the "
+            "state of {2}. Nothing was changed; remove {2} first, while the domain is off.".format(
+                wanted.name, snapshot.name, parent.name
+            )
+        )
+    children = sorted(one.name for one in outlook.snapshots.values() if one.parent == snapshot.name)
+    if len(children) > 1:
+        raise TapvirtError(
+            "{0}: {1} is external and has several children ({2}), which all stand on its image: libvirt cannot merge "
+            "it. Nothing was changed.".format(wanted.name, snapshot.name, ", ".join(children))
+        )
+    going = set(snapshot.overlays.values())
+    for other in outlook.snapshots.values():
+        inside = sorted(going.intersection(image for image in other.inside.values() if image))
+        if other.name != snapshot.name and inside:
+            raise TapvirtError(
+                "{0}: {1} would go, and the internal snapshot {2} has its state in it. Nothing was changed; remove "
+                "{2} first.".format(wanted.name, ", ".join(inside), other.name)
+            )
+
+
+def _removal_rows(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> list[Change]:
+    what = "{0} snapshot {1}".format(wanted.domain, snapshot.name)
+    why = "as wanted" if snapshot.name == wanted.snapshot else "a child of {0}".format(wanted.snapshot)
+    rows = [Change(what, {"kind": snapshot.kind, "state": snapshot.state}, None, "snapshotDelete", why)]
+    for target, file in snapshot.overlays.items():
+        why = "its data goes into the image below it"
+        rows.append(Change("{0} file {1}".format(wanted.domain, file), {"disk": target}, None, "snapshotDelete", why))
+    memory = memory_file_to_go(snapshot, outlook.snapshots.values())
+    if memory is not None:
+        why = "holds the memory of {0} only".format(snapshot.name)
+        rows.append(Change("{0} file {1}".format(wanted.domain, memory), {"memory": True}, None, "snapshotDelete", why))
+    return rows
+
+
+def memory_file_to_go(snapshot: Snapshot, others: t.Iterable[Snapshot]) -> str | None:
+    """Return the memory file that goes with a snapshot; null where it has none or another one has the same."""
+    shared = {other.memory_file for other in others if other.name != snapshot.name}
+    return None if snapshot.memory_file in shared else snapshot.memory_file

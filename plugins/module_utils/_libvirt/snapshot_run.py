@@ -1,0 +1,314 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots of domains in one go: check the input, observe, plan, apply one after another, verify.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import typing as t
+import xml.etree.ElementTree as ET
+
+from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
+from .deadline import within
+from .definition import check_name
+from .disk_places import is_of_this_host
+from .item_run import Item, ItemRun
+from .lifecycle import state_of
+from .lookup import find_domain
+from .snapshot import NO, Snapshot, domain_disks, parse_snapshot, snapshot_xml
+from .snapshot_outlook import Observed, Outlook, SnapshotPlan, Wanted, WantedDisk
+from .snapshot_plan import memory_file_to_go, plan_snapshot
+
+_UNKNOWN = ("VIR_ERR_NO_SUPPORT", "VIR_ERR_OPERATION_UNSUPPORTED")
+
+
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+    """Turn a user's list into ``Wanted``, all of it checked.
+
+    :raises InvalidInput: a name that is none, an item given twice, or a revert beside other items of its domain.
+    """
+    wanted = []
+    for item in items:
+        check_name("domain", item["domain"])
+        _check_snapshot_name(item["domain"], item["name"])
+        disks = tuple(WantedDisk(disk["target"], disk["file"], disk["include"]) for disk in item["disks"] or ())
+        wanted.append(
+            Wanted(
+                domain=item["domain"],
+                snapshot=item["name"],
+                state=item["state"],
+                description=_description(item),
+                kind=item["kind"],
+                memory_file=item["memory_file"],
+                quiesce=item["quiesce"],
+                disks=disks,
+                with_children=item["with_children"],
+            )
+        )
+    for number, one in enumerate(wanted):
+        if any((other.domain, other.snapshot) == (one.domain, one.snapshot) for other in wanted[:number]):
+            raise InvalidInput("{0}: name".format(one.domain), one.snapshot, "is in the list twice")
+        if one.state == "reverted" and sum(other.domain == one.domain for other in wanted) > 1:
+            rule = "has to stand alone for its domain: what the other snapshots are to be is not known before a revert"
+            raise InvalidInput("{0}: state".format(one.name), one.state, rule)
+    return wanted
+
+
+def _check_snapshot_name(domain: str, name: str) -> None:
+    item = "{0}: name".format(domain)
+    check_name(item, name)
+    if name.startswith("."):
+        raise InvalidInput(item, name, "must not start with '.', libvirt keeps a file of this name")
+
+
+def _description(item: t.Mapping[str, t.Any]) -> str | None:
+    text: str | None = item["description"]
+    if text is None:
+        return None
+    if any(not letter.isprintable() and letter not in "\n\t" for letter in text):
+        raise InvalidInput("{0}: description".format(item["name"]), text, "must be printable text")
+    return text.strip()
+
+
+_Item = Item[Wanted, Observed, SnapshotPlan]
+
+
+class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
+    """Converges snapshots on one connection."""
+
+    rows = "snapshots"
+
+    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], wait_seconds: float) -> None:
+        super().__init__(wanted, SnapshotPlan)
+        self._uri = uri
+        self._timeout_seconds = timeout_seconds
+        self._wait_seconds = wait_seconds
+        self._outlooks: dict[str, Outlook] = {}
+        # Who has the files of the domains: whether they can be looked at from here.
+        self._local = is_of_this_host(uri)
+
+    def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+        """Plan, apply unless in check mode, verify; return the module's result.
+
+        :raises TapvirtError: at least one snapshot failed; the rows of all are in its fields.
+        """
+        root = check_uri(self._uri)
+        if root is None or not root.is_new():
+            with connected(self._uri, self._timeout_seconds) as connection:
+                self.run(connection, check_mode)
+        else:
+            # Nothing is in a root that does not exist; opening it would make it.
+            for item in self._items:
+                if item.wanted.state != "absent":
+                    rule = "is no domain of this libvirt: nothing is in {0} yet".format(root.path)
+                    item.error = InvalidInput("domain", item.wanted.domain, rule).message
+        return self.result(check_mode, with_diff)
+
+    # ---- observe ----
+
+    def _observe(self, connection: Connection) -> None:
+        seen: dict[str, Observed | TapvirtError] = {}
+        for item in self._items:
+            name = item.wanted.domain
+            if name not in seen:
+                try:
+                    seen[name] = observe_domain(connection, find_domain(connection, name))
+                except TapvirtError as error:
+                    seen[name] = error
+            found = seen[name]
+            item.observed = found if isinstance(found, Observed) else None
+            if isinstance(found, TapvirtError) and not (
+                isinstance(found, InvalidInput) and item.wanted.state == "absent"
+            ):
+                item.error = found.message
+
+    # ---- plan ----
+
+    def _plan_all(self, connection: Connection | None) -> None:
+        wanted = [item.wanted for item in self._items]
+        self._outlooks = {
+            item.wanted.domain: Outlook(item.observed, [one for one in wanted if one.domain == item.wanted.domain])
+            for item in self._items
+            if item.observed is not None
+        }
+        super()._plan_all(connection)
+
+    def _plan(self, item: _Item) -> SnapshotPlan:
+        plan = plan_snapshot(item.wanted, self._outlooks.get(item.wanted.domain), item.done)
+        if plan.create is not None and self._local:
+            _check_places(item.wanted, plan.create)
+        return plan
+
+    # ---- apply ----
+
+    def _apply(self, connection: Connection, item: _Item) -> None:
+        plan, name = item.plan, item.wanted.name
+        domain = find_domain(connection, item.wanted.domain)
+        if plan.create is not None:
+            text, flags = snapshot_xml(plan.create), _creation_flags(plan)
+            self._do("{0}: taking it".format(name), domain, lambda: domain.snapshotCreateXML(text, flags))
+            item.done = True
+        if plan.revert:
+            with libvirt_errors("{0}: looking it up".format(name)):
+                snapshot = domain.snapshotLookupByName(item.wanted.snapshot)
+            self._do("{0}: reverting to it".format(name), domain, lambda: domain.revertToSnapshot(snapshot))
+            item.done = True
+        for one in plan.delete:
+            self._delete(domain, one, item)
+
+    def _do(self, doing: str, domain: Domain, call: t.Callable[[], t.Any]) -> None:
+        within(self._wait_seconds, doing, call, domain.abortJob)
+
+    def _delete(self, domain: Domain, snapshot: Snapshot, item: _Item) -> None:
+        doing = "{0} snapshot {1}: removing it".format(item.wanted.domain, snapshot.name)
+        with libvirt_errors(doing):
+            found = domain.snapshotLookupByName(snapshot.name)
+        self._do(doing, domain, found.delete)
+        item.done = True
+        file = memory_file_to_go(snapshot, observe_snapshots(domain).values())
+        if file is None:
+            return
+        if self._local:
+            # Libvirt leaves it behind in some versions.
+            _remove_file(doing, file)
+        else:
+            self._warnings.append("{0}: the memory file {1} may still be on the domain's host.".format(doing, file))
+
+    # ---- verify ----
+
+    def _verify(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        planned = {item.wanted.name: item.plan for item in touched}
+        super()._verify(connection, touched)
+        expected: dict[tuple[str, str], str] = {}
+        for item in touched:
+            new = planned[item.wanted.name].create
+            if new is not None and item.observed is not None and not item.error:
+                item.error = _not_as_planned(item.wanted, new, item.observed)
+                expected.update({(item.wanted.domain, target): file for target, file in new.overlays.items()})
+        for item in touched:
+            if item.observed is None or item.error or planned[item.wanted.name].create is None:
+                continue
+            for disk in domain_disks(item.observed.definition):
+                file = expected.get((item.wanted.domain, disk.target), disk.source)
+                if disk.source != file:
+                    item.error = NoEffect(
+                        "{0}: taken, but disk {1} still writes to {2} and not to the overlay {3}.".format(
+                            item.wanted.name, disk.target, disk.source, file
+                        )
+                    ).message
+
+    # ---- result ----
+
+    def _row(self, item: _Item, check_mode: bool) -> dict[str, t.Any]:
+        wanted, observed = item.wanted, item.observed
+        row = {"domain": wanted.domain, "name": wanted.snapshot, "state": "absent", "current": False, "kind": None}
+        row.update(files=[], domain_state=None, disks=[])
+        outlook = self._outlooks.get(wanted.domain) if check_mode and not item.error else None
+        if outlook is None and observed is not None:
+            outlook = Outlook(observed, [])
+        if outlook is not None:
+            found = outlook.snapshots.get(wanted.snapshot)
+            row["domain_state"] = outlook.state
+            row["disks"] = [{"target": target, "source": source} for target, source in outlook.sources.items()]
+            if found is not None:
+                current = outlook.current == found.name
+                row.update(state="present", current=current, kind=found.kind, files=found.files)
+        return {**row, "changed": item.changed(check_mode), "error": item.error}
+
+
+def _creation_flags(plan: SnapshotPlan) -> int:
+    flags = 0
+    if plan.create is not None and plan.create.overlays:
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        if plan.create.memory == NO:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    if plan.quiesce:
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+    return flags
+
+
+def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> str | None:
+    found = observed.snapshots.get(new.name)
+    if found is None or (found.kind, sorted(found.files)) == (new.kind, sorted(new.files)):
+        return None
+    return NoEffect(
+        "{0}: taken, but it is {1} with the files {2}; planned was {3} with {4}.".format(
+            wanted.name, found.kind, found.files, new.kind, new.files
+        )
+    ).message
+
+
+def _check_places(wanted: Wanted, new: Snapshot) -> None:
+    """Refuse files that are there, which libvirt would partly overwrite, and those with no directory to go to."""
+    for file in new.files:
+        item = "{0}: file".format(wanted.name)
+        if os.path.lexists(file):
+            raise InvalidInput(item, file, "is there already and is not overwritten; name another file, or remove it")
+        if not os.path.isdir(os.path.dirname(file)):
+            raise InvalidInput(item, file, "cannot be written: its directory does not exist")
+
+
+def _remove_file(doing: str, file: str) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISREG(os.lstat(file).st_mode):
+                os.unlink(file)
+    except OSError as error:
+        raise TapvirtError("{0}: the memory file {1} stays: {2}.".format(doing, file, error.strerror)) from error
+
+
+def observe_domain(connection: Connection, domain: Domain) -> Observed:
+    """Read one domain and all of its snapshots.
+
+    :raises TapvirtError: it cannot be read, or its driver knows no snapshots.
+    """
+    with libvirt_errors("{0}: reading it".format(domain.name())):
+        active = bool(domain.isActive())
+        stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        definition = ET.fromstring(domain.XMLDesc(0)) if active else stored
+        version = connection.getLibVersion()
+    snapshots = observe_snapshots(domain)
+    with libvirt_errors("{0}: reading its snapshots".format(domain.name())):
+        current = domain.snapshotCurrent().getName() if snapshots and domain.hasCurrentSnapshot() else None
+        managed_save = bool(domain.hasManagedSaveImage())
+    return Observed(
+        state=state_of(domain)[0],
+        active=active,
+        managed_save=managed_save,
+        definition=definition,
+        stored=stored,
+        snapshots=snapshots,
+        current=current,
+        library_version=version,
+    )
+
+
+def observe_snapshots(domain: Domain) -> dict[str, Snapshot]:
+    """Read all snapshots of a domain, by name.
+
+    :raises TapvirtError: they cannot be read, or the domain's driver knows none.
+    """
+    with libvirt_errors("{0}: reading its snapshots".format(domain.name())):
+        found = [parse_snapshot(one.getXMLDesc(0)) for one in list_snapshots(domain)]
+    return {one.name: one for one in found}
+
+
+def list_snapshots(domain: Domain, flags: int = 0) -> list[t.Any]:
+    """Return the binding's objects for the snapshots of a domain.
+
+    :raises TapvirtError: the domain's driver knows none.
+    """
+    try:
+        return list(domain.listAllSnapshots(flags))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in [getattr(libvirt, name) for name in _UNKNOWN]:
+            raise
+        driver = domain.connect().getType()
+        raise TapvirtError("{0}: libvirt's driver {1} knows no snapshots.".format(domain.name(), driver)) from error

@@ -1,0 +1,252 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans for snapshots: what is refused, and what a task's items make of each other. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import typing as t
+import xml.etree.ElementTree as ET
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.deadline import within
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot import (
+    Snapshot,
+    overlay_path,
+    parse_snapshot,
+    snapshot_xml,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_outlook import (
+    Observed,
+    Outlook,
+    SnapshotPlan,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_plan import plan_snapshot
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_run import read_wanted
+
+DOMAIN = """
+<domain type='kvm'>
+  <name>web1</name>
+  <os{efi}><type>hvm</type></os>
+  <devices>
+    <disk type='file'><driver type='qcow2'/><source file='/i/a.qcow2'/><target dev='vda'/></disk>
+    <disk type='block'><driver type='{format}'/><source dev='/dev/vg/b'/><target dev='vdb'/></disk>
+    <disk type='file' device='cdrom'><target dev='hdc'/><readonly/></disk>
+    {devices}
+  </devices>
+</domain>
+"""
+AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='{0}'/></channel>"
+SNAPSHOT = """
+<domainsnapshot>
+  <name>{name}</name>
+  <state>{state}</state>
+  <parent><name>{parent}</name></parent>
+  <creationTime>1795454839</creationTime>
+  <memory snapshot='{memory}'/>
+  <disks>
+    <disk name='vda' snapshot='{mode}' type='file'>{source}</disk>
+    <disk name='vdb' snapshot='no'/>
+  </disks>
+  <domain type='kvm'>
+    <name>web1</name>
+    <devices><disk type='file'><source file='{image}'/><target dev='vda'/></disk></devices>
+  </domain>
+</domainsnapshot>
+"""
+
+
+def snapshot(name: str, parent: str = "", file: str | None = None, **said: str) -> Snapshot:
+    values = {"state": "shutoff", "memory": "no", "image": "/i/a.qcow2", "mode": "external" if file else "internal"}
+    source = f"<driver type='qcow2'/><source file='{file}'/>" if file else ""
+    return parse_snapshot(SNAPSHOT.format(name=name, parent=parent, source=source, **{**values, **said}))
+
+
+def observed(*snapshots: Snapshot, state: str = "shutoff", version: int = 11003000, **said: t.Any) -> Observed:
+    saved = said.pop("managed_save", False)
+    domain = ET.fromstring(DOMAIN.format(**{"efi": "", "format": "qcow2", "devices": "", **said}))
+    return Observed(
+        state=state,
+        active=state != "shutoff",
+        managed_save=saved,
+        definition=domain,
+        stored=domain,
+        snapshots={one.name: one for one in snapshots},
+        current=snapshots[-1].name if snapshots else None,
+        library_version=version,
+    )
+
+
+def wanted(**said: t.Any) -> dict[str, t.Any]:
+    names = ("kind", "description", "disks", "memory_file", "with_children")
+    disks = [{"file": None, "include": True, **disk} for disk in said.pop("disks", [])]
+    return {
+        **dict.fromkeys(names),
+        "domain": "web1",
+        "name": "new",
+        "state": "present",
+        "quiesce": False,
+        "disks": disks,
+        **said,
+    }
+
+
+def plans(found: Observed, *items: dict[str, t.Any]) -> list[SnapshotPlan]:
+    read = read_wanted(items)
+    outlook = Outlook(found, read)
+    return [plan_snapshot(one, outlook) for one in read]
+
+
+def refusal(found: Observed, *items: dict[str, t.Any]) -> str:
+    with pytest.raises(TapvirtError) as caught:
+        plans(found, *items)
+    return caught.value.message
+
+
+VDB = {"target": "vdb", "file": "/i/b.new"}
+EXTERNAL = {"kind": "external", "disks": [VDB]}
+
+
+@pytest.mark.parametrize(
+    ("said", "domain", "message"),
+    [
+        ({"name": "1"}, {}, "QEMU takes it for the number of another one in the image. Nearest: s1."),
+        ({}, {"efi": " firmware='efi'"}, "cannot hold the firmware's variables (NVRAM)"),
+        ({}, {"format": "raw"}, "disk vdb (/dev/vg/b) is raw. Nearest: external, a qcow2 image for vdb."),
+        ({"disks": [{"target": "vdb", "include": False}]}, {}, "disk vdb has no file and cannot be left out"),
+        ({"memory_file": "/m"}, {"state": "running"}, "memory_file goes with. Nearest: external."),
+        ({"kind": "external"}, {}, "disk vdb: '/dev/vg/b' is of type block, so there is no place beside it"),
+        ({**EXTERNAL, "memory_file": "/m"}, {}, "does not run, so there is no memory"),
+        (
+            {"kind": "external", "disks": [{"target": "vdb", "include": False}], "memory_file": "/m"},
+            {"state": "running"},
+            "goes with a snapshot of every writable disk, and vdb is left out",
+        ),
+        ({**EXTERNAL, "quiesce": True}, {}, "is for an external snapshot of a running domain"),
+        ({**EXTERNAL, "quiesce": True}, {"state": "running"}, "the domain has no channel for it"),
+        (
+            {**EXTERNAL, "quiesce": True},
+            {"state": "running", "devices": AGENT.format("disconnected")},
+            "nothing answers on its channel",
+        ),
+        ({"kind": "external", "disks": [{"target": "vdx"}]}, {}, "it has vda, vdb, hdc. Nearest: vdb, vda."),
+        ({"kind": "external", "disks": [VDB, {"target": "hdc", "file": "/x"}]}, {}, "read-only, removable or empty"),
+        (
+            {"kind": "external", "disks": [{"target": name, "include": False} for name in ("vda", "vdb")]},
+            {},
+            "no disk of the domain would take part",
+        ),
+        ({"kind": "external", "disks": [{**VDB, "file": "b"}]}, {}, "'b' must be an absolute path"),
+        ({"kind": "external", "disks": [{**VDB, "file": "/i/../b"}]}, {}, "without '..'"),
+        ({"kind": "external", "disks": [{**VDB, "file": "/i/a.new"}]}, {}, "'/i/a.new' would be written twice"),
+        ({"kind": "external", "disks": [{**VDB, "file": "/i/" + "b" * 256}]}, {}, "longer than 255 bytes"),
+        ({"name": "../new"}, {}, "is a path; a name must not contain '/'. Nearest: new."),
+        ({"name": ".new"}, {}, "must not start with '.'"),
+        ({"description": "a\x00b"}, {}, "must be printable text"),
+        ({"name": "lod", "state": "reverted"}, {}, "is no snapshot of domain web1. Nearest: old."),
+        ({"name": "old", "kind": "external"}, {}, "is not what the snapshot that is there has, 'internal'"),
+        ({"name": "old", "description": "other"}, {}, "a snapshot is not edited, remove it first"),
+        ({"name": "old", "state": "reverted"}, {"managed_save": True}, "has saved memory (a managed save)"),
+        ({"name": "old", "state": "absent"}, {"more": [snapshot("child", "old")]}, "has children: child. True removes"),
+    ],
+)
+def test_what_cannot_be_is_refused(said: dict[str, t.Any], domain: dict[str, t.Any], message: str) -> None:
+    found = observed(snapshot("old"), *domain.pop("more", []), **domain)
+    assert message in refusal(found, wanted(**said))
+
+
+def test_what_stands_in_its_own_way_is_refused() -> None:
+    found = observed(snapshot("old"), snapshot("child", "old"))
+    twice = refusal(found, wanted(), wanted())
+    assert "'new' is in the list twice" in twice
+    assert "has to stand alone" in refusal(found, wanted(name="old", state="reverted"), wanted())
+    away = wanted(name="old", state="absent", with_children=True)
+    assert "'child' is to be present, and to go as a child of old" in refusal(found, wanted(name="child"), away)
+    # A snapshot that this task takes hangs below the current one.
+    assert "'new' is to be present, and to go" in refusal(found, wanted(), away)
+
+
+def test_internal_state_is_not_touched_where_the_disks_are_others() -> None:
+    over = snapshot("over", "old", file="/i/a.over")
+    found = dataclasses.replace(observed(snapshot("old"), over), definition=ET.fromstring(
+        DOMAIN.format(efi="", format="qcow2", devices="").replace("/i/a.qcow2", "/i/a.over")
+    ))  # fmt: skip
+    message = "its state is in /i/a.qcow2, but disk vda of the domain is /i/a.over now"
+    assert message in refusal(found, wanted(name="old", state="reverted"))
+    away = wanted(name="old", state="absent", with_children=False)
+    assert message in refusal(dataclasses.replace(found, active=True), away)
+    assert [one.name for one in plans(found, away)[0].delete] == ["old"]
+
+
+def test_external_snapshots_go_as_far_as_the_library_can() -> None:
+    over = snapshot("over", file="/i/a.over", state="disk-snapshot")
+    away = wanted(name="over", state="absent", with_children=False)
+    message = refusal(observed(over, version=8010000), away)
+    assert "libvirt 8.10.0 could only forget it and leave its files (/i/a.over) behind" in message
+    (plan,) = plans(observed(over, version=9000000), away)
+    assert [row.what for row in plan.changes] == ["web1 snapshot over", "web1 file /i/a.over"]
+    back = wanted(name="over", state="reverted")
+    assert "libvirt 9.8.0 cannot revert to such a snapshot (9.9.0 and later can)" in refusal(
+        observed(over, version=9008000), back
+    )
+    (plan,) = plans(observed(over, version=9009000), back)
+    assert plan.revert
+    children = [snapshot(name, "over", file=f"/i/a.{name}", image="/i/a.over") for name in ("one", "two")]
+    assert "has several children (one, two)" in refusal(observed(over, *children), away)
+    inside = snapshot("inside", "over", image="/i/a.over")
+    assert "/i/a.over would go, and the internal snapshot inside has its state in it" in refusal(
+        observed(over, inside), away
+    )
+
+
+def test_a_task_that_takes_two_external_snapshots_stacks_the_overlays() -> None:
+    items = [wanted(name=name, kind="external", disks=[{**VDB, "file": f"/i/b.{name}"}]) for name in ("one", "two")]
+    first, second = plans(observed(), *items)
+    assert [row.after["backing"] for row in first.changes[1:]] == ["/i/a.qcow2", "/dev/vg/b"]
+    assert [(row.what, row.after["backing"]) for row in second.changes[1:]] == [
+        ("web1 file /i/a.two", "/i/a.one"),
+        ("web1 file /i/b.two", "/i/b.one"),
+    ]
+
+
+def test_the_xml_names_every_disk_and_is_read_back_the_same() -> None:
+    (plan,) = plans(observed(state="running"), wanted(**EXTERNAL, memory_file="/i/m", description="<&>"))
+    assert plan.create is not None
+    text = snapshot_xml(plan.create)
+    again = parse_snapshot(text)
+    assert (again.description, again.memory, again.memory_file) == ("<&>", "external", "/i/m")
+    assert again.disks == plan.create.disks
+    assert again.overlays == {"vda": "/i/a.new", "vdb": "/i/b.new"}
+    assert again.kind == "external"
+
+
+def test_a_memory_file_of_two_snapshots_stays_with_the_other() -> None:
+    shared = [
+        dataclasses.replace(snapshot(name, parent, file=f"/i/a.{name}"), memory="external", memory_file="/i/m")
+        for name, parent in (("one", ""), ("two", "one"))
+    ]
+    (plan,) = plans(observed(*shared), wanted(name="two", state="absent"))
+    assert [row.what for row in plan.changes] == ["web1 snapshot two", "web1 file /i/a.two"]
+
+
+@pytest.mark.parametrize(
+    ("image", "overlay"),
+    [("/i/a.qcow2", "/i/a.s"), ("/i/a", "/i/a.s"), ("/i.d/a", "/i.d/a.s"), ("/i/.a", "/i/.a.s"), ("/a.b.c", "/a.b.s")],
+)
+def test_an_overlay_lies_beside_its_image(image: str, overlay: str) -> None:
+    assert overlay_path(image, "s") == overlay
+
+
+def test_a_call_that_does_not_end_is_left_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{within.__module__}._GRACE_SECONDS", 0.1)
+    ending, aborted = threading.Event(), threading.Event()
+    with pytest.raises(TapvirtError, match=r"web1: libvirt has not done it within 0\.1 s and could not be stopped"):
+        within(0.1, "web1", ending.wait, aborted.set)
+    assert aborted.is_set()
+    ending.set()
+    # One that ends because it was asked to, with time to do so.
+    monkeypatch.undo()
+    within(0.1, "web1", lambda: stop.wait(60), (stop := threading.Event()).set)
