@@ -210,8 +210,8 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC, require_binding
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_run import SnapshotRun, read_wanted
 
 _SNAPSHOT_SPEC = {
@@ -248,7 +248,6 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    require_binding()
     wanted = read_wanted(params["snapshots"] if params["snapshots"] is not None else [params])
     run = SnapshotRun(params["uri"], params["connect_timeout_seconds"], wanted, params["wait_seconds"])
     return run.converge(module.check_mode, module._diff)
@@ -256,7 +255,7 @@ def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
 
 def main() -> None:
     beside = ("domain", "name", "kind", "description", "disks", "memory_file", "with_children")
-    run_module(
+    run_libvirt_module(
         ARGUMENT_SPEC,
         body,
         mutually_exclusive=[("snapshots", name) for name in beside],

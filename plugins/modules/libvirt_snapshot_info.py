@@ -91,12 +91,11 @@ truncated:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
     CONNECTION_SPEC,
     connected_for_reading,
-    require_binding,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_info import snapshot_rows
 
 ARGUMENT_SPEC = {
@@ -108,14 +107,13 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    require_binding()
     with connected_for_reading(params["uri"], params["connect_timeout_seconds"]) as connection:
         rows, truncated = snapshot_rows(connection, params["domains"], params["limit"])
     return {"changed": False, "snapshots": rows, "truncated": truncated}
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body)
+    run_libvirt_module(ARGUMENT_SPEC, body)
 
 
 if __name__ == "__main__":
