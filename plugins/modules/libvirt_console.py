@@ -145,13 +145,12 @@ sha256:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
     CONNECTION_SPEC,
     connected_for_reading,
-    require_binding,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import read_console, read_request
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,
@@ -169,13 +168,12 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
     request = read_request(params)
-    require_binding()
     with connected_for_reading(params["uri"], params["connect_timeout_seconds"], writing=True) as connection:
         return read_console(connection, request, module.check_mode, module._diff)
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body)
+    run_libvirt_module(ARGUMENT_SPEC, body)
 
 
 if __name__ == "__main__":

@@ -165,11 +165,9 @@ truncated:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
     CONNECTION_SPEC,
     connected_for_reading,
-    require_binding,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import (
     ADDRESSES,
@@ -177,6 +175,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gathe
     check_limit,
     domain_rows,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,
@@ -189,7 +188,6 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
     check_limit(params["limit"])
-    require_binding()
     # Libvirt lets only those who may write ask a guest's agent.
     writing = ADDRESSES in params["gather"]
     with connected_for_reading(params["uri"], params["connect_timeout_seconds"], writing) as connection:
@@ -198,7 +196,7 @@ def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body)
+    run_libvirt_module(ARGUMENT_SPEC, body)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ class _Traced:
 
 
 def _plain(value: t.Any) -> t.Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.inner if isinstance(value, _Traced) else value
 
 
