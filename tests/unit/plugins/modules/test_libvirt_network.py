@@ -1,0 +1,279 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt_network and libvirt_network_info on libvirt's test driver, whose networks live as long as a process does."""
+
+from __future__ import annotations
+
+import pathlib
+import typing as t
+
+import libvirt
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_info import network_rows
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_run import NetworkRun, read_wanted
+
+URI = "test:///default"
+XML = """
+<network>
+  <forward/>{more}
+  <bridge name='virbr9'/>
+  <ip address='10.0.0.1' netmask='255.255.255.0'>
+    <dhcp><range start='10.0.0.100' end='10.0.0.200'/>{hosts}</dhcp>
+  </ip>
+</network>
+"""
+HOST = "<host mac='52:54:00:00:00:0{0}' name='h{0}' ip='10.0.0.{0}'/>"
+Run = t.Callable[..., dict[str, t.Any]]
+
+
+def xml(hosts: str = "", more: str = "") -> str:
+    return XML.format(hosts=hosts, more=more)
+
+
+def rows(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any, str]]:
+    return [(row["what"], row["before"], row["after"], row["how"]) for row in result["plan"]]
+
+
+class Host:
+    """A host of the test driver that stays while the test looks, and networks converged on it."""
+
+    def __init__(self) -> None:
+        self.connection: t.Any = libvirt.open(URI)
+
+    def converge(
+        self, *networks: dict[str, t.Any], check: bool = False, apply: str = "both", disconnect: tuple[str, ...] = ()
+    ) -> dict[str, t.Any]:
+        """Converge as the module does; what fails is a result, too."""
+        wanted = read_wanted([{"state": "present", **network} for network in networks])
+        try:
+            return NetworkRun(URI, 10, wanted, Options(apply, disconnect)).converge(check, False)
+        except TapvirtError as error:
+            return {**error.fields, "msg": error.message, "failed": True}
+
+    def twice(self, *networks: dict[str, t.Any], **options: t.Any) -> dict[str, t.Any]:
+        """Converge in check mode, for real, and once more; all three have to agree."""
+        before = self.everything()
+        planned = self.converge(*networks, check=True, **options)
+        assert self.everything() == before, "check mode changes nothing"
+        done = self.converge(*networks, **options)
+        assert not done.get("failed"), done["msg"]
+        assert planned["plan"] == done["plan"]
+        assert [row["state"] for row in planned["networks"]] == [row["state"] for row in done["networks"]]
+        again = self.converge(*networks, **options)
+        assert (again["changed"], again["plan"]) == (False, [])
+        return done
+
+    def everything(self) -> list[tuple[str, int, int, int]]:
+        """Return each network's XML and whether it is active, starts with the host, and is defined."""
+        networks = self.connection.listAllNetworks()
+        found = [(one.XMLDesc(0), one.isActive(), one.autostart(), one.isPersistent()) for one in networks]
+        return sorted(found)
+
+
+@pytest.fixture
+def host() -> t.Iterator[Host]:
+    host = Host()
+    assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
+    yield host
+    for network in host.connection.listAllNetworks():
+        if network.name() != "default":
+            if network.isActive():
+                network.destroy()
+            network.undefine()
+    host.connection.close()
+
+
+def test_networks_come_run_change_and_go(host: Host) -> None:
+    lab = {"name": "lab", "xml": xml(), "state": "active", "autostart": True}
+    off = {"name": "off", "xml": "<network/>"}
+    done = host.twice(lab, off)
+    assert rows(done)[0] == (
+        "lab definition",
+        None,
+        {"forward": "nat", "bridge": "virbr9", "ips": ["10.0.0.1/24"], "dhcp_hosts": 0},
+        "networkDefineXML",
+    )
+    assert [row["state"] for row in done["networks"]] == ["active", "inactive"]
+    assert [row["how"] for row in host.twice({**lab, "state": "inactive", "autostart": False})["plan"]] == [
+        "setAutostart",
+        "destroy",
+    ]
+    gone = host.twice({"name": "lab", "state": "absent"}, {"name": "off", "state": "absent"})
+    assert [row["state"] for row in gone["networks"]] == ["absent", "absent"]
+
+
+def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(host: Host) -> None:
+    host.twice({"name": "lab", "xml": xml(HOST.format(1) + HOST.format(2)), "state": "active"})
+    uuid = host.connection.networkLookupByName("lab").UUIDString()
+    label = "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:0{0}]"
+    changed = HOST.format(2).replace("10.0.0.2", "10.0.0.22") + HOST.format(3)
+    done = host.twice({"name": "lab", "xml": xml(changed)})
+    assert done["changed"]
+    assert [(row["what"], row["how"]) for row in done["plan"]] == [
+        ("lab " + label.format(1), "networkDefineXML"),
+        ("lab " + label.format(2) + "@ip", "networkDefineXML"),
+        ("lab " + label.format(3), "networkDefineXML"),
+        ("lab running " + label.format(1), "networkUpdate delete"),
+        ("lab running " + label.format(2), "networkUpdate modify"),
+        ("lab running " + label.format(3), "networkUpdate add"),
+    ]
+    network = host.connection.networkLookupByName("lab")
+    assert network.UUIDString() == uuid
+    assert "10.0.0.22" in network.XMLDesc(0)
+    assert "00:00:01" not in network.XMLDesc(0)
+
+
+def test_virt_net_check_mode_of_undefine_really_deletes_the_network(host: Host) -> None:
+    host.converge({"name": "lab", "xml": xml(), "state": "active"})
+    planned = host.converge({"name": "lab", "state": "absent"}, check=True)
+    assert planned["changed"]
+    assert planned["networks"][0]["state"] == "absent"
+    assert host.connection.networkLookupByName("lab").isActive()
+    assert host.twice({"name": "lab", "state": "absent"})["plan"] == planned["plan"]
+
+
+def test_absent_and_inactive_refuse_to_cut_guests_off(host: Host) -> None:
+    """The test driver's own domain has an interface on its own network."""
+    for state in ("absent", "inactive"):
+        for check in (True, False):
+            refused = host.converge(
+                {"name": "lab", "xml": "<network/>"}, {"name": "default", "state": state}, check=check
+            )
+            assert "default: running domains have an interface on it" in refused["msg"]
+            assert ": test. Nothing was changed" in refused["msg"]
+            assert refused["changed"] is False
+    assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
+    done = host.converge({"name": "default", "state": "inactive"}, disconnect=("test",))
+    assert done["networks"][0]["state"] == "inactive"
+    host.converge({"name": "default", "state": "active"})
+
+
+def test_a_network_that_is_not_defined_is_defined_as_it_runs_or_stopped(host: Host) -> None:
+    transient = "<network><name>t</name><ip address='10.7.0.1' prefix='24'/></network>"
+    host.connection.networkCreateXML(transient)
+    done = host.twice({"name": "t", "autostart": True})
+    assert rows(done)[0] == ("t persistent", False, True, "networkDefineXML")
+    host.twice({"name": "t", "state": "absent"})
+    host.connection.networkCreateXML(transient)
+    assert [row["how"] for row in host.twice({"name": "t", "state": "absent"})["plan"]] == ["destroy"]
+
+
+def test_this_driver_does_not_show_what_is_stored_of_a_network_that_runs(host: Host) -> None:
+    host.converge({"name": "lab", "xml": xml(), "state": "active"})
+    other = {"name": "lab", "xml": xml(more="<domain name='d'/>")}
+    for network, apply in ((other, "both"), ({**other, "state": "inactive"}, "both"), (other, "config")):
+        refused = host.converge(network, apply=apply)
+        assert "lab: this driver does not show what is stored" in refused["msg"]
+        assert "a change of domain could not be read back" in refused["msg"]
+    host.twice({"name": "lab", "state": "inactive"})
+    assert [row[:3] for row in rows(host.twice(other))] == [("lab domain", None, '<domain name="d" />')]
+
+
+def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> None:
+    default = host.connection.networkLookupByName("default")
+    fine = {"name": "fine", "xml": "<network/>"}
+    for text, said in (
+        (f"<network><uuid>{default.UUIDString()}</uuid></network>", "belongs to network 'default'"),
+        ("<network><bridge name='virbr0'/></network>", "'virbr0' is that of network 'default'"),
+        ("<network><forward mode='bridg'/></network>", "is not valid network XML"),
+        (None, "there is no network of this name and no xml was given"),
+    ):
+        refused = host.converge(fine, {"name": "lab", "xml": text})
+        assert said in refused["msg"]
+        assert "\n" not in refused["msg"]
+        assert [bool(row["error"]) for row in refused["networks"]] == [False, True]
+    wrong = host.converge(
+        {"name": "default", "xml": "<network><uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid></network>"}
+    )
+    assert "is not the one that the network has" in wrong["msg"]
+    assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
+
+
+class _Late(NetworkRun):
+    """A run in whose way somebody else gets between plan and apply."""
+
+    def _apply_all(self, connection: t.Any, touched: t.Any) -> None:
+        network = connection.networkLookupByName("lab")
+        command, section = libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, libvirt.VIR_NETWORK_SECTION_DNS_HOST
+        network.update(command, section, -1, "<host ip='10.0.0.9'/>", libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
+        super()._apply_all(connection, touched)
+
+
+def test_a_network_that_fails_does_not_hide_the_others(host: Host) -> None:
+    more = "<dns><host ip='10.0.0.9'><hostname>a</hostname></host></dns>"
+    host.converge({"name": "lab", "xml": xml(more=more), "state": "active"})
+    wanted = [{"name": "lab", "state": "active", "xml": xml()}, {"name": "b", "state": "present", "xml": "<network/>"}]
+    with pytest.raises(TapvirtError, match=r"lab: delete dns/host\[10\.0\.0\.9\] of the running network") as failure:
+        _Late(URI, 10, read_wanted(wanted), Options("both")).converge(False, False)
+    assert failure.value.fields["changed"] is True
+    assert [(row["name"], bool(row["error"]), row["state"]) for row in failure.value.fields["networks"]] == [
+        ("lab", True, "active"),
+        ("b", False, "inactive"),
+    ]
+
+
+def test_info_rows_are_typed_and_bounded(host: Host) -> None:
+    host.converge({"name": "lab", "xml": xml(HOST.format(1), "<domain name='d'/>"), "autostart": True})
+    (row,), truncated = network_rows(host.connection, ["la*"], 10)
+    assert truncated is False
+    assert {key: row[key] for key in row if key != "uuid"} == {
+        "name": "lab",
+        "active": False,
+        "persistent": True,
+        "autostart": True,
+        "bridge": "virbr9",
+        "forward_mode": "nat",
+        "domain": "d",
+        "ips": [
+            {
+                "address": "10.0.0.1",
+                "prefix": 24,
+                "family": "ipv4",
+                "dhcp_ranges": [{"start": "10.0.0.100", "end": "10.0.0.200"}],
+                "dhcp_hosts": 1,
+            }
+        ],
+        "interfaces": 0,
+        "pending": [],
+        "leases": None,
+        "leases_truncated": False,
+    }
+    few, truncated = network_rows(host.connection, [], 1)
+    assert ([row["name"] for row in few], truncated) == (["default"], True)
+
+
+def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) -> None:
+    node = tmp_path / "node.xml"
+    node.write_text("<node><network><name>lab</name><bridge name='virbr9'/></network></node>", encoding="utf-8")
+    uri = f"test://{node}"
+    assert run_module("libvirt_network", {"uri": uri, "name": "lab", "state": "active"})["plan"] == []
+    one = run_module("libvirt_network", {"uri": uri, "name": "n", "xml": "<network/>", "autostart": True}, diff=True)
+    assert [row["how"] for row in one["plan"]] == ["networkDefineXML", "setAutostart"]
+    assert "n autostart: true" in one["diff"]["after"]
+    told = run_module("libvirt_network_info", {"uri": uri, "names": ["lav"]})
+    assert told["msg"] == "name: 'lav' is no network of this libvirt. Nearest: lab."
+    none = run_module("libvirt_network_info", {"uri": "qemu:///embed?root=/tmp/tapvirt-none"})
+    assert "has no networks" in none["msg"]
+    assert not pathlib.Path("/tmp/tapvirt-none").exists()
+    both = run_module("libvirt_network", {"uri": uri, "name": "n", "networks": []})
+    assert "mutually exclusive" in both["msg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("../n", "<network/>", "must not contain '/'"),
+        ("n", "<network><name>m</name></network>", "the network is called 'n' in the list"),
+        ("n", "<!DOCTYPE network [<!ENTITY a 'b'>]><network/>", "no document type"),
+        ("n", "<domain/>", "must be <network>"),
+        ("n", "<network>", "not well-formed XML"),
+    ],
+)
+def test_bad_input_is_refused_before_a_connection_is_opened(name: str, text: str, said: str) -> None:
+    networks = [{"name": "fine", "xml": "<network/>"}, {"name": name, "xml": text}]
+    with pytest.raises(InvalidInput) as refused:
+        read_wanted([{"state": "present", **network} for network in networks])
+    assert said in refused.value.message
