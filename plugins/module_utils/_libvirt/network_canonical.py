@@ -37,12 +37,12 @@ def canonical_networks(definitions: t.Mapping[str, ET.Element]) -> dict[str, ET.
     """Return what libvirt makes of definitions, by network name, or what is wrong with them."""
     if not definitions:
         return {}
-    with _empty_host() as connection:
+    with empty_host() as connection:
         return {name: _canonical(connection, name, root) for name, root in definitions.items()}
 
 
 @contextlib.contextmanager
-def _empty_host() -> t.Iterator[Connection]:
+def empty_host() -> t.Iterator[Connection]:
     """Open a host of the test driver on which nothing is, and which no other connection shares."""
     node = os.memfd_create("node")
     try:

@@ -1,0 +1,127 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The content of volumes: files of this host that go into one, and what is in one, through libvirt's streams.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import struct
+import typing as t
+
+from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .connection import Connection, libvirt, libvirt_errors
+from .disk_places import backing_file
+from .storage import Volume, shown_size
+from .volume_data import SourceFile
+
+_CHUNK_BYTES = 1 << 20
+_TOLD_PARTS = 10
+# QEMU's page "Qcow2 image format": magic, version, backing file's offset and length, cluster bits, virtual size.
+_QCOW2 = struct.Struct(">4sIQIIQ")
+_QCOW2_MAGIC = b"QFI\xfb"
+
+Log = t.Callable[[str], None]
+
+
+def inspect_source(item: str, path: str) -> SourceFile:
+    """Return what a file of this host is.
+
+    :raises InvalidInput: no file that can be read, an empty one, or an image that stands on another file.
+    """
+    try:
+        with open(path, "rb") as stream:
+            found = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise InvalidInput(item, path, "is no regular file")
+            header = stream.read(_QCOW2.size)
+    except OSError as error:
+        raise InvalidInput(item, path, "cannot be read on this host: {0}".format(error.strerror)) from error
+    if not found.st_size:
+        raise InvalidInput(item, path, "is empty")
+    if len(header) < _QCOW2.size or not header.startswith(_QCOW2_MAGIC):
+        return SourceFile(path, found.st_size, "raw", found.st_size)
+    below = backing_file(path)
+    if below is not None:
+        raise InvalidInput(item, path, "stands on another file, {0}; only a whole image can be uploaded".format(below))
+    return SourceFile(path, found.st_size, "qcow2", int(_QCOW2.unpack(header)[-1]))
+
+
+def digest_of_file(path: str) -> str:
+    """Return the SHA-256 of a file of this host, in hex."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(path: str) -> t.Iterator[bytes]:
+    try:
+        with open(path, "rb") as stream:
+            yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
+    except OSError as error:
+        raise TapvirtError("{0}: cannot be read on this host: {1}.".format(path, error.strerror)) from error
+
+
+@contextlib.contextmanager
+def _stream(connection: Connection, doing: str) -> t.Iterator[t.Any]:
+    with libvirt_errors(doing):
+        stream = connection.newStream(0)
+        try:
+            yield stream
+            stream.finish()
+        except BaseException:
+            with contextlib.suppress(libvirt.libvirtError):
+                stream.abort()
+            raise
+
+
+def digest_of_volume(connection: Connection, name: str, volume: Volume, length: int) -> str:
+    """Return the SHA-256 of a volume's first bytes, in hex; of all that it has, where that is less."""
+    digest = hashlib.sha256()
+    with _stream(connection, "{0}: reading its content".format(name)) as stream:
+        volume.download(stream, 0, length, 0)
+        for chunk in iter(lambda: stream.recv(_CHUNK_BYTES), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def upload(connection: Connection, name: str, volume: Volume, source: SourceFile, log: Log) -> str:
+    """Put a file into a volume and read it back; return the SHA-256 of what is in there.
+
+    Progress goes to the host's log, in at most ten lines.
+
+    :raises NoEffect: what is read back is something else.
+    """
+    digest, sent, told = hashlib.sha256(), 0, 0
+    with _stream(connection, "{0}: uploading {1}".format(name, source.path)) as stream:
+        volume.upload(stream, 0, source.size, 0)
+        for chunk in _chunks(source.path):
+            if sent + len(chunk) > source.size:
+                raise TapvirtError("{0}: {1} grew while it was read.".format(name, source.path))
+            _send(stream, chunk)
+            digest.update(chunk)
+            sent += len(chunk)
+            part = sent * _TOLD_PARTS // source.size
+            if part > told:
+                told = part
+                log("{0}: {1} of {2} uploaded".format(name, shown_size(sent), shown_size(source.size)))
+    if sent < source.size:
+        raise TapvirtError("{0}: {1} shrank while it was read.".format(name, source.path))
+    found = digest_of_volume(connection, name, volume, source.size)
+    if found != digest.hexdigest():
+        raise NoEffect(
+            "{0}: {1} was uploaded without an error, but what is read back is something else.".format(name, source.path)
+        )
+    return found
+
+
+def _send(stream: t.Any, chunk: bytes) -> None:
+    while chunk:
+        chunk = chunk[stream.send(chunk) :]

@@ -1,0 +1,67 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be said of storage volumes: one typed row each.
+
+Private to the collection. Only reads.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._core.errors import InvalidInput
+from .connection import Connection, libvirt, libvirt_errors
+from .storage import Rows, Users, Volume, check_limit, is_local, list_pools, select
+from .volume_read import read_volume
+
+# virStorageVolType, in libvirt's order.
+_TYPES = ("file", "block", "dir", "network", "netdir", "ploop")
+
+
+def volume_rows(
+    connection: Connection, pools: t.Sequence[str], names: t.Sequence[str], limit: int
+) -> tuple[Rows, bool]:
+    """Return the rows of the volumes that are asked for, by pool and name, and whether ``limit`` cut the list.
+
+    :raises InvalidInput: a name that is no active pool here, or no volume of these pools.
+    """
+    check_limit(limit)
+    there = {str(pool.name()): pool for pool in list_pools(connection)}
+    chosen = select("storage pool", pools, list(there))
+    found: list[tuple[str, str, t.Any]] = []
+    for name in chosen:
+        with libvirt_errors("Listing the volumes of pool {0}".format(name)):
+            if there[name].isActive():
+                found += [(name, str(volume.name()), volume) for volume in there[name].listAllVolumes()]
+            elif name in pools:
+                raise InvalidInput("pools", name, "is inactive, so that nothing can be said of its volumes")
+    meant = set(select("volume of these pools", names, [name for _pool, name, _volume in found]))
+    found = sorted((one for one in found if one[1] in meant), key=lambda one: one[:2])
+    users = Users(connection, is_local(connection))
+    rows = [_volume_row(pool, name, volume, users) for pool, name, volume in found[:limit]]
+    return [row for row in rows if row is not None], len(found) > limit
+
+
+def _volume_row(pool: str, name: str, volume: Volume, users: Users) -> dict[str, t.Any] | None:
+    with libvirt_errors("Reading volume {0}/{1}".format(pool, name)):
+        try:
+            kind = volume.info()[0]
+            seen, key = read_volume(volume), volume.key()
+        except libvirt.libvirtError as error:
+            # It vanished meanwhile.
+            if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+                return None
+            raise
+    return {
+        "pool": pool,
+        "name": name,
+        "key": key,
+        "path": seen.path,
+        "type": _TYPES[kind] if kind < len(_TYPES) else "unknown",
+        "format": seen.format,
+        "capacity_bytes": seen.capacity,
+        "allocation_bytes": seen.allocation,
+        "backing": None if seen.backing is None else {"path": seen.backing.path, "format": seen.backing.format},
+        "used_by": sorted({user.domain for user in users.of_volume(pool, name, seen.path)}),
+    }

@@ -1,0 +1,189 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_pool
+short_description: Keep libvirt storage pools in the wanted state
+author: The tapvirt.host authors (@tapvirt)
+version_added: 0.1.0
+description:
+  - Converges many storage pools in one task, on one connection - their definition, whether they are active, whether
+    they start with the host. Everything is checked before anything is changed for any of them, and one pool that fails
+    later does not hide the others.
+  - What is wanted is compared with what is stored, as libvirt reads both, without regard to order. A pool keeps its
+    UUID. Sizes that libvirt counts and the permissions of a directory that is there are no difference.
+  - A changed definition of an active pool is stored; the pool goes on as it was started. What it lacks is listed on
+    every run, in RV(pools[].pending), until somebody stops and starts it. It is never restarted here.
+  - Volumes are never deleted, nor is their directory, whatever becomes of the pool.
+extends_documentation_fragment:
+  - tapvirt.host._attributes
+  - tapvirt.host._libvirt
+options:
+  pools:
+    description: The pools. Instead of it, one pool can be given by O(name) and the options beside it.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: The pool's name; in the XML it may be left out.
+        type: str
+        required: true
+      xml:
+        description:
+          - Its definition, as in libvirt's storage pool XML. Without it the definition stays as it is.
+          - A document type is refused, and XML that libvirt's schema does not know.
+        type: str
+      state:
+        description:
+          - V(present) is defined, active or not; V(inactive) is defined and stopped.
+          - V(absent) is stopped and no longer defined.
+        type: str
+        choices: [present, active, inactive, absent]
+        default: present
+      autostart:
+        description: Whether the pool starts with the host. Without it, this stays as it is.
+        type: bool
+      build:
+        description:
+          - Whether what the pool stands on may be made when it is started - a file system, a volume group, a partition
+            table. Never over something that is there.
+          - The directory of a pool of type C(dir) is made without this, where it can be seen that there is none.
+        type: bool
+        default: false
+      allow_in_use:
+        description: Whether a pool is stopped or undefined although running domains stand on its volumes.
+        type: bool
+        default: false
+  name:
+    description: As in O(pools), for one pool.
+    type: str
+  xml:
+    description: As in O(pools), for one pool.
+    type: str
+  state:
+    description: As in O(pools), for one pool.
+    type: str
+    choices: [present, active, inactive, absent]
+    default: present
+  autostart:
+    description: As in O(pools), for one pool.
+    type: bool
+  build:
+    description: As in O(pools), for one pool.
+    type: bool
+    default: false
+  allow_in_use:
+    description: As in O(pools), for one pool.
+    type: bool
+    default: false
+notes:
+  - The embedded driver (C(qemu:///embed)) has no storage pools.
+seealso:
+  - module: tapvirt.host.libvirt_pool_info
+  - module: tapvirt.host.libvirt_volume
+"""
+
+EXAMPLES = r"""
+- name: A directory for images, and an old pool that goes while its files stay
+  tapvirt.host.libvirt_pool:
+    pools:
+      - name: images
+        xml: "<pool type='dir'><target><path>/srv/images</path></target></pool>"
+        state: active
+        autostart: true
+      - name: old
+        state: absent
+"""
+
+RETURN = r"""
+pools:
+  description: One row for each pool, in the order of the list.
+  returned: always, also when a pool failed
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The pool.
+      type: str
+    uuid:
+      description: Its UUID; null while it is not defined.
+      type: str
+    state:
+      description: C(active), C(inactive) or C(absent). In check mode, what it would be.
+      type: str
+    changed:
+      description: Whether something was, or would be, changed.
+      type: bool
+    pending:
+      description:
+        - Where the active pool is not what its definition says - C(what), C(running), C(stored) and the C(reason),
+          which is C(restart). At most 20.
+      type: list
+      elements: dict
+    error:
+      description: What went wrong with this pool, or null.
+      type: str
+  sample:
+    - name: images
+      uuid: 8e0daee3-6e79-4d28-b8ae-65cebe72570e
+      state: active
+      changed: true
+      pending: []
+      error: null
+plan:
+  description: Each change with its place, before, after, the means and the reason.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - {what: images state, before: inactive, after: active, how: create, why: as wanted}
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_run import PoolRun, read_wanted
+
+_POOL_SPEC = {
+    "name": {"type": "str"},
+    "xml": {"type": "str"},
+    "state": {"type": "str", "default": "present", "choices": ["present", "active", "inactive", "absent"]},
+    "autostart": {"type": "bool"},
+    "build": {"type": "bool", "default": False},
+    "allow_in_use": {"type": "bool", "default": False},
+}
+ARGUMENT_SPEC = {
+    **CONNECTION_SPEC,
+    **_POOL_SPEC,
+    "pools": {
+        "type": "list",
+        "elements": "dict",
+        "options": {**_POOL_SPEC, "name": {"type": "str", "required": True}},
+    },
+}
+
+
+def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
+    params = module.params
+    wanted = read_wanted(params["pools"] if params["pools"] is not None else [params])
+    run = PoolRun(wanted)
+    return run.converge(params["uri"], params["connect_timeout_seconds"], module.check_mode, module._diff)
+
+
+def main() -> None:
+    run_libvirt_module(
+        ARGUMENT_SPEC,
+        body,
+        mutually_exclusive=[("pools", name) for name in ("name", "xml", "autostart")],
+        required_one_of=[("pools", "name")],
+    )
+
+
+if __name__ == "__main__":
+    main()

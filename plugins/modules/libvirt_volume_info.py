@@ -1,0 +1,122 @@
+#!/usr/bin/python
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_volume_info
+short_description: Read libvirt storage volumes as typed rows
+author: The tapvirt.host authors (@tapvirt)
+version_added: 0.1.0
+description:
+  - Returns volumes of the named storage pools, or of all active ones, in one connection - place, format, sizes, backing
+    file, and the domains that stand on each.
+  - It is libvirt's own list; a file that somebody else put into a pool is in it after the next look of libvirt, which
+    every run of M(tapvirt.host.libvirt_volume) brings about.
+extends_documentation_fragment:
+  - tapvirt.host._attributes.info_module
+  - tapvirt.host._libvirt
+options:
+  pools:
+    description: The pools, by name or by a pattern of the shell's kind; all that are active where none is named.
+    type: list
+    elements: str
+    default: []
+  names:
+    description: The volumes, by name or by a pattern of the shell's kind such as V(web*); all where none is named.
+    type: list
+    elements: str
+    default: []
+  limit:
+    description: How many volumes at most.
+    type: int
+    default: 100
+seealso:
+  - module: tapvirt.host.libvirt_volume
+  - module: tapvirt.host.libvirt_pool_info
+"""
+
+EXAMPLES = r"""
+- name: The volumes of a pool that no domain stands on
+  tapvirt.host.libvirt_volume_info:
+    pools: [images]
+  register: found
+
+- name: Show them
+  ansible.builtin.debug:
+    msg: "{{ found.volumes | rejectattr('used_by') | map(attribute='path') }}"
+"""
+
+RETURN = r"""
+volumes:
+  description: The volumes, by pool and name.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    pool: {description: The pool that it is in., type: str}
+    name: {description: The volume., type: str}
+    key: {description: Libvirt's key for it., type: str}
+    path: {description: Where it is., type: str}
+    type: {description: "C(file), C(block), C(dir), C(network), C(netdir) or C(ploop).", type: str}
+    format: {description: Its format such as C(raw) or C(qcow2); null where it has none., type: str}
+    capacity_bytes: {description: What it holds., type: int}
+    allocation_bytes: {description: What it takes from the pool., type: int}
+    backing:
+      description: The path and the format of the file that it stands on; null where there is none.
+      type: dict
+    used_by:
+      description: The domains that stand on it, running or not, by name, also those that do so by an overlay.
+      type: list
+      elements: str
+  sample:
+    - pool: images
+      name: web1.qcow2
+      key: /srv/images/web1.qcow2
+      path: /srv/images/web1.qcow2
+      type: file
+      format: qcow2
+      capacity_bytes: 21474836480
+      allocation_bytes: 200704
+      backing: {path: /srv/images/base.qcow2, format: qcow2}
+      used_by: [web1]
+truncated:
+  description: Whether O(limit) cut the list.
+  returned: success
+  type: bool
+  sample: false
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
+    CONNECTION_SPEC,
+    connected_for_reading,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_info import volume_rows
+
+ARGUMENT_SPEC = {
+    **CONNECTION_SPEC,
+    "pools": {"type": "list", "elements": "str", "default": []},
+    "names": {"type": "list", "elements": "str", "default": []},
+    "limit": {"type": "int", "default": 100},
+}
+
+
+def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
+    params = module.params
+    with connected_for_reading(params["uri"], params["connect_timeout_seconds"]) as connection:
+        rows, truncated = volume_rows(connection, params["pools"], params["names"], params["limit"])
+    return {"changed": False, "volumes": rows, "truncated": truncated}
+
+
+def main() -> None:
+    run_libvirt_module(ARGUMENT_SPEC, body)
+
+
+if __name__ == "__main__":
+    main()

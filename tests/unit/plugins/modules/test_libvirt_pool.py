@@ -1,0 +1,242 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt_pool and libvirt_pool_info against libvirt's real storage driver, in a daemon of its own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import stat
+import tempfile
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
+    SessionDaemon,
+    run_here,
+    session_daemon,
+)
+
+Run = t.Callable[..., dict[str, t.Any]]
+# A host of libvirt's test driver: a running domain and one that is off, each on a volume.
+NODE = """
+<node>
+  <pool type='dir'>
+    <name>images</name><target><path>/nowhere/images</path></target>
+    <volume><name>one</name><capacity>4096</capacity><target><path>/nowhere/images/one</path></target></volume>
+    <volume><name>two</name><capacity>4096</capacity><target><path>/nowhere/images/two</path></target></volume>
+    <volume><name>free</name><capacity>4096</capacity><target><path>/nowhere/images/free</path></target></volume>
+  </pool>
+  {domains}
+</node>
+"""
+DOMAIN = """
+<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+  <name>{name}</name><memory>65536</memory><os><type>hvm</type></os>
+  <devices>{disk}</devices>
+  <test:runstate>{state}</test:runstate>
+</domain>
+"""
+BY_PATH = "<disk type='file'><source file='/nowhere/images/{0}'/><target dev='vda'/></disk>"
+BY_VOLUME = "<disk type='volume'><source pool='images' volume='{0}'/><target dev='vda'/></disk>"
+RUNNING, OFF = 1, 5
+
+
+@pytest.fixture(scope="module")
+def the_daemon() -> t.Iterator[SessionDaemon]:
+    with session_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(the_daemon: SessionDaemon) -> SessionDaemon:
+    the_daemon.clear()
+    return the_daemon
+
+
+@pytest.fixture
+def node(tmp_path: pathlib.Path) -> Run:
+    """Run a module on a host of the test driver with some domains; nothing is kept from run to run."""
+
+    def run(module: str, domains: str = "", check: bool = False, **args: t.Any) -> dict[str, t.Any]:
+        path = tmp_path / "node.xml"
+        path.write_text(NODE.format(domains=domains), encoding="utf-8")
+        return run_here(module, {"uri": f"test://{path}", **args}, check)
+
+    return run
+
+
+def xml(path: pathlib.Path | str, more: str = "") -> str:
+    return f"<pool type='dir'>{more}<target><path>{path}</path></target></pool>"
+
+
+def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
+    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
+
+
+def test_pools_converge_in_one_task_and_a_second_run_plans_nothing(daemon: SessionDaemon) -> None:
+    one, two = daemon.files / "one", daemon.files / "deep" / "two"
+    wanted = [
+        {"name": "one", "xml": xml(one), "state": "active", "autostart": True},
+        {"name": "two", "xml": xml(two), "state": "present"},
+    ]
+    done = daemon.twice("libvirt_pool", pools=wanted)
+    assert changes(done) == [
+        ("one definition", None, {"type": "dir", "path": str(one)}),
+        ("one autostart", False, True),
+        ("one directory", None, str(one)),
+        ("one state", None, "active"),
+        ("two definition", None, {"type": "dir", "path": str(two)}),
+    ]
+    assert [(row["state"], row["changed"], row["pending"]) for row in done["pools"]] == [
+        ("active", True, []),
+        ("inactive", True, []),
+    ]
+    assert (one.is_dir(), two.exists()) == (True, False)
+    info = daemon.done("libvirt_pool_info")
+    rows = {row["name"]: row for row in info["pools"]}
+    assert [rows[name]["uuid"] for name in rows] == [row["uuid"] for row in done["pools"]]
+    assert (rows["one"]["state"], rows["one"]["autostart"], rows["one"]["volumes"]) == ("active", True, 0)
+    assert rows["one"]["capacity_bytes"] == rows["one"]["allocation_bytes"] + rows["one"]["available_bytes"] > 0
+    assert (rows["two"]["state"], rows["two"]["volumes"], rows["two"]["capacity_bytes"]) == ("inactive", None, None)
+    assert daemon.done("libvirt_pool", name="two", state="active")["pools"][0]["state"] == "active"
+    assert two.is_dir()
+
+
+def test_flaw_virt_pool_define_with_changed_xml_changed_false_not_applied(daemon: SessionDaemon) -> None:
+    one, two, three = (str(daemon.files / name) for name in ("one", "two", "three"))
+    uuid = daemon.done("libvirt_pool", name="pool", xml=xml(one))["pools"][0]["uuid"]
+    # Inactive: what is stored is all there is.
+    changed = daemon.twice("libvirt_pool", name="pool", xml=xml(two))
+    assert changes(changed) == [("pool target/path", one, two)]
+    assert changed["pools"][0]["uuid"] == uuid
+    assert daemon.connection.storagePoolLookupByName("pool").XMLDesc(1).count(two) == 1
+    # Active: it is stored, and waits, on every run, with or without XML.
+    daemon.done("libvirt_pool", name="pool", state="active")
+    changed = daemon.twice("libvirt_pool", name="pool", xml=xml(three), state="active")
+    pending = [{"what": "target/path", "running": two, "stored": three, "reason": "restart"}]
+    assert changed["pools"][0]["pending"] == pending
+    asked: list[dict[str, t.Any]] = [{"xml": xml(three)}, {"state": "active"}, {}]
+    for args in asked:
+        again = daemon.done("libvirt_pool", name="pool", **args)
+        assert (again["plan"], again["pools"][0]["pending"]) == ([], pending)
+    assert daemon.done("libvirt_pool_info")["pools"][0]["pending"] == pending
+    daemon.done("libvirt_pool", name="pool", state="inactive")
+    started = daemon.twice("libvirt_pool", name="pool", state="active")
+    assert (started["pools"][0]["pending"], pathlib.Path(three).is_dir()) == ([], True)
+
+
+def test_what_means_the_same_is_no_change_and_what_is_left_out_is_one(daemon: SessionDaemon) -> None:
+    path = daemon.files / "one"
+    path.mkdir()
+    shutil.chown(path, daemon.top.stat().st_uid, daemon.top.stat().st_gid)
+    path.chmod(0o750)
+    cow = "<features><cow state='no'/></features>"
+    daemon.done("libvirt_pool", name="pool", xml=xml(path, cow), state="active")
+    same = f"""<pool type="dir"><target><permissions><mode>0711</mode></permissions><path>{path}//</path></target>
+        <capacity unit='GiB'>7</capacity><source/> {cow} <name>pool</name></pool>"""
+    assert daemon.done("libvirt_pool", name="pool", xml=same)["plan"] == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o750
+    less = daemon.twice("libvirt_pool", name="pool", xml=xml(path))
+    assert [what for what, _before, _after in changes(less)] == ["pool features"]
+
+
+def test_absent_takes_no_volume_and_no_directory(daemon: SessionDaemon) -> None:
+    path = daemon.files / "one"
+    daemon.done("libvirt_pool", name="pool", xml=xml(path), state="active", autostart=True)
+    daemon.connection.storagePoolLookupByName("pool").createXML(
+        "<volume><name>kept</name><capacity>4096</capacity></volume>", 0
+    )
+    content = (path / "kept").read_bytes()
+    gone = daemon.twice("libvirt_pool", pools=[{"name": "pool", "state": "absent"}, {"name": "no", "state": "absent"}])
+    assert [row["how"] for row in gone["plan"]] == ["destroy", "undefine"]
+    assert [row["state"] for row in gone["pools"]] == ["absent", "absent"]
+    assert (path / "kept").read_bytes() == content
+
+
+def test_a_transient_pool_stays_one_until_xml_is_given(daemon: SessionDaemon) -> None:
+    path = daemon.files / "one"
+    daemon.connection.storagePoolCreateXML(f"<pool type='dir'><name>pool</name>{xml(path)[17:]}", 1)
+    assert daemon.done("libvirt_pool", name="pool", state="active")["plan"] == []
+    assert "would make it vanish" in daemon.module("libvirt_pool", name="pool", state="inactive")["msg"]
+    assert "needs a definition" in daemon.module("libvirt_pool", name="pool", autostart=True)["msg"]
+    kept = daemon.twice("libvirt_pool", name="pool", xml=xml(path), autostart=True)
+    assert changes(kept) == [("pool persistent", False, True), ("pool autostart", False, True)]
+
+
+UUID = "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
+WRONG = {
+    "a path": ({"name": "../pool"}, "must not contain '/'"),
+    "no xml": ({"name": "new", "state": "active"}, "no xml was given"),
+    "another name": ({"name": "new", "xml": xml("/x", "<name>other</name>")}, "is the <name> in the XML"),
+    "a typing error": ({"name": "new", "xml": xml("/x").replace("path", "paht")}, "Nearest: path"),
+    "a type": ({"name": "new", "xml": xml("/x").replace("dir", "dri")}, "pool"),
+    "no pool": ({"name": "new", "xml": "<volume/>"}, "must be <pool>"),
+    "an entity": ({"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + xml("/x")}, "DOCTYPE"),
+    "not XML": ({"name": "new", "xml": "<pool"}, "not well-formed"),
+    "another UUID": ({"name": "there", "xml": xml("/x", f"<uuid>{UUID}</uuid>")}, "is not the one that the pool has"),
+    "twice": ({"name": "fine"}, "twice"),
+}
+
+
+def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> None:
+    there = daemon.done("libvirt_pool", name="there", xml=xml(daemon.files / "there"))["pools"][0]
+    wrong = {
+        **WRONG,
+        "a taken UUID": ({"name": "new", "xml": xml("/x", f"<uuid>{there['uuid']}</uuid>")}, "belongs to pool 'there'"),
+        "a taken path": ({"name": "new", "xml": xml(daemon.files / "there/")}, "belongs to pool 'there' already"),
+    }
+    before = daemon.digest()
+    fine = {"name": "fine", "xml": xml(daemon.files / "fine"), "state": "active"}
+    for what, (pool, said) in wrong.items():
+        result = daemon.module("libvirt_pool", pools=[fine, pool])
+        assert result.get("failed"), what
+        assert said in result["msg"], (what, result["msg"])
+        assert "\n" not in result["msg"], what
+        assert result.get("changed", False) is False, what
+    assert daemon.digest() == before
+    assert "Nearest: there" in daemon.module("libvirt_pool_info", names=["thre"])["msg"]
+
+
+def test_info_by_name_and_glob_and_within_its_limit(daemon: SessionDaemon) -> None:
+    daemon.done("libvirt_pool", pools=[{"name": n, "xml": xml(daemon.files / n)} for n in ("a1", "a2", "b1")])
+    for names, limit, found, truncated in (
+        ([], 100, ["a1", "a2", "b1"], False),
+        (["b1", "a*"], 2, ["a1", "a2"], True),
+        (["?1"], 100, ["a1", "b1"], False),
+    ):
+        result = daemon.done("libvirt_pool_info", names=names, limit=limit)
+        assert ([row["name"] for row in result["pools"]], result["truncated"]) == (found, truncated)
+
+
+@pytest.mark.parametrize("disk", [BY_PATH, BY_VOLUME])
+def test_a_pool_that_a_running_domain_stands_on_is_not_stopped(node: Run, disk: str) -> None:
+    running = DOMAIN.format(name="web1", disk=disk.format("one"), state=RUNNING)
+    for state in ("inactive", "absent"):
+        refused = node("libvirt_pool", running, name="images", state=state)
+        assert "running domains: web1" in refused["msg"]
+        assert refused["changed"] is False
+    forced = node("libvirt_pool", running, name="images", state="absent", allow_in_use=True)
+    assert (forced["pools"][0]["state"], forced["pools"][0]["error"]) == ("absent", None)
+    off = DOMAIN.format(name="web1", disk=disk.format("one"), state=OFF)
+    assert node("libvirt_pool", off, name="images", state="inactive")["pools"][0]["state"] == "inactive"
+
+
+def test_a_driver_without_storage_is_told_in_words() -> None:
+    root = pathlib.Path(tempfile.gettempdir(), f"tv-none-{os.getpid()}")
+    result = run_here("libvirt_pool", {"uri": f"qemu:///embed?root={root}", "name": "a", "xml": xml("/x")})
+    assert "has no storage" in result["msg"]
+    assert not root.exists()
+
+
+def test_the_modules_themselves_run(run_module: Run) -> None:
+    args = {"uri": "test:///default", "name": "new", "xml": xml("/nowhere/new"), "state": "active"}
+    done = run_module("libvirt_pool", args, diff=True)
+    assert (done["changed"], done["pools"][0]["state"]) == (True, "active")
+    assert "new state: active" in done["diff"]["after"]
+    assert "mutually exclusive" in run_module("libvirt_pool", {**args, "pools": []})["msg"]
+    assert [row["name"] for row in run_module("libvirt_pool_info", {"uri": "test:///default"})["pools"]] == [
+        "default-pool"
+    ]

@@ -1,0 +1,446 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt_volume and libvirt_volume_info against libvirt's real storage driver, in a daemon of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import subprocess
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
+    SessionDaemon,
+    run_here,
+    session_daemon,
+)
+
+Run = t.Callable[..., dict[str, t.Any]]
+MIB = 1 << 20
+# A host of libvirt's test driver: volumes, and domains of which one runs.
+NODE = """
+<node>
+  <pool type='dir'>
+    <name>p</name><target><path>/nowhere/p</path></target>
+    {volumes}
+  </pool>
+  {domains}
+</node>
+"""
+VOLUME = "<volume><name>{0}</name><capacity>4096</capacity><target><path>/nowhere/p/{0}</path></target></volume>"
+DOMAIN = """
+<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
+  <name>{name}</name><memory>65536</memory><os><type>hvm</type></os><devices>{disk}</devices>
+  <test:runstate>{state}</test:runstate>
+</domain>
+"""
+DISK = "<disk type='file'><source file='/nowhere/p/{0}'/><target dev='vda'/>{1}</disk>"
+IN_POOL = "<disk type='volume'><source pool='p' volume='{0}'/><target dev='vda'/></disk>"
+RUNNING, OFF = 1, 5
+
+
+@pytest.fixture(scope="module")
+def the_daemon() -> t.Iterator[SessionDaemon]:
+    with session_daemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(the_daemon: SessionDaemon) -> SessionDaemon:
+    """Have an active pool ``p`` with nothing in it."""
+    the_daemon.clear()
+    pool = f"<pool type='dir'><target><path>{the_daemon.files}/p</path></target></pool>"
+    the_daemon.done("libvirt_pool", name="p", xml=pool, state="active")
+    return the_daemon
+
+
+@pytest.fixture
+def node(tmp_path: pathlib.Path) -> Run:
+    """Run libvirt_volume on a host of the test driver; nothing is kept from run to run."""
+
+    def run(*domains: str, check: bool = False, **args: t.Any) -> dict[str, t.Any]:
+        path = tmp_path / "node.xml"
+        volumes = "".join(VOLUME.format(name) for name in ("run", "lent", "off", "named", "free"))
+        path.write_text(NODE.format(volumes=volumes, domains="".join(domains)), encoding="utf-8")
+        return run_here("libvirt_volume", {"uri": f"test://{path}", "pool": "p", **args}, check)
+
+    return run
+
+
+def volumes(*items: dict[str, t.Any]) -> list[dict[str, t.Any]]:
+    return [{"pool": "p", **item} for item in items]
+
+
+def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
+    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
+
+
+def image_size(path: pathlib.Path | str) -> int:
+    argv = ["qemu-img", "info", "-U", str(path)]
+    text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    return int(text.partition("virtual size:")[2].partition("(")[2].split()[0])
+
+
+def qcow2(path: pathlib.Path, mib: int, fill_mib: int = 0) -> str:
+    """Make an image with some content; return its SHA-256."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), f"{mib}M"], check=True)
+    if fill_mib:
+        fill = ["qemu-io", "-f", "qcow2", "-c", f"write -q -P 7 0 {fill_mib}M", str(path)]
+        subprocess.run(fill, check=True, capture_output=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_in(daemon: SessionDaemon, name: str) -> str:
+    return hashlib.sha256((daemon.files / "p" / name).read_bytes()).hexdigest()
+
+
+def test_flaw_virt_volume_capacity_unit_mib_8_created_then_cant_shrink(daemon: SessionDaemon) -> None:
+    xml = "<volume><capacity unit='MiB'>8</capacity><target><format type='qcow2'/></target></volume>"
+    wanted = volumes(
+        {"name": "xml", "xml": xml},
+        {"name": "mib", "capacity": "8MiB", "allocation": "0"},
+        {"name": "mb", "capacity": "8 MB", "allocation": "4k"},
+        {"name": "kib", "capacity": "8192 kib", "allocation": 0},
+        {"name": "bytes", "capacity": 8 * MIB, "format": "qcow2"},
+        # An image is made of sectors of 512 bytes; this is as much as it can be.
+        {"name": "odd", "capacity": "1000001", "format": "qcow2"},
+    )
+    done = daemon.twice("libvirt_volume", volumes=wanted)
+    sizes = {row["name"]: row["capacity_bytes"] for row in done["volumes"]}
+    assert sizes == {"xml": 8 * MIB, "mib": 8 * MIB, "mb": 8000000, "kib": 8 * MIB, "bytes": 8 * MIB, "odd": 1000448}
+    assert image_size(daemon.files / "p" / "xml") == 8 * MIB
+    assert [row["format"] for row in done["volumes"]] == ["qcow2", "raw", "raw", "raw", "qcow2", "qcow2"]
+
+
+def test_flaw_virt_volume_check_mode_unsupported(daemon: SessionDaemon) -> None:
+    before = daemon.digest()
+    planned = daemon.done("libvirt_volume", check=True, pool="p", name="new", capacity="1MiB")
+    assert changes(planned) == [("p/new volume", None, {"capacity_bytes": MIB, "format": "raw"})]
+    assert (planned["changed"], planned["volumes"][0]["state"]) == (True, "present")
+    assert daemon.digest() == before
+    assert changes(daemon.done("libvirt_volume", pool="p", name="new", capacity="1MiB")) == changes(planned)
+    planned = daemon.done("libvirt_volume", check=True, pool="p", name="new", state="absent")
+    assert [row["how"] for row in planned["plan"]] == ["delete"]
+    assert (daemon.files / "p" / "new").stat().st_size == MIB
+
+
+def test_a_volume_grows_and_shrinks_only_when_told_to(daemon: SessionDaemon) -> None:
+    for form in ("raw", "qcow2"):
+        thin: dict[str, t.Any] = {"pool": "p", "name": form, "format": form, "allocation": "0"}
+        daemon.done("libvirt_volume", **thin, capacity="8MiB")
+        grown = daemon.twice("libvirt_volume", **thin, capacity="16MiB")
+        assert changes(grown) == [(f"p/{form} capacity", 8 * MIB, 16 * MIB)]
+        assert image_size(daemon.files / "p" / form) == 16 * MIB
+        refused = daemon.module("libvirt_volume", **thin, capacity="8MiB")
+        assert "loses what is beyond" in refused["msg"]
+        assert "16 MiB" in refused["msg"]
+        shrunk = daemon.twice("libvirt_volume", **thin, capacity="8MiB", force_shrink=True)
+        assert (shrunk["volumes"][0]["capacity_bytes"], shrunk["plan"][0]["how"]) == (8 * MIB, "resize")
+        assert "lost" in shrunk["plan"][0]["why"]
+    whole: dict[str, t.Any] = {"pool": "p", "name": "whole", "force_shrink": True}
+    daemon.done("libvirt_volume", **whole, capacity="2MiB")
+    before = daemon.digest()
+    assert "less than what is allocated" in daemon.module("libvirt_volume", **whole, capacity="1MiB")["msg"]
+    assert daemon.digest() == before
+
+
+def test_what_cannot_change_in_place_is_refused(daemon: SessionDaemon) -> None:
+    base, other = daemon.files / "p" / "base", daemon.files / "p" / "other"
+    daemon.done(
+        "libvirt_volume",
+        volumes=volumes(
+            {"name": "base", "format": "qcow2", "capacity": "8MiB"},
+            {"name": "other", "format": "qcow2", "capacity": "8MiB"},
+            {"name": "top", "backing": {"path": str(base), "format": "qcow2"}},
+        ),
+    )
+    assert daemon.done("libvirt_volume_info", names=["top"])["volumes"][0]["backing"] == {
+        "path": str(base),
+        "format": "qcow2",
+    }
+    before = daemon.digest()
+    for wanted, said in (
+        ({"name": "base", "format": "raw"}, "the volume has qcow2"),
+        ({"name": "base", "backing": {"path": str(other), "format": "qcow2"}}, "has no backing file"),
+        ({"name": "top", "backing": {"path": str(other), "format": "qcow2"}}, f"the volume has {base}"),
+        ({"name": "top", "backing": {"path": str(base), "format": "raw"}}, "of the format qcow2"),
+    ):
+        refused = daemon.module("libvirt_volume", pool="p", **wanted)
+        assert said in refused["msg"], refused["msg"]
+        assert "nothing is deleted" in refused["msg"]
+    assert daemon.digest() == before
+
+
+def test_absent_takes_only_what_is_named_and_nothing_that_others_stand_on(daemon: SessionDaemon) -> None:
+    base = daemon.files / "p" / "base"
+    wanted = volumes(
+        {"name": "base", "format": "qcow2", "capacity": "8MiB"},
+        {"name": "top", "backing": {"path": str(base), "format": "qcow2"}},
+        {"name": "else", "capacity": "4KiB"},
+    )
+    daemon.twice("libvirt_volume", volumes=wanted)
+    refused = daemon.module("libvirt_volume", pool="p", name="base", state="absent")
+    assert f"in use by volumes that stand on it: {daemon.files}/p/top" in refused["msg"]
+    assert base.exists()
+    gone = volumes({"name": "top", "state": "absent"}, {"name": "never", "state": "absent"})
+    done = daemon.twice("libvirt_volume", volumes=gone)
+    assert [row["state"] for row in done["volumes"]] == ["absent", "absent"]
+    assert sorted(path.name for path in (daemon.files / "p").iterdir()) == ["base", "else"]
+    daemon.twice("libvirt_volume", pool="p", name="base", state="absent")
+    assert [path.name for path in (daemon.files / "p").iterdir()] == ["else"]
+    without = daemon.done("libvirt_volume", pool="pp", name="base", state="absent")
+    assert (without["plan"], "nearest: p" in without["warnings"][0]) == ([], True)
+
+
+def test_what_stands_on_a_volume_of_another_pool_counts_too(daemon: SessionDaemon) -> None:
+    other = f"<pool type='dir'><target><path>{daemon.files}/q</path></target></pool>"
+    daemon.done("libvirt_pool", name="q", xml=other, state="active")
+    daemon.done("libvirt_volume", pool="p", name="base", format="qcow2", capacity="8MiB")
+    backing = {"path": f"{daemon.files}/p/base", "format": "qcow2"}
+    daemon.done("libvirt_volume", pool="q", name="top", backing=backing)
+    assert "/q/top" in daemon.module("libvirt_volume", pool="p", name="base", state="absent")["msg"]
+    forced = daemon.done("libvirt_volume", pool="p", name="base", state="absent", allow_in_use=True)
+    assert forced["volumes"][0]["state"] == "absent"
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_made(daemon: SessionDaemon) -> None:
+    pool = daemon.connection.storagePoolLookupByName("p")
+    _state, capacity, _allocation, available = pool.info()
+    most = available * 6 // 10
+    for wanted, said in (
+        ([{"name": "a", "capacity": str(available + MIB)}], "would be allocated at once"),
+        ([{"name": "a", "capacity": str(capacity + MIB), "format": "qcow2"}], "more than the whole pool has"),
+        ([{"name": "a", "capacity": "7EiB", "allocation": "0"}], "more than the whole pool has"),
+        ([{"name": "a", "capacity": str(most)}, {"name": "b", "capacity": str(most)}], "with the volumes before it"),
+    ):
+        refused = daemon.module("libvirt_volume", volumes=volumes({"name": "fine", "capacity": "4KiB"}, *wanted))
+        assert said in refused["msg"], refused["msg"]
+        assert refused["changed"] is False
+    assert list((daemon.files / "p").iterdir()) == []
+    # Larger than what is left, smaller than the pool: it may be filled one day.
+    daemon.twice("libvirt_volume", pool="p", name="thin", capacity=str(available + MIB), allocation="0")
+    assert "whole pool" in daemon.module("libvirt_volume", pool="p", name="thin", capacity=str(capacity + 1))["msg"]
+
+
+def test_a_raw_file_is_uploaded_once_and_again_when_its_content_is_pinned(
+    daemon: SessionDaemon, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 5000 + b"end")
+    first = hashlib.sha256(file.read_bytes()).hexdigest()
+    wanted = {"pool": "p", "name": "up", "source": str(file), "checksum": "sha256:" + first.upper()}
+    done = daemon.twice("libvirt_volume", **wanted)
+    assert done["volumes"][0]["checksum"] == digest_in(daemon, "up") == first
+    assert [row["how"] for row in done["plan"]] == ["createXML", "upload"]
+    # Somebody writes to it. Without the checksum, its content is its own.
+    path = daemon.files / "p" / "up"
+    path.write_bytes(b"other" + path.read_bytes()[5:])
+    changed = digest_in(daemon, "up")
+    assert daemon.done("libvirt_volume", pool="p", name="up", source=str(file))["plan"] == []
+    assert digest_in(daemon, "up") == changed
+    again = daemon.twice("libvirt_volume", **wanted)
+    assert changes(again) == [("p/up content", changed, first)]
+    assert digest_in(daemon, "up") == first
+    # Room for more: what is pinned is the file's part of it.
+    roomy = daemon.twice("libvirt_volume", **wanted, capacity="2MiB")
+    assert changes(roomy) == [("p/up capacity", len(file.read_bytes()), 2 * MIB)]
+
+
+def test_an_image_is_uploaded_with_its_format_and_grows(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "image"
+    digest = qcow2(file, 16, 3)
+    wanted = volumes(
+        {"name": "same", "source": str(file), "checksum": digest},
+        {"name": "more", "source": str(file), "capacity": "32MiB", "format": "qcow2"},
+        {"name": "copy", "clone_from": "same", "capacity": "24MiB"},
+        {"name": "top", "backing": {"path": f"{daemon.files}/p/same", "format": "qcow2"}, "capacity": "64MiB"},
+    )
+    done = daemon.twice("libvirt_volume", volumes=wanted)
+    assert [(row["name"], row["format"], row["capacity_bytes"] // MIB) for row in done["volumes"]] == [
+        ("same", "qcow2", 16),
+        ("more", "qcow2", 32),
+        ("copy", "qcow2", 24),
+        ("top", "qcow2", 64),
+    ]
+    assert digest_in(daemon, "same") == digest
+    compare = ["qemu-img", "compare", "-q", str(file), f"{daemon.files}/p/copy"]
+    assert subprocess.run(compare, check=False).returncode == 0
+    # What others stand on is not overwritten.
+    changed = qcow2(file, 16, 4)
+    pinned: dict[str, t.Any] = {"pool": "p", "name": "same", "source": str(file), "checksum": changed}
+    assert "volumes that stand on it" in daemon.module("libvirt_volume", **pinned)["msg"]
+    assert digest_in(daemon, "same") == digest
+    assert "grows" in daemon.module("libvirt_volume", **{**pinned, "name": "x"}, capacity="32MiB")["msg"]
+
+
+def test_a_copy_is_what_its_origin_is(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"origin" * 1000)
+    daemon.done("libvirt_volume", pool="p", name="origin", source=str(file), capacity="4MiB")
+    wanted = volumes(
+        {"name": "raw", "clone_from": "origin"},
+        {"name": "image", "clone_from": "raw", "format": "qcow2", "capacity": "8MiB"},
+    )
+    done = daemon.twice("libvirt_volume", volumes=wanted)
+    assert [(row["format"], row["capacity_bytes"]) for row in done["volumes"]] == [
+        ("raw", 4 * MIB),
+        ("qcow2", 8 * MIB),
+    ]
+    assert digest_in(daemon, "raw") == digest_in(daemon, "origin")
+    refused = daemon.module("libvirt_volume", pool="p", name="x", clone_from="orgin")
+    assert "Nearest: origin" in refused["msg"]
+    assert (
+        "less than what goes into it"
+        in daemon.module("libvirt_volume", pool="p", name="x", clone_from="origin", capacity="1MiB")["msg"]
+    )
+
+
+def test_a_half_made_volume_is_taken_back_by_the_run_that_made_it_only(
+    daemon: SessionDaemon, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "broken"
+    qcow2(file, 16)
+    # Its header asks for a feature that no QEMU knows: it can be uploaded, not be resized.
+    broken = bytearray(file.read_bytes())
+    broken[72] |= 1 << 7
+    file.write_bytes(broken)
+    failed = daemon.module(
+        "libvirt_volume",
+        volumes=volumes({"name": "bad", "source": str(file), "capacity": "1GiB"}, {"name": "good", "capacity": "4KiB"}),
+    )
+    assert "was deleted again" in failed["msg"]
+    assert [(row["state"], bool(row["error"])) for row in failed["volumes"]] == [("absent", True), ("present", False)]
+    assert sorted(path.name for path in (daemon.files / "p").iterdir()) == ["good"]
+    daemon.done("libvirt_volume", pool="p", name="bad", source=str(file))
+    assert daemon.module("libvirt_volume", pool="p", name="bad", capacity="1GiB").get("failed")
+    assert (daemon.files / "p" / "bad").exists()
+
+
+def test_files_of_others_are_seen(daemon: SessionDaemon) -> None:
+    file = daemon.files / "p" / "there"
+    file.write_bytes(b"x" * 8192)
+    refused = daemon.module("libvirt_volume", pool="p", name="there", capacity="4KiB")
+    assert "force_shrink" in refused["msg"]
+    assert daemon.done("libvirt_volume", pool="p", name="there", capacity="8KiB")["plan"] == []
+    file.unlink()
+    made = daemon.twice("libvirt_volume", pool="p", name="there", capacity="4KiB")
+    assert [row["how"] for row in made["plan"]] == ["createXML"]
+
+
+def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
+    file, empty = tmp_path / "file", tmp_path / "empty"
+    file.write_bytes(b"content")
+    empty.touch()
+    digest = hashlib.sha256(b"content").hexdigest()
+    below, above = tmp_path / "below", tmp_path / "above"
+    qcow2(below, 4)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(below), "-F", "qcow2", str(above)], check=True)
+    backing = {"path": str(daemon.files / "p" / "none"), "format": "qcow2"}
+    wrong: list[tuple[dict[str, t.Any], str]] = [
+        ({"name": "../x", "capacity": "1MiB"}, "must not contain '/'"),
+        ({"name": "x", "pool": "../p", "capacity": "1MiB"}, "must not contain '/'"),
+        ({"name": "x", "pool": "q", "capacity": "1MiB"}, "is no storage pool"),
+        ({"name": "fine", "capacity": "1MiB"}, "twice"),
+        ({"name": "x"}, "no capacity"),
+        ({"name": "x", "capacity": "1MiBB"}, "Nearest: 1MiB"),
+        ({"name": "x", "capacity": "1.5GiB"}, "Nearest: 1610612736"),
+        ({"name": "x", "capacity": "-1"}, "whole number"),
+        ({"name": "x", "capacity": "99999999999EiB"}, "more than libvirt can count"),
+        ({"name": "x", "capacity": "1MiB", "allocation": "2MiB"}, "more than the capacity"),
+        ({"name": "x", "capacity": "1MiB", "format": "qcow3"}, "Nearest: qcow, qcow2"),
+        ({"name": "x", "format": "qcow2", "backing": backing}, "no file that is there"),
+        ({"name": "x", "format": "raw", "backing": backing}, "no place for a backing file"),
+        ({"name": "x", "backing": {**backing, "path": "none"}}, "absolute path"),
+        ({"name": "x", "source": "file"}, "absolute path"),
+        ({"name": "x", "source": str(tmp_path / "none")}, "cannot be read"),
+        ({"name": "x", "source": str(tmp_path)}, "cannot be read"),
+        ({"name": "x", "source": str(empty)}, "is empty"),
+        ({"name": "x", "source": str(above)}, "stands on another file"),
+        ({"name": "x", "source": str(file), "format": "qcow2"}, "is not what"),
+        ({"name": "x", "source": str(file), "format": "vmdk"}, "cannot be uploaded"),
+        ({"name": "x", "source": str(file), "capacity": "2"}, "less than what goes into it"),
+        ({"name": "x", "source": str(file), "checksum": "f" * 64}, f"is not the SHA-256 of {file}, {digest}"),
+        ({"name": "x", "source": str(file), "checksum": "md5"}, "64 hexadecimal digits"),
+        ({"name": "x", "capacity": "1MiB", "checksum": digest}, "needs 'source'"),
+        ({"name": "x", "source": str(file), "clone_from": "y"}, "only one"),
+        ({"name": "x", "clone_from": "../y"}, "must not contain '/'"),
+        ({"name": "x", "capacity": "1MiB", "xml": "<volume/>"}, "says it already"),
+        ({"name": "x", "xml": "<volume><name>y</name></volume>"}, "is the <name> in the XML"),
+        ({"name": "x", "xml": "<volume><capacity unit='Mob'>1</capacity></volume>"}, "Nearest: 1MB"),
+        ({"name": "x", "xml": "<volume><capacitty>1</capacitty></volume>"}, "Nearest: capacity"),
+        ({"name": "x", "xml": "<volume><capacity>1</capacity><target><mode>1</mode></target></volume>"}, "schema"),
+        ({"name": "x", "xml": "<pool/>"}, "must be <volume>"),
+    ]
+    before = daemon.digest()
+    for item, said in wrong:
+        fine = {"name": "fine", "capacity": "4KiB"}
+        result = daemon.module("libvirt_volume", volumes=volumes(fine, item))
+        assert result.get("failed"), item
+        assert said in result["msg"], (item, result["msg"])
+        assert "\n" not in result["msg"], item
+        assert result.get("changed", False) is False, item
+    assert daemon.digest() == before
+    daemon.done("libvirt_pool", name="p", state="inactive")
+    for state in ("present", "absent"):
+        refused = daemon.module("libvirt_volume", pool="p", name="x", capacity="1MiB", state=state)
+        assert "is inactive" in refused["msg"]
+
+
+def test_what_a_domain_stands_on_is_left_alone(node: Run) -> None:
+    running = DOMAIN.format(name="web1", disk=DISK.format("run", ""), state=RUNNING)
+    reading = DOMAIN.format(name="web2", disk=DISK.format("lent", "<readonly/>"), state=RUNNING)
+    off = DOMAIN.format(name="old1", disk=DISK.format("off", ""), state=OFF)
+    named = DOMAIN.format(name="old2", disk=IN_POOL.format("named"), state=OFF)
+    domains = (running, reading, off, named)
+    for name, domain in (("run", "web1"), ("lent", "web2"), ("off", "old1"), ("named", "old2")):
+        refused = node(*domains, name=name, state="absent")
+        assert f"in use by domains: {domain}" in refused["msg"]
+        assert refused["changed"] is False
+        forced = node(*domains, name=name, state="absent", allow_in_use=True)
+        assert (forced["volumes"][0]["state"], forced["volumes"][0]["error"]) == ("absent", None)
+    assert node(*domains, name="free", state="absent")["volumes"][0]["state"] == "absent"
+    assert "web1" in node(*domains, name="run", capacity="8KiB")["msg"]
+    assert node(*domains, check=True, name="off", capacity="8KiB")["plan"][0]["how"] == "resize"
+    assert "would not be consistent" in node(*domains, name="x", clone_from="run")["msg"]
+    assert node(*domains, name="x", clone_from="lent")["volumes"][0]["state"] == "present"
+
+
+def test_info_by_pool_name_and_glob_and_within_its_limit(daemon: SessionDaemon) -> None:
+    other = f"<pool type='dir'><target><path>{daemon.files}/q</path></target></pool>"
+    daemon.done("libvirt_pool", name="q", xml=other, state="present")
+    made = volumes(*({"name": name, "capacity": "4KiB"} for name in ("a1", "a2", "b1")))
+    daemon.done("libvirt_volume", volumes=made)
+    for args, found, truncated in (
+        ({}, ["a1", "a2", "b1"], False),
+        ({"pools": ["p"], "names": ["a*", "b1"], "limit": 2}, ["a1", "a2"], True),
+        ({"names": ["?2"]}, ["a2"], False),
+    ):
+        result = daemon.done("libvirt_volume_info", **args)
+        assert ([row["name"] for row in result["volumes"]], result["truncated"]) == (found, truncated)
+    path = f"{daemon.files}/p/a1"
+    assert daemon.done("libvirt_volume_info", names=["a1"])["volumes"][0] == {
+        "pool": "p",
+        "name": "a1",
+        "key": path,
+        "path": path,
+        "type": "file",
+        "format": "raw",
+        "capacity_bytes": 4096,
+        "allocation_bytes": 4096,
+        "backing": None,
+        "used_by": [],
+    }
+    assert "is no volume" in daemon.module("libvirt_volume_info", names=["c1"])["msg"]
+    assert "is inactive" in daemon.module("libvirt_volume_info", pools=["q"])["msg"]
+    assert "at least 1" in daemon.module("libvirt_volume_info", limit=0)["msg"]
+
+
+def test_the_modules_themselves_run(daemon: SessionDaemon, run_module: Run) -> None:
+    args = {"uri": daemon.uri, "pool": "p", "name": "new", "capacity": 4096}
+    done = run_module("libvirt_volume", args, diff=True)
+    assert (done["changed"], done["volumes"][0]["capacity_bytes"]) == (True, 4096)
+    assert "new volume" in done["diff"]["after"]
+    assert "mutually exclusive" in run_module("libvirt_volume", {**args, "volumes": []})["msg"]
+    assert [row["name"] for row in run_module("libvirt_volume_info", {"uri": daemon.uri})["volumes"]] == ["new"]
