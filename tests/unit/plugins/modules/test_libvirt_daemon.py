@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import textwrap
 import typing as t
 
 import pytest
@@ -22,53 +18,25 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon impor
     stored_in,
     with_settings,
 )
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import system_daemon
 
-# Mounts what is private, starts the daemon, then runs modules: a line of JSON in, a line of JSON out.
-SERVER = """
-import json, os, pathlib, signal, subprocess, sys, time
-for path in ("/etc/libvirt", "/run", "/var/lib/libvirt"):
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
-pathlib.Path("/etc/libvirt/libvirtd.conf").write_text('# kept\\n#log_filters="1:x"\\nmax_clients = 50\\n')
-null = subprocess.DEVNULL
-daemon = subprocess.Popen(["/usr/sbin/libvirtd"], stdin=null, stdout=null, stderr=null)
-try:
-    while not os.path.exists("/run/libvirt/libvirt-admin-sock"):
-        assert daemon.poll() is None
-        time.sleep(0.1)
-    for line in sys.stdin:
-        argv = [sys.executable, "-m", "ansible_collections.tapvirt.host.plugins.modules.libvirt_daemon"]
-        done = subprocess.run(argv, input=line, capture_output=True, text=True)
-        file = pathlib.Path("/etc/libvirt/libvirtd.conf").read_text()
-        print(json.dumps({"result": json.loads(done.stdout), "file": file}), flush=True)
-finally:
-    daemon.terminate()
-    daemon.wait()
-"""
 OUTPUTS = ["1:file:/run/here.log", "3:stderr"]
 
 
+CONFIG = "/etc/libvirt/libvirtd.conf"
+
+
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[t.Callable[..., dict[str, t.Any]]]:
+def daemon() -> t.Iterator[t.Callable[..., dict[str, t.Any]]]:
     """Run the module beside a daemon: its result, with the daemon's file as ``file``; ``said``: it is to fail."""
-    script = tmp_path_factory.mktemp("daemon") / "server.py"
-    script.write_text(textwrap.dedent(SERVER), encoding="utf-8")
-    argv = ["unshare", "--mount", sys.executable, str(script)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with system_daemon() as libvirtd:
+        libvirtd.write(CONFIG, '# kept\n#log_filters="1:x"\nmax_clients = 50\n')
 
         def run(check: bool = False, said: bool = False, **args: t.Any) -> dict[str, t.Any]:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": {**args, "_ansible_check_mode": check}}) + "\n")
-            process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
-            result = answer["result"]
-            assert not result.get("failed") or said, result["msg"]
-            return {**result, "file": answer["file"]}
+            result = (libvirtd.module if said else libvirtd.done)("libvirt_daemon", check=check, **args)
+            return {**result, "file": libvirtd.path(CONFIG).read_text(encoding="utf-8")}
 
         yield run
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(30) == 0
 
 
 def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:

@@ -412,7 +412,8 @@ def test_a_disk_that_the_guest_does_not_let_go_is_pending_and_asked_for_once(emb
     done = embed.module("libvirt_domain", domains=[wanted])
     assert not done.get("failed"), done["msg"]
     assert "the guest does not follow" in str(done["warnings"])
-    assert [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]] == [("devices/disk[vda]", "guest")]
+    pending = [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]]
+    assert pending == [("devices/disk[vda]", "detach_pending")]
     again = embed.converge(wanted)
     assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
 
@@ -430,3 +431,169 @@ def test_a_disk_that_cannot_be_plugged_in_waits_for_a_restart_and_is_tried_once(
     assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
     restarted = embed.converge(wanted, apply="restart_if_needed", on_timeout="destroy", wait_seconds=1)
     assert restarted["domains"][0]["pending"] == []
+
+
+# ---- overlays, purge, many at once -----------------------------------------------------------------------------------
+
+
+def test_a_disk_stays_on_the_overlay_that_a_snapshot_put_above_it(embed: Embed) -> None:
+    """Switched back to the file in the XML, the domain would lose what it wrote since, and the overlay its base."""
+    wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
+    embed.converge(wanted)
+    overlay = embed.root / "talker.snap1"
+    embed.libvirt(
+        f"""
+        xml = "<domainsnapshot><name>snap1</name><disks><disk name='hda' snapshot='external'>"
+        xml += "<source file='{overlay}'/></disk></disks></domainsnapshot>"
+        connection.lookupByName("talker").snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+        """
+    )
+    row = {"what": "devices/disk[hda]/source", "running": str(overlay), "stored": str(embed.image), "reason": "overlay"}
+    for _state in ("running", "shutdown"):
+        planned = embed.converge(wanted, check=True)
+        again = embed.converge(wanted)
+        assert (planned["plan"], again["plan"]) == ([], [])
+        assert again["domains"][0]["pending"] == planned["domains"][0]["pending"] == [row]
+        assert again["domains"][0]["plan_fidelity"] == "exact"
+        wanted = {**wanted, "state": "shutdown"}
+        embed.converge(wanted, on_timeout="destroy", wait_seconds=1)
+    edited = {**wanted, "xml": embed.talker(description="two")}
+    done = embed.converge(edited)
+    assert changes(done) == [("talker description", "one", "two")]
+    assert embed.converge(edited)["domains"][0]["pending"] == [row]
+    xml = embed.libvirt("print(connection.lookupByName('talker').XMLDesc(2))")
+    assert f"<source file='{overlay}'" in xml
+    assert "type='qcow2'" in xml
+    # The overlay is what the disk is on, so that is what goes; what lies below was not named.
+    done = embed.converge({"name": "talker", "state": "absent", "remove_disks": ["hda"]}, remove=["snapshots"])
+    assert changes(done)[1:] == [
+        ("talker snapshots", ["snap1"], None),
+        ("talker disk hda", str(overlay), None),
+    ]
+    assert embed.image.exists()
+    assert not overlay.exists()
+
+
+def test_purge_takes_what_was_ours_and_is_no_longer_in_the_list(embed: Embed) -> None:
+    disks = {name: embed.root / f"{name}.img" for name in ("kept", "forgotten", "saved")}
+    xmls = {}
+    for name, path in disks.items():
+        path.write_bytes(embed.image.read_bytes())
+        xmls[name] = embed.talker(name).replace(str(embed.image), str(path))
+    embed.converge(*({"name": name, "xml": xml} for name, xml in xmls.items()))
+    embed.libvirt(f"connection.defineXML({embed.talker('foreign')!r})")
+    embed.converge({"name": "saved", "state": "running"})
+    embed.converge({"name": "saved", "state": "saved"})
+    full = {"name": "kept", "xml": xmls["kept"]}
+    refused = embed.module("libvirt_domain", domains=[full], purge=True)
+    assert "saved: has managed save that an undefine would lose" in refused["msg"]
+    assert refused["changed"] is False
+    planned = embed.converge(full, check=True, purge=True, remove=["managed_save"])
+    done = embed.converge(full, purge=True, remove=["managed_save"])
+    assert planned["plan"] == done["plan"]
+    assert {row["what"] for row in done["plan"]} == {"forgotten definition", "saved definition", "saved managed_save"}
+    assert "foreign" not in str(done["plan"]) + str(done["domains"])
+    assert done["domains"][0]["name"] == "kept"
+    assert {row["name"]: row["state"] for row in done["domains"]} == {
+        "kept": "shutoff",
+        "forgotten": "absent",
+        "saved": "absent",
+    }
+    assert [row["name"] for row in embed.module("libvirt_domain_info")["domains"]] == ["foreign", "kept"]
+    assert all(path.exists() for path in disks.values())
+    assert embed.converge(full, purge=True)["plan"] == []
+    assert "empty list" in embed.module("libvirt_domain", domains=[], purge=True)["msg"]
+    assert "domains" in embed.module("libvirt_domain", name="kept", purge=True)["msg"]
+
+
+def test_many_start_and_end_at_once_and_one_that_fails_hides_none(embed: Embed) -> None:
+    names = [f"talker{number}" for number in range(5)]
+    for name in names[1:]:
+        (embed.root / f"{name}.img").write_bytes(embed.image.read_bytes())
+    wanted = [
+        {"name": name, "xml": embed.talker(name).replace("talker.img", f"{name}.img"), "state": "running"}
+        for name in names
+    ]
+    result = embed.module("libvirt_domain", domains=wanted)
+    errors = [row["error"] for row in result["domains"]]
+    assert [row["name"] for row in result["domains"]] == names
+    assert [row["state"] for row in result["domains"]] == ["shutoff", *["running"] * 4]
+    assert "talker0.img" in errors[0]
+    assert errors[1:] == [None] * 4
+    parts = ("definition", "state")
+    assert [row["what"] for row in result["plan"][1:]] == [f"{name} {part}" for name in names for part in parts]
+    off = [{"name": name, "state": "shutdown"} for name in names]
+    stubborn = embed.module("libvirt_domain", domains=off, wait_seconds=1)
+    assert [row["error"] is None for row in stubborn["domains"]] == [True, *[False] * 4]
+    assert all("still running 1 s after shutdown" in row["error"] for row in stubborn["domains"][1:])
+    gone = [{"name": name, "state": "absent"} for name in names]
+    done = embed.converge(*gone, on_timeout="destroy", wait_seconds=1)
+    assert {row["state"] for row in done["domains"]} == {"absent"}
+
+
+# ---- edits of each kind ----------------------------------------------------------------------------------------------
+
+GRAPHICS = "<graphics type='vnc' passwd='{0}'/>"
+CDROM = "<disk type='file' device='cdrom'>{0}<target dev='hdc' bus='ide'/><readonly/></disk>"
+EDIT_NIC = "<interface type='user'><mac address='52:54:00:00:00:07'/><model type='{0}'/></interface>"
+
+
+def test_edits_of_every_kind_give_their_rows_and_an_effect_or_a_pending_row(embed: Embed) -> None:
+    """All kinds in one run: what the plan says, what libvirt then shows, what waits and for what."""
+    for name in ("a.iso", "extra.raw"):
+        (embed.root / name).write_bytes(bytes(1 << 20))
+    medium = f"<source file='{embed.root}/a.iso'/>"
+    disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
+    cpu = "<cpu mode='custom'><model>{0}</model></cpu>"
+    before = embed.talker(
+        memory=32, current=32, devices=CDROM.format("") + EDIT_NIC.format("e1000") + GRAPHICS.format("hunter1")
+    ).replace("<devices>", cpu.format("qemu64") + "<devices>", 1)
+    after = embed.talker(
+        memory=40,
+        current=40,
+        vcpus=2,
+        description="two",
+        devices=CDROM.format(medium) + EDIT_NIC.format("virtio") + GRAPHICS.format("hunter2") + disk,
+    ).replace("<devices>", cpu.format("Westmere") + "<devices>", 1)
+    embed.converge({"name": "talker", "xml": before, "state": "running"})
+    wanted = {"name": "talker", "xml": after, "state": "running"}
+    planned = embed.converge(wanted, check=True)
+    done = embed.converge(wanted)
+    assert planned["plan"] == done["plan"]
+    assert planned["domains"][0]["pending"] == done["domains"][0]["pending"]
+    assert "hunter" not in str({key: value for key, value in done.items() if key != "invocation"})
+    found = [(what.partition(" ")[2], old, new) for what, old, new in changes(done)]
+    stored = [row for row in found if not row[0].startswith("running ")]
+    assert [row for row in stored if not row[0].startswith(("devices/controller", "devices/disk[vda]"))] == [
+        ("description", "one", "two"),
+        ("memory", "32768", "40960"),
+        ("currentMemory", "32768", "40960"),
+        ("vcpu@current", "1", None),
+        ("cpu/model", "qemu64", "Westmere"),
+        ("devices/disk[hdc]/source", None, f'<source file="{embed.root}/a.iso" />'),
+        ("devices/interface[52:54:00:00:00:07]/model@type", "e1000", "virtio"),
+        ("devices/graphics[vnc]@passwd", "********", "********"),
+    ]
+    pending = {row["what"]: row["reason"] for row in done["domains"][0]["pending"]}
+    assert pending == {
+        "memory": "restart",
+        "currentMemory": "restart",
+        "cpu/model": "restart",
+        "devices/interface[52:54:00:00:00:07]/model@type": "restart",
+    }
+    assert {row[0] for row in found} - {row[0] for row in stored} == {
+        "running vcpu@current",
+        "running devices/disk[hdc]",
+        "running devices/disk[vda]",
+        "running devices/graphics[vnc]",
+    }
+    running = embed.libvirt("print(connection.lookupByName('talker').XMLDesc(1))")
+    for there in ("a.iso", "extra.raw", "hunter2", "<vcpu placement='static'>2<", "e1000"):
+        assert there in running
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
+    restarted = embed.converge(wanted, apply="restart_if_needed", on_timeout="destroy", wait_seconds=1)
+    assert restarted["domains"][0]["pending"] == []
+    running = embed.libvirt("print(connection.lookupByName('talker').XMLDesc(1))")
+    for there in ("Westmere", "<model type='virtio'/>", ">40960<"):
+        assert there in running
