@@ -19,6 +19,8 @@ description:
   - The plan is exact where this host has libvirt's embedded QEMU driver in the version that is managed - the same code
     that would take the definition tells beforehand what becomes of it, in C(/var/cache/tapvirt). Elsewhere what the XML
     says is compared with what is there. RV(domains[].plan_fidelity) tells which.
+  - Several domains are started and stopped at once; those that end go before those that begin. A new domain is refused
+    where a disk of its own is that of another one that stays, as after a change of name.
   - What a running domain still lacks is listed on every run, in RV(domains[].pending). A domain is restarted only with
     O(apply=restart_if_needed).
 extends_documentation_fragment:
@@ -43,14 +45,23 @@ options:
         description:
           - V(present) is defined, running or not; V(shutdown) is defined and off; V(saved) is off with its memory in a
             file, from where V(running) goes on.
-          - V(absent) is stopped and no longer defined. Its disks always stay; what else would be lost must be named in
-            O(remove).
+          - V(absent) is stopped and no longer defined. Its disks stay unless O(domains[].remove_disks) names them; what
+            else would be lost must be named in O(remove). The plan has a row for everything that goes.
         type: str
         choices: [present, running, shutdown, paused, saved, absent]
         default: present
       autostart:
         description: Whether the domain starts with the host. Without it, this stays as it is.
         type: bool
+      remove_disks:
+        description:
+          - With O(domains[].state=absent), the targets of the disks, such as V(vda), whose file or volume is deleted
+            once the domain is gone. Only the file that the disk is on goes, not what that stands on.
+          - Nothing is changed where a named disk is read-only, shareable or removable, where another domain, disk or
+            volume uses it or stands on it, or where it is neither a plain file of this host nor a volume of an active
+            pool.
+        type: list
+        elements: str
   name:
     description: As in O(domains), for one domain.
     type: str
@@ -65,6 +76,10 @@ options:
   autostart:
     description: As in O(domains), for one domain.
     type: bool
+  remove_disks:
+    description: As in O(domains), for one domain.
+    type: list
+    elements: str
   apply:
     description:
       - What a changed definition changes. V(config) is what is stored, for the next start; V(live) is what runs, as far
@@ -82,6 +97,13 @@ options:
     elements: str
     choices: [nvram, tpm, managed_save, snapshots, checkpoints]
     default: []
+  purge:
+    description:
+      - Whether O(domains) is the full list of the domains that this module has to do with here. Those that it once
+        defined and that are not in the list become V(absent), by the same rules; their rows come after the list's.
+      - Domains that this module never defined are not touched. An empty list is refused.
+    type: bool
+    default: false
   wait_seconds:
     description: How long a guest may take to reach a state, in seconds.
     type: int
@@ -103,6 +125,12 @@ EXAMPLES = r"""
         autostart: true
       - name: old7
         state: absent
+        remove_disks: [vda]
+
+- name: These are all of our domains here
+  tapvirt.host.libvirt_domain:
+    domains: "{{ domains }}"
+    purge: true
 
 - name: A domain without any daemon
   tapvirt.host.libvirt_domain:
@@ -138,7 +166,11 @@ domains:
       description:
         - Where the running domain is not what its definition says - C(what), C(running), C(stored) and the C(reason).
         - The reason is C(restart) (it takes one), C(apply) (O(apply) forbade it), C(guest) (the guest was asked and
-          does not follow) or C(managed_save) (saved memory is in the way). At most 20 of a kind.
+          does not follow), C(detach_pending) (the guest was asked to let a device go and has not) or C(managed_save)
+          (saved memory is in the way).
+        - With C(overlay), a disk is on an overlay of the file that the XML names, as an external snapshot leaves it,
+          and stays there; C(running) is the overlay. Back on that file, the domain would lose what it wrote since.
+        - At most 20 of a kind.
       type: list
       elements: dict
     plan_fidelity:
@@ -182,6 +214,7 @@ _DOMAIN_SPEC = {
         "choices": ["present", "running", "shutdown", "paused", "saved", "absent"],
     },
     "autostart": {"type": "bool"},
+    "remove_disks": {"type": "list", "elements": "str"},
 }
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,
@@ -198,6 +231,7 @@ ARGUMENT_SPEC = {
         "default": [],
         "choices": ["nvram", "tpm", "managed_save", "snapshots", "checkpoints"],
     },
+    "purge": {"type": "bool", "default": False},
     "wait_seconds": {"type": "int", "default": 60},
     "on_timeout": {"type": "str", "default": "fail", "choices": ["fail", "destroy"]},
 }
@@ -208,7 +242,7 @@ def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     require_binding()
     wanted = read_wanted(params["domains"] if params["domains"] is not None else [params])
     options = Options(params["apply"], Waiting(params["wait_seconds"], params["on_timeout"]), tuple(params["remove"]))
-    run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options)
+    run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options, params["purge"])
     return run.converge(module.check_mode, module._diff)
 
 
@@ -216,8 +250,9 @@ def main() -> None:
     run_module(
         ARGUMENT_SPEC,
         body,
-        mutually_exclusive=[("domains", name) for name in ("name", "xml", "autostart")],
+        mutually_exclusive=[("domains", name) for name in ("name", "xml", "autostart", "remove_disks")],
         required_one_of=[("domains", "name")],
+        required_if=[("purge", True, ("domains",))],
     )
 
 

@@ -15,10 +15,12 @@ import yaml
 if t.TYPE_CHECKING:
     from .conftest import LabHosts
 
-HOST = "trace2"
+HOST = "trace4"
 IMAGE = "/var/lib/libvirt/images/libvirt-test.img"
+POOL = "/var/lib/libvirt/images/libvirt-test"
+POOLED = f"{POOL}/quiet.img"
 LINE = "libvirt test of the lab"
-XML = f"""
+XML = """
 <domain type='kvm'>
   <name>NAME</name>
   <memory unit='MiB'>16</memory>
@@ -26,7 +28,7 @@ XML = f"""
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
   <devices>
     <disk type='file' device='disk'>
-      <driver name='qemu' type='raw'/><source file='{IMAGE}'/><target dev='hda' bus='ide'/>
+      <driver name='qemu' type='raw'/><source file='IMAGE'/><target dev='hda' bus='ide'/>
     </disk>
     <serial type='pty'/>
   </devices>
@@ -35,8 +37,8 @@ XML = f"""
 TALKER, QUIET = "libvirt-test-talker", "libvirt-test-quiet"
 
 
-def xml(name: str) -> str:
-    return XML.replace("NAME", name)
+def xml(name: str, image: str = IMAGE) -> str:
+    return XML.replace("NAME", name).replace("IMAGE", image)
 
 
 def converge(lab: LabHosts, domains: list[dict[str, t.Any]], check: bool = False, **args: t.Any) -> dict[str, t.Any]:
@@ -49,14 +51,27 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
     template = tmp_path_factory.mktemp("libvirt") / "boot_sector.img.j2"
     template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}", encoding="ascii")
     disk = {"src": str(template), "dest": IMAGE, "output_encoding": "iso-8859-1", "mode": "0644"}
-    wanted = [{"name": TALKER, "xml": xml(TALKER), "state": "running"}, {"name": QUIET, "xml": xml(QUIET)}]
+    wanted = [{"name": TALKER, "xml": xml(TALKER), "state": "running"}, {"name": QUIET, "xml": xml(QUIET, POOLED)}]
+    pool = f"mkdir {POOL} && cp {IMAGE} {POOLED} && virsh -q pool-create-as libvirt-test dir --target {POOL}"
+    needed = {"name": QUIET, "state": "absent", "remove_disks": ["hda"]}
+    renamed = {"name": "libvirt-test-renamed", "xml": xml("libvirt-test-renamed")}
     tasks: list[dict[str, t.Any]] = [
         {"name": "Disk", "ansible.builtin.template": disk, "vars": {"line": LINE}},
+        {"name": "Pool", "ansible.builtin.shell": pool},
         {"name": "Planned", "tapvirt.host.libvirt_domain": {"domains": wanted}, "check_mode": True},
         {"name": "Done", "tapvirt.host.libvirt_domain": {"domains": wanted}},
         {"name": "Again", "tapvirt.host.libvirt_domain": {"domains": wanted}},
         {"name": "Console", "tapvirt.host.libvirt_console": {"name": TALKER, "until": f"^{LINE}$", "timeout": 60}},
         {"name": "Info", "tapvirt.host.libvirt_domain_info": {"names": [QUIET, TALKER]}},
+        {
+            "name": "Renamed",
+            "tapvirt.host.libvirt_domain": {"domains": [renamed]},
+            "register": "refused",
+            "failed_when": "refused is not failed",
+        },
+        {"name": "Removal planned", "tapvirt.host.libvirt_domain": {"domains": [needed]}, "check_mode": True},
+        {"name": "Removed", "tapvirt.host.libvirt_domain": {"domains": [needed]}},
+        {"name": "Left", "ansible.builtin.command": f"find {POOL} {IMAGE} -type f"},
     ]
     run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
     try:
@@ -66,7 +81,7 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
         gone = [{"name": name, "state": "absent"} for name in (TALKER, QUIET)]
         left = converge(lab, gone, on_timeout="destroy", wait_seconds=1)
         kept = lab.run(HOST, "stat", "-c", "%s", IMAGE)
-        lab.run(HOST, "rm", "-f", IMAGE)
+        lab.run(HOST, "sh", "-c", f"virsh pool-destroy libvirt-test; rm -rf {IMAGE} {POOL}")
         assert [row["state"] for row in left["domains"]] == ["absent", "absent"]
         assert kept.stdout.strip() == "512", "absent must never take a disk"
 
@@ -83,6 +98,14 @@ def test_console_and_info_of_a_kvm_domain(talker: dict[str, t.Any]) -> None:
     assert talker["Console"]["matched"]
     assert [row["state"] for row in talker["Info"]["domains"]] == ["shutoff", "running"]
     assert talker["Info"]["domains"][1]["type"] == "kvm"
+
+
+def test_only_the_named_disk_goes_with_its_domain_and_a_rename_does_not_share_one(talker: dict[str, t.Any]) -> None:
+    assert "is in use as disk hda of domain" in talker["Renamed"]["msg"]
+    assert talker["Removal planned"]["plan"] == talker["Removed"]["plan"]
+    rows = [(row["what"], row["before"], row["how"]) for row in talker["Removed"]["plan"]]
+    assert rows[1:] == [(f"{QUIET} disk hda", POOLED, "deleteVolume")]
+    assert talker["Left"]["stdout_lines"] == [IMAGE]
 
 
 def test_every_line_of_the_boot_sector_costs_the_same_exits(lab: LabHosts, talker: dict[str, t.Any]) -> None:
@@ -108,12 +131,12 @@ def test_every_line_of_the_boot_sector_costs_the_same_exits(lab: LabHosts, talke
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        (QUIET, xml(QUIET).replace("memory", "memroy"), "Nearest: memory"),
-        ("../" + QUIET, xml(QUIET), "must not contain '/'"),
+        (QUIET, xml(QUIET, POOLED).replace("memory", "memroy"), "Nearest: memory"),
+        ("../" + QUIET, xml(QUIET, POOLED), "must not contain '/'"),
     ],
 )
 def test_bad_input_changes_nothing(lab: LabHosts, talker: dict[str, t.Any], name: str, text: str, said: str) -> None:
-    fine = {"name": "libvirt-test-fine", "xml": xml("libvirt-test-fine"), "state": "running"}
+    fine = {"name": "libvirt-test-fine", "xml": xml("libvirt-test-fine", POOLED + "2"), "state": "running"}
     result = converge(lab, [fine, {"name": name, "xml": text}])
     assert said in result["msg"]
     assert "\n" not in result["msg"]

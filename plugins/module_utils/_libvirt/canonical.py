@@ -63,15 +63,18 @@ def can_stand_for(uri: str) -> bool:
 
 def managed_by(connection: Connection, uri: str) -> Managed:
     """Describe the libvirt behind a connection that ``can_stand_for`` accepted."""
+    return Managed((connection.getLibVersion(), connection.getVersion()), state_directory(uri))
+
+
+def state_directory(uri: str) -> str:
+    """Return where the libvirt of a URI that ``can_stand_for`` accepted keeps its state."""
     root = embed_root(uri)
     if root is not None:
-        state_directory = os.path.join(root.path, "lib")
-    elif uri.startswith("qemu:///session"):
+        return os.path.join(root.path, "lib")
+    if uri.startswith("qemu:///session"):
         config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-        state_directory = os.path.join(config, "libvirt")
-    else:
-        state_directory = _HOST_STATE
-    return Managed((connection.getLibVersion(), connection.getVersion()), state_directory)
+        return os.path.join(config, "libvirt")
+    return _HOST_STATE
 
 
 class Canonicaliser:

@@ -183,8 +183,8 @@ def backing_file(path: str) -> str | None:
             name = stream.read(length).decode("utf-8", "surrogateescape")
     except OSError:
         return None
-    name = _file_name(name)
-    return os.path.join(os.path.dirname(os.path.realpath(path)), name) if name else None
+    file = _file_name(name)
+    return os.path.join(os.path.dirname(os.path.realpath(path)), file) if file else None
 
 
 def _file_name(name: str) -> str | None:

@@ -12,13 +12,15 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .._core.errors import InvalidInput, TapvirtError
+from .._core.errors import InvalidInput, nearest_names
 from .._core.plan import Change
 from . import lifecycle
+from .absence import Belongings, check_losses, disk_changes, loss_changes
 from .definition import Difference, size_bytes, text_of, to_text
+from .disk_removal import Doomed, check_doomed
 from .domain_xml import Mark, definition_hash, differences, filled_devices, mark_of, wanted_hash, with_mark
-from .identity import complete, with_identity
-from .live import LiveEdit, asked_of, live_edits, pending_differences, pending_row, vcpus_of
+from .identity import complete, with_disks_of, with_identity
+from .live import LiveEdit, asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
@@ -52,13 +54,24 @@ class Wanted:
     xml: str | None = None
     root: ET.Element | None = None
     autostart: bool | None = None
+    remove_disks: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlay:
+    """A disk that stands on the file that the wanted XML names for it: ``base`` is named, ``overlay`` is in use."""
+
+    target: str
+    base: str
+    overlay: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
     """One domain as it was found. ``stored`` and ``running`` (only while active) are parsed XML with secrets.
 
-    ``saved`` is the definition that a managed save would bring back, where there is one and the driver tells.
+    ``saved`` is the definition that a managed save would bring back, where there is one and the driver tells;
+    ``belongings`` are read of a domain that has to be absent only, ``overlays`` where the wanted XML names other files.
     """
 
     uuid: str
@@ -70,8 +83,8 @@ class Observed:
     stored: ET.Element
     running: ET.Element | None
     saved: ET.Element | None = None
-    snapshots: int = 0
-    checkpoints: int = 0
+    belongings: Belongings = dataclasses.field(default_factory=Belongings)
+    overlays: tuple[Overlay, ...] = ()
 
 
 @dataclasses.dataclass
@@ -87,6 +100,7 @@ class DomainPlan:
     edits: list[LiveEdit] = dataclasses.field(default_factory=list)
     steps: list[str] = dataclasses.field(default_factory=list)
     undefine: bool = False
+    disks: list[Doomed] = dataclasses.field(default_factory=list)
 
 
 def desired_definition(
@@ -114,7 +128,8 @@ def desired_definition(
     applied = mark is not None and mark.wanted == wanted_hash(wanted.xml) and observed.persistent
     if mark is not None and applied and mark.result == definition_hash(observed.stored):
         return None
-    return with_identity(wanted.root, observed.stored, with_addresses)
+    desired = with_identity(wanted.root, observed.stored, with_addresses)
+    return with_disks_of(desired, observed.stored, [overlay.target for overlay in observed.overlays])
 
 
 def _set_uuid(root: ET.Element, uuid: str) -> None:
@@ -130,9 +145,11 @@ def plan_domain(
     desired: ET.Element | None,
     canonical: ET.Element | None,
     options: Options,
+    known: t.Collection[str] = (),
 ) -> DomainPlan:
     """Return the plan for one domain.
 
+    :param known: the names of all domains, to help with a wrong one.
     :param desired: from ``desired_definition``.
     :param canonical: what libvirt makes of ``desired``, where that could be found out: the plan is exact then.
     :raises TapvirtError: it cannot be done, or would lose something that the user did not name.
@@ -141,7 +158,10 @@ def plan_domain(
         return _plan_absence(wanted, observed, options)
     if observed is None and desired is None:
         raise InvalidInput(
-            wanted.name, wanted.state, "cannot be reached: there is no domain of this name and no xml was given"
+            "{0}: state".format(wanted.name),
+            wanted.state,
+            "cannot be reached: there is no domain of this name and no xml was given",
+            nearest_names(wanted.name, known),
         )
     plan = DomainPlan(
         fidelity=None if wanted.xml is None else EXACT if desired is None or canonical is not None else SEMANTIC
@@ -162,6 +182,11 @@ def plan_domain(
         plan.changes.append(
             _change(wanted, "autostart", not wanted.autostart, wanted.autostart, "setAutostart", "as wanted")
         )
+    if observed is not None:
+        plan.pending += [
+            pending_row("devices/disk[{0}]/source".format(one.target), one.overlay, one.base, "overlay")
+            for one in observed.overlays
+        ]
     _plan_running(plan, wanted, observed, stored, options)
     _plan_state(plan, wanted, observed)
     if options.apply == "restart_if_needed" and any(row["reason"] == "restart" for row in plan.pending):
@@ -240,8 +265,7 @@ def _plan_running(
     covered: list[str] = []
     for edit in live_edits(stored, observed.running):
         if edit.key() in asked.keys:
-            reason = "guest" if edit.kind in ("memory", "detach") else "restart"
-            plan.pending.append(pending_row(edit.path, edit.before, edit.after, reason))
+            plan.pending.append(pending_row(edit.path, edit.before, edit.after, refused_reason(edit)))
         elif options.edits:
             plan.edits.append(edit)
             why = "the running domain differs"
@@ -303,23 +327,21 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
     plan = DomainPlan()
     if observed is None:
         return plan
-    for what, there in (
-        ("managed_save", observed.managed_save),
-        ("snapshots", observed.snapshots),
-        ("checkpoints", observed.checkpoints),
-    ):
-        if there and what not in options.remove:
-            raise TapvirtError(
-                "{0}: has {1} that an undefine would lose. Nothing was changed; 'remove' can name it.".format(
-                    wanted.name, what.replace("_", " ")
-                )
-            )
+    found = observed.belongings
+    check_losses(wanted.name, found, options.remove)
+    check_doomed(wanted.name, found.disks)
     if observed.active:
         plan.steps = lifecycle.steps_to("{0}: state".format(wanted.name), "shutdown", observed.state, True, False)
         plan.changes.append(_change(wanted, "state", observed.state, "shutoff", ", ".join(plan.steps), "as wanted"))
     if observed.persistent:
         plan.undefine = True
-        kept = [name for name in ("nvram", "tpm") if name not in options.remove]
-        why = "as wanted; disks stay" + (", {0} too".format(" and ".join(kept)) if kept else "")
+        kept = [
+            "other disks" if found.disks else "disks",
+            *(one for one in ("nvram", "tpm") if one not in options.remove),
+        ]
+        why = "as wanted; {0} stay".format(", ".join(kept))
         plan.changes.append(_change(wanted, "definition", summary(observed.stored), None, "undefine", why))
+        plan.changes += loss_changes(wanted.name, found, options.remove)
+    plan.changes += disk_changes(wanted.name, found.disks)
+    plan.disks = [one for one in found.disks if one.there]
     return plan

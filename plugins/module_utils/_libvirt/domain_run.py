@@ -8,28 +8,29 @@ Private to the collection.
 
 from __future__ import annotations
 
-import dataclasses
-import time
 import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from .._core.errors import InvalidInput, TapvirtError
+from .._core.errors import InvalidInput, NoEffect, TapvirtError
 from .._core.plan import Change
-from . import lifecycle
+from .at_once import Turns, for_each
 from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
 from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
-from .definition import check_inner_name, keyed, parse_definition, text_of, to_text
+from .definition import check_inner_name, parse_definition, text_of, to_text
+from .disk_removal import delete, find_doomed
+from .disks import disks_of
+from .domain_apply import edit_running, remember, undefine
+from .domain_observe import Surroundings, is_marked, observe_domain
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
-from .domain_xml import Mark, definition_hash
 from .embed import EmbedRoot
 from .item_run import Item, ItemRun, check_names
 from .lifecycle import Lifecycle
-from .live import LiveEdit, asked_of
+from .lookup import is_host
 from .schema import schema_errors
 
-_FOLLOW_SECONDS = 3.0
-_Answer = t.TypeVar("_Answer")
+# The states in which a domain gives back what others may need.
+_ENDS = ("absent", "shutdown", "saved")
 
 
 def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
@@ -45,7 +46,11 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         if item.get("xml"):
             root = parse_definition("{0}: xml".format(name), item["xml"], "domain")
             check_inner_name("domain", name, root)
-        wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart")))
+        disks = tuple(item.get("remove_disks") or ())
+        if disks and item["state"] != "absent":
+            rule = "are deleted with state: absent only, and the state is {0}".format(item["state"])
+            raise InvalidInput("{0}: remove_disks".format(name), ", ".join(disks), rule)
+        wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart"), disks))
     return wanted
 
 
@@ -57,17 +62,30 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
 
     rows = "domains"
 
-    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options) -> None:
+    def __init__(
+        self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options, purge: bool = False
+    ) -> None:
+        """Prepare the run.
+
+        :param purge: the list is full: domains with our mark that are not in it have to be absent.
+        :raises InvalidInput: the list is full and empty.
+        """
+        if purge and not wanted:
+            rule = "would remove every domain of ours from an empty list; name them with state: absent instead"
+            raise InvalidInput("purge", True, rule)
         super().__init__(wanted, DomainPlan)
         self._uri = uri
         self._timeout_seconds = timeout_seconds
         self._options = options
+        self._purge = purge
         self._canonicaliser: Canonicaliser | None = None
         # What is handed to libvirt, and what that makes of it, by domain.
         self._desired_roots: dict[str, ET.Element | None] = {}
         self._canonical_roots: dict[str, Canonical] = {}
         # The names of all domains, by UUID.
         self._owners: dict[str, str] = {}
+        # Of a root that is still to be made: nothing.
+        self._around = Surroundings(None, uri, [])
         self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
 
     def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
@@ -104,23 +122,54 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     # ---- observe ----
 
     def _observe(self, connection: Connection) -> None:
-        names = {item.wanted.name for item in self._items}
         with libvirt_errors("Listing the domains"):
+            driver = connection.getType()
             domains = connection.listAllDomains()
         self._owners = {domain.UUIDString(): str(domain.name()) for domain in domains}
-        found = {domain.name(): domain for domain in domains if domain.name() in names}
+        found = {str(domain.name()): domain for domain in domains}
+        if self._purge:
+            self._add_forgotten(driver, found)
+        around = self._around = Surroundings(connection, self._uri, domains)
         for item in self._items:
             domain = found.get(item.wanted.name)
-            with libvirt_errors("{0}: reading it".format(item.wanted.name)):
-                item.observed = None if domain is None else observe_domain(domain, item.wanted.state == "absent")
+            item.observed = None
+            if domain is None:
+                continue
+            if is_host(driver, domain.ID()):
+                item.error = "{0}: is the host itself, as Xen lists it. Nothing was changed.".format(item.wanted.name)
+                continue
+            try:
+                with libvirt_errors("{0}: reading it".format(item.wanted.name)):
+                    observed = observe_domain(domain)
+                    look = around.with_belongings if item.wanted.state == "absent" else around.with_overlays
+                    item.observed = look(item.wanted, domain, observed)
+            except TapvirtError as error:
+                item.error = error.message
+
+    def _add_forgotten(self, driver: str, found: t.Mapping[str, Domain]) -> None:
+        """Add the domains that we once defined and that are not in the list. Once: what comes later is not ours."""
+        self._purge = False
+        named = {item.wanted.name for item in self._items}
+        for name, domain in found.items():
+            if name in named or is_host(driver, domain.ID()):
+                continue
+            with libvirt_errors("{0}: reading its mark".format(name)):
+                if is_marked(domain):
+                    self._items.append(Item(Wanted(name, "absent"), DomainPlan()))
 
     # ---- plan ----
 
     def _plan_all(self, connection: Connection | None) -> None:
         """Plan every domain. What cannot be planned is told for all of them before anything is changed for any."""
         desired: dict[str, ET.Element | None] = {}
+        new = [item.wanted for item in self._items if item.observed is None and item.wanted.state != "absent"]
+        leaving = [item.wanted.name for item in self._items if item.wanted.state == "absent"]
+        shared = self._around.shared_disks(new, leaving)
         for item in self._items:
             name = item.wanted.name
+            item.error = item.error or shared.get(name)
+            if item.error:
+                continue
             try:
                 desired[name] = self._desired(item)
                 self._check_uuid(item)
@@ -151,7 +200,9 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             rule = "is refused by libvirt: {0}".format(answer.error)
             raise InvalidInput("{0}: xml".format(wanted.name), wanted.name, rule)
         root = answer.root if answer else None
-        return plan_domain(wanted, item.observed, self._desired_roots[wanted.name], root, self._options)
+        return plan_domain(
+            wanted, item.observed, self._desired_roots[wanted.name], root, self._options, self._owners.values()
+        )
 
     def _desired(self, item: _Item, with_addresses: bool = True) -> ET.Element | None:
         new_uuid = self._new_uuids.get(item.wanted.name, "")
@@ -180,11 +231,16 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     # ---- apply ----
 
     def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
-        self._lifecycle = Lifecycle(connection)
+        """Apply to several domains at once; what ends goes before what begins, which may need its disks and memory."""
+        turns = Turns()
+        self._lifecycle = Lifecycle(connection, turns)
         if any(item.plan.steps for item in touched):
             self._lifecycle.watch()
+        apply_each = super()._apply_all
         try:
-            super()._apply_all(connection, touched)
+            for ending in (True, False):
+                some = [item for item in touched if (item.wanted.state in _ENDS) is ending]
+                for_each(lambda item: apply_each(connection, [item]), some, turns)
         finally:
             self._lifecycle.close()
 
@@ -195,7 +251,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             item.done = True
             if plan.remember is not None:
-                _remember(name, domain, plan.remember)
+                remember(name, domain, plan.remember)
         with libvirt_errors("{0}: looking it up".format(name)):
             domain = connection.lookupByName(name)
         wanted = item.wanted.autostart
@@ -204,7 +260,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 domain.setAutostart(int(wanted))
             item.done = True
         for edit in plan.edits:
-            why = _edit(name, domain, edit)
+            why = edit_running(name, domain, edit)
             if why is not None:
                 self._warnings.append(why)
             item.done = True
@@ -212,7 +268,25 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             self._lifecycle.step(name, domain, step, self._options.waiting)
             item.done = True
         if plan.undefine and item.observed is not None:
-            _undefine(name, connection, domain, item.observed, self._options)
+            undefine(name, connection, domain, item.observed.belongings, self._options.remove)
+            item.done = True
+        if plan.disks:
+            self._delete_disks(connection, item)
+
+    def _delete_disks(self, connection: Connection, item: _Item) -> None:
+        """Delete the named disks of a domain that is gone. Who needs them is looked at once more: time has passed."""
+        name, planned = item.wanted.name, item.plan.disks
+        if item.observed is None:
+            return
+        with libvirt_errors("{0}: looking for users of its disks".format(name)):
+            domains = connection.listAllDomains()
+        if name in [domain.name() for domain in domains]:
+            raise NoEffect("{0}: undefined without an error, but it is still there; its disks stay.".format(name))
+        around = Surroundings(connection, self._uri, domains)
+        disks = disks_of(item.observed.stored)
+        now = find_doomed(name, [one.target for one in planned], disks, [], around.places, around.all_uses())
+        for before, after in zip(planned, now):
+            delete(name, connection, before, after)
             item.done = True
 
     def _keep(self, item: _Item, planned: DomainPlan) -> None:
@@ -239,113 +313,3 @@ def _planned_state(wanted: Wanted, state: str) -> str:
     if wanted.state == "present":
         return "shutoff" if state == "absent" else state
     return {"shutdown": "shutoff", "saved": "shutoff"}.get(wanted.state, wanted.state)
-
-
-def observe_domain(domain: Domain, for_absence: bool) -> Observed:
-    """Read one domain. Snapshots and checkpoints are counted only where an undefine would lose them."""
-    state, _reason = lifecycle.state_of(domain)
-    active = bool(domain.isActive())
-    secure = libvirt.VIR_DOMAIN_XML_SECURE
-    running = domain.XMLDesc(secure) if active else None
-    persistent = bool(domain.isPersistent())
-    stored = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
-    managed_save = _unless_unknown(lambda: bool(domain.hasManagedSaveImage(0)), False)
-    saved = _unless_unknown(lambda: domain.managedSaveGetXMLDesc(secure), None) if managed_save else None
-    return Observed(
-        uuid=domain.UUIDString(),
-        state=state,
-        active=active,
-        persistent=persistent,
-        autostart=bool(domain.autostart()) if persistent else False,
-        managed_save=managed_save,
-        stored=ET.fromstring(stored),
-        running=None if running is None else ET.fromstring(running),
-        saved=None if saved is None else ET.fromstring(saved),
-        snapshots=_unless_unknown(lambda: domain.snapshotNum(0), 0) if for_absence else 0,
-        checkpoints=_unless_unknown(lambda: len(domain.listAllCheckpoints()), 0) if for_absence else 0,
-    )
-
-
-def _unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
-    """Return an answer, or the default where the driver does not know the thing at all."""
-    try:
-        return ask()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
-            return default
-        raise
-
-
-def _remember(name: str, domain: Domain, mark: Mark) -> None:
-    """Note what libvirt made of the definition, so that the next run can tell that nobody changed it."""
-    with libvirt_errors("{0}: noting what was applied".format(name)):
-        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-        result = definition_hash(ET.fromstring(domain.XMLDesc(flags)))
-        note = dataclasses.replace(mark, result=result).note()
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-
-
-def _edit(name: str, domain: Domain, edit: LiveEdit) -> str | None:
-    """Make an edit of a running domain; return why it did not take effect, null where it did.
-
-    A guest may ignore what it is asked (a balloon without a driver, an unplugged device), a hypervisor may have no
-    place left. That is noted in the running domain, so that the next run reports it instead of asking again.
-    """
-    why = None
-    with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.path)):
-        try:
-            _EDITS[edit.kind](domain, edit)
-        except libvirt.libvirtError as error:
-            if edit.kind in ("memory", "vcpus"):
-                raise
-            why = " ".join(str(error.get_error_message()).split())
-        if why is None and not _followed(domain, edit):
-            why = "the guest does not follow"
-        if why is not None:
-            note = asked_of(_running(domain)).with_key(edit.key()).note()
-            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-    return why and "{0}: {1} of {2} has no effect before a restart: {3}.".format(name, edit.kind, edit.path, why)
-
-
-_EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
-    "memory": lambda domain, edit: domain.setMemoryFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-    "vcpus": lambda domain, edit: domain.setVcpusFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-    "attach": lambda domain, edit: domain.attachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-    "detach": lambda domain, edit: domain.detachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-    "update": lambda domain, edit: domain.updateDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
-}
-
-
-def _running(domain: Domain) -> ET.Element:
-    return ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
-
-
-def _followed(domain: Domain, edit: LiveEdit) -> bool:
-    """Wait a moment for the guest; what libvirt does by itself is there at once."""
-    deadline = time.monotonic() + _FOLLOW_SECONDS
-    while True:
-        if edit.kind == "memory":
-            done = bool(domain.memoryStats().get("actual") == edit.after)
-        elif edit.kind == "detach":
-            devices = _running(domain).find("devices")
-            done = devices is None or edit.path.partition("/")[2] not in keyed(devices)
-        else:
-            return True
-        if done or time.monotonic() > deadline:
-            return done
-        time.sleep(0.1)
-
-
-def _undefine(name: str, connection: Connection, domain: Domain, observed: Observed, options: Options) -> None:
-    flags = lifecycle.undefine_flags(
-        connection.getLibVersion(), options.remove, observed.managed_save, observed.snapshots, observed.checkpoints
-    )
-    with libvirt_errors("{0}: undefining it".format(name)):
-        try:
-            domain.undefineFlags(flags)
-        except libvirt.libvirtError as error:
-            # Drivers other than QEMU's know fewer flags; they have nothing that the others would keep.
-            known = flags & (lifecycle.UNDEFINE_MANAGED_SAVE | lifecycle.UNDEFINE_SNAPSHOTS)
-            if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG or known == flags:
-                raise
-            domain.undefineFlags(known)

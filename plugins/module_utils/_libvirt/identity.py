@@ -43,6 +43,31 @@ def with_identity(wanted: ET.Element, existing: ET.Element, with_addresses: bool
     return complete(result)
 
 
+def with_disks_of(wanted: ET.Element, existing: ET.Element, targets: t.Collection[str]) -> ET.Element:
+    """Return the wanted definition with the disks of these targets on the sources that they have, format included."""
+    found = {_target(disk): disk for disk in existing.iterfind("devices/disk")}
+    for disk in wanted.iterfind("devices/disk"):
+        target = _target(disk)
+        if target not in targets or target not in found:
+            continue
+        old, driver, old_driver = found[target], disk.find("driver"), found[target].find("driver")
+        disk.set("type", old.get("type", "file"))
+        for tag in ("source", "backingStore"):
+            for element in disk.findall(tag):
+                disk.remove(element)
+            _copy(old, disk, tag)
+        if driver is None:
+            _copy(old, disk, "driver")
+        elif old_driver is not None and old_driver.get("type"):
+            driver.set("type", old_driver.get("type", ""))
+    return wanted
+
+
+def _target(disk: ET.Element) -> str | None:
+    target = disk.find("target")
+    return None if target is None else target.get("dev")
+
+
 def complete(wanted: ET.Element) -> ET.Element:
     """Fill in what libvirt would choose: MAC addresses and generation ID follow from the UUID, indexes count up.
 

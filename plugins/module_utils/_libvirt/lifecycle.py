@@ -15,6 +15,7 @@ import time
 import typing as t
 
 from .._core.errors import InvalidInput, TapvirtError
+from .at_once import Turns
 from .connection import Connection, Domain, libvirt, libvirt_errors
 
 # virDomainState, in libvirt's order.
@@ -32,7 +33,7 @@ _POLL_SECONDS = 0.5
 UNDEFINE_MANAGED_SAVE, UNDEFINE_SNAPSHOTS, UNDEFINE_NVRAM, UNDEFINE_KEEP_NVRAM = 1, 2, 4, 8
 UNDEFINE_CHECKPOINTS, UNDEFINE_TPM, UNDEFINE_KEEP_TPM = 16, 32, 64
 _CHECKPOINTS_SINCE = 5006000
-_TPM_SINCE = 8009000
+TPM_KEPT_SINCE = 8009000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def undefine_flags(
 ) -> int:
     """Return the flags for an undefine that keeps what is not named: NVRAM and TPM state stay unless in ``remove``."""
     flags = UNDEFINE_NVRAM if "nvram" in remove else UNDEFINE_KEEP_NVRAM
-    if library_version >= _TPM_SINCE:
+    if library_version >= TPM_KEPT_SINCE:
         flags |= UNDEFINE_TPM if "tpm" in remove else UNDEFINE_KEEP_TPM
     if managed_save:
         flags |= UNDEFINE_MANAGED_SAVE
@@ -96,11 +97,16 @@ def undefine_flags(
 
 
 class Lifecycle:
-    """Carries steps out and waits for their effect, woken by libvirt's events where the driver sends them."""
+    """Carries steps out and waits for their effect, woken by libvirt's events where the driver sends them.
 
-    def __init__(self, connection: Connection) -> None:
+    Many threads may use one, each for a domain of its own; a turn that one has is given up while it waits.
+    """
+
+    def __init__(self, connection: Connection, turns: Turns | None = None) -> None:
         self._connection = connection
-        self._woken = threading.Event()
+        self._turns = turns
+        self._woken = threading.Condition()
+        self._events = 0
         self._callback: int | None = None
 
     def watch(self) -> None:
@@ -118,7 +124,9 @@ class Lifecycle:
             self._callback = None
 
     def _on_event(self, *_details: t.Any) -> None:
-        self._woken.set()
+        with self._woken:
+            self._events += 1
+            self._woken.notify_all()
 
     def step(self, name: str, domain: Domain, step: str, waiting: Waiting) -> None:
         """Carry one step of ``steps_to`` out and wait until it has taken effect.
@@ -150,18 +158,23 @@ class Lifecycle:
 
     def _wait(self, name: str, domain: Domain, states: t.Sequence[str], timeout_seconds: float, step: str) -> None:
         deadline = time.monotonic() + timeout_seconds
-        while True:
-            self._woken.clear()
-            state = state_of(domain)[0]
-            if state in states:
-                return
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TapvirtError(
-                    "{0}: the guest is still {1} {2:g} s after {3}; it may not listen. Nothing was forced "
-                    "(on_timeout: destroy would).".format(name, state, timeout_seconds, step)
-                )
-            self._woken.wait(min(left, _POLL_SECONDS))
+        with self._turns.given_up() if self._turns is not None else contextlib.nullcontext():
+            while True:
+                seen = self._events
+                state = state_of(domain)[0]
+                if state in states:
+                    return
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TapvirtError(
+                        "{0}: the guest is still {1} {2:g} s after {3}; it may not listen. Nothing was forced "
+                        "(on_timeout: destroy would).".format(name, state, timeout_seconds, step)
+                    )
+                self._wait_for_event(seen, min(left, _POLL_SECONDS))
+
+    def _wait_for_event(self, seen: int, timeout_seconds: float) -> None:
+        with self._woken:
+            self._woken.wait_for(lambda: self._events != seen, timeout_seconds)
 
 
 def state_of(domain: Domain) -> tuple[str, int]:

@@ -17,7 +17,7 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .._core.plan import Change
+from .._core.plan import MASK, Change
 from .definition import Difference, element_text, keyed, size_bytes, text_of, to_text
 from .domain_xml import MARK_PREFIX, differences
 
@@ -34,7 +34,7 @@ _ADDED_BY_HAND = re.compile(
 # What a start changes by itself, although the stored definition says otherwise.
 _FILLED_IN = re.compile(
     r"os@firmware\Z|os/(?:loader|nvram|firmware)\b"
-    r"|cpu@check\Z"
+    r"|cpu@check\Z|cpu/model@fallback\Z"
     r"|clock@(?:adjustment|basis)\Z"
     r"|metadata\b|title\Z|description\Z"
     r"|devices/graphics\[[^/]*\](?:@(?:port|autoport|tlsPort|websocket)\Z|/listen)"
@@ -46,8 +46,14 @@ _FILLED_IN = re.compile(
 # What can be plugged in and out while a domain runs, and the buses of disks that can.
 _PLUGGABLE = frozenset(["disk", "interface", "hostdev", "rng"])
 _PLUGGABLE_BUSES = frozenset(["virtio", "scsi", "usb", "xen"])
-# What an update of a device can change while it runs: the medium of a removable disk, the link of an interface.
-_UPDATABLE = {"disk": re.compile(r"(?:/source\b|@type\Z)"), "interface": re.compile(r"/link\b")}
+# What an update of a device can change while it runs: the medium of a removable disk, the link of an interface, the
+# password of a display.
+_PASSWORD = ("passwd", "passwdValidTo")
+_UPDATABLE = {
+    "disk": re.compile(r"(?:/source\b|@type\Z|/driver@type\Z)"),
+    "interface": re.compile(r"/link\b"),
+    "graphics": re.compile(r"@(?:{0})\Z".format("|".join(_PASSWORD))),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +94,11 @@ def asked_of(running: ET.Element) -> Asked:
     """Return the note in a running domain."""
     note = running.find("metadata/" + _ASKED_TAG)
     return Asked() if note is None else Asked(tuple((note.get("edits") or "").split()))
+
+
+def refused_reason(edit: LiveEdit) -> str:
+    """Return what an edit waits for that was made in vain: a guest that does not follow, or a restart."""
+    return {"memory": "guest", "detach": "detach_pending"}.get(edit.kind, "restart")
 
 
 def pending_differences(stored: ET.Element, running: ET.Element) -> list[Difference]:
@@ -154,9 +165,23 @@ def _device_edits(stored: ET.Element, running: ET.Element) -> t.Iterator[LiveEdi
         pattern = _UPDATABLE.get(device.tag)
         removable = device.tag != "disk" or device.get("device") in ("cdrom", "floppy")
         if pattern is not None and removable and all(pattern.match(row.path[len(place) :]) for row in rows):
-            before = "; ".join(row.before for row in rows if row.before is not None) or None
-            after = "; ".join(row.after for row in rows if row.after is not None) or None
-            yield LiveEdit("update", place, before, after, to_text(device))
+            # An empty drive has no format; that it gets one goes without saying.
+            shown = [row for row in rows if not row.path.endswith("/driver@type")] or rows
+            before = "; ".join(MASK if row.secret else row.before for row in shown if row.before is not None) or None
+            after = "; ".join(MASK if row.secret else row.after for row in shown if row.after is not None) or None
+            yield LiveEdit("update", place, before, after, to_text(_updated(found[label], device)))
+
+
+def _updated(running: ET.Element, stored: ET.Element) -> ET.Element:
+    """Return a device as it is handed over: a display keeps the address and port that its start gave it."""
+    if running.tag != "graphics":
+        return stored
+    result = ET.fromstring(ET.tostring(running))
+    for name in _PASSWORD:
+        result.attrib.pop(name, None)
+        if stored.get(name) is not None:
+            result.set(name, stored.get(name, ""))
+    return result
 
 
 def _pluggable(device: ET.Element) -> bool:

@@ -1,0 +1,99 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The calls that change a domain: each one reads its effect back, or leaves that to the run.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import typing as t
+import xml.etree.ElementTree as ET
+
+from . import lifecycle
+from .absence import Belongings
+from .connection import Connection, Domain, libvirt, libvirt_errors
+from .definition import keyed
+from .domain_xml import Mark, definition_hash
+from .live import LiveEdit, asked_of
+
+_FOLLOW_SECONDS = 3.0
+
+
+def remember(name: str, domain: Domain, mark: Mark) -> None:
+    """Note what libvirt made of the definition, so that the next run can tell that nobody changed it."""
+    with libvirt_errors("{0}: noting what was applied".format(name)):
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        result = definition_hash(ET.fromstring(domain.XMLDesc(flags)))
+        note = dataclasses.replace(mark, result=result).note()
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def edit_running(name: str, domain: Domain, edit: LiveEdit) -> str | None:
+    """Make an edit of a running domain; return why it did not take effect, null where it did.
+
+    A guest may ignore what it is asked (a balloon without a driver, an unplugged device), a hypervisor may have no
+    place left. That is noted in the running domain, so that the next run reports it instead of asking again.
+    """
+    why = None
+    with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.path)):
+        try:
+            _EDITS[edit.kind](domain, edit)
+        except libvirt.libvirtError as error:
+            if edit.kind in ("memory", "vcpus"):
+                raise
+            why = " ".join(str(error.get_error_message()).split())
+        if why is None and not _followed(domain, edit):
+            why = "the guest does not follow"
+        if why is not None:
+            note = asked_of(_running(domain)).with_key(edit.key()).note()
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return why and "{0}: {1} of {2} has no effect before a restart: {3}.".format(name, edit.kind, edit.path, why)
+
+
+_EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
+    "memory": lambda domain, edit: domain.setMemoryFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "vcpus": lambda domain, edit: domain.setVcpusFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "attach": lambda domain, edit: domain.attachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "detach": lambda domain, edit: domain.detachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "update": lambda domain, edit: domain.updateDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+}
+
+
+def _running(domain: Domain) -> ET.Element:
+    return ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+
+
+def _followed(domain: Domain, edit: LiveEdit) -> bool:
+    """Wait a moment for the guest; what libvirt does by itself is there at once."""
+    deadline = time.monotonic() + _FOLLOW_SECONDS
+    while True:
+        if edit.kind == "memory":
+            done = bool(domain.memoryStats().get("actual") == edit.after)
+        elif edit.kind == "detach":
+            devices = _running(domain).find("devices")
+            done = devices is None or edit.path.partition("/")[2] not in keyed(devices)
+        else:
+            return True
+        if done or time.monotonic() > deadline:
+            return done
+        time.sleep(0.1)
+
+
+def undefine(name: str, connection: Connection, domain: Domain, found: Belongings, remove: t.Collection[str]) -> None:
+    """Undefine a domain; what of its belongings is not in ``remove`` stays."""
+    flags = lifecycle.undefine_flags(
+        connection.getLibVersion(), remove, bool(found.managed_save), len(found.snapshots), len(found.checkpoints)
+    )
+    with libvirt_errors("{0}: undefining it".format(name)):
+        try:
+            domain.undefineFlags(flags)
+        except libvirt.libvirtError as error:
+            # Drivers other than QEMU's know fewer flags; they have nothing that the others would keep.
+            known = flags & (lifecycle.UNDEFINE_MANAGED_SAVE | lifecycle.UNDEFINE_SNAPSHOTS)
+            if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG or known == flags:
+                raise
+            domain.undefineFlags(known)

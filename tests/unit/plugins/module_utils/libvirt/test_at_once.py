@@ -1,0 +1,55 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work on many items at once: few work, all may wait."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.at_once import Turns, for_each
+
+
+def test_twenty_wait_together_and_few_work_at_a_time() -> None:
+    turns, together, counting = Turns(), threading.Barrier(20, timeout=60), threading.Lock()
+    at_work, most, done = 0, 0, []
+
+    def work(item: int) -> None:
+        nonlocal at_work, most
+        with counting:
+            at_work += 1
+            most = max(most, at_work)
+        with counting:
+            at_work -= 1
+        with turns.given_up():
+            together.wait()  # breaks unless all twenty come here before the first one goes on
+        done.append(item)
+
+    for_each(work, list(range(20)), turns)
+    assert sorted(done) == list(range(20))
+    assert most <= min(4, len(os.sched_getaffinity(0)))
+
+
+def test_an_exception_comes_out_after_the_others_have_ended() -> None:
+    done = []
+
+    def work(item: int) -> None:
+        if item == 1:
+            raise ValueError(item)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="1"):
+        for_each(work, [0, 1, 2, 3], Turns())
+    assert sorted(done) == [0, 2, 3]
+
+
+def test_the_number_at_work_is_bounded() -> None:
+    turns = Turns()
+    held = 0
+    for _ in range(64):
+        if not turns._free.acquire(blocking=False):
+            break
+        held += 1
+    assert held == max(1, min(4, len(os.sched_getaffinity(0))))

@@ -1,0 +1,202 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Disks of a definition, where they are, what they stand on, and what an undefine would lose."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import struct
+import xml.etree.ElementTree as ET
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.absence import (
+    Belongings,
+    check_losses,
+    loss_changes,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_places import (
+    DiskPlaces,
+    Use,
+    backing_file,
+    is_of_this_host,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_removal import (
+    Doomed,
+    check_doomed,
+    find_doomed,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disks import Disk, Source, disks_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import with_disks_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import is_host
+
+DEVICES = """
+<domain><devices>
+  <disk type='file'><source file='/a.qcow2'/>
+    <backingStore type='file'><format type='raw'/><source file='/b.raw'/>
+      <backingStore type='volume'><source pool='p' volume='c'/><backingStore/></backingStore>
+    </backingStore>
+    <target dev='vda'/></disk>
+  <disk type='volume'><source pool='p' volume='v'/><target dev='vdb'/><shareable/></disk>
+  <disk type='network'><source protocol='rbd' name='pool/image'><host name='h'/></source><target dev='vdc'/></disk>
+  <disk type='block' device='lun'><source dev='/dev/sdz'/><target dev='sda'/></disk>
+  <disk type='file' device='cdrom'><target dev='hda'/></disk>
+  <disk type='nvme'><source type='pci' namespace='1'/><target dev='vdd'/></disk>
+  <disk type='file'><source file='/no-target'/></disk>
+</devices></domain>
+"""
+
+
+def qcow2(path: pathlib.Path, backing: str) -> pathlib.Path:
+    name = backing.encode()
+    path.write_bytes(struct.pack(">4sIQI", b"QFI\xfb", 3, 104, len(name)).ljust(104, b"\0") + name)
+    return path
+
+
+def test_disks_and_what_they_stand_on() -> None:
+    disks = {disk.target: disk for disk in disks_of(ET.fromstring(DEVICES))}
+    assert list(disks) == ["vda", "vdb", "vdc", "sda", "hda", "vdd"]
+    assert disks["vda"].backing == (Source("file", "/b.raw"), Source("volume", None, "p", "c"))
+    shown = [None if disk.source is None else disk.source.shown() for disk in disks.values()]
+    assert shown == ["/a.qcow2", "p/v", "pool/image", "/dev/sdz", None, "nvme"]
+    assert [target for target, disk in disks.items() if disk.own] == ["vda", "vdc", "sda", "vdd"]
+    assert disks_of(None) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "here"),
+    [
+        ("qemu:///system", True),
+        ("qemu:///embed?root=/x", True),
+        ("xen:///system", True),
+        ("qemu:///session", True),
+        ("qemu+ssh://host/system", False),
+        ("qemu://host/system", False),
+        ("qemu+unix:///system?socket=/tmp/forwarded", False),
+        ("qemu:///system?socket=/tmp/forwarded", False),
+        ("test:///default", False),
+        ("test:///node.xml", False),
+    ],
+)
+def test_files_are_deleted_of_this_host_only(uri: str, here: bool) -> None:
+    assert is_of_this_host(uri) is here
+
+
+def test_the_header_of_an_overlay_names_what_is_below(tmp_path: pathlib.Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"data")
+    said = {
+        "base.raw": str(base),
+        str(base): str(base),
+        f"file:{base}": str(base),
+        "json:" + json.dumps({"driver": "raw", "file": {"driver": "file", "filename": str(base)}}): str(base),
+        "json:" + json.dumps({"driver": "qcow2", "file.filename": str(base)}): str(base),
+        "json:{broken": None,
+        "nbd://host/export": None,
+    }
+    for number, (name, below) in enumerate(said.items()):
+        assert backing_file(str(qcow2(tmp_path / f"{number}.qcow2", name))) == below
+    for content in (b"", b"QFI\xfb", b"QFI\xfb" + bytes(100), b"plain data, longer than a header of an image"):
+        other = tmp_path / "other"
+        other.write_bytes(content)
+        assert backing_file(str(other)) is None
+    assert backing_file(str(tmp_path / "missing")) is None
+    places = DiskPlaces(None, local=True)
+    top = qcow2(tmp_path / "top", "middle")
+    qcow2(tmp_path / "middle", "base.raw")
+    assert [source.path for source in places.below(Source("file", str(top)))] == [str(tmp_path / "middle"), str(base)]
+    loop = qcow2(tmp_path / "loop", "loop")
+    assert len(places.below(Source("file", str(loop)))) < 1000
+    link, twin = tmp_path / "link", tmp_path / "twin"
+    link.symlink_to(base)
+    os.link(base, twin)
+    for same in (link, twin):
+        assert places.names(Source("file", str(same))) & places.names(Source("file", str(base)))
+    assert not places.names(Source("file", str(top))) & places.names(Source("file", str(base)))
+
+
+def refusal(disk: Disk, uses: tuple[Use, ...] = (), local: bool = True) -> str | None:
+    (found,) = find_doomed("web1", [disk.target], [disk], [], DiskPlaces(None, local), uses)
+    return found.refusal
+
+
+def test_what_stays_although_it_was_named(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "disk.raw"
+    file.write_bytes(b"data")
+    link = tmp_path / "link.raw"
+    link.symlink_to(file)
+    plain = Disk("vda", "disk", Source("file", str(file)), False, False)
+    assert refusal(plain) is None
+    assert "a file of another host" in (refusal(plain, local=False) or "")
+    assert "needed by vdx of 'web2'" in (refusal(plain, (Use("web2", "vdx", frozenset([str(file)])),)) or "")
+    assert "needed by vdb of 'web1'" in (refusal(plain, (Use("web1", "vdb", frozenset([str(file)])),)) or "")
+    assert refusal(plain, (Use("web1", "vda", frozenset([str(file)])),)) is None
+    kinds = {
+        "is a cdrom": Disk("hda", "cdrom", plain.source, True, False),
+        "is a floppy": Disk("fda", "floppy", plain.source, False, False),
+        "passed through": Disk("sda", "lun", Source("block", "/dev/sda"), False, False),
+        "read-only": Disk("vdb", "disk", plain.source, True, False),
+        "shareable": Disk("vdc", "disk", plain.source, False, True),
+        "symbolic link": Disk("vdd", "disk", Source("file", str(link)), False, False),
+        "not a plain file": Disk("vde", "disk", Source("file", str(tmp_path)), False, False),
+        "neither a plain file": Disk("vdf", "disk", Source("block", "/dev/zero"), False, False),
+        "no medium": Disk("vdg", "disk", None, False, False),
+    }
+    for words, disk in kinds.items():
+        assert words in (refusal(disk) or ""), words
+    moved = [Disk("vda", "disk", Source("file", "/overlay"), False, False)]
+    (found,) = find_doomed("web1", ["vda"], [plain], moved, DiskPlaces(None, True), [])
+    assert "another file in the running domain" in (found.refusal or "")
+    gone = Disk("vda", "disk", Source("file", str(tmp_path / "gone")), False, False)
+    (found,) = find_doomed("web1", ["vda", "vda"], [gone], [], DiskPlaces(None, True), [])
+    assert (found.there, found.refusal) == (False, None)
+    with pytest.raises(InvalidInput, match=r"web1: remove_disks: 'vda \(/x\)' is it. Nothing was changed"):
+        check_doomed("web1", [Doomed("vda", "/x", refusal="is it")])
+
+
+def test_an_older_libvirt_cannot_keep_the_state_of_a_tpm_and_that_is_told() -> None:
+    with pytest.raises(TapvirtError, match="TPM state"):
+        check_losses("web1", Belongings(tpm="/tpm", keeps_tpm=False), ["nvram"])
+    check_losses("web1", Belongings(tpm="/tpm", keeps_tpm=False), ["tpm"])
+    check_losses("web1", Belongings(tpm="/tpm", keeps_tpm=True), [])
+
+
+def test_everything_that_goes_has_a_row_and_what_stays_has_none() -> None:
+    found = Belongings("/save", ("s1", "s2"), ("c1",), "/nvram", "/tpm")
+    every = ["managed_save", "snapshots", "checkpoints", "nvram", "tpm"]
+    rows = [(change.what, change.before) for change in loss_changes("web1", found, every)]
+    assert rows == [
+        ("web1 managed_save", "/save"),
+        ("web1 snapshots", ["s1", "s2"]),
+        ("web1 checkpoints", ["c1"]),
+        ("web1 nvram", "/nvram"),
+        ("web1 tpm", "/tpm"),
+    ]
+    assert loss_changes("web1", found, []) == []
+    assert loss_changes("web1", Belongings(), every) == []
+
+
+def test_a_disk_stays_on_its_overlay_with_the_format_of_that() -> None:
+    wanted = ET.fromstring(
+        "<domain><devices><disk type='file'><driver name='qemu' type='raw' cache='none'/><source file='/base'/>"
+        "<target dev='vda'/></disk><disk type='file'><source file='/new'/><target dev='vdb'/></disk></devices></domain>"
+    )
+    existing = ET.fromstring(
+        "<domain><devices><disk type='file'><driver name='qemu' type='qcow2'/><source file='/over'/>"
+        "<target dev='vda'/></disk><disk type='file'><source file='/old'/><target dev='vdb'/></disk></devices></domain>"
+    )
+    first, second = with_disks_of(wanted, existing, ["vda"]).findall("devices/disk")
+    assert [source.get("file") for source in first.findall("source")] == ["/over"]
+    driver = first.find("driver")
+    assert driver is not None
+    assert driver.attrib == {"name": "qemu", "type": "qcow2", "cache": "none"}
+    assert [source.get("file") for source in second.findall("source")] == ["/new"]
+
+
+def test_domain_0_is_the_host_and_no_guest() -> None:
+    assert is_host("Xen", 0)
+    assert not is_host("Xen", 1)
+    assert not is_host("QEMU", 0)
