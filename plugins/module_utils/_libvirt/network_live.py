@@ -21,8 +21,10 @@ from .network_xml import forward_mode, normal, same_addresses, users_of
 # The forward modes whose <interface> elements are a pool of devices for guests. With NAT and routing it is the way
 # out, which cannot be exchanged without a moment in which there is any.
 _POOL_MODES = frozenset(["bridge", "private", "vepa", "passthrough"])
-# The order of the steps: what is taken out makes room for what is put in.
+# The order of the steps: what is taken out makes room for what is put in. Ranges and devices need no room, and there
+# should be one at any moment.
 _COMMANDS = ("delete", "modify", "add")
+_ROOM_FOR_ALL = frozenset(["IP_DHCP_RANGE", "FORWARD_INTERFACE"])
 _ANY_PARENT = -1
 
 
@@ -67,10 +69,13 @@ def live_edits(target: ET.Element, running: ET.Element) -> tuple[list[NetworkEdi
     return sorted(edits, key=_order), found
 
 
-def _order(edit: NetworkEdit) -> tuple[int, bool]:
+def _order(edit: NetworkEdit) -> tuple[bool, int, bool]:
     # A network has one default group: the old one has to give it up first.
     becomes_default = edit.section == "PORTGROUP" and 'default="yes"' in edit.xml
-    return _COMMANDS.index(edit.command), becomes_default
+    place = _COMMANDS.index(edit.command)
+    if edit.section in _ROOM_FOR_ALL:
+        return True, -place, False
+    return False, place, becomes_default
 
 
 def _loses_used(wanted: ET.Element, running: ET.Element) -> bool:

@@ -132,8 +132,6 @@ def plan_network(
     if observed is not None and observed.running is not None and wanted.state != "inactive":
         _plan_running(plan, wanted, observed, observed.running, canonical, options)
     _plan_state(plan, wanted, observed, options)
-    if options.apply == "restart_if_needed" and any(row["reason"] == "restart" for row in plan.pending):
-        _plan_restart(plan, wanted, observed, options)
     return plan
 
 
@@ -185,6 +183,13 @@ def _plan_running(
     edits, edited = live_edits(target, running)
     rest = differences(edited, target)
     _check_told(wanted, observed, rest)
+    if rest and options.apply == "restart_if_needed":
+        # It brings everything in.
+        check_attached(wanted.name, observed.attached, options)
+        plan.steps = ["destroy", "create"]
+        why = "changes wait for a restart"
+        plan.changes.append(_change(wanted, "restart", "active", "active", "destroy, create", why))
+        return
     if options.edits:
         plan.edits = edits
         why = "the running network differs"
@@ -237,13 +242,6 @@ def _plan_stop(plan: NetworkPlan, wanted: Wanted, observed: Observed, options: O
     check_attached(wanted.name, observed.attached, options)
     plan.steps = ["destroy"]
     plan.changes.append(_change(wanted, "state", "active", "inactive", "destroy", "as wanted"))
-
-
-def _plan_restart(plan: NetworkPlan, wanted: Wanted, observed: Observed | None, options: Options) -> None:
-    check_attached(wanted.name, observed.attached if observed is not None else (), options)
-    plan.steps = ["destroy", "create"]
-    plan.changes.append(_change(wanted, "restart", "active", "active", "destroy, create", "changes wait for a restart"))
-    plan.pending = [row for row in plan.pending if row["reason"] != "restart"]
 
 
 def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -> NetworkPlan:
