@@ -18,8 +18,8 @@ description:
   - What would damage images is refused, also where libvirt allows it - a revert to, or the removal of, internal state
     below overlays that were taken since, and the removal of an overlay that holds the internal state of another
     snapshot.
-  - While a domain writes to an overlay, its definition names the overlay. XML that still names the image below would
-    take the domain back to the older data, so change the XML too, or remove the snapshot, which merges the data.
+  - While a domain writes to an overlay, its definition names the overlay. M(tapvirt.host.libvirt_domain) keeps that
+    where its XML names the image below, and tells so in RV(tapvirt.host.libvirt_domain#module:domains[].pending).
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._libvirt
@@ -50,7 +50,8 @@ options:
           - V(present) is there. One that is there is never edited or taken anew; what it differs in is refused.
           - V(absent) is gone. The data of an external one is merged into the image below it (libvirt 9.0 and later).
           - V(reverted) takes the domain back to the snapshot, its definition and run state too; what it did since is
-            lost. It stands alone for its domain in a task. External ones need libvirt 9.9 or later.
+            lost. It stands alone for its domain in a task. External ones need libvirt 9.9 or later, which puts new
+            overlays of its own naming above the images and removes those that the domain wrote to until then.
         type: str
         choices: [present, absent, reverted]
         default: present

@@ -42,7 +42,11 @@ class SnapshotDisk:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """One snapshot. ``domain`` is the domain's definition at that time; ``sources`` its disks' sources by target."""
+    """One snapshot. ``domain`` is the domain's definition at that time; ``sources`` its disks' sources by target;
+    null and empty where an old libvirt noted none.
+
+    ``branch`` are the overlays, by target, that a revert to it put beside those that its children stand on.
+    """
 
     name: str
     description: str | None
@@ -54,6 +58,7 @@ class Snapshot:
     disks: dict[str, SnapshotDisk]
     sources: dict[str, str | None]
     domain: ET.Element | None = None
+    branch: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -71,7 +76,17 @@ class Snapshot:
     @property
     def files(self) -> list[str]:
         """Return every file outside the images that belongs to it."""
-        return [*self.overlays.values(), *([self.memory_file] if self.memory_file else [])]
+        return [*self.overlays.values(), *self.branch.values(), *([self.memory_file] if self.memory_file else [])]
+
+    @property
+    def written(self) -> dict[str, str]:
+        """Return the overlays that the domain writes to while this snapshot is the current one."""
+        return self.branch or self.overlays
+
+    def without_children(self) -> Snapshot:
+        """Return it as it is once nothing stands on its first overlays any more: those of the branch are its own."""
+        disks = {**self.disks, **{target: SnapshotDisk(EXTERNAL, file) for target, file in self.branch.items()}}
+        return dataclasses.replace(self, disks=disks, branch={})
 
     @property
     def inside(self) -> dict[str, str | None]:
@@ -95,7 +110,7 @@ def parse_snapshot(text: str) -> Snapshot:
     for disk in root.iterfind("disks/disk"):
         mode = disk.get("snapshot", default)
         disks[disk.get("name", "")] = SnapshotDisk(mode, _file(disk) if mode == EXTERNAL else None)
-    domain = root.find("domain")
+    domain = root.find("domain[devices]")
     stored = root.find("inactiveDomain")
     return Snapshot(
         name=text_of(root, "name") or "",
@@ -108,6 +123,7 @@ def parse_snapshot(text: str) -> Snapshot:
         disks=disks,
         sources={} if domain is None else {disk.target: disk.source for disk in domain_disks(domain)},
         domain=domain if stored is None else stored,
+        branch={disk.get("name", ""): _file(disk) or "" for disk in root.iterfind("revertDisks/disk") if _file(disk)},
     )
 
 

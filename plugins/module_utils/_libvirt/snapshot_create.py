@@ -30,7 +30,6 @@ def check_same(wanted: Wanted, found: Snapshot) -> None:
         ("description", wanted.description, found.description or ""),
         ("memory_file", wanted.memory_file, found.memory_file),
     ]
-    asked += [("disk {0}: file".format(disk.target), disk.file, _file_of(found, disk.target)) for disk in wanted.disks]
     for what, value, there in asked:
         if value is not None and value != there:
             rule = (
@@ -39,11 +38,6 @@ def check_same(wanted: Wanted, found: Snapshot) -> None:
                 )
             )
             raise InvalidInput("{0}: {1}".format(wanted.name, what), value, rule)
-
-
-def _file_of(found: Snapshot, target: str) -> str | None:
-    disk = found.disks.get(target)
-    return None if disk is None else disk.file
 
 
 def plan_creation(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:

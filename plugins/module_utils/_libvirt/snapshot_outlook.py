@@ -50,7 +50,7 @@ class Observed:
     """A domain with its snapshots as they were found.
 
     ``definition`` is the running one where the domain is active; ``stored`` is the one for the next start.
-    ``library_version`` is libvirt's, as a number.
+    ``library_version`` is libvirt's, as a number. ``missing`` are the files that snapshots name and that are gone.
     """
 
     state: str
@@ -61,6 +61,7 @@ class Observed:
     snapshots: dict[str, Snapshot]
     current: str | None
     library_version: int
+    missing: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass
@@ -72,6 +73,8 @@ class SnapshotPlan:
     quiesce: bool = False
     revert: bool = False
     delete: list[Snapshot] = dataclasses.field(default_factory=list)
+    # The files that will be gone.
+    goes: list[str] = dataclasses.field(default_factory=list)
 
 
 class Outlook:
@@ -100,8 +103,15 @@ class Outlook:
         for name, one in self.snapshots.items():
             if one.parent == gone.name:
                 self.snapshots[name] = dataclasses.replace(one, parent=gone.parent)
+        parent = self.snapshots.get(gone.parent or "")
+        if parent is not None and not self.children(parent.name):
+            self.snapshots[parent.name] = parent.without_children()
         if self.current == gone.name:
             self.current = gone.parent
         for target, file in gone.overlays.items():
             if self.sources.get(target) == file:
                 self.sources[target] = gone.sources.get(target)
+
+    def children(self, name: str) -> list[str]:
+        """Return the snapshots right below one."""
+        return sorted(one.name for one in self.snapshots.values() if one.parent == name)

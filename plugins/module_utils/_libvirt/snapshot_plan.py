@@ -15,9 +15,9 @@ import typing as t
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .._core.plan import Change
 from .domain_xml import differences
-from .snapshot import EXTERNAL, INTERNAL, NO, Snapshot, descendants
+from .snapshot import EXTERNAL, INTERNAL, NO, Snapshot, descendants, domain_disks
 from .snapshot_create import NUMBER, check_same, plan_creation
-from .snapshot_outlook import Outlook, SnapshotPlan, Wanted
+from .snapshot_outlook import Observed, Outlook, SnapshotPlan, Wanted
 
 _DELETES_EXTERNAL_SINCE = 9000000
 _REVERTS_EXTERNAL_SINCE = 9009000
@@ -71,6 +71,8 @@ def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPl
     plan = SnapshotPlan(revert=True)
     why = "as wanted; what the domain did since then is lost"
     plan.changes.append(Change(wanted.name, before, after, "revertToSnapshot", why))
+    if not reverted:
+        _plan_overlays(plan, wanted, observed, found)
     if found.domain is not None and not reverted:
         rows = [row for row in differences(observed.stored, found.domain) if not _is_source(row.path)]
         plan.changes += [
@@ -87,6 +89,28 @@ def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPl
     return plan
 
 
+def _plan_overlays(plan: SnapshotPlan, wanted: Wanted, observed: Observed, found: Snapshot) -> None:
+    """Plan what a revert to an external snapshot does: new overlays, and no more use for those written to until now."""
+    if found.kind == INTERNAL:
+        return
+    now = {disk.target: disk.source for disk in domain_disks(observed.definition)}
+    for target in found.overlays:
+        after = "a new overlay above {0}, named by libvirt".format(found.sources.get(target))
+        what, why = "{0} disk {1}".format(wanted.domain, target), "the image stays as it was in the snapshot"
+        plan.changes.append(Change(what, now.get(target), after, "revertToSnapshot", why))
+    current = observed.snapshots.get(observed.current or "")
+    if current is None:
+        return
+    for target, file in current.written.items():
+        if file not in observed.missing:
+            what, why = (
+                "{0} file {1}".format(wanted.domain, file),
+                "has what was written since {0}".format(current.name),
+            )
+            plan.changes.append(Change(what, {"disk": target}, None, "revertToSnapshot", why))
+            plan.goes.append(file)
+
+
 def _is_source(path: str) -> bool:
     return bool(re.match(r"devices/disk\[[^]]*\]/(source|backingStore)", path))
 
@@ -97,6 +121,11 @@ def _check_revert(wanted: Wanted, outlook: Outlook, found: Snapshot) -> None:
         raise TapvirtError(
             "{0}: the domain has saved memory (a managed save), which would be resumed on other disks after a revert. "
             "Nothing was changed; start the domain first, or discard the saved memory.".format(wanted.name)
+        )
+    if found.domain is None:
+        raise TapvirtError(
+            "{0}: it does not have the definition of the domain, so nobody can tell whether its state "
+            "fits. Nothing was changed.".format(wanted.name)
         )
     if found.kind != INTERNAL and observed.library_version < _REVERTS_EXTERNAL_SINCE:
         raise TapvirtError(
@@ -117,7 +146,7 @@ def _check_in_place(wanted: Wanted, outlook: Outlook, found: Snapshot, doing: st
 
     Images that later overlays stand on would change below them, or the state is not where libvirt looks for it.
     """
-    for target, image in found.inside.items():
+    for target, image in found.inside.items() if found.domain is not None else ():
         now = outlook.sources.get(target)
         if now != image:
             raise TapvirtError(
@@ -151,9 +180,8 @@ def _plan_absence(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
     for name in doomed:
         snapshot = outlook.snapshots[name]
         _check_removal(wanted, outlook, snapshot)
+        _plan_removal(plan, wanted, outlook, snapshot)
         outlook.drop(snapshot)
-        plan.delete.append(snapshot)
-        plan.changes += _removal_rows(wanted, outlook, snapshot)
     return plan
 
 
@@ -183,11 +211,16 @@ def _check_removal(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None
                 wanted.name, snapshot.name, parent.name
             )
         )
-    children = sorted(one.name for one in outlook.snapshots.values() if one.parent == snapshot.name)
-    if len(children) > 1:
+    children = outlook.children(snapshot.name)
+    if len(children) > 1 or (children and snapshot.branch):
         raise TapvirtError(
-            "{0}: {1} is external and has several children ({2}), which all stand on its image: libvirt cannot merge "
-            "it. Nothing was changed.".format(wanted.name, snapshot.name, ", ".join(children))
+            "{0}: {1} is external and more than one thing stands on its image (its children {2}{3}): libvirt cannot "
+            "merge it. Nothing was changed.".format(
+                wanted.name,
+                snapshot.name,
+                ", ".join(children),
+                ", and the domain since a revert" if snapshot.branch else "",
+            )
         )
     going = set(snapshot.overlays.values())
     for other in outlook.snapshots.values():
@@ -199,18 +232,26 @@ def _check_removal(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None
             )
 
 
-def _removal_rows(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> list[Change]:
+def _plan_removal(plan: SnapshotPlan, wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None:
     what = "{0} snapshot {1}".format(wanted.domain, snapshot.name)
     why = "as wanted" if snapshot.name == wanted.snapshot else "a child of {0}".format(wanted.snapshot)
-    rows = [Change(what, {"kind": snapshot.kind, "state": snapshot.state}, None, "snapshotDelete", why)]
-    for target, file in snapshot.overlays.items():
-        why = "its data goes into the image below it"
-        rows.append(Change("{0} file {1}".format(wanted.domain, file), {"disk": target}, None, "snapshotDelete", why))
+    before = {"kind": snapshot.kind, "state": snapshot.state}
+    plan.changes.append(Change(what, before, None, "snapshotDelete", why))
+    plan.delete.append(snapshot)
+    files: list[tuple[str, dict[str, t.Any], str]] = [
+        (file, {"disk": target}, "its data goes into the image below it") for target, file in snapshot.overlays.items()
+    ]
+    parent = outlook.snapshots.get(snapshot.parent or "")
+    if parent is not None and parent.branch and outlook.children(parent.name) == [snapshot.name]:
+        why = "only {0} stood on it, the domain does not since a revert".format(snapshot.name)
+        files += [(file, {"disk": target}, why) for target, file in parent.overlays.items()]
     memory = memory_file_to_go(snapshot, outlook.snapshots.values())
     if memory is not None:
-        why = "holds the memory of {0} only".format(snapshot.name)
-        rows.append(Change("{0} file {1}".format(wanted.domain, memory), {"memory": True}, None, "snapshotDelete", why))
-    return rows
+        files.append((memory, {"memory": True}, "holds the memory of {0} only".format(snapshot.name)))
+    for file, row, why in files:
+        if file not in outlook.observed.missing:
+            plan.changes.append(Change("{0} file {1}".format(wanted.domain, file), row, None, "snapshotDelete", why))
+            plan.goes.append(file)
 
 
 def memory_file_to_go(snapshot: Snapshot, others: t.Iterable[Snapshot]) -> str | None:

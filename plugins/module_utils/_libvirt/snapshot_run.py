@@ -119,7 +119,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             name = item.wanted.domain
             if name not in seen:
                 try:
-                    seen[name] = observe_domain(connection, find_domain(connection, name))
+                    seen[name] = observe_domain(connection, find_domain(connection, name), self._local)
                 except TapvirtError as error:
                     seen[name] = error
             found = seen[name]
@@ -188,6 +188,11 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         super()._verify(connection, touched)
         expected: dict[tuple[str, str], str] = {}
         for item in touched:
+            left = [file for file in planned[item.wanted.name].goes if self._local and os.path.lexists(file)]
+            if left and not item.error:
+                item.error = NoEffect(
+                    "{0}: done, but still there: {1}.".format(item.wanted.name, ", ".join(left))
+                ).message
             new = planned[item.wanted.name].create
             if new is not None and item.observed is not None and not item.error:
                 item.error = _not_as_planned(item.wanted, new, item.observed)
@@ -264,8 +269,8 @@ def _remove_file(doing: str, file: str) -> None:
         raise TapvirtError("{0}: the memory file {1} stays: {2}.".format(doing, file, error.strerror)) from error
 
 
-def observe_domain(connection: Connection, domain: Domain) -> Observed:
-    """Read one domain and all of its snapshots.
+def observe_domain(connection: Connection, domain: Domain, local: bool) -> Observed:
+    """Read one domain and all of its snapshots; ``local``: their files can be looked at from here.
 
     :raises TapvirtError: it cannot be read, or its driver knows no snapshots.
     """
@@ -287,6 +292,9 @@ def observe_domain(connection: Connection, domain: Domain) -> Observed:
         snapshots=snapshots,
         current=current,
         library_version=version,
+        missing=frozenset(file for one in snapshots.values() for file in one.files if not os.path.lexists(file))
+        if local
+        else frozenset(),
     )
 
 

@@ -182,12 +182,6 @@ def test_a_snapshot_with_children_goes_only_as_it_is_said(subject: Subject) -> N
     assert listed.stdout.strip() == ""
 
 
-def test_children_that_are_named_too_need_no_word(subject: Subject) -> None:
-    subject.converge({"name": "one"}, {"name": "two"})
-    subject.converge({"name": "one", "state": "absent"}, {"name": "two", "state": "absent"})
-    assert subject.rows() == {}
-
-
 # ---- external --------------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +302,7 @@ NODE = """
 """
 SNAPSHOT = """
 <test:domainsnapshot>
-  <name>s{number}</name>{parent}<state>running</state><creationTime>{number}</creationTime>
+  <name>s{number}</name>{parent}<state>running</state><creationTime>{number}</creationTime><active>0</active>
 </test:domainsnapshot>
 """
 
@@ -336,9 +330,10 @@ def test_info_is_bounded_and_parents_come_first(node: t.Callable[..., dict[str, 
     assert "Nearest: guest" in node("libvirt_snapshot_info", domains=["guset"])["msg"]
 
 
-def test_other_drivers_take_remove_and_revert_too(node: t.Callable[..., dict[str, t.Any]]) -> None:
+def test_other_drivers_take_and_remove_too(node: t.Callable[..., dict[str, t.Any]]) -> None:
     taken = node("libvirt_snapshot", domain="guest", name="new")
     assert (taken["snapshots"][0]["state"], taken["snapshots"][0]["current"]) == ("present", True), taken
     gone = node("libvirt_snapshot", domain="guest", name="s2", state="absent", with_children=True)
     assert [row["what"] for row in gone["plan"]] == ["guest snapshot s3", "guest snapshot s2"]
-    assert node("libvirt_snapshot", domain="guest", name="s1", state="reverted")["snapshots"][0]["current"]
+    back = node("libvirt_snapshot", domain="guest", name="s1", state="reverted")
+    assert "does not have the definition of the domain" in back["msg"]

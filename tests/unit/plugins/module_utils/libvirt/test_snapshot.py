@@ -195,11 +195,39 @@ def test_external_snapshots_go_as_far_as_the_library_can() -> None:
     (plan,) = plans(observed(over, version=9009000), back)
     assert plan.revert
     children = [snapshot(name, "over", file=f"/i/a.{name}", image="/i/a.over") for name in ("one", "two")]
-    assert "has several children (one, two)" in refusal(observed(over, *children), away)
+    assert "more than one thing stands on its image (its children one, two)" in refusal(observed(over, *children), away)
     inside = snapshot("inside", "over", image="/i/a.over")
     assert "/i/a.over would go, and the internal snapshot inside has its state in it" in refusal(
         observed(over, inside), away
     )
+
+
+def test_after_a_revert_the_domain_and_the_children_stand_on_other_overlays() -> None:
+    over = dataclasses.replace(snapshot("over", file="/i/a.over"), branch={"vda": "/i/a.1795454840"})
+    child = snapshot("child", "over", file="/i/a.child", image="/i/a.over")
+    found = dataclasses.replace(observed(over, child), current="over", missing=frozenset(["/i/a.child"]))
+    assert over.files == ["/i/a.over", "/i/a.1795454840"]
+    message = refusal(found, wanted(name="over", state="absent", with_children=False))
+    assert "(its children child, and the domain since a revert)" in message
+    (plan,) = plans(found, wanted(name="over", state="absent", with_children=True))
+    assert [row.what.partition(" ")[2] for row in plan.changes] == [
+        "snapshot child",
+        "file /i/a.over",
+        "snapshot over",
+        "file /i/a.1795454840",
+    ]
+    assert plan.goes == ["/i/a.over", "/i/a.1795454840"]
+    (plan,) = plans(found, wanted(name="child", state="reverted"))
+    assert [(row.what, row.after) for row in plan.changes[1:3]] == [
+        ("web1 disk vda", "a new overlay above /i/a.over, named by libvirt"),
+        ("web1 file /i/a.1795454840", None),
+    ]
+
+
+def test_children_that_are_named_too_need_no_word() -> None:
+    found = observed(snapshot("one"), snapshot("two", "one"))
+    first, second = plans(found, wanted(name="one", state="absent"), wanted(name="two", state="absent"))
+    assert [[one.name for one in plan.delete] for plan in (first, second)] == [["one"], ["two"]]
 
 
 def test_a_task_that_takes_two_external_snapshots_stacks_the_overlays() -> None:
