@@ -267,6 +267,11 @@ def test_an_image_is_uploaded_with_its_format_and_grows(daemon: SessionDaemon, t
     assert digest_in(daemon, "same") == digest
     compare = ["qemu-img", "compare", "-q", str(file), f"{daemon.files}/p/copy"]
     assert subprocess.run(compare, check=False).returncode == 0
+    # An image smaller than an empty one of libvirt's leaves nothing of that behind.
+    small = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", str(tmp_path / "small"), "64K"]
+    subprocess.run(small, check=True)
+    daemon.twice("libvirt_volume", pool="p", name="small", source=str(tmp_path / "small"))
+    assert (daemon.files / "p" / "small").read_bytes() == (tmp_path / "small").read_bytes()
     # What others stand on is not overwritten.
     changed = qcow2(file, 16, 4)
     pinned: dict[str, t.Any] = {"pool": "p", "name": "same", "source": str(file), "checksum": changed}

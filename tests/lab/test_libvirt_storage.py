@@ -1,0 +1,98 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Storage pools and volumes of a lab host, under the system's own daemon, with a KVM domain that stands on one."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+import yaml
+
+if t.TYPE_CHECKING:
+    from .conftest import LabHosts
+
+HOST = "trace2"
+POOL = DOMAIN = "libvirt-storage-test"
+PATH = f"/var/lib/libvirt/images/{POOL}"
+MIB = 1 << 20
+SOURCE = "/usr/bin/qemu-img"
+DISK_XML = f"""
+<domain type='kvm'>
+  <name>{DOMAIN}</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <disk type='volume' device='disk'>
+      <driver name='qemu' type='qcow2'/><source pool='{POOL}' volume='top'/><target dev='hda' bus='ide'/>
+    </disk>
+  </devices>
+</domain>
+"""
+POOL_ARGS = {"name": POOL, "xml": f"<pool type='dir'><target><path>{PATH}</path></target></pool>", "state": "active"}
+VOLUMES: list[dict[str, t.Any]] = [
+    {"name": "base", "format": "qcow2", "capacity": "8MiB"},
+    {"name": "top", "backing": {"path": f"{PATH}/base", "format": "qcow2"}, "capacity": "16 MiB"},
+    {"name": "up", "source": SOURCE, "checksum": "{{ source.stat.checksum }}"},
+    {"name": "copy", "clone_from": "up", "capacity": "32MB"},
+]
+
+
+def task(name: str, module: str, args: dict[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
+    return {"name": name, f"tapvirt.host.{module}": args, **more}
+
+
+@pytest.fixture(scope="module")
+def storage(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
+    """A pool, volumes, and a running domain on one of them; gone again afterwards."""
+    wanted = {"volumes": [{"pool": POOL, **volume} for volume in VOLUMES]}
+    tasks = [
+        task("Pool", "libvirt_pool", POOL_ARGS),
+        {"name": "Source", "ansible.builtin.stat": {"path": SOURCE, "checksum_algorithm": "sha256"}},
+        task("Planned", "libvirt_volume", wanted, check_mode=True),
+        task("Done", "libvirt_volume", wanted),
+        task("Again", "libvirt_volume", wanted),
+        task("Domain", "libvirt_domain", {"name": DOMAIN, "xml": DISK_XML, "state": "running"}),
+        task("Info", "libvirt_volume_info", {"pools": [POOL]}),
+        task("Deleted", "libvirt_volume", {"pool": POOL, "name": "top", "state": "absent"}, ignore_errors=True),
+        task("Stopped", "libvirt_pool", {**POOL_ARGS, "state": "absent"}, ignore_errors=True),
+    ]
+    tasks[1]["register"] = "source"
+    run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+    gone = [
+        task("Off", "libvirt_domain", {"name": DOMAIN, "state": "absent", "on_timeout": "destroy", "wait_seconds": 1}),
+        task("Pool gone", "libvirt_pool", {"name": POOL, "state": "absent"}),
+    ]
+    try:
+        assert run.rc == 0, run.stdout
+        yield {str(one["name"]): run.of(HOST, str(one["name"])) for one in tasks}
+    finally:
+        left = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": gone}]))
+        kept = lab.run(HOST, "ls", PATH).stdout.split()
+        lab.run(HOST, "rm", "-rf", PATH)
+        assert left.rc == 0, left.stdout
+        assert run.rc or kept == ["base", "copy", "top", "up"], "a pool that goes must never take a volume"
+
+
+def test_check_mode_is_the_real_plan_and_a_second_run_plans_nothing(storage: dict[str, t.Any]) -> None:
+    assert storage["Pool"]["pools"][0]["state"] == "active"
+    assert storage["Planned"]["plan"] == storage["Done"]["plan"]
+    assert (storage["Again"]["changed"], storage["Again"]["plan"]) == (False, [])
+    size = storage["Source"]["stat"]["size"]
+    assert {row["name"]: (row["format"], row["capacity_bytes"]) for row in storage["Done"]["volumes"]} == {
+        "base": ("qcow2", 8 * MIB),
+        "top": ("qcow2", 16 * MIB),
+        "up": ("raw", size),
+        "copy": ("raw", 32000000),
+    }
+    assert storage["Done"]["volumes"][2]["checksum"] == storage["Source"]["stat"]["checksum"]
+
+
+def test_what_a_running_domain_stands_on_is_known_and_left_alone(storage: dict[str, t.Any]) -> None:
+    used = {row["name"]: row["used_by"] for row in storage["Info"]["volumes"]}
+    assert used == {"base": [DOMAIN], "top": [DOMAIN], "up": [], "copy": []}
+    for name in ("Deleted", "Stopped"):
+        assert f"domains: {DOMAIN}" in storage[name]["msg"], name
+        assert storage[name]["changed"] is False, name
