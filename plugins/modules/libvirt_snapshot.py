@@ -15,9 +15,9 @@ description:
     anything is changed for any of them, and one snapshot that fails later does not hide the others.
   - The plan names every file that comes or goes. Each file of a new snapshot has its path before libvirt is asked, and
     is refused where it exists.
-  - What would damage images is refused, also where libvirt allows it - a revert to, or the removal of, internal state
-    below overlays that were taken since, and the removal of an overlay that holds the internal state of another
-    snapshot.
+  - What would damage images or leave data behind is refused, also where libvirt allows it - a revert to internal state
+    below overlays that were taken since, its removal while the domain runs, and the removal of an overlay that holds
+    the internal state of another snapshot.
   - While a domain writes to an overlay, its definition names the overlay. M(tapvirt.host.libvirt_domain) keeps that
     where its XML names the image below, and tells so in RV(tapvirt.host.libvirt_domain#module:domains[].pending).
 extends_documentation_fragment:

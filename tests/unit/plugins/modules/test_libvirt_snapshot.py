@@ -161,7 +161,7 @@ def test_memory_of_a_running_domain_is_inside_and_states_are_reached_again(subje
 
 
 def test_a_snapshot_with_children_goes_only_as_it_is_said(subject: Subject) -> None:
-    subject.converge({"name": "one"}, {"name": "two"}, {"name": "three"}, {"name": "four"})
+    subject.converge({"name": "one"}, {"name": "two"}, {"name": "three"}, {"name": "four"}, again=False)
     assert "has children: two, three, four" in subject.refused({"name": "one", "state": "absent"})
     subject.converge({"name": "one", "state": "absent", "with_children": False})
     assert {name: row["parent"] for name, row in subject.rows().items()} == {
@@ -169,9 +169,6 @@ def test_a_snapshot_with_children_goes_only_as_it_is_said(subject: Subject) -> N
         "three": "two",
         "four": "three",
     }
-    assert "is to be present" in subject.refused(
-        {"name": "two", "state": "absent", "with_children": True}, {"name": "four"}
-    )
     done = subject.converge({"name": "two", "state": "absent", "with_children": True})
     gone = [row["what"] for row in done["plan"]]
     assert gone == ["subject snapshot four", "subject snapshot three", "subject snapshot two"]
