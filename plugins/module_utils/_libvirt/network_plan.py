@@ -199,12 +199,12 @@ def _plan_running(
         ]
     else:
         plan.pending += _pending_rows([row for row in differences(running, target) if row not in rest], "apply")
-    plan.pending += _pending_rows(rest, "restart" if options.stores or canonical is None else "apply")
-    if not options.stores:
-        # What runs from now on, but is not stored.
-        waiting = {row.path for row in rest}
-        kept = [row for row in differences(target, observed.stored) if row.path not in waiting]
-        plan.pending += _pending_rows(kept, "apply")
+    # What runs from now on, or was asked for, but is not stored.
+    unstored = [] if options.stores or not observed.persistent else differences(target, observed.stored)
+    unstored_places, waiting = {row.path for row in unstored}, {row.path for row in rest}
+    plan.pending += _pending_rows([row for row in rest if row.path not in unstored_places], "restart")
+    plan.pending += _pending_rows([row for row in rest if row.path in unstored_places], "apply")
+    plan.pending += _pending_rows([row for row in unstored if row.path not in waiting], "apply")
 
 
 def _check_told(wanted: Wanted, observed: Observed, rows: t.Sequence[Difference]) -> None:

@@ -294,6 +294,9 @@ def test_apply_tells_what_is_stored_what_runs_and_what_waits() -> None:
     assert told("config") == (stored, [(label, "apply"), ("domain", "restart")])
     assert told("live") == (["networkUpdate add"], [("domain", "apply"), (label, "apply")])
     assert told("restart_if_needed") == ([*stored, "destroy, create"], [])
+    # What is stored already waits for a restart, whatever may be applied now.
+    kept = planned(wanted, active(new, old), new, "live")
+    assert [(row["what"], row["reason"]) for row in kept.pending] == [("domain", "restart")]
     # And on every later run, by what is there alone.
     again = planned(Wanted("n", "active"), active(new, old), None)
     assert [change.how for change in again.changes] == ["networkUpdate add"]
