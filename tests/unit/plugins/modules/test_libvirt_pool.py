@@ -166,6 +166,28 @@ def test_a_transient_pool_stays_one_until_xml_is_given(daemon: SessionDaemon) ->
     assert changes(kept) == [("pool persistent", False, True), ("pool autostart", False, True)]
 
 
+def test_a_file_system_is_made_only_when_asked_for_and_never_over_something(daemon: SessionDaemon) -> None:
+    device = daemon.files / "device"
+    device.write_bytes(bytes(32 << 20))
+    shutil.chown(device, daemon.top.stat().st_uid, daemon.top.stat().st_gid)
+    source = f"<source><device path='{device}'/><format type='ext4'/></source>"
+    wanted: dict[str, t.Any] = {
+        "name": "fs",
+        "xml": f"<pool type='fs'>{source}<target><path>{daemon.files}/mount</path></target></pool>",
+        "state": "active",
+    }
+
+    def converge(**more: t.Any) -> bytes:
+        # Only root could mount it.
+        assert "starting it" in daemon.module("libvirt_pool", **wanted, **more)["msg"]
+        return device.read_bytes()
+
+    assert not any(converge())
+    made = converge(build=True)
+    assert made[1080:1082] == b"\x53\xef"  # ext4's magic number
+    assert converge(build=True) == made
+
+
 UUID = "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
 WRONG = {
     "a path": ({"name": "../pool"}, "must not contain '/'"),
