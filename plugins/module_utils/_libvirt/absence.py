@@ -15,13 +15,12 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import TapvirtError
 from .._core.plan import Change
-from .connection import Domain, libvirt
+from .connection import Domain, unless_unknown
 from .definition import text_of
 from .disk_removal import Doomed
 from .lifecycle import TPM_KEPT_SINCE
 
 _MOST_NAMES = 20
-_Answer = t.TypeVar("_Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +69,6 @@ def _nvram_source(stored: ET.Element) -> str | None:
 
 def _below(directory: str | None, *parts: str) -> str | None:
     return None if directory is None else os.path.join(directory, *parts)
-
-
-def unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
-    """Return an answer, or the default where the driver does not know the thing at all."""
-    try:
-        return ask()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
-            return default
-        raise
 
 
 def check_losses(name: str, found: Belongings, remove: t.Collection[str]) -> None:

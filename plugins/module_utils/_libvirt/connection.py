@@ -35,16 +35,19 @@ __all__ = [
     "check_uri",
     "connected",
     "connected_for_reading",
+    "is_unknown",
     "libvirt",
     "libvirt_errors",
     "require_binding",
     "shown_uri",
     "start_event_loop",
+    "unless_unknown",
 ]
 
 # What the binding's objects are; it ships no types.
 Connection = t.Any
 Domain = t.Any
+_Answer = t.TypeVar("_Answer")
 
 # The options that every module with a connection has (documentation fragment _libvirt).
 CONNECTION_SPEC = {
@@ -97,6 +100,21 @@ def libvirt_errors(doing: str) -> t.Iterator[None]:
         yield
     except libvirt.libvirtError as error:
         raise LibvirtFailure(doing, error) from error
+
+
+def is_unknown(error: t.Any) -> bool:
+    """Tell whether an error says that the driver does not know at all what it was asked."""
+    return error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
+
+
+def unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
+    """Return an answer, or the default where the driver does not know the thing at all."""
+    try:
+        return ask()
+    except libvirt.libvirtError as error:
+        if is_unknown(error):
+            return default
+        raise
 
 
 def shown_uri(uri: str) -> str:

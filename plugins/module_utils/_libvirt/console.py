@@ -21,7 +21,7 @@ import xml.etree.ElementTree as ET
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
 from .._core.plan import Change, Plan
 from .._core.write import write_atomic
-from .connection import Connection, Domain, LibvirtFailure, libvirt, libvirt_errors
+from .connection import Connection, Domain, LibvirtFailure, is_unknown, libvirt, libvirt_errors
 from .console_device import Device, find_device
 from .console_text import PlainText, compile_pattern
 from .lifecycle import Lifecycle, Waiting, state_of, steps_to
@@ -322,7 +322,8 @@ def _open(request: Request, observed: Observed, stream: t.Any) -> None:
             # It also minds readers outside libvirt, who take a lock.
             domain.openConsole(device.alias, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE | force)
         except libvirt.libvirtError as error:
-            if error.get_error_code() not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
+            # Xen's driver calls the flag an invalid argument.
+            if not is_unknown(error) and error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
                 raise
             domain.openConsole(device.alias, stream, force)
     except libvirt.libvirtError as error:

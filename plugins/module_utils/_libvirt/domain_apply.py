@@ -43,8 +43,6 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> str | None:
         try:
             _EDITS[edit.kind](domain, edit)
         except libvirt.libvirtError as error:
-            if edit.kind in ("memory", "vcpus"):
-                raise
             why = " ".join(str(error.get_error_message()).split())
         if why is None and not _followed(domain, edit):
             why = "the guest does not follow"

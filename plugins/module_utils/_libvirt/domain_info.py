@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .connection import Domain, libvirt
+from .connection import Domain, libvirt, unless_unknown
 from .definition import size_bytes
 from .domain_xml import mark_of
 from .lifecycle import state_of
@@ -62,12 +62,7 @@ def domain_row(domain: Domain) -> tuple[dict[str, t.Any], ET.Element, ET.Element
 
 
 def _has_saved_memory(domain: Domain) -> bool:
-    try:
-        return bool(domain.hasManagedSaveImage(0))
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
-            return False
-        raise
+    return unless_unknown(lambda: bool(domain.hasManagedSaveImage(0)), False)
 
 
 def reason_word(state: str, code: int) -> str:

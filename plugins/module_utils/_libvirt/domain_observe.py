@@ -12,9 +12,9 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .absence import find_belongings, unless_unknown
+from .absence import find_belongings
 from .canonical import can_stand_for, state_directory
-from .connection import Connection, Domain, libvirt
+from .connection import Connection, Domain, libvirt, unless_unknown
 from .disk_places import DiskPlaces, Use, is_of_this_host
 from .disk_removal import find_doomed
 from .disks import Disk, Source, disks_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .connection import Connection, LibvirtFailure, libvirt, libvirt_errors
+from .connection import Connection, LibvirtFailure, libvirt, libvirt_errors, unless_unknown
 from .lookup import select
 from .network_canonical import Network
 from .network_plan import Observed, pending_of
@@ -56,13 +56,8 @@ def network_row(network: Network) -> dict[str, t.Any] | None:
 
 
 def _leases(network: Network) -> list[dict[str, t.Any]] | None:
-    try:
-        return list(network.DHCPLeases())
-    except libvirt.libvirtError as error:
-        # The driver has no leases, or (a network on a bridge of the host's) this network has none.
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
-            return None
-        raise
+    # The driver has no leases, or (a network on a bridge of the host's) this network has none.
+    return unless_unknown(lambda: list(network.DHCPLeases()), None)
 
 
 def describe(observed: Observed) -> dict[str, t.Any]:

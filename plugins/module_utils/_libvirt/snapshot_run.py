@@ -15,7 +15,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
-from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
+from .connection import Connection, Domain, check_uri, connected, is_unknown, libvirt, libvirt_errors
 from .deadline import within
 from .definition import check_name
 from .disk_places import is_of_this_host
@@ -25,8 +25,6 @@ from .lookup import find_domain
 from .snapshot import NO, Snapshot, domain_disks, parse_snapshot, snapshot_xml
 from .snapshot_outlook import Observed, Outlook, SnapshotPlan, Wanted, WantedDisk
 from .snapshot_plan import memory_file_to_go, plan_snapshot
-
-_UNKNOWN = ("VIR_ERR_NO_SUPPORT", "VIR_ERR_OPERATION_UNSUPPORTED")
 
 
 def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
@@ -316,7 +314,7 @@ def list_snapshots(domain: Domain, flags: int = 0) -> list[t.Any]:
     try:
         return list(domain.listAllSnapshots(flags))
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in [getattr(libvirt, name) for name in _UNKNOWN]:
+        if not is_unknown(error):
             raise
         driver = domain.connect().getType()
         raise TapvirtError("{0}: libvirt's driver {1} knows no snapshots.".format(domain.name(), driver)) from error
