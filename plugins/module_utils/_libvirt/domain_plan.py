@@ -18,7 +18,7 @@ from . import lifecycle
 from .absence import Belongings, check_losses, disk_changes, loss_changes
 from .definition import Difference, size_bytes, text_of, to_text
 from .disk_removal import Doomed, check_doomed
-from .domain_xml import Mark, definition_hash, differences, filled_devices, mark_of, wanted_hash, with_mark
+from .domain_xml import Mark, add_at_top, definition_hash, differences, filled_devices, mark_of, wanted_hash, with_mark
 from .identity import complete, with_disks_of, with_identity
 from .live import LiveEdit, asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
 
@@ -135,7 +135,7 @@ def desired_definition(
 def _set_uuid(root: ET.Element, uuid: str) -> None:
     element = root.find("uuid")
     if element is None:
-        element = ET.SubElement(root, "uuid")
+        element = add_at_top(root, "uuid")
     element.text = uuid
 
 

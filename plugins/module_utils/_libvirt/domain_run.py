@@ -167,12 +167,12 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         shared = self._around.shared_disks(new, leaving)
         for item in self._items:
             name = item.wanted.name
-            item.error = item.error or shared.get(name)
             if item.error:
                 continue
             try:
                 desired[name] = self._desired(item)
                 self._check_uuid(item)
+                item.error = shared.get(name)
             except TapvirtError as error:
                 item.error = error.message
         # A definition that was applied before was valid then; only others are looked at.

@@ -57,12 +57,22 @@ def mark_of(root: ET.Element) -> Mark | None:
     return Mark(wanted, element.get("result"), tuple((element.get("filled") or "").split()))
 
 
+def add_at_top(root: ET.Element, tag: str) -> ET.Element:
+    """Add a child below the name, where libvirt itself writes it, and return it.
+
+    At the end, the schema's interleaved parts make some definitions invalid that are valid with the child here.
+    """
+    element = ET.Element(tag)
+    root.insert(1 if len(root) and root[0].tag == "name" else 0, element)
+    return element
+
+
 def with_mark(root: ET.Element, mark: Mark) -> ET.Element:
     """Return a copy of a definition that carries the mark."""
     marked = without_mark(root)
     metadata = marked.find("metadata")
     if metadata is None:
-        metadata = ET.SubElement(marked, "metadata")
+        metadata = add_at_top(marked, "metadata")
     metadata.append(mark.element())
     return marked
 
@@ -86,7 +96,7 @@ def wanted_hash(text: str) -> str:
 
 def definition_hash(root: ET.Element) -> str:
     """Return the hash of what a definition means: without the order of keyed elements and without the mark."""
-    normal = json.dumps(normal_form(without_mark(root)), sort_keys=True, separators=(",", ":"))
+    normal = json.dumps(normal_form(_comparable(root)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(normal.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -100,4 +110,19 @@ def filled_devices(wanted: ET.Element, result: ET.Element) -> tuple[str, ...]:
 
 def differences(before: ET.Element, after: ET.Element, subset: bool = False) -> list[Difference]:
     """Compare two definitions, the mark left out, as :func:`.definition.differences` does."""
-    return _differences(without_mark(before), without_mark(after), subset)
+    return _differences(_comparable(before), _comparable(after), subset)
+
+
+def _comparable(root: ET.Element) -> ET.Element:
+    """Return a copy without the mark, the ports of its consoles counted by type.
+
+    Libvirt counts over all types, and again when it reads what it has stored: the first serial device has got a console
+    meanwhile, so the others move on.
+    """
+    copied = without_mark(root)
+    seen: dict[str | None, int] = {}
+    for target in copied.iterfind("devices/console/target[@port]"):
+        kind = target.get("type")
+        target.set("port", str(seen.get(kind, 0)))
+        seen[kind] = seen.get(kind, 0) + 1
+    return copied

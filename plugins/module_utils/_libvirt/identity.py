@@ -15,12 +15,14 @@ import uuid
 import xml.etree.ElementTree as ET
 
 from .definition import keyed, text_of
-from .domain_xml import MARK_URI, Mark, mark_of
+from .domain_xml import MARK_URI, Mark, add_at_top, mark_of
 
 # A machine alias and what the versions it stands for begin with; any other alias is a prefix itself (virt, pseries).
 _MACHINE_ALIASES = {"pc": "pc-i440fx-", "q35": "pc-q35-"}
 _MAC_PREFIX = {"xen": "00:16:3e"}
 _DEFAULT_MAC_PREFIX = "52:54:00"
+# By type of virtual port, what libvirt would make up anew at each definition.
+_PORT_IDS = {"openvswitch": "interfaceid", "802.1Qbg": "instanceid"}
 # Told by position among their like, so that an address may belong to another one; libvirt places them anew.
 _PLACED_BY_KEY = frozenset(["disk", "interface", "controller", "filesystem", "input", "sound", "channel"])
 _ALONE = frozenset(["memballoon", "watchdog", "rng", "video", "vsock", "iommu", "panic", "tpm"])
@@ -38,6 +40,7 @@ def with_identity(wanted: ET.Element, existing: ET.Element, with_addresses: bool
     for new, old in pairs:
         if new.find("mac") is None:
             _copy(old, new, "mac")
+        _carry_port(new, old)
     if same_machine and with_addresses:
         _carry_addresses(result, existing)
     return complete(result)
@@ -81,12 +84,38 @@ def complete(wanted: ET.Element) -> ET.Element:
     seed = text_of(wanted, "uuid") or ""
     used = {(mac.get("address") or "").lower() for mac in wanted.iterfind("devices/interface/mac")}
     for position, interface in enumerate(wanted.iterfind("devices/interface")):
+        _complete_port(interface, str(uuid.uuid5(uuid.NAMESPACE_URL, "port:{0}/{1}".format(seed, position))))
         if interface.find("mac") is not None:
             continue
         address = next(mac for mac in _addresses(prefix, seed, position) if mac not in used)
         used.add(address)
         ET.SubElement(interface, "mac", {"address": address})
     return wanted
+
+
+def _port(interface: ET.Element) -> tuple[ET.Element | None, str]:
+    """Return the virtual port of an interface and which of its parameters libvirt makes up; null where it does not."""
+    port = interface.find("virtualport")
+    name = "" if port is None else _PORT_IDS.get(port.get("type", ""), "")
+    return (port if name else None), name
+
+
+def _carry_port(new: ET.Element, old: ET.Element) -> None:
+    known = old.find("virtualport/parameters")
+    value = None if known is None else known.get(_port(new)[1])
+    if value is not None:
+        _complete_port(new, value)
+
+
+def _complete_port(interface: ET.Element, value: str) -> None:
+    port, name = _port(interface)
+    if port is None:
+        return
+    parameters = port.find("parameters")
+    if parameters is None:
+        parameters = ET.SubElement(port, "parameters")
+    if parameters.get(name) is None:
+        parameters.set(name, value)
 
 
 def _number_controllers(wanted: ET.Element) -> None:
@@ -115,7 +144,7 @@ def _carry_text(result: ET.Element, existing: ET.Element, tag: str, only_if_ther
     if value is None or text_of(place) is not None or (only_if_there and place is None):
         return
     if place is None:
-        place = ET.SubElement(result, tag)
+        place = add_at_top(result, tag)
     place.text = value
 
 
@@ -155,7 +184,7 @@ def _carry_metadata(result: ET.Element, existing: ET.Element) -> None:
     said = {"{" + MARK_URI, *(_namespace(element) for element in (mine if mine is not None else ()))}
     kept = [element for element in old if _namespace(element) not in said]
     if kept and mine is None:
-        mine = ET.SubElement(result, "metadata")
+        mine = add_at_top(result, "metadata")
     if mine is not None:
         mine.extend(kept)
 

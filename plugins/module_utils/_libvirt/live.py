@@ -50,7 +50,7 @@ _PLUGGABLE_BUSES = frozenset(["virtio", "scsi", "usb", "xen"])
 # password of a display.
 _PASSWORD = ("passwd", "passwdValidTo")
 _UPDATABLE = {
-    "disk": re.compile(r"(?:/source\b|@type\Z|/driver@type\Z)"),
+    "disk": re.compile(r"(?:/source\b|@type\Z)"),
     "interface": re.compile(r"/link\b"),
     "graphics": re.compile(r"@(?:{0})\Z".format("|".join(_PASSWORD))),
 }
@@ -107,21 +107,35 @@ def pending_differences(stored: ET.Element, running: ET.Element) -> list[Differe
     expanded = cpu is not None and cpu.get("mode") != "custom"
     return [
         difference
-        for difference in differences(_without_empty_sources(running), stored)
+        for difference in differences(_with_empty_drives(running, stored), stored)
         if not _FILLED_IN.match(difference.path)
         and (difference.after is not None or _ADDED_BY_HAND.match(difference.path))
         and not (expanded and difference.path.startswith("cpu"))
     ]
 
 
-def _without_empty_sources(running: ET.Element) -> ET.Element:
-    """Return a copy without the sources that an ejected medium leaves behind: they hold a number of QEMU's only."""
+def _with_empty_drives(running: ET.Element, stored: ET.Element) -> ET.Element:
+    """Return a copy in which empty drives look as in the stored definition.
+
+    An ejected medium leaves a source that holds a number of QEMU's only, and an empty drive that runs has no format.
+    """
     copied = ET.fromstring(ET.tostring(running))
+    drivers = ((_target(disk), disk.find("driver")) for disk in stored.iterfind("devices/disk"))
+    formats = {target: driver.get("type") for target, driver in drivers if driver is not None}
     for disk in copied.iterfind("devices/disk"):
-        source = disk.find("source")
+        source, driver = disk.find("source"), disk.find("driver")
         if source is not None and not len(source) and set(source.attrib) <= {"index"}:
             disk.remove(source)
+            source = None
+        form = formats.get(_target(disk))
+        if source is None and driver is not None and driver.get("type") is None and form is not None:
+            driver.set("type", form)
     return copied
+
+
+def _target(disk: ET.Element) -> str | None:
+    target = disk.find("target")
+    return None if target is None else target.get("dev")
 
 
 def pending_row(what: str, running: t.Any, stored: t.Any, reason: str, secret: bool = False) -> dict[str, t.Any]:
@@ -165,10 +179,8 @@ def _device_edits(stored: ET.Element, running: ET.Element) -> t.Iterator[LiveEdi
         pattern = _UPDATABLE.get(device.tag)
         removable = device.tag != "disk" or device.get("device") in ("cdrom", "floppy")
         if pattern is not None and removable and all(pattern.match(row.path[len(place) :]) for row in rows):
-            # An empty drive has no format; that it gets one goes without saying.
-            shown = [row for row in rows if not row.path.endswith("/driver@type")] or rows
-            before = "; ".join(MASK if row.secret else row.before for row in shown if row.before is not None) or None
-            after = "; ".join(MASK if row.secret else row.after for row in shown if row.after is not None) or None
+            before = "; ".join(MASK if row.secret else row.before for row in rows if row.before is not None) or None
+            after = "; ".join(MASK if row.secret else row.after for row in rows if row.after is not None) or None
             yield LiveEdit("update", place, before, after, to_text(_updated(found[label], device)))
 
 

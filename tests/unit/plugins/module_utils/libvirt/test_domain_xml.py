@@ -215,3 +215,29 @@ def test_random_values_follow_from_the_uuid() -> None:
     assert all(str(mac).startswith("52:54:00:") for mac in macs)
     xen = complete(element(text.format("xen", "a")))
     assert str(xen.find("devices/interface/mac").get("address")).startswith("00:16:3e:")
+
+
+def test_the_identity_of_a_virtual_port_follows_from_the_uuid_and_stays() -> None:
+    text = "<domain type='kvm'><uuid>{0}</uuid><devices><interface type='bridge'><source bridge='{1}'/>"
+    text += "<virtualport type='openvswitch'>{2}</virtualport></interface></devices></domain>"
+    place = "devices/interface/virtualport/parameters"
+    first, again, other = (complete(element(text.format(uuid, "b", ""))) for uuid in ("a", "a", "b"))
+    ids = [root.find(place).get("interfaceid") for root in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+    existing = element(text.format("a", "b", "<parameters interfaceid='kept' profileid='p'/>"))
+    carried = with_identity(element(text.format("a", "b", "<parameters profileid='q'/>")), existing)
+    assert carried.find(place).attrib == {"interfaceid": "kept", "profileid": "q"}
+    said = with_identity(element(text.format("a", "b", "<parameters interfaceid='said'/>")), existing)
+    assert said.find(place).get("interfaceid") == "said"
+    plain = element("<domain><uuid>a</uuid><devices><interface type='user'/></devices></domain>")
+    assert complete(plain).find("devices/interface/virtualport") is None
+
+
+def test_consoles_that_libvirt_has_counted_anew_are_the_same_ones() -> None:
+    text = "<domain><devices><console type='pty'><target type='serial' port='0'/></console>"
+    text += "<console type='pty'><target type='virtio' port='{0}'/></console>{1}</devices></domain>"
+    first, again = (element(text.format(port, "")) for port in (0, 1))
+    assert differences(first, again) == []
+    assert definition_hash(first) == definition_hash(again)
+    more = element(text.format(1, "<console type='pty'><target type='virtio' port='2'/></console>"))
+    assert [row.path for row in differences(first, more)] == ["devices/console[virtio:1]"]

@@ -14,6 +14,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.live import 
     asked_of,
     live_edits,
     pending_differences,
+    refused_reason,
 )
 
 STORED = """
@@ -118,3 +119,38 @@ def test_a_medium_is_changed_while_it_runs() -> None:
     stored, running = pair(("</devices>", disk.format("b")), ("</devices>", disk.format("a")))
     (edit,) = live_edits(stored, running)
     assert (edit.kind, edit.path, edit.before, edit.after) == ("update", "devices/disk[sda]", "/a.iso", "/b.iso")
+
+
+def test_an_empty_drive_has_no_format_while_it_runs_and_that_waits_for_nothing() -> None:
+    drive = (
+        "<disk type='file' device='cdrom'><driver name='qemu'{0}/>{1}<target dev='sda' bus='sata'/></disk></devices>"
+    )
+    empty = ("</devices>", drive.format("", "<source index='7'/>"))
+    stored, running = pair(("</devices>", drive.format(" type='raw'", "")), empty)
+    assert pending_differences(stored, running) == []
+    medium = drive.format(" type='raw'", "<source file='/a.iso'/>")
+    (edit,) = live_edits(*pair(("</devices>", medium), empty))
+    assert (edit.kind, edit.path, edit.before) == ("update", "devices/disk[sda]", None)
+
+
+def test_the_password_of_a_display_is_changed_where_it_listens_and_never_shown() -> None:
+    listens = "<graphics type='vnc' port='5900' autoport='yes' listen='127.0.0.1'"
+    stored = ("autoport='yes'>", "autoport='yes' passwd='hunter3'>")
+    (edit,) = live_edits(*pair(stored, (listens, listens + " passwd='hunter2'")))
+    assert (edit.kind, edit.before, edit.after) == ("update", "********", "********")
+    assert 'passwd="hunter3"' in edit.xml
+    assert 'port="5900"' in edit.xml
+    assert "127.0.0.1" in edit.xml
+
+
+def test_the_fallback_of_a_named_processor_is_set_by_each_start() -> None:
+    named = "<cpu mode='custom' match='exact'{0}><model fallback='{1}'>Westmere</model></cpu>"
+    stored = ET.fromstring(STORED.replace("<cpu mode='host-model' check='partial'/>", named.format("", "allow")))
+    running = RUNNING.partition("<cpu")[0] + named.format(" check='full'", "forbid") + RUNNING.partition("</cpu>")[2]
+    assert pending_differences(stored, ET.fromstring(running)) == []
+
+
+def test_what_was_asked_in_vain_waits_for_the_guest_or_for_a_restart() -> None:
+    kinds = ("memory", "vcpus", "attach", "detach", "update")
+    reasons = [refused_reason(LiveEdit(kind, "p", None, None)) for kind in kinds]
+    assert reasons == ["guest", "restart", "restart", "detach_pending", "restart"]

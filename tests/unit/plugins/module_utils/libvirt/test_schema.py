@@ -1,0 +1,41 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Definitions against libvirt's own schema, by its test driver."""
+
+from __future__ import annotations
+
+import pathlib
+import xml.etree.ElementTree as ET
+
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml import Mark, with_mark
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import with_identity
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.schema import schema_errors
+
+FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "libvirt"
+EXISTING = """
+<domain type='qemu'>
+  <name>existing</name><uuid>6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d</uuid><genid>6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3e</genid>
+  <metadata><note xmlns='urn:note'/></metadata>
+</domain>
+"""
+
+
+def test_what_is_carried_over_and_noted_leaves_every_definition_valid() -> None:
+    """A UUID at the end makes a definition invalid that has its <memoryBacking> below its <os>: places matter."""
+    existing = ET.fromstring(EXISTING)
+    paths = sorted(FIXTURES.glob("*.xml"))
+    handed_over = {
+        path.stem: with_mark(with_identity(ET.parse(path).getroot(), existing), Mark("w", "r")) for path in paths
+    }
+    assert len(handed_over) >= 40
+    assert all(root.findtext("uuid") and root.find("metadata") is not None for root in handed_over.values())
+    assert schema_errors(handed_over) == {}
+
+
+def test_a_wrong_name_is_told_with_the_nearest_one() -> None:
+    right = (FIXTURES / "minimal.xml").read_text(encoding="utf-8")
+    wrong = {"fine": ET.fromstring(right), "typo": ET.fromstring(right.replace("memory", "memroy"))}
+    (error,) = schema_errors(wrong).values()
+    assert "typo: xml: 'memroy'" in error.message
+    assert "Nearest: memory" in error.message
