@@ -87,7 +87,8 @@ options:
         description:
           - The SHA-256 of O(source). With it, what is in a volume that is there is compared on every run, and uploaded
             again where it is something else - unless a domain or another volume stands on it, which is refused.
-          - Without it, a volume that is there is taken to have its content.
+          - Without it, a volume that is there is taken to have its content, also one that a run was filling when the
+            host went down.
         type: str
       clone_from:
         description:
