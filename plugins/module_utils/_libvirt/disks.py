@@ -62,12 +62,12 @@ def disks_of(root: ET.Element | None) -> list[Disk]:
     """Return the disks of a definition in its order; those without a target are none."""
     found = []
     for element in root.iterfind("devices/disk") if root is not None else ():
-        target = element.find("target")
-        if target is None or not target.get("dev"):
+        target = target_of(element)
+        if not target:
             continue
         found.append(
             Disk(
-                target=target.get("dev", ""),
+                target=target,
                 device=element.get("device", "disk"),
                 source=_source(element),
                 readonly=element.find("readonly") is not None,
@@ -76,6 +76,12 @@ def disks_of(root: ET.Element | None) -> list[Disk]:
             )
         )
     return found
+
+
+def target_of(element: ET.Element) -> str | None:
+    """Return the target of a disk, such as ``vda``; null where it has none."""
+    target = element.find("target")
+    return None if target is None else target.get("dev")
 
 
 def _source(element: ET.Element) -> Source | None:

@@ -15,6 +15,7 @@ import uuid
 import xml.etree.ElementTree as ET
 
 from .definition import keyed, text_of
+from .disks import target_of
 from .domain_xml import MARK_URI, Mark, add_at_top, mark_of
 
 # A machine alias and what the versions it stands for begin with; any other alias is a prefix itself (virt, pseries).
@@ -48,9 +49,9 @@ def with_identity(wanted: ET.Element, existing: ET.Element, with_addresses: bool
 
 def with_disks_of(wanted: ET.Element, existing: ET.Element, targets: t.Collection[str]) -> ET.Element:
     """Return the wanted definition with the disks of these targets on the sources that they have, format included."""
-    found = {_target(disk): disk for disk in existing.iterfind("devices/disk")}
+    found = {target_of(disk): disk for disk in existing.iterfind("devices/disk")}
     for disk in wanted.iterfind("devices/disk"):
-        target = _target(disk)
+        target = target_of(disk)
         if target not in targets or target not in found:
             continue
         old, driver, old_driver = found[target], disk.find("driver"), found[target].find("driver")
@@ -64,11 +65,6 @@ def with_disks_of(wanted: ET.Element, existing: ET.Element, targets: t.Collectio
         elif old_driver is not None and old_driver.get("type"):
             driver.set("type", old_driver.get("type", ""))
     return wanted
-
-
-def _target(disk: ET.Element) -> str | None:
-    target = disk.find("target")
-    return None if target is None else target.get("dev")
 
 
 def complete(wanted: ET.Element) -> ET.Element:

@@ -19,6 +19,7 @@ import xml.etree.ElementTree as ET
 
 from .._core.plan import MASK, Change
 from .definition import Difference, element_text, keyed, size_bytes, text_of, to_text
+from .disks import target_of
 from .domain_xml import MARK_PREFIX, differences
 
 _ASKED_URI = "https://github.com/tapvirt/tapvirt.host/asked/1"
@@ -120,22 +121,17 @@ def _with_empty_drives(running: ET.Element, stored: ET.Element) -> ET.Element:
     An ejected medium leaves a source that holds a number of QEMU's only, and an empty drive that runs has no format.
     """
     copied = ET.fromstring(ET.tostring(running))
-    drivers = ((_target(disk), disk.find("driver")) for disk in stored.iterfind("devices/disk"))
+    drivers = ((target_of(disk), disk.find("driver")) for disk in stored.iterfind("devices/disk"))
     formats = {target: driver.get("type") for target, driver in drivers if driver is not None}
     for disk in copied.iterfind("devices/disk"):
         source, driver = disk.find("source"), disk.find("driver")
         if source is not None and not len(source) and set(source.attrib) <= {"index"}:
             disk.remove(source)
             source = None
-        form = formats.get(_target(disk))
+        form = formats.get(target_of(disk))
         if source is None and driver is not None and driver.get("type") is None and form is not None:
             driver.set("type", form)
     return copied
-
-
-def _target(disk: ET.Element) -> str | None:
-    target = disk.find("target")
-    return None if target is None else target.get("dev")
 
 
 def pending_row(what: str, running: t.Any, stored: t.Any, reason: str, secret: bool = False) -> dict[str, t.Any]:

@@ -200,7 +200,8 @@ def test_bad_input_is_told_before_anything_changes(
     xml = embed.talker()
     for right, replacement in wrong.items():
         xml = xml.replace(right, replacement)
-    fine = {"name": "fine", "xml": embed.talker(name="fine"), "state": "running"}
+    xml_of_another = embed.talker(name="fine").replace("talker.img", "fine.img")
+    fine = {"name": "fine", "xml": xml_of_another, "state": "running"}
     result = embed.module("libvirt_domain", domains=[fine, {"name": name, "xml": xml}])
     assert result["failed"]
     assert "\n" not in result["msg"]
