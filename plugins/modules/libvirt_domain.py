@@ -21,6 +21,7 @@ description:
     says is compared with what is there. RV(domains[].plan_fidelity) tells which.
   - Several domains are started and stopped at once; those that end go before those that begin. A new domain is refused
     where a disk of its own is that of another one that stays, as after a change of name.
+  - Xen's Domain-0 is the host itself; it is never touched.
   - What a running domain still lacks is listed on every run, in RV(domains[].pending). A domain is restarted only with
     O(apply=restart_if_needed).
 extends_documentation_fragment:
@@ -83,7 +84,8 @@ options:
   apply:
     description:
       - What a changed definition changes. V(config) is what is stored, for the next start; V(live) is what runs, as far
-        as that is possible without a restart (memory, number of processors); V(both) is both.
+        as that is possible without a restart (memory, number of processors, disks and interfaces, media, links, the
+        password of a display); V(both) is both.
       - V(restart_if_needed) also shuts a running domain down and starts it again where something still waits for that.
       - A domain that does not exist is always defined.
     type: str
@@ -92,7 +94,8 @@ options:
   remove:
     description:
       - What O(state=absent) may lose beside the definition. NVRAM and TPM state stay unless they are named; saved
-        memory, snapshots or checkpoints that are not named are a reason to refuse.
+        memory, snapshots or checkpoints that are not named are a reason to refuse, and so is TPM state where libvirt
+        cannot keep it (before 8.9).
     type: list
     elements: str
     choices: [nvram, tpm, managed_save, snapshots, checkpoints]
