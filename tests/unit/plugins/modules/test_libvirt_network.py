@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import pathlib
 import typing as t
+import xml.etree.ElementTree as ET
 
 import libvirt
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_canonical import canonical_networks
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_info import network_rows
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan import Options
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_run import NetworkRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_xml import summary
 
 URI = "test:///default"
 XML = """
@@ -243,6 +246,34 @@ def test_info_rows_are_typed_and_bounded(host: Host) -> None:
     }
     few, truncated = network_rows(host.connection, [], 1)
     assert ([row["name"] for row in few], truncated) == (["default"], True)
+
+
+def test_libvirt_itself_reads_a_definition_and_says_what_is_wrong() -> None:
+    options = "<d:options xmlns:d='http://libvirt.org/schemas/network/dnsmasq/1.0'><d:option value='x'/></d:options>"
+    answers = canonical_networks(
+        {
+            "good": ET.fromstring(
+                "<network><name>good</name><forward/><ip address='FD00:0::1' family='ipv6' prefix='64'/>"
+                f"{options}</network>"
+            ),
+            "typo": ET.fromstring("<network><name>typo</name><ip adress='10.0.0.1'/></network>"),
+            "range": ET.fromstring(
+                "<network><name>range</name><ip address='10.0.0.1' prefix='24'>"
+                "<dhcp><range start='10.1.0.1' end='10.1.0.9'/></dhcp></ip></network>"
+            ),
+        }
+    )
+    good = answers["good"]
+    assert isinstance(good, ET.Element)
+    assert summary(good) == {"forward": "nat", "bridge": None, "ips": ["fd00::1/64"], "dhcp_hosts": 0}
+    # The driver that knows these is not asked; they are kept as they were said.
+    assert [element.tag.rpartition("}")[2] for element in good if element.tag.startswith("{")] == ["options"]
+    typo, wrong_range = answers["typo"], answers["range"]
+    assert isinstance(typo, InvalidInput)
+    assert "typo: xml: 'adress' is not valid network XML" in typo.message
+    assert "Nearest: address" in typo.message
+    assert isinstance(wrong_range, InvalidInput)
+    assert "not entirely within network" in wrong_range.message
 
 
 def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) -> None:

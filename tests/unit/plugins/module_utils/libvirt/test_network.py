@@ -8,8 +8,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_canonical import canonical_networks
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_live import live_edits
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan import (
     NetworkPlan,
@@ -21,7 +20,6 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_xml import (
     differences,
-    summary,
     with_identity,
 )
 
@@ -242,34 +240,6 @@ def test_identity_stays_where_the_xml_does_not_say_it() -> None:
     # A bridge of the host's own is not the one that libvirt made.
     assert kept("<network><forward mode='bridge'/><bridge name='br0'/></network>") == (UUID, "br0", None)
     assert kept("<network><forward mode='bridge'><interface dev='e'/></forward></network>") == (UUID, None, None)
-
-
-def test_libvirt_itself_reads_a_definition_and_says_what_is_wrong() -> None:
-    options = "<d:options xmlns:d='http://libvirt.org/schemas/network/dnsmasq/1.0'><d:option value='x'/></d:options>"
-    answers = canonical_networks(
-        {
-            "good": ET.fromstring(
-                "<network><name>good</name><forward/><ip address='FD00:0::1' family='ipv6' prefix='64'/>"
-                f"{options}</network>"
-            ),
-            "typo": ET.fromstring("<network><name>typo</name><ip adress='10.0.0.1'/></network>"),
-            "range": ET.fromstring(
-                "<network><name>range</name><ip address='10.0.0.1' prefix='24'>"
-                "<dhcp><range start='10.1.0.1' end='10.1.0.9'/></dhcp></ip></network>"
-            ),
-        }
-    )
-    good = answers["good"]
-    assert isinstance(good, ET.Element)
-    assert summary(good) == {"forward": "nat", "bridge": None, "ips": ["fd00::1/64"], "dhcp_hosts": 0}
-    # The driver that knows these is not asked; they are kept as they were said.
-    assert [element.tag.rpartition("}")[2] for element in good if element.tag.startswith("{")] == ["options"]
-    typo, wrong_range = answers["typo"], answers["range"]
-    assert isinstance(typo, InvalidInput)
-    assert "typo: xml: 'adress' is not valid network XML" in typo.message
-    assert "Nearest: address" in typo.message
-    assert isinstance(wrong_range, InvalidInput)
-    assert "not entirely within network" in wrong_range.message
 
 
 def active(stored: ET.Element, running: ET.Element, attached: tuple[str, ...] = ()) -> Observed:
