@@ -52,11 +52,11 @@ DOMAIN = f"""
 """
 PREPARE = f"""
 set -e; mkdir -p {FOLDER}; cd {FOLDER}
+echo {boot_sector(LINE)} | base64 -d > boot.img
 qemu-img create -q -f raw base.raw 1M
 qemu-img create -q -f qcow2 -b {FOLDER}/base.raw -F raw mid.qcow2
 for name in {TALKER} {QUIET}; do qemu-img create -q -f qcow2 -b {FOLDER}/mid.qcow2 -F qcow2 $name.qcow2; done
 virsh pool-create-as info-pool dir --target {FOLDER}
-echo {boot_sector(LINE)} | base64 -d > boot.img
 cat > net.xml <<EOF
 {NETWORK}
 EOF
