@@ -172,9 +172,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection i
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import (
     ADDRESSES,
     PARTS,
-    check_limit,
     domain_rows,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import check_limit
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 
 ARGUMENT_SPEC = {

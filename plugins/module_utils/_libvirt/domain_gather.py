@@ -11,7 +11,6 @@ from __future__ import annotations
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .._core.errors import InvalidInput
 from .backing import Backing
 from .connection import Connection, Domain, LibvirtFailure, libvirt
 from .domain_addresses import Addresses
@@ -21,16 +20,6 @@ from .lookup import all_domains, select
 
 STATS, ADDRESSES, BACKING = "stats", "addresses", "backing"
 PARTS = (STATS, ADDRESSES, BACKING)
-MAX_DOMAINS = 10000
-
-
-def check_limit(limit: int) -> None:
-    """Refuse a limit that bounds nothing.
-
-    :raises InvalidInput: it is not 1 to 10000.
-    """
-    if not 1 <= limit <= MAX_DOMAINS:
-        raise InvalidInput("limit", limit, "must be 1 to {0}".format(MAX_DOMAINS))
 
 
 def domain_rows(

@@ -11,9 +11,10 @@ from __future__ import annotations
 import typing as t
 
 from .connection import Connection, libvirt, libvirt_errors
+from .lookup import check_limit, select
 from .pool_plan import path_of, pending_rows, type_of
 from .pool_run import observe_pool
-from .storage import Pool, Rows, check_limit, list_pools, select
+from .storage import Pool, Rows, list_pools
 
 
 def pool_rows(connection: Connection, names: t.Sequence[str], limit: int) -> tuple[Rows, bool]:
@@ -23,7 +24,7 @@ def pool_rows(connection: Connection, names: t.Sequence[str], limit: int) -> tup
     """
     check_limit(limit)
     pools = {str(pool.name()): pool for pool in list_pools(connection)}
-    chosen = select("storage pool", names, list(pools))
+    chosen = sorted(select(names, pools, "storage pool"))
     rows = [_pool_row(name, pools[name]) for name in chosen[:limit]]
     return [row for row in rows if row is not None], len(chosen) > limit
 

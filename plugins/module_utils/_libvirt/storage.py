@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import fractions
 import os
 import re
@@ -34,7 +33,6 @@ _FACTORS = {**{unit.lower(): factor for unit, factor in SIZE_UNITS.items()}, "":
 _MAX_BYTES = (1 << 63) - 1
 # Text of a domain's <os> that is the path of a file.
 _BOOT_FILES = ("loader", "nvram", "kernel", "initrd", "dtb")
-_GLOB = re.compile(r"[*?\[]")
 _UNKNOWN = "this libvirt driver has no storage; a daemon with a storage driver has, such as qemu:///system."
 
 
@@ -107,33 +105,6 @@ def list_pools(connection: Connection) -> list[Pool]:
             if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
                 raise TapvirtError("Listing the storage pools: {0}".format(_UNKNOWN)) from error
             raise
-
-
-def select(kind: str, wanted: t.Sequence[str], names: t.Sequence[str]) -> list[str]:
-    """Return those of the sorted names that are asked for, by name or by glob; all where nothing is.
-
-    :raises InvalidInput: a name, no glob, that is not there; with the nearest.
-    """
-    if not wanted:
-        return sorted(names)
-    chosen: set[str] = set()
-    for one in wanted:
-        if _GLOB.search(one):
-            chosen.update(name for name in names if fnmatch.fnmatchcase(name, one))
-        elif one in names:
-            chosen.add(one)
-        else:
-            raise InvalidInput("names", one, "is no {0} of this libvirt".format(kind), nearest_names(one, names))
-    return sorted(chosen)
-
-
-def check_limit(limit: int) -> None:
-    """Check how many rows are asked for.
-
-    :raises InvalidInput: none or fewer.
-    """
-    if limit < 1:
-        raise InvalidInput("limit", limit, "must be at least 1")
 
 
 def is_local(connection: Connection) -> bool:

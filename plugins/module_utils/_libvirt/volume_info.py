@@ -12,7 +12,8 @@ import typing as t
 
 from .._core.errors import InvalidInput
 from .connection import Connection, libvirt, libvirt_errors
-from .storage import Rows, Users, Volume, check_limit, is_local, list_pools, select
+from .lookup import check_limit, select
+from .storage import Rows, Users, Volume, is_local, list_pools
 from .volume_read import read_volume
 
 # virStorageVolType, in libvirt's order.
@@ -28,7 +29,7 @@ def volume_rows(
     """
     check_limit(limit)
     there = {str(pool.name()): pool for pool in list_pools(connection)}
-    chosen = select("storage pool", pools, list(there))
+    chosen = select(pools, sorted(there), "storage pool")
     found: list[tuple[str, str, t.Any]] = []
     for name in chosen:
         with libvirt_errors("Listing the volumes of pool {0}".format(name)):
@@ -36,7 +37,7 @@ def volume_rows(
                 found += [(name, str(volume.name()), volume) for volume in there[name].listAllVolumes()]
             elif name in pools:
                 raise InvalidInput("pools", name, "is inactive, so that nothing can be said of its volumes")
-    meant = set(select("volume of these pools", names, [name for _pool, name, _volume in found]))
+    meant = set(select(names, [name for _pool, name, _volume in found], "volume of these pools"))
     found = sorted((one for one in found if one[1] in meant), key=lambda one: one[:2])
     users = Users(connection, is_local(connection))
     rows = [_volume_row(pool, name, volume, users) for pool, name, volume in found[:limit]]

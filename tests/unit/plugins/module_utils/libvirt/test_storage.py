@@ -18,7 +18,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_plan im
     comparable,
     plan_pool,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import User, parse_size, select, shown_size
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import User, parse_size, shown_size
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_data import (
     PoolSeen,
     Seen,
@@ -60,15 +60,6 @@ def test_what_is_no_size_is_told_with_the_nearest(text: str, nearest: list[str])
 def test_sizes_are_shown_exactly() -> None:
     shown = [shown_size(size) for size in (0, 1, 1024, 1025, 3 << 20, 5 << 30, 7 << 40)]
     assert shown == ["0 bytes", "1 bytes", "1 KiB", "1025 bytes", "3 MiB", "5 GiB", "7 TiB"]
-
-
-def test_names_and_globs() -> None:
-    there = ["web2", "web1", "db"]
-    assert select("pool", [], there) == ["db", "web1", "web2"]
-    assert select("pool", ["web?", "db"], there) == ["db", "web1", "web2"]
-    assert select("pool", ["x*"], there) == []
-    with pytest.raises(InvalidInput, match="Nearest: web"):
-        select("pool", ["web3"], there)
 
 
 # ---- pools ----
