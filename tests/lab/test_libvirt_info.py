@@ -85,7 +85,7 @@ CLEAN = f"""
 (
 kill $(cat {FOLDER}/hold.pid)
 for name in {TALKER} {QUIET}; do virsh destroy $name; virsh undefine $name; done
-virsh net-destroy info-net; virsh pool-destroy info-pool; rm -rf {FOLDER} {LOG}* {LEASES}
+virsh net-destroy info-net; virsh pool-destroy info-pool; rm -rf {FOLDER} /var/log/libvirt/qemu/info-* {LEASES}
 ) > /dev/null 2>&1
 virsh list --all --name; virsh net-list --all --name; virsh pool-list --all --name
 """
