@@ -14,6 +14,7 @@ import importlib
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -94,6 +95,12 @@ class SessionDaemon:
         os.chown(self.files, self.top.stat().st_uid, self.top.stat().st_gid)
 
 
+def answers(path: pathlib.Path) -> bool:
+    """Tell whether somebody listens on a socket: it is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextlib.contextmanager
 def session_daemon() -> t.Iterator[SessionDaemon]:
     """Start a daemon, yield it, end it."""
@@ -110,7 +117,7 @@ def session_daemon() -> t.Iterator[SessionDaemon]:
         process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **user)
     try:
         give_up = time.monotonic() + START_SECONDS
-        while not (top / "libvirt" / "libvirt-sock").exists():
+        while not answers(top / "libvirt" / "libvirt-sock"):
             assert process.poll() is None, (top / "daemon.log").read_text(encoding="utf-8")
             assert time.monotonic() < give_up
             time.sleep(0.01)

@@ -18,6 +18,8 @@ import sys
 import time
 import typing as t
 
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import answers
+
 START_SECONDS = 60
 END_SECONDS = 30
 PRIVATE = "for path in /etc/libvirt /run /var/lib/libvirt; do mount -t tmpfs -o mode=755 tmpfs $path; done"
@@ -40,7 +42,7 @@ class SystemDaemon:
         socket.unlink(missing_ok=True)
         process = subprocess.Popen([*self._inside, *program], stdin=null, stdout=null, stderr=null)
         give_up = time.monotonic() + START_SECONDS
-        while not socket.exists():
+        while not answers(socket):
             assert process.poll() is None
             assert time.monotonic() < give_up
             time.sleep(0.02)

@@ -439,7 +439,7 @@ def test_info_by_pool_name_and_glob_and_within_its_limit(daemon: SessionDaemon) 
     }
     assert "is no volume" in daemon.module("libvirt_volume_info", names=["c1"])["msg"]
     assert "is inactive" in daemon.module("libvirt_volume_info", pools=["q"])["msg"]
-    assert "at least 1" in daemon.module("libvirt_volume_info", limit=0)["msg"]
+    assert "must be 1 to 10000" in daemon.module("libvirt_volume_info", limit=0)["msg"]
 
 
 def test_the_modules_themselves_run(daemon: SessionDaemon, run_module: Run) -> None:
