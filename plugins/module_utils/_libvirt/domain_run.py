@@ -150,8 +150,9 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         """Add the domains that we once defined and that are not in the list. Once: what comes later is not ours."""
         self._purge = False
         named = {item.wanted.name for item in self._items}
-        for name, domain in found.items():
-            if name in named or is_host(driver, domain.ID()):
+        for name in sorted(set(found) - named):
+            domain = found[name]
+            if is_host(driver, domain.ID()):
                 continue
             with libvirt_errors("{0}: reading its mark".format(name)):
                 if is_marked(domain):
