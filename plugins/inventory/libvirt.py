@@ -74,7 +74,7 @@ uris:
 states: [running]
 host_name: name ~ '.' ~ hypervisor
 keyed_groups:
-  - {key: tapvirt_domain.hypervisor, prefix: on}
+  - {key: tapvirt_domain.hypervisor, prefix: hypervisor}
   - {key: tapvirt_domain.machine, prefix: machine}
 groups:
   waits_for_a_restart: tapvirt_domain.pending | length > 0
