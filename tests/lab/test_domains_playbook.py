@@ -10,6 +10,7 @@ import pathlib
 
 import pytest
 
+pytestmark = pytest.mark.soak  # it takes minutes; the role has a test on this machine
 PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
 HOSTS = ["trace1", "trace2"]
 # Paused: a guest without a system keeps an emulated host's processor busy for nothing.

@@ -14,6 +14,8 @@ from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sec
 if t.TYPE_CHECKING:
     from .conftest import LabHosts
 
+# The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
+pytestmark = pytest.mark.soak
 HOST = "trace2"
 FOLDER = "/var/lib/libvirt/images/info"
 TALKER, QUIET = "info-talker", "info-quiet"

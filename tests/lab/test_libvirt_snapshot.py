@@ -13,6 +13,8 @@ import yaml
 if t.TYPE_CHECKING:
     from .conftest import LabHosts
 
+# The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
+pytestmark = pytest.mark.soak
 HOST = "trace3"
 NAME = "snapshot-test"
 IMAGES = "/var/lib/libvirt/images"

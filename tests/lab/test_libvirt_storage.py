@@ -13,6 +13,8 @@ import yaml
 if t.TYPE_CHECKING:
     from .conftest import LabHosts
 
+# The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
+pytestmark = pytest.mark.soak
 HOST = "trace2"
 POOL = DOMAIN = "libvirt-storage-test"
 PATH = f"/var/lib/libvirt/images/{POOL}"
