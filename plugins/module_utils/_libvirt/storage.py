@@ -165,7 +165,7 @@ class Users:
         names: set[str] = set()
         for path in paths:
             names |= self._places.names(Source("file", path))
-        inside = tuple(root.rstrip("/") + "/" for root in {directory, os.path.realpath(directory)}) if directory else ()
+        inside = tuple(root.rstrip("/") + "/" for root in (directory, os.path.realpath(directory))) if directory else ()
         volumes = _volume_name(pool, "")
         found: set[str] = set()
         for name, users in self._by_name.items():

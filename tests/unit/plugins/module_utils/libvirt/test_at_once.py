@@ -48,7 +48,7 @@ def test_an_exception_comes_out_after_the_others_have_ended() -> None:
 def test_the_number_at_work_is_bounded() -> None:
     turns = Turns()
     held = 0
-    for _ in range(64):
+    for _turn in range(64):
         if not turns._free.acquire(blocking=False):
             break
         held += 1

@@ -55,7 +55,7 @@ def test_a_pattern_sees_lines_and_crosses_them() -> None:
 def test_a_burst_is_cleaned_the_same_however_it_is_cut(seed: int) -> None:
     dice = random.Random(seed)
     for _burst in range(20):
-        data = b"".join(dice.choice(ATOMS) for _ in range(dice.randrange(1, 30)))
+        data = b"".join(dice.choice(ATOMS) for _atom in range(dice.randrange(1, 30)))
         plain, begin = PlainText(), 0
         while begin < len(data):
             end = begin + dice.randrange(1, 6)

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import typing as t
 import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.deadline import within
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot import (
     Snapshot,
     overlay_path,
@@ -266,15 +264,3 @@ def test_a_memory_file_of_two_snapshots_stays_with_the_other() -> None:
 )
 def test_an_overlay_lies_beside_its_image(image: str, overlay: str) -> None:
     assert overlay_path(image, "s") == overlay
-
-
-def test_a_call_that_does_not_end_is_left_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{within.__module__}._GRACE_SECONDS", 0.1)
-    ending, aborted = threading.Event(), threading.Event()
-    with pytest.raises(TapvirtError, match=r"web1: libvirt has not done it within 0\.1 s and could not be stopped"):
-        within(0.1, "web1", ending.wait, aborted.set)
-    assert aborted.is_set()
-    ending.set()
-    # One that ends because it was asked to, with time to do so.
-    monkeypatch.undo()
-    within(0.1, "web1", lambda: stop.wait(60), (stop := threading.Event()).set)

@@ -12,7 +12,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml i
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import with_identity
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.schema import schema_errors
 
-FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "libvirt"
+FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "libvirt"
 EXISTING = """
 <domain type='qemu'>
   <name>existing</name><uuid>6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d</uuid><genid>6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3e</genid>
@@ -36,6 +36,7 @@ def test_what_is_carried_over_and_noted_leaves_every_definition_valid() -> None:
 def test_a_wrong_name_is_told_with_the_nearest_one() -> None:
     right = (FIXTURES / "minimal.xml").read_text(encoding="utf-8")
     wrong = {"fine": ET.fromstring(right), "typo": ET.fromstring(right.replace("memory", "memroy"))}
-    (error,) = schema_errors(wrong).values()
-    assert "typo: xml: 'memroy'" in error.message
-    assert "Nearest: memory" in error.message
+    errors = schema_errors(wrong)
+    assert list(errors) == ["typo"]
+    assert "typo: xml: 'memroy'" in errors["typo"].message
+    assert "Nearest: memory" in errors["typo"].message
