@@ -15,7 +15,7 @@ PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
 HOSTS = ["trace1", "trace2"]
 # Paused: a guest without a system keeps an emulated host's processor busy for nothing.
 WANTED = [
-    {"name": "fleet-web", "state": "paused", "memory_mib": 32, "max_memory_mib": 64, "autostart": True},
+    {"name": "fleet-web", "state": "paused", "memory_mib": 32, "autostart": True},
     {"name": "fleet-db", "memory_mib": 32, "interfaces": [{"network": "default"}], "graphics": "vnc"},
 ]
 # Without a disk, the firmware says so on the serial port, and tries again each second.

@@ -25,14 +25,21 @@ def run_module(
     body: t.Callable[[AnsibleModule], t.Mapping[str, t.Any]],
     **options: t.Any,
 ) -> None:
-    """Run ``body(module)`` and exit with what it returns.
+    """Run ``body(module)`` and exit with what it returns; its ``warnings`` are sentences.
 
     Every module supports check mode. ``options`` are AnsibleModule's own (``mutually_exclusive`` and the like).
     """
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
     with _Failures(module):
         result = dict(body(module))
-    module.exit_json(**result)
+    module.exit_json(**_warned(module, result))
+
+
+def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return a result without its ``warnings``, which the module says in its own way."""
+    for warning in result.get("warnings", ()):
+        module.warn(warning)
+    return {key: value for key, value in result.items() if key != "warnings"}
 
 
 class _Failures:
@@ -51,7 +58,7 @@ class _Failures:
         trace: types.TracebackType | None,
     ) -> None:
         if isinstance(error, TapvirtError):
-            self._module.fail_json(msg=error.message, **error.fields)
+            self._module.fail_json(msg=error.message, **_warned(self._module, error.fields))
         if isinstance(error, Exception):
             self._module.fail_json(msg=_unexpected(error, trace))
 

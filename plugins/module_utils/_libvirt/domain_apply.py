@@ -18,7 +18,7 @@ from .absence import Belongings
 from .connection import Connection, Domain, libvirt, libvirt_errors
 from .definition import keyed
 from .domain_xml import Mark, definition_hash
-from .live import LiveEdit, asked_of
+from .live import LiveEdit, asked_of, live_edits
 
 _FOLLOW_SECONDS = 3.0
 
@@ -46,9 +46,8 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> str | None:
             why = " ".join(str(error.get_error_message()).split())
         if why is None and not _followed(domain, edit):
             why = "the guest does not follow"
-        if why is not None:
-            note = asked_of(_running(domain)).with_key(edit.key()).note()
-            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    if why is not None:
+        _note_asked(name, domain, edit)
     return why and "{0}: {1} of {2} has no effect before a restart: {3}.".format(name, edit.kind, edit.path, why)
 
 
@@ -59,6 +58,22 @@ _EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
     "detach": lambda domain, edit: domain.detachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
     "update": lambda domain, edit: domain.updateDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
 }
+
+
+def note_start(name: str, domain: Domain) -> None:
+    """Note in a domain that was just started what the start has asked of its guest: the memory to give back."""
+    with libvirt_errors("{0}: reading it after its start".format(name)):
+        running = _running(domain)
+        stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE))
+    for edit in live_edits(stored, running):
+        if edit.kind == "memory":
+            _note_asked(name, domain, edit)
+
+
+def _note_asked(name: str, domain: Domain, edit: LiveEdit) -> None:
+    with libvirt_errors("{0}: noting what its guest was asked".format(name)):
+        note = asked_of(_running(domain)).with_key(edit.key()).note()
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _running(domain: Domain) -> ET.Element:

@@ -20,7 +20,7 @@ from .connection import Connection, Domain, check_uri, connected, libvirt, libvi
 from .definition import check_inner_name, parse_definition, text_of, to_text
 from .disk_removal import delete, find_doomed
 from .disks import disks_of
-from .domain_apply import edit_running, remember, undefine
+from .domain_apply import edit_running, note_start, remember, undefine
 from .domain_observe import Surroundings, is_marked, observe_domain
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
 from .embed import EmbedRoot
@@ -268,6 +268,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         for step in plan.steps:
             self._lifecycle.step(name, domain, step, self._options.waiting)
             item.done = True
+            if step in ("create", "create_paused"):
+                note_start(name, domain)
         if plan.undefine and item.observed is not None:
             undefine(name, connection, domain, item.observed.belongings, self._options.remove)
             item.done = True

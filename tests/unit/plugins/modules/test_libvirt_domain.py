@@ -148,6 +148,14 @@ def test_a_guest_that_ignores_its_balloon_is_asked_once(embed: Embed) -> None:
     assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
 
 
+def test_a_start_asks_the_guest_for_its_memory_and_nobody_asks_again(embed: Embed) -> None:
+    wanted = {"name": "talker", "xml": embed.talker(memory=32, current=16), "state": "running"}
+    done = embed.converge(wanted)
+    assert [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]] == [("currentMemory", "guest")]
+    again = embed.converge(wanted)
+    assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
+
+
 def test_states_follow_one_another(embed: Embed) -> None:
     xml = embed.talker()
     for state, reached in (("paused", "paused"), ("running", "running"), ("paused", "paused"), ("saved", "shutoff")):
