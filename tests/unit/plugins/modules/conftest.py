@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import base64
 import pathlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 
 TALKER = """
 <domain type='qemu'>
@@ -96,20 +95,5 @@ class Embed:
 
 @pytest.fixture
 def embed(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[Embed]:
-    # Short: a guest's sockets lie below it.
-    root = pathlib.Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
-    root.chmod(0o755)
-    embed = Embed(root, run_module)
-    try:
-        yield embed
-    finally:
-        if (root / "e" / "etc").exists():
-            embed.libvirt(
-                """
-                for domain in connection.listAllDomains():
-                    if domain.isActive():
-                        domain.memoryStats()  # waits until the driver has met its guest again
-                        domain.destroy()
-                """
-            )
-        shutil.rmtree(root)
+    with short_folder() as root:
+        yield Embed(root, run_module)

@@ -16,7 +16,6 @@ import pathlib
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import types
 import typing as t
@@ -24,11 +23,10 @@ import typing as t
 import libvirt
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 
 NOBODY = 65534
 START_SECONDS = 60
-# Should nobody end it, it ends by itself.
-IDLE_SECONDS = 120
 
 
 def run_here(name: str, args: dict[str, t.Any], check: bool = False) -> dict[str, t.Any]:
@@ -104,29 +102,26 @@ def answers(path: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def session_daemon() -> t.Iterator[SessionDaemon]:
     """Start a daemon, yield it, end it."""
-    # Short: its sockets lie below it.
-    top = pathlib.Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
-    top.chmod(0o755)
-    user: dict[str, t.Any] = {}
-    if os.geteuid() == 0:
-        os.chown(top, NOBODY, NOBODY)
-        user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    environment = {"HOME": str(top), "XDG_RUNTIME_DIR": str(top), "PATH": os.environ["PATH"]}
-    with (top / "daemon.log").open("w", encoding="utf-8") as log:
-        argv = [shutil.which("libvirtd") or "/usr/sbin/libvirtd", "--timeout", str(IDLE_SECONDS)]
-        process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **user)
-    try:
-        give_up = time.monotonic() + START_SECONDS
-        while not answers(top / "libvirt" / "libvirt-sock"):
-            assert process.poll() is None, (top / "daemon.log").read_text(encoding="utf-8")
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
-        daemon = SessionDaemon(top)
+    with short_folder() as top:
+        user: dict[str, t.Any] = {}
+        if os.geteuid() == 0:
+            os.chown(top, NOBODY, NOBODY)
+            user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        environment = {"HOME": str(top), "XDG_RUNTIME_DIR": str(top), "PATH": os.environ["PATH"]}
+        with (top / "daemon.log").open("w", encoding="utf-8") as log:
+            argv = [shutil.which("libvirtd") or "/usr/sbin/libvirtd"]
+            process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **user)
         try:
-            yield daemon
+            give_up = time.monotonic() + START_SECONDS
+            while not answers(top / "libvirt" / "libvirt-sock"):
+                assert process.poll() is None, (top / "daemon.log").read_text(encoding="utf-8")
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            daemon = SessionDaemon(top)
+            try:
+                yield daemon
+            finally:
+                daemon.connection.close()
         finally:
-            daemon.connection.close()
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
-        shutil.rmtree(top)
+            process.terminate()
+            process.wait(START_SECONDS)

@@ -23,6 +23,8 @@ from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon 
 START_SECONDS = 60
 END_SECONDS = 30
 PRIVATE = "for path in /etc/libvirt /run /var/lib/libvirt; do mount -t tmpfs -o mode=755 tmpfs $path; done"
+# The pipe of a test run that was killed ends; what it started is ended by whoever held the namespace for it.
+HOLD = "echo ready; cat; kill -9 $(cat /run/libvirtd.pid /run/libvirt/qemu/*.pid)"
 MODULES = "ansible_collections.tapvirt.host.plugins.modules."
 
 
@@ -117,9 +119,10 @@ class SystemDaemon:
 def system_daemon() -> t.Iterator[SystemDaemon]:
     """Start a daemon, yield it, end it and all that it started."""
     holder = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-ec", PRIVATE + "; echo ready; exec cat"],
+        ["unshare", "--mount", "sh", "-ec", f"{PRIVATE}; {HOLD}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     with holder:
         assert holder.stdin is not None
@@ -130,4 +133,4 @@ def system_daemon() -> t.Iterator[SystemDaemon]:
             yield daemon
         finally:
             daemon.end()
-            holder.stdin.close()
+            holder.kill()
