@@ -18,7 +18,7 @@ from .absence import Belongings
 from .connection import Connection, Domain, libvirt, libvirt_errors
 from .definition import keyed
 from .domain_xml import Mark, definition_hash
-from .live import LiveEdit, asked_of, live_edits
+from .live import LiveEdit, asked_of, live_edits, same_memory
 
 _FOLLOW_SECONDS = 3.0
 
@@ -38,22 +38,31 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> str | None:
     A guest may ignore what it is asked (a balloon without a driver, an unplugged device), a hypervisor may have no
     place left. That is noted in the running domain, so that the next run reports it instead of asking again.
     """
-    why = None
+    why, refused = None, False
     with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.path)):
         try:
             _EDITS[edit.kind](domain, edit)
         except libvirt.libvirtError as error:
-            why = " ".join(str(error.get_error_message()).split())
+            why, refused = " ".join(str(error.get_error_message()).split()), True
         if why is None and not _followed(domain, edit):
             why = "the guest does not follow"
     if why is not None:
-        _note_asked(name, domain, edit)
+        _note_asked(name, domain, edit, refused)
     return why and "{0}: {1} of {2} has no effect before a restart: {3}.".format(name, edit.kind, edit.path, why)
+
+
+def _set_text(kind: str) -> t.Callable[[Domain, LiveEdit], t.Any]:
+    """Return the call for a title or a description; libvirt has a number for each."""
+    return lambda domain, edit: domain.setMetadata(
+        getattr(libvirt, "VIR_DOMAIN_METADATA_" + kind.upper()), edit.after, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE
+    )
 
 
 _EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
     "memory": lambda domain, edit: domain.setMemoryFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
     "vcpus": lambda domain, edit: domain.setVcpusFlags(edit.after, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+    "title": _set_text("title"),
+    "description": _set_text("description"),
     "attach": lambda domain, edit: domain.attachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
     "detach": lambda domain, edit: domain.detachDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
     "update": lambda domain, edit: domain.updateDeviceFlags(edit.xml, libvirt.VIR_DOMAIN_AFFECT_LIVE),
@@ -70,9 +79,9 @@ def note_start(name: str, domain: Domain) -> None:
             _note_asked(name, domain, edit)
 
 
-def _note_asked(name: str, domain: Domain, edit: LiveEdit) -> None:
+def _note_asked(name: str, domain: Domain, edit: LiveEdit, refused: bool = False) -> None:
     with libvirt_errors("{0}: noting what its guest was asked".format(name)):
-        note = asked_of(_running(domain)).with_key(edit.key()).note()
+        note = asked_of(_running(domain)).with_key(edit.key(), refused).note()
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
@@ -85,7 +94,7 @@ def _followed(domain: Domain, edit: LiveEdit) -> bool:
     deadline = time.monotonic() + _FOLLOW_SECONDS
     while True:
         if edit.kind == "memory":
-            done = bool(domain.memoryStats().get("actual") == edit.after)
+            done = same_memory(int(domain.memoryStats().get("actual", 0)), edit.after)
         elif edit.kind == "detach":
             devices = _running(domain).find("devices")
             done = devices is None or edit.path.partition("/")[2] not in keyed(devices)

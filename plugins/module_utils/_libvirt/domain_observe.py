@@ -15,12 +15,14 @@ import xml.etree.ElementTree as ET
 from .absence import find_belongings
 from .canonical import can_stand_for, state_directory
 from .connection import Connection, Domain, libvirt, unless_unknown
+from .definition import text_of
 from .disk_places import DiskPlaces, Use, is_of_this_host
 from .disk_removal import find_doomed
 from .disks import Disk, Source, disks_of
 from .domain_plan import Observed, Overlay, Wanted
 from .domain_xml import MARK_URI
 from .lifecycle import state_of
+from .live import HostModel, is_expanded, model_of
 
 
 def observe_domain(domain: Domain) -> Observed:
@@ -70,6 +72,7 @@ class Surroundings:
         self._domains = domains
         self._uses: list[Use] | None = None
         self._version: int | None = None
+        self._host_models: dict[tuple[str | None, ...], HostModel | None] = {}
 
     def uses(self) -> list[Use]:
         """Return all uses of disks by domains."""
@@ -149,6 +152,25 @@ class Surroundings:
             if now.source is not None and any(self.places.names(below) & base for below in chain):
                 overlays.append(Overlay(disk.target, disk.source.shown(), now.source.shown()))
         return dataclasses.replace(observed, overlays=tuple(overlays)) if overlays else observed
+
+    def with_host_model(self, wanted: Wanted, observed: Observed) -> Observed:
+        """Add the host's own processor, where a domain may run with what a start wrote in place of it."""
+        definitions = [root for root in (observed.stored, wanted.root) if root is not None]
+        running = observed.running
+        if running is None or not any(is_expanded(definition, running) for definition in definitions):
+            return observed
+        kind = running.find("os/type")
+        where = (
+            text_of(running, "devices/emulator"),
+            None if kind is None else kind.get("arch"),
+            None if kind is None else kind.get("machine"),
+            running.get("type"),
+        )
+        if where not in self._host_models:
+            text = unless_unknown(lambda: self._connection.getDomainCapabilities(*where, 0), None)
+            mode = None if text is None else ET.fromstring(text).find("cpu/mode[@name='host-model'][@supported='yes']")
+            self._host_models[where] = None if mode is None else model_of(mode)
+        return dataclasses.replace(observed, host_model=self._host_models[where])
 
     def _chain(self, domain: Domain, disk: Disk, running: Disk | None) -> list[Source]:
         """Return all that a disk stands on, as far as the domain, its snapshots, the files or the volumes tell."""

@@ -20,7 +20,7 @@ from .definition import Difference, size_bytes, text_of, to_text
 from .disk_removal import Doomed, check_doomed
 from .domain_xml import Mark, add_at_top, definition_hash, differences, filled_devices, mark_of, wanted_hash, with_mark
 from .identity import complete, with_disks_of, with_identity
-from .live import LiveEdit, asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
+from .live import HostModel, LiveEdit, asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
@@ -71,7 +71,8 @@ class Observed:
     """One domain as it was found. ``stored`` and ``running`` (only while active) are parsed XML with secrets.
 
     ``saved`` is the definition that a managed save would bring back, where there is one and the driver tells;
-    ``belongings`` are read of a domain that has to be absent only, ``overlays`` where the wanted XML names other files.
+    ``belongings`` are read of a domain that has to be absent only, ``overlays`` where the wanted XML names other files,
+    ``host_model`` where a domain may run with what a start wrote in place of the host's own processor.
     """
 
     uuid: str
@@ -85,6 +86,7 @@ class Observed:
     saved: ET.Element | None = None
     belongings: Belongings = dataclasses.field(default_factory=Belongings)
     overlays: tuple[Overlay, ...] = ()
+    host_model: HostModel | None = None
 
 
 @dataclasses.dataclass
@@ -265,7 +267,7 @@ def _plan_running(
     covered: list[str] = []
     for edit in live_edits(stored, observed.running):
         if edit.key() in asked.keys:
-            plan.pending.append(pending_row(edit.path, edit.before, edit.after, refused_reason(edit)))
+            plan.pending.append(pending_row(edit.path, edit.before, edit.after, refused_reason(edit, asked)))
         elif options.edits:
             plan.edits.append(edit)
             why = "the running domain differs"
@@ -274,9 +276,7 @@ def _plan_running(
             plan.pending.append(pending_row(edit.path, edit.before, edit.after, "apply"))
         covered.append(edit.path)
     semantic = plan.fidelity == SEMANTIC and plan.define is not None
-    found = differences(observed.running, stored, subset=True) if semantic else None
-    if found is None:
-        found = pending_differences(stored, observed.running)
+    found = pending_differences(stored, observed.running, observed.host_model, subset=semantic)
     rest = [row for row in found if not any(_is_in(row.path, path) for path in covered)]
     plan.pending += _pending_rows(rest, "restart")
 
@@ -288,6 +288,8 @@ def _is_in(path: str, place: str) -> bool:
 _HOW = {
     "memory": "setMemory",
     "vcpus": "setVcpus",
+    "title": "setMetadata",
+    "description": "setMetadata",
     "attach": "attachDevice",
     "detach": "detachDevice",
     "update": "updateDevice",

@@ -142,7 +142,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 with libvirt_errors("{0}: reading it".format(item.wanted.name)):
                     observed = observe_domain(domain)
                     look = around.with_belongings if item.wanted.state == "absent" else around.with_overlays
-                    item.observed = look(item.wanted, domain, observed)
+                    item.observed = around.with_host_model(item.wanted, look(item.wanted, domain, observed))
             except TapvirtError as error:
                 item.error = error.message
 

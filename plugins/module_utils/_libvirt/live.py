@@ -28,11 +28,12 @@ _ASKED_TAG = "{" + _ASKED_URI + "}asked"
 # What only the running domain has, yet nobody but a user (or a program of theirs) can have put there.
 _ADDED_BY_HAND = re.compile(
     r"devices/(?:disk|interface|hostdev|filesystem|memory|redirdev|rng|shmem|vsock)\[[^/]*\]\Z"
-    r"|vcpu@current\Z"
+    r"|cpu/vendor\Z"
     r"|devices/disk\[[^/]*\]/(?:source\Z|readonly|shareable|iotune)"
     r"|devices/interface\[[^/]*\]/(?:link|bandwidth|mtu)"
+    r"|devices/graphics\[[^/]*\]@passwd"
 )
-# What a start changes by itself, although the stored definition says otherwise.
+# What a start changes by itself, although the stored definition says otherwise, and what is edited apart from the rest.
 _FILLED_IN = re.compile(
     r"os@firmware\Z|os/(?:loader|nvram|firmware)\b"
     r"|cpu@check\Z|cpu/model@fallback\Z"
@@ -42,6 +43,10 @@ _FILLED_IN = re.compile(
     r"|devices/(?:serial|console|channel)\[[^/]*\]/source@path\Z"
     r"|devices/interface\[[^/]*\]/target@dev\Z"
 )
+# What a start writes in place of the host's own processor, and what it rounds up.
+_HOST_MODEL = re.compile(r"cpu(?:@(?:mode|match)\Z|/(?:model|vendor|feature)\b)")
+_ROUNDED = re.compile(r"(?:memory|currentMemory|cpu/numa/cell(?:\[[^/]*\])?@memory)\Z")
+_ROUND_KIB = 1024
 
 
 # What can be plugged in and out while a domain runs, and the buses of disks that can.
@@ -56,13 +61,16 @@ _UPDATABLE = {
     "graphics": re.compile(r"@(?:{0})\Z".format("|".join(_PASSWORD))),
 }
 
+#: A processor's model and vendor.
+HostModel = t.Tuple[t.Optional[str], t.Optional[str]]
+
 
 @dataclasses.dataclass(frozen=True)
 class LiveEdit:
     """An edit of a running domain.
 
-    ``kind`` is ``memory`` (values in KiB), ``vcpus`` (counts), or ``attach``, ``detach``, ``update`` (of the device in
-    ``xml``; values as they may be shown).
+    ``kind`` is ``memory`` (values in KiB), ``vcpus`` (counts), ``title`` or ``description`` (text), or ``attach``,
+    ``detach``, ``update`` (of the device in ``xml``; values as they may be shown).
     """
 
     kind: str
@@ -78,49 +86,98 @@ class LiveEdit:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What was asked of a running guest in vain, as noted in it until it ends: keys of edits."""
+    """What was asked of a running guest in vain, as noted in it until it ends: keys of edits.
+
+    ``refused`` are those of ``keys`` that the hypervisor has refused; the others the guest has not followed.
+    """
 
     keys: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
-    def with_key(self, key: str) -> Asked:
+    def with_key(self, key: str, refused: bool = False) -> Asked:
         """Return the note with one more key."""
-        return Asked((*self.keys, key))
+        return Asked((*self.keys, key), (*self.refused, key) if refused else self.refused)
 
     def note(self) -> tuple[str, str, str]:
         """Return the note as setMetadata takes it: element text, prefix and namespace."""
-        return '<asked edits="{0}"/>'.format(" ".join(self.keys)), MARK_PREFIX + "-asked", _ASKED_URI
+        text = '<asked edits="{0}" refused="{1}"/>'.format(" ".join(self.keys), " ".join(self.refused))
+        return text, MARK_PREFIX + "-asked", _ASKED_URI
 
 
 def asked_of(running: ET.Element) -> Asked:
     """Return the note in a running domain."""
     note = running.find("metadata/" + _ASKED_TAG)
-    return Asked() if note is None else Asked(tuple((note.get("edits") or "").split()))
+    if note is None:
+        return Asked()
+    return Asked(tuple((note.get("edits") or "").split()), tuple((note.get("refused") or "").split()))
 
 
-def refused_reason(edit: LiveEdit) -> str:
-    """Return what an edit waits for that was made in vain: a guest that does not follow, or a restart."""
-    return {"memory": "guest", "detach": "detach_pending"}.get(edit.kind, "restart")
+def refused_reason(edit: LiveEdit, asked: Asked) -> str:
+    """Return what an edit waits for that was made in vain: a guest that does not follow, or a restart.
+
+    Memory waits for the guest in any case: a restart would ask it for the same.
+    """
+    if edit.kind == "memory":
+        return "guest"
+    return "detach_pending" if edit.kind == "detach" and edit.key() not in asked.refused else "restart"
 
 
-def pending_differences(stored: ET.Element, running: ET.Element) -> list[Difference]:
-    """Return where a running domain is not what its stored definition says: ``before`` runs, ``after`` is stored."""
-    cpu = stored.find("cpu")
-    expanded = cpu is not None and cpu.get("mode") != "custom"
+def pending_differences(
+    stored: ET.Element, running: ET.Element, host_model: HostModel | None = None, subset: bool = False
+) -> list[Difference]:
+    """Return where a running domain is not what its stored definition says: ``before`` runs, ``after`` is stored.
+
+    :param host_model: what a start would write in place of the host's own processor, where that is known.
+    :param subset: ``stored`` is not all that will be stored, so only what it says is compared.
+    """
+    expanded = is_expanded(stored, running) and host_model in (None, model_of(running.find("cpu")))
     return [
         difference
-        for difference in differences(_with_empty_drives(running, stored), stored)
+        for difference in differences(_as_stored(running, stored), _with_count(stored), subset)
         if not _FILLED_IN.match(difference.path)
         and (difference.after is not None or _ADDED_BY_HAND.match(difference.path))
-        and not (expanded and difference.path.startswith("cpu"))
+        and not (expanded and _HOST_MODEL.match(difference.path))
+        and not _only_rounded(difference)
     ]
 
 
-def _with_empty_drives(running: ET.Element, stored: ET.Element) -> ET.Element:
+def is_expanded(stored: ET.Element, running: ET.Element) -> bool:
+    """Tell whether a domain can run with what a start has written in place of the host's own processor."""
+    modes = [cpu.get("mode") for cpu in (stored.find("cpu"), running.find("cpu")) if cpu is not None]
+    return modes == ["host-model", "custom"]
+
+
+def model_of(cpu: ET.Element | None) -> HostModel:
+    """Return the model and the vendor in a definition's <cpu>; only of a host's own processor is there a vendor."""
+    return text_of(cpu, "model"), text_of(cpu, "vendor")
+
+
+def _only_rounded(row: Difference) -> bool:
+    if not _ROUNDED.match(row.path) or row.before is None or row.after is None:
+        return False
+    return same_memory(int(row.before), int(row.after))
+
+
+def same_memory(one_kib: int, other_kib: int) -> bool:
+    """Tell whether two sizes are the same to a start, which rounds up to whole MiB."""
+    return -(-one_kib // _ROUND_KIB) == -(-other_kib // _ROUND_KIB)
+
+
+def _with_count(root: ET.Element) -> ET.Element:
+    """Return a copy that says how many processors are on, also where those are all."""
+    copied = ET.fromstring(ET.tostring(root))
+    element = copied.find("vcpu")
+    if element is not None:
+        element.set("current", str(vcpus_of(root)[0]))
+    return copied
+
+
+def _as_stored(running: ET.Element, stored: ET.Element) -> ET.Element:
     """Return a copy in which empty drives look as in the stored definition.
 
     An ejected medium leaves a source that holds a number of QEMU's only, and an empty drive that runs has no format.
     """
-    copied = ET.fromstring(ET.tostring(running))
+    copied = _with_count(running)
     drivers = ((target_of(disk), disk.find("driver")) for disk in stored.iterfind("devices/disk"))
     formats = {target: driver.get("type") for target, driver in drivers if driver is not None}
     for disk in copied.iterfind("devices/disk"):
@@ -145,11 +202,15 @@ def live_edits(stored: ET.Element, running: ET.Element) -> list[LiveEdit]:
     edits = []
     memory, wanted_memory = _memory_kib(running), _memory_kib(stored)
     room = size_bytes(running.find("memory"))
-    if memory and wanted_memory and room and memory != wanted_memory and wanted_memory * 1024 <= room:
+    if memory and wanted_memory and room and not same_memory(memory, wanted_memory) and wanted_memory * 1024 <= room:
         edits.append(LiveEdit("memory", "currentMemory", memory, wanted_memory))
     vcpus, wanted_vcpus = vcpus_of(running), vcpus_of(stored)
     if vcpus[0] != wanted_vcpus[0] and wanted_vcpus[0] <= vcpus[1]:
         edits.append(LiveEdit("vcpus", "vcpu@current", vcpus[0], wanted_vcpus[0]))
+    for tag in ("title", "description"):
+        text, wanted_text = text_of(running, tag), text_of(stored, tag)
+        if text != wanted_text:
+            edits.append(LiveEdit(tag, tag, text, wanted_text))
     return edits + list(_device_edits(stored, running))
 
 
@@ -173,11 +234,21 @@ def _device_edits(stored: ET.Element, running: ET.Element) -> t.Iterator[LiveEdi
     for label, rows in by_device.items():
         device, place = wanted[label], "devices/" + label
         pattern = _UPDATABLE.get(device.tag)
-        removable = device.tag != "disk" or device.get("device") in ("cdrom", "floppy")
-        if pattern is not None and removable and all(pattern.match(row.path[len(place) :]) for row in rows):
+        if (
+            pattern is not None
+            and _updatable(device, rows)
+            and all(pattern.match(row.path[len(place) :]) for row in rows)
+        ):
             before = "; ".join(MASK if row.secret else row.before for row in rows if row.before is not None) or None
             after = "; ".join(MASK if row.secret else row.after for row in rows if row.after is not None) or None
             yield LiveEdit("update", place, before, after, to_text(_updated(found[label], device)))
+
+
+def _updatable(device: ET.Element, rows: t.Sequence[Difference]) -> bool:
+    if device.tag == "graphics":
+        # Without a password the display would go on to ask for the one it has, whatever libvirt then says.
+        return all(row.after is not None for row in rows)
+    return device.tag != "disk" or device.get("device") in ("cdrom", "floppy")
 
 
 def _updated(running: ET.Element, stored: ET.Element) -> ET.Element:

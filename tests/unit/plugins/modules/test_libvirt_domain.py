@@ -591,6 +591,7 @@ def test_edits_of_every_kind_give_their_rows_and_an_effect_or_a_pending_row(embe
         "devices/interface[52:54:00:00:00:07]/model@type": "restart",
     }
     assert {row[0] for row in found} - {row[0] for row in stored} == {
+        "running description",
         "running vcpu@current",
         "running devices/disk[hdc]",
         "running devices/disk[vda]",

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.live import (
     Asked,
+    HostModel,
     LiveEdit,
     asked_of,
     live_edits,
@@ -152,5 +153,55 @@ def test_the_fallback_of_a_named_processor_is_set_by_each_start() -> None:
 
 def test_what_was_asked_in_vain_waits_for_the_guest_or_for_a_restart() -> None:
     kinds = ("memory", "vcpus", "attach", "detach", "update")
-    reasons = [refused_reason(LiveEdit(kind, "p", None, None)) for kind in kinds]
-    assert reasons == ["guest", "restart", "restart", "detach_pending", "restart"]
+    edits = [LiveEdit(kind, "p", None, None) for kind in kinds]
+    assert [refused_reason(edit, Asked()) for edit in edits] == [
+        "guest",
+        "restart",
+        "restart",
+        "detach_pending",
+        "restart",
+    ]
+    refused = Asked().with_key(edits[3].key(), refused=True)
+    assert refused_reason(edits[3], refused) == "restart"
+
+
+def test_a_start_rounds_memory_up_and_that_waits_for_nothing() -> None:
+    stored = ET.fromstring(STORED.replace(">65536<", ">65000<"))
+    assert pending_differences(stored, ET.fromstring(RUNNING)) == []
+    assert live_edits(stored, ET.fromstring(RUNNING)) == []
+
+
+def test_processors_are_counted_however_a_definition_says_how_many_are_on() -> None:
+    stored, running = pair(stored=("static'>2", "static' current='2'>4"))
+    assert [(row.path, row.before, row.after) for row in pending_differences(stored, running)] == [("vcpu", "2", "4")]
+
+
+@pytest.mark.parametrize(
+    ("host_model", "waits"), [(None, []), (("Skylake", None), []), (("EPYC", "AMD"), ["cpu@mode"])]
+)
+def test_the_host_s_processor_is_told_from_another_one(host_model: HostModel | None, waits: list[str]) -> None:
+    stored, running = pair()
+    assert [row.path for row in pending_differences(stored, running, host_model)] == waits
+
+
+@pytest.mark.parametrize("mode", ["maximum", "host-passthrough"])
+def test_a_mode_that_a_start_keeps_waits_where_another_one_runs(mode: str) -> None:
+    stored = ET.fromstring(STORED.replace("host-model", mode))
+    assert [row.path for row in pending_differences(stored, ET.fromstring(RUNNING))] == ["cpu@mode"]
+
+
+def test_title_and_description_are_changed_while_it_runs() -> None:
+    stored, running = pair(("<name>", "<title>New</title><name>"), ("<name>", "<description>Old</description><name>"))
+    assert pending_differences(stored, running) == []
+    assert live_edits(stored, running) == [
+        LiveEdit("title", "title", None, "New"),
+        LiveEdit("description", "description", "Old", None),
+    ]
+
+
+def test_a_display_that_asks_for_a_password_does_so_until_a_restart() -> None:
+    listens = "<graphics type='vnc' port='5900'"
+    stored, running = pair(running=(listens, listens + " passwd='hunter2'"))
+    assert live_edits(stored, running) == []
+    (row,) = pending_differences(stored, running)
+    assert (row.path, row.after, row.secret) == ("devices/graphics[vnc]@passwd", None, True)
