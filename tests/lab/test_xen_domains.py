@@ -55,7 +55,7 @@ def story(release):
         ("less memory", "libvirt_domain", domain("running", now=128)),
         ("more processors", "libvirt_domain", domain("running", now=128, vcpus=2)),
         ("shut down", "libvirt_domain", off),
-        ("run again", "libvirt_domain", domain("running", now=128, vcpus=2)),
+        ("start", "libvirt_domain", domain("running", now=128, vcpus=2)),
         ("absent", "libvirt_domain", gone),
     ]
 
