@@ -23,6 +23,7 @@ VIRT_PACKAGES = [
     "libvirt-daemon-driver-qemu",
     "libvirt-daemon-system",
     "ovmf",
+    "qemu-guest-agent",
     "qemu-system-x86",
     "qemu-utils",
     "swtpm",
