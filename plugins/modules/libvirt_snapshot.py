@@ -85,7 +85,9 @@ options:
             type: bool
             default: true
       memory_file:
-        description: Where an external snapshot of a running domain keeps its memory. It then has all writable disks.
+        description:
+          - Where an external snapshot of a running domain keeps its memory. It then has all writable disks.
+          - Only where O(uri) is of this host. Libvirt empties a file that is there, so it has to be seen that none is.
         type: str
       quiesce:
         description: Whether the guest agent is to freeze the file systems meanwhile. For external ones without memory.

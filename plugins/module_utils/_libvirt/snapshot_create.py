@@ -198,6 +198,7 @@ def _check_files(wanted: Wanted, outlook: Outlook, new: Snapshot) -> None:
             raise InvalidInput(item, file, "must be an absolute path of printable characters, without '..'")
         if len(file.rpartition("/")[2].encode()) > _MAX_FILE_NAME:
             raise InvalidInput(item, file, "has a last part longer than {0} bytes".format(_MAX_FILE_NAME))
-        if file in seen or file in outlook.files:
-            raise InvalidInput(item, file, "would be written twice; name another 'file' for one of its disks")
+        if file in seen or file in outlook.taken:
+            rule = "would be written twice, or is the file of a disk or of another snapshot; name another one"
+            raise InvalidInput(item, file, rule)
         seen.add(file)

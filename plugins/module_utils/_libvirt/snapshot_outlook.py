@@ -80,13 +80,20 @@ class SnapshotPlan:
 class Outlook:
     """A domain as it will be once the steps planned so far are done: later items of a task are planned on that."""
 
-    def __init__(self, observed: Observed, wanted: t.Sequence[Wanted]) -> None:
+    def __init__(self, observed: Observed, wanted: t.Sequence[Wanted], taken: set[str] | None = None) -> None:
+        """Begin with what was observed.
+
+        :param taken: the files that no new snapshot may have; one set for all domains of a task, completed here.
+        """
         self.observed = observed
         self.snapshots = dict(observed.snapshots)
         self.current = observed.current
         self.state = observed.state
         self.sources = {disk.target: disk.source for disk in domain_disks(observed.definition)}
-        self.files: set[str] = set()
+        self.taken: set[str] = set() if taken is None else taken
+        self.taken.update(source for source in self.sources.values() if source is not None)
+        for one in observed.snapshots.values():
+            self.taken.update(file for file in one.files if file not in observed.missing)
         self.named_absent = {one.snapshot for one in wanted if one.state == "absent"}
         self.named_present = {one.snapshot for one in wanted if one.state == "present"}
 
@@ -95,7 +102,7 @@ class Outlook:
         self.snapshots[new.name] = dataclasses.replace(new, parent=self.current)
         self.current = new.name
         self.sources.update(new.overlays)
-        self.files.update(new.files)
+        self.taken.update(new.files)
 
     def drop(self, gone: Snapshot) -> None:
         """Note that a snapshot will be gone; its children hang on its parent then."""

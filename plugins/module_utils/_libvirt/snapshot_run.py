@@ -131,8 +131,11 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
 
     def _plan_all(self, connection: Connection | None) -> None:
         wanted = [item.wanted for item in self._items]
+        taken: set[str] = set()
         self._outlooks = {
-            item.wanted.domain: Outlook(item.observed, [one for one in wanted if one.domain == item.wanted.domain])
+            item.wanted.domain: Outlook(
+                item.observed, [one for one in wanted if one.domain == item.wanted.domain], taken
+            )
             for item in self._items
             if item.observed is not None
         }
@@ -140,9 +143,27 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
 
     def _plan(self, item: _Item) -> SnapshotPlan:
         plan = plan_snapshot(item.wanted, self._outlooks.get(item.wanted.domain), item.done)
-        if plan.create is not None and self._local:
-            _check_places(item.wanted, plan.create)
+        if plan.create is not None:
+            self._check_places(item.wanted, plan.create)
         return plan
+
+    def _check_places(self, wanted: Wanted, new: Snapshot) -> None:
+        """Refuse files that are there, and those with no directory to go to.
+
+        Libvirt refuses to put an overlay over a file, but empties the one that the memory goes to.
+        """
+        if not self._local:
+            if new.memory_file is not None:
+                rule = "is on another host, and whether a file there would be overwritten cannot be seen from here"
+                raise InvalidInput("{0}: memory_file".format(wanted.name), new.memory_file, rule)
+            return
+        for file in new.files:
+            item = "{0}: file".format(wanted.name)
+            if os.path.lexists(file):
+                rule = "is there already and is not overwritten; name another file, or remove it"
+                raise InvalidInput(item, file, rule)
+            if not os.path.isdir(os.path.dirname(file)):
+                raise InvalidInput(item, file, "cannot be written: its directory does not exist")
 
     # ---- apply ----
 
@@ -150,6 +171,8 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         plan, name = item.plan, item.wanted.name
         domain = find_domain(connection, item.wanted.domain)
         if plan.create is not None:
+            # Something may have been put there since the plan was made.
+            self._check_places(item.wanted, plan.create)
             text, flags = snapshot_xml(plan.create), _creation_flags(plan)
             self._do("{0}: taking it".format(name), domain, lambda: domain.snapshotCreateXML(text, flags))
             item.done = True
@@ -246,16 +269,6 @@ def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> str | 
             wanted.name, found.kind, found.files, new.kind, new.files
         )
     ).message
-
-
-def _check_places(wanted: Wanted, new: Snapshot) -> None:
-    """Refuse files that are there, which libvirt would partly overwrite, and those with no directory to go to."""
-    for file in new.files:
-        item = "{0}: file".format(wanted.name)
-        if os.path.lexists(file):
-            raise InvalidInput(item, file, "is there already and is not overwritten; name another file, or remove it")
-        if not os.path.isdir(os.path.dirname(file)):
-            raise InvalidInput(item, file, "cannot be written: its directory does not exist")
 
 
 def _remove_file(doing: str, file: str) -> None:

@@ -262,6 +262,15 @@ def test_a_file_that_is_there_is_never_written_to(subject: Subject) -> None:
     assert "/a.x' is there already" in subject.refused({"name": "fine"}, external)
 
 
+def test_two_domains_do_not_write_to_one_memory_file(subject: Subject) -> None:
+    other = subject.embed.talker("other")
+    subject.embed.converge({"name": "other", "xml": other, "state": "running"})
+    subject.be("running")
+    memory = {"kind": "external", "memory_file": f"{subject.root}/memory"}
+    both = [{"name": "x", **memory}, {"domain": "other", "name": "y", **memory}]
+    assert "/memory' would be written twice" in subject.refused(*both)
+
+
 def test_absent_without_a_snapshot_or_domain_or_root_is_a_no_op(subject: Subject, embed: Embed) -> None:
     subject.converge({"name": "first", "state": "absent"}, {"domain": "other", "name": "x", "state": "absent"})
     result = embed.module("libvirt_snapshot", uri=f"{embed.uri}2", domain="x", name="x", state="absent")

@@ -139,7 +139,7 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
         ),
         ({"kind": "external", "disks": [{**VDB, "file": "b"}]}, {}, "'b' must be an absolute path"),
         ({"kind": "external", "disks": [{**VDB, "file": "/i/../b"}]}, {}, "without '..'"),
-        ({"kind": "external", "disks": [{**VDB, "file": "/i/a.new"}]}, {}, "'/i/a.new' would be written twice"),
+        ({"kind": "external", "disks": [{**VDB, "file": "/i/a.new"}]}, {}, "'/i/a.new' would be written twice, or is"),
         ({"kind": "external", "disks": [{**VDB, "file": "/i/" + "b" * 256}]}, {}, "longer than 255 bytes"),
         ({"name": "../new"}, {}, "is a path; a name must not contain '/'. Nearest: new."),
         ({"name": ".new"}, {}, "must not start with '.'"),
@@ -236,6 +236,26 @@ def test_a_task_that_takes_two_external_snapshots_stacks_the_overlays() -> None:
         ("web1 file /i/a.two", "/i/a.one"),
         ("web1 file /i/b.two", "/i/b.one"),
     ]
+
+
+def test_a_file_is_for_one_snapshot_of_one_domain() -> None:
+    there = dataclasses.replace(snapshot("there"), memory_file="/j/m")
+    domain = ET.fromstring(DOMAIN.format(efi="", format="qcow2", devices="").replace("/i/", "/j/"))
+    other = dataclasses.replace(observed(there, state="running"), definition=domain)
+    taken: set[str] = set()
+    first, second = Outlook(observed(state="running"), [], taken), Outlook(other, [], taken)
+
+    def plan(outlook: Outlook, memory: str) -> SnapshotPlan:
+        disks = [{**VDB, "file": memory + ".vdb"}, {"target": "vda", "file": memory + ".vda"}]
+        (one,) = read_wanted([wanted(kind="external", disks=disks, memory_file=memory)])
+        return plan_snapshot(one, outlook)
+
+    for memory in ("/i/a.qcow2", "/j/a.qcow2", "/j/m"):
+        with pytest.raises(TapvirtError, match=f"'{memory}' would be written twice"):
+            plan(first, memory)
+    assert plan(first, "/i/m").create is not None
+    with pytest.raises(TapvirtError, match=r"'/i/m\.vda' would be written twice"):
+        plan(second, "/i/m")
 
 
 def test_the_xml_names_every_disk_and_is_read_back_the_same() -> None:
