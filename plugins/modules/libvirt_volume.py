@@ -19,8 +19,9 @@ description:
   - A volume that does not fit is refused beforehand. What libvirt allocates at once has to be available - all of the
     capacity for a raw volume that does not say O(allocation), nothing for the other formats. That is also what libvirt
     counts. A volume that could never be filled, since its capacity is more than the whole pool has, is refused as well.
-  - Libvirt is asked to look at the pool anew first, in check mode too, so that files that others have put there are
-    seen.
+  - Libvirt is asked to look at the pool anew first, so that files that others have put there are seen. In check mode
+    only where it can be seen beforehand that it can, which is a directory of this host, since libvirt stops a pool
+    that it cannot read.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._libvirt

@@ -46,7 +46,7 @@ EXAMPLES = r"""
 
 - name: Show them
   ansible.builtin.debug:
-    msg: "{{ found.volumes | rejectattr('used_by') | map(attribute='path') }}"
+    msg: "{{ found.volumes | selectattr('used_by', 'eq', []) | map(attribute='path') }}"
 """
 
 RETURN = r"""
@@ -68,7 +68,9 @@ volumes:
       description: The path and the format of the file that it stands on; null where there is none.
       type: dict
     used_by:
-      description: The domains that stand on it, running or not, by name, also those that do so by an overlay.
+      description:
+        - The domains that stand on it, running or not, by name, also those that do so by an overlay.
+        - Null where libvirt's driver knows no domains (C(storage:///system)).
       type: list
       elements: str
   sample:

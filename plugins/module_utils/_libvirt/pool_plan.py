@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ET
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.plan import Change
 from .definition import Difference, differences, text_of, to_text
+from .storage import UNKNOWN_USERS
 
 # What libvirt counts. It also fills in the permissions of a directory that is there; those that are asked for have an
 # effect only when a directory is made.
@@ -39,7 +40,7 @@ class WantedPool:
 class ObservedPool:
     """One pool as it was found. ``stored`` and ``running`` (only while active) are parsed XML.
 
-    ``users``: running domains that stand on it.
+    ``users``: running domains that stand on it; null where the driver cannot tell.
     """
 
     uuid: str
@@ -48,7 +49,7 @@ class ObservedPool:
     autostart: bool
     stored: ET.Element
     running: ET.Element | None = None
-    users: tuple[str, ...] = ()
+    users: tuple[str, ...] | None = ()
 
 
 @dataclasses.dataclass
@@ -204,13 +205,21 @@ def _plan_start(
 
 
 def _plan_stop(plan: PoolPlan, wanted: WantedPool, observed: ObservedPool | None) -> None:
-    _refuse_users(wanted, observed)
+    refuse_users(wanted, observed)
     plan.stop = True
     _add(plan, wanted, "state", "active", "inactive", "destroy", "as wanted; nothing in it is deleted")
 
 
-def _refuse_users(wanted: WantedPool, observed: ObservedPool | None) -> None:
-    if observed is not None and observed.users and not wanted.allow_in_use:
+def refuse_users(wanted: WantedPool, observed: ObservedPool | None) -> None:
+    """Refuse to take a pool from under running domains.
+
+    :raises TapvirtError: some stand on it, or nobody can tell.
+    """
+    if observed is None or wanted.allow_in_use:
+        return
+    if observed.users is None:
+        raise TapvirtError(UNKNOWN_USERS.format(wanted.name))
+    if observed.users:
         raise TapvirtError(
             "{0}: is in use by running domains: {1}. Nothing was changed (allow_in_use: true would).".format(
                 wanted.name, ", ".join(observed.users[:5]) + (", ..." if len(observed.users) > 5 else "")
@@ -222,7 +231,7 @@ def _plan_absence(wanted: WantedPool, observed: ObservedPool | None) -> PoolPlan
     plan = PoolPlan()
     if observed is None:
         return plan
-    _refuse_users(wanted, observed)
+    refuse_users(wanted, observed)
     if observed.active:
         _plan_stop(plan, wanted, observed)
     if observed.persistent:

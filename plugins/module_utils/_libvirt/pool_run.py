@@ -18,7 +18,7 @@ from .connection import Connection, connected, libvirt, libvirt_errors
 from .definition import parse_definition, text_of, to_text
 from .item_run import Item, ItemRun, check_names
 from .network_canonical import empty_host
-from .pool_plan import ObservedPool, PoolPlan, WantedPool, path_of, plan_pool, type_of
+from .pool_plan import ObservedPool, PoolPlan, WantedPool, path_of, plan_pool, refuse_users, type_of
 from .schema import schema_error
 from .storage import Pool, Users, check_has_storage, is_local, list_pools
 
@@ -122,7 +122,8 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         directory = path_of(root)
         directory = None if directory is None or directory.startswith("/dev") else directory
         paths = [str(volume.path()) for volume in pool.listAllVolumes()] if seen.active else []
-        return dataclasses.replace(seen, users=tuple(users.running_in(item.wanted.name, directory, paths)))
+        running = users.running_in(item.wanted.name, directory, paths)
+        return dataclasses.replace(seen, users=None if running is None else tuple(running))
 
     # ---- plan ----
 
@@ -168,6 +169,11 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
             with libvirt_errors("{0}: building it".format(name)):
                 _build(pool)
             item.done = True
+        if plan.stop or plan.undefine:
+            # A guest may have started since the plan was made.
+            with libvirt_errors("{0}: reading it".format(name)):
+                now = self._with_users(item, pool, observe_pool(pool), Users(connection, self._local))
+            refuse_users(item.wanted, now)
         for asked, doing, step in (
             (plan.start, "starting", pool.create),
             (plan.stop, "stopping", pool.destroy),

@@ -8,7 +8,6 @@ Private to the collection.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fractions
 import os
@@ -22,6 +21,11 @@ from .definition import SIZE_UNITS, text_of
 from .disk_places import DiskPlaces
 from .disks import Source, disks_of
 
+#: What to say where a driver of storage cannot tell who stands on it.
+UNKNOWN_USERS = (
+    "{0}: whether domains stand on it is not known: this libvirt driver knows no domains. Nothing was changed "
+    "(qemu:///system can tell; allow_in_use: true does it all the same)."
+)
 # What the binding's objects are; it ships no types.
 Pool = t.Any
 Volume = t.Any
@@ -125,12 +129,17 @@ class User:
 
 
 class Users:
-    """Which domains stand on what, by their stored and their running definitions, with all backing files."""
+    """Which domains stand on what, by their stored and their running definitions, with all backing files.
+
+    ``known`` is false where the driver is of storage only and cannot tell: what is said of users is null then.
+    """
 
     def __init__(self, connection: Connection, local: bool) -> None:
         self._places = DiskPlaces(connection, local)
         self._by_name: dict[str, set[User]] = {}
-        for domain in _domains(connection):
+        domains = _domains(connection)
+        self.known = domains is not None
+        for domain in domains or ():
             for root, running in _definitions(domain):
                 self._add(root, running)
 
@@ -154,14 +163,18 @@ class Users:
         for name in names:
             self._by_name.setdefault(name, set()).add(user)
 
-    def of_volume(self, pool: str, volume: str, path: str) -> list[User]:
+    def of_volume(self, pool: str, volume: str, path: str) -> list[User] | None:
         """Return the users of one volume, by name."""
+        if not self.known:
+            return None
         names = {_volume_name(pool, volume), "network:" + path, *self._places.names(Source("file", path))}
         users = {user for name in names for user in self._by_name.get(name, ())}
         return sorted(users, key=lambda user: (user.domain, user.running, user.writes))
 
-    def running_in(self, pool: str, directory: str | None, paths: t.Iterable[str]) -> list[str]:
+    def running_in(self, pool: str, directory: str | None, paths: t.Iterable[str]) -> list[str] | None:
         """Return the names of the running domains that use a volume of a pool, or a file below its directory."""
+        if not self.known:
+            return None
         names: set[str] = set()
         for path in paths:
             names |= self._places.names(Source("file", path))
@@ -178,14 +191,14 @@ def _volume_name(pool: str | None, volume: str | None) -> str:
     return "volume:{0}/{1}".format(pool, volume)
 
 
-def _domains(connection: Connection) -> list[Domain]:
+def _domains(connection: Connection) -> list[Domain] | None:
     with libvirt_errors("Listing the domains"):
         try:
             return list(connection.listAllDomains())
         except libvirt.libvirtError as error:
-            # Libvirt's storage driver by itself has none.
+            # Libvirt's storage driver by itself (storage:///system) knows none, whatever runs beside it.
             if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                return []
+                return None
             raise
 
 
@@ -203,11 +216,16 @@ def _definitions(domain: Domain) -> list[tuple[ET.Element, bool]]:
             raise
 
 
-def refresh(pool: Pool, path: str | None, local: bool) -> None:
-    """Let libvirt look at what is in an active pool now.
+def refresh(pool: Pool) -> None:
+    """Let libvirt look at what is in an active pool now. A pool that is busy keeps the list that it has.
 
-    Not where its directory is missing: libvirt would stop the pool. A pool that is busy keeps the list that it has.
+    :raises TapvirtError: libvirt could not, and has stopped the pool over it (a transient one has vanished).
     """
-    if not (local and path is not None and not os.path.exists(path)):
-        with contextlib.suppress(libvirt.libvirtError):
-            pool.refresh(0)
+    try:
+        pool.refresh(0)
+    except libvirt.libvirtError as error:
+        active = pool.connect().listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
+        if pool.name() not in [one.name() for one in active]:
+            reason = " ".join(str(error.get_error_message()).split())
+            message = "Pool {0}: libvirt could not look at what is in it, and stopped the pool over that: {1}."
+            raise TapvirtError(message.format(pool.name(), reason)) from error

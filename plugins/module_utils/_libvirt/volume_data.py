@@ -68,14 +68,17 @@ class PoolSeen:
 
 @dataclasses.dataclass(frozen=True)
 class VolumeSeen:
-    """A volume as it was found. ``overlays``: the volumes that stand on it. ``digest``: of the content asked about."""
+    """A volume as it was found. ``overlays``: the volumes that stand on it. ``digest``: of the content asked about.
+
+    ``users`` is null where the driver cannot tell.
+    """
 
     path: str
     capacity: int
     allocation: int
     format: str | None
     backing: Backing | None = None
-    users: tuple[User, ...] = ()
+    users: tuple[User, ...] | None = ()
     overlays: tuple[str, ...] = ()
     digest: str | None = None
 

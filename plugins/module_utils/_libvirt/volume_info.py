@@ -54,6 +54,7 @@ def _volume_row(pool: str, name: str, volume: Volume, users: Users) -> dict[str,
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
                 return None
             raise
+    used_by = users.of_volume(pool, name, seen.path)
     return {
         "pool": pool,
         "name": name,
@@ -64,5 +65,5 @@ def _volume_row(pool: str, name: str, volume: Volume, users: Users) -> dict[str,
         "capacity_bytes": seen.capacity,
         "allocation_bytes": seen.allocation,
         "backing": None if seen.backing is None else {"path": seen.backing.path, "format": seen.backing.format},
-        "used_by": sorted({user.domain for user in users.of_volume(pool, name, seen.path)}),
+        "used_by": None if used_by is None else sorted({user.domain for user in used_by}),
     }

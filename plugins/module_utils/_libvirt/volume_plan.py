@@ -14,7 +14,7 @@ import typing as t
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .._core.plan import Change
 from .definition import to_text
-from .storage import shown_size
+from .storage import UNKNOWN_USERS, User, shown_size
 from .volume_data import (
     FILE_FORMATS,
     FILE_POOLS,
@@ -132,7 +132,7 @@ def _check_origin(wanted: WantedVolume, seen: Seen) -> None:
     if seen.origin is None:
         rule = "is no volume of pool {0!r}, nor one that is made before it".format(wanted.pool)
         raise InvalidInput(item, name, rule, nearest_names(name, seen.volumes))
-    writers = sorted({user.domain for user in seen.origin.users if user.writes})
+    writers = sorted({user.domain for user in _users(wanted, seen.origin) if user.writes})
     if writers and not wanted.allow_in_use:
         rule = "is written to by running domains ({0}), a copy would not be consistent (allow_in_use: true makes it)"
         raise InvalidInput(item, name, rule.format(", ".join(writers[:5])))
@@ -244,7 +244,7 @@ def _check_fixed(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen) -> No
 
 def _check_growth(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capacity: int) -> None:
     _check_space(wanted, pool, capacity, 0)
-    running = sorted({user.domain for user in volume.users if user.running})
+    running = sorted({user.domain for user in _users(wanted, volume) if user.running})
     if running and not wanted.allow_in_use:
         raise TapvirtError(
             "{0}: cannot grow from {1} to {2} behind the running domains that have it open: {3}. Nothing was changed "
@@ -269,10 +269,16 @@ def _check_shrink(wanted: WantedVolume, volume: VolumeSeen, capacity: int) -> No
     _refuse_users(wanted, volume, "it would lose what is beyond {0}".format(shown))
 
 
+def _users(wanted: WantedVolume, volume: VolumeSeen) -> tuple[User, ...]:
+    if volume.users is None and not wanted.allow_in_use:
+        raise TapvirtError(UNKNOWN_USERS.format(wanted.name))
+    return volume.users or ()
+
+
 def _refuse_users(wanted: WantedVolume, volume: VolumeSeen, why: str) -> None:
     if wanted.allow_in_use:
         return
-    domains = sorted({user.domain for user in volume.users})
+    domains = sorted({user.domain for user in _users(wanted, volume)})
     for kind, names in (("domains", domains), ("volumes that stand on it", volume.overlays)):
         if names:
             raise TapvirtError(

@@ -73,5 +73,5 @@ class Standing:
             self._below = [(use.target, use.names) for use in places.volume_uses()]
         names = places.names(Source("file", seen.path))
         overlays = tuple(sorted(path for path, below in self._below if below & names))
-        users = tuple(self._users.of_volume(pool, name, seen.path))
-        return dataclasses.replace(seen, users=users, overlays=overlays)
+        users = self._users.of_volume(pool, name, seen.path)
+        return dataclasses.replace(seen, users=None if users is None else tuple(users), overlays=overlays)

@@ -33,7 +33,7 @@ from .storage import (
     shown_size,
 )
 from .volume_content import Log, digest_of_file, digest_of_volume, inspect_source, upload
-from .volume_data import PLAIN, Backing, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
+from .volume_data import FILE_POOLS, PLAIN, Backing, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
 from .volume_plan import VolumePlan, plan_volume
 from .volume_read import Standing, endangers, find_volume
 from .volume_schema import check_schema
@@ -154,7 +154,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
     def __init__(self, wanted: t.Sequence[WantedVolume], log: Log) -> None:
         super().__init__(wanted, VolumePlan)
         self._log = log
-        self._local = False
+        self._local, self._check_mode = False, False
         # Of the volumes planned so far: the bytes that they will take, by pool; what they will be, by name.
         self._reserved: dict[str, int] = {}
         self._coming: dict[str, VolumeSeen] = {}
@@ -169,7 +169,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         check_has_storage(uri)
         check_schema({item.wanted.name: item.wanted.root for item in self._items if item.wanted.root is not None})
         with connected(uri, timeout_seconds) as connection:
-            self._local = is_local(connection)
+            self._local, self._check_mode = is_local(connection), check_mode
             self.run(connection, check_mode)
         return self.result(check_mode, with_diff)
 
@@ -196,11 +196,20 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
     def _see_pool(self, pool: Pool) -> PoolSeen:
         with libvirt_errors("Reading pool {0}".format(pool.name())):
             root = ET.fromstring(pool.XMLDesc(0))
-            if pool.isActive():
-                refresh(pool, path_of(root), self._local)
+            if pool.isActive() and self._may_refresh(type_of(root), path_of(root)):
+                refresh(pool)
             active = bool(pool.isActive())
             _state, capacity, _allocation, available = pool.info()
         return PoolSeen(type_of(root), active, path_of(root), capacity, available)
+
+    def _may_refresh(self, kind: str, path: str | None) -> bool:
+        """Tell whether libvirt may look at what is in a pool: it stops the pool where it cannot.
+
+        In check mode it has to be seen beforehand that it can.
+        """
+        if self._check_mode:
+            return self._local and kind in FILE_POOLS and path is not None and os.access(path, os.R_OK | os.X_OK)
+        return not self._local or path is None or os.path.exists(path)
 
     def _see(self, connection: Connection, pool: Pool, item: _Item, found: Seen) -> Seen:
         wanted = item.wanted
@@ -269,6 +278,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         if plan.create is not None:
             self._create(connection, pool, item, plan.create)
             return
+        self._look_again(connection, item)
         with libvirt_errors("{0}: looking it up".format(wanted.name)):
             volume = pool.storageVolLookupByName(wanted.volume)
         if plan.delete:
@@ -282,6 +292,18 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             item.done = True  # from its first byte on
             self._upload(connection, item, volume)
 
+    def _look_again(self, connection: Connection, item: _Item) -> None:
+        """Plan anew with what stands on a volume by now: an upload before it may have taken an hour.
+
+        :raises TapvirtError: what was planned is refused by now.
+        """
+        wanted, seen = item.wanted, item.observed
+        if seen is not None and seen.volume is not None:
+            standing = Standing(connection, self._local)
+            plan_volume(
+                wanted, dataclasses.replace(seen, volume=standing.upon(wanted.pool, wanted.volume, seen.volume))
+            )
+
     def _create(self, connection: Connection, pool: Pool, item: _Item, xml: str) -> None:
         wanted = item.wanted
         with libvirt_errors("{0}: making it".format(wanted.name)):
@@ -294,7 +316,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             if item.plan.upload:
                 self._upload(connection, item, volume)
             with libvirt_errors("{0}: reading it".format(wanted.name)):
-                refresh(pool, None, False)
+                refresh(pool)
                 capacity = volume.info()[1]
             if wanted.capacity is not None and wanted.capacity > capacity:
                 _resize(wanted.name, volume, wanted.capacity, False)

@@ -13,6 +13,8 @@ import tempfile
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_run import PoolRun, read_wanted
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
     SessionDaemon,
     run_here,
@@ -244,6 +246,24 @@ def test_a_pool_that_a_running_domain_stands_on_is_not_stopped(node: Run, disk: 
     assert (forced["pools"][0]["state"], forced["pools"][0]["error"]) == ("absent", None)
     off = DOMAIN.format(name="web1", disk=disk.format("one"), state=OFF)
     assert node("libvirt_pool", off, name="images", state="inactive")["pools"][0]["state"] == "inactive"
+
+
+class _Late(PoolRun):
+    """A run in whose way somebody else starts a domain between plan and apply."""
+
+    def _apply_all(self, connection: t.Any, touched: t.Any) -> None:
+        connection.createXML(DOMAIN.format(name="late", disk=BY_PATH.format("one"), state=RUNNING), 0)
+        super()._apply_all(connection, touched)
+
+
+def test_a_domain_that_came_meanwhile_keeps_the_pool(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "node.xml"
+    path.write_text(NODE.format(domains=""), encoding="utf-8")
+    for state in ("inactive", "absent"):
+        run = _Late(read_wanted([{"name": "images", "state": state, "build": False, "allow_in_use": False}]))
+        with pytest.raises(TapvirtError, match="running domains: late") as refused:
+            run.converge(f"test://{path}", 10, False, False)
+        assert (refused.value.fields["changed"], refused.value.fields["pools"][0]["state"]) == (False, "active")
 
 
 def test_a_driver_without_storage_is_told_in_words() -> None:

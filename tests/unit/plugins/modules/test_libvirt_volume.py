@@ -11,6 +11,8 @@ import subprocess
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_run import VolumeRun, read_wanted
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
     SessionDaemon,
     run_here,
@@ -410,6 +412,50 @@ def test_what_a_domain_stands_on_is_left_alone(node: Run) -> None:
     assert node(*domains, check=True, name="off", capacity="8KiB")["plan"][0]["how"] == "resize"
     assert "would not be consistent" in node(*domains, name="x", clone_from="run")["msg"]
     assert node(*domains, name="x", clone_from="lent")["volumes"][0]["state"] == "present"
+
+
+class _Late(VolumeRun):
+    """A run in whose way somebody else defines a domain between plan and apply."""
+
+    def _apply_all(self, connection: t.Any, touched: t.Any) -> None:
+        connection.defineXML(DOMAIN.format(name="late", disk=DISK.format("free", ""), state=OFF))
+        super()._apply_all(connection, touched)
+
+
+def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "node.xml"
+    path.write_text(NODE.format(volumes=VOLUME.format("free"), domains=""), encoding="utf-8")
+    for allowed in (False, True):
+        flags = {"force_shrink": False, "allow_in_use": allowed}
+        run = _Late(read_wanted([{"pool": "p", "name": "free", "state": "absent", **flags}]), print)
+        if allowed:
+            assert run.converge(f"test://{path}", 10, False, False)["volumes"][0]["state"] == "absent"
+            continue
+        with pytest.raises(TapvirtError, match="in use by domains: late") as refused:
+            run.converge(f"test://{path}", 10, False, False)
+        assert (refused.value.fields["changed"], refused.value.fields["volumes"][0]["state"]) == (False, "present")
+
+
+def test_a_driver_that_knows_no_domains_does_not_say_that_there_are_none(daemon: SessionDaemon) -> None:
+    daemon.done("libvirt_volume", pool="p", name="v", capacity="4KiB")
+    storage = {"uri": daemon.uri.replace("qemu+", "storage+")}
+    unknown = "whether domains stand on it is not known"
+    assert unknown in daemon.module("libvirt_volume", **storage, pool="p", name="v", state="absent")["msg"]
+    assert unknown in daemon.module("libvirt_pool", **storage, name="p", state="inactive")["msg"]
+    assert daemon.done("libvirt_volume_info", **storage)["volumes"][0]["used_by"] is None
+    daemon.done("libvirt_volume", **storage, pool="p", name="v", state="absent", allow_in_use=True)
+    daemon.done("libvirt_pool", **storage, name="p", state="inactive", allow_in_use=True)
+
+
+def test_check_mode_stops_no_pool_and_a_run_tells_that_libvirt_did(daemon: SessionDaemon) -> None:
+    pool = daemon.connection.storagePoolLookupByName("p")
+    (daemon.files / "p").rmdir()
+    (daemon.files / "p").touch()
+    new: dict[str, t.Any] = {"pool": "p", "name": "v", "capacity": "4KiB"}
+    daemon.module("libvirt_volume", check=True, **new)
+    assert pool.isActive()
+    assert "could not look at what is in it, and stopped the pool" in daemon.module("libvirt_volume", **new)["msg"]
+    assert not pool.isActive()
 
 
 def test_info_by_pool_name_and_glob_and_within_its_limit(daemon: SessionDaemon) -> None:
