@@ -438,7 +438,7 @@ def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> 
 
 def test_a_driver_that_knows_no_domains_does_not_say_that_there_are_none(daemon: SessionDaemon) -> None:
     daemon.done("libvirt_volume", pool="p", name="v", capacity="4KiB")
-    storage = {"uri": daemon.uri.replace("qemu+", "storage+")}
+    storage: dict[str, t.Any] = {"uri": daemon.uri.replace("qemu+", "storage+")}
     unknown = "whether domains stand on it is not known"
     assert unknown in daemon.module("libvirt_volume", **storage, pool="p", name="v", state="absent")["msg"]
     assert unknown in daemon.module("libvirt_pool", **storage, name="p", state="inactive")["msg"]
