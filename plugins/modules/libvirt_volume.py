@@ -13,7 +13,8 @@ version_added: 0.1.0
 description:
   - Converges many storage volumes in one task, on one connection. Everything is checked before anything is changed for
     any of them, and one volume that fails later does not hide the others.
-  - A volume that is there keeps its content. It grows in place; to shrink it loses data and takes O(force_shrink).
+  - A volume that is there keeps its content. It grows in place where libvirt can do that, which is in pools of files
+    and in those of the types C(rbd) and C(sheepdog); to shrink it loses data and takes O(force_shrink).
     Format and backing file cannot change in place, and nothing is deleted to make it anew - asking for another one is
     an error.
   - A volume that does not fit is refused beforehand. What libvirt allocates at once has to be available - all of the
@@ -158,7 +159,8 @@ options:
     type: bool
     default: false
 notes:
-  - A pool of block devices rounds capacities up. Give it multiples of its unit, others look like a shrink later.
+  - A pool of block devices, such as C(logical), rounds capacities up. A volume there that has more than O(capacity) is
+    as wanted, unless O(force_shrink) is given; that it has another capacity in the end is refused.
 seealso:
   - module: tapvirt.host.libvirt_volume_info
   - module: tapvirt.host.libvirt_pool

@@ -30,6 +30,8 @@ from .volume_data import (
 
 # Images are made of whole sectors: a capacity is rounded up to them.
 _SECTOR = 512
+# The types of pools in which libvirt changes a volume's capacity (those of its storage backends with a resizeVol).
+_RESIZED = ("dir", "fs", "netfs", "vstorage", "rbd", "sheepdog")
 
 
 @dataclasses.dataclass
@@ -199,7 +201,7 @@ def _plan_existing(
     plan = VolumePlan()
     _check_fixed(wanted, pool, volume)
     capacity = volume.capacity
-    if wanted.capacity is not None and not 0 <= volume.capacity - wanted.capacity < _SECTOR:
+    if wanted.capacity is not None and not _has_capacity(wanted, pool, volume, wanted.capacity):
         capacity = wanted.capacity
         if capacity > volume.capacity:
             _check_growth(wanted, pool, volume, capacity)
@@ -224,6 +226,26 @@ def _plan_existing(
         rule = "do not fit: {0} are available".format(shown_size(pool.available))
         raise InvalidInput(wanted.name, shown_size(plan.needs), rule)
     return plan
+
+
+def _has_capacity(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capacity: int) -> bool:
+    """Tell whether a volume has the capacity that is wanted.
+
+    :raises InvalidInput: it has not, and libvirt cannot change it.
+    """
+    more = volume.capacity - capacity
+    if pool.type in _RESIZED:
+        return 0 <= more < _SECTOR
+    # What is made of whole extents or sectors, of a size that is not known here, may have more.
+    if more != 0 and (more < 0 or wanted.force_shrink):
+        rule = "cannot be had: the volume has {0}, and libvirt changes no capacity in a pool of the type {1}"
+        raise InvalidInput(
+            "{0}: capacity".format(wanted.name),
+            shown_size(capacity),
+            rule.format(shown_size(volume.capacity), pool.type),
+            [shown_size(volume.capacity)],
+        )
+    return True
 
 
 def _check_fixed(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen) -> None:

@@ -123,12 +123,20 @@ def test_what_is_allocated_at_once_has_to_be_available() -> None:
         new(BLOCKS, capacity=41 * GIB, allocation=0)
 
 
-def test_volumes_of_blocks_grow_by_what_is_available_and_have_no_format() -> None:
-    seen = Seen(pool=BLOCKS, volume=VolumeSeen("/dev/vg/v", 10 * GIB, 10 * GIB, None))
+def test_volumes_of_blocks_are_not_resized_where_libvirt_cannot_and_have_no_format() -> None:
+    rounded = Seen(pool=BLOCKS, volume=VolumeSeen("/dev/vg/v", 12 << 20, 12 << 20, None))
+    assert plan_volume(WantedVolume("p", "v", capacity=10**7), rounded).changes == []
+    for said in ({"capacity": 13 << 20}, {"capacity": 10**7, "force_shrink": True}):
+        with pytest.raises(InvalidInput, match=r"has 12 MiB, and libvirt changes no capacity .* type logical"):
+            plan_volume(WantedVolume("p", "v", **said), rounded)
+    assert "format" not in new(BLOCKS, capacity=GIB).create
+
+
+def test_volumes_of_a_cluster_grow_by_what_is_available() -> None:
+    seen = Seen(pool=dataclasses.replace(BLOCKS, type="rbd"), volume=VolumeSeen("rbd/v", 10 * GIB, 10 * GIB, None))
     assert plan_volume(WantedVolume("p", "v", capacity=50 * GIB, format="raw"), seen).resize == 50 * GIB
     with pytest.raises(InvalidInput, match="do not fit"):
         plan_volume(WantedVolume("p", "v", capacity=51 * GIB), seen)
-    assert "format" not in new(BLOCKS, capacity=GIB).create
 
 
 def test_a_growth_behind_a_running_domain_is_refused_and_a_shrink_behind_any() -> None:
