@@ -16,8 +16,8 @@ import xml.etree.ElementTree as ET
 from .._core.errors import TapvirtError
 from .._core.plan import Change
 from .connection import Domain, unless_unknown
-from .definition import text_of
 from .disk_removal import Doomed
+from .disks import nvram_path
 from .lifecycle import TPM_KEPT_SINCE
 
 _MOST_NAMES = 20
@@ -47,7 +47,7 @@ def find_belongings(
     :param state_directory: where the managed libvirt keeps its state, on this host; null: not known, or elsewhere.
     """
     name, uuid = str(domain.name()), domain.UUIDString()
-    nvram = text_of(stored, "os/nvram") or _nvram_source(stored)
+    nvram = nvram_path(stored)
     tpm = None
     if stored.find("devices/tpm/backend[@type='emulator']") is not None:
         tpm = _below(state_directory, "swtpm", uuid) or "the TPM's state"
@@ -60,11 +60,6 @@ def find_belongings(
         tpm=None if state_directory is not None and tpm and not os.path.isdir(tpm) else tpm,
         keeps_tpm=library_version >= TPM_KEPT_SINCE,
     )
-
-
-def _nvram_source(stored: ET.Element) -> str | None:
-    source = stored.find("os/nvram/source")
-    return None if source is None else source.get("file")
 
 
 def _below(directory: str | None, *parts: str) -> str | None:

@@ -12,6 +12,8 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
+from .definition import text_of
+
 # Where the source of each type of disk has its place.
 _PLACES = {"file": "file", "block": "dev", "dir": "dir", "network": "name"}
 _REMOVABLE = ("cdrom", "floppy")
@@ -82,6 +84,12 @@ def target_of(element: ET.Element) -> str | None:
     """Return the target of a disk, such as ``vda``; null where it has none."""
     target = element.find("target")
     return None if target is None else target.get("dev")
+
+
+def nvram_path(root: ET.Element) -> str | None:
+    """Return the file of a domain's firmware variables; null where none is named."""
+    source = root.find("os/nvram/source")
+    return text_of(root, "os/nvram") or (None if source is None else source.get("file"))
 
 
 def _source(element: ET.Element) -> Source | None:

@@ -16,10 +16,10 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
-from .connection import Connection, Domain, check_uri, libvirt, libvirt_errors, shown_uri
+from .connection import Connection, Domain, LibvirtFailure, check_uri, libvirt, libvirt_errors, shown_uri
 from .definition import SIZE_UNITS, text_of
 from .disk_places import DiskPlaces
-from .disks import Source, disks_of
+from .disks import Source, disks_of, nvram_path
 
 #: What to say where a driver of storage cannot tell who stands on it.
 UNKNOWN_USERS = (
@@ -30,13 +30,14 @@ UNKNOWN_USERS = (
 Pool = t.Any
 Volume = t.Any
 Rows = t.List[t.Dict[str, t.Any]]
+_Found = t.TypeVar("_Found")
 
 _SIZE = re.compile(r"(\d+)\s*([a-z]*)\Z", re.IGNORECASE)
 _FRACTION = re.compile(r"(\d+\.\d+)\s*([a-z]*)\Z", re.IGNORECASE)
 _FACTORS = {**{unit.lower(): factor for unit, factor in SIZE_UNITS.items()}, "": 1}
 _MAX_BYTES = (1 << 63) - 1
 # Text of a domain's <os> that is the path of a file.
-_BOOT_FILES = ("loader", "nvram", "kernel", "initrd", "dtb")
+_BOOT_FILES = ("loader", "kernel", "initrd", "dtb")
 _UNKNOWN = "this libvirt driver has no storage; a daemon with a storage driver has, such as qemu:///system."
 
 
@@ -149,18 +150,17 @@ class Users:
             if disk.source is None:
                 continue
             self._note(User(domain, running, running and not disk.readonly), disk.source)
-            below = self._places.below(disk.source) if disk.source.kind != "volume" else []
-            for source in (*disk.backing, *below):
+            for source in (*disk.backing, *_unless_inactive(self._places.below, disk.source)):
                 self._note(User(domain, running, False), source)
-        for tag in _BOOT_FILES:
-            path = text_of(root, "os/" + tag)
+        files = [(tag, text_of(root, "os/" + tag)) for tag in _BOOT_FILES]
+        for tag, path in (*files, ("nvram", nvram_path(root))):
             if path is not None:
                 self._note(User(domain, running, running and tag == "nvram"), Source("file", path))
 
     def _note(self, user: User, source: Source) -> None:
         # A volume is known by its pool's name too: the pool may not be active.
-        names = {_volume_name(source.pool, source.volume)} if source.kind == "volume" else self._places.names(source)
-        for name in names:
+        by_pool = [_volume_name(source.pool, source.volume)] if source.kind == "volume" else []
+        for name in (*by_pool, *_unless_inactive(self._places.names, source)):
             self._by_name.setdefault(name, set()).add(user)
 
     def of_volume(self, pool: str, volume: str, path: str) -> list[User] | None:
@@ -185,6 +185,16 @@ class Users:
             if name in names or name.startswith(volumes) or (inside and name.startswith(inside)):
                 found.update(user.domain for user in users if user.running)
         return sorted(found)
+
+
+def _unless_inactive(look: t.Callable[[Source], t.Iterable[_Found]], source: Source) -> t.Iterable[_Found]:
+    """Return what is found of a source; nothing of a volume whose pool is not active."""
+    try:
+        return look(source)
+    except LibvirtFailure as error:
+        if source.kind != "volume" or error.code != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise
+        return ()
 
 
 def _volume_name(pool: str | None, volume: str | None) -> str:

@@ -414,6 +414,17 @@ def test_what_a_domain_stands_on_is_left_alone(node: Run) -> None:
     assert node(*domains, name="x", clone_from="lent")["volumes"][0]["state"] == "present"
 
 
+def test_info_tells_who_stands_on_a_volume_by_an_overlay_or_with_its_firmware(tmp_path: pathlib.Path) -> None:
+    below = "<backingStore><path>/nowhere/p/base</path></backingStore></volume>"
+    there = VOLUME.format("top").replace("</volume>", below) + VOLUME.format("base") + VOLUME.format("vars")
+    nvram = "<loader type='pflash'>/l</loader><nvram type='file'><source file='/nowhere/p/vars'/></nvram></os>"
+    domain = DOMAIN.format(name="web1", disk=IN_POOL.format("top"), state=OFF).replace("</os>", nvram)
+    path = tmp_path / "node.xml"
+    path.write_text(NODE.format(volumes=there, domains=domain), encoding="utf-8")
+    rows = run_here("libvirt_volume_info", {"uri": f"test://{path}"})["volumes"]
+    assert {row["name"]: row["used_by"] for row in rows} == {"top": ["web1"], "base": ["web1"], "vars": ["web1"]}
+
+
 class _Late(VolumeRun):
     """A run in whose way somebody else defines a domain between plan and apply."""
 
