@@ -36,7 +36,7 @@ def inspect_source(item: str, path: str) -> SourceFile:
     :raises InvalidInput: no file that can be read, an empty one, or an image that stands on another file.
     """
     try:
-        with open(path, "rb") as stream:
+        with _opened(path) as stream:
             found = os.fstat(stream.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise InvalidInput(item, path, "is no regular file")
@@ -47,10 +47,16 @@ def inspect_source(item: str, path: str) -> SourceFile:
         raise InvalidInput(item, path, "is empty")
     if len(header) < _QCOW2.size or not header.startswith(_QCOW2_MAGIC):
         return SourceFile(path, found.st_size, "raw", found.st_size)
-    below = backing_file(path)
-    if below is not None:
+    _magic, _version, backing_offset, _length, _cluster_bits, capacity = _QCOW2.unpack(header)
+    if backing_offset:
+        below = backing_file(path) or "which is not one of this host"
         raise InvalidInput(item, path, "stands on another file, {0}; only a whole image can be uploaded".format(below))
-    return SourceFile(path, found.st_size, "qcow2", int(_QCOW2.unpack(header)[-1]))
+    return SourceFile(path, found.st_size, "qcow2", int(capacity))
+
+
+def _opened(path: str) -> t.BinaryIO:
+    """Open a file to read; of a pipe this does not wait for its writer."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def digest_of_file(path: str) -> str:
@@ -63,7 +69,7 @@ def digest_of_file(path: str) -> str:
 
 def _chunks(path: str) -> t.Iterator[bytes]:
     try:
-        with open(path, "rb") as stream:
+        with _opened(path) as stream:
             yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
     except OSError as error:
         raise TapvirtError("{0}: cannot be read on this host: {1}.".format(path, error.strerror)) from error

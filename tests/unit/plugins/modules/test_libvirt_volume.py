@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import subprocess
 import typing as t
@@ -344,6 +345,10 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
     below, above = tmp_path / "below", tmp_path / "above"
     qcow2(below, 4)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(below), "-F", "qcow2", str(above)], check=True)
+    remote, pipe = tmp_path / "remote", tmp_path / "pipe"
+    address = ["-u", "-b", "nbd://127.0.0.1:1/x", "-F", "raw", str(remote), "4M"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *address], check=True)
+    os.mkfifo(pipe)
     backing = {"path": str(daemon.files / "p" / "none"), "format": "qcow2"}
     wrong: list[tuple[dict[str, t.Any], str]] = [
         ({"name": "../x", "capacity": "1MiB"}, "must not contain '/'"),
@@ -364,7 +369,9 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
         ({"name": "x", "source": str(tmp_path / "none")}, "cannot be read"),
         ({"name": "x", "source": str(tmp_path)}, "cannot be read"),
         ({"name": "x", "source": str(empty)}, "is empty"),
-        ({"name": "x", "source": str(above)}, "stands on another file"),
+        ({"name": "x", "source": str(above)}, f"stands on another file, {below}"),
+        ({"name": "x", "source": str(remote)}, "stands on another file, which is not one of this host"),
+        ({"name": "x", "source": str(pipe)}, "is no regular file"),
         ({"name": "x", "source": str(file), "format": "qcow2"}, "is not what"),
         ({"name": "x", "source": str(file), "format": "vmdk"}, "cannot be uploaded"),
         ({"name": "x", "source": str(file), "capacity": "2"}, "less than what goes into it"),
