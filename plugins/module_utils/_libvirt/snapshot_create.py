@@ -30,6 +30,8 @@ def check_same(wanted: Wanted, found: Snapshot) -> None:
         ("description", wanted.description, found.description or ""),
         ("memory_file", wanted.memory_file, found.memory_file),
     ]
+    for said in wanted.disks:
+        asked += _asked_of_disk(wanted, said, found)
     for what, value, there in asked:
         if value is not None and value != there:
             rule = (
@@ -38,6 +40,23 @@ def check_same(wanted: Wanted, found: Snapshot) -> None:
                 )
             )
             raise InvalidInput("{0}: {1}".format(wanted.name, what), value, rule)
+
+
+def _asked_of_disk(wanted: Wanted, said: WantedDisk, found: Snapshot) -> list[tuple[str, t.Any, t.Any]]:
+    item = "disk {0}: ".format(said.target)
+    disk = found.disks.get(said.target)
+    if disk is None:
+        rule = "is no disk of the snapshot; it has {0}".format(", ".join(found.disks) or "none")
+        raise InvalidInput("{0}: disks".format(wanted.name), said.target, rule, nearest_names(said.target, found.disks))
+    disks = domain_disks(found.domain) if found.domain is not None else []
+    could = [one.target for one in disks if one.writable and one.source]
+    asked: list[tuple[str, t.Any, t.Any]] = []
+    if not said.include or said.target in could:
+        asked.append((item + "include", said.include, disk.mode != NO))
+    # A revert may have put a file of libvirt's own naming beside it.
+    if said.file is None or said.file != found.branch.get(said.target):
+        asked.append((item + "file", said.file, disk.file))
+    return asked
 
 
 def plan_creation(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
