@@ -28,7 +28,9 @@ extends_documentation_fragment:
   - tapvirt.host._libvirt
 options:
   networks:
-    description: The networks. Instead of it, one network can be given by O(name) and the options beside it.
+    description: >-
+      The networks; those that go, go first. Instead of it, one network can be given by O(name) and the options beside
+      it.
     type: list
     elements: dict
     suboptions:

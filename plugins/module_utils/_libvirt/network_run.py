@@ -135,7 +135,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         # What is handed to libvirt, and what that makes of it, by network.
         self._desired: dict[str, ET.Element] = {}
         self._canonical: dict[str, ET.Element] = {}
-        # The names of all networks, by UUID and by bridge.
+        # The names of all networks that there are or will be, by UUID and by bridge.
         self._by_uuid: dict[str, str] = {}
         self._by_bridge: dict[str, str] = {}
 
@@ -162,8 +162,10 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                 # It vanished meanwhile.
                 if error.code != libvirt.VIR_ERR_NO_NETWORK:
                     raise
-        self._by_uuid = {found.uuid: name for name, found in observed.items()}
-        self._by_bridge = {bridge: name for name, found in observed.items() for bridge in _bridges(found)}
+        going = {item.wanted.name for item in self._items if item.wanted.state == "absent"}
+        staying = {name: found for name, found in observed.items() if name not in going}
+        self._by_uuid = {found.uuid: name for name, found in staying.items()}
+        self._by_bridge = {bridge: name for name, found in staying.items() for bridge in _bridges(found)}
         for item in self._items:
             item.observed = observed.get(item.wanted.name)
         self._observe_attached(connection)
@@ -207,16 +209,15 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         super()._plan_all(connection)
 
     def _check_free(self, wanted: Wanted, root: ET.Element) -> None:
-        """Refuse the UUID and the bridge of another network, unless that is to go."""
+        """Refuse the UUID and the bridge of another network, one of this task or one that is not to go."""
         uuid, bridge = (text_of(root, "uuid") or "").lower(), bridge_name(root)
-        going = {item.wanted.name for item in self._items if item.wanted.state == "absent"}
-        owner = self._by_uuid.get(uuid)
-        if owner is not None and owner != wanted.name:
+        owner = self._by_uuid.setdefault(uuid, wanted.name) if uuid else wanted.name
+        if owner != wanted.name:
             rule = "belongs to network {0!r}; a network is not renamed by another name in its XML".format(owner)
             raise InvalidInput("{0}: uuid".format(wanted.name), uuid, rule)
         if bridge and forward_mode(root) in OWN_BRIDGE_MODES:
             owner = self._by_bridge.setdefault(bridge, wanted.name)
-            if owner != wanted.name and owner not in going:
+            if owner != wanted.name:
                 raise InvalidInput("{0}: bridge".format(wanted.name), bridge, "is that of network {0!r}".format(owner))
 
     def _plan(self, item: _Item) -> NetworkPlan:
@@ -226,6 +227,10 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         )
 
     # ---- apply ----
+
+    def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        """Take away first what goes: others may get its UUID or bridge."""
+        super()._apply_all(connection, sorted(touched, key=lambda item: item.wanted.state != "absent"))
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan

@@ -73,7 +73,7 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         self._local = False
         # What libvirt makes of the wanted definitions, or why it refuses, by name; asked for once.
         self._canonical: dict[str, ET.Element | InvalidInput] = {}
-        # The pools that are there: the name by UUID, and by the directory of those that are one.
+        # The pools that are there or planned: the name by UUID, and by the directory of those that are one.
         self._owners: dict[str, str] = {}
         self._directories: dict[str, str] = {}
 
@@ -142,13 +142,15 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
 
     def _check_others(self, wanted: WantedPool, canonical: ET.Element) -> None:
         uuid = text_of(wanted.root, "uuid")
-        owner = self._owners.get((uuid or "").lower())
-        if owner is not None and owner != wanted.name:
+        owner = self._owners.setdefault(uuid.lower(), wanted.name) if uuid else wanted.name
+        if owner != wanted.name:
             rule = "belongs to pool {0!r}; a pool is not renamed by another name in its XML".format(owner)
             raise InvalidInput("{0}: uuid".format(wanted.name), uuid, rule)
         path = path_of(canonical)
-        other = self._directories.get(path or "")
-        if type_of(canonical) == "dir" and other is not None and other != wanted.name:
+        if type_of(canonical) != "dir" or path is None:
+            return
+        other = self._directories.setdefault(path, wanted.name)
+        if other != wanted.name:
             raise InvalidInput("{0}: path".format(wanted.name), path, "belongs to pool {0!r} already".format(other))
 
     # ---- apply ----

@@ -195,6 +195,18 @@ def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> No
     assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
 
 
+def test_a_uuid_and_a_bridge_are_free_once_their_network_goes_and_for_one_only(host: Host) -> None:
+    old = host.converge({"name": "lab", "xml": xml(), "state": "active"})["networks"][0]
+    gone = {"name": "lab", "state": "absent"}
+    for more in (f"<uuid>{old['uuid']}</uuid>", "<bridge name='virbr9'/>"):
+        one, two = ({"name": name, "xml": f"<network>{more}</network>"} for name in ("one", "two"))
+        refused = host.converge(one, two, gone)
+        assert [bool(row["error"]) for row in refused["networks"]] == [False, True, False]
+        assert "network 'one'" in refused["msg"]
+    done = host.twice({"name": "one", "xml": xml(more=f"<uuid>{old['uuid']}</uuid>"), "state": "active"}, gone)
+    assert [(row["uuid"], row["state"]) for row in done["networks"]] == [(old["uuid"], "active"), (None, "absent")]
+
+
 class _Late(NetworkRun):
     """A run in whose way somebody else gets between plan and apply."""
 

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import typing as t
+import uuid
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
@@ -213,7 +214,10 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> No
         "a taken path": ({"name": "new", "xml": xml(daemon.files / "there/")}, "belongs to pool 'there' already"),
     }
     before = daemon.digest()
-    fine = {"name": "fine", "xml": xml(daemon.files / "fine"), "state": "active"}
+    own = str(uuid.uuid4())
+    fine = {"name": "fine", "xml": xml(daemon.files / "fine", f"<uuid>{own}</uuid>"), "state": "active"}
+    wrong["one's UUID"] = ({"name": "new", "xml": xml("/x", f"<uuid>{own}</uuid>")}, "belongs to pool 'fine'")
+    wrong["one's path"] = ({"name": "new", "xml": xml(daemon.files / "fine/")}, "belongs to pool 'fine' already")
     for what, (pool, said) in wrong.items():
         result = daemon.module("libvirt_pool", pools=[fine, pool])
         assert result.get("failed"), what
