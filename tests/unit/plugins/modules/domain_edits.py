@@ -184,7 +184,7 @@ def _memory(world: World, random_: random.Random, number: int, guest: Guest) -> 
         after = dataclasses.replace(guest, memory=(old * 1024, "KiB"))
     total = [str(_kib(one.memory)) for one in (before, after)]
     current = [str(_kib(one.current or one.memory)) for one in (before, after)]
-    places = (("memory", *total), ("currentMemory", *current))
+    places = (("memory", total[0], total[1]), ("currentMemory", current[0], current[1]))
     rows = tuple(row for row in places if row[1] != row[2])
     shows = (("memory", total[1]), ("currentMemory", current[1]))
     # Nobody in the talker gives memory back, so it has all that it was started with.
@@ -337,15 +337,15 @@ def _password(world: World, random_: random.Random, number: int, guest: Guest) -
         dataclasses.replace(guest, display=display.format(f" passwd='{word}'" if word else "")) for word in (old, new)
     )
     device, place = "devices/graphics[vnc]", "devices/graphics[vnc]@passwd"
-    shown = [word and MASK for word in (old, new)]
-    edit = Edit("password", before, after, ((place, *shown),), shows=((place, new),))
-    asked = ((device, *shown, "updateDevice"),)
+    was, will_be = (word and MASK for word in (old, new))
+    edit = Edit("password", before, after, ((place, was, will_be),), shows=((place, new),))
+    asked = ((device, was, will_be, "updateDevice"),)
     if old and new:
         return dataclasses.replace(edit, running=asked, lives=edit.shows)
     # A display asks for a password or does not; that is settled when it starts.
     if new:
-        return dataclasses.replace(edit, running=asked, pending=((device, *shown, "restart"),), refused=True)
-    return dataclasses.replace(edit, pending=((place, *shown, "restart"),))
+        return dataclasses.replace(edit, running=asked, pending=((device, was, will_be, "restart"),), refused=True)
+    return dataclasses.replace(edit, pending=((place, was, will_be, "restart"),))
 
 
 def _description(world: World, random_: random.Random, number: int, guest: Guest) -> Edit:
@@ -353,7 +353,10 @@ def _description(world: World, random_: random.Random, number: int, guest: Guest
     texts = ["a web server", '<b>bold</b> & "quoted"', "größer", "ends in a dot."]
     texts += [] if tag == "title" else ["Line 1\nLine 2"]
     old, new = random_.sample([*texts, None], 2)
-    before, after = (dataclasses.replace(guest, **{tag: text}) for text in (old, new))
+    before, after = (
+        dataclasses.replace(guest, title=text) if tag == "title" else dataclasses.replace(guest, description=text)
+        for text in (old, new)
+    )
     there = ((tag, new),)
     return Edit(
         "description", before, after, ((tag, old, new),), ((tag, old, new, "setMetadata"),), shows=there, lives=there
@@ -379,7 +382,7 @@ def _cpu_mode(world: World, random_: random.Random, number: int, guest: Guest) -
     # A start writes the host's model out; a domain that runs has a mode of its own otherwise.
     runs = "custom" if old == "host-model" else old
     place = "cpu@mode"
-    waits = ((place, runs, new, "restart"),)
+    waits: tuple[tuple[str, Value, Value, str], ...] = ((place, runs, new, "restart"),)
     if runs == new:
         waits = (("cpu/model", Device("cpu/model", "running", "before"), model, "restart"),)
     return Edit(

@@ -166,7 +166,7 @@ def _wrong_rows(
 
     expected = [row(*one, "defineXML", STORED_WHY) for one in edit.stored]
     if running:
-        expected += [row(f"running {place}", *rest, RUNNING_WHY) for place, *rest in edit.running]
+        expected += [row(f"running {place}", old, new, how, RUNNING_WHY) for place, old, new, how in edit.running]
     places = {row["what"].partition(" ")[2]: row for row in plan}
     beside = {place: row for place, row in places.items() if row not in expected and _is_beside(edit, place)}
     found = [row for place, row in places.items() if place not in beside]
@@ -219,14 +219,14 @@ def _wrong_effects(
     if (after.running is not None) is not running:
         yield f"state {done['state']}"
     elif after.running is not None:
-        yield from _wrong_pending(edit, done["pending"], before, after)
+        yield from _wrong_pending(edit, done["pending"], before, after, after.running)
         yield from _wrong_running(edit, [one["what"] for one in done["pending"]], after.running)
     elif done["pending"]:
         yield f"pending {done['pending']}"
 
 
 def _wrong_pending(
-    edit: Edit, pending: list[dict[str, t.Any]], before: Definitions, after: Definitions
+    edit: Edit, pending: list[dict[str, t.Any]], before: Definitions, after: Definitions, running: Xml
 ) -> t.Iterator[str]:
     expected = []
     for what, runs, stored, reason in edit.pending:
@@ -238,7 +238,7 @@ def _wrong_pending(
         yield f"pending {found}, not {expected}"
     for one in beside:
         what = one["what"]
-        right = (after.running.value(what, after.stored), after.stored.value(what, after.running))
+        right = (running.value(what, after.stored), after.stored.value(what, running))
         if (one["running"], one["stored"], one["reason"]) != (*right, "restart"):
             yield f"pending {one}, not {right}"
 
