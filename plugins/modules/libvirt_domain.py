@@ -85,7 +85,7 @@ options:
     description:
       - What a changed definition changes. V(config) is what is stored, for the next start; V(live) is what runs, as far
         as that is possible without a restart (memory, number of processors, disks and interfaces, media, links, the
-        password of a display); V(both) is both.
+        password of a display that has one, title and description); V(both) is both.
       - V(restart_if_needed) also shuts a running domain down and starts it again where something still waits for that.
       - A domain that does not exist is always defined.
     type: str
