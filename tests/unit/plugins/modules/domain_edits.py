@@ -381,13 +381,13 @@ def _cpu_mode(world: World, random_: random.Random, number: int, guest: Guest) -
     before, after = (dataclasses.replace(guest, cpu=cpu) for cpu in cpus)
     # A start writes the host's model out; a domain that runs has a mode of its own otherwise.
     runs = "custom" if old == "host-model" else old
-    place = "cpu@mode"
-    waits: tuple[tuple[str, Value, Value, str], ...] = ((place, runs, new, "restart"),)
+    place, beside = "cpu@mode", ("cpu[@/]",)
     if runs == new:
-        waits = (("cpu/model", Device("cpu/model", "running", "before"), model, "restart"),)
-    return Edit(
-        "CPU mode", before, after, ((place, old, new),), pending=waits, beside=("cpu[@/]",), shows=((place, new),)
-    )
+        # Which model runs is the host's affair; it waits for the named one, beside what else its XML says.
+        shows = ((place, new), ("cpu/model", model))
+        return Edit("CPU mode", before, after, ((place, old, new),), beside=beside, shows=shows)
+    waits = ((place, runs, new, "restart"),)
+    return Edit("CPU mode", before, after, ((place, old, new),), pending=waits, beside=beside, shows=((place, new),))
 
 
 _MAKERS: dict[str, t.Callable[[World, random.Random, int, Guest], Edit]] = {
