@@ -12,18 +12,22 @@ import contextlib
 import dataclasses
 import json
 import os
+import stat
 import struct
 import typing as t
 import xml.etree.ElementTree as ET
 from urllib.parse import urlsplit
 
+from .._core.errors import TapvirtError
 from .connection import Connection, Domain, LibvirtFailure, libvirt, libvirt_errors
 from .definition import text_of
-from .disks import Source, disks_of
+from .disks import Disk, Source, disks_of
 
 # What libvirt says where there is no such thing, or no storage driver at all (the embedded driver has none).
 _NOT_THERE = ("VIR_ERR_NO_STORAGE_POOL", "VIR_ERR_NO_STORAGE_VOL", "VIR_ERR_NO_SUPPORT", "VIR_ERR_INVALID_STORAGE_VOL")
+_GONE = ("VIR_ERR_NO_STORAGE_POOL", "VIR_ERR_NO_STORAGE_VOL")
 _LONGEST_CHAIN = 200
+_Answer = t.TypeVar("_Answer")
 # QEMU's page "Qcow2 image format": magic, version, offset and length of the backing file's name, big endian.
 _QCOW2 = struct.Struct(">4sIQI")
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -42,11 +46,19 @@ def is_of_this_host(uri: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """A disk of a domain that stands on some data: ``names`` are all names of the data."""
+    """A disk of a domain that stands on some data: ``names`` are all names of the data.
+
+    ``unseen`` tells why it may stand on more than that; null where it does not.
+    """
 
     domain: str
     target: str
     names: frozenset[str]
+    unseen: str | None = None
+
+
+class Unseen(TapvirtError):
+    """An image is there and cannot be looked into: what it stands on is not known."""
 
 
 class DiskPlaces:
@@ -79,14 +91,24 @@ class DiskPlaces:
         if source.kind != "volume":
             return source.path if source.kind in ("file", "block", "dir") else None
         volume = self.volume(source)
-        return None if volume is None else str(volume.path())
+        return None if volume is None else _unless_gone(volume.path, None)
 
     def names(self, source: Source) -> frozenset[str]:
-        """Return all names of the data of a source. Two sources are the same data where they share one."""
+        """Return all names of the data of a source. Two sources are the same data where they share one.
+
+        :raises LibvirtFailure: it is a volume of a pool that is not active, or libvirt cannot tell.
+        """
         path = self.path(source)
         if path is None:
-            return frozenset(["{0}:{1}".format(source.kind, source.shown())])
+            return frozenset([source.word()])
         return self._names_of_path(path)
+
+    def known_names(self, source: Source) -> tuple[frozenset[str], str | None]:
+        """Return the names of a source that are known, and why there may be more; null where these are all."""
+        try:
+            return self.names(source), None
+        except LibvirtFailure as error:
+            return frozenset([source.word()]), error.message
 
     def _names_of_path(self, path: str) -> frozenset[str]:
         if not self.local:
@@ -99,42 +121,73 @@ class DiskPlaces:
         return frozenset(names)
 
     def below(self, source: Source) -> list[Source]:
-        """Return what a source stands on, nearest first: as its file says, or as libvirt noted of its volume."""
+        """Return what a source stands on, nearest first: as its file says, or as libvirt noted of its volume.
+
+        As far as that can be seen.
+        """
         chain: list[Source] = []
-        current: Source | None = source
-        while current is not None and len(chain) < _LONGEST_CHAIN:
-            path = self.path(current)
-            below = None if path is None else self._below_path(path)
-            current = None if below is None else Source("file", below)
-            if current is not None:
-                chain.append(current)
+        with contextlib.suppress(Unseen):
+            chain.extend(self._chain(source))
         return chain
 
+    def _chain(self, source: Source) -> t.Iterator[Source]:
+        current = source
+        for _level in range(_LONGEST_CHAIN):
+            path = self.path(current)
+            below = None if path is None else self._below_path(path)
+            if below is None:
+                return
+            current = Source("file", below)
+            yield current
+
     def _below_path(self, path: str) -> str | None:
-        if self.local and os.path.isfile(path):
-            return backing_file(path)
+        unreadable: OSError | None = None
+        if self.local:
+            try:
+                return _read_backing_file(path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # libvirt may see it
+            except OSError as error:
+                unreadable = error
         volume = self.volume(Source("file", path))
-        if volume is None:
-            return None
-        with libvirt_errors("Reading volume {0}".format(path)):
-            return text_of(ET.fromstring(volume.XMLDesc(0)), "backingStore/path")
+        if volume is not None:
+            with libvirt_errors("Reading volume {0}".format(path)):
+                xml = _unless_gone(volume.XMLDesc, None)
+            if xml is not None:
+                return text_of(ET.fromstring(xml), "backingStore/path")
+        if unreadable is not None:
+            raise Unseen("{0} cannot be read: {1}".format(path, unreadable.strerror)) from unreadable
+        return None
 
     def uses(self, domains: t.Iterable[Domain]) -> list[Use]:
         """Return every use of data by disks of domains: their sources, and all that these stand on.
 
         :raises LibvirtFailure: a domain cannot be read, so that its uses are not known.
         """
-        uses = []
-        for domain in domains:
-            name = str(domain.name())
-            for root in _definitions(domain):
-                for disk in disks_of(root):
-                    sources = [disk.source, *disk.backing] if disk.source is not None else [*disk.backing]
-                    if disk.source is not None:
-                        sources += self.below(disk.source)
-                    names = frozenset().union(*(self.names(source) for source in sources))
-                    uses.append(Use(name, disk.target, names))
-        return uses
+        return [
+            use for domain in domains for root in _definitions(domain) for use in self.uses_in(str(domain.name()), root)
+        ]
+
+    def uses_in(self, domain: str, root: ET.Element | None) -> list[Use]:
+        """Return every use of data by the disks of one definition."""
+        return [self._use(domain, disk) for disk in disks_of(root)]
+
+    def _use(self, domain: str, disk: Disk) -> Use:
+        names: set[str] = set()
+        unseen: str | None = None
+        for source in (disk.source, *disk.backing):
+            if source is not None:
+                known, why = self.known_names(source)
+                names |= known
+                unseen = unseen or why
+        # What the guest sees as raw stands on nothing, whatever its bytes look like.
+        if disk.source is not None and disk.format != "raw" and unseen is None:
+            try:
+                for below in self._chain(disk.source):
+                    names |= self.names(below)
+            except (LibvirtFailure, Unseen) as error:
+                unseen = error.message
+        return Use(domain, disk.target, frozenset(names), unseen)
 
     def volume_uses(self) -> list[Use]:
         """Return what the volumes of all active pools stand on, as uses by no domain; the target is the volume."""
@@ -147,12 +200,24 @@ class DiskPlaces:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
                     return []
                 raise
+            # What vanishes meanwhile stands on nothing any more.
+            empty: list[t.Any] = []
             found = [
-                (str(volume.path()), text_of(ET.fromstring(volume.XMLDesc(0)), "backingStore/path"))
+                (_unless_gone(volume.path, None), _unless_gone(volume.XMLDesc, None))
                 for pool in pools
-                for volume in pool.listAllVolumes()
+                for volume in _unless_gone(pool.listAllVolumes, empty)
             ]
-        return [Use("", path, self._names_of_path(below)) for path, below in found if below]
+        belows = [(path, text_of(ET.fromstring(xml), "backingStore/path")) for path, xml in found if path and xml]
+        return [Use("", path, self._names_of_path(below)) for path, below in belows if below]
+
+
+def _unless_gone(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
+    try:
+        return ask()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in [getattr(libvirt, name) for name in _GONE]:
+            return default
+        raise
 
 
 def _definitions(domain: Domain) -> t.Iterator[ET.Element]:
@@ -172,17 +237,25 @@ def backing_file(path: str) -> str | None:
     Reads the image's header only (qcow2), so that a running guest's image can be asked, too.
     """
     try:
-        with open(path, "rb") as stream:
-            header = stream.read(_QCOW2.size)
-            if len(header) < _QCOW2.size or header[:4] != _QCOW2_MAGIC:
-                return None
-            _magic, _version, offset, length = _QCOW2.unpack(header)
-            if not offset or not 0 < length <= _LONGEST_NAME:
-                return None
-            stream.seek(offset)
-            name = stream.read(length).decode("utf-8", "surrogateescape")
+        return _read_backing_file(path)
     except OSError:
         return None
+
+
+def _read_backing_file(path: str) -> str | None:
+    # The open of another kind of file may wait for somebody at its other end.
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+        return None
+    with open(path, "rb") as stream:
+        header = stream.read(_QCOW2.size)
+        if len(header) < _QCOW2.size or header[:4] != _QCOW2_MAGIC:
+            return None
+        _magic, _version, offset, length = _QCOW2.unpack(header)
+        if not offset or not 0 < length <= _LONGEST_NAME:
+            return None
+        stream.seek(offset)
+        name = stream.read(length).decode("utf-8", "surrogateescape")
     file = _file_name(name)
     return os.path.join(os.path.dirname(os.path.realpath(path)), file) if file else None
 

@@ -81,6 +81,10 @@ def _find(name: str, disk: Disk, named: t.Collection[str], places: DiskPlaces, u
         return Doomed(
             disk.target, where, refusal="is needed by {0}".format(", ".join(sorted(set(users))[:_MOST_USERS]))
         )
+    blind = next((use for use in uses if use.unseen and not (use.domain == name and use.target in named)), None)
+    if blind is not None:
+        rule = "may be needed by {0} of {1!r}: {2}".format(blind.target, blind.domain, blind.unseen)
+        return Doomed(disk.target, where, refusal=rule)
     volume = places.volume(source)
     if volume is not None:
         return _volume(disk.target, volume, places)
@@ -140,7 +144,7 @@ def check_doomed(name: str, doomed: t.Iterable[Doomed]) -> None:
     for one in doomed:
         if one.refusal is not None:
             shown = "{0} ({1})".format(one.target, one.where) if one.where else one.target
-            rule = "{0}. Nothing was changed".format(one.refusal)
+            rule = "{0}. Nothing was changed".format(one.refusal.rstrip("."))
             raise InvalidInput("{0}: remove_disks".format(name), shown, rule)
 
 
@@ -155,9 +159,7 @@ def delete(name: str, connection: Connection, planned: Doomed, now: Doomed) -> N
         return
     if now != planned:
         raise TapvirtError(
-            "{0}: not deleted, it {1}. The domain is gone; the file has to be looked after by hand.".format(
-                item, now.refusal or "is no longer the file that was planned to go"
-            )
+            "{0}: not deleted, it {1}.".format(item, now.refusal or "is no longer the file that was planned to go")
         )
     with libvirt_errors(item):
         if planned.how == "deleteVolume":

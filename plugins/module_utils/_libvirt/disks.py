@@ -17,19 +17,27 @@ from .definition import text_of
 # Where the source of each type of disk has its place.
 _PLACES = {"file": "file", "block": "dev", "dir": "dir", "network": "name"}
 _REMOVABLE = ("cdrom", "floppy")
+# Protocols whose hosts are several doors to one store, so that another list of them leads to the same data.
+ANY_HOST = ("rbd", "gluster", "sheepdog")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where the data of a disk is: ``kind`` is libvirt's type, ``path`` the place in it.
 
-    Of a ``volume`` the place is ``pool`` and ``volume``; of ``network`` the path is the name on the server.
+    Of a ``volume`` the place is ``pool`` and ``volume``; of ``network`` the path is the name on the server, and ``at``
+    tells protocol and server. Of a kind without a place, such as ``nvme``, ``at`` is what its source says.
     """
 
     kind: str
     path: str | None = None
     pool: str | None = None
     volume: str | None = None
+    at: str = ""
+
+    def word(self) -> str:
+        """Return it as one word that no other data has."""
+        return ":".join([self.kind, *([self.at] if self.at else []), self.shown()])
 
     def shown(self) -> str:
         """Return it as one word."""
@@ -40,7 +48,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Disk:
-    """One disk; ``source`` is null where no medium is in it, ``backing`` is what it stands on, nearest first."""
+    """One disk; ``source`` is null where no medium is in it, ``backing`` is what it stands on, nearest first.
+
+    ``format`` is libvirt's word for how the data lies there; null where the definition does not say.
+    """
 
     target: str
     device: str
@@ -48,6 +59,7 @@ class Disk:
     readonly: bool
     shareable: bool
     backing: tuple[Source, ...] = ()
+    format: str | None = None
 
     @property
     def removable(self) -> bool:
@@ -67,6 +79,7 @@ def disks_of(root: ET.Element | None) -> list[Disk]:
         target = target_of(element)
         if not target:
             continue
+        driver = element.find("driver")
         found.append(
             Disk(
                 target=target,
@@ -75,6 +88,7 @@ def disks_of(root: ET.Element | None) -> list[Disk]:
                 readonly=element.find("readonly") is not None,
                 shareable=element.find("shareable") is not None,
                 backing=tuple(_backing(element)),
+                format=None if driver is None else driver.get("type"),
             )
         )
     return found
@@ -101,7 +115,26 @@ def _source(element: ET.Element) -> Source | None:
         pool, volume = source.get("pool"), source.get("volume")
         return Source(kind, None, pool, volume) if pool and volume else None
     path = source.get(_PLACES.get(kind, ""))
-    return Source(kind, path) if path or kind not in _PLACES else None
+    if kind == "network":
+        return Source(kind, path, at=_server(source)) if path else None
+    if kind not in _PLACES:
+        return Source(kind, path, at=_said_by(source))
+    return Source(kind, path) if path else None
+
+
+def _server(source: ET.Element) -> str:
+    protocol = source.get("protocol", "")
+    hosts = [] if protocol in ANY_HOST else [_said_by(host) for host in source.iterfind("host")]
+    return "/".join([protocol, *sorted(hosts)])
+
+
+def _said_by(element: ET.Element) -> str:
+    # A running domain's sources are counted.
+    said = [(name, value) for name, value in element.attrib.items() if name != "index"]
+    address = element.find("address")
+    return ",".join(
+        "{0}={1}".format(*pair) for pair in sorted([*said, *(address.attrib.items() if address is not None else ())])
+    )
 
 
 def _backing(element: ET.Element) -> t.Iterator[Source]:

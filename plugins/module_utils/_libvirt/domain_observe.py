@@ -64,12 +64,15 @@ def is_marked(domain: Domain) -> bool:
 class Surroundings:
     """What lies around domains - their disks' places, other users of these; read once, when first asked for."""
 
-    def __init__(self, connection: Connection | None, uri: str, domains: t.Sequence[Domain]) -> None:
-        """Prepare; without a connection there is nothing yet."""
+    def __init__(
+        self, connection: Connection | None, uri: str, domains: t.Sequence[Domain], wanted: t.Sequence[Wanted] = ()
+    ) -> None:
+        """Prepare; without a connection there is nothing yet. ``wanted`` are the domains of the task."""
         self.places = DiskPlaces(connection, is_of_this_host(uri))
         self._connection: Connection = connection
         self._uri = uri
         self._domains = domains
+        self._wanted = wanted
         self._uses: list[Use] | None = None
         self._version: int | None = None
         self._host_models: dict[tuple[str | None, ...], HostModel | None] = {}
@@ -81,8 +84,11 @@ class Surroundings:
         return self._uses
 
     def all_uses(self) -> list[Use]:
-        """Return all uses of disks by domains and volumes."""
-        return self.uses() + self.places.volume_uses()
+        """Return all uses of disks by domains and volumes, and by what the task makes of domains."""
+        coming = [
+            use for one in self._wanted if one.state != "absent" for use in self.places.uses_in(one.name, one.root)
+        ]
+        return self.uses() + self.places.volume_uses() + coming
 
     def shared_disks(self, new: t.Sequence[Wanted], leaving: t.Collection[str]) -> dict[str, str]:
         """Return why domains cannot be added, by name: a disk of their own is that of another domain.
@@ -90,6 +96,7 @@ class Surroundings:
         Two guests that write to one disk destroy what is on it. So it is with a definition under another name, too.
 
         :param new: domains that do not exist yet; ``leaving`` are the names of those that will be gone before.
+        :raises LibvirtFailure: a domain cannot be read, so that its disks are not known.
         """
         own = [
             (one.name, disk, disk.source)
@@ -102,7 +109,7 @@ class Surroundings:
         owners = {name: use for use in self.uses() if use.domain not in leaving for name in use.names if use.domain}
         wrong: dict[str, str] = {}
         for name, disk, source in own:
-            names = self.places.names(source)
+            names, _why = self.places.known_names(source)
             other = next((owners[one] for one in sorted(names) if one in owners), None)
             if other is not None and other.domain != name:
                 wrong[name] = (

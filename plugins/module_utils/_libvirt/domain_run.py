@@ -18,7 +18,7 @@ from .at_once import Turns, for_each
 from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
 from .connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
 from .definition import check_inner_name, parse_definition, text_of, to_text
-from .disk_removal import delete, find_doomed
+from .disk_removal import Doomed, delete, find_doomed
 from .disks import disks_of
 from .domain_apply import edit_running, note_start, remember, undefine
 from .domain_observe import Surroundings, is_marked, observe_domain
@@ -129,7 +129,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         found = {str(domain.name()): domain for domain in domains}
         if self._purge:
             self._add_forgotten(driver, found)
-        around = self._around = Surroundings(connection, self._uri, domains)
+        around = self._around = self._surroundings(connection, domains)
         for item in self._items:
             domain = found.get(item.wanted.name)
             item.observed = None
@@ -145,6 +145,9 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                     item.observed = around.with_host_model(item.wanted, look(item.wanted, domain, observed))
             except TapvirtError as error:
                 item.error = error.message
+
+    def _surroundings(self, connection: Connection, domains: t.Sequence[Domain]) -> Surroundings:
+        return Surroundings(connection, self._uri, domains, [item.wanted for item in self._items])
 
     def _add_forgotten(self, driver: str, found: t.Mapping[str, Domain]) -> None:
         """Add the domains that we once defined and that are not in the list. Once: what comes later is not ours."""
@@ -163,9 +166,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     def _plan_all(self, connection: Connection | None) -> None:
         """Plan every domain. What cannot be planned is told for all of them before anything is changed for any."""
         desired: dict[str, ET.Element | None] = {}
-        new = [item.wanted for item in self._items if item.observed is None and item.wanted.state != "absent"]
         leaving = [item.wanted.name for item in self._items if item.wanted.state == "absent"]
-        shared = self._around.shared_disks(new, leaving)
+        shared = self._shared_disks(leaving)
         for item in self._items:
             name = item.wanted.name
             if item.error:
@@ -193,6 +195,14 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         canonical.update(self._canonical(again, connection))
         self._desired_roots, self._canonical_roots = desired, canonical
         super()._plan_all(connection)
+
+    def _shared_disks(self, leaving: t.Collection[str]) -> dict[str, str]:
+        """Return why domains cannot be added, by name; ``leaving`` are the names of those that go before."""
+        new = [item.wanted for item in self._items if item.observed is None and item.wanted.state != "absent"]
+        try:
+            return self._around.shared_disks(new, leaving)
+        except TapvirtError as error:
+            return dict.fromkeys((one.name for one in new), error.message)
 
     def _plan(self, item: _Item) -> DomainPlan:
         wanted = item.wanted
@@ -239,11 +249,21 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             self._lifecycle.watch()
         apply_each = super()._apply_all
         try:
-            for ending in (True, False):
-                some = [item for item in touched if (item.wanted.state in _ENDS) is ending]
-                for_each(lambda item: apply_each(connection, [item]), some, turns)
+            ending = [item for item in touched if item.wanted.state in _ENDS and item.observed is not None]
+            for_each(lambda item: apply_each(connection, [item]), ending, turns)
+            self._refuse_what_did_not_go()
+            beginning = [item for item in touched if item not in ending and not item.error]
+            for_each(lambda item: apply_each(connection, [item]), beginning, turns)
         finally:
             self._lifecycle.close()
+
+    def _refuse_what_did_not_go(self) -> None:
+        """Refuse new domains whose disks are those of domains that were to go, and are still there."""
+        absent = [item for item in self._items if item.wanted.state == "absent"]
+        if any(item.error for item in absent):
+            shared = self._shared_disks([item.wanted.name for item in absent if not item.error])
+            for item in self._items:
+                item.error = item.error or shared.get(item.wanted.name)
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
@@ -277,20 +297,39 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             self._delete_disks(connection, item)
 
     def _delete_disks(self, connection: Connection, item: _Item) -> None:
-        """Delete the named disks of a domain that is gone. Who needs them is looked at once more: time has passed."""
+        """Delete the named disks of a domain that is gone. Who needs them is looked at once more: time has passed.
+
+        No later run can find those that stay, so all of them are named.
+        """
         name, planned = item.wanted.name, item.plan.disks
-        if item.observed is None:
-            return
+        errors: list[str] = []
+        left: list[Doomed] = []
+        try:
+            now = self._doomed_now(connection, item)
+        except TapvirtError as error:
+            errors, left, now = [error.message], planned, []
+        for before, after in zip(planned, now):
+            try:
+                delete(name, connection, before, after)
+                item.done = True
+            except TapvirtError as error:
+                errors.append(error.message)
+                left.append(before)
+        if errors:
+            places = ", ".join("{0} ({1})".format(one.where, one.target) for one in left)
+            rule = "{0} Of the disks to delete, there are still: {1}. They have to be looked after by hand."
+            raise TapvirtError(rule.format(" ".join(errors), places))
+
+    def _doomed_now(self, connection: Connection, item: _Item) -> list[Doomed]:
+        name = item.wanted.name
         with libvirt_errors("{0}: looking for users of its disks".format(name)):
             domains = connection.listAllDomains()
-        if name in [domain.name() for domain in domains]:
-            raise NoEffect("{0}: undefined without an error, but it is still there; its disks stay.".format(name))
-        around = Surroundings(connection, self._uri, domains)
-        disks = disks_of(item.observed.stored)
-        now = find_doomed(name, [one.target for one in planned], disks, [], around.places, around.all_uses())
-        for before, after in zip(planned, now):
-            delete(name, connection, before, after)
-            item.done = True
+            if name in [domain.name() for domain in domains]:
+                raise NoEffect("{0}: undefined without an error, but it is still there.".format(name))
+            around = self._surroundings(connection, domains)
+            disks = disks_of(None if item.observed is None else item.observed.stored)
+            targets = [one.target for one in item.plan.disks]
+            return find_doomed(name, targets, disks, [], around.places, around.all_uses())
 
     def _keep(self, item: _Item, planned: DomainPlan) -> None:
         super()._keep(item, planned)

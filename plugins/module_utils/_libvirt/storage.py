@@ -19,7 +19,7 @@ from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .connection import Connection, Domain, LibvirtFailure, check_uri, libvirt, libvirt_errors, shown_uri
 from .definition import SIZE_UNITS, text_of
 from .disk_places import DiskPlaces
-from .disks import Source, disks_of, nvram_path
+from .disks import ANY_HOST, Source, disks_of, nvram_path
 
 #: What to say where a driver of storage cannot tell who stands on it.
 UNKNOWN_USERS = (
@@ -167,7 +167,8 @@ class Users:
         """Return the users of one volume, by name."""
         if not self.known:
             return None
-        names = {_volume_name(pool, volume), "network:" + path, *self._places.names(Source("file", path))}
+        names = {_volume_name(pool, volume), *self._places.names(Source("file", path))}
+        names.update(Source("network", path, at=protocol).word() for protocol in ANY_HOST)
         users = {user for name in names for user in self._by_name.get(name, ())}
         return sorted(users, key=lambda user: (user.domain, user.running, user.writes))
 

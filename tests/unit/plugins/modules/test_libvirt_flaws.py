@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import subprocess
+import sys
+import textwrap
 import typing as t
 
 import pytest
@@ -122,6 +125,47 @@ def test_undefine_deletes_one_disk_then_fails_and_leaves_the_domain_without_it(e
     assert refused["changed"] is False
     assert embed.image.exists()
     assert embed.module("libvirt_domain_info")["domains"][0]["name"] == "talker"
+
+
+def test_what_cannot_be_read_counts_as_standing_on_nothing(embed: Embed) -> None:
+    """An image that this user may not read may stand on the file that is to go: it stays."""
+    program = textwrap.dedent(
+        """
+        import os, sys
+        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_places import DiskPlaces
+        import xml.etree.ElementTree as ET
+        os.setresuid(65534, 65534, 65534)
+        for kind in ("qcow2", "raw"):
+            disk = f"<disk type='file'><driver type='{kind}'/><source file='{sys.argv[1]}'/><target dev='vda'/></disk>"
+            root = ET.fromstring(f"<domain><devices>{disk}</devices></domain>")
+            print(*(use.unseen for use in DiskPlaces(None, True).uses_in("web1", root)))
+        """
+    )
+    closed = embed.root / "closed.qcow2"
+    closed.write_bytes(b"")
+    closed.chmod(0)
+    done = subprocess.run([sys.executable, "-c", program, str(closed)], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{closed} cannot be read: Permission denied", "None"]
+
+
+def test_undefine_deletes_the_disk_that_another_domain_of_the_list_is_to_have(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker()})
+    gone = {"name": "talker", "state": "absent", "remove_disks": ["hda"]}
+    refused = embed.module("libvirt_domain", domains=[gone, {"name": "heir", "xml": embed.talker("heir")}])
+    assert "is needed by hda of 'heir'" in refused["msg"]
+    assert refused["changed"] is False
+    assert embed.image.exists()
+
+
+def test_a_domain_takes_the_disk_of_one_that_was_to_go_and_has_not(embed: Embed) -> None:
+    embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
+    for state in ("running", "shutdown"):
+        heir = {"name": "heir", "xml": embed.talker("heir"), "state": state}
+        failed = embed.module("libvirt_domain", domains=[heir, {"name": "talker", "state": "absent"}], wait_seconds=1)
+        assert "is in use as disk hda of domain 'talker'" in failed["domains"][0]["error"]
+        assert "still running" in failed["domains"][1]["error"]
+        assert [row["changed"] for row in failed["domains"]] == [False, False]
+        assert [row["name"] for row in embed.module("libvirt_domain_info")["domains"]] == ["talker"]
 
 
 def test_undefine_fails_for_a_disk_in_no_pool(embed: Embed, pooled: Run) -> None:

@@ -118,6 +118,26 @@ def test_the_header_of_an_overlay_names_what_is_below(tmp_path: pathlib.Path) ->
     assert not places.names(Source("file", str(top))) & places.names(Source("file", str(base)))
 
 
+def test_other_servers_and_devices_are_other_data_and_another_way_there_is_not() -> None:
+    def word(disk: str) -> str:
+        (found,) = disks_of(
+            ET.fromstring(f"<domain><devices><disk {disk}<target dev='vda'/></disk></devices></domain>")
+        )
+        assert found.source is not None
+        return found.source.word()
+
+    nvme = "type='nvme'><source type='pci' namespace='1'{0}><address bus='0x0{1}' slot='0x00'/></source>"
+    assert word(nvme.format("", 1)) != word(nvme.format("", 2))
+    assert word(nvme.format("", 1)) == word(nvme.format(" index='2'", 1))
+    vhost = "type='vhostuser'><source type='unix' path='/{0}.sock'/>"
+    assert word(vhost.format("a")) != word(vhost.format("b"))
+    network = "type='network'><source protocol='{0}' name='x'><host name='{1}' port='1'/></source>"
+    assert word(network.format("nbd", "a")) == word(network.format("nbd", "a"))
+    assert len({word(network.format(*one)) for one in (("nbd", "a"), ("nbd", "b"), ("ssh", "a"))}) == 3
+    # Its hosts all lead to one cluster.
+    assert word(network.format("rbd", "a")) == word(network.format("rbd", "b")) == "network:rbd:x"
+
+
 def refusal(disk: Disk, uses: tuple[Use, ...] = (), local: bool = True) -> str | None:
     (found,) = find_doomed("web1", [disk.target], [disk], [], DiskPlaces(None, local), uses)
     return found.refusal
@@ -134,6 +154,9 @@ def test_what_stays_although_it_was_named(tmp_path: pathlib.Path) -> None:
     assert "needed by vdx of 'web2'" in (refusal(plain, (Use("web2", "vdx", frozenset([str(file)])),)) or "")
     assert "needed by vdb of 'web1'" in (refusal(plain, (Use("web1", "vdb", frozenset([str(file)])),)) or "")
     assert refusal(plain, (Use("web1", "vda", frozenset([str(file)])),)) is None
+    blind = Use("web2", "vdx", frozenset(["/overlay"]), "/overlay cannot be read: Permission denied")
+    assert "may be needed by vdx of 'web2': /overlay cannot be read" in (refusal(plain, (blind,)) or "")
+    assert refusal(plain, (Use("web1", "vda", frozenset(), "closed"),)) is None
     kinds = {
         "is a cdrom": Disk("hda", "cdrom", plain.source, True, False),
         "is a floppy": Disk("fda", "floppy", plain.source, False, False),
