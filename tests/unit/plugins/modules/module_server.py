@@ -12,12 +12,15 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import typing as t
 
 COLLECTION = "ansible_collections.tapvirt.host."
 MODULES = COLLECTION + "plugins.modules."
+# So long may one module take; what hangs is ended.
+LIMIT_SECONDS = 120
 THIS = COLLECTION + "tests.unit.plugins.modules.module_server"
 
 
@@ -68,6 +71,7 @@ def serve(modules: t.Iterable[str]) -> None:
 def _run(main: t.Callable[[], None], task: str, said: int) -> t.NoReturn:
     """Be the process of one module. It ends at once, with no thread of libvirt's in the way."""
     try:
+        signal.alarm(LIMIT_SECONDS)
         asked = os.memfd_create("asked")
         os.write(asked, task.encode())
         os.lseek(asked, 0, os.SEEK_SET)

@@ -350,6 +350,8 @@ IN_USE = {case.name: case for case in CASES if case.start == "in use"}
 USER = "user"
 # Every module of the collection that speaks with libvirt.
 ALL_MODULES = sorted(path.stem for path in HERE.parents[3].glob("plugins/modules/libvirt_*.py"))
+# It takes two hosts, which are not here.
+ELSEWHERE = {"libvirt_migration"}
 INFOS = [name for name in ALL_MODULES if name.endswith("_info")]
 
 
@@ -424,9 +426,9 @@ class World:
         """Run a module and return its result; nothing may be another than it was before, nor told to be."""
         files, told, logging = self.files(), self.told(), self.logging(module)
         result = self.server.done(module, check=check, **args)
-        files_now = self.files()
-        assert digest(files_now) == digest(files), sorted(set(files.items()) ^ set(files_now.items()))
-        assert self.told() == told
+        files_now, told_now = self.files(), self.told()
+        assert digest(files_now) == digest(files), differing(files, files_now)
+        assert differing(told, told_now) == []
         assert self.logging(module) == logging
         return result
 
@@ -512,6 +514,11 @@ def empty_qcow2() -> bytes:
         return pathlib.Path(file.name).read_bytes()
 
 
+def differing(before: dict[str, t.Any], after: dict[str, t.Any]) -> list[str]:
+    """Return the names of what has changed: the whole would be too long to be read."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
 def digest(files: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -521,7 +528,7 @@ def world() -> t.Iterator[World]:
     with system_daemon() as libvirtd:
         # The daemon's log of each guest.
         libvirtd.run("mount", "-t", "tmpfs", "tmpfs", "/var/log/libvirt")
-        server = ModuleServer(libvirtd._inside, ALL_MODULES)
+        server = ModuleServer(libvirtd._inside, set(ALL_MODULES) - ELSEWHERE)
         try:
             made = World(libvirtd, server)
             made.make_storage(CASES)
@@ -538,7 +545,7 @@ def world() -> t.Iterator[World]:
 
 
 def test_every_state_of_every_module_has_cases_that_begin_in_two_ways() -> None:
-    writing = set(ALL_MODULES) - set(INFOS)
+    writing = set(ALL_MODULES) - set(INFOS) - ELSEWHERE
     assert len(writing) >= 7
     for module in writing:
         spec, cases = spec_of(module), [case for case in EVERY_CASE if case.module == module]
@@ -566,12 +573,12 @@ def plan_task(world: World, task: Task, uri: str = SYSTEM) -> dict[str, t.Any]:
 
 def do_task(world: World, task: Task, planned: dict[str, t.Any], uri: str = SYSTEM) -> None:
     """Run a task for real: it does what was planned."""
-    before = world.files(), world.logging(task.module)
+    before = [digest(world.files()), *world.logging(task.module)]
     done = world.server.done(task.module, **args_of(task, uri))
     assert done["plan"] == planned["plan"]
     assert [row["state"] for row in done.get(task.rows, [])] == [row["state"] for row in planned.get(task.rows, [])]
     # Had check mode done it, it would have been seen.
-    assert (world.files(), world.logging(task.module)) != before
+    assert [digest(world.files()), *world.logging(task.module)] != before
 
 
 @pytest.mark.parametrize("task", tasks(CASES), ids=lambda task: task.name)
