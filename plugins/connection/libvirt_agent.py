@@ -148,6 +148,8 @@ class Connection(ConnectionBase):
             raise AnsibleConnectionFailure(error.message) from error
         except TapvirtError as error:
             raise AnsibleError(error.message) from error
+        except OSError as error:  # of a file on the controller
+            raise AnsibleError(str(error)) from error
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
@@ -172,7 +174,7 @@ class Connection(ConnectionBase):
         with self._errors(), open(local, "wb") as target:
             try:
                 self._guest.fetch(to_text(in_path), target)
-            except TapvirtError:
+            except (TapvirtError, OSError):
                 os.unlink(local)
                 raise
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import typing as t
@@ -149,14 +150,13 @@ def root(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[str]:
 def test_guests_without_an_agent_are_unreachable_each_for_its_reason(root: str) -> None:
     env = os.environ | {"TAPVIRT_LIBVIRT_URI": root, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "500"}
     argv = ["ansible", "-i", "deaf,bare,off,dafe", "-c", "tapvirt.host.libvirt_agent", "all", "-m", "raw", "-a", "true"]
-    finished = subprocess.run(
-        [*argv, "--one-line"], env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    said = {line.partition(" ")[0]: line for line in finished.stdout.splitlines() if "UNREACHABLE" in line}
+    finished = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    rows = re.findall(r"^(\w+) \| UNREACHABLE! => (\{.*?^\})", finished.stdout, re.MULTILINE | re.DOTALL)
+    said = {host: json.loads(row)["msg"] for host, row in rows}
     assert sorted(said) == ["bare", "dafe", "deaf", "off"], finished.stdout + finished.stderr
     assert "Is qemu-guest-agent installed and running in the guest?" in said["deaf"]
     assert "The domain needs <channel type='unix'>" in said["bare"]
     assert "the domain is not running" in said["off"]
     assert "Nearest: deaf" in said["dafe"]
-    assert all(root in line for line in said.values())
+    assert all(root in text for text in said.values())
     assert "Traceback" not in finished.stdout + finished.stderr
