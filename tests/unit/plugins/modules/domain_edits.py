@@ -111,8 +111,8 @@ class Edit:
     ``stored`` and ``running`` are rows of the plan (place, before, after; with the call for running ones), ``pending``
     what waits afterwards (place, running, stored, reason). ``beside`` are patterns of places that libvirt changes on
     its own along with it: their rows are held against its XML. ``shows`` and ``lives`` are places of the stored and of
-    the running XML and what is there afterwards. ``refused``: the guest or the hypervisor does not do what it is asked,
-    which only asking can tell.
+    the running XML and what is there afterwards, the same where only the first tells. ``refused``: the guest or the
+    hypervisor does not do what it is asked, which only asking can tell.
     """
 
     kind: str
@@ -168,7 +168,7 @@ def _kib(size: tuple[int, str]) -> int:
 
 def _memory(world: World, random_: random.Random, number: int, guest: Guest) -> Edit:
     old, new = random_.sample(range(16, 49), 2)
-    variant = ("both", "odd", "less", "more", "unit")[number % 5]
+    variant = ("both", "odd", "less", "more", "unit", "rounded")[number % 6]
     most = (48, "MiB")
     before, after = dataclasses.replace(guest, memory=(old, "MiB")), dataclasses.replace(guest, memory=(new, "MiB"))
     if variant == "odd":
@@ -180,6 +180,9 @@ def _memory(world: World, random_: random.Random, number: int, guest: Guest) -> 
     elif variant == "more":
         before = dataclasses.replace(guest, memory=most, current=(new % 32 + 15, "MiB"))
         after = dataclasses.replace(before, current=most)
+    elif variant == "rounded":
+        before = dataclasses.replace(guest, memory=(old * 1024 - 100, "KiB"))
+        after = dataclasses.replace(guest, memory=(old * 1024 - 37, "KiB"))
     elif variant == "unit":
         after = dataclasses.replace(guest, memory=(old * 1024, "KiB"))
     total = [str(_kib(one.memory)) for one in (before, after)]
@@ -200,7 +203,7 @@ def _memory(world: World, random_: random.Random, number: int, guest: Guest) -> 
         else:
             waits += (("currentMemory", str(room), current[1], "restart"),)
     waiting = [row[0] for row in waits]
-    lives = tuple(row for row in shows if row[0] not in waiting and row[1] == str(room))
+    lives = tuple((place, str(room)) for place, _size in shows if place not in waiting)
     return Edit("memory", before, after, rows, asked, waits, shows=shows, lives=lives, refused=bool(asked))
 
 
