@@ -32,7 +32,7 @@ XML = """
 """
 DISK = "<disk type='file'><driver name='qemu' type='raw'/><source file='{file}'/><target dev='vda'/>{more}</disk>"
 POOL = "<pool type='dir'><name>media</name><target><path>{path}</path></target></pool>"
-# In MiB. An empty page is sent as 9 bytes, so 2 GiB without anything in them take more than four seconds at 1 MiB a second.
+# In MiB. An empty page is sent as 9 bytes: 2 GiB of them take more than four seconds at 1 MiB a second.
 LARGE = 2048
 # Writes to half a MiB of memory for ever: mov bx,0x1000; next: mov es,bx; xor di,di; mov cx,0x8000; inc ax; rep stosw;
 # add bx,0x1000; cmp bx,0x9000; jne next; jmp to the beginning.
