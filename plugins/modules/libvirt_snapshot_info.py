@@ -18,12 +18,14 @@ extends_documentation_fragment:
   - tapvirt.host._libvirt
 options:
   domains:
-    description: The domains; all of them where none is named.
+    description:
+      - The domains, by name or by a glob such as V(web*), in this order; all of them where none is named.
+      - A name that does not exist is an error, a glob that fits none is not.
     type: list
     elements: str
     default: []
   limit:
-    description: How many snapshots at most.
+    description: How many snapshots at most, up to 10000.
     type: int
     default: 100
 """

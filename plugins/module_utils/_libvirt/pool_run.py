@@ -14,7 +14,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, TapvirtError
-from .connection import Connection, connected, libvirt, libvirt_errors
+from .connection import Connection, LibvirtFailure, connected, libvirt, libvirt_errors
 from .definition import parse_definition, text_of, to_text
 from .item_run import Item, ItemRun, check_names
 from .network_canonical import empty_host
@@ -100,16 +100,21 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         self._owners, self._directories = {}, {}
         found: dict[str, ObservedPool] = {}
         for pool in pools:
-            with libvirt_errors("Reading pool {0}".format(pool.name())):
-                seen = observe_pool(pool)
-                name = str(pool.name())
-                self._owners[seen.uuid] = name
-                path = path_of(seen.stored)
-                if type_of(seen.stored) == "dir" and path is not None:
-                    self._directories[path] = name
-                item = names.get(name)
-                if item is not None:
-                    found[name] = self._with_users(item, pool, seen, users)
+            name = str(pool.name())
+            try:
+                with libvirt_errors("Reading pool {0}".format(name)):
+                    seen = observe_pool(pool)
+                    if name in names:
+                        seen = found[name] = self._with_users(names[name], pool, seen, users)
+            except LibvirtFailure as error:
+                # It vanished meanwhile.
+                if error.code == libvirt.VIR_ERR_NO_STORAGE_POOL:
+                    continue
+                raise
+            self._owners[seen.uuid] = name
+            path = path_of(seen.stored)
+            if type_of(seen.stored) == "dir" and path is not None:
+                self._directories[path] = name
         for item in self._items:
             item.observed = found.get(item.wanted.name)
 

@@ -10,30 +10,34 @@ from __future__ import annotations
 
 import typing as t
 
-from .connection import Connection, libvirt, libvirt_errors
-from .lookup import find_domain
+from .connection import Connection, Domain, libvirt, libvirt_errors
+from .lookup import all_domains, check_limit, select
 from .snapshot import NO, parse_snapshot
 from .snapshot_run import list_snapshots
 
 
 def snapshot_rows(connection: Connection, domains: t.Sequence[str], limit: int) -> tuple[list[dict[str, t.Any]], bool]:
-    """Return the rows of the snapshots of the named domains (of all where none is named), and whether it is all.
+    """Return the rows of the snapshots of the domains that are asked for, and whether ``limit`` cut the list.
 
-    :raises InvalidInput: a name that is no domain here.
+    :raises InvalidInput: a name that is no domain here, or a limit that is none.
     :raises TapvirtError: the driver knows no snapshots.
     """
+    check_limit(limit)
+    there = all_domains(connection)
     with libvirt_errors("Listing the snapshots"):
-        if domains:
-            found = [find_domain(connection, name) for name in domains]
-        else:
-            found = sorted(connection.listAllDomains(), key=lambda domain: str(domain.name()))
-        snapshots = [
-            (str(domain.name()), snapshot)
-            for domain in found
-            for snapshot in list_snapshots(domain, libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
-        ]
+        snapshots = [(name, one) for name in select(domains, there) for one in _snapshots_of(there[name])]
         rows = [_row(domain, snapshot) for domain, snapshot in snapshots[:limit]]
     return [row for row in rows if row is not None], len(snapshots) > limit
+
+
+def _snapshots_of(domain: Domain) -> list[t.Any]:
+    try:
+        return list_snapshots(domain, libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+    except libvirt.libvirtError as error:
+        # It vanished meanwhile.
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return []
+        raise
 
 
 def _row(domain: str, snapshot: t.Any) -> dict[str, t.Any] | None:

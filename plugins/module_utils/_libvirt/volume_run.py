@@ -179,11 +179,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         pools = {str(pool.name()): pool for pool in list_pools(connection)}
         wanted = {item.wanted.pool for item in self._items}
         seen = {name: self._see_pool(pool) for name, pool in pools.items() if name in wanted}
-        names = {
-            name: tuple(str(volume.name()) for volume in pools[name].listAllVolumes())
-            for name, pool in seen.items()
-            if pool.active
-        }
+        names = {name: _volumes_in(pools[name]) for name, pool in seen.items() if pool.active}
         self._standing = Standing(connection, self._local)
         for item in self._items:
             one = item.wanted
@@ -352,6 +348,11 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             "changed": item.changed(check_mode),
             "error": item.error,
         }
+
+
+def _volumes_in(pool: Pool) -> tuple[str, ...]:
+    with libvirt_errors("Listing the volumes of pool {0}".format(pool.name())):
+        return tuple(str(volume.name()) for volume in pool.listAllVolumes())
 
 
 def _resize(name: str, volume: Volume, capacity: int, shrink: bool) -> None:

@@ -15,7 +15,9 @@ import uuid
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import pool_run
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_run import PoolRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import list_pools
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
     SessionDaemon,
     run_here,
@@ -268,6 +270,15 @@ def test_a_domain_that_came_meanwhile_keeps_the_pool(tmp_path: pathlib.Path) -> 
         with pytest.raises(TapvirtError, match="running domains: late") as refused:
             run.converge(f"test://{path}", 10, False, False)
         assert (refused.value.fields["changed"], refused.value.fields["pools"][0]["state"]) == (False, "active")
+
+
+def test_a_pool_of_others_that_vanishes_meanwhile_is_no_failure(
+    daemon: SessionDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = daemon.connection.storagePoolDefineXML(f"<pool type='dir'><name>other</name>{xml('/x')[17:]}", 0)
+    other.undefine()
+    monkeypatch.setattr(pool_run, "list_pools", lambda connection: [other, *list_pools(connection)])
+    daemon.twice("libvirt_pool", name="pool", xml=xml(daemon.files / "one"))
 
 
 def test_a_driver_without_storage_is_told_in_words() -> None:

@@ -331,6 +331,8 @@ def test_info_is_bounded_and_parents_come_first(node: t.Callable[..., dict[str, 
         ("s3", "s2", 3),
     ]
     assert not whole["truncated"]
+    assert node("libvirt_snapshot_info", domains=["guest", "gue*", "x*"])["snapshots"] == whole["snapshots"]
+    assert "must be 1 to 10000" in node("libvirt_snapshot_info", limit=0)["msg"]
     cut = node("libvirt_snapshot_info", domains=["guest"], limit=2)
     assert ([row["name"] for row in cut["snapshots"]], cut["truncated"]) == (["s1", "s2"], True)
     assert "Nearest: guest" in node("libvirt_snapshot_info", domains=["guset"])["msg"]
