@@ -126,9 +126,9 @@ def test_what_is_allocated_at_once_has_to_be_available() -> None:
 def test_volumes_of_blocks_are_not_resized_where_libvirt_cannot_and_have_no_format() -> None:
     rounded = Seen(pool=BLOCKS, volume=VolumeSeen("/dev/vg/v", 12 << 20, 12 << 20, None))
     assert plan_volume(WantedVolume("p", "v", capacity=10**7), rounded).changes == []
-    for said in ({"capacity": 13 << 20}, {"capacity": 10**7, "force_shrink": True}):
+    for capacity, force_shrink in ((13 << 20, False), (10**7, True)):
         with pytest.raises(InvalidInput, match=r"has 12 MiB, and libvirt changes no capacity .* type logical"):
-            plan_volume(WantedVolume("p", "v", **said), rounded)
+            plan_volume(WantedVolume("p", "v", capacity=capacity, force_shrink=force_shrink), rounded)
     assert "format" not in new(BLOCKS, capacity=GIB).create
 
 
