@@ -20,6 +20,8 @@ from .._core.plan import MASK
 
 _SECRET_ATTRIBUTES = frozenset(["passwd"])
 _MAX_NAME_LENGTH = 200
+# libxml2's limit (xmlParserMaxDepth), with which libvirt reads XML.
+_MAX_DEPTH = 256
 
 # How a child of such a parent is told from its siblings: the first of these that it has. The rest are told by position.
 _KEYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -101,10 +103,11 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
 
     A document type is refused before it is read: entities could read files of the host or fill its memory.
 
-    :raises InvalidInput: not well-formed (line and column), a document type, or another root.
+    :raises InvalidInput: not well-formed (line and column), a document type, nested too deeply, or another root.
     """
     scanner = expat.ParserCreate("utf-8")
     scanner.StartDoctypeDeclHandler = _refuse_document_type(item)
+    scanner.StartElementHandler, scanner.EndElementHandler = _refuse_depth(item)
     try:
         scanner.Parse(text.encode("utf-8", "surrogateescape"), True)
     except expat.ExpatError as error:
@@ -128,6 +131,21 @@ def _refuse_document_type(item: str) -> t.Callable[..., None]:
         )
 
     return refuse
+
+
+def _refuse_depth(item: str) -> tuple[t.Callable[..., None], t.Callable[..., None]]:
+    names: list[str] = []
+
+    def start(name: str, _attributes: t.Any) -> None:
+        names.append(name)
+        if len(names) > _MAX_DEPTH:
+            rule = "is nested more than {0} elements deep, which libvirt does not read".format(_MAX_DEPTH)
+            raise InvalidInput(item, "<{0}>".format(name), rule)
+
+    def end(_name: str) -> None:
+        names.pop()
+
+    return start, end
 
 
 def _shortened(text: str) -> str:

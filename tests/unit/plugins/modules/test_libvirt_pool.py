@@ -203,6 +203,7 @@ WRONG = {
     "no pool": ({"name": "new", "xml": "<volume/>"}, "must be <pool>"),
     "an entity": ({"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + xml("/x")}, "DOCTYPE"),
     "not XML": ({"name": "new", "xml": "<pool"}, "not well-formed"),
+    "a hole": ({"name": "new", "xml": "<pool>" + "<a>" * 3000 + "</a>" * 3000 + "</pool>"}, "more than 256 elements"),
     "another UUID": ({"name": "there", "xml": xml("/x", f"<uuid>{UUID}</uuid>")}, "is not the one that the pool has"),
     "twice": ({"name": "fine"}, "twice"),
 }
