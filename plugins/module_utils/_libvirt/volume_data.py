@@ -119,7 +119,7 @@ def new_definition(
     root = copy.deepcopy(wanted.root) if wanted.root is not None else ET.Element("volume")
     allocation = wanted.allocation
     if source is not None and source.format not in PLAIN:
-        capacity = source.size if pool.type in FILE_POOLS else max(source.size, wanted.capacity or 0)
+        capacity = source.size if pool.type in FILE_POOLS else capacity
         form = "raw"
     if allocation is None and (source is not None or wanted.clone_from is not None):
         allocation = 0  # what goes into it allocates as much as it is

@@ -101,7 +101,8 @@ def _plan_new(wanted: WantedVolume, pool: PoolSeen, seen: Seen, reserved: int) -
         _check_origin(wanted, seen)
         least = origin.capacity if origin is not None else 0
     elif source is not None:
-        least = source.capacity
+        # A volume of blocks is the device that an image is written to, as large as the file is.
+        least = source.capacity if pool.type in FILE_POOLS else source.size
         _check_checksum(wanted, source)
     if wanted.capacity is None and not least and wanted.backing is None and wanted.clone_from is None:
         raise InvalidInput(wanted.name, "no capacity", "is given, and there is no such volume")

@@ -22,6 +22,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage impo
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_data import (
     PoolSeen,
     Seen,
+    SourceFile,
     VolumeSeen,
     WantedVolume,
 )
@@ -130,6 +131,16 @@ def test_volumes_of_blocks_are_not_resized_where_libvirt_cannot_and_have_no_form
         with pytest.raises(InvalidInput, match=r"has 12 MiB, and libvirt changes no capacity .* type logical"):
             plan_volume(WantedVolume("p", "v", capacity=capacity, force_shrink=force_shrink), rounded)
     assert "format" not in new(BLOCKS, capacity=GIB).create
+
+
+def test_an_image_takes_as_many_blocks_as_its_file_has() -> None:
+    image = SourceFile("/i.qcow2", 2 * GIB, "qcow2", 60 * GIB)
+    for capacity, asked in ((None, 2 * GIB), (3 * GIB, 3 * GIB)):
+        plan = plan_volume(WantedVolume("p", "v", capacity=capacity), Seen(pool=BLOCKS, source=image))
+        assert plan.needs == asked
+        assert f"<capacity>{asked}</capacity>" in (plan.create or "")
+    with pytest.raises(InvalidInput, match="less than what goes into it, 2 GiB"):
+        plan_volume(WantedVolume("p", "v", capacity=GIB), Seen(pool=BLOCKS, source=image))
 
 
 def test_volumes_of_a_cluster_grow_by_what_is_available() -> None:
