@@ -122,9 +122,12 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
                     seen[name] = error
             found = seen[name]
             item.observed = found if isinstance(found, Observed) else None
-            if isinstance(found, TapvirtError) and not (
-                isinstance(found, InvalidInput) and item.wanted.state == "absent"
-            ):
+            if isinstance(found, InvalidInput) and item.wanted.state == "absent":
+                # Without its domain a snapshot is gone, too, unless the name is a mistyped one.
+                warning = "{0}: {1}".format(item.wanted.name, found.message)
+                if warning not in self._warnings:
+                    self._warnings.append(warning)
+            elif isinstance(found, TapvirtError):
                 item.error = found.message
 
     # ---- plan ----

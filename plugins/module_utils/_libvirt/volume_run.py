@@ -187,7 +187,17 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             if found.pool is not None and found.pool.active:
                 with libvirt_errors("{0}: reading it".format(one.name)):
                     found = self._see(connection, pools[one.pool], item, found)
+            elif found.pool is None and one.state == "absent":
+                self._warn_of_pool(one, pools)
             item.observed = found
+
+    def _warn_of_pool(self, wanted: WantedVolume, pools: t.Collection[str]) -> None:
+        nearest = nearest_names(wanted.pool, pools)
+        warning = "{0}: there is no storage pool {1!r}{2}.".format(
+            wanted.name, wanted.pool, "; nearest: {0}".format(", ".join(nearest)) if nearest else ""
+        )
+        if warning not in self._warnings:
+            self._warnings.append(warning)
 
     def _see_pool(self, pool: Pool) -> PoolSeen:
         with libvirt_errors("Reading pool {0}".format(pool.name())):
@@ -256,13 +266,6 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         self._reserved[wanted.pool] = self._reserved.get(wanted.pool, 0) + plan.needs
         if plan.made is not None:
             self._coming[wanted.name] = plan.made
-        if seen.pool is None:
-            nearest = nearest_names(wanted.pool, seen.pools)
-            self._warnings.append(
-                "{0}: there is no storage pool {1!r}{2}.".format(
-                    wanted.name, wanted.pool, "; nearest: {0}".format(", ".join(nearest)) if nearest else ""
-                )
-            )
         return plan
 
     # ---- apply ----

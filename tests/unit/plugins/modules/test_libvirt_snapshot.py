@@ -338,6 +338,14 @@ def test_info_is_bounded_and_parents_come_first(node: t.Callable[..., dict[str, 
     assert "Nearest: guest" in node("libvirt_snapshot_info", domains=["guset"])["msg"]
 
 
+def test_a_mistyped_domain_is_told_once_though_nothing_is_to_do(node: t.Callable[..., dict[str, t.Any]]) -> None:
+    gone = {"name": "s3", "state": "absent"}
+    done = node("libvirt_snapshot", snapshots=[{"domain": "guset", **gone}, {"domain": "guest", **gone}])
+    assert [row["state"] for row in done["snapshots"]] == ["absent", "absent"]
+    (warning,) = done["warnings"]
+    assert "guset snapshot s3: name: 'guset' is no domain of this libvirt. Nearest: guest." in str(warning)
+
+
 def test_other_drivers_take_and_remove_too(node: t.Callable[..., dict[str, t.Any]]) -> None:
     taken = node("libvirt_snapshot", domain="guest", name="new")
     assert (taken["snapshots"][0]["state"], taken["snapshots"][0]["current"]) == ("present", True), taken

@@ -193,8 +193,10 @@ def test_absent_takes_only_what_is_named_and_nothing_that_others_stand_on(daemon
     assert sorted(path.name for path in (daemon.files / "p").iterdir()) == ["base", "else"]
     daemon.twice("libvirt_volume", pool="p", name="base", state="absent")
     assert [path.name for path in (daemon.files / "p").iterdir()] == ["else"]
-    without = daemon.done("libvirt_volume", pool="pp", name="base", state="absent")
-    assert (without["plan"], "nearest: p" in without["warnings"][0]) == ([], True)
+    without = [{"pool": "pp", "name": "base", "state": "absent"}, *volumes({"name": "else", "state": "absent"})]
+    done = daemon.done("libvirt_volume", volumes=without)
+    assert [row["how"] for row in done["plan"]] == ["delete"]
+    assert done["warnings"] == ["pp/base: there is no storage pool 'pp'; nearest: p."]
 
 
 def test_what_stands_on_a_volume_of_another_pool_counts_too(daemon: SessionDaemon) -> None:
