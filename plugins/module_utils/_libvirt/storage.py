@@ -18,7 +18,7 @@ import xml.etree.ElementTree as ET
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .connection import Connection, Domain, LibvirtFailure, check_uri, libvirt, libvirt_errors, shown_uri
 from .definition import SIZE_UNITS, text_of
-from .disk_places import DiskPlaces
+from .disk_places import DiskPlaces, is_of_this_host
 from .disks import ANY_HOST, Source, disks_of, nvram_path
 
 #: What to say where a driver of storage cannot tell who stands on it.
@@ -114,10 +114,7 @@ def list_pools(connection: Connection) -> list[Pool]:
 
 def is_local(connection: Connection) -> bool:
     """Tell whether the files that this libvirt speaks of are this host's own."""
-    uri = str(connection.getURI())
-    scheme, _colon, rest = uri.partition(":")
-    remote = rest.startswith("//") and not rest.startswith("///")
-    return scheme != "test" and not remote and scheme.partition("+")[2] in ("", "unix")
+    return is_of_this_host(str(connection.getURI()))
 
 
 @dataclasses.dataclass(frozen=True)

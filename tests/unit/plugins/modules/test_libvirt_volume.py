@@ -467,6 +467,15 @@ def test_a_driver_that_knows_no_domains_does_not_say_that_there_are_none(daemon:
     daemon.done("libvirt_pool", **storage, name="p", state="inactive", allow_in_use=True)
 
 
+def test_files_behind_a_socket_that_leads_anywhere_are_not_taken_for_those_of_this_host(
+    daemon: SessionDaemon,
+) -> None:
+    backing = {"path": str(daemon.files / "p" / "none"), "format": "qcow2"}
+    new = {"pool": "p", "name": "x", "format": "qcow2", "capacity": "1MiB", "backing": backing}
+    assert "no file that is there" in daemon.module("libvirt_volume", check=True, **new)["msg"]
+    assert not run_here("libvirt_volume", {"uri": daemon.uri, **new}, check=True).get("failed")
+
+
 def test_check_mode_stops_no_pool_and_a_run_tells_that_libvirt_did(daemon: SessionDaemon) -> None:
     pool = daemon.connection.storagePoolLookupByName("p")
     (daemon.files / "p").rmdir()
