@@ -39,7 +39,8 @@ options:
         type: str
       state:
         description:
-          - V(present) is defined, active or not; V(inactive) is defined and stopped.
+          - V(present) is defined, active or not; V(active) is defined and started, so that its volumes can be used;
+            V(inactive) is defined and stopped.
           - V(absent) is stopped and no longer defined.
         type: str
         choices: [present, active, inactive, absent]

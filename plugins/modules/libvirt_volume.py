@@ -44,6 +44,7 @@ options:
         required: true
       state:
         description:
+          - V(present) is there as described; what is missing is made.
           - V(absent) deletes this volume and what is in it. Refused while a domain, running or not, or another volume
             stands on it.
         type: str

@@ -9,21 +9,18 @@ that adds to it when it defines one (UUID, bridge, MAC address) is identity. Pri
 
 from __future__ import annotations
 
-import contextlib
-import os
 import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput
-from .connection import Connection, connected, libvirt
+from .connection import Connection, libvirt
 from .definition import to_text
-from .schema import schema_error
+from .schema import empty_host, schema_error
 
 # The binding's object for a network; it ships no types.
 Network = t.Any
 
 _VALIDATE_SINCE = 7008000
-_OPEN_SECONDS = 30.0
 
 
 def define_network(connection: Connection, xml: str) -> Network:
@@ -39,18 +36,6 @@ def canonical_networks(definitions: t.Mapping[str, ET.Element]) -> dict[str, ET.
         return {}
     with empty_host() as connection:
         return {name: _canonical(connection, name, root) for name, root in definitions.items()}
-
-
-@contextlib.contextmanager
-def empty_host() -> t.Iterator[Connection]:
-    """Open a host of the test driver on which nothing is, and which no other connection shares."""
-    node = os.memfd_create("node")
-    try:
-        os.write(node, b"<node/>")
-        with connected("test:////proc/self/fd/{0}".format(node), _OPEN_SECONDS) as connection:
-            yield connection
-    finally:
-        os.close(node)
 
 
 def _canonical(connection: Connection, name: str, root: ET.Element) -> ET.Element | InvalidInput:

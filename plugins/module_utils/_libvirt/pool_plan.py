@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ET
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.plan import Change
 from .definition import Difference, differences, text_of, to_text
+from .live import pending_row
 from .storage import UNKNOWN_USERS
 
 # What libvirt counts. It also fills in the permissions of a directory that is there; those that are asked for have an
@@ -96,10 +97,7 @@ def comparable(root: ET.Element) -> ET.Element:
 def pending_rows(stored: ET.Element, running: ET.Element) -> list[dict[str, t.Any]]:
     """Return where an active pool is not what its definition says."""
     rows = differences(comparable(running), comparable(stored))
-    return [
-        {"what": row.path, "running": row.before, "stored": row.after, "reason": "restart"}
-        for row in rows[:_MAX_PENDING]
-    ]
+    return [pending_row(row.path, row.before, row.after, "restart", row.secret) for row in rows[:_MAX_PENDING]]
 
 
 def plan_pool(

@@ -15,11 +15,10 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, TapvirtError
 from .connection import Connection, LibvirtFailure, connected, libvirt, libvirt_errors
-from .definition import parse_definition, text_of, to_text
+from .definition import check_inner_name, parse_definition, text_of, to_text
 from .item_run import Item, ItemRun, check_names
-from .network_canonical import empty_host
 from .pool_plan import ObservedPool, PoolPlan, WantedPool, path_of, plan_pool, refuse_users, type_of
-from .schema import schema_error
+from .schema import empty_host, schema_error
 from .storage import Pool, Users, check_has_storage, is_local, list_pools
 
 _PREFIX = "{http://libvirt.org/schemas/storagepool/"
@@ -36,28 +35,11 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedPool]:
         root = None
         if item.get("xml"):
             root = parse_definition("{0}: xml".format(item["name"]), item["xml"], "pool")
-            name_in_xml(item["name"], root, "pool")
+            check_inner_name("pool", item["name"], root)
         wanted.append(
             WantedPool(item["name"], item["state"], root, item.get("autostart"), item["build"], item["allow_in_use"])
         )
     return wanted
-
-
-def name_in_xml(name: str, root: ET.Element, kind: str) -> None:
-    """Put the name into the XML where it is left out there.
-
-    :raises InvalidInput: the XML is of another name.
-    """
-    inner = text_of(root, "name")
-    if inner is None:
-        element = root.find("name")
-        if element is None:
-            element = ET.Element("name")
-            root.insert(0, element)
-        element.text = name
-    elif inner != name:
-        rule = "is the <name> in the XML, but the {0} is called {1!r} in the list".format(kind, name)
-        raise InvalidInput("{0}: xml".format(name), inner, rule)
 
 
 _Item = Item[WantedPool, ObservedPool, PoolPlan]

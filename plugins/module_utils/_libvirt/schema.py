@@ -9,13 +9,15 @@ in this process only. Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import os
 import re
 import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, nearest_names
-from .connection import connected, libvirt
+from .connection import Connection, connected, libvirt
 from .definition import to_text
 
 _SCHEMAS = "/usr/share/libvirt/schemas/*.rng"
@@ -24,6 +26,18 @@ _CULPRIT = re.compile(
     r"(?:has extra content: |Did not expect element |Invalid attribute |Expecting element )([\w:.-]+)"
 )
 _OPEN_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def empty_host() -> t.Iterator[Connection]:
+    """Open a host of the test driver on which nothing is, and which no other connection shares."""
+    node = os.memfd_create("node")
+    try:
+        os.write(node, b"<node/>")
+        with connected("test:////proc/self/fd/{0}".format(node), _OPEN_SECONDS) as connection:
+            yield connection
+    finally:
+        os.close(node)
 
 
 def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidInput]:

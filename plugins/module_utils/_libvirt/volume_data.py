@@ -24,7 +24,7 @@ PLAIN = ("raw", "iso")
 
 
 @dataclasses.dataclass(frozen=True)
-class Backing:
+class BackingFile:
     """The file that a volume stands on."""
 
     path: str
@@ -41,7 +41,7 @@ class WantedVolume:
     capacity: int | None = None
     allocation: int | None = None
     format: str | None = None
-    backing: Backing | None = None
+    backing: BackingFile | None = None
     root: ET.Element | None = None
     source: str | None = None
     clone_from: str | None = None
@@ -77,7 +77,7 @@ class VolumeSeen:
     capacity: int
     allocation: int
     format: str | None
-    backing: Backing | None = None
+    backing: BackingFile | None = None
     users: tuple[User, ...] | None = ()
     overlays: tuple[str, ...] = ()
     digest: str | None = None

@@ -16,7 +16,7 @@ from .definition import text_of
 from .disk_places import DiskPlaces
 from .disks import Source
 from .storage import Pool, Users, Volume
-from .volume_data import Backing, VolumeSeen, WantedVolume
+from .volume_data import BackingFile, VolumeSeen, WantedVolume
 
 
 def endangers(wanted: WantedVolume, seen: VolumeSeen) -> bool:
@@ -48,7 +48,7 @@ def read_volume(volume: Volume) -> VolumeSeen:
         capacity=capacity,
         allocation=allocation,
         format=_format(root, "target/format"),
-        backing=None if below is None else Backing(below, _format(root, "backingStore/format")),
+        backing=None if below is None else BackingFile(below, _format(root, "backingStore/format")),
     )
 
 

@@ -17,10 +17,9 @@ import xml.etree.ElementTree as ET
 
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .connection import Connection, connected, libvirt, libvirt_errors
-from .definition import check_name, parse_definition, text_of
+from .definition import check_inner_name, check_name, parse_definition, text_of
 from .item_run import Item, ItemRun
 from .pool_plan import path_of, type_of
-from .pool_run import name_in_xml
 from .storage import (
     Pool,
     Volume,
@@ -33,7 +32,7 @@ from .storage import (
     shown_size,
 )
 from .volume_content import Log, digest_of_file, digest_of_volume, inspect_source, upload
-from .volume_data import FILE_POOLS, PLAIN, Backing, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
+from .volume_data import FILE_POOLS, PLAIN, BackingFile, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
 from .volume_plan import VolumePlan, plan_volume
 from .volume_read import Standing, endangers, find_volume
 from .volume_schema import check_schema
@@ -73,7 +72,7 @@ def _wanted(item: t.Mapping[str, t.Any]) -> WantedVolume:
         capacity=None if capacity is None else parse_size("{0}: capacity".format(name), capacity),
         allocation=None if allocation is None else parse_size("{0}: allocation".format(name), allocation),
         format=form,
-        backing=None if backing is None else Backing(backing["path"], backing["format"]),
+        backing=None if backing is None else BackingFile(backing["path"], backing["format"]),
         source=item.get("source"),
         clone_from=item.get("clone_from"),
         checksum=_checksum(name, item.get("checksum")),
@@ -110,7 +109,7 @@ def _checksum(name: str, text: str | None) -> str | None:
 def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
     item = "{0}: xml".format(wanted.name)
     root = parse_definition(item, text, "volume")
-    name_in_xml(wanted.volume, root, "volume")
+    check_inner_name("volume", wanted.volume, root)
     form, below = root.find("target/format"), text_of(root, "backingStore/path")
     below_form = root.find("backingStore/format")
     return dataclasses.replace(
@@ -119,7 +118,7 @@ def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
         capacity=element_size("{0}: capacity".format(item), root.find("capacity")),
         allocation=element_size("{0}: allocation".format(item), root.find("allocation")),
         format=None if form is None else form.get("type"),
-        backing=None if below is None else Backing(below, None if below_form is None else below_form.get("type")),
+        backing=None if below is None else BackingFile(below, None if below_form is None else below_form.get("type")),
     )
 
 

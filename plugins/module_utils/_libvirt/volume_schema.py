@@ -15,8 +15,7 @@ import xml.etree.ElementTree as ET
 from .._core.errors import InvalidInput
 from .connection import libvirt
 from .definition import to_text
-from .network_canonical import empty_host
-from .schema import schema_error
+from .schema import empty_host, schema_error
 
 _POOL = "<pool type='dir'><name>pool</name><target><path>/pool</path></target></pool>"
 
