@@ -13,7 +13,8 @@ import yaml
 if t.TYPE_CHECKING:
     from .conftest import LabHosts, PlaybookResult
 
-# The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
+# The unit tests have libvirt's test driver only, with no DHCP server and nothing stored beside what runs; here it is
+# the daemon of a host, and takes minutes.
 pytestmark = pytest.mark.soak
 HOST = "trace1"
 LAB, SIDE, POOL, GUEST = "network-test", "network-test-side", "network-test-pool", "network-test-guest"

@@ -13,7 +13,8 @@ import yaml
 if t.TYPE_CHECKING:
     from .conftest import LabHosts
 
-# The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
+# The unit tests have what the machine's own libvirt can; here it is the daemon of a host with a later one, and takes
+# minutes.
 pytestmark = pytest.mark.soak
 HOST = "trace3"
 NAME = "snapshot-test"

@@ -9,11 +9,13 @@ import pathlib
 import subprocess
 import typing as t
 
+import libvirt
 import pytest
 
 if t.TYPE_CHECKING:
     from .conftest import Embed
 
+REVERTS_EXTERNAL_SINCE = 9009000
 SUBJECT = """
 <domain type='qemu'>
   <name>subject</name>
@@ -218,9 +220,9 @@ def test_external_snapshots_of_a_running_domain_with_its_memory(subject: Subject
     assert rows["whole"]["parent"] == "disks"
     assert rows["whole"]["files"] == [f"{root}/a.whole", f"{root}/b.whole", f"{root}/whole.memory"]
     assert rows["whole"]["disks"][0]["image"] == f"{root}/a.disks"
-    assert "cannot revert to such a snapshot (9.9.0 and later can)" in subject.refused(
-        {"name": "whole", "state": "reverted"}
-    )
+    if libvirt.getVersion() < REVERTS_EXTERNAL_SINCE:
+        refused = subject.refused({"name": "whole", "state": "reverted"})
+        assert "cannot revert to such a snapshot (9.9.0 and later can)" in refused
     done = subject.converge({"name": "disks", "state": "absent", "with_children": True})
     assert [row["what"].rpartition("/")[2] for row in done["plan"] if " file " in row["what"]] == [
         "a.whole",
