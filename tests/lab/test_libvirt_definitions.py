@@ -161,7 +161,7 @@ def test_every_definition_that_can_run_there_is_told_exactly_once(lab: LabHosts)
         ran_names = "done.domains | selectattr('error', 'none') | map(attribute='name')"
         started = f"{{{{ wanted | selectattr('name', 'in', {ran_names}) }}}}"
         tasks: list[dict[str, t.Any]] = [
-            {"name": "Files", "ansible.builtin.shell": f"mkdir -p {FOLDER}; {make_files(FOLDER)}"},
+            {"name": "Files", "ansible.builtin.shell": f"mkdir -p -m 777 {FOLDER}; {make_files(FOLDER)}"},
             {"name": "Wanted", "ansible.builtin.set_fact": {"wanted": wanted}},
             converge("Planned", wanted, check_mode=True),
             converge("Done", wanted, register="done", failed_when=False),

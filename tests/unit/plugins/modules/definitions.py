@@ -17,6 +17,7 @@ TAKE_FROM_THE_HOST = {"block_disks", "macvtap", "mediated_device", "passthrough"
 # What others need that a host may not have, as libvirt or QEMU says it.
 NEEDS = {
     "cloud": "br0",
+    "cpu_features": "CPU",
     "efi_loader": "OVMF",
     "efi_tpm": "swtpm|UEFI|firmware",
     "filtered_nic": "network",
