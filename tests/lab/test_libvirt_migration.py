@@ -1,0 +1,95 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A running KVM domain goes to another host and comes back, through the ssh connection of the two daemons.
+
+The unit tests have the other ways, between two daemons of one machine.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+import yaml
+
+if t.TYPE_CHECKING:
+    from .conftest import LabHosts
+
+pytestmark = pytest.mark.soak
+HOST, OTHER = "trace1", "trace2"
+NAME = "migration-test"
+KEY = "/root/.migration-test-key"
+XML = f"""
+<domain type='kvm'>
+  <name>{NAME}</name>
+  <memory unit='MiB'>16</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices><memballoon model='none'/></devices>
+</domain>
+"""
+
+
+def uri(host: str) -> str:
+    # A guest reaches this machine's own addresses, and so the other guest's port, at its gateway.
+    port = f"{{{{ hostvars['{host}'].ansible_port }}}}"
+    return f"qemu+ssh://root@10.0.2.2:{port}/system?keyfile={KEY}&no_verify=1"
+
+
+def migration(destination: str) -> dict[str, t.Any]:
+    return {"name": NAME, "destination": uri(destination), "mode": "tunnelled", "deadline_seconds": 120}
+
+
+STEPS: list[tuple[str, str, str, dict[str, t.Any]]] = [
+    (HOST, "Start", "domain", {"name": NAME, "xml": XML, "state": "running", "autostart": True}),
+    (HOST, "There, planned", "migration", migration(OTHER)),
+    (HOST, "There", "migration", migration(OTHER)),
+    (HOST, "There again", "migration", migration(OTHER)),
+    (OTHER, "Found there", "domain_info", {"names": [NAME]}),
+    (OTHER, "Back", "migration", migration(HOST)),
+    (HOST, "Found back", "domain_info", {"names": [NAME]}),
+]
+
+
+@pytest.fixture(scope="module")
+def steps(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
+    """The results of one playbook by step; the domain and the key are gone afterwards."""
+    key = {"src": "{{ ansible_ssh_private_key_file }}", "dest": KEY, "mode": "0600"}
+    plays: list[dict[str, t.Any]] = [
+        {"hosts": f"{HOST},{OTHER}", "tasks": [{"name": "Key", "ansible.builtin.copy": key}]}
+    ]
+    plays += [
+        {
+            "hosts": host,
+            "tasks": [{"name": name, f"tapvirt.host.libvirt_{module}": args, "check_mode": name.endswith("planned")}],
+        }
+        for host, name, module, args in STEPS
+    ]
+    try:
+        run = lab.playbook(yaml.safe_dump([{**play, "gather_facts": False} for play in plays]))
+        assert run.rc == 0, run.stdout
+        yield {row["task"]: row["result"] for row in run.results}
+    finally:
+        gone = {"name": NAME, "state": "absent", "on_timeout": "destroy", "wait_seconds": 1}
+        end = [
+            {"name": "Key gone", "ansible.builtin.file": {"path": KEY, "state": "absent"}},
+            {"name": "Gone", "tapvirt.host.libvirt_domain": gone},
+        ]
+        lab.playbook(yaml.safe_dump([{"hosts": f"{HOST},{OTHER}", "gather_facts": False, "tasks": end}]))
+
+
+def test_a_running_domain_goes_to_another_host_and_comes_back(steps: dict[str, t.Any]) -> None:
+    there, back = steps["There"], steps["Back"]
+    assert there["plan"] == steps["There, planned"]["plan"]
+    assert [row["what"].split()[1] for row in there["plan"]] == ["place", "definition", "autostart"]
+    assert (steps["There again"]["changed"], steps["There again"]["plan"]) == (False, [])
+    for result in (there, back):
+        row = result["domains"][0]
+        assert (row["place"], row["state"]) == ("destination", "running")
+        assert row["transferred_bytes"] > 0
+        assert row["elapsed_seconds"] >= row["downtime_seconds"] > 0
+    uuid = steps["Start"]["domains"][0]["uuid"]
+    for name in ("Found there", "Found back"):
+        found = steps[name]["domains"][0]
+        assert (found["uuid"], found["state"], found["autostart"]) == (uuid, "running", True)
