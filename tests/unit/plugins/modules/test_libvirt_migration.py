@@ -180,7 +180,10 @@ def test_storage_that_the_destination_lacks_is_told_before_anything_changes(host
     file = hosts.folder / "own.img"
     file.write_bytes(bytes(1 << 20))
     start(hosts.one, DISK.format(file=file, more=""))
-    said = hosts.refused()
+    before = hosts.found()
+    # Beside the daemon, so that the file is of the module's own host.
+    said = hosts.one.module("libvirt_migration", **hosts.options(uri="qemu:///system"))["msg"]
+    assert hosts.found() == before
     assert f"web: disk vda: '{file}' is on " in said
     assert "which the source alone has" in said
     medium, media = hosts.folder / "medium.img", hosts.folder / "media"
