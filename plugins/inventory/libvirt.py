@@ -14,7 +14,8 @@ description:
     C(tapvirt_domain) - a row as M(tapvirt.host.libvirt_domain_info) returns it, with C(uri) (without a password) and
     C(hypervisor) (the host name in the URI; C(localhost) where it names none).
   - Each URI is asked by a process of its own, which is ended when it does not answer in time. Those that answered are
-    in the inventory then, and a warning names the others.
+    in the inventory then, and a warning names the others. The process has no terminal, so C(ssh) asks for nothing.
+  - A host that another inventory has already keeps what that says of it, and has C(tapvirt_domain) as well.
   - The file must be called C(libvirt.yml), or end with C(.libvirt.yml); C(.yaml) will do.
 extends_documentation_fragment:
   - constructed
@@ -61,7 +62,7 @@ options:
     choices: [warn, fail]
     default: warn
 requirements:
-  - libvirt's Python binding (C(libvirt-python)) on the controller
+  - libvirt's Python binding (C(libvirt-python)) on the controller, for Ansible's own Python or for that of the system
 """
 
 EXAMPLES = r"""
@@ -84,6 +85,7 @@ import typing as t
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible.utils.unsafe_proxy import wrap_var
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _domains
 
 
@@ -120,12 +122,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
     def _add(self, row: dict[str, t.Any]) -> None:
         if not _domains.is_wanted(row, self.get_option("names"), self.get_option("states")):
             return
-        host = str(self._compose(self.get_option("host_name"), row))
+        row = wrap_var(row)  # what guests and their owners wrote is never a template
+        host = wrap_var(str(self._compose(self.get_option("host_name"), row)))
         known = self.inventory.get_host(host)
-        if known is not None:
-            other = known.get_vars().get("tapvirt_domain", {}).get("uri", "another inventory")
+        other = known.get_vars().get("tapvirt_domain") if known else None
+        if other:
             raise AnsibleParserError(
-                f"Host {host!r} is there twice: as domain {row['name']!r} of {row['uri']}, and from {other}. "
+                f"Host {host!r} is there twice: as domain {row['name']!r} of {row['uri']}, and of {other['uri']}. "
                 "'host_name' can tell them apart."
             )
         self.inventory.add_host(host)

@@ -10,15 +10,18 @@ import fnmatch
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import typing as t
 from urllib.parse import urlsplit
 
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import shown_uri
+import ansible
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import INTERPRETERS, libvirt, shown_uri
 
 _MODULE = "ansible_collections.tapvirt.host.plugins.modules.libvirt_domain_info"
 _COLLECTIONS = str(pathlib.Path(__file__).resolve().parents[5])
+_ANSIBLE = str(pathlib.Path(ansible.__file__).resolve().parents[1])
 _MOST_DOMAINS = 10000
 # A process starts and ends, too; the module keeps the deadline of the connection itself.
 _GRACE_SECONDS = 10
@@ -31,8 +34,9 @@ def ask_all(uris: t.Sequence[str], timeout_seconds: int, parallel: int) -> tuple
     """
     rows: list[dict[str, t.Any]] = []
     errors: list[str] = []
+    argv, env = _command()
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, parallel)) as pool:
-        for uri, answer in zip(uris, pool.map(lambda one: ask(one, timeout_seconds), uris), strict=True):
+        for uri, answer in zip(uris, pool.map(lambda one: _ask(argv, env, one, timeout_seconds), uris), strict=True):
             if "domains" in answer:
                 where = {"uri": shown_uri(uri), "hypervisor": urlsplit(uri).hostname or "localhost"}
                 rows += [{**row, **where} for row in answer["domains"]]
@@ -42,27 +46,40 @@ def ask_all(uris: t.Sequence[str], timeout_seconds: int, parallel: int) -> tuple
     return rows, errors
 
 
-def ask(uri: str, timeout_seconds: int) -> dict[str, t.Any]:
+def _command() -> tuple[list[str], dict[str, str]]:
+    """Return the command that is the module, and its environment: under a Python that has the binding if any has."""
+    python, places = sys.executable, [_COLLECTIONS, *filter(None, sys.path)]
+    other = None if libvirt else next(filter(_has_binding, INTERPRETERS), None)
+    if other:  # another version's standard library is not for it
+        python, places = other, [_COLLECTIONS, _ANSIBLE]
+    return [python, "-m", _MODULE], os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+
+
+def _has_binding(python: str) -> bool:
+    try:
+        return subprocess.run([python, "-c", "import libvirt"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _ask(argv: list[str], env: dict[str, str], uri: str, timeout_seconds: int) -> dict[str, t.Any]:
     """Return a module's result for one URI; a process that gives none has failed."""
     options = {"uri": uri, "connect_timeout_seconds": timeout_seconds, "limit": _MOST_DOMAINS}
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([_COLLECTIONS, *filter(None, sys.path)])}
+    pipe = subprocess.PIPE
+    # A session of its own: ssh finds no terminal to ask for a password on, and ends with the module.
+    process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, text=True, start_new_session=True)
+    with process:
+        try:
+            text = json.dumps({"ANSIBLE_MODULE_ARGS": options})
+            stdout, stderr = process.communicate(text, timeout_seconds + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return {"failed": True, "msg": f"no answer within {timeout_seconds} s."}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", _MODULE],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": options}),
-            capture_output=True,
-            env=env,
-            text=True,
-            timeout=timeout_seconds + _GRACE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": True, "msg": f"no answer within {timeout_seconds} s."}
-    try:
-        return t.cast("dict[str, t.Any]", json.loads(done.stdout))
+        return t.cast("dict[str, t.Any]", json.loads(stdout))
     except ValueError:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        return {"failed": True, "msg": f"no result (rc {done.returncode}): {said[:500]}"}
+        said = (stderr.strip().splitlines() or ["nothing"])[-1]
+        return {"failed": True, "msg": f"no result (rc {process.returncode}): {said[:500]}"}
 
 
 def is_wanted(row: t.Mapping[str, t.Any], names: t.Sequence[str], states: t.Sequence[str]) -> bool:

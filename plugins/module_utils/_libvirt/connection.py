@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import re
+import sys
 import threading
 import time
 import typing as t
@@ -29,6 +30,7 @@ except ImportError:
 
 __all__ = [
     "CONNECTION_SPEC",
+    "INTERPRETERS",
     "Connection",
     "Domain",
     "LibvirtFailure",
@@ -56,9 +58,11 @@ CONNECTION_SPEC = {
     "trace_api": {"type": "bool", "default": False},
 }
 
-_INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+# Where a distribution's package of the binding is found.
+INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
-_PASSWORD = re.compile(r"(//[^/@:]*):[^@]*@")
+# A password goes up to the last "@", whatever it has that should have been escaped; a port with a path is none.
+_PASSWORD = re.compile(r"(://[^/:?#]*):(?:(?!\d+[/?]).*|[^?]*)@", re.DOTALL)
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
 _WAKE_MILLISECONDS = 200
@@ -68,8 +72,11 @@ _END_SECONDS = 2.0
 class LibvirtFailure(TapvirtError):
     """Libvirt refused something: what was tried, its own words, its error number."""
 
-    def __init__(self, doing: str, error: t.Any) -> None:
-        text = " ".join(str(error.get_error_message() or error).split())
+    def __init__(self, doing: str, error: t.Any, uri: str = "") -> None:
+        text = str(error.get_error_message() or error)
+        if uri:  # libvirt repeats one that it cannot parse
+            text = text.replace(uri, shown_uri(uri))
+        text = " ".join(text.split())
         self.code: int = error.get_error_code() or 0
         super().__init__(
             "{0}: {1} (libvirt error {2}).".format(doing, text.rstrip("."), self.code), libvirt_error=self.code
@@ -83,13 +90,14 @@ def require_binding() -> None:
     """
     if libvirt is not None:
         return
-    if not has_respawned():
-        interpreter = probe_interpreters_for_module(list(_INTERPRETERS), "libvirt")
+    # Only a module as Ansible sends it can be started again.
+    if hasattr(sys.modules["__main__"], "_module_fqn") and not has_respawned():
+        interpreter = probe_interpreters_for_module(list(INTERPRETERS), "libvirt")
         if interpreter is not None:
             respawn_module(interpreter)
     raise TapvirtError(
         "No Python of this host can import 'libvirt' (looked at this module's and at {0}). Install the binding, "
-        "for example the package python3-libvirt.".format(", ".join(_INTERPRETERS))
+        "for example the package python3-libvirt.".format(", ".join(INTERPRETERS))
     )
 
 
@@ -225,7 +233,7 @@ def _open_before(uri: str, deadline: float, read_only: bool) -> Connection:
             "{0}: no answer within {1:g} s.".format(doing, round(timeout_seconds, 1)), uri=shown_uri(uri)
         )
     if isinstance(outcome[0], libvirt.libvirtError):
-        raise LibvirtFailure(doing, outcome[0]) from outcome[0]
+        raise LibvirtFailure(doing, outcome[0], uri) from outcome[0]
     return outcome[0]
 
 

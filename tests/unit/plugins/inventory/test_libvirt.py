@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
+import sys
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _domains
 
 NODE = """
 <node>
@@ -22,6 +25,10 @@ NODE = """
 </node>
 """
 DEAD = "qemu+tcp://admin:secret@127.0.0.1:1/system"
+# What libvirt refuses to parse, it repeats.
+UNREADABLE = [
+    f"qemu+tcp://admin:{password}@127.0.0.1:1/system" for password in ("se%cret", "x@secret", "s#secret", "s/secret")
+]
 Inventory = t.Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -34,12 +41,12 @@ def inventory(tmp_path: pathlib.Path) -> Inventory:
         node.write_text(NODE.format(name=name, state=state), encoding="utf-8")
         uris.append(f"test://{node}")
 
-    def run(**options: t.Any) -> subprocess.CompletedProcess[str]:
+    def run(how: str = "--list", before: t.Sequence[str] = (), **options: t.Any) -> subprocess.CompletedProcess[str]:
         path = tmp_path / "lab.libvirt.yml"
         wanted = {"plugin": "tapvirt.host.libvirt", "uris": uris + options.pop("more", []), **options}
         path.write_text(json.dumps(wanted), encoding="utf-8")
         env = os.environ | {"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true", "COLUMNS": "500"}
-        argv = ["ansible-inventory", "-i", str(path), "--list"]
+        argv = ["ansible-inventory", *before, "-i", str(path), how]
         return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
     return run
@@ -83,6 +90,81 @@ def test_one_that_does_not_answer_is_named_without_its_password(inventory: Inven
     assert failed.returncode != 0
     assert "Connection refused" in failed.stderr
     assert "secret" not in failed.stderr
+
+
+@pytest.mark.parametrize("uri", UNREADABLE)
+def test_a_uri_that_cannot_be_read_is_named_without_its_password(uri: str) -> None:
+    rows, (said,) = _domains.ask_all([uri], 5, 1)
+    assert rows == []
+    assert "Unable to parse URI qemu+tcp://admin:********@127.0.0.1:1/system" in said
+    assert "cret" not in said
+
+
+def test_no_part_of_a_uri_is_taken_for_a_password() -> None:
+    for uri in (
+        "qemu+ssh://joe@hv:22/system?keyfile=/home/joe@home/key",
+        "test:///a:b@c",
+        "qemu+ssh://[::1]:22/system",
+    ):
+        assert _domains.shown_uri(uri) == uri
+
+
+def test_a_name_that_looks_like_a_template_is_none(inventory: Inventory, tmp_path: pathlib.Path) -> None:
+    name = "{{ 40 + 2 }}"
+    (tmp_path / "odd.xml").write_text(NODE.format(name=name, state=1), encoding="utf-8")
+    found = hosts(inventory(names=["{*2 }}"], more=[f"test://{tmp_path / 'odd.xml'}"], host_name="'odd'"))
+    assert found["odd"]["tapvirt_domain"]["name"] == name
+    argv = ["ansible", "-i", str(tmp_path / "lab.libvirt.yml"), "odd", "-m", "debug", "-a", "var=tapvirt_domain.name"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert name in done.stdout, done.stderr
+
+
+def test_a_host_of_another_inventory_has_its_domain_as_well(inventory: Inventory, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"web": {"ansible_host": "10.0.0.1"}}}}))
+    found = hosts(inventory(before=["-i", str(tmp_path / "hosts.yml")]))
+    assert found["web"]["ansible_host"] == "10.0.0.1"
+    assert found["web"]["tapvirt_domain"]["state"] == "running"
+    assert len(found) == 4
+
+
+def test_domains_are_a_graph_of_groups(inventory: Inventory) -> None:
+    done = inventory(how="--graph", keyed_groups=[{"key": "tapvirt_domain.hypervisor", "prefix": "hypervisor"}])
+    assert "  |--@hypervisor_localhost:\n  |  |--web\n" in done.stdout
+
+
+def test_another_python_is_asked_where_ansible_s_own_has_no_binding(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without, python = tmp_path / "without", tmp_path / "python"
+    without.mkdir()
+    (without / "libvirt.py").write_text("raise ImportError", encoding="ascii")
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="ascii")
+    python.chmod(0o755)
+    monkeypatch.setattr(_domains, "libvirt", None)
+    monkeypatch.syspath_prepend(without)
+    monkeypatch.setattr(_domains, "INTERPRETERS", [str(tmp_path / "none"), str(python)])
+    assert [row["name"] for row in _domains.ask_all(["test:///default"], 30, 1)[0]] == ["test"]
+    monkeypatch.setattr(_domains, "INTERPRETERS", [])
+    rows, (said,) = _domains.ask_all(["test:///default"], 30, 1)
+    assert rows == []
+    assert "No Python of this host can import 'libvirt'" in said
+
+
+def test_who_asks_ends_in_time_with_all_that_it_started(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids, command = tmp_path / "pids", tmp_path / "ssh"
+    command.write_text(f"#!/bin/sh\nps -o sid= -p $$ > {pids}; echo $$ >> {pids}; exec sleep 600\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(_domains, "_GRACE_SECONDS", 0)
+    # The module would keep the deadline; it is stopped before it can.
+    uri = f"qemu+ssh://nobody.invalid/system?command={command}"
+    rows, (said,) = _domains.ask_all([uri], 3, 1)
+    assert (rows, said) == ([], f"{uri}: no answer within 3 s.")
+    session, pid = pids.read_text(encoding="ascii").split()
+    assert int(session) != os.getsid(0)
+    with contextlib.suppress(FileNotFoundError):  # nobody may have asked for its end yet
+        assert pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[2] in "ZX"
 
 
 def test_a_name_that_is_there_twice_is_refused_until_it_is_told_apart(inventory: Inventory, tmp_path) -> None:
