@@ -26,7 +26,7 @@ TURNS = 3
 WAIT_SECONDS = 30.0
 EMPTY: dict[str, t.Any] = {"ansible.builtin.ping": {}}
 _INSIDE = "TAPVIRT_BENCH_NAMESPACE"
-_PRIVATE = ["/etc/libvirt", "/run", "/var/lib/libvirt"]
+_PRIVATE = ["/etc/libvirt", "/run", "/var/cache/libvirt", "/var/lib/libvirt", "/var/log/libvirt"]
 _XML = """
 <domain type='qemu'>
   <name>{name}</name>

@@ -18,13 +18,16 @@ import sys
 import time
 import typing as t
 
+import pytest
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import answers
 
 START_SECONDS = 60
 END_SECONDS = 30
-PRIVATE = "for path in /etc/libvirt /run /var/lib/libvirt; do mount -t tmpfs -o mode=755 tmpfs $path; done"
+PATHS = "/etc/libvirt /run /var/cache/libvirt /var/lib/libvirt /var/log/libvirt"
+PRIVATE = f"for path in {PATHS}; do mount -t tmpfs -o mode=755 tmpfs $path; done"
 # The pipe of a test run that was killed ends; what it started is ended by whoever held the namespace for it.
 HOLD = "echo ready; cat; kill -9 $(cat /run/libvirtd.pid /run/libvirt/qemu/*.pid)"
+LIBVIRTD = "/usr/sbin/libvirtd"
 MODULES = "ansible_collections.tapvirt.host.plugins.modules."
 
 
@@ -39,7 +42,7 @@ class SystemDaemon:
 
     def _start(self) -> subprocess.Popen[bytes]:
         null = subprocess.DEVNULL
-        program = ["/usr/sbin/libvirtd"]
+        program = [LIBVIRTD]
         socket = self.path("/run/libvirt/libvirt-admin-sock")
         socket.unlink(missing_ok=True)
         process = subprocess.Popen([*self._inside, *program], stdin=null, stdout=null, stderr=null)
@@ -118,6 +121,8 @@ class SystemDaemon:
 @contextlib.contextmanager
 def system_daemon() -> t.Iterator[SystemDaemon]:
     """Start a daemon, yield it, end it and all that it started."""
+    if os.geteuid() != 0 or not pathlib.Path(LIBVIRTD).exists():
+        pytest.skip(f"needs root and {LIBVIRTD}")
     holder = subprocess.Popen(
         ["unshare", "--mount", "sh", "-ec", f"{PRIVATE}; {HOLD}"],
         stdin=subprocess.PIPE,
