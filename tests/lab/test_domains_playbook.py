@@ -74,9 +74,34 @@ def test_a_fleet_is_compared_and_converged(lab, converge):
 def test_consoles_are_kept_on_the_controller(lab, converge, tmp_path):
     wanted = [{"name": "fleet-web", "xml": TALKER, "state": "running"}, {"name": "fleet-db", "memory_mib": 32}]
     converge("--tags", "converge", wanted=wanted)
+    before = jobs(lab)
     variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_until": "No bootable"}
     done = lab.playbook(PLAYBOOKS / "console_logs.yml", "-e", json.dumps({**variables, "console_logs_seconds": 30}))
     assert done.rc == 0, done.stdout[-3000:]
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.log")] == ["trace1/fleet-web.log"]
     assert "SeaBIOS" in (tmp_path / "trace1" / "fleet-web.log").read_text(encoding="utf-8")
     assert "bytes, found" in done.stdout
+    assert jobs(lab) == before
+
+
+def test_a_console_that_somebody_else_reads_is_named_and_the_others_are_kept(lab, converge, tmp_path):
+    wanted = [{"name": row["name"], "xml": TALKER, "state": "running"} for row in WANTED]
+    converge("--tags", "converge", wanted=wanted)
+    before = jobs(lab)
+    variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_seconds": 5}
+    console = "sleep 600 | script -qfc 'virsh console fleet-db' /dev/null"
+    hold = f'setsid sh -c "{console}" > /dev/null 2>&1 & echo $!; sleep 5'
+    reader = lab.run("trace1", "sh", "-c", hold).stdout.strip()
+    try:
+        done = lab.playbook(PLAYBOOKS / "console_logs.yml", "-e", json.dumps(variables))
+    finally:
+        lab.run("trace1", "sh", "-c", f"pkill --session {reader}")
+    assert done.rc != 0
+    assert [path.name for path in tmp_path.rglob("*.log")] == ["fleet-web.log"]
+    assert "fleet-db" in done.of("trace1", "Say which could not be read")["msg"]
+    assert jobs(lab) == before
+
+
+def jobs(lab):
+    """Return what is left of tasks that ran beside others."""
+    return lab.run("trace1", "sh", "-c", "ls ~/.ansible_async").stdout.split()
