@@ -14,6 +14,7 @@ import sys
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import shown_uri
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _domains
 
 NODE = """
@@ -106,7 +107,7 @@ def test_no_part_of_a_uri_is_taken_for_a_password() -> None:
         "test:///a:b@c",
         "qemu+ssh://[::1]:22/system",
     ):
-        assert _domains.shown_uri(uri) == uri
+        assert shown_uri(uri) == uri
 
 
 def test_a_name_that_looks_like_a_template_is_none(inventory: Inventory, tmp_path: pathlib.Path) -> None:
