@@ -123,6 +123,7 @@ def test_undefine_deletes_one_disk_then_fails_and_leaves_the_domain_without_it(e
     embed.converge({"name": "talker", "xml": embed.talker(devices=disk)})
     refused = embed.module("libvirt_domain", name="talker", state="absent", remove_disks=["hda", "hdb"])
     assert refused["changed"] is False
+    assert "'hdb (" in refused["msg"]
     assert embed.image.exists()
     assert embed.module("libvirt_domain_info")["domains"][0]["name"] == "talker"
 
