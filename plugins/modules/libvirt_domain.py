@@ -202,11 +202,11 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC, require_binding
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan import Options
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_run import DomainRun, read_wanted
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 
 _DOMAIN_SPEC = {
     "name": {"type": "str"},
@@ -242,7 +242,6 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    require_binding()
     wanted = read_wanted(params["domains"] if params["domains"] is not None else [params])
     options = Options(params["apply"], Waiting(params["wait_seconds"], params["on_timeout"]), tuple(params["remove"]))
     run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options, params["purge"])
@@ -250,10 +249,10 @@ def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
 
 
 def main() -> None:
-    run_module(
+    run_libvirt_module(
         ARGUMENT_SPEC,
         body,
-        mutually_exclusive=[("domains", name) for name in ("name", "xml", "autostart", "remove_disks")],
+        mutually_exclusive=[("domains", name) for name in _DOMAIN_SPEC],
         required_one_of=[("domains", "name")],
         required_if=[("purge", True, ("domains",))],
     )

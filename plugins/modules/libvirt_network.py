@@ -209,7 +209,7 @@ def main() -> None:
     run_libvirt_module(
         ARGUMENT_SPEC,
         body,
-        mutually_exclusive=[("networks", name) for name in ("name", "xml", "autostart")],
+        mutually_exclusive=[("networks", name) for name in _NETWORK_SPEC],
         required_one_of=[("networks", "name")],
     )
 

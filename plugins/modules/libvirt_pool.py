@@ -181,7 +181,7 @@ def main() -> None:
     run_libvirt_module(
         ARGUMENT_SPEC,
         body,
-        mutually_exclusive=[("pools", name) for name in ("name", "xml", "autostart")],
+        mutually_exclusive=[("pools", name) for name in _POOL_SPEC],
         required_one_of=[("pools", "name")],
     )
 

@@ -257,11 +257,10 @@ def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
 
 
 def main() -> None:
-    beside = ("domain", "name", "kind", "description", "disks", "memory_file", "with_children")
     run_libvirt_module(
         ARGUMENT_SPEC,
         body,
-        mutually_exclusive=[("snapshots", name) for name in beside],
+        mutually_exclusive=[("snapshots", name) for name in _SNAPSHOT_SPEC],
         required_one_of=[("snapshots", "domain")],
         required_together=[("domain", "name")],
     )

@@ -265,11 +265,10 @@ def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
 
 
 def main() -> None:
-    beside = [name for name in _VOLUME_SPEC if name not in ("state", "force_shrink", "allow_in_use")]
     run_libvirt_module(
         ARGUMENT_SPEC,
         body,
-        mutually_exclusive=[("volumes", name) for name in beside],
+        mutually_exclusive=[("volumes", name) for name in _VOLUME_SPEC],
         required_one_of=[("volumes", "name")],
         required_together=[("pool", "name")],
     )

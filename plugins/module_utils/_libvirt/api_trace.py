@@ -15,7 +15,7 @@ import typing as t
 
 _MOST_CALLS = 200
 # What a name is asked of without a call to the daemon.
-_NAMED = frozenset(["virDomain", "virNetwork", "virStoragePool", "virStorageVol", "virDomainSnapshot"])
+_NAMED = frozenset(["virDomain", "virNetwork", "virStoragePool", "virStorageVol"])
 
 
 class ApiTrace:

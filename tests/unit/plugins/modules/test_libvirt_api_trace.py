@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import pathlib
+import typing as t
+
 import libvirt
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.api_trace import ApiTrace
+
+Run = t.Callable[..., t.Dict[str, t.Any]]
 
 
 def test_every_call_is_told_in_its_order_and_arguments_are_not() -> None:
@@ -47,3 +52,29 @@ def test_the_list_of_calls_is_bounded_and_the_totals_are_not() -> None:
     result = trace.result()
     assert (len(result["calls"]), result["truncated"]) == (200, True)
     assert [(row["call"], row["count"]) for row in result["totals"]] == [("virConnect.getLibVersion", 250)]
+
+
+MODULES = pathlib.Path(__file__).resolve().parents[4] / "plugins" / "modules"
+ITEMS = {
+    "libvirt_console": {"name": "test"},
+    "libvirt_domain": {"name": "test"},
+    "libvirt_network": {"name": "default"},
+    "libvirt_pool": {"name": "default-pool"},
+    "libvirt_snapshot": {"domain": "test", "name": "none", "state": "absent"},
+    "libvirt_volume": {"pool": "default-pool", "name": "none", "state": "absent"},
+}
+WITH_TRACE = sorted(path.stem for path in MODULES.glob("*.py") if "CONNECTION_SPEC" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", WITH_TRACE)
+def test_every_module_that_takes_trace_api_returns_its_calls(run_module: Run, module: str) -> None:
+    args = {"uri": "test:///default", "trace_api": True, **ITEMS.get(module, {})}
+    assert run_module(module, args)["api_trace"]["calls"]
+
+
+@pytest.mark.parametrize("module", sorted(set(ITEMS) - {"libvirt_console"}))
+def test_a_list_and_the_options_of_one_item_exclude_each_other(run_module: Run, module: str) -> None:
+    items = module.partition("_")[2] + "s"
+    args = {"uri": "test:///default", "state": "absent", items: []}
+    assert f"{items}|state" in run_module(module, args)["msg"]
+    assert not run_module(module, {"uri": "test:///default", items: []}).get("failed")
