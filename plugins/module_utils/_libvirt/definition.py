@@ -9,9 +9,11 @@ Private to the collection. Pure: text and elements in, values out. Keys follow l
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import typing as t
+import uuid
 import xml.etree.ElementTree as ET
 from xml.parsers import expat
 
@@ -103,6 +105,8 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
 
     A document type is refused before it is read: entities could read files of the host or fill its memory.
 
+    A UUID is returned as libvirt prints it, with dashes.
+
     :raises InvalidInput: not well-formed (line and column), a document type, nested too deeply, or another root.
     """
     scanner = expat.ParserCreate("utf-8")
@@ -121,6 +125,11 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
     root = ET.fromstring(text)
     if root.tag != tag:
         raise InvalidInput(item, "<{0}>".format(root.tag), "must be <{0}>".format(tag))
+    element = root.find("uuid")
+    if element is not None:
+        # What is none is refused by libvirt's schema, or by libvirt.
+        with contextlib.suppress(ValueError):
+            element.text = str(uuid.UUID((element.text or "").strip()))
     return root
 
 

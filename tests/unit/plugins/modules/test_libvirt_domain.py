@@ -356,6 +356,11 @@ def test_another_name_for_the_same_uuid_is_refused(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": xml})
     result = embed.module("libvirt_domain", name="renamed", xml=xml.replace("talker<", "renamed<"))
     assert "belongs to domain 'talker'" in result["msg"]
+    # Without dashes it is the same one.
+    short = xml.replace("6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d", "6B0B6A2E6A0D4F5E8F0A0A6F5D1B2C3D")
+    assert changes(embed.converge({"name": "talker", "xml": short})) == []
+    renamed = embed.module("libvirt_domain", name="renamed", xml=short.replace("talker<", "renamed<"))
+    assert "belongs to domain 'talker'" in renamed["msg"]
 
 
 def test_a_diff_comes_only_when_it_is_asked_for(embed: Embed, run_module: t.Callable[..., dict[str, t.Any]]) -> None:
