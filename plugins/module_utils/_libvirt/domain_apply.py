@@ -107,10 +107,11 @@ def _followed(domain: Domain, edit: LiveEdit) -> bool:
 
 def undefine(name: str, connection: Connection, domain: Domain, found: Belongings, remove: t.Collection[str]) -> None:
     """Undefine a domain; what of its belongings is not in ``remove`` stays."""
-    flags = lifecycle.undefine_flags(
-        connection.getLibVersion(), remove, bool(found.managed_save), len(found.snapshots), len(found.checkpoints)
-    )
     with libvirt_errors("{0}: undefining it".format(name)):
+        version = connection.getLibVersion()
+        flags = lifecycle.undefine_flags(
+            version, remove, bool(found.managed_save), len(found.snapshots), len(found.checkpoints)
+        )
         try:
             domain.undefineFlags(flags)
         except libvirt.libvirtError as error:

@@ -14,7 +14,7 @@ import typing as t
 
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
 from .._core.plan import Change, Plan
-from .connection import Connection
+from .connection import Connection, libvirt_errors
 from .definition import check_name
 
 
@@ -49,7 +49,7 @@ class Item(t.Generic[WantedT, ObservedT, PlanT]):
 
     def changed(self, check_mode: bool) -> bool:
         """Tell whether the item was changed, or would be."""
-        return bool(self.plan.changes) and (check_mode or self.done or not self.error)
+        return bool(self.plan.changes) and (check_mode or self.done)
 
 
 def check_names(names: t.Iterable[str]) -> None:
@@ -115,7 +115,8 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
     def _apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
         for item in touched:
             try:
-                self._apply(connection, item)
+                with libvirt_errors("{0}: changing it".format(item.wanted.name)):
+                    self._apply(connection, item)
             except TapvirtError as error:
                 item.error = error.message
 
@@ -137,8 +138,18 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
         """Observe and plan again: what is still to be done had no effect. The rows then tell what is."""
         planned = {item.wanted.name: item.plan for item in touched}
         errors = {item.wanted.name: item.error for item in touched}
-        self._observe(connection)
-        self._plan_all(connection)
+        try:
+            with libvirt_errors("Reading back what was changed"):
+                self._observe(connection)
+                self._plan_all(connection)
+        except TapvirtError as error:
+            # What was done stays told.
+            for item in touched:
+                item.plan = planned[item.wanted.name]
+                item.error = errors[item.wanted.name] or "{0}: changed, but not read back: {1}".format(
+                    item.wanted.name, error.message
+                )
+            return
         for item in touched:
             left = item.plan.changes
             self._keep(item, planned[item.wanted.name])
