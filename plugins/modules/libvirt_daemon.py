@@ -58,15 +58,15 @@ options:
     type: bool
     default: false
   log_seconds:
-    description: Of how many seconds back.
+    description: Of how many seconds back, 1 to 604800.
     type: int
     default: 60
   log_max_bytes:
-    description: How much of it at most, from its end.
+    description: How much of it at most, from its end, 1 to 524288.
     type: int
     default: 65536
   log_match:
-    description: Only lines in which this regular expression is found.
+    description: Only lines in which this regular expression is found; looked for in the last 16 MiB of a file.
     type: str
 requirements:
   - C(virt-admin) on the host (Debian - C(libvirt-clients))
@@ -144,7 +144,7 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params, root, name = module.params, Root(), module.params["daemon"]
     wanted = daemons.read_wanted(params["log_filters"], params["log_outputs"])
-    window = daemons.Window(params["log_seconds"], params["log_max_bytes"], daemons.compile_match(params["log_match"]))
+    window = daemons.read_window(params["log_seconds"], params["log_max_bytes"], params["log_match"])
     plan, observed = converge(
         module.check_mode,
         observe=lambda: daemons.observe(root, name),

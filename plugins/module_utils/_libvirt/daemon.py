@@ -27,12 +27,17 @@ DAEMONS = (
     "virtnwfilterd", "virtinterfaced", "virtproxyd", "virtlogd", "virtlockd",
 )  # fmt: skip
 _TIMEOUT_SECONDS = 30.0
-_FILTER = re.compile(r"[1-4]:\+?[^\s\"]+\Z")
+# A plus sign before the name once asked for a stack trace; libvirt has dropped that, and takes the sign away.
+_FILTER = re.compile(r"[1-4]:[^\s\"+][^\s\"]*\Z")
 _OUTPUT = re.compile(r"[1-4]:(?:stderr|journald|syslog:[^\s\"]+|file:/[^\s\"]+)\Z")
 _LEVELS = "1 (debug), 2 (info), 3 (warning) or 4 (error)"
-_SETTING = re.compile(r"^[ \t]*(log_filters|log_outputs)[ \t]*=[ \t]*\"([^\"]*)\"[^\n]*$", re.MULTILINE)
+_SETTING = re.compile(r"^[ \t]*(log_filters|log_outputs)[ \t]*=[ \t]*(\"\"\"|\"|')([\s\S]*?)\2[^\n]*$", re.MULTILINE)
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+\+0000: ")
-_JOURNAL_LINES = 5000
+_JOURNAL_ENTRIES = 5000
+_MAX_SECONDS = 7 * 86400
+_MAX_BYTES = 1 << 19
+# How much of a file is looked through for what is asked for.
+_READ_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,17 @@ def read_wanted(filters: t.Sequence[str] | None, outputs: t.Sequence[str] | None
     return Logging(None if filters is None else tuple(filters), None if outputs is None else tuple(outputs))
 
 
+def read_window(seconds: int, max_bytes: int, match: str | None) -> Window:
+    """Check which part of the log a user wants.
+
+    :raises InvalidInput: a number out of its bounds, or no regular expression.
+    """
+    for name, value, most in (("log_seconds", seconds, _MAX_SECONDS), ("log_max_bytes", max_bytes, _MAX_BYTES)):
+        if not 1 <= value <= most:
+            raise InvalidInput(name, value, "must be 1 to {0}".format(most))
+    return Window(seconds, max_bytes, compile_match(match))
+
+
 def compile_match(match: str | None) -> t.Pattern[str] | None:
     """Return the compiled pattern.
 
@@ -97,16 +113,19 @@ def as_told(name: str, items: t.Sequence[str]) -> list[str]:
     """Return filters as the daemon tells them, with a wildcard on either side of the name; outputs as they are."""
     if name != "log_filters":
         return list(items)
-    return [re.sub(r"^([1-4]:\+?)(.*)$", r"\1*\2*", item) for item in items]
+    return [re.sub(r"^([1-4]:)(.*)$", r"\1*\2*", item) for item in items]
 
 
 # ---- observe --------------------------------------------------------------------------------------------------------
 
 
 def observe(root: Root, daemon: str) -> Observed:
-    """Read a daemon's logging from its admin server and from its file."""
+    """Read a daemon's logging from its admin server and from its file.
+
+    :raises TapvirtError: one of them does not tell.
+    """
     running = Logging(_told(daemon, "filters"), _told(daemon, "outputs"))
-    return Observed(running, stored_in(root.read_text_or(config_path(daemon)) or ""))
+    return Observed(running, stored_in(_config_text(root, daemon)))
 
 
 def config_path(daemon: str) -> str:
@@ -114,9 +133,21 @@ def config_path(daemon: str) -> str:
     return "/etc/libvirt/{0}.conf".format(daemon)
 
 
+def _config_text(root: Root, daemon: str) -> str:
+    path = config_path(daemon)
+    try:
+        return root.read_text(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise TapvirtError("{0} cannot be read: {1}.".format(path, error.strerror)) from error
+
+
 def stored_in(text: str) -> Logging:
-    """Return what a daemon's file says; the last line of several counts."""
-    found = {name: tuple(value.split()) for name, value in _SETTING.findall(text)}
+    """Return what a daemon's file says; the first of several lines counts (virConfGetValue)."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, _quotes, value in _SETTING.findall(text):
+        found.setdefault(name, tuple(value.split()))
     return Logging(found.get("log_filters"), found.get("log_outputs"))
 
 
@@ -159,9 +190,9 @@ def with_settings(text: str, settings: t.Mapping[str, str]) -> str:
     """Return a daemon's file with settings replaced where they are, else added at the end."""
     for name, value in settings.items():
         line = '{0} = "{1}"'.format(name, value)
-        lines = [found for found in _SETTING.finditer(text) if found.group(1) == name]
-        if lines:
-            text = text[: lines[-1].start()] + line + text[lines[-1].end() :]
+        there = next((found for found in _SETTING.finditer(text) if found.group(1) == name), None)
+        if there is not None:
+            text = text[: there.start()] + line + text[there.end() :]
         else:
             text += ("" if not text or text.endswith("\n") else "\n") + line + "\n"
     return text
@@ -186,7 +217,7 @@ def apply(root: Root, daemon: str, planned: Plan) -> None:
     if stored:
         path = config_path(daemon)
         try:
-            text = with_settings(root.read_text_or(path) or "", stored)
+            text = with_settings(_config_text(root, daemon), stored)
             write_atomic(root.path(path), text.encode("utf-8", "surrogateescape"), mode=0o600)
         except OSError as error:
             raise TapvirtError("{0} could not be written: {1}.".format(path, error.strerror)) from error
@@ -198,16 +229,26 @@ def apply(root: Root, daemon: str, planned: Plan) -> None:
 def read_log(daemon: str, outputs: t.Sequence[str], window: Window) -> dict[str, t.Any]:
     """Return the window of a daemon's log: ``source`` (a file, or journald), ``text``, ``bytes`` and ``truncated``.
 
-    :raises TapvirtError: it logs to nowhere that can be read.
+    :raises TapvirtError: it logs to nowhere that can be read, or it could not be read.
     """
     files = [output.partition(":file:")[2] for output in outputs if ":file:" in output]
     if files:
-        text, cut = _end_of_file(files[0], window.max_bytes)
-        lines, source = recent(text.splitlines(), time.time() - window.seconds), files[0]
+        text, cut = _end_of_file(files[0])
+        found, source = text.splitlines(), files[0]
+        lines = recent(found, time.time() - window.seconds)
+        # A line that is too old shows that nothing of the window was before what was read.
+        cut = cut and not any(_STAMP.match(line) for line in found[: len(found) - len(lines)])
     elif any(output.endswith(":journald") for output in outputs):
-        argv = ["journalctl", "--no-pager", "-q", "-o", "short-iso", "-n", str(_JOURNAL_LINES), "-u", daemon]
+        # The newest first: what is too much to be kept is dropped at its end.
+        argv = ["journalctl", "--no-pager", "-q", "-r", "-o", "short-iso", "-n", str(_JOURNAL_ENTRIES), "-u", daemon]
         result = command.run([*argv, "--since=-{0}s".format(window.seconds)], timeout_seconds=_TIMEOUT_SECONDS)
-        lines, cut, source = result.stdout.splitlines(), result.truncated, "journald"
+        if result.rc != 0:
+            said = " ".join(result.stderr.split()).rstrip(".") or "journalctl ended with status {0}".format(result.rc)
+            raise TapvirtError("{0}: its log could not be read from journald: {1}.".format(daemon, said))
+        entries = entries_in(result.stdout)
+        # The last one of a cut answer is cut, too.
+        lines = [line for entry in reversed(entries[:-1] if result.truncated else entries) for line in entry]
+        cut, source = result.truncated or len(entries) >= _JOURNAL_ENTRIES, "journald"
     else:
         raise TapvirtError(
             "{0} logs to {1}, from where nothing can be read; 'log_outputs' can name a file.".format(
@@ -222,15 +263,26 @@ def read_log(daemon: str, outputs: t.Sequence[str], window: Window) -> dict[str,
     return {"source": source, "text": text, "bytes": len(kept[-window.max_bytes :]), "truncated": cut}
 
 
-def _end_of_file(path: str, max_bytes: int) -> tuple[str, bool]:
+def entries_in(text: str) -> list[list[str]]:
+    """Return the lines of each entry that journalctl prints; those after an entry's first line are indented."""
+    entries: list[list[str]] = []
+    for line in text.splitlines():
+        if entries and line.startswith(" "):
+            entries[-1].append(line)
+        else:
+            entries.append([line])
+    return entries
+
+
+def _end_of_file(path: str) -> tuple[str, bool]:
     try:
         with open(path, "rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(size - max_bytes, 0))
-            data = stream.read(max_bytes)
+            stream.seek(max(size - _READ_BYTES, 0))
+            data = stream.read(_READ_BYTES)
     except OSError as error:
         raise TapvirtError("The log {0} cannot be read: {1}.".format(path, error.strerror)) from error
-    return data.decode("utf-8", "replace"), size > max_bytes
+    return data.decode("utf-8", "replace"), size > _READ_BYTES
 
 
 def recent(lines: t.Sequence[str], since: float) -> list[str]:

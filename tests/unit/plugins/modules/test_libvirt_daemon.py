@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
+import datetime
+import pathlib
 import re
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.plan import Change, Plan
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon import (
     Logging,
+    apply,
     compile_match,
+    entries_in,
+    read_log,
     read_wanted,
+    read_window,
     recent,
     stored_in,
     with_settings,
@@ -90,6 +98,7 @@ def test_what_the_daemon_refuses_is_said(daemon) -> None:
     [
         (["qemu"], None, "must be LEVEL:NAME"),
         (["5:qemu"], None, "must be LEVEL:NAME"),
+        (["1:+qemu"], None, "must be LEVEL:NAME"),
         (['1:qemu" x'], None, "must be LEVEL:NAME"),
         (None, ["1:file:relative"], "LEVEL:file:/PATH"),
         (None, [], "at least one output"),
@@ -111,6 +120,43 @@ def test_a_file_keeps_what_is_not_ours() -> None:
     assert new == 'a = 1\nlog_filters = "1:qemu"\n#log_outputs="3:stderr"\nlast = 2\nlog_outputs = "3:journald"\n'
     assert stored_in(new) == Logging(("1:qemu",), ("3:journald",))
     assert stored_in("") == Logging(None, None)
+    # The daemon takes the first of several.
+    twice = 'log_filters = \'1:x\'\nlog_filters = "1:y"\nlog_outputs="""1:stderr\n 3:journald""" # why\n'
+    assert stored_in(twice) == Logging(("1:x",), ("1:stderr", "3:journald"))
+    new = with_settings(twice, {"log_filters": "1:z", "log_outputs": ""})
+    assert new == 'log_filters = "1:z"\nlog_filters = "1:y"\nlog_outputs = ""\n'
+    assert stored_in(new) == Logging(("1:z",), ())
+
+
+def test_a_file_that_cannot_be_read_is_not_an_empty_one(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "etc" / "libvirt" / "libvirtd.conf"
+    path.mkdir(parents=True)
+    planned = Plan([Change("libvirtd.conf log_filters", None, ["1:x"], "file", "as wanted")])
+    with pytest.raises(TapvirtError, match=r"libvirtd\.conf cannot be read: Is a directory"):
+        apply(Root(str(tmp_path)), "libvirtd", planned)
+    path.rmdir()
+    apply(Root(str(tmp_path)), "libvirtd", planned)
+    assert path.read_text(encoding="utf-8") == 'log_filters = "1:x"\n'
+
+
+@pytest.mark.parametrize("window", [(0, 1), (604801, 1), (1, 0), (1, -5), (1, 10**10)])
+def test_a_window_has_bounds(window: tuple[int, int]) -> None:
+    with pytest.raises(InvalidInput, match="must be 1 to "):
+        read_window(*window, None)
+
+
+def test_lines_of_one_entry_stay_together() -> None:
+    assert entries_in("b 1\n  b 2\na\n") == [["b 1", "  b 2"], ["a"]]
+
+
+def test_what_matches_is_looked_for_before_the_size_is_cut(tmp_path: pathlib.Path) -> None:
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S.000+0000: ")
+    log = tmp_path / "log"
+    log.write_text(stamp + "needle\n" + 500 * (stamp + "hay\n"), encoding="utf-8")
+    outputs = [f"1:file:{log}"]
+    found = read_log("libvirtd", outputs, read_window(3600, 100, "needle"))
+    assert (found["text"], found["truncated"]) == (stamp + "needle\n", False)
+    assert read_log("libvirtd", outputs, read_window(3600, 100, None))["truncated"]
 
 
 def test_a_line_without_a_time_belongs_to_the_one_before() -> None:
