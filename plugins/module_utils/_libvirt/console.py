@@ -113,6 +113,8 @@ def _check_dest(dest: str) -> None:
         raise InvalidInput("dest", dest, "lies in a directory that does not exist")
     if os.path.lexists(dest) and not stat.S_ISREG(os.lstat(dest).st_mode):
         raise InvalidInput("dest", dest, "is there already and no regular file")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InvalidInput("dest", dest, "lies in a directory that this user may not write to")
 
 
 # ---- observe ----
@@ -152,7 +154,8 @@ def _check_driver(connection: Connection, name: str, domain: Domain) -> None:
 def plan_start(request: Request, observed: Observed) -> list[str]:
     """Return the steps to a running domain, the last of them to be made once the console is open; none if it runs.
 
-    :raises TapvirtError: it does not run, and is not to be started.
+    :raises TapvirtError: it does not run, and is not to be started; or it crashed and what is left of it is still
+        there, which a start would destroy.
     """
     if not request.start:
         if not observed.active:
@@ -162,6 +165,11 @@ def plan_start(request: Request, observed: Observed) -> list[str]:
                 )
             )
         return []
+    if observed.active and observed.state == "crashed":
+        raise TapvirtError(
+            "{0}: the domain has crashed, and a start would destroy what is left of it; libvirt_domain with state: "
+            "running does that.".format(request.name)
+        )
     steps = steps_to(request.name, "running", observed.state, observed.active, False)
     return [*steps[:-1], "create_paused", "resume"] if steps[-1:] == ["create"] else steps
 
@@ -202,7 +210,11 @@ def read_console(connection: Connection, request: Request, check_mode: bool, wit
         raise
     result.update(_shown(request, seen), path=None, sha256=None)
     if request.dest is not None and not check_mode:
-        result.update(_keep(request.dest, seen.data))
+        try:
+            result.update(_keep(request.dest, seen.data))
+        except TapvirtError as error:
+            error.fields.update(result)
+            raise
     if seen.stopped_by == "lost":
         raise TapvirtError(
             "{0}: libvirt closed the console after {1} bytes, yet the domain still runs; somebody else may have "
@@ -268,7 +280,7 @@ def capture(connection: Connection, request: Request, observed: Observed, steps:
 def _steps(connection: Connection, request: Request, domain: Domain, steps: t.Sequence[str]) -> None:
     lifecycle = Lifecycle(connection)
     for step in steps:
-        lifecycle.step(request.name, domain, step, Waiting(request.timeout_seconds, "fail"))
+        lifecycle.step(request.name, domain, step, Waiting(request.timeout_seconds, None))
 
 
 def _let_go(name: str, domain: Domain, last: t.Sequence[str]) -> None:
@@ -339,7 +351,7 @@ def _open(request: Request, observed: Observed, stream: t.Any) -> None:
 
 
 def _read(stream: t.Any, readable: threading.Event, request: Request, deadline: float) -> Capture:
-    data, plain, unsearched = bytearray(), PlainText(), 0
+    data, plain, unsearched = bytearray(), PlainText(searched=request.until is not None), 0
     while True:
         readable.clear()
         received = _receive(stream, min(_CHUNK_BYTES, request.max_bytes - len(data)))

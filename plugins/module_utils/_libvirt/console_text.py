@@ -26,7 +26,7 @@ _ESCAPES = re.compile(
 _LINE_ENDS = re.compile("\r+\n?")
 # What the next piece may turn into a part of something longer.
 _UNFINISHED = re.compile(
-    "(?:\r+|\x1b(?:\\[[0-?]{0,4096}[ -/]{0,4096}|[\\]PX^_]" + _BODY + "\x1b?|[ -/]{0,4096}))\\Z"
+    "(?:(?<!\r)\r+|\x1b(?:\\[[0-?]{0,4096}[ -/]{0,4096}|[\\]PX^_]" + _BODY + "\x1b?|[ -/]{0,4096}))\\Z"
 )  # fmt: skip
 
 
@@ -43,19 +43,17 @@ def compile_pattern(until: str | None) -> t.Pattern[str] | None:
         raise InvalidInput("until", until, "is not a regular expression: {0}".format(error)) from error
 
 
-def clean(data: bytes) -> str:
-    """Return console output as plain text: no escape sequences, one kind of line end, no broken characters."""
-    return _plain(data.decode("utf-8", "replace"))
-
-
 def _plain(text: str) -> str:
+    """Return console output as plain text: no escape sequences, one kind of line end."""
     return _ESCAPES.sub("", _LINE_ENDS.sub("\n", text))
 
 
 class PlainText:
-    """Console output that comes in pieces: at any time the same text as ``clean`` makes of all bytes so far."""
+    """Console output that comes in pieces: at any time the text that all bytes so far would make in one piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, searched: bool = True) -> None:
+        """Prepare; ``searched`` tells whether a pattern will be looked for, for which the last part is kept at hand."""
+        self._searched = searched
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pieces: list[str] = []
         self._unfinished = ""
@@ -67,9 +65,11 @@ class PlainText:
         found = _UNFINISHED.search(text)
         end = len(text) if found is None else found.start()
         piece = _plain(text[:end])
-        self._unfinished = text[end:]
+        # Of several carriage returns one line end is made, as of one.
+        self._unfinished = "\r" if text.startswith("\r", end) else text[end:]
         self._pieces.append(piece)
-        self._window += piece
+        if self._searched:
+            self._window += piece
 
     def _rest(self) -> str:
         return _plain(self._unfinished + self._decoder.getstate()[0].decode("utf-8", "replace"))

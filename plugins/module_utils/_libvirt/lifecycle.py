@@ -17,6 +17,7 @@ import typing as t
 from .._core.errors import InvalidInput, TapvirtError
 from .at_once import Turns
 from .connection import Connection, Domain, libvirt, libvirt_errors
+from .deadline import within
 
 # virDomainState, in libvirt's order.
 STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
@@ -38,10 +39,10 @@ TPM_KEPT_SINCE = 8009000
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-    """How long to wait for a guest, and what then: ``fail`` or ``destroy``."""
+    """How long to wait for a guest, and what then: ``fail`` or ``destroy``; null where a user has no such choice."""
 
     timeout_seconds: float
-    on_timeout: str
+    on_timeout: str | None
 
 
 def reached(wanted: str, state: str, managed_save: bool) -> bool:
@@ -139,21 +140,29 @@ class Lifecycle:
                 self._shut_down(name, domain, waiting)
             elif step == "wait_off":
                 self._wait_off(name, domain, waiting)
+            elif step == "managed_save":
+                # Blocks as long as it takes to write the memory.
+                doing = "{0}: managed save".format(name)
+                within(waiting.timeout_seconds, doing, domain.managedSave, domain.abortJob)
+                self._wait(name, domain, _REACHED["saved"], waiting.timeout_seconds, step)
             else:
                 _CALLS[step](domain)
                 self._wait(name, domain, _AFTER[step], waiting.timeout_seconds, step)
 
     def _shut_down(self, name: str, domain: Domain, waiting: Waiting) -> None:
-        domain.shutdown()
+        _unless_off(domain, domain.shutdown)
         self._wait_off(name, domain, waiting)
 
     def _wait_off(self, name: str, domain: Domain, waiting: Waiting) -> None:
         try:
             self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "shutdown")
-        except TapvirtError:
+        except TapvirtError as error:
             if waiting.on_timeout != "destroy":
-                raise
-            domain.destroy()
+                hint = " (on_timeout: destroy would)" if waiting.on_timeout is not None else ""
+                raise TapvirtError(
+                    "{0} It may not listen; nothing was forced{1}.".format(error.message, hint)
+                ) from error
+            _unless_off(domain, domain.destroy)
             self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "destroy")
 
     def _wait(self, name: str, domain: Domain, states: t.Sequence[str], timeout_seconds: float, step: str) -> None:
@@ -167,8 +176,9 @@ class Lifecycle:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TapvirtError(
-                        "{0}: the guest is still {1} {2:g} s after {3}; it may not listen. Nothing was forced "
-                        "(on_timeout: destroy would).".format(name, state, timeout_seconds, step)
+                        "{0}: the guest is still {1} {2:g} s after {3}.".format(
+                            name, state, timeout_seconds, step.replace("_", " ")
+                        )
                     )
                 self._wait_for_event(seen, min(left, _POLL_SECONDS))
 
@@ -189,6 +199,15 @@ def state_of(domain: Domain) -> tuple[str, int]:
     return STATES[code] if code < len(STATES) else "nostate", reason
 
 
+def _unless_off(domain: Domain, call: t.Callable[[], t.Any]) -> None:
+    """Call something that ends a domain, which may have ended by itself meanwhile."""
+    try:
+        call()
+    except libvirt.libvirtError:
+        if state_of(domain)[0] != "shutoff":
+            raise
+
+
 def _create_paused(domain: Domain) -> None:
     try:
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
@@ -207,7 +226,6 @@ _CALLS: dict[str, t.Callable[[Domain], t.Any]] = {
     "suspend": lambda domain: domain.suspend(),
     "wakeup": lambda domain: domain.pMWakeup(),
     "destroy": lambda domain: domain.destroy(),
-    "managed_save": lambda domain: domain.managedSave(),
 }
 _AFTER = {
     "create": _REACHED["running"],
@@ -216,5 +234,4 @@ _AFTER = {
     "suspend": ("paused",),
     "wakeup": _REACHED["running"],
     "destroy": ("shutoff",),
-    "managed_save": ("shutoff",),
 }

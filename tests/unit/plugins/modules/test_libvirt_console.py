@@ -12,6 +12,9 @@ import stat
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import Observed, Request, plan_start
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console_device import Device
 
 if t.TYPE_CHECKING:
     from .conftest import Embed
@@ -69,6 +72,17 @@ def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: 
         assert again["stopped_by"] == "timeout"
         assert dest.read_bytes() == (raw if check else b"")
     assert state(embed, "talker") == "running"
+    lost = embed.module("libvirt_console", name="talker", timeout=0.5, dest="/proc/nowhere")
+    assert "cannot be written" in lost["msg"]
+    assert (lost["changed"], lost["stopped_by"]) == (False, "timeout")
+
+
+def test_what_is_left_of_a_crashed_domain_is_not_destroyed_by_a_look_at_its_console() -> None:
+    wanted = Request("talker", None, 1, 1, start=True)
+    found = Observed(None, "crashed", True, Device("console0", False))
+    with pytest.raises(TapvirtError, match="talker: the domain has crashed, and a start would destroy"):
+        plan_start(wanted, found)
+    assert plan_start(wanted, Observed(None, "crashed", False, found.device)) == ["create_paused", "resume"]
 
 
 def test_a_paused_domain_goes_on_only_with_start(embed: Embed) -> None:

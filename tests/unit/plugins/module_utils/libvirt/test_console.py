@@ -11,7 +11,7 @@ import re
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console_text import (
     PlainText,
-    clean,
+    _plain,
     compile_pattern,
 )
 
@@ -21,6 +21,10 @@ ATOMS = [
     b"\r", b"\r\n", b"\x1b", b"\x1b[", b"\x1b[1;32m", b"\x1b(B", b"\x1b]", b"\x1b]0;title", b"\x1bP", b"\x07",
     b"\x1b\\", b"\x18", b"\x00",
 ]  # fmt: skip
+
+
+def clean(data: bytes) -> str:
+    return _plain(data.decode("utf-8", "replace"))
 
 
 @pytest.mark.parametrize(
@@ -77,3 +81,12 @@ def test_a_pattern_is_found_over_the_borders_of_pieces_and_windows() -> None:
     assert not plain.has(re.compile("never"))
     plain.feed(b"\n")
     assert not plain.has(re.compile("^y{65536}$", re.MULTILINE))
+
+
+def test_nothing_is_kept_for_a_search_that_does_not_come() -> None:
+    plain = PlainText(searched=False)
+    for _piece in range(50):
+        plain.feed(b"\r" * 5000)
+    plain.feed(b"x")
+    assert plain.text() == "\nx"
+    assert (plain._window, plain._unfinished) == ("", "")
