@@ -87,6 +87,7 @@ options:
         as that is possible without a restart (memory, number of processors, disks and interfaces, media, links, the
         password of a display that has one, title and description); V(both) is both.
       - V(restart_if_needed) also shuts a running domain down and starts it again where something still waits for that.
+        What waits for its guest only is no reason, and a domain that may stay paused is not restarted.
       - A domain that does not exist is always defined.
     type: str
     choices: [config, live, both, restart_if_needed]

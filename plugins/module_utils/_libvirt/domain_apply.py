@@ -18,7 +18,7 @@ from .absence import Belongings
 from .connection import Connection, Domain, libvirt, libvirt_errors
 from .definition import keyed
 from .domain_xml import Mark, definition_hash
-from .live import LiveEdit, asked_of, live_edits, same_memory
+from .live import Asked, LiveEdit, asked_of, live_edits, refused_reason, same_memory
 
 _FOLLOW_SECONDS = 3.0
 
@@ -32,8 +32,8 @@ def remember(name: str, domain: Domain, mark: Mark) -> None:
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
-def edit_running(name: str, domain: Domain, edit: LiveEdit) -> str | None:
-    """Make an edit of a running domain; return why it did not take effect, null where it did.
+def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] | None:
+    """Make an edit of a running domain; return what it waits for and a sentence why, null where it took effect.
 
     A guest may ignore what it is asked (a balloon without a driver, an unplugged device), a hypervisor may have no
     place left. That is noted in the running domain, so that the next run reports it instead of asking again.
@@ -46,9 +46,12 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> str | None:
             why, refused = " ".join(str(error.get_error_message()).split()), True
         if why is None and not _followed(domain, edit):
             why = "the guest does not follow"
-    if why is not None:
-        _note_asked(name, domain, edit, refused)
-    return why and "{0}: {1} of {2} has no effect before a restart: {3}.".format(name, edit.kind, edit.path, why)
+    if why is None:
+        return None
+    _note_asked(name, domain, edit, refused)
+    reason = refused_reason(edit, Asked().with_key(edit.key(), refused))
+    until = "before a restart" if reason == "restart" else "yet"
+    return reason, "{0}: {1} of {2} has no effect {3}: {4}.".format(name, edit.kind, edit.path, until, why)
 
 
 def _set_text(kind: str) -> t.Callable[[Domain, LiveEdit], t.Any]:

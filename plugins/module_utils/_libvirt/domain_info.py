@@ -15,7 +15,7 @@ from .connection import Domain, libvirt, unless_unknown
 from .definition import size_bytes
 from .domain_xml import mark_of
 from .lifecycle import state_of
-from .live import asked_of, live_edits, pending_differences, pending_row, vcpus_of
+from .live import asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
 
 MAX_DEVICES = 32
 _MAX_PENDING = 20
@@ -97,7 +97,7 @@ def _pending(stored: ET.Element, running: ET.Element) -> list[dict[str, t.Any]]:
         reason = "restart"
         for edit in edits:
             if row.path.startswith(edit.path):
-                reason = "guest" if edit.key() in asked.keys else "apply"
+                reason = refused_reason(edit, asked) if edit.key() in asked.keys else "apply"
         rows.append(pending_row(row.path, row.before, row.after, reason, row.secret))
     return rows
 

@@ -192,7 +192,7 @@ def plan_domain(
     _plan_running(plan, wanted, observed, stored, options)
     _plan_state(plan, wanted, observed)
     if options.apply == "restart_if_needed" and any(row["reason"] == "restart" for row in plan.pending):
-        _plan_restart(plan, wanted)
+        plan_restart(plan, wanted, observed)
     return plan
 
 
@@ -224,11 +224,7 @@ def _plan_definition(
         if canonical is None and not rows and old is not None and old.wanted != mark.wanted:
             # What the new XML no longer says cannot be seen without libvirt's own reading of it.
             why = "the XML is not the one applied last"
-            plan.changes.append(
-                _change(
-                    wanted, "xml", old.wanted[:12], mark.wanted[:12], "defineXML", "the XML is not the one applied last"
-                )
-            )
+            plan.changes.append(_change(wanted, "xml", old.wanted[:12], mark.wanted[:12], "defineXML", why))
         if not observed.persistent:
             plan.changes.append(
                 _change(wanted, "persistent", False, True, "defineXML", "the domain would vanish when it ends")
@@ -315,13 +311,18 @@ def _plan_state(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> 
         )
 
 
-def _plan_restart(plan: DomainPlan, wanted: Wanted) -> None:
-    if wanted.state not in ("present", "running"):
-        return
-    plan.steps = [*plan.steps, "shutdown", "create"]
-    plan.changes.append(
-        _change(wanted, "restart", "running", "running", "shutdown, create", "changes wait for a restart")
+def plan_restart(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> None:
+    """Add a restart where the domain runs, or will; one that is paused and may stay so keeps waiting."""
+    runs = wanted.state == "running" or (
+        wanted.state == "present" and observed is not None and lifecycle.reached("running", observed.state, False)
     )
+    if not runs:
+        return
+    if "create" not in plan.steps:
+        plan.steps = [*plan.steps, "shutdown", "create"]
+        plan.changes.append(
+            _change(wanted, "restart", "running", "running", "shutdown, create", "changes wait for a restart")
+        )
     plan.pending = [row for row in plan.pending if row["reason"] != "restart"]
 
 

@@ -22,7 +22,7 @@ from .disk_removal import Doomed, delete, find_doomed
 from .disks import disks_of
 from .domain_apply import edit_running, note_start, remember, undefine
 from .domain_observe import Surroundings, is_marked, observe_domain
-from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain
+from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain, plan_restart
 from .embed import EmbedRoot
 from .item_run import Item, ItemRun, check_names
 from .lifecycle import Lifecycle
@@ -280,11 +280,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             with libvirt_errors("{0}: setting autostart".format(name)):
                 domain.setAutostart(int(wanted))
             item.done = True
-        for edit in plan.edits:
-            why = edit_running(name, domain, edit)
-            if why is not None:
-                self._warnings.append(why)
-            item.done = True
+        self._edit(domain, item)
         for step in plan.steps:
             self._lifecycle.step(name, domain, step, self._options.waiting)
             item.done = True
@@ -295,6 +291,16 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             item.done = True
         if plan.disks:
             self._delete_disks(connection, item)
+
+    def _edit(self, domain: Domain, item: _Item) -> None:
+        for edit in item.plan.edits:
+            in_vain = edit_running(item.wanted.name, domain, edit)
+            if in_vain is not None:
+                reason, why = in_vain
+                self._warnings.append(why)
+                if reason == "restart" and self._options.apply == "restart_if_needed":
+                    plan_restart(item.plan, item.wanted, item.observed)
+            item.done = True
 
     def _delete_disks(self, connection: Connection, item: _Item) -> None:
         """Delete the named disks of a domain that is gone. Who needs them is looked at once more: time has passed.

@@ -447,6 +447,27 @@ def test_a_disk_that_cannot_be_plugged_in_waits_for_a_restart_and_is_tried_once(
     assert restarted["domains"][0]["pending"] == []
 
 
+def test_a_restart_if_needed_comes_with_the_refusal_and_leaves_a_paused_domain_paused(embed: Embed) -> None:
+    (embed.root / "extra.raw").write_bytes(bytes(1 << 20))
+    disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
+    options: dict[str, t.Any] = {"apply": "restart_if_needed", "on_timeout": "destroy", "wait_seconds": 1}
+    embed.converge({"name": "talker", "xml": embed.talker(features=""), "state": "paused"})
+    wanted = {"name": "talker", "xml": embed.talker(features="", devices=disk)}
+    paused = embed.module("libvirt_domain", domains=[wanted], **options)
+    assert not paused.get("failed"), paused["msg"]
+    assert paused["domains"][0]["state"] == "paused"
+    assert [row["reason"] for row in paused["domains"][0]["pending"]] == ["restart"]
+    assert embed.converge(wanted, **options)["plan"] == []
+    embed.converge({"name": "talker", "xml": embed.talker(features=""), "state": "shutdown"}, **options)
+    embed.converge({"name": "talker", "xml": embed.talker(features=""), "state": "running"})
+    done = embed.module("libvirt_domain", domains=[wanted], **options)
+    assert not done.get("failed"), done["msg"]
+    assert "does not support hotplugging" in str(done["warnings"])
+    assert done["plan"][-1]["what"] == "talker restart"
+    assert (done["domains"][0]["state"], done["domains"][0]["pending"]) == ("running", [])
+    assert embed.converge(wanted, **options)["plan"] == []
+
+
 # ---- overlays, purge, many at once -----------------------------------------------------------------------------------
 
 
