@@ -89,8 +89,8 @@ def loss_changes(name: str, found: Belongings, remove: t.Collection[str]) -> lis
     """Return a row for everything beside definition and disks that goes: files by their path, the rest by its names."""
     lost: list[tuple[str, t.Any]] = [
         ("managed_save", found.managed_save),
-        ("snapshots", list(found.snapshots[:_MOST_NAMES])),
-        ("checkpoints", list(found.checkpoints[:_MOST_NAMES])),
+        ("snapshots", _first(found.snapshots)),
+        ("checkpoints", _first(found.checkpoints)),
         ("nvram", found.nvram),
         ("tpm", found.tpm),
     ]
@@ -99,6 +99,11 @@ def loss_changes(name: str, found: Belongings, remove: t.Collection[str]) -> lis
         for what, there in lost
         if there and what in remove
     ]
+
+
+def _first(names: t.Sequence[str]) -> list[str]:
+    more = len(names) - _MOST_NAMES
+    return [*names[:_MOST_NAMES], *(["and {0} more".format(more)] if more > 0 else [])]
 
 
 def disk_changes(name: str, disks: t.Iterable[Doomed]) -> list[Change]:

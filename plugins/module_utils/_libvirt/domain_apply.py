@@ -21,6 +21,17 @@ from .domain_xml import Mark, definition_hash
 from .live import Asked, LiveEdit, asked_of, live_edits, refused_reason, same_memory
 
 _FOLLOW_SECONDS = 3.0
+# Refusals whose reason may be gone the next time: a file that is missing, closed or held by somebody.
+_PASSING = (
+    "VIR_ERR_SYSTEM_ERROR",
+    "VIR_ERR_OPEN_FAILED",
+    "VIR_ERR_ACCESS_DENIED",
+    "VIR_ERR_NO_MEMORY",
+    "VIR_ERR_OPERATION_TIMEOUT",
+    "VIR_ERR_RESOURCE_BUSY",
+)
+# QEMU's command that opens an image; what it says comes as an internal error.
+_OPENS_IMAGE = "'blockdev-add'"
 
 
 def remember(name: str, domain: Domain, mark: Mark) -> None:
@@ -37,6 +48,8 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] |
 
     A guest may ignore what it is asked (a balloon without a driver, an unplugged device), a hypervisor may have no
     place left. That is noted in the running domain, so that the next run reports it instead of asking again.
+
+    :raises LibvirtFailure: refused for a reason that may pass, so that the next run has to try again.
     """
     why, refused = None, False
     with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.path)):
@@ -44,6 +57,8 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] |
             _EDITS[edit.kind](domain, edit)
         except libvirt.libvirtError as error:
             why, refused = " ".join(str(error.get_error_message()).split()), True
+            if error.get_error_code() in [getattr(libvirt, name) for name in _PASSING] or _OPENS_IMAGE in why:
+                raise
         if why is None and not _followed(domain, edit):
             why = "the guest does not follow"
     if why is None:

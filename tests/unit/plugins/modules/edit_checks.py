@@ -139,7 +139,7 @@ def wrong_edits(edits: t.Sequence[Edit], made: Made, running: bool) -> list[str]
     assert (made.again["changed"], made.again["plan"]) == (False, [])
     assert "hunter" not in json.dumps([{**result, "invocation": None} for result in results])
     warnings = str(made.done.get("warnings"))
-    warned = sorted(re.findall(r"[\w-]+(?=: \w+ of \S+ has no effect before a restart)", warnings))
+    warned = sorted(re.findall(r"[\w-]+(?=: \w+ of \S+ has no effect (?:before a restart|yet))", warnings))
     refused = sorted(edit.name for edit in edits if running and edit.refused)
     assert warned == refused or not made.warned, warnings
     wrong = []

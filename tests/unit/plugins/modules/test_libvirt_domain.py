@@ -447,6 +447,19 @@ def test_a_disk_that_cannot_be_plugged_in_waits_for_a_restart_and_is_tried_once(
     assert restarted["domains"][0]["pending"] == []
 
 
+def test_a_disk_whose_file_is_not_there_yet_is_tried_again(embed: Embed) -> None:
+    disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
+    embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
+    wanted = {"name": "talker", "xml": embed.talker(devices=disk), "state": "running"}
+    failed = embed.module("libvirt_domain", domains=[wanted])
+    assert "talker: changing devices/disk[vda] of the running domain" in failed["domains"][0]["error"]
+    assert "extra.raw" in failed["domains"][0]["error"]
+    (embed.root / "extra.raw").write_bytes(bytes(1 << 20))
+    done = embed.converge(wanted)
+    assert [row["how"] for row in done["plan"]] == ["attachDevice"]
+    assert done["domains"][0]["pending"] == []
+
+
 def test_a_restart_if_needed_comes_with_the_refusal_and_leaves_a_paused_domain_paused(embed: Embed) -> None:
     (embed.root / "extra.raw").write_bytes(bytes(1 << 20))
     disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"

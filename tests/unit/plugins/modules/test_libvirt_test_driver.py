@@ -8,7 +8,9 @@ from __future__ import annotations
 import pathlib
 import typing as t
 
+import libvirt
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import _unless_off
 
 NODE = """
 <node>
@@ -85,6 +87,18 @@ def test_absent_refuses_to_lose_saved_memory(node: Run) -> None:
     assert refused["changed"] is False
     gone = node("shutoff", "<test:hasmanagedsave/>", name="guest", wanted="absent", remove=["managed_save"])
     assert gone["domains"][0]["state"] == "absent"
+
+
+def test_a_domain_that_ended_by_itself_needs_no_end() -> None:
+    connection = libvirt.open("test:///default")
+    domain = connection.lookupByName("test")
+    domain.destroy()
+    for ending in (domain.destroy, domain.shutdown):
+        _unless_off(domain, ending)
+    domain.create()
+    with pytest.raises(libvirt.libvirtError):
+        _unless_off(domain, domain.create)
+    connection.close()
 
 
 def test_the_name_of_another_uuid_is_refused(node: Run) -> None:

@@ -202,6 +202,12 @@ def test_everything_that_goes_has_a_row_and_what_stays_has_none() -> None:
     assert loss_changes("web1", Belongings(), every) == []
 
 
+def test_of_many_names_the_first_are_shown_and_the_rest_counted() -> None:
+    names = tuple(f"s{number}" for number in range(23))
+    (row,) = loss_changes("web1", Belongings(snapshots=names), ("snapshots",))
+    assert row.before == [*names[:20], "and 3 more"]
+
+
 def test_a_disk_stays_on_its_overlay_with_the_format_of_that() -> None:
     wanted = ET.fromstring(
         "<domain><devices><disk type='file'><driver name='qemu' type='raw' cache='none'/><source file='/base'/>"
