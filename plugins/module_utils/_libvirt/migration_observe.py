@@ -94,8 +94,8 @@ def see(domain: Domain | None) -> Seen | None:
         raise
 
 
-def observe(ends: Ends, name: str) -> Observed:
-    """Read one domain at both ends.
+def observe(ends: Ends, name: str, refreshing: bool) -> Observed:
+    """Read one domain at both ends; ``refreshing`` lets the destination look at what is in its pools now.
 
     :raises TapvirtError: an end does not answer.
     """
@@ -109,7 +109,7 @@ def observe(ends: Ends, name: str) -> Observed:
     if domain is None or here is None or there is not None or not here.active:
         return Observed(here, there)
     with libvirt_errors("{0}: looking at the way to the destination".format(name)):
-        return Observed(here, there, passage=_look(source, destination, domain))
+        return Observed(here, there, passage=_look(source, destination, domain, refreshing))
 
 
 def check_ends(ends: Ends, places: tuple[str, str]) -> None:
@@ -131,7 +131,7 @@ def check_ends(ends: Ends, places: tuple[str, str]) -> None:
         raise InvalidInput("destination", places[1], "is the same host as the source: both give the same host UUID")
 
 
-def _look(source: Connection, destination: Connection, domain: Domain) -> Passage:
+def _look(source: Connection, destination: Connection, domain: Domain, refreshing: bool) -> Passage:
     root = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
     host = ET.fromstring(source.getCapabilities()).find("host/cpu")
     return Passage(
@@ -139,7 +139,7 @@ def _look(source: Connection, destination: Connection, domain: Domain) -> Passag
         processor=_processor(destination, root, host),
         job=unless_unknown(lambda: bool(domain.jobInfo()[0]), False),
         snapshots=unless_unknown(lambda: int(domain.snapshotNum()), 0),
-        disks=tuple(_disks(source, destination, root)),
+        disks=tuple(_disks(source, destination, root, refreshing)),
     )
 
 
@@ -183,13 +183,14 @@ def _said(error: t.Any) -> str:
     return " ".join(str(error.get_error_message() or error).split()).rstrip(".")
 
 
-def _disks(source: Connection, destination: Connection, root: ET.Element) -> t.Iterator[DiskSeen]:
+def _disks(source: Connection, destination: Connection, root: ET.Element, refreshing: bool) -> t.Iterator[DiskSeen]:
     disks = [disk for disk in disks_of(root) if disk.source is not None]
     if not disks:
         return
     local = is_local(source)
     wanted = {os.path.dirname(disk.source.path) for disk in disks if disk.source is not None and disk.source.path}
-    directories = _directories(destination, wanted)
+    # A refresh can stop a pool, so check mode asks for none; a list that may be old does not tell what is missing.
+    directories = _directories(destination, wanted) if refreshing else ()
     places = DiskPlaces(destination, False)
     for disk in disks:
         yield DiskSeen(disk, _is_there(places, directories, disk), _file_system(disk) if local else None)

@@ -81,6 +81,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
         self._options = options
         self._log = log
         self._ends = Ends(uri, destination, timeout_seconds)
+        self._check_mode = False
         self._before: dict[str, Seen] = {}
         self._statistics: dict[str, dict[str, t.Any]] = {}
 
@@ -89,6 +90,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
 
         :raises TapvirtError: at least one domain failed; the rows of all are in its fields.
         """
+        self._check_mode = check_mode
         with self._ends as ends:
             check_ends(ends, self._places)
             self.run(ends.get("source"), check_mode)
@@ -104,7 +106,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
         for item in self._items:
             item.observed = None
             try:
-                item.observed = observe(self._ends, item.wanted.name)
+                item.observed = observe(self._ends, item.wanted.name, not self._check_mode)
             except TapvirtError as error:
                 item.error = item.error or self._masked(error)
 

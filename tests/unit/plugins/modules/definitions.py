@@ -21,7 +21,7 @@ NEEDS = {
     "efi_loader": "OVMF",
     "efi_tpm": "swtpm|UEFI|firmware",
     "filtered_nic": "network",
-    "huge_pages": "hugetlbfs|hugepages|huge page",
+    "huge_pages": "hugetlbfs|hugepages|huge page|unable to map backing store",
     "many_nics": "network",
     "memory_devices": "acpi",
     "network_boot": "network",
