@@ -79,7 +79,7 @@ def test_consoles_are_kept_on_the_controller(lab, converge, tmp_path):
     done = lab.playbook(PLAYBOOKS / "console_logs.yml", "-e", json.dumps({**variables, "console_logs_seconds": 30}))
     assert done.rc == 0, done.stdout[-3000:]
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.log")] == ["trace1/fleet-web.log"]
-    assert "SeaBIOS" in (tmp_path / "trace1" / "fleet-web.log").read_text(encoding="utf-8")
+    assert "No bootable" in (tmp_path / "trace1" / "fleet-web.log").read_text(encoding="utf-8")
     assert "bytes, found" in done.stdout
     assert jobs(lab) == before
 
