@@ -62,7 +62,7 @@ CONNECTION_SPEC = {
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
 # A password goes up to the last "@", whatever it has that should have been escaped; a port with a path is none.
-_PASSWORD = re.compile(r"(://[^/:?#]*):(?:(?!\d+[/?]).*|[^?]*)@", re.DOTALL)
+_PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
 _WAKE_MILLISECONDS = 200
@@ -128,6 +128,12 @@ def unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
 def shown_uri(uri: str) -> str:
     """Return a URI as it may be shown: without a password."""
     return _PASSWORD.sub(r"\1:********@", uri)
+
+
+def password_of(uri: str) -> str | None:
+    """Return the password that a URI has."""
+    found = _PASSWORD.search(uri)
+    return found[2] if found else None
 
 
 def check_uri(uri: str) -> EmbedRoot | None:

@@ -12,7 +12,7 @@ from ansible.module_utils.basic import AnsibleModule
 from .._core.errors import TapvirtError
 from .._core.module import run_module
 from . import api_trace
-from .connection import require_binding
+from .connection import password_of, require_binding
 
 
 def run_libvirt_module(
@@ -26,6 +26,9 @@ def run_libvirt_module(
     """
 
     def framed(module: AnsibleModule) -> t.Mapping[str, t.Any]:
+        # Ansible repeats the task's options in the result.
+        uris = [module.params[name] for name in ("uri", "destination") if module.params.get(name)]
+        module.no_log_values.update(filter(None, map(password_of, uris)))
         require_binding()
         if not module.params["trace_api"]:
             return body(module)
