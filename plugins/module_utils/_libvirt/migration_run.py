@@ -113,8 +113,8 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
     # ---- plan ----
 
     def _plan(self, item: _Item) -> MigrationPlan:
-        assert item.observed is not None
-        return plan_migration(item.wanted, item.observed, self._places, self._options.mode)
+        observed = t.cast("Observed", item.observed)  # one that could not be looked at has its error and no plan
+        return plan_migration(item.wanted, observed, self._places, self._options.mode)
 
     # ---- apply ----
 
