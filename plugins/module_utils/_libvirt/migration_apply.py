@@ -130,7 +130,9 @@ def whereabouts(name: str, ends: Ends, before: Seen) -> tuple[str, bool]:
             if end == "source":
                 _settle(connection, before.uuid)
             with libvirt_errors("{0}: looking for it".format(name)):
-                seen[end] = see(find(connection, name, before.uuid))
+                # A daemon that has come up again ends what was on its way to it only once it has met it.
+                ending = end == "destination" and seen.get("source") == before
+                seen[end] = _seen(connection, before, _SETTLE_SECONDS if ending else 0)
             found = seen[end]
             told[end] = "is not there" if found is None else found.words()
         except TapvirtError as error:
@@ -140,6 +142,16 @@ def whereabouts(name: str, ends: Ends, before: Seen) -> tuple[str, bool]:
     arrived = seen.get("destination")
     moved = arrived is not None and arrived.active and "source" in seen and seen["source"] is None
     return "At the source it {0}; at the destination it {1}.".format(told["source"], told["destination"]), moved
+
+
+def _seen(connection: Connection, before: Seen, wait_seconds: float) -> Seen | None:
+    """Read the domain at one end, and again as long as it is there and there is time to wait for its going."""
+    give_up = time.monotonic() + wait_seconds
+    while True:
+        found = see(find(connection, before.name, before.uuid))
+        if found is None or time.monotonic() >= give_up:
+            return found
+        time.sleep(_TELL_SECONDS)
 
 
 def _settle(source: Connection, uuid: str) -> None:
