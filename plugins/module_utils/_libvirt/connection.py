@@ -159,14 +159,15 @@ def start_event_loop() -> None:
     ending = threading.Event()
     # The timer wakes the loop, so that it sees the end of the process: a thread that is inside libvirt when the
     # interpreter goes crashes it now and then.
-    libvirt.virEventAddTimeout(_WAKE_MILLISECONDS, _ignore_timer, None)
+    timer = libvirt.virEventAddTimeout(_WAKE_MILLISECONDS, _ignore_timer, None)
     loop = threading.Thread(target=_run_events, args=(ending,), name="libvirt-events", daemon=True)
     loop.start()
-    atexit.register(_end_events, loop, ending)
+    atexit.register(_end_events, loop, ending, timer)
 
 
-def _end_events(loop: threading.Thread, ending: threading.Event) -> None:
+def _end_events(loop: threading.Thread, ending: threading.Event, timer: int) -> None:
     ending.set()
+    libvirt.virEventUpdateTimeout(timer, 0)  # wakes the loop at once
     loop.join(_END_SECONDS)
 
 

@@ -376,6 +376,19 @@ def test_a_network_that_does_not_run_is_found_out_at_the_start_only_and_the_row_
     assert (result["domains"][0]["state"], result["domains"][1]["error"]) == ("shutoff", None)
 
 
-def test_the_uri_is_ignored_where_the_kernel_s_name_says_xen(run_module: Run) -> None:
+def test_the_uri_is_ignored_where_the_kernel_s_name_says_xen(
+    run_module: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The other tool asks the program uname, and opens libvirt's default URI where that says xen.
+    uname = tmp_path / "uname"
+    uname.write_text("#!/bin/sh\necho 6.1.0-xen-amd64\n", encoding="ascii")
+    uname.chmod(0o755)
+    other = tmp_path / "other.xml"
+    other.write_text("<node>{}</node>".format(OTHER.format("/images/other.img")), encoding="ascii")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"test://{other}")
+    assert subprocess.run(["uname", "-r"], capture_output=True, text=True, check=True).stdout == "6.1.0-xen-amd64\n"
     listed = run_module("libvirt_domain_info", {"uri": "test:///default"})["domains"]
     assert [row["name"] for row in listed] == ["test"]
+    elsewhere = run_module("libvirt_domain_info", {"uri": f"test://{other}"})["domains"]
+    assert [row["name"] for row in elsewhere] == ["other"]
