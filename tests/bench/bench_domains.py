@@ -106,8 +106,10 @@ class Daemon:
         self._process.wait(WAIT_SECONDS)
 
 
-def play(folder: pathlib.Path, task: dict[str, t.Any]) -> tuple[float, dict[str, int]]:
-    """Run one task on this machine; return the wall time in seconds, and the recap."""
+def play(
+    folder: pathlib.Path, task: dict[str, t.Any], inventory: str = "localhost,"
+) -> tuple[float, list[dict[str, int]]]:
+    """Run one task on this machine, as each host of an inventory; return the wall time in seconds, and the recaps."""
     book = folder / "book.yml"
     book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task]}]), encoding="utf-8")
     found = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
@@ -117,7 +119,7 @@ def play(folder: pathlib.Path, task: dict[str, t.Any]) -> tuple[float, dict[str,
         "ANSIBLE_PIPELINING": "1",
         "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{folder / 'python'}",
     }
-    argv = ["ansible-playbook", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}"]
+    argv = ["ansible-playbook", "-i", inventory, "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}"]
     started = time.perf_counter()
     done = subprocess.run(
         [*argv, str(book)], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -125,8 +127,8 @@ def play(folder: pathlib.Path, task: dict[str, t.Any]) -> tuple[float, dict[str,
     wall = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-    words = done.stdout.rpartition("PLAY RECAP")[2].split()
-    return wall, {key: int(value) for key, value in (word.split("=") for word in words if "=" in word)}
+    recaps = [line.split() for line in done.stdout.rpartition("PLAY RECAP")[2].splitlines() if "ok=" in line]
+    return wall, [{key: int(value) for key, value in (word.split("=") for word in line[2:])} for line in recaps]
 
 
 def best(folder: pathlib.Path, tasks: dict[str, dict[str, t.Any]]) -> dict[str, tuple[float, int]]:
@@ -134,7 +136,7 @@ def best(folder: pathlib.Path, tasks: dict[str, dict[str, t.Any]]) -> dict[str, 
     rows: dict[str, tuple[float, int]] = {}
     for _turn in range(TURNS):
         for title, task in tasks.items():
-            wall, recap = play(folder, task)
+            wall, (recap,) = play(folder, task)
             rows[title] = (min(wall, rows.get(title, (wall, 0))[0]), recap["changed"])
     return rows
 
@@ -159,7 +161,7 @@ def main() -> None:
             tasks = {"an empty play": EMPTY, few: ours(FEW), loop: peers(FEW), many: ours(MANY)}
             rows = best(folder, tasks)
             for title, state in ((start, "running"), (stop, "shutdown")):
-                wall, recap = play(folder, ours(STARTED, state))
+                wall, (recap,) = play(folder, ours(STARTED, state))
                 rows[title] = (wall, recap["changed"])
     floor, unit = rows["an empty play"][0], rows[few][0]
     print("{:<48} {:>8} {:>8} {:>8} {:>8}".format("", "s", "above", "x", "changed"))
