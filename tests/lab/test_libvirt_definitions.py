@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import typing as t
@@ -87,6 +88,9 @@ def forget(lab: LabHosts, names: list[str]) -> None:
 @pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
 def test_each_edit_gives_its_rows_and_an_effect_or_what_waits(lab: LabHosts, kind: str, running: bool) -> None:
     some = edits(WORLD, kind, EACH, SEED)
+    if kind == "vcpus":
+        # Guests that run on several processors of an emulated host have ended it without a word.
+        some = [dataclasses.replace(edit, state="paused") for edit in some]
     wrong: list[str] = []
     for start in range(0, len(some), AT_ONCE[running]):
         batch = some[start : start + AT_ONCE[running]]
