@@ -23,6 +23,7 @@ import zlib
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
 from ..module_utils._systemtap.collect import CHUNK_BYTES
+from ._status import CHANNEL
 
 # How often a host's run is told of, in seconds, on a terminal and in a log.
 _TERMINAL_SECONDS = 2.5
@@ -42,9 +43,10 @@ class NoAnswer(AnsibleConnectionFailure):
 
 
 class Teller:
-    """Tells of one host's run, not more often than people want to read."""
+    """Tells of one host's run: to the callback plugin tapvirt.host.progress, else in a line now and then."""
 
     def __init__(self, host: str, directory: str, terminal: bool, show: t.Callable[[str], t.Any]) -> None:
+        self._host = host
         self._name = "{0}: {1}".format(host, os.path.basename(directory).rpartition("-")[0])
         self._every = _TERMINAL_SECONDS if terminal else _LOG_SECONDS
         self._show = show
@@ -68,8 +70,9 @@ class Teller:
         if progress.get("state") not in _AWAITED or stands_still:
             return 0.0
         elapsed, of = float(progress["elapsed_seconds"]), float(progress["of_seconds"])
-        if time.monotonic() - self._told_at >= self._every:
-            self._line(progress_text(progress))
+        text = progress_text(progress)
+        if not CHANNEL.tell(self._host, text) and time.monotonic() - self._told_at >= self._every:
+            self._line(text)
         return max(of - elapsed, 0.0)
 
     def cut(self, reason: str) -> None:

@@ -1,0 +1,156 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The callback plugin in real runs: in front of people, in a log, and where nothing can be shown."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+import typing as t
+
+import pyte
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[4]
+ROWS, COLUMNS = 24, 100
+PROGRAM = str(pathlib.Path(sys.executable).with_name("ansible-playbook"))
+PLAY = """
+- name: Hosts that take their time
+  hosts: all
+  gather_facts: false
+  connection: local
+  strategy: "{{ strategy | default('linear') }}"
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - name: Fail at once
+      ansible.builtin.assert:
+        that: inventory_hostname != 'bad'
+    - name: Take a while
+      ansible.builtin.command: sleep {{ {'slow': 3, 'slower': 4}[inventory_hostname] | default(0) }}
+      changed_when: false
+"""
+HOSTS = "quick,bad,slow,slower"
+# What the plugin writes to a terminal, and nothing else of a run does.
+OURS = re.compile(r"\x1b7\x1b\[r\x1b8\x1bD\x1b\[A\x1b7\x1b\[[\d;]*r\x1b8|\x1b7\x1b\[(?:r\x1b\[)?[\d;]*H.*?\x1b\[K\x1b8")
+
+
+@pytest.fixture
+def argv(tmp_path: pathlib.Path) -> list[str]:
+    (tmp_path / "play.yml").write_text(PLAY, encoding="utf-8")
+    return [PROGRAM, "-i", HOSTS, "-f", "4", str(tmp_path / "play.yml")]
+
+
+def environment(enabled: bool = True, **more: str) -> dict[str, str]:
+    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT.parents[2]), "ANSIBLE_NOCOLOR": "1", "TERM": "xterm"}
+    env.pop("AWX_ISOLATED_DATA_DIR", None)
+    return {**env, **({"ANSIBLE_CALLBACKS_ENABLED": "tapvirt.host.progress"} if enabled else {}), **more}
+
+
+def piped(argv: list[str], env: dict[str, str], **options: t.Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+        **{"stderr": subprocess.PIPE, **options},
+    )
+
+
+def before_people(argv: list[str], env: dict[str, str]) -> tuple[str, list[str], pyte.Screen, int]:
+    """Run on a terminal; return all that was written, the last lines that were to be seen, the screen, and the end."""
+    process, terminal = pty.fork()
+    if not process:
+        try:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+            os.execve(argv[0], argv, env)
+        finally:
+            os._exit(127)
+    screen, written, seen = pyte.Screen(COLUMNS, ROWS), b"", [""]
+    stream = pyte.ByteStream(screen)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([terminal], [], [], 1)
+        try:
+            data = os.read(terminal, 65536) if ready else None
+        except OSError:  # the other end is closed
+            break
+        if data:
+            written += data
+            stream.feed(data)
+            if screen.display[-1].strip() not in ("", seen[-1]):
+                seen.append(screen.display[-1].rstrip())
+    _process, status = os.waitpid(process, 0)
+    os.close(terminal)
+    return written.decode(), seen, screen, os.waitstatus_to_exitcode(status)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return what a run printed, in an order that does not depend on which host was quicker."""
+    return sorted(line for line in text.replace("\r", "").splitlines() if line and not line.startswith("TASK ["))
+
+
+def test_people_see_the_last_line_move_and_everything_else_as_ever(argv: list[str]) -> None:
+    plain = piped(argv, environment(enabled=False))
+    written, seen, screen, rc = before_people(argv, environment(COLUMNS=str(COLUMNS)))
+    assert rc == plain.returncode == 2
+    assert any(re.search(r"^Take a while 0:0\d: 1 of 4 hosts done, 2 running, 1 failed", line) for line in seen), seen
+    assert any(re.search(r"waiting for slow 0:0\d, slower 0:0\d$", line) for line in seen), seen
+    assert any(re.search(r"waiting for slower 0:0\d$", line) for line in seen), seen
+    rest = OURS.sub("", written)
+    assert "\x1b" not in rest
+    assert [line for line in lines_of(rest) if "****" not in line] == [
+        line for line in lines_of(plain.stdout + plain.stderr) if "****" not in line
+    ]
+    assert screen.display[-1].strip() == "" and screen.margins is None
+    assert "waiting for" not in "\n".join(screen.display)
+
+
+@pytest.mark.parametrize("strategy", ["linear", "free"])
+def test_a_log_has_a_line_now_and_then_beside_standard_output(argv: list[str], strategy: str) -> None:
+    done = piped([*argv, "-e", f"strategy={strategy}"], environment(TAPVIRT_PROGRESS_LOG_SECONDS="1"))
+    told = [line for line in done.stderr.splitlines() if line.startswith("progress: ")]
+    assert done.returncode == 2
+    assert 1 < len(told) < 60, done.stderr
+    assert any("1 failed; waiting for slow" in line for line in told), told
+    assert "progress: " not in done.stdout and "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{}, {"TAPVIRT_PROGRESS_LOG_SECONDS": "0"}, {"AWX_ISOLATED_DATA_DIR": "/nowhere"}],
+    ids=["by default", "never", "runner"],
+)
+def test_a_log_of_a_short_run_has_none(argv: list[str], env: dict[str, str]) -> None:
+    done = piped([*argv, "--limit", "quick,bad"], environment(**env))
+    assert done.returncode == 2
+    assert "progress" not in done.stdout + done.stderr
+
+
+def test_under_a_runner_a_terminal_gets_plain_lines_on_standard_output(argv: list[str]) -> None:
+    env = environment(AWX_ISOLATED_DATA_DIR="/nowhere", TAPVIRT_PROGRESS_LOG_SECONDS="1")
+    written, _seen, _screen, rc = before_people([*argv, "--limit", "slow"], env)
+    assert rc == 0
+    assert re.search(r"^progress: Take a while 0:0\d: 0 of 1 hosts done, 1 running; waiting for slow", written, re.M)
+    assert "\x1b" not in written
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_what_cannot_be_shown_fails_no_run(argv: list[str], closed: str) -> None:
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", *argv, "--limit", "slow"]
+    done = piped(words, environment(TAPVIRT_PROGRESS_LOG_SECONDS="1"))
+    plain = piped(words, environment(enabled=False))
+    assert (done.returncode, done.stdout) == (plain.returncode, plain.stdout)
