@@ -231,15 +231,6 @@ def kernel_hosts() -> list[str]:
     return ["trace1", "trace2", "trace3", *groups.get("xen_hosts", {}).get("hosts", {})]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests to ``./dev test soak``."""
-    if os.environ.get("TAPVIRT_SOAK"):
-        return
-    long = [item for item in items if item.get_closest_marker("soak")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes ``kernel_host`` each of them in turn."""
     if "kernel_host" in metafunc.fixturenames:
