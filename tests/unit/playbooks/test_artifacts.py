@@ -1,0 +1,161 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the playbooks keep of a run and say of it: bounded at a thousand hosts, whatever is wrong with them.
+
+AWX leaves out the result of an event above 700,000 characters, and an artifact is copied into each job of a workflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import typing as t
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+PLAYBOOKS = ROOT / "playbooks"
+ARTIFACT_BYTES = 100_000
+RESULT_CHARACTERS = 700_000
+HOSTS = [f"{'h' * 200}{number:04}.example.com" for number in range(1000)]  # names as long as names may get
+WORDS = "something is not as it should be, and this is told at some length; " * 10
+PLAN = [{"what": f"domain d{number}", "before": None, "after": WORDS} for number in range(30)]
+DIFFERS = {"differs": [WORDS] * 30, "absent": ["kvm.x"] * 30}
+DOMAINS = {"changed": True, "plan": PLAN, "waiting": [WORDS] * 30}
+CONSOLES = [{"text": "x" * 100, "bytes": 100, "matched": True}, {"msg": WORDS}]
+# Every host with a kernel of its own, and every fact different.
+KERNEL = {f"fact{number}": number for number in range(150)}
+
+
+def of_all(row: t.Any) -> dict[str, t.Any]:
+    return {host: {**row, "inventory_hostname": host} for host in HOSTS}
+
+
+CASES: dict[str, dict[str, t.Any]] = {
+    "params_drift": of_all({"params_before": DIFFERS, "module_params_result": DIFFERS}),
+    "domains_drift": of_all({"domains_before": DOMAINS, "domains_result": DOMAINS}),
+    "gather_summary": {},
+    "console_logs_summary": of_all({"console_logs_read": {"results": CONSOLES}}),
+    "params_report": of_all({"fact_of_it": DIFFERS}),
+    "domains_report": of_all({"fact_of_it": DOMAINS}),
+    "gather_report": {},
+    "trace_unready": of_all({"trace_unready": WORDS}),
+    "trace_brake": of_all({"trace_result": {"accepted": False, "brake": [WORDS] * 3}}),
+}
+PLAY = """
+- hosts: localhost
+  gather_facts: false
+  connection: local
+  tasks:
+    - ansible.builtin.set_fact:
+        gathered: "{{ dict(hosts | zip(kernels)) }}"
+      no_log: true
+    - ansible.builtin.set_fact:
+        drift: "{{ gathered | tapvirt.host.fact_diff }}"
+      no_log: true
+    - ansible.builtin.copy:
+        dest: "{{ out }}/{{ item.key }}"
+        mode: "0600"
+        content: "{{ lookup('ansible.builtin.template', playbooks ~ '/templates/' ~ item.key ~ '.j2', template_vars=vars_of) }}"
+      no_log: true
+      loop: "{{ lookup('ansible.builtin.file', cases) | from_json | dict2items }}"
+      vars:
+        ansible_python_interpreter: "{{ ansible_playbook_python }}"
+        silent: ["silent{{ 'h' * 200 }}"]
+        vars_of:
+          fact: fact_of_it
+          hostvars: "{{ item.value }}"
+          groups: {trace_ready: "{{ hosts }}"}
+          ansible_play_hosts: "{{ hosts }}"
+          ansible_play_hosts_all: "{{ hosts + silent * (item.key == 'gather_summary') | int }}"
+          ansible_play_batch: "{{ hosts }}"
+          gather_facts_of: "{{ gathered }}"
+          gather_drift: "{{ drift }}"
+          gather_to: /somewhere
+"""
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Render each template of CASES for a thousand hosts, by Ansible itself; return the texts."""
+    folder = tmp_path_factory.mktemp("rendered")
+    kernels = [
+        {"release": f"6.12.{number}", "version": "#1", "build_id": f"{number:040x}", **{k: number for k in KERNEL}}
+        for number in range(len(HOSTS))
+    ]
+    (folder / "play.yml").write_text(PLAY, encoding="utf-8")
+    (folder / "cases.json").write_text(json.dumps(CASES), encoding="utf-8")
+    variables = {"hosts": HOSTS, "kernels": kernels, "playbooks": str(PLAYBOOKS), "out": str(folder)}
+    (folder / "vars.json").write_text(json.dumps({**variables, "cases": str(folder / "cases.json")}), encoding="utf-8")
+    program = str(pathlib.Path(sys.executable).with_name("ansible-playbook"))
+    done = subprocess.run(
+        [program, "-i", "localhost,", "-e", f"@{folder / 'vars.json'}", str(folder / "play.yml")],
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT.parents[2])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: (folder / name).read_text(encoding="utf-8") for name in CASES}
+
+
+def artifact(rendered: dict[str, str], name: str) -> dict[str, t.Any]:
+    value = json.loads(rendered[name])
+    assert len(json.dumps(value)) < ARTIFACT_BYTES
+    return t.cast("dict[str, t.Any]", value)
+
+
+@pytest.mark.parametrize("name", ["params_drift", "domains_drift"])
+def test_drift_counts_all_and_names_the_first(rendered: dict[str, str], name: str) -> None:
+    told = artifact(rendered, name)
+    assert told["hosts"] == told["before_count"] == told["after_count"] == 1000
+    assert list(told["before"]) == list(told["after"]) == HOSTS[:150]
+
+
+def test_what_was_gathered_is_counted_and_the_first_are_named(rendered: dict[str, str]) -> None:
+    told = artifact(rendered, "gather_summary")
+    assert (told["hosts"], told["no_answer_count"], told["kernels_count"]) == (1000, 1, 1000)
+    assert len(told["kernels"]) == 50 and told["kernels"][0]["hosts"] == [HOSTS[0]]
+    assert told["drift_count"] == len(KERNEL) + 2 and len(told["drift"]) == 100
+
+
+def test_consoles_are_counted_and_trouble_is_named(rendered: dict[str, str]) -> None:
+    told = artifact(rendered, "console_logs_summary")
+    assert (told["hosts"], told["read"], told["bytes"], told["matched"]) == (1000, 1000, 100_000, 1000)
+    assert told["failed_count"] == 1000 and len(told["failed"]) == 100
+    assert told["failed"][HOSTS[0]].startswith("something is not as it should be")
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("params_report", "0 of 1000 hosts are as wanted."),
+        ("domains_report", "0 of 1000 hosts are as wanted."),
+        ("gather_report", "facts differ between 1000 hosts, of which 40 are looked at here; all are in"),
+        ("trace_unready", "0 of 1000 hosts are ready to be traced."),
+        ("trace_brake", "No further wave begins. Not traced: none."),
+    ],
+)
+def test_what_is_said_is_bounded_and_counts_the_rest(rendered: dict[str, str], name: str, last: str) -> None:
+    lines = [line for line in rendered[name].split("\n") if line]
+    assert len(rendered[name]) < RESULT_CHARACTERS / 3
+    assert last in lines[-1]
+    assert any(line.startswith("And ") and line.endswith(" more, which are not shown.") for line in lines)
+    assert all(len(line) <= 503 for line in lines) or name == "gather_report"
+
+
+@pytest.mark.parametrize("path", sorted(PLAYBOOKS.glob("*.yml")), ids=lambda path: path.stem)
+def test_every_playbook_ends_with_an_artifact(path: pathlib.Path) -> None:
+    if path.stem in ("awx", "demo"):
+        return  # these are no jobs
+    plays = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kept = [task for task in plays[-1].get("tasks", ()) if "ansible.builtin.set_stats" in task]
+    assert len(kept) == 1 and kept[0]["run_once"] is True, "an artifact of the whole run, once"
+    assert "per_host" not in kept[0]["ansible.builtin.set_stats"]
