@@ -212,7 +212,8 @@ def test_a_fleet_is_compared_set_and_put_back(fleet):
     assert said(second, "Say which hosts differ") == left
     (stats,) = [row["result"]["ansible_stats"]["data"] for row in second.results if "ansible_stats" in row["result"]]
     counts = dict.fromkeys(HOSTS, 1)
-    assert stats == {"params_drift": {"hosts": len(HOSTS), "before": counts, "after": counts}}
+    drift = {"hosts": len(HOSTS), "before": counts, "before_count": len(HOSTS)}
+    assert stats == {"params_drift": {**drift, "after": counts, "after_count": len(HOSTS)}}
 
     restored = fleet.run("-e", "params_state=restored")
     assert restored.rc == 0, restored.stdout
