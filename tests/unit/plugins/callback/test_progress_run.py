@@ -20,8 +20,9 @@ import typing as t
 
 import pyte
 import pytest
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _status
 
-ROOT = pathlib.Path(__file__).resolve().parents[4]
+COLLECTIONS = pathlib.Path(_status.__file__).resolve().parents[5]
 ROWS, COLUMNS = 24, 100
 PROGRAM = str(pathlib.Path(sys.executable).with_name("ansible-playbook"))
 PLAY = """
@@ -59,7 +60,7 @@ def logged(argv: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def environment(enabled: bool = True, **more: str) -> dict[str, str]:
-    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT.parents[2]), "ANSIBLE_NOCOLOR": "1", "TERM": "xterm"}
+    env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "1", "TERM": "xterm"}
     env.pop("AWX_ISOLATED_DATA_DIR", None)
     return {**env, **({"ANSIBLE_CALLBACKS_ENABLED": "tapvirt.host.progress"} if enabled else {}), **more}
 
