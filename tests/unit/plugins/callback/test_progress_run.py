@@ -59,10 +59,10 @@ def logged(argv: list[str]) -> subprocess.CompletedProcess[str]:
     return piped(argv, environment(TAPVIRT_PROGRESS_LOG_SECONDS="1"))
 
 
-def environment(enabled: bool = True, **more: str) -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "1", "TERM": "xterm"}
     env.pop("AWX_ISOLATED_DATA_DIR", None)
-    return {**env, **({"ANSIBLE_CALLBACKS_ENABLED": "tapvirt.host.progress"} if enabled else {}), **more}
+    return {**env, "ANSIBLE_CALLBACKS_ENABLED": "tapvirt.host.progress", **more}
 
 
 def piped(argv: list[str], env: dict[str, str], **options: t.Any) -> subprocess.CompletedProcess[str]:
