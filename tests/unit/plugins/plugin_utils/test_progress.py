@@ -13,7 +13,7 @@ import zlib
 
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress, _status
 
 DIRECTORY = "/run/tapvirt/stap/tapvirt_x_12345678-18eaa"
 RUNNING = {"state": "running", "elapsed_seconds": 4.2, "of_seconds": 10.0, "bytes": 812, "armed": 2, "sites": 2}
@@ -31,6 +31,21 @@ def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
     # The next one would come too soon.
     assert told.tell({**RUNNING, "elapsed_seconds": 5.0}) == 5.0
     assert len(lines) == 1
+
+
+def test_who_shows_the_whole_run_is_told_instead() -> None:
+    told, lines = teller(terminal=True)
+    _status.CHANNEL.open()
+    try:
+        told.tell(RUNNING)
+        told.tell({**RUNNING, "elapsed_seconds": 5.0})
+        told.cut("Connection refused")
+        heard = list(_status.CHANNEL.heard())
+    finally:
+        _status.CHANNEL.close()
+    assert heard == [("web1", f"tracing, {n} of 10 s, 2 of 2 places armed, 812 bytes so far") for n in (4, 5)]
+    (line,) = lines
+    assert line.endswith("the host does not answer: Connection refused"), "that is for the log, too"
 
 
 def test_a_log_is_not_filled_with_lines() -> None:
