@@ -23,7 +23,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _status
 
 COLLECTIONS = pathlib.Path(_status.__file__).resolve().parents[5]
-ROWS, COLUMNS = 24, 100
+ROWS, COLUMNS = 24, 132
 PROGRAM = str(pathlib.Path(sys.executable).with_name("ansible-playbook"))
 PLAY = """
 - name: Hosts that take their time
@@ -38,9 +38,20 @@ PLAY = """
       ansible.builtin.assert:
         that: inventory_hostname != 'bad'
     - name: Take a while
-      ansible.builtin.command:
-        argv: [sleep, "{{ {'slow': 2, 'slower': 3}[inventory_hostname] | default(0) }}"]
-      changed_when: false
+      take_a_while:
+        seconds: "{{ {'slow': 2, 'slower': 4}[inventory_hostname] | default(0) }}"
+"""
+# A task that tells of itself, as tapvirt.host.stap_run does.
+ACTION = """
+import time
+from ansible.plugins.action import ActionBase
+from ansible_collections.tapvirt.host.plugins.plugin_utils._status import CHANNEL
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        CHANNEL.tell(task_vars["inventory_hostname"], "7 of 9 things")
+        time.sleep(float(self._task.args["seconds"]))
+        return {"changed": False}
 """
 HOSTS = "quick,bad,slow,slower"
 # What the plugin writes to a terminal, and nothing else of a run does.
@@ -49,8 +60,11 @@ OURS = re.compile(r"\x1b7\x1b\[r\x1b8\x1bD\x1b\[A\x1b7\x1b\[[\d;]*r\x1b8|\x1b7\x
 
 @pytest.fixture(scope="module")
 def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    play = tmp_path_factory.mktemp("play") / "play.yml"
+    folder = tmp_path_factory.mktemp("play")
+    play = folder / "play.yml"
     play.write_text(PLAY, encoding="utf-8")
+    (folder / "action_plugins").mkdir()
+    (folder / "action_plugins" / "take_a_while.py").write_text(ACTION, encoding="utf-8")
     return [PROGRAM, "-i", HOSTS, "-f", "4", str(play)]
 
 
@@ -126,8 +140,10 @@ def test_people_see_the_last_line_move_and_everything_else_as_ever(
     written, seen, screen, rc = before_people(argv, environment())
     assert rc == logged.returncode
     assert any(re.search(r"^Take a while 0:0\d: 1 of 4 hosts done, 2 running, 1 failed", line) for line in seen), seen
-    assert any(re.search(r"waiting for slow 0:0\d, slower 0:0\d$", line) for line in seen), seen
-    assert any(re.search(r"waiting for slower 0:0\d$", line) for line in seen), seen
+    assert any(
+        re.search(r"waiting for slow 0:0\d \(7 of 9 things\), slower 0:0\d \(7 of 9 things\)$", line) for line in seen
+    ), seen
+    assert any(re.search(r"waiting for slower 0:0\d \(7 of 9 things\)$", line) for line in seen), seen
     rest = OURS.sub("", written)
     assert "\x1b" not in rest
     assert lines_of(rest) == lines_of(logged.stdout + logged.stderr)
