@@ -25,6 +25,7 @@ notes:
     which takes every line of standard error for an error, it is standard output.
   - Nothing is shown where there is no room (fewer than 4 lines or 20 columns), and no more after it could not be shown.
     The run goes on in any case.
+  - A run that ends, or is interrupted, gives the terminal its last line back. One that is killed cannot; C(reset) does.
 options:
   log_seconds:
     description:
