@@ -32,7 +32,7 @@ PAGES = [
 ]
 _START = re.compile(r"^(?P<indent> *)(?:\.\. code-block:: (?P<rst>\w+)|```(?P<markdown>\w*))$")
 _MARK = re.compile(r"^ *(?:\.\. run: (?P<rst>.+)|<!-- run: (?P<markdown>.+) -->)$")
-_FILE = re.compile(r"^# ([\w./-]+\.(?:yml|j2))$")
+_FILE = re.compile(r"^# ([\w./-]+\.(?:yml|j2|py))$")
 _TEMPLATED = re.compile(r"\{\{.*\}\}", re.DOTALL)
 # What stands for a templated value, which only a run would know.
 _SAMPLES = {
@@ -144,6 +144,15 @@ def _end(lines: list[str], first: int, start: re.Match[str]) -> int:
 def all_blocks() -> list[Block]:
     """Return the code blocks of all pages."""
     return [block for path in PAGES for block in blocks_of(path)]
+
+
+def write_files(blocks: t.Iterable[Block], folder: pathlib.Path) -> None:
+    """Write the blocks that a reader is to keep as files."""
+    for block in blocks:
+        if block.file:
+            path = folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
 
 
 class _Spec(Exception):
