@@ -110,6 +110,10 @@ class LabHosts:
         """Every host that is up, by name."""
         return sorted(self._vars)
 
+    def variables(self, host: str) -> dict[str, t.Any]:
+        """Return what the inventory says of a host: how it is reached."""
+        return dict(self._vars[host])
+
     def run(self, host: str, *argv: str, timeout: float = 60, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command on a host over plain ssh with the inventory's own arguments."""
         variables = self._vars[host]

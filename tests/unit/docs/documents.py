@@ -155,6 +155,16 @@ def write_files(blocks: t.Iterable[Block], folder: pathlib.Path) -> None:
             path.write_text(block.text, encoding="utf-8")
 
 
+def shown_in(shown: str, output: str) -> bool:
+    """Whether the lines that a page shows are in an output, in this order; ``...`` is anything, N a number."""
+    parts = [
+        re.sub(r"\bN\b", r"\\d+", re.escape(line.strip())).replace(r"\.\.\.", ".*")
+        for line in shown.splitlines()
+        if line.strip(" .")
+    ]
+    return re.search(r"[\s\S]*?".join(parts), output) is not None
+
+
 class _Spec(Exception):
     pass
 

@@ -30,6 +30,7 @@ from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
     fleet_playbook,
     module_errors,
     role_options,
+    shown_in,
     tasks_of,
     variable_errors,
     write_files,
@@ -223,16 +224,6 @@ def test_what_a_role_s_readme_lists_is_what_it_takes():
         rows = re.findall(r"^\| (`.+?`) \|", text.partition("\n## Variables")[2].partition("\n## ")[0], re.MULTILINE)
         listed = set(re.findall(rf"`({role}_\w+)`", " ".join(rows)))
         assert listed <= set(role_options(role)), role
-
-
-def shown_in(shown: str, output: str) -> bool:
-    """Whether the lines that a page shows are in an output, in this order; ``...`` is anything, N a number."""
-    parts = [
-        re.sub(r"\bN\b", r"\\d+", re.escape(line.strip())).replace(r"\.\.\.", ".*")
-        for line in shown.splitlines()
-        if line.strip(" .")
-    ]
-    return re.search(r"[\s\S]*?".join(parts), output) is not None
 
 
 @pytest.mark.parametrize("page", HERE)

@@ -1,0 +1,112 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The documentation's examples, page by page and in their order, on hosts that have the names that the page gives them.
+
+What an example changes, the page puts back itself further down: so all of them are run, whatever fails before.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import typing as t
+
+import pytest
+import yaml
+from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
+    TREE,
+    Block,
+    all_blocks,
+    blocks_of,
+    shown_in,
+    write_files,
+)
+
+RST = "docs/docsite/rst/"
+FIRST = f"{RST}guide_first_trace.rst"
+TRACED = {"trace_hosts": {"web1": "trace1", "web2": "trace2"}, "builders": {"builder1": "builder"}}
+# A page that is not named here has hosts to trace and a builder.
+FLEETS = {
+    FIRST: {"trace_hosts": {"web1": "trace1"}, "builders": {"builder1": "builder"}},
+    f"{RST}guide_module_parameters.rst": {"fleet": {"web1": "trace1", "web2": "trace2"}, "latency": {"web2": "trace2"}},
+    f"{RST}guide_console_logs.rst": {"virt_hosts": {"hv1": "trace1"}},
+    f"{RST}guide_debugging_libvirt.rst": {"virt_hosts": {"hv1": "trace1"}},
+}
+PAGES = sorted({block.page for block in all_blocks() if block.run == "lab"})
+DISK = "/var/lib/libvirt/images/web1.img"
+
+
+@pytest.fixture(scope="module")
+def web1(lab) -> t.Iterator[None]:
+    """A domain that some pages speak of, which says on its console what a guest says that has started."""
+    done = lab.run("trace1", "sh", "-c", f"echo {boot_sector('web1 login:')} | base64 -d > {DISK}")
+    assert done.returncode == 0, done.stderr
+    there = {"name": "web1", "xml": lab.small_domain("web1"), "state": "running"}
+    gone = {"name": "web1", "state": "absent", "remove_disks": ["hda"], "on_timeout": "destroy", "wait_seconds": 1}
+    try:
+        started = lab.ansible("trace1", "tapvirt.host.libvirt_domain", there)["trace1"]
+        assert not started["failed"], started
+        yield
+    finally:
+        removed = lab.ansible("trace1", "tapvirt.host.libvirt_domain", gone)["trace1"]
+        assert not removed["failed"], removed
+
+
+def inventory(lab, page: str) -> str:
+    """Return the lab's hosts under the names and in the groups of a page."""
+    fleet = FLEETS.get(page, TRACED)
+    return yaml.safe_dump(
+        {
+            group: {"hosts": {name: lab.variables(host) for name, host in hosts.items()}}
+            for group, hosts in fleet.items()
+        }
+    )
+
+
+def commands_of(block: Block, blocks: t.Sequence[Block], page: str) -> list[tuple[list[str], str]]:
+    """Return what a reader would type for an example, each with the output that the page shows."""
+    if block.kind == "console":
+        return block.commands
+    if block.file and any(
+        block.file in words for other in blocks if other.kind == "console" for words, _ in other.commands
+    ):
+        return []
+    return [(["ansible-playbook", "-i", "inventory.yml", f"line-{block.line}.yml"], "")]
+
+
+@pytest.mark.parametrize(
+    "page", [page if page == FIRST else pytest.param(page, marks=pytest.mark.soak) for page in PAGES]
+)
+@pytest.mark.usefixtures("web1")
+def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path):
+    blocks = blocks_of(TREE / page)
+    write_files(blocks, tmp_path)
+    (tmp_path / "inventory.yml").write_text(inventory(lab, page), encoding="utf-8")
+    env = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
+    wrong = []
+    for block in (block for block in blocks if block.run == "lab"):
+        if block.kind != "console":
+            plays = (
+                block.playbook
+                if block.kind == "plays"
+                else [{**block.playbook[0], "hosts": next(iter(FLEETS.get(page, TRACED)))}]
+            )
+            (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays), encoding="utf-8")
+        for words, shown in commands_of(block, blocks, page):
+            done = subprocess.run(
+                words,
+                cwd=tmp_path,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
+            )
+            if done.returncode or not shown_in(shown, done.stdout):
+                said = done.stdout[-3000:] + done.stderr[-1000:]
+                wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{said}")
+    assert not wrong, "\n\n".join(wrong)
