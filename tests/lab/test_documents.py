@@ -55,57 +55,53 @@ def web1(lab) -> t.Iterator[None]:
         assert not removed["failed"], removed
 
 
+def fleet_of(page: str) -> dict[str, dict[str, str]]:
+    """Return a page's groups: the names that it gives to hosts, and the lab's hosts that stand for them."""
+    return FLEETS.get(page, TRACED)
+
+
 def inventory(lab, page: str) -> str:
     """Return the lab's hosts under the names and in the groups of a page."""
-    fleet = FLEETS.get(page, TRACED)
+    groups = fleet_of(page).items()
     return yaml.safe_dump(
-        {
-            group: {"hosts": {name: lab.variables(host) for name, host in hosts.items()}}
-            for group, hosts in fleet.items()
-        }
+        {group: {"hosts": {name: lab.variables(host) for name, host in hosts.items()}} for group, hosts in groups}
     )
 
 
-def commands_of(block: Block, blocks: t.Sequence[Block], page: str) -> list[tuple[list[str], str]]:
+def commands_of(block: Block, blocks: t.Sequence[Block]) -> list[tuple[list[str], str]]:
     """Return what a reader would type for an example, each with the output that the page shows."""
     if block.kind == "console":
         return block.commands
-    if block.file and any(
-        block.file in words for other in blocks if other.kind == "console" for words, _ in other.commands
-    ):
+    typed = [words for other in blocks if other.kind == "console" for words, _shown in other.commands]
+    if any(block.file in words for words in typed):
         return []
     return [(["ansible-playbook", "-i", "inventory.yml", f"line-{block.line}.yml"], "")]
+
+
+def plays_of(block: Block) -> list[dict[str, t.Any]]:
+    """Return what a block shows as plays; tasks alone are for the first group of the page."""
+    group = next(iter(fleet_of(block.page)))
+    return [{**play, "hosts": group} for play in block.playbook] if block.kind == "tasks" else block.playbook
 
 
 @pytest.mark.parametrize(
     "page", [page if page == FIRST else pytest.param(page, marks=pytest.mark.soak) for page in PAGES]
 )
-@pytest.mark.usefixtures("web1")
-def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path):
+def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path, request):
+    if "virt_hosts" in fleet_of(page):
+        request.getfixturevalue("web1")
     blocks = blocks_of(TREE / page)
     write_files(blocks, tmp_path)
     (tmp_path / "inventory.yml").write_text(inventory(lab, page), encoding="utf-8")
-    env = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
+    # As a shell has it in this folder.
+    env = os.environ | {"PWD": str(tmp_path), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
+    quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     wrong = []
     for block in (block for block in blocks if block.run == "lab"):
         if block.kind != "console":
-            plays = (
-                block.playbook
-                if block.kind == "plays"
-                else [{**block.playbook[0], "hosts": next(iter(FLEETS.get(page, TRACED)))}]
-            )
-            (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays), encoding="utf-8")
-        for words, shown in commands_of(block, blocks, page):
-            done = subprocess.run(
-                words,
-                cwd=tmp_path,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=600,
-                check=False,
-            )
+            (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays_of(block)), encoding="utf-8")
+        for words, shown in commands_of(block, blocks):
+            done = subprocess.run(words, cwd=tmp_path, env=env, timeout=600, check=False, **quiet)
             if done.returncode or not shown_in(shown, done.stdout):
                 said = done.stdout[-3000:] + done.stderr[-1000:]
                 wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{said}")

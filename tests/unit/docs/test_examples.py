@@ -50,6 +50,8 @@ HERE = sorted({block.page for block in RUNNABLE if block.run == "here"})
 def ansible(*argv: str | pathlib.Path, cwd: pathlib.Path | None = None, collections: pathlib.Path | None = None) -> str:
     """Run one of Ansible's commands and return what it printed; it has to succeed."""
     env = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_INVENTORY": str(THIS_MACHINE), "COLUMNS": "200"}
+    if cwd:
+        env["PWD"] = str(cwd)  # as a shell has it there
     if collections:
         env |= {"ANSIBLE_COLLECTIONS_PATH": str(collections), "PYTHONPATH": str(collections)}
     done = subprocess.run(
