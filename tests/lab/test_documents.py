@@ -71,7 +71,7 @@ def inventory(lab, page: str) -> str:
 def commands_of(block: Block, blocks: t.Sequence[Block]) -> list[tuple[list[str], str]]:
     """Return what a reader would type for an example, each with the output that the page shows."""
     if block.kind == "console":
-        return block.commands
+        return [(words[2 if words[:2] == ["./dev", "exec"] else 0 :], shown) for words, shown in block.commands]
     typed = [words for other in blocks if other.kind == "console" for words, _shown in other.commands]
     if any(block.file in words for words in typed):
         return []
@@ -93,8 +93,9 @@ def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path, request):
     blocks = blocks_of(TREE / page)
     write_files(blocks, tmp_path)
     (tmp_path / "inventory.yml").write_text(inventory(lab, page), encoding="utf-8")
-    # As a shell has it in this folder.
-    env = os.environ | {"PWD": str(tmp_path), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
+    # As a shell has it in this folder, and as ./dev exec names the lab's hosts.
+    env = os.environ | {"PWD": str(tmp_path), "ANSIBLE_INVENTORY": str(tmp_path / "inventory.yml")}
+    env |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
     quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     wrong = []
     for block in (block for block in blocks if block.run == "lab"):

@@ -1,10 +1,11 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host says never chooses a path of the controller."""
+"""Paths of the controller: hosts do not choose them, and relative ones are where the command was started."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 
@@ -20,7 +21,7 @@ def variable(playbook: str, name: str) -> str:
     return next(play["vars"][name] for play in plays if name in play.get("vars", {}))
 
 
-def test_a_host_that_lies_leaves_no_file_elsewhere(tmp_path):
+def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_asked_for(tmp_path):
     row = {"state": "running", "console": {"type": "pty"}}
     names = [OUTSIDE, "/etc/outside", "web1"]
     play = {
@@ -30,15 +31,19 @@ def test_a_host_that_lies_leaves_no_file_elsewhere(tmp_path):
             "console_logs_domains": {"domains": [{**row, "name": name} for name in names]},
             "console_logs_found": variable("console_logs", "console_logs_found"),
             "gather_build_id": variable("gather", "gather_build_id"),
+            "trace_report": "report/index.html",
+            **{name: variable("trace", name) for name in ("trace_report_wanted", "trace_report_path")},
         },
         "tasks": [
             {"ansible.builtin.set_fact": {"tapvirt_kernel": {"build_id": "{{ said }}"}, "cacheable": True}},
-            {"ansible.builtin.assert": {"that": ["console_logs_found == ['web1']", "gather_build_id == wanted"]}},
+            {"ansible.builtin.assert": {"that": "console_logs_found == ['web1'] and gather_build_id == wanted"}},
+            {"ansible.builtin.assert": {"that": f"trace_report_path == '{tmp_path}/report/index.html'"}},
         ],
     }
     path = tmp_path / "play.yml"
     path.write_text(yaml.safe_dump([play]), encoding="utf-8")
     for said, wanted in ((OUTSIDE, ""), ("0123abcd", "0123abcd")):
         argv = ["ansible-playbook", str(path), "-e", f"said={said}", "-e", f"wanted={wanted}"]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        env = os.environ | {"PWD": str(tmp_path)}
+        done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
