@@ -74,10 +74,12 @@ def docs(session: nox.Session) -> None:
     rst = source / "rst"
     source.mkdir(parents=True, exist_ok=True)
     init = ["sphinx-init", "--use-current", "--lenient", "--dest-dir", str(source)]
+    init += ["--project", "tapvirt.host", "--title", "tapvirt.host", "--copyright", "The tapvirt.host authors"]
     session.run("antsibull-docs", *init, "tapvirt.host", env=env)
     build = ["--config-file", str(source / "antsibull-docs.cfg"), "collection", "--use-current", "--dest-dir", str(rst)]
     session.run("antsibull-docs", *build, "tapvirt.host", env=env)
-    quiet = ["-q", "-D", "intersphinx_mapping="]  # no other site is looked at
+    # No other site is looked at, and the changelog has no title before the first release.
+    quiet = ["-q", "-D", "extensions=sphinx.ext.autodoc,sphinx_antsibull_ext", "-D", "suppress_warnings=toc.no_title"]
     session.run("sphinx-build", *quiet, "-b", "html", "-c", str(source), str(rst), str(site / "html"))
 
 
