@@ -172,6 +172,8 @@ def test_an_overloaded_canary_stops_the_campaign(campaign):
     told = summary(result)
     assert told["braked"] and told["left_out"] == {"trace1": "the campaign had stopped before"}
     assert result.recap["trace2"]["failed"] == 1 and result.recap["trace1"]["failed"] == 0
+    counted = result.of("trace2", "Count a host as failed whose run was not as it should be")["msg"]
+    assert counted.startswith("overloaded: it ended as overloaded: "), counted
 
 
 def test_a_canary_that_no_longer_answers_stops_the_campaign(campaign):
