@@ -27,13 +27,13 @@ from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
 
 RST = "docs/docsite/rst/"
 # Takes some seconds; the others take minutes.
-QUICK = f"{RST}guide_debugging_libvirt.rst"
+QUICK = f"{RST}migration.rst"
 TRACED = {"trace_hosts": {"web1": "trace1", "web2": "trace2"}, "builders": {"builder1": "builder"}}
 # A page that is not named here has hosts to trace and a builder.
 FLEETS = {
     f"{RST}guide_module_parameters.rst": {"fleet": {"web1": "trace1", "web2": "trace2"}, "latency": {"web2": "trace2"}},
     f"{RST}guide_console_logs.rst": {"virt_hosts": {"hv1": "trace1"}},
-    QUICK: {"virt_hosts": {"hv1": "trace1"}},
+    f"{RST}guide_debugging_libvirt.rst": {"virt_hosts": {"hv1": "trace1"}},
 }
 PAGES = sorted({block.page for block in all_blocks() if block.run == "lab"})
 DISK = "/var/lib/libvirt/images/web1.img"
