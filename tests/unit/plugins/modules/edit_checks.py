@@ -256,7 +256,8 @@ def _wrong_running(edit: Edit, waiting: list[str], running: Xml) -> t.Iterator[s
     """What was edited is there, or it waits: one of both, and which one is known."""
     for place, value in {**dict(edit.shows), **dict(edit.lives)}.items():
         found = running.leaves.get(place)
-        waits = any(_covers(what, place) for what in waiting)
+        # What waits may be a whole device, or one text beside which an attribute has come: <vcpu current="2">.
+        waits = any(what == place or (what not in running.leaves and _covers(what, place)) for what in waiting)
         if (found == value) is waits:
             yield f"running {place} is {found}, stored {value}, pending {waiting}"
     for place, value in edit.lives:
