@@ -48,11 +48,12 @@ def state(embed: Embed, name: str) -> str:
 
 
 def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: Embed) -> None:
-    # Said once, right after the start: who comes late hears nothing.
-    embed.image.write_bytes(disk(b"only once\r\n", b""))
+    # Said once, right after the start: who comes late hears nothing. The full stop ends it: a carriage return alone
+    # would already be a line's end.
+    embed.image.write_bytes(disk(b"only once\r\n.", b""))
     embed.converge({"name": "talker", "xml": logged(embed, "talker")})
     log, dest = embed.root / "talker.log", embed.root / "talker.raw"
-    args: dict[str, t.Any] = {"name": "talker", "start": True, "until": "^only once\n", "dest": str(dest)}
+    args: dict[str, t.Any] = {"name": "talker", "start": True, "until": r"^only once\n\.", "dest": str(dest)}
     planned = embed.module("libvirt_console", check=True, timeout=60, **args)
     assert (planned["changed"], planned["stopped_by"], planned["bytes"], planned["path"]) == (True, None, 0, None)
     assert state(embed, "talker") == "shutoff"
@@ -61,7 +62,7 @@ def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: 
     done = embed.module("libvirt_console", timeout=60, **args)
     assert done["plan"] == planned["plan"]
     assert (done["changed"], done["matched"], done["stopped_by"]) == (True, True, "pattern"), done
-    assert done["text"].endswith("only once\n")
+    assert done["text"].endswith("only once\n.")
     raw = dest.read_bytes()
     assert raw == log.read_bytes()
     assert (done["bytes"], done["sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
