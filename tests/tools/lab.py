@@ -45,3 +45,17 @@ def lab_up(steps: Steps, names: list[str] | None) -> Path:
     except LabError as error:
         raise DevError(f"The lab did not come up: {error}") from None
     return t.cast(Path, lab.inventory())
+
+
+def lab_ssh(words: list[str]) -> list[str]:
+    """Return the command of a shell, or of some words, on a host of the lab.
+
+    :raises DevError: there is no such host, or it does not run.
+    """
+    lab = the_lab(print)
+    from engine.lab import LabError
+
+    try:
+        return [str(word) for word in lab.ssh_argv(*words)]
+    except LabError as error:
+        raise DevError(str(error)) from None

@@ -178,6 +178,7 @@ def module_validator(name: str) -> ArgumentSpecValidator:
 
     module = importlib.import_module(f"ansible_collections.tapvirt.host.plugins.modules.{name}")
     with unittest.mock.patch.object(AnsibleModule, "__init__", tell):
+        options: dict[str, t.Any] = {}
         try:
             module.main()
         except _Spec as told:

@@ -105,9 +105,9 @@ def before_people(argv: list[str], env: dict[str, str]) -> tuple[str, list[str],
     stream = pyte.ByteStream(screen)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        ready, _, _ = select.select([terminal], [], [], 1)
+        ready = select.select([terminal], [], [], 1)
         try:
-            data = os.read(terminal, 65536) if ready else None
+            data = os.read(terminal, 65536) if ready[0] else None
         except OSError:  # the other end is closed
             break
         if data:
