@@ -8,10 +8,10 @@ Private to the collection.
 
 from __future__ import annotations
 
-import json
 import typing as t
 
 from ..module_utils._kernel.modinfo import canonical
+from ._text import shown
 
 _ENTRIES = "entries such as {module: kvm, name: halt_poll_ns, value: 200000}"
 
@@ -74,14 +74,10 @@ def _difference(row: t.Mapping[str, t.Any]) -> str:
     if row["wanted"] is None:
         # Put back: what it was before it was first set is what it is afterwards.
         if row["before"] == row["after"]:
-            return f"is {_shown(row['before'])} and still kept in modprobe.d"
-        return f"is {_shown(row['before'])}, and was {_shown(row['after'])} before it was first set"
+            return f"is {shown(row['before'])} and still kept in modprobe.d"
+        return f"is {shown(row['before'])}, and was {shown(row['after'])} before it was first set"
     if row["before"] == row["wanted"]:
-        return f"is {_shown(row['before'])}, and nothing keeps it"
+        return f"is {shown(row['before'])}, and nothing keeps it"
     if row["before"] is None:
-        return f"shall be {_shown(row['wanted'])}"
-    return f"is {_shown(row['before'])}, wanted {_shown(row['wanted'])}"
-
-
-def _shown(value: t.Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value)
+        return f"shall be {shown(row['wanted'])}"
+    return f"is {shown(row['before'])}, wanted {shown(row['wanted'])}"

@@ -14,7 +14,17 @@ from collections import Counter
 from pathlib import Path
 
 from .lab import lab_up
-from .prepare import OLDEST_TARGET, Place, find_python, git_in, make_venv, prepare
+from .prepare import (
+    BROWSER_PACKAGES,
+    OLDEST_TARGET,
+    Place,
+    available,
+    ensure_packages,
+    find_python,
+    git_in,
+    make_venv,
+    prepare,
+)
 from .steps import CACHE, LOGS, ROOT, DevError, Steps, lock, run
 
 LINT_SESSIONS = {
@@ -176,6 +186,8 @@ class Gates:
             env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"} | self.soak
             return self._pytest("unit-oldest", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env)
 
+        if browser := available(BROWSER_PACKAGES):
+            ensure_packages(self.steps, browser)
         main = ["pytest", "-n", "2", "--dist", "loadfile", "tests/unit"]
         env = self.place.env | self.soak
         self.gate(f"unit: pytest under Python {self.place.python}", lambda: self._pytest("unit", main, env))

@@ -29,6 +29,8 @@ VIRT_PACKAGES = [
     "swtpm",
     "swtpm-tools",
 ]
+# Opens pages in tests. Not every release of Debian and Ubuntu has it.
+BROWSER_PACKAGES = ["chromium-headless-shell"]
 NAMESPACE_PATH = Path("ansible_collections/tapvirt/host")
 # Of the controller, best first: tests/requirements.txt says which ansible-core goes with which.
 PYTHONS = ["3.14", "3.13", "3.12", "3.11"]
@@ -83,6 +85,11 @@ def ensure_packages(steps: Steps, packages: list[str]) -> None:
         return
     with steps.step(f"install {len(absent)} system packages: {' '.join(absent)}", planned=False):
         apt_install(steps, absent)
+
+
+def available(packages: t.Iterable[str]) -> list[str]:
+    """Return those packages that this system could install."""
+    return [name for name in packages if succeeds("apt-cache", "show", name)]
 
 
 def real_path() -> list[str]:

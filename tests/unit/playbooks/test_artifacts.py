@@ -17,7 +17,7 @@ import jinja2
 import pytest
 import yaml
 from ansible.plugins.filter import core, mathstuff
-from ansible_collections.tapvirt.host.plugins.filter import fleet
+from ansible_collections.tapvirt.host.plugins.filter import fleet, report
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PLAYBOOKS = ROOT / "playbooks"
@@ -43,6 +43,9 @@ CASES: dict[str, dict[str, t.Any]] = {
     "domains_drift": of_all({"domains_before": DOMAINS, "domains_result": DOMAINS}),
     "gather_summary": {},
     "console_logs_summary": of_all({"console_logs_read": {"results": CONSOLES}}),
+    "report_summary": of_all(
+        {"fleet_report_facts": {"failed": True, "msg": WORDS}, "trace_result": {"accepted": False}}
+    ),
     "params_report": of_all({"fact_of_it": DIFFERS}),
     "domains_report": of_all({"fact_of_it": DOMAINS}),
     "gather_report": {},
@@ -72,6 +75,7 @@ def rendered() -> dict[str, str]:
     for name in ("map", "reject", "rejectattr", "select", "selectattr"):
         environment.filters[name] = listed(environment.filters[name])
     environment.filters["tapvirt.host.group_hosts_by"] = fleet.group_hosts_by
+    environment.filters["tapvirt.host.fleet_report"] = report.fleet_report
     gathered = {
         host: {
             "release": f"6.12.{number}",
@@ -126,6 +130,14 @@ def test_consoles_are_counted_and_trouble_is_named(rendered: dict[str, str]) -> 
     assert (told["hosts"], told["read"], told["bytes"], told["matched"]) == (1000, 1000, 100_000, 1000)
     assert told["failed_count"] == 1000 and len(told["failed"]) == 100
     assert told["failed"][HOSTS[0]].startswith("something is not as it should be")
+
+
+def test_findings_are_counted_and_the_first_are_kept(rendered: dict[str, str]) -> None:
+    told = artifact(rendered, "report_summary")
+    assert told["numbers"] == ["1000 hosts", "1000 with trouble"]
+    (finding,) = told["findings"]
+    assert (finding["level"], finding["hosts_count"], told["findings_count"]) == ("bad", 1000, 1)
+    assert len(finding["text"]) == 300
 
 
 @pytest.mark.parametrize(

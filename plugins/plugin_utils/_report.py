@@ -1,0 +1,456 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a report about a fleet says, as data that a template only has to lay out. Private to the collection.
+
+Everything is optional: a section without data is empty. Sizes are bounded, so that the page of a thousand hosts stays
+quick: what is left out is counted. A ``level`` is ``ok``, ``warn``, ``bad`` or ``none`` (nothing to judge).
+"""
+
+from __future__ import annotations
+
+import collections
+import typing as t
+
+from . import _report_traces
+from ._fleet import groups_of, symbol_diff
+from ._text import listed, shown
+
+Row = t.Mapping[str, t.Any]
+Rows = list[dict[str, t.Any]]
+
+RESULTS = {
+    "fleet_report_facts": "kernel facts",
+    "fleet_report_readiness": "tracing readiness",
+    "fleet_report_parameters": "module parameters",
+    "fleet_report_symbols": "symbols",
+    "fleet_report_domains": "domains",
+    "fleet_report_console": "console",
+}
+"""The variables of a host that hold results of modules, and what each is about."""
+VARIABLES = ("ansible_facts", *RESULTS, "trace_runs", "trace_result")
+"""All variables of a host that a report reads."""
+
+_MOST_DOMAINS = 2000
+_MOST_COLUMNS = 40
+_MOST_VALUES = 6
+_MOST_PENDING = 3
+_MOST_CONSOLES = 50
+_MOST_SYMBOLS = 500
+_CONSOLE_CHARACTERS = 2000
+_REASON_CHARACTERS = 400
+_RANK = {"bad": 0, "warn": 1, "ok": 2, "none": 3}
+
+
+def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> dict[str, t.Any]:
+    """Return the sections of a report: ``tiles``, ``findings``, ``hosts`` and what each of them is about.
+
+    :param hosts: host -> those of :data:`VARIABLES` that it has.
+    :param lost: hosts that failed or did not answer, whose results may not tell why.
+    """
+    kernels = _kernels(hosts)
+    readiness = _readiness(hosts)
+    params = _params(hosts)
+    symbols = _symbols(hosts)
+    domains = _domains(hosts)
+    traces = _report_traces.traces({host: list(known.get("trace_runs") or ()) for host, known in hosts.items()})
+    trouble = _trouble(hosts, lost)
+    return {
+        "tiles": _tiles(hosts, kernels, readiness, params, domains, traces, trouble),
+        "findings": sorted(
+            [
+                *_trouble_findings(trouble),
+                *traces["findings"],
+                *_fingerprint_findings(hosts),
+                *_domain_findings(domains["every"]),
+                *_param_findings(params),
+                *_readiness_findings(readiness),
+                *_symbol_findings(symbols),
+            ],
+            key=lambda row: _RANK[row["level"]],
+        ),
+        "hosts": _overview(hosts, params, domains["every"], traces, trouble),
+        "kernels": kernels,
+        "readiness": readiness,
+        "params": params,
+        "symbols": symbols,
+        "domains": {key: value for key, value in domains.items() if key != "every"},
+        "traces": {key: value for key, value in traces.items() if key not in ("findings", "levels")},
+        "consoles": _consoles(hosts),
+    }
+
+
+def _finding(level: str, section: str, text: str, hosts: t.Iterable[str]) -> dict[str, t.Any]:
+    return {"level": level, "section": section, "text": text, "hosts": sorted(set(hosts))}
+
+
+def _of(known: Row, name: str) -> Row:
+    """Return a result that a host has; empty where it has none."""
+    value = known.get(name)
+    return value if isinstance(value, t.Mapping) else {}
+
+
+def _kernel(known: Row) -> Row:
+    return _of(_of(known, "ansible_facts"), "tapvirt_kernel")
+
+
+def _plural(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+# Trouble: what failed, and why.
+
+
+def _trouble(hosts: t.Mapping[str, Row], lost: t.Collection[str]) -> dict[str, str]:
+    """Return host -> why it failed, in words, for those that did."""
+    why: dict[str, str] = {}
+    for host, known in hosts.items():
+        for name, what in RESULTS.items():
+            result = _of(known, name)
+            text = str(result.get("msg") or "it does not say why").strip()[:_REASON_CHARACTERS]
+            if result.get("unreachable"):
+                why.setdefault(host, f"did not answer: {text}")
+            elif result.get("failed") and not result.get("domains"):  # a failed domain is told by its own row
+                why.setdefault(host, f"{what}: {text}")
+        verdict = _of(known, "trace_result")
+        if verdict and not verdict.get("accepted", True):
+            brake = "; ".join(map(str, verdict.get("brake") or ()))
+            told = brake or f"{verdict.get('outcome')}: {verdict.get('reason')}"
+            why.setdefault(host, f"trace: {told}"[:_REASON_CHARACTERS])
+        if host in lost:
+            why.setdefault(host, "failed or did not answer in this run")
+    return why
+
+
+def _trouble_findings(trouble: t.Mapping[str, str]) -> Rows:
+    by_reason: dict[str, list[str]] = {}
+    for host, reason in trouble.items():
+        by_reason.setdefault(reason, []).append(host)
+    return [
+        _finding("bad", "hosts", f"{listed(names)}: {reason}", names)
+        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+# Kernels.
+
+
+def _kernels(hosts: t.Mapping[str, Row]) -> Rows:
+    """Return ``release``, ``build_id``, ``arch`` and ``hosts`` of each kernel, the one of most hosts first."""
+    values = {
+        host: {key: kernel.get(key) for key in ("release", "build_id", "arch")}
+        for host, known in hosts.items()
+        if (kernel := _kernel(known))
+    }
+    return [{**group["value"], "hosts": group["hosts"]} for group in groups_of(values)]
+
+
+def _fingerprint_findings(hosts: t.Mapping[str, Row]) -> Rows:
+    """Tell hosts of one build-id whose symbol tables differ: they are one kernel only by name."""
+    tables: dict[str, dict[str, t.Any]] = {}
+    for host, known in hosts.items():
+        kernel = _kernel(known)
+        fingerprint = _of(kernel, "symbols").get("core_fingerprint")
+        if fingerprint and kernel.get("build_id"):
+            tables.setdefault(str(kernel["build_id"]), {})[host] = fingerprint
+    found = []
+    for build_id, fingerprints in tables.items():
+        for group in groups_of(fingerprints)[1:]:
+            text = f"{listed(group['hosts'])}: other core symbols than the other hosts of build-id {build_id[:12]}."
+            found.append(_finding("bad", "kernels", text, group["hosts"]))
+    return found
+
+
+# Readiness.
+
+
+def _readiness(hosts: t.Mapping[str, Row]) -> Rows:
+    """Return ``verdict``, ``reason``, ``remedy``, ``level`` and ``hosts`` of each judgement."""
+    values = {}
+    for host, known in hosts.items():
+        judged = _of(known, "fleet_report_readiness")
+        if judged.get("verdict"):
+            values[host] = {key: judged.get(key) for key in ("verdict", "reason", "remedy")}
+    rows = [
+        {**group["value"], "level": "ok" if group["value"]["verdict"] == "ready" else "warn", "hosts": group["hosts"]}
+        for group in groups_of(values)
+    ]
+    return sorted(rows, key=lambda row: row["level"] == "ok")
+
+
+def _readiness_findings(readiness: Rows) -> Rows:
+    found = []
+    for row in readiness:
+        if row["level"] != "ok":
+            reason = str(row["reason"])
+            told = reason if "cannot be traced" in reason else f"cannot be traced: {reason}"
+            found.append(_finding("warn", "readiness", f"{listed(row['hosts'])}: {told}", row["hosts"]))
+    return found
+
+
+# Module parameters.
+
+
+def _params(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
+    """Return the ``columns`` (parameters, with the hosts of each value), and a row of ``cells`` for each host."""
+    found: dict[str, dict[str, dict[str, t.Any]]] = {}
+    for host, known in hosts.items():
+        result = _of(known, "fleet_report_parameters")
+        for row in result.get("params") or ():
+            found.setdefault(f"{row['module']}.{row['name']}", {})[host] = _param(row, bool(result.get("planned")))
+    columns = []
+    for label, cells in list(found.items())[:_MOST_COLUMNS]:
+        counts = collections.Counter(cell["value"] for cell in cells.values())
+        (usual, _number), *_others = counts.most_common(1)
+        for cell in cells.values():
+            cell["unusual"] = cell["value"] != usual
+        values = [{"value": value, "count": number} for value, number in counts.most_common(_MOST_VALUES)]
+        columns.append(
+            {
+                "label": label,
+                "values": values,
+                "more_values": len(counts) - len(values),
+                "drifting": sum(cell["level"] != "ok" for cell in cells.values()),
+            }
+        )
+    rows: Rows = []
+    for host in hosts:
+        of_host = [found[column["label"]].get(host) for column in columns]
+        levels = [cell["level"] for cell in of_host if cell]
+        if levels:
+            rows.append({"host": host, "level": min(levels, key=_RANK.__getitem__), "cells": of_host})
+    rows.sort(key=lambda row: _RANK[row["level"]])
+    return {"columns": columns, "more_columns": len(found) - len(columns), "rows": rows}
+
+
+def _param(row: Row, planned: bool) -> dict[str, t.Any]:
+    """Return ``value``, ``note`` and ``level`` of a row of kernel_module_param, or of kernel_module_param_info.
+
+    :param planned: the module ran in check mode, so that what was before still is.
+    """
+    notes = [str(text) for text in row.get("pending") or ()]
+    if "value" in row:
+        value = shown(row["value"]) if row.get("value_status", "known") == "known" else f"({row['value_status']})"
+    else:
+        value = shown(row.get("before" if planned else "after"))
+        if row.get("changed") and row.get("before") != row.get("after"):
+            notes.insert(0, f"wanted {shown(row.get('after'))}" if planned else f"{shown(row.get('before'))} before")
+        elif row.get("changed") and planned:
+            notes.insert(0, "nothing keeps it")
+    if row.get("persisted_in"):
+        notes.append(f"kept in {row['persisted_in']}")
+    drifts = bool(row.get("pending") or row.get("changed"))
+    return {"value": value, "note": "; ".join(notes), "level": "warn" if drifts else "ok", "planned": planned}
+
+
+def _param_findings(params: t.Mapping[str, t.Any]) -> Rows:
+    hosts: dict[tuple[int, str], list[str]] = {}
+    for row in params["rows"]:
+        for number, cell in enumerate(row["cells"]):
+            if cell and cell["level"] != "ok":
+                what = "is not as wanted" if cell["planned"] else "was changed or waits"
+                hosts.setdefault((number, what), []).append(row["host"])
+    return [
+        _finding(
+            "warn",
+            "parameters",
+            f"{params['columns'][number]['label']} {what} on {_plural(len(names), 'host', 'hosts')}: {listed(names)}.",
+            names,
+        )
+        for (number, what), names in sorted(hosts.items())
+    ]
+
+
+# Symbols.
+
+
+def _symbols(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
+    """Return how many names were ``asked`` for, and the ``rows`` of those that are not the same on all hosts."""
+    tables = {
+        host: result["symbols"]
+        for host, known in hosts.items()
+        if (result := _of(known, "fleet_report_symbols")).get("symbols")
+    }
+    asked = {row["name"] for rows in tables.values() for row in rows}
+    rows = [
+        {
+            "name": row["name"],
+            "differs": row["differs"],
+            "groups": [{"value": _symbol(group), "hosts": group["hosts"]} for group in row["groups"]],
+        }
+        for row in symbol_diff(tables)
+    ]
+    return {"asked": len(asked), "rows": rows[:_MOST_SYMBOLS], "more": len(rows[_MOST_SYMBOLS:])}
+
+
+def _symbol(group: Row) -> str:
+    if not group["present"]:
+        return "not asked"
+    value = group["value"]
+    facts = [str(value["status"])]
+    if value.get("probeable") is not None:
+        facts.append("can be probed" if value["probeable"] else "cannot be probed")
+    if value.get("count", 1) > 1:
+        facts.append(f"{value['count']} of this name")
+    return ", ".join(facts)
+
+
+def _symbol_findings(symbols: t.Mapping[str, t.Any]) -> Rows:
+    names = [row["name"] for row in symbols["rows"]]
+    if not names:
+        return []
+    hosts = [host for row in symbols["rows"] for group in row["groups"][1:] for host in group["hosts"]]
+    return [_finding("warn", "symbols", f"Not the same on all hosts: {listed(names)}.", hosts)]
+
+
+# Domains.
+
+
+def _domains(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
+    """Return how many domains are in each of the ``states``, the ``rows`` (worst first), and ``more``, not shown."""
+    every = [
+        _domain(host, row)
+        for host, known in hosts.items()
+        for row in _of(known, "fleet_report_domains").get("domains") or ()
+    ]
+    states = collections.Counter(row["state"] for row in every)
+    rows = sorted(every, key=lambda row: _RANK[row["level"]])
+    return {
+        "every": every,
+        "count": len(every),
+        "states": [{"state": state, "count": number} for state, number in states.most_common()],
+        "rows": rows[:_MOST_DOMAINS],
+        "more": len(rows[_MOST_DOMAINS:]),
+    }
+
+
+def _domain(host: str, row: Row) -> dict[str, t.Any]:
+    pending = [_pending(entry) for entry in row.get("pending") or ()]
+    state = str(row.get("state"))
+    level = "none"
+    if row.get("error") or state == "crashed":
+        level = "bad"
+    elif pending:
+        level = "warn"
+    elif state == "running":
+        level = "ok"
+    done = "" if "changed" not in row else "changed" if row["changed"] else "unchanged"
+    more = [f"and {len(pending) - _MOST_PENDING} more"] if len(pending) > _MOST_PENDING else []
+    return {
+        "host": host,
+        "name": str(row.get("name")),
+        "state": state,
+        "done": done,
+        "pending": [*pending[:_MOST_PENDING], *more],
+        "error": str(row["error"])[:_REASON_CHARACTERS] if row.get("error") else "",
+        "level": level,
+    }
+
+
+def _pending(entry: t.Any) -> str:
+    if not isinstance(entry, t.Mapping):
+        return str(entry)
+    running, stored = shown(entry.get("running")), shown(entry.get("stored"))
+    return f"{entry.get('what')}: {running}, stored {stored} ({entry.get('reason')})"
+
+
+def _domain_findings(rows: Rows) -> Rows:
+    found = [
+        _finding(
+            "bad", "domains", f"{row['host']}, domain {row['name']}: {row['error'] or row['state']}", [row["host"]]
+        )
+        for row in rows
+        if row["level"] == "bad"
+    ]
+    waiting = [row for row in rows if row["level"] == "warn"]
+    if waiting:
+        names = [f"{row['name']} on {row['host']}" for row in waiting]
+        text = f"{_plural(len(waiting), 'domain runs', 'domains run')} otherwise than defined: {listed(names)}."
+        found.append(_finding("warn", "domains", text, [row["host"] for row in waiting]))
+    return found
+
+
+# The rest.
+
+
+def _consoles(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
+    """Return the last characters of ``text`` of each ``host`` that read a console."""
+    rows = [
+        {"host": host, "text": str(text)[-_CONSOLE_CHARACTERS:]}
+        for host, known in hosts.items()
+        if (text := _of(known, "fleet_report_console").get("text"))
+    ]
+    return {"rows": rows[:_MOST_CONSOLES], "more": len(rows[_MOST_CONSOLES:])}
+
+
+def _tiles(
+    hosts: t.Mapping[str, Row],
+    kernels: Rows,
+    readiness: Rows,
+    params: t.Mapping[str, t.Any],
+    domains: t.Mapping[str, t.Any],
+    traces: t.Mapping[str, t.Any],
+    trouble: t.Mapping[str, str],
+) -> Rows:
+    def tile(value: t.Any, label: str, good: bool = True) -> dict[str, t.Any]:
+        return {"value": str(value), "label": label, "level": "none" if good else "warn"}
+
+    tiles = [tile(len(hosts), "host" if len(hosts) == 1 else "hosts")]
+    if trouble:
+        tiles.append(tile(len(trouble), "with trouble", good=False))
+    if kernels:
+        tiles.append(tile(len(kernels), "kernel" if len(kernels) == 1 else "kernels"))
+    if readiness:
+        judged = sum(len(row["hosts"]) for row in readiness)
+        ready = sum(len(row["hosts"]) for row in readiness if row["level"] == "ok")
+        tiles.append(tile(f"{ready} of {judged}", "can be traced", ready == judged))
+    if traces["runs"]:
+        tiles.append(tile(len(traces["runs"]), "trace run" if len(traces["runs"]) == 1 else "trace runs"))
+    if params["rows"]:
+        drifting = sum(row["level"] != "ok" for row in params["rows"])
+        tiles.append(tile(drifting, "with parameters to look at", not drifting))
+    if domains["count"]:
+        waiting = sum(row["level"] in ("warn", "bad") for row in domains["every"])
+        tiles.append(tile(domains["count"], f"domains, {waiting} not as defined", not waiting))
+    return tiles
+
+
+def _overview(
+    hosts: t.Mapping[str, Row],
+    params: t.Mapping[str, t.Any],
+    domains: Rows,
+    traces: t.Mapping[str, t.Any],
+    trouble: t.Mapping[str, str],
+) -> dict[str, t.Any]:
+    """Return a row for each host: what it runs, and how it stands in each section."""
+    drift = {row["host"]: sum(bool(cell) and cell["level"] != "ok" for cell in row["cells"]) for row in params["rows"]}
+    of_host: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for domain in domains:
+        of_host[domain["host"]][domain["level"]] += 1
+    rows = []
+    for host, known in hosts.items():
+        verdict = _of(known, "fleet_report_readiness").get("verdict")
+        counts = of_host.get(host)
+        row = {
+            "host": host,
+            "kernel": _kernel(known).get("release"),
+            "tracing": {"text": verdict, "level": "ok" if verdict == "ready" else "warn"} if verdict else None,
+            "trace": traces["levels"].get(host),
+            "params": {"text": drift[host], "level": "warn" if drift[host] else "ok"} if host in drift else None,
+            "domains": _domain_counts(counts) if counts else None,
+            "trouble": trouble.get(host, ""),
+        }
+        levels = [cell["level"] for cell in row.values() if isinstance(cell, dict)]
+        row["level"] = "bad" if row["trouble"] else min(levels, key=_RANK.__getitem__, default="none")
+        rows.append(row)
+    rows.sort(key=lambda row: _RANK[row["level"]] if row["level"] in ("bad", "warn") else _RANK["ok"])
+    shown_columns = [
+        name for name in ("kernel", "tracing", "trace", "params", "domains", "trouble") if any(r[name] for r in rows)
+    ]
+    return {"columns": shown_columns, "rows": rows}
+
+
+def _domain_counts(counts: collections.Counter[str]) -> dict[str, t.Any]:
+    worst = min(counts, key=_RANK.__getitem__)
+    words = {"bad": "with an error", "warn": "not as defined", "ok": "running", "none": "not running"}
+    return {"text": ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key]), "level": worst}

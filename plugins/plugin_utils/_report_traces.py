@@ -1,0 +1,232 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The traces of a report: histograms, heat maps over hosts, counters, and how each run went. Private to the collection.
+
+A heat map has a strip for each host: the share of its values in each bucket, as one of five tones. Strips lie on one
+axis, so that a host whose values lie elsewhere is seen without reading a number.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import typing as t
+
+from ._records import counter_plots, histogram_plots
+from ._text import listed, measured, short
+
+Row = t.Mapping[str, t.Any]
+Rows = list[dict[str, t.Any]]
+
+TONES = "abcde"
+"""The tones of a heat map from few to most, as the style sheet calls them."""
+
+_MOST_STRIPS = 2000
+_MOST_PLOTS = 30
+_MOST_RUNS = 2000
+_MOST_KEYS = 50
+_OWN_PLOTS = 8
+_WIDE_TABLE = 12
+_REASON_CHARACTERS = 400
+_GOOD = ("ok", "zero_hits", "planned")
+
+
+def traces(runs: t.Mapping[str, t.Sequence[Row]]) -> dict[str, t.Any]:
+    """Return the traces of many hosts, ready to be laid out.
+
+    :param runs: host -> its runs, each ``{"title", "run"}``.
+    :returns: ``histograms``, ``counters``, ``runs`` (those that did not go well first), how many of each are not shown
+        (``more_...``), ``findings``, and ``levels``, host -> ``{text, level}`` of its runs.
+    """
+    recorded = {host: entries for host, entries in runs.items() if entries}
+    plots = histogram_plots(recorded)
+    counters = counter_plots(recorded)
+    strips = max(_MOST_STRIPS // min(len(plots), _MOST_PLOTS), 1) if plots else 0
+    every = [_run(host, entry) for host, entries in recorded.items() for entry in entries]
+    every.sort(key=lambda row: row["level"] == "ok")
+    return {
+        "histograms": [_histogram(plot, strips) for plot in plots[:_MOST_PLOTS]],
+        "more_histograms": len(plots[_MOST_PLOTS:]),
+        "counters": [_counter(plot) for plot in counters[:_MOST_PLOTS]],
+        "more_counters": len(counters[_MOST_PLOTS:]),
+        "runs": every[:_MOST_RUNS],
+        "more_runs": len(every[_MOST_RUNS:]),
+        "findings": [*_outliers(plots), *_bad_runs(every)],
+        "levels": _levels(every, plots),
+    }
+
+
+def _name(plot: Row) -> str:
+    return f"{plot['title']}, {plot['key']}" if plot["key"] and plot["key"] not in plot["title"] else plot["title"]
+
+
+def _histogram(plot: Row, strips: int) -> dict[str, t.Any]:
+    unit = plot["unit"]
+    hosts = sorted(plot["hosts"], key=lambda row: (not row["outlier"], -(row["p99"] or 0)))
+    axis = plot["merged"]["buckets"]
+    # Few hosts are all drawn by themselves; of many, those that stand out.
+    alone = hosts if len(hosts) <= _OWN_PLOTS else [row for row in hosts if row["outlier"]][:_OWN_PLOTS]
+    return {
+        "name": _name(plot),
+        "summary": f"{short(plot['merged']['count'])} values of {len(hosts)} hosts" + _spread(plot["merged"], unit),
+        "low": measured(axis[0][0], unit) if axis else "",
+        "high": measured(axis[-1][1], unit) if axis else "",
+        "bars": _bars(axis, unit, 760, 58),
+        "alone": [
+            {
+                "host": row["host"],
+                "outlier": row["outlier"],
+                "summary": f"{short(row['count'])} values" + _spread(row, unit),
+                "bars": _bars(row["buckets"], unit, 340, 60),
+            }
+            for row in alone
+        ],
+        "hosts": [
+            {
+                "host": row["host"],
+                "outlier": row["outlier"],
+                "count": row["count"],
+                "p50": row["p50"],
+                "p99": row["p99"],
+                "p50_text": _below(row["p50"], unit),
+                "p99_text": _below(row["p99"], unit),
+                "strip": _strip(row["buckets"]),
+            }
+            for row in hosts[:strips]
+        ],
+        "more_hosts": len(hosts[strips:]),
+    }
+
+
+def _below(bound: int | None, unit: str) -> str:
+    return "-" if bound is None else f"< {measured(bound, unit)}"
+
+
+def _spread(drawn: Row, unit: str) -> str:
+    if drawn["p50"] is None:
+        return ""
+    return f"; half of them below {measured(drawn['p50'], unit)}, 99 % below {measured(drawn['p99'], unit)}"
+
+
+def _bars(buckets: t.Sequence[t.Sequence[int]], unit: str, width: int, apart: int) -> dict[str, t.Any]:
+    """Return where the bars of a histogram of this width (and a height of 150) are, and the labels below it."""
+    highest = max((count for _low, _high, count in buckets), default=0)
+    step = width / max(len(buckets), 1)
+    every = max(math.ceil(apart / step), 1)
+    bars, labels = [], []
+    for number, (low, high, count) in enumerate(buckets):
+        if count:
+            tall = max(round(108 * count / highest, 1), 1)
+            bars.append(
+                {
+                    "x": round(number * step + 1, 1),
+                    "y": round(126 - tall, 1),
+                    "width": round(max(step - 2, 1), 1),
+                    "height": tall,
+                    "title": f"{measured(low, unit)} to {measured(high, unit)}: {count}",
+                }
+            )
+        if number % every == 0:
+            labels.append({"x": round(number * step + 1, 1), "text": measured(low, unit)})
+    return {"width": width, "bars": bars, "labels": labels, "highest": short(highest)}
+
+
+def _strip(buckets: t.Sequence[t.Sequence[int]]) -> str:
+    """Return the stops of a CSS gradient that shows the share of each bucket; neighbours of one tone are one stop."""
+    highest = max((count for _low, _high, count in buckets), default=0)
+    stops: list[tuple[str, float]] = []
+    for number, (_low, _high, count) in enumerate(buckets, 1):
+        # A root, since a latency's tail of a few values is what is looked for.
+        tone = TONES[math.ceil(math.sqrt(count / highest) * len(TONES)) - 1] if count else ""
+        end = round(100 * number / len(buckets), 1)
+        if stops and stops[-1][0] == tone:
+            stops[-1] = (tone, end)
+        else:
+            stops.append((tone, end))
+    return ",".join(f"{f'var(--{tone})' if tone else '#0000'} 0 {end:g}%" for tone, end in stops)
+
+
+def _counter(plot: Row) -> dict[str, t.Any]:
+    hosts, keys = plot["hosts"], plot["keys"]
+    highest = max((row["total"] for row in keys), default=0)
+    rows = []
+    for row in keys[:_MOST_KEYS]:
+        counts = [row["hosts"].get(host, 0) for host in hosts]
+        most = max(counts)
+        rows.append(
+            {
+                "key": row["key"],
+                "total": row["total"],
+                "share": round(100 * row["total"] / highest, 1) if highest else 0,
+                "counts": counts if len(hosts) <= _WIDE_TABLE else [],
+                "median": round(statistics.median(counts)),
+                "most": most,
+                "most_host": hosts[counts.index(most)],
+            }
+        )
+    return {
+        "name": plot["title"],
+        "hosts": hosts if len(hosts) <= _WIDE_TABLE else [],
+        "host_count": len(hosts),
+        "rows": rows,
+        "more_rows": len(keys[_MOST_KEYS:]),
+    }
+
+
+def _run(host: str, entry: Row) -> dict[str, t.Any]:
+    run = entry.get("run") or {}
+    outcome = str(run.get("outcome") or "no result")
+    probes = run.get("probes") or {}
+    good = outcome in _GOOD
+    return {
+        "host": host,
+        "title": str(entry.get("title", "")),
+        "outcome": outcome,
+        "level": ("ok" if outcome == "ok" else "none") if good else "bad",
+        "reason": "" if good else str(run.get("reason") or entry.get("msg") or "")[:_REASON_CHARACTERS],
+        "armed": probes.get("armed"),
+        "asked": probes.get("asked"),
+        "hits": run.get("hits"),
+        "skipped": run.get("skipped"),
+        "bytes": run.get("bytes"),
+        "kernel": run.get("kernel"),
+    }
+
+
+def _outliers(plots: t.Sequence[Row]) -> Rows:
+    found = []
+    for plot in plots:
+        usual = statistics.median(row["p99"] or 0 for row in plot["hosts"])
+        for row in plot["hosts"]:
+            if row["outlier"]:
+                text = (
+                    f"{row['host']} stands out in {_name(plot)}: 99 % of its values are below "
+                    f"{measured(row['p99'], plot['unit'])}, of a usual host's below {measured(usual, plot['unit'])}."
+                )
+                found.append({"level": "bad", "section": "traces", "text": text, "hosts": [row["host"]]})
+    return found
+
+
+def _bad_runs(runs: Rows) -> Rows:
+    hosts: dict[str, list[str]] = {}
+    for run in runs:
+        if run["level"] == "bad":
+            hosts.setdefault(f"the trace {run['title']} ended as {run['outcome']}: {run['reason']}", []).append(
+                run["host"]
+            )
+    return [
+        {"level": "bad", "section": "runs", "text": f"{listed(names)}: {text}", "hosts": sorted(set(names))}
+        for text, names in hosts.items()
+    ]
+
+
+def _levels(runs: Rows, plots: t.Sequence[Row]) -> dict[str, dict[str, str]]:
+    levels: dict[str, dict[str, str]] = {}
+    for run in reversed(runs):  # those that went wrong come first, and so are kept
+        levels[run["host"]] = {"text": run["outcome"], "level": run["level"]}
+    for plot in plots:
+        for row in plot["hosts"]:
+            if row["outlier"] and levels[row["host"]]["level"] != "bad":
+                levels[row["host"]] = {"text": "stands out", "level": "bad"}
+    return levels

@@ -1,0 +1,54 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Values in words, for people who read a report. Private to the collection."""
+
+from __future__ import annotations
+
+import html
+import json
+import typing as t
+
+_NAMED = 3
+
+
+def listed(names: t.Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def shown(value: t.Any) -> str:
+    """Return a value as text: a text as it is, everything else as JSON."""
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def short(number: float) -> str:
+    """Return 1234567 as ``1.2M``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= size:
+            scaled = number / (1e3 if letter == "k" else size)
+            return f"{scaled:.0f}{letter}" if scaled >= 10 else f"{scaled:.1f}{letter}"
+    return f"{number:g}"
+
+
+def measured(number: float, unit: str) -> str:
+    """Return a value with its unit; times in the unit that keeps them short, such as ``16.4 ms`` for 16384 us."""
+    scale = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}.get(unit)
+    if scale is None:
+        return f"{short(number)} {unit}".strip()
+    for size, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")):
+        if number * scale >= size or name == unit:
+            return f"{float(f'{number * scale / size:.3g}'):g} {name}"
+    return f"{number} {unit}"
+
+
+def escaped(value: t.Any) -> t.Any:
+    """Return data with every text in it made fit for HTML, in attributes too."""
+    if isinstance(value, str):
+        return html.escape(value)
+    if isinstance(value, t.Mapping):
+        return {key: escaped(entry) for key, entry in value.items()}
+    if isinstance(value, t.Sequence):
+        return [escaped(entry) for entry in value]
+    return value

@@ -1,0 +1,60 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook that asks an inventory how it stands: one page, with what stands out, and no host changed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "report.yml"
+HOSTS = ["trace1", "trace2"]
+GONE = "all: {hosts: {gone: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n"
+TABLE = [{"module": "kvm", "name": "halt_poll_ns", "value": 123456}]
+
+
+@pytest.fixture(scope="module")
+def reported(lab, tmp_path_factory):
+    """Report of two hosts, whose table is not as they are, and of one that does not answer; return run and page."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "gone.yml").write_text(GONE, encoding="utf-8")
+    variables = {
+        "report_hosts": [*HOSTS, "gone"],
+        "report_dest": str(folder / "deep" / "page.html"),
+        "report_symbols": "vfs_read, no_such_function",
+        "module_params_wanted": TABLE,
+    }
+    run = lab.playbook(PLAYBOOK, "-i", str(folder / "gone.yml"), "-e", json.dumps(variables))
+    return run, (folder / "deep" / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_run_succeeds_and_no_host_is_changed(reported):
+    run, _page = reported
+    assert run.rc == 0, run.stdout[-3000:]
+    assert {host: row["changed"] for host, row in run.recap.items()} == dict.fromkeys([*HOSTS, "gone"], 0)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "gone: did not answer: ",
+        "kvm.halt_poll_ns is not as wanted on 2 hosts: trace1, trace2.",
+        "wanted 123456",
+        "3</b><span>hosts",
+        "2 of 2</b><span>can be traced",
+        "2</b><span>kernels",
+        "that were asked for are the same on all hosts",
+    ],
+)
+def test_what_stands_out_is_on_the_page(reported, told):
+    _run, page = reported
+    assert told in page
+
+
+def test_what_stands_out_is_said(reported):
+    run, _page = reported
+    assert "kvm.halt_poll_ns is not as wanted on 2 hosts" in run.stdout
+    assert "page.html" in run.stdout
