@@ -1,76 +1,18 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real browser without a window, and pages to open in it."""
+"""The browser, once for all tests."""
 
 from __future__ import annotations
 
-import html
-import json
-import pathlib
-import re
-import shutil
-import subprocess
-import typing as t
-
 import pytest
 
-_RESULT = re.compile(r'<pre id="test-result">(.*?)</pre>', re.DOTALL)
-_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--enable-logging=stderr",
-]
-
-
-class Browser:
-    """Opens pages of this machine; no other address can be reached from them."""
-
-    def __init__(self, program: str, folder: pathlib.Path) -> None:
-        self._argv = [program, *_OPTIONS, f"--user-data-dir={folder}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-
-    def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*self._argv, *argv], capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done
-
-    def ask(self, page: str, script: str, path: pathlib.Path) -> t.Any:
-        """Return what a script returns (it may be a promise) that runs in the page once it is loaded.
-
-        What the page throws, or writes to its console, fails the test.
-        """
-        # The page is not changed; what asks comes behind its end.
-        asking = f"""<script>
-        addEventListener("load", async () => {{
-          const told = document.createElement("pre");
-          told.id = "test-result";
-          try {{ told.textContent = JSON.stringify(await (async () => {{ {script} }})()); }}
-          catch (error) {{ told.textContent = JSON.stringify(String(error)); }}
-          document.body.append(told);
-        }});
-        </script>"""
-        path.write_text(page + asking, encoding="utf-8")
-        done = self._run("--dump-dom", "--window-size=1280,1000", "--virtual-time-budget=20000", path.as_uri())
-        said = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-        assert not said, said
-        found = _RESULT.search(done.stdout)
-        assert found, "the script gave no result"
-        return json.loads(html.unescape(found[1]))
-
-    def look(self, path: pathlib.Path, picture: pathlib.Path, width: int, height: int, *options: str) -> None:
-        """Keep a picture of a page in a window of this size."""
-        self._run(f"--screenshot={picture}", f"--window-size={width},{height}", *options, path.as_uri())
+from .browser import PROGRAMS, Browser, installed
 
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    programs = ("chromium-headless-shell", "chromium", "google-chrome")
-    program = next((path for name in programs if (path := shutil.which(name))), None)
+    program = installed()
     if not program:
-        pytest.skip(f"none of {', '.join(programs)} is installed to open pages in")
+        pytest.skip(f"none of {', '.join(PROGRAMS)} is installed to open pages in")
     return Browser(program, tmp_path_factory.mktemp("browser"))

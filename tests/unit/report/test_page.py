@@ -14,7 +14,7 @@ import shutil
 import pytest
 
 from . import fleet
-from .conftest import Browser
+from .browser import Browser
 from .render import render
 
 MANY = 1000 if os.environ.get("TAPVIRT_SOAK") else 60
