@@ -4,13 +4,15 @@
 """Records of many trace runs, merged and ready to be drawn. Private to the collection.
 
 A record is a row that a script printed: a histogram (``{"kind": "histogram", "key", "unit", "count", "buckets":
-[[low, high, count], ...]}``, buckets closed below and open above) or a counter (``{"kind": "count", "key",
-"count"}``). Buckets of one script have the same bounds on every host, so they add.
+[[low, high, count], ...]}``, buckets closed below and open above), a counter (``{"kind": "count", "key", "count"}``),
+or a series (``{"kind": "series", "key", "unit", "step_ms", "count", "values": [...]}``, counts in steps of time since
+the probes were armed). Buckets of one script have the same bounds on every host, so they add; so do steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import typing as t
 
@@ -91,6 +93,31 @@ def counter_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> li
         }
         for title, keys in plots.items()
     ]
+
+
+def series_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[dict[str, t.Any]]:
+    """Merge the series of many hosts.
+
+    :returns: a plot for each (title, key, unit, length of a step): ``{title, key, unit, step_ms, values, hosts: [{host,
+        count, values}]}``; all values of a plot have one length, the longest run's.
+    """
+    plots: dict[tuple[str, str, str, int], dict[str, dict[str, t.Any]]] = {}
+    for host, title, record in _records(runs, "series"):
+        name = (title, str(record.get("key", "")), str(record.get("unit", "")), int(record.get("step_ms", 0)))
+        row = plots.setdefault(name, {}).setdefault(host, {"host": host, "count": 0, "values": []})
+        row["count"] += int(record.get("count", 0))
+        row["values"] = _sums([row["values"], [int(value) for value in record.get("values", ())]])
+    found = []
+    for (title, key, unit, step_ms), hosts in plots.items():
+        merged = _sums([row["values"] for row in hosts.values()])
+        rows = [row | {"values": _sums([row["values"], [0] * len(merged)])} for row in hosts.values()]
+        named = {"title": title, "key": key, "unit": unit, "step_ms": step_ms}
+        found.append(named | {"values": merged, "hosts": rows})
+    return found
+
+
+def _sums(rows: t.Sequence[t.Sequence[int]]) -> list[int]:
+    return [sum(column) for column in itertools.zip_longest(*rows, fillvalue=0)]
 
 
 def _records(

@@ -13,7 +13,7 @@ import math
 import statistics
 import typing as t
 
-from ._records import counter_plots, histogram_plots
+from ._records import counter_plots, histogram_plots, series_plots
 from ._text import listed, measured, short
 
 Row = t.Mapping[str, t.Any]
@@ -36,18 +36,21 @@ def traces(runs: t.Mapping[str, t.Sequence[Row]]) -> dict[str, t.Any]:
     """Return the traces of many hosts, ready to be laid out.
 
     :param runs: host -> its runs, each ``{"title", "run"}``.
-    :returns: ``histograms``, ``counters``, ``runs`` (those that did not go well first), how many of each are not shown
-        (``more_...``), ``findings``, and ``levels``, host -> ``{text, level}`` of its runs.
+    :returns: ``histograms``, ``series``, ``counters``, ``runs`` (those that did not go well first), how many of each
+        are not shown (``more_...``), ``findings``, and ``levels``, host -> ``{text, level}`` of its runs.
     """
     recorded = {host: entries for host, entries in runs.items() if entries}
     plots = histogram_plots(recorded)
+    series = series_plots(recorded)
     counters = counter_plots(recorded)
-    strips = max(_MOST_STRIPS // min(len(plots), _MOST_PLOTS), 1) if plots else 0
+    strips = max(_MOST_STRIPS // max(len(plots[:_MOST_PLOTS]) + len(series[:_MOST_PLOTS]), 1), 1)
     every = [_run(host, entry) for host, entries in recorded.items() for entry in entries]
     every.sort(key=lambda row: row["level"] == "ok")
     return {
         "histograms": [_histogram(plot, strips) for plot in plots[:_MOST_PLOTS]],
         "more_histograms": len(plots[_MOST_PLOTS:]),
+        "series": [_series(plot, strips) for plot in series[:_MOST_PLOTS]],
+        "more_series": len(series[_MOST_PLOTS:]),
         "counters": [_counter(plot) for plot in counters[:_MOST_PLOTS]],
         "more_counters": len(counters[_MOST_PLOTS:]),
         "runs": every[:_MOST_RUNS],
@@ -92,6 +95,35 @@ def _histogram(plot: Row, strips: int) -> dict[str, t.Any]:
                 "p50_text": _below(row["p50"], unit),
                 "p99_text": _below(row["p99"], unit),
                 "strip": _strip(row["buckets"]),
+            }
+            for row in hosts[:strips]
+        ],
+        "more_hosts": len(hosts[strips:]),
+    }
+
+
+def _series(plot: Row, strips: int) -> dict[str, t.Any]:
+    """Return a time line: bars and strips as those of a histogram, whose buckets are steps of time."""
+    step = plot["step_ms"]
+
+    def buckets(values: t.Sequence[int]) -> list[list[int]]:
+        return [[number * step, (number + 1) * step, value] for number, value in enumerate(values)]
+
+    hosts = sorted(plot["hosts"], key=lambda row: -max(row["values"], default=0))
+    total = sum(row["count"] for row in hosts)
+    return {
+        "name": _name(plot),
+        "summary": f"{short(total)} {plot['unit']} on {len(hosts)} hosts, in steps of {measured(step, 'ms')}",
+        "end": measured(len(plot["values"]) * step, "ms"),
+        "bars": _bars(buckets(plot["values"]), "ms", 760, 58),
+        "hosts": [
+            {
+                "host": row["host"],
+                "count": row["count"],
+                "most": max(row["values"], default=0),
+                "at_ms": (at := row["values"].index(max(row["values"])) * step if row["values"] else 0),
+                "at": measured(at, "ms"),
+                "strip": _strip(buckets(row["values"])),
             }
             for row in hosts[:strips]
         ],

@@ -23,9 +23,15 @@ RUNS = {
     "trace2": ["block_io_latency", "lock_contention", "page_faults"],
     "trace3": ["run_queue_latency", "module_functions"],
 }
+if os.environ.get("TAPVIRT_SOAK"):  # its probe is that of function_latency
+    RUNS["trace2"] += ["function_rate"]
 SCRIPTS = [name for names in RUNS.values() for name in names]
 WHERE = {name: host for host, names in RUNS.items() for name in names}
-VARIABLES = {"function_count": {"functions": "vfs_read vfs_w*"}, "module_functions": {"module": "tun"}}
+VARIABLES = {
+    "function_count": {"functions": "vfs_read vfs_w*"},
+    "function_rate": {"function": "vfs_read"},
+    "module_functions": {"module": "tun"},
+}
 # What is built for a host's kernel: its own, as every build costs a quarter of a minute; all of them in a long run.
 BUILT = {host: SCRIPTS if os.environ.get("TAPVIRT_SOAK") else names for host, names in RUNS.items()}
 
@@ -157,6 +163,19 @@ def test_functions_by_name_and_wildcard(traced):
     run = traced[0]["function_count"]
     size = traced[1]["function_count"]["size"]
     assert all(counts(run)[function] in about(run, wanted) for function, wanted in size.items()), run["records"]
+
+
+@pytest.mark.soak
+def test_calls_over_time(traced):
+    run = traced[0]["function_rate"]
+    size = traced[1]["function_rate"]["size"]
+    row = only(run, "series")
+    assert row["count"] in about(run, size["vfs_read"])
+    assert sum(row["values"]) == row["count"]
+    # The load was done in bursts, a second apart, in the midst of the run.
+    assert len(row["values"]) >= 7
+    assert sorted(row["values"])[-3:] == pytest.approx([100, 100, 100], abs=run["skipped"])
+    assert row["values"][0] == 0
 
 
 def test_system_calls_of_a_process(traced):

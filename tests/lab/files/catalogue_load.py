@@ -38,6 +38,15 @@ def function_count():
     return {"vfs_read": 500, "vfs_write": 300}
 
 
+def function_rate():
+    null = os.open("/dev/null", os.O_RDWR)
+    for _burst in range(3):
+        for _number in range(100):
+            os.read(null, 1)
+        time.sleep(1)
+    return {"vfs_read": 300}
+
+
 def syscall_latency():
     for _number in range(1000):
         os.getppid()

@@ -46,8 +46,13 @@ def _trace(rng: random.Random, name: str, release: str) -> list[dict[str, t.Any]
         {"kind": "count", "key": key, "count": int(count * rng.uniform(0.8, 1.2))} for key, count in _REASONS.items()
     ]
     histogram = {"kind": "histogram", "key": "hrtimer_start_range_ns", "unit": "us", "count": hits, "buckets": latency}
+    values = [int(rng.uniform(800, 1200)) for _step in range(9)]
+    if name == SLOW:
+        values[4] *= 9
+    series = {"kind": "series", "key": "vfs_read", "unit": "calls", "step_ms": 1000, "values": values}
     return [
         {"title": "hrtimer_start_range_ns", "run": run | {"records": [histogram]}},
+        {"title": "vfs_read over time", "run": run | {"records": [series | {"count": sum(values) + 7}]}},
         {"title": "kvm_exits demo-talker", "run": run | {"records": exits}},
     ]
 

@@ -11,6 +11,7 @@ import typing as t
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.report import fleet_report as report_filter
+from ansible_collections.tapvirt.host.plugins.plugin_utils._records import series_plots
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report import fleet_report
 from ansible_collections.tapvirt.host.plugins.plugin_utils._text import escaped, listed, measured, short, shown
 
@@ -44,7 +45,7 @@ def test_what_is_wrong_is_told_of_the_host_that_has_it(host: str, level: str, se
 
 
 def test_nothing_else_is_told_and_the_worst_comes_first() -> None:
-    assert len(REPORT["findings"]) == 10  # one more for each of: the second overloaded run, the symbol
+    assert len(REPORT["findings"]) == 11  # more: two overloaded runs, the symbol
     levels = [row["level"] for row in REPORT["findings"]]
     assert levels == sorted(levels)
 
@@ -80,6 +81,25 @@ def test_a_strip_shows_where_the_values_of_a_host_lie() -> None:
     assert usual.startswith("var(--") and usual.endswith("#0000 0 100%")
     assert "var(--e)" in slow and "var(--e)" in usual
     assert [row["host"] for row in plot["alone"]] == [fleet.SLOW]
+
+
+def test_a_time_line_shows_when_a_host_was_busy() -> None:
+    (plot,) = REPORT["traces"]["series"]
+    first = plot["hosts"][0]
+    assert (first["host"], first["at"], plot["end"]) == (fleet.SLOW, "4 s", "9 s")
+    assert first["strip"].startswith("var(--b) 0 44.4%,var(--e) 0 55.6%,")
+    assert len(plot["bars"]["bars"]) == 9
+
+
+def test_time_lines_of_unlike_length_are_added_step_by_step() -> None:
+    def run(values: list[int]) -> list[dict[str, t.Any]]:
+        record = {"kind": "series", "key": "f", "unit": "calls", "step_ms": 100, "count": 9, "values": values}
+        return [{"title": "f", "run": {"outcome": "ok", "records": [record, record]}}]
+
+    (plot,) = series_plots({"a": run([1, 2, 3]), "b": run([1])})
+    assert plot["values"] == [4, 4, 6]
+    assert [row["values"] for row in plot["hosts"]] == [[2, 4, 6], [2, 0, 0]]
+    assert [row["count"] for row in plot["hosts"]] == [18, 18]
 
 
 def test_parameters_are_a_matrix_with_what_was_before() -> None:

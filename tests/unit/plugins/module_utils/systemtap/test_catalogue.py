@@ -30,6 +30,7 @@ CATALOGUE = VARS["trace_catalogue"]
 VARIABLES = {
     "function_count": {"functions": "vfs_* ksys_read"},
     "function_latency": {"function": "vfs_read"},
+    "function_rate": {"function": "vfs_read"},
     "kvm_exits": {"kvm_module": "kvm_intel"},
     "module_functions": {"module": "tun"},
 }
@@ -72,8 +73,12 @@ def test_every_listed_global_can_be_set(name: str) -> None:
 def test_every_script_declares_the_records_that_its_plot_needs(name: str) -> None:
     read = script(name)
     kind = CATALOGUE[name]["plot"]["kind"]
-    needed = {"histogram": {"key", "unit", "count", "buckets"}, "bars": {"key", "count"}}[kind]
-    assert needed <= set(read.schema["histogram" if kind == "histogram" else "count"])
+    record, needed = {
+        "histogram": ("histogram", {"key", "unit", "count", "buckets"}),
+        "series": ("series", {"key", "unit", "step_ms", "count", "values"}),
+        "bars": ("count", {"key", "count"}),
+    }[kind]
+    assert needed <= set(read.schema[record])
     # Every record that is printed is of a declared kind, with every field that is declared.
     printed = re.findall(r'printf\("\{\\"kind\\":\\"(\w+)\\"(.*)', read.text)
     assert {found for found, _rest in printed} == set(read.schema)
