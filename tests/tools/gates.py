@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 import typing as t
@@ -16,7 +17,7 @@ from pathlib import Path
 from .lab import lab_up
 from .prepare import (
     BROWSER_PACKAGES,
-    OLDEST_TARGET,
+    TARGET_PYTHONS,
     Place,
     available,
     ensure_packages,
@@ -176,22 +177,29 @@ class Gates:
         self.gate("sanity: ansible-test sanity on every Python there is", body)
 
     def unit(self) -> None:
-        """Run the unit tests, and those of what runs on managed hosts under the oldest Python that a host may have."""
+        """Run the unit tests, and those of what runs on managed hosts under the oldest Python that a host may have.
 
-        def oldest() -> Tally:
-            python = find_python([OLDEST_TARGET])
+        A long run takes all of those Pythons.
+        """
+
+        def target(version: str) -> Tally:
+            python = find_python([version])
             if not python:
-                return Tally(skipped=Counter([f"no Python {OLDEST_TARGET} on this machine to run module_utils under"]))
-            venv = make_venv(self.steps, "oldest", python[1], ROOT / "tests" / "requirements-oldest.txt")
-            env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"} | self.soak
-            return self._pytest("unit-oldest", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env)
+                return Tally(skipped=Counter([f"no Python {version} on this machine to run module_utils under"]))
+            requirements = ROOT / "tests" / "requirements-targets.txt"
+            venv = make_venv(self.steps, f"target-{version}", python[1], requirements)
+            env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"}
+            return self._pytest(
+                f"unit-{version}", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env | self.soak
+            )
 
         if browser := available(BROWSER_PACKAGES):
             ensure_packages(self.steps, browser)
         main = ["pytest", "-n", "2", "--dist", "loadfile", "tests/unit"]
         env = self.place.env | self.soak
         self.gate(f"unit: pytest under Python {self.place.python}", lambda: self._pytest("unit", main, env))
-        self.gate(f"unit: what runs on managed hosts, under Python {OLDEST_TARGET}", oldest)
+        for version in TARGET_PYTHONS if self.soak else TARGET_PYTHONS[:1]:
+            self.gate(f"unit: what runs on managed hosts, under Python {version}", functools.partial(target, version))
 
     def integration(self) -> None:
         """Run the targets of tests/integration on this machine."""

@@ -34,7 +34,8 @@ BROWSER_PACKAGES = ["chromium-headless-shell"]
 NAMESPACE_PATH = Path("ansible_collections/tapvirt/host")
 # Of the controller, best first: tests/requirements.txt says which ansible-core goes with which.
 PYTHONS = ["3.14", "3.13", "3.12", "3.11"]
-OLDEST_TARGET = "3.8"
+# Of managed hosts, the oldest first.
+TARGET_PYTHONS = ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"]
 
 
 def missing_packages(packages: t.Iterable[str], status: str) -> list[str]:
