@@ -47,6 +47,7 @@ def passes(lab, tmp_path_factory):
     report = tmp_path_factory.mktemp("report")
     embed = pathlib.Path(tempfile.mkdtemp(prefix="tvdemo", dir="/var/tmp"))
     embed.chmod(0o711)
+    undo(lab)  # somebody may have run it on this lab before
     before = {host: left_on(lab, host) for host in HOSTS}
     options = [
         "-i",
@@ -62,8 +63,12 @@ def passes(lab, tmp_path_factory):
     finally:
         end_domains(embed)
         shutil.rmtree(embed, ignore_errors=True)
-        undone = lab.playbook(UNDO)
-        assert undone.rc == 0, undone.stdout[-2000:]
+        undo(lab)
+
+
+def undo(lab):
+    undone = lab.playbook(UNDO)
+    assert undone.rc == 0, undone.stdout[-2000:]
 
 
 def left_on(lab, host):
