@@ -34,7 +34,8 @@ class Browser:
         self._argv = [program, *_OPTIONS, f"--user-data-dir={folder}", "--host-resolver-rules=MAP * ~NOTFOUND"]
 
     def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*self._argv, *argv], capture_output=True, text=True, timeout=120, check=False)
+        quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run([*self._argv, *argv], timeout=120, check=False, **quiet)
         assert done.returncode == 0, done.stderr[-2000:]
         return done
 

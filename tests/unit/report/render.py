@@ -46,7 +46,8 @@ def render(fleet: t.Mapping[str, t.Mapping[str, t.Any]], folder: pathlib.Path) -
     argv = [str(playbook), "-i", str(folder / "inventory.json"), str(folder / "play.yml")]
     env = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOCALHOST_WARNING": "0"}
     began = time.monotonic()
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False, env=env, cwd=folder)
+    quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(argv, timeout=600, check=False, env=env, cwd=folder, **quiet)
     took = time.monotonic() - began
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "WARN" not in done.stderr, done.stderr[-2000:]
