@@ -161,7 +161,13 @@ def domain(
     state: str, start: str, note: str = "", has: t.Any = None, xml: t.Any = None, soak: bool = False, **told: t.Any
 ) -> Case:
     """Return a case of libvirt_domain; ``xml`` is what its definition differs in from the one that is there."""
-    task = {"apply": "both", "remove": EVERYTHING, "wait_seconds": 0, "on_timeout": "destroy"}
+    # These guests never shut down; memory takes its time to be written.
+    task = {
+        "apply": "both",
+        "remove": EVERYTHING,
+        "wait_seconds": 60 if state == "saved" else 0,
+        "on_timeout": "destroy",
+    }
     told = {"name": "{name}", **task, **told}
     if xml is not None:
         told["xml"] = domain_xml("{name}", **{**(has or {}), **xml})
