@@ -9,7 +9,16 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils._core.errors import InvalidInput
 from ..plugin_utils import _campaign
+
+
+def trace_outcomes(value: t.Any, name: str) -> list[str]:
+    """Return the outcomes that are no failure."""
+    try:
+        return _campaign.trace_outcomes(value, name)
+    except InvalidInput as error:
+        raise AnsibleFilterError(error.message) from None
 
 
 def trace_verdict(
@@ -33,5 +42,5 @@ def trace_summary(verdicts: t.Any, runs: t.Any = None, left_out: t.Any = None) -
 class FilterModule:
     """The filters by name."""
 
-    def filters(self) -> dict[str, t.Callable[..., dict[str, t.Any]]]:
-        return {"trace_summary": trace_summary, "trace_verdict": trace_verdict}
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"trace_outcomes": trace_outcomes, "trace_summary": trace_summary, "trace_verdict": trace_verdict}

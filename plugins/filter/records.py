@@ -16,7 +16,7 @@ def _filter(merge: t.Callable[[t.Any], list[dict[str, t.Any]]]) -> t.Callable[[t
     def checked(runs: t.Any) -> list[dict[str, t.Any]]:
         if not isinstance(runs, t.Mapping):
             raise AnsibleFilterError(f"the runs: {runs!r} is not a dictionary of host names with lists of runs.")
-        return merge(runs)
+        return merge(_records.sound(runs)[0])
 
     return checked
 

@@ -9,6 +9,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils._core.errors import nearest_names
 from ..plugin_utils import _report
 from ..plugin_utils._text import escaped
 
@@ -18,21 +19,18 @@ def fleet_report(variables: t.Any, hosts: t.Any, lost: t.Any = (), html: bool = 
     if not isinstance(variables, t.Mapping):
         raise AnsibleFilterError(f"fleet_report: {variables!r} is not a dictionary of hosts with their variables.")
     for option, names in (("hosts", hosts), ("lost", lost)):
-        if isinstance(names, str) or not isinstance(names, t.Sequence):
+        if isinstance(names, str) or not isinstance(names, t.Sequence) or not all(isinstance(name, str) for name in names):
             raise AnsibleFilterError(f"fleet_report: {option}: {names!r} is not a list of hosts.")
+        for host in names:
+            if host not in variables:
+                near = nearest_names(host, variables)
+                helps = f" Did you mean {', '.join(near)}?" if near else ""
+                raise AnsibleFilterError(f"fleet_report: {option}: {host!r} is not a host of the inventory.{helps}")
     known = {}
     for host in dict.fromkeys(hosts):
-        if host not in variables:
-            raise AnsibleFilterError(f"fleet_report: hosts: {host!r} is not a host of the inventory.")
         own = variables[host]
         known[host] = {name: own[name] for name in _report.VARIABLES if name in own}
-    try:
-        report = _report.fleet_report(known, set(lost))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise AnsibleFilterError(
-            f"fleet_report: a variable holds no result of its module ({type(error).__name__}: {error})."
-            f" They are {', '.join(_report.VARIABLES)}."
-        ) from error
+    report = _report.fleet_report(known, set(lost))
     return t.cast("dict[str, t.Any]", escaped(report)) if html else report
 
 

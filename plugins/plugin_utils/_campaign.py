@@ -13,8 +13,10 @@ import json
 import re
 import typing as t
 
+from ..module_utils._core.errors import InvalidInput, nearest_names
 from ..module_utils._kernel.identity import taint_flags
-from ._records import counter_plots, histogram_plots
+from ..module_utils._systemtap.outcome import OUTCOMES
+from ._records import counter_plots, histogram_plots, sound
 
 SUMMARY_BYTES = 90_000
 """The size of a summary as JSON, below the 100 kB that an artifact of an AWX job may sensibly have."""
@@ -26,26 +28,49 @@ _EXPECTED_TAINTS = ("out_of_tree_module", "unsigned_module")
 TROUBLE = re.compile(
     r"\bBUG: |kernel BUG at |\bOops\b|Internal error: |\bWARNING: |general protection fault|Kernel panic"
 )
+# With these, or none, no probe was armed.
+_NO_RUN = ("build_failed", "refused")
+# What stap_run can be told to accept; a build is another module's.
+_ACCEPTABLE = [name for name in OUTCOMES if name != "build_failed"]
 _KERNEL_FACILITY = 0
 _SHOWN_LINES = 3
 _SHOWN_TEXT = 300
 _SHOWN_PLOTS = 20
 
 
+def trace_outcomes(value: t.Any, name: str) -> list[str]:
+    """Return the outcomes that are no failure.
+
+    :param value: a list, or a text with commas between them.
+    :param name: the variable that the value comes from, for the message.
+    :raises InvalidInput: one of them is no outcome.
+    """
+    outcomes = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(outcomes, (list, tuple)):
+        raise InvalidInput(name, value, "must be a list of outcomes, such as [ok, zero_hits]")
+    for outcome in outcomes:
+        if outcome not in _ACCEPTABLE:
+            rule = f"must be an outcome of a run, which are {', '.join(_ACCEPTABLE)}"
+            raise InvalidInput(name, outcome, rule, nearest_names(str(outcome), _ACCEPTABLE))
+    return list(map(str, outcomes))
+
+
 def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept: t.Sequence[str]) -> dict[str, t.Any]:
-    """Return what a host's run was: ``outcome``, ``reason``, ``accepted``, ``brake`` (why to stop), and its numbers.
+    """Return what a host's run was: ``outcome``, ``reason``, ``ran``, ``accepted``, ``brake`` (why to stop), numbers.
 
     :param run: the result contract of ``stap_run``; empty when it did not come that far.
     :param failure: what the failed task said; null when none failed.
     :param before: what ``procfs_info`` returned before the run: the last record of the kernel's log, and
         ``kernel.tainted``.
-    :param after: the same afterwards: all records that may be trouble.
+    :param after: the same afterwards: all records that may be trouble. Either may be a failed task's result.
     """
-    outcome = run.get("outcome") or ("build_failed" if failure else "lost")
+    outcome = run.get("outcome") or ("build_failed" if failure and not before.get("failed") else "lost")
     reason = run.get("reason") or failure or "the host answered before the trace, and no longer does"
     if before.get("unreachable") or after.get("unreachable"):
         outcome, reason = "lost", "the host answered before the trace, and no longer does"
     brake = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
+    if after.get("failed"):
+        brake.append(f"what its kernel has said meanwhile is not known: {' '.join(str(after.get('msg')).split())}")
     taints = _new_taints(before, after)
     if taints:
         brake.append(f"its kernel has become tainted: {', '.join(taints)}")
@@ -53,6 +78,7 @@ def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept
     return {
         "outcome": outcome,
         "reason": reason,
+        "ran": (run.get("outcome") or "build_failed") not in _NO_RUN,
         "accepted": outcome in accept,
         "brake": [text[:_SHOWN_TEXT] for text in brake],
         "hits": run.get("hits"),
@@ -101,11 +127,11 @@ def trace_summary(
     missing = sorted(left_out)
     summary: dict[str, t.Any] = {
         "outcomes": dict(collections.Counter(row["outcome"] for row in verdicts.values())),
-        "traced": len(verdicts),
+        "traced": sum(row["ran"] for row in verdicts.values()),
         "left_out_count": len(left_out),
         "braked": any(row["brake"] for row in verdicts.values()),
-        "histograms": _histograms(runs),
-        "counters": _counters(runs),
+        "histograms": _histograms(sound(runs)[0]),
+        "counters": _counters(sound(runs)[0]),
     }
     summary["truncated"] = False
     while True:
@@ -119,7 +145,8 @@ def trace_summary(
 
 def _shown(row: Row) -> dict[str, t.Any]:
     """Return a host's row; what is null or empty, and the reason of what went well, is left out."""
-    left = {key: value for key, value in row.items() if value not in (None, []) and key not in ("accepted", "reason")}
+    told = {key: value for key, value in row.items() if key not in ("accepted", "ran", "reason")}
+    left = {key: value for key, value in told.items() if value not in (None, [])}
     return left if row["accepted"] else {**left, "reason": row["reason"][:_SHOWN_TEXT]}
 
 

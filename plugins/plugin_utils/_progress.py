@@ -42,6 +42,10 @@ class NoAnswer(AnsibleConnectionFailure):
     """The host took longer than it was given."""
 
 
+class NameTooLong(ValueError):
+    """A file cannot have this name."""
+
+
 class Teller:
     """Tells of one host's run: to the callback plugin tapvirt.host.progress, else in a line now and then."""
 
@@ -124,21 +128,31 @@ def at_most(seconds: float, task_timeout: int) -> t.Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def file_name(host: str, module: str) -> str:
-    """Return the name of the file for a host's output: never a path, and no two hosts' names are the same.
+def encoded(name: str, suffix: str = "") -> str:
+    """Return a name for a file: never a path, and no two names give the same.
 
     Bytes other than letters, digits, dots, dashes and underlines become ``%2F`` and the like, and so does a first dot.
 
-    :raises AnsibleActionFail: the name is longer than a file's may be.
+    :raises NameTooLong: it is longer than a file's may be.
     """
     safe = "".join(
         chr(byte) if byte in _SAFE and (place or byte != ord(".")) else "%{0:02X}".format(byte)
-        for place, byte in enumerate(host.encode("utf-8", "surrogateescape"))
+        for place, byte in enumerate(name.encode("utf-8", "surrogateescape"))
     )
-    name = "{0}.{1}.txt".format(safe, module)
-    if len(name) > _NAME_BYTES:
-        raise AnsibleActionFail("output: the name {0}... of the host's file is too long.".format(name[:80]))
-    return name
+    if len(safe + suffix) > _NAME_BYTES:
+        raise NameTooLong("the name {0}... of the file is too long.".format(safe[:80]))
+    return safe + suffix
+
+
+def file_name(host: str, module: str) -> str:
+    """Return the name of the file for a host's output.
+
+    :raises AnsibleActionFail: it is too long.
+    """
+    try:
+        return encoded(host, ".{0}.txt".format(module))
+    except NameTooLong as error:
+        raise AnsibleActionFail("output: {0}".format(error)) from None
 
 
 def put(

@@ -6,7 +6,8 @@
 A record is a row that a script printed: a histogram (``{"kind": "histogram", "key", "unit", "count", "buckets":
 [[low, high, count], ...]}``, buckets closed below and open above), a counter (``{"kind": "count", "key", "count"}``),
 or a series (``{"kind": "series", "key", "unit", "step_ms", "count", "values": [...]}``, counts in steps of time since
-the probes were armed). Buckets of one script have the same bounds on every host, so they add; so do steps.
+the probes were armed). Buckets of one script have the same bounds on every host, so they add; so do steps. A script may
+print anything: :func:`sound` leaves out what is no such row, and tells of it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import statistics
 import typing as t
 
 OUTLIER_FACTOR = 4.0
-"""A host stands out when its 99th percentile is this many times the median of all hosts' (three or more)."""
+"""A host stands out when what is compared is this many times the median of all hosts' (three or more)."""
+LEAST_VALUES = {"p50": 20, "p99": 100}
+"""A percentile of fewer values is that of one value by chance, and is not compared."""
 
 Bounds = tuple[int, int]
+Runs = t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]
+_MOST = 1 << 64
 
 
 @dataclasses.dataclass
@@ -31,8 +36,8 @@ class Histogram:
     def add(self, rows: t.Iterable[t.Sequence[int]]) -> None:
         """Add ``[low, high, count]`` rows."""
         for low, high, count in rows:
-            bounds = (int(low), int(high))
-            self.buckets[bounds] = self.buckets.get(bounds, 0) + int(count)
+            bounds = (low, high)
+            self.buckets[bounds] = self.buckets.get(bounds, 0) + count
 
     @property
     def count(self) -> int:
@@ -62,30 +67,97 @@ class Histogram:
         return bounds
 
 
-def histogram_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[dict[str, t.Any]]:
+def sound(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]], dict[str, str]]:
+    """Return the runs with the records that can be merged, and host -> what is wrong with the first thing that cannot."""
+    good: dict[str, list[dict[str, t.Any]]] = {}
+    odd: dict[str, str] = {}
+    for host, entries in runs.items():
+        good[host] = []
+        for entry in entries if isinstance(entries, (list, tuple)) else [entries]:
+            run = entry.get("run", {}) if isinstance(entry, t.Mapping) else entry
+            records = run.get("records") if isinstance(run, t.Mapping) else None
+            if not isinstance(run, (t.Mapping, type(None))) or not isinstance(records, (list, tuple, type(None))):
+                odd.setdefault(host, f"{entry!r:.100} is no run of a trace")
+                continue
+            problems = [_problem(record) for record in records or ()]
+            title = str(entry.get("title", ""))
+            for problem in filter(None, problems):
+                odd.setdefault(host, f"the trace {title} has a record that is none: {problem}")
+            left = [record for record, problem in zip(records or (), problems) if not problem]
+            good[host].append({**entry, "title": title, "run": {**(run or {}), "records": left}})
+    return good, odd
+
+
+def _problem(record: t.Any) -> str:
+    """Return what is wrong with a record of a kind that is merged; empty if nothing is."""
+    if not isinstance(record, t.Mapping):
+        return f"{record!r:.100} is no dictionary"
+    for key, right in _PARTS.get(str(record.get("kind")), {}).items():
+        if not right(record.get(key)):
+            return f"the {record['kind']} {record.get('key')!r:.100} has {key}: {record.get(key)!r:.100}"
+    return ""
+
+
+def _is_number(value: t.Any) -> bool:
+    return isinstance(value, int) and value is not True and value is not False and -_MOST < value < _MOST
+
+
+def _is_count(value: t.Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _are_counts(values: t.Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(map(_is_count, values))
+
+
+def _are_buckets(rows: t.Any) -> bool:
+    return isinstance(rows, (list, tuple)) and all(
+        isinstance(row, (list, tuple))
+        and len(row) == 3
+        and all(map(_is_number, row))
+        and row[0] <= row[1]
+        and row[2] >= 0
+        for row in rows
+    )
+
+
+_PARTS: dict[str, dict[str, t.Callable[[t.Any], bool]]] = {
+    "histogram": {"buckets": _are_buckets},
+    "count": {"count": _is_count},
+    "series": {"step_ms": lambda value: _is_count(value) and value > 0, "values": _are_counts},
+}
+
+
+def histogram_plots(runs: Runs) -> list[dict[str, t.Any]]:
     """Merge the histograms of many hosts.
 
-    :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``.
-    :returns: a plot for each (title, key): ``{title, key, unit, merged, hosts: [{host, count, p50, p99, buckets,
-        outlier}]}``, in order of first appearance; all buckets of a plot lie on one axis.
+    :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``, as :func:`sound` returns them.
+    :returns: a plot for each (title, key): ``{title, key, unit, merged, usual: {p50, p99}, hosts: [{host, count, p50,
+        p99, buckets, outlier, outlier_in}]}``, in order of first appearance; all buckets of a plot lie on one axis.
+        ``outlier_in`` is ``p99`` or ``p50`` of a host that stands out, else null.
     """
     plots: dict[tuple[str, str, str], dict[str, Histogram]] = {}
     for host, title, record in _records(runs, "histogram"):
         name = (title, str(record.get("key", "")), str(record.get("unit", "")))
-        plots.setdefault(name, {}).setdefault(host, Histogram()).add(record.get("buckets", ()))
+        plots.setdefault(name, {}).setdefault(host, Histogram()).add(record["buckets"])
     return [_histogram_plot(name, hosts) for name, hosts in plots.items()]
 
 
-def counter_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[dict[str, t.Any]]:
-    """Merge the counters of many hosts: ``{title, keys: [{key, total, hosts: {host: count}}], hosts}``, sorted."""
+def counter_plots(runs: Runs) -> list[dict[str, t.Any]]:
+    """Merge the counters of many hosts.
+
+    :returns: a plot for each title: ``{title, keys: [{key, total, hosts: {host: count}}], hosts, usual, outliers}``,
+        the largest key first; ``outliers`` is host -> its sum over all keys, of those that stand out by it.
+    """
     plots: dict[str, dict[str, dict[str, int]]] = {}
     for host, title, record in _records(runs, "count"):
         by_host = plots.setdefault(title, {}).setdefault(str(record.get("key", "")), {})
-        by_host[host] = by_host.get(host, 0) + int(record.get("count", 0))
+        by_host[host] = by_host.get(host, 0) + record["count"]
     return [
         {
             "title": title,
             "hosts": sorted({host for by_host in keys.values() for host in by_host}),
+            **_totals_that_stand_out(_host_totals(keys.values())),
             "keys": sorted(
                 ({"key": key, "total": sum(by_host.values()), "hosts": by_host} for key, by_host in keys.items()),
                 key=lambda row: (-t.cast("int", row["total"]), row["key"]),
@@ -95,24 +167,40 @@ def counter_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> li
     ]
 
 
-def series_plots(runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[dict[str, t.Any]]:
+def _host_totals(counts: t.Iterable[t.Mapping[str, int]]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for by_host in counts:
+        for host, count in by_host.items():
+            totals[host] = totals.get(host, 0) + count
+    return totals
+
+
+def _totals_that_stand_out(totals: t.Mapping[str, int]) -> dict[str, t.Any]:
+    """Return ``usual``, and ``outliers``, host -> its total."""
+    usual = statistics.median(totals.values()) if len(totals) >= 3 else 0
+    far = {host: total for host, total in totals.items() if usual and total >= OUTLIER_FACTOR * usual}
+    return {"usual": usual, "outliers": far if usual >= LEAST_VALUES["p50"] else {}}
+
+
+def series_plots(runs: Runs) -> list[dict[str, t.Any]]:
     """Merge the series of many hosts.
 
     :returns: a plot for each (title, key, unit, length of a step): ``{title, key, unit, step_ms, values, hosts: [{host,
-        count, values}]}``; all values of a plot have one length, the longest run's.
+        count, values}], usual, outliers}``; all values of a plot have one length, the longest run's.
     """
     plots: dict[tuple[str, str, str, int], dict[str, dict[str, t.Any]]] = {}
     for host, title, record in _records(runs, "series"):
-        name = (title, str(record.get("key", "")), str(record.get("unit", "")), int(record.get("step_ms", 0)))
+        name = (title, str(record.get("key", "")), str(record.get("unit", "")), record["step_ms"])
         row = plots.setdefault(name, {}).setdefault(host, {"host": host, "count": 0, "values": []})
-        row["count"] += int(record.get("count", 0))
-        row["values"] = _sums([row["values"], [int(value) for value in record.get("values", ())]])
+        row["count"] += record["count"] if _is_count(record.get("count")) else sum(record["values"])
+        row["values"] = _sums([row["values"], record["values"]])
     found = []
     for (title, key, unit, step_ms), hosts in plots.items():
         merged = _sums([row["values"] for row in hosts.values()])
         rows = [row | {"values": _sums([row["values"], [0] * len(merged)])} for row in hosts.values()]
         named = {"title": title, "key": key, "unit": unit, "step_ms": step_ms}
-        found.append(named | {"values": merged, "hosts": rows})
+        standing = _totals_that_stand_out({row["host"]: row["count"] for row in rows})
+        found.append(named | {"values": merged, "hosts": rows} | standing)
     return found
 
 
@@ -120,29 +208,37 @@ def _sums(rows: t.Sequence[t.Sequence[int]]) -> list[int]:
     return [sum(column) for column in itertools.zip_longest(*rows, fillvalue=0)]
 
 
-def _records(
-    runs: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]], kind: str
-) -> t.Iterator[tuple[str, str, t.Mapping[str, t.Any]]]:
+def _records(runs: Runs, kind: str) -> t.Iterator[tuple[str, str, t.Mapping[str, t.Any]]]:
     for host, host_runs in runs.items():
         for entry in host_runs:
-            for record in (entry.get("run") or {}).get("records") or ():
+            for record in entry["run"]["records"]:
                 if record.get("kind") == kind:
-                    yield host, str(entry.get("title", "")), record
+                    yield host, entry["title"], record
 
 
 def _histogram_plot(name: tuple[str, str, str], hosts: t.Mapping[str, Histogram]) -> dict[str, t.Any]:
     merged = Histogram()
     for histogram in hosts.values():
         merged.add(histogram.rows())
-    tails = [tail for tail in (histogram.percentile(0.99) for histogram in hosts.values()) if tail is not None]
-    usual = statistics.median(tails) if len(tails) >= 3 else None
     axis = merged.axis()
-    rows = []
-    for host, histogram in hosts.items():
-        tail = histogram.percentile(0.99)
-        stands_out = bool(usual and tail is not None and tail >= OUTLIER_FACTOR * usual)
-        rows.append(dict(_drawn(histogram, axis), host=host, outlier=stands_out))
-    return {"title": name[0], "key": name[1], "unit": name[2], "merged": _drawn(merged, axis), "hosts": rows}
+    rows = [dict(_drawn(histogram, axis), host=host) for host, histogram in hosts.items()]
+    usual = {key: _usual(rows, key) for key in ("p99", "p50")}
+    for row in rows:
+        row["outlier_in"] = next((key for key, bound in usual.items() if bound and _is_far(row, key, bound)), None)
+        row["outlier"] = row["outlier_in"] is not None
+    title, key, unit = name
+    return {"title": title, "key": key, "unit": unit, "merged": _drawn(merged, axis), "usual": usual, "hosts": rows}
+
+
+def _usual(rows: t.Iterable[t.Mapping[str, t.Any]], key: str) -> float | None:
+    """Return the median of a percentile over the hosts; null where too few have enough values, or it has no factor."""
+    values = [row[key] for row in rows if row["count"] >= LEAST_VALUES[key]]
+    usual = statistics.median(values) if len(values) >= 3 else 0
+    return usual if usual > 0 else None
+
+
+def _is_far(row: t.Mapping[str, t.Any], key: str, usual: float) -> bool:
+    return bool(row["count"] >= LEAST_VALUES[key] and row[key] >= OUTLIER_FACTOR * usual)
 
 
 def _drawn(histogram: Histogram, axis: list[Bounds]) -> dict[str, t.Any]:

@@ -10,11 +10,13 @@ quick: what is left out is counted. A ``level`` is ``ok``, ``warn``, ``bad`` or 
 from __future__ import annotations
 
 import collections
+import re
 import typing as t
 
 from . import _report_traces
 from ._fleet import groups_of, symbol_diff
-from ._text import listed, shown
+from ._records import sound
+from ._text import listed, shown, word
 
 Row = t.Mapping[str, t.Any]
 Rows = list[dict[str, t.Any]]
@@ -31,53 +33,134 @@ RESULTS = {
 VARIABLES = ("ansible_facts", *RESULTS, "trace_runs", "trace_result")
 """All variables of a host that a report reads."""
 
-_MOST_DOMAINS = 2000
+_MOST_DOMAINS = 1500
+_MOST_CELLS = 20000
 _MOST_COLUMNS = 40
+_LEAST_COLUMNS = 8
 _MOST_VALUES = 6
 _MOST_PENDING = 3
+_MOST_KEPT = 2
+_MOST_OF_A_SECTION = 15
 _MOST_CONSOLES = 50
 _MOST_SYMBOLS = 500
 _CONSOLE_CHARACTERS = 2000
 _REASON_CHARACTERS = 400
 _RANK = {"bad": 0, "warn": 1, "ok": 2, "none": 3}
+# What a reader is to see first among what is equally bad: many hosts may be lost for one dull reason.
+_SECTIONS = ("traces", "kernels", "domains", "runs", "hosts", "parameters", "readiness", "symbols", "consoles")
+# What only says which host it was that did not answer.
+_ADDRESS = re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b|\b[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]+\b")
 
 
 def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> dict[str, t.Any]:
     """Return the sections of a report: ``tiles``, ``findings``, ``hosts`` and what each of them is about.
 
+    A variable that holds no result of its module is told as its host's trouble, and the others go on.
+
     :param hosts: host -> those of :data:`VARIABLES` that it has.
     :param lost: hosts that failed or did not answer, whose results may not tell why.
     """
+    hosts, odd = _usable(hosts)
     kernels = _kernels(hosts)
     readiness = _readiness(hosts)
     params = _params(hosts)
     symbols = _symbols(hosts)
     domains = _domains(hosts)
-    traces = _report_traces.traces({host: list(known.get("trace_runs") or ()) for host, known in hosts.items()})
-    trouble = _trouble(hosts, lost)
-    return {
+    traces = _traces(hosts)
+    trouble = _trouble(hosts, odd, lost)
+    findings = [
+        *_trouble_findings(trouble),
+        *traces["findings"],
+        *_fingerprint_findings(hosts),
+        *_domain_findings(domains["every"]),
+        *_param_findings(params["every"]),
+        *_readiness_findings(readiness),
+        *_symbol_findings(symbols, hosts),
+        *_cut_findings(hosts),
+    ]
+    findings.sort(key=lambda row: (_RANK[row["level"]], _SECTIONS.index(row["section"])))
+    standing = {host for row in findings for host in row["hosts"]}
+    shown_findings, more_findings = _first_of_each_section(findings)
+    report = {
         "tiles": _tiles(hosts, kernels, readiness, params, domains, traces, trouble),
-        "findings": sorted(
-            [
-                *_trouble_findings(trouble),
-                *traces["findings"],
-                *_fingerprint_findings(hosts),
-                *_domain_findings(domains["every"]),
-                *_param_findings(params),
-                *_readiness_findings(readiness),
-                *_symbol_findings(symbols),
-            ],
-            key=lambda row: _RANK[row["level"]],
-        ),
-        "hosts": _overview(hosts, params, domains["every"], traces, trouble),
+        "findings": findings,
+        "shown_findings": shown_findings,
+        "more_findings": more_findings,
+        "hosts": _overview(hosts, findings, params["every"], domains["every"], traces, trouble),
         "kernels": kernels,
         "readiness": readiness,
-        "params": params,
+        "params": {key: value for key, value in params.items() if key != "every"},
         "symbols": symbols,
         "domains": {key: value for key, value in domains.items() if key != "every"},
         "traces": {key: value for key, value in traces.items() if key not in ("findings", "levels")},
         "consoles": _consoles(hosts),
     }
+    _mark(report, standing)
+    for row in findings:
+        row["worth"] = True  # one may be about no host in particular
+    return report
+
+
+def _usable(hosts: t.Mapping[str, Row]) -> tuple[dict[str, Row], dict[str, list[str]]]:
+    """Return what can be used of what hosts hold, and host -> what cannot: each variable is tried by itself."""
+    tries: dict[str, t.Callable[[t.Mapping[str, Row]], t.Any]] = {
+        "ansible_facts": lambda one: (_kernels(one), _fingerprint_findings(one)),
+        "fleet_report_readiness": _readiness,
+        "fleet_report_parameters": _params,
+        "fleet_report_symbols": _symbols,
+        "fleet_report_domains": _domains,
+        "trace_runs": lambda one: [
+            _report_traces.run_row(host, entry) for host, known in one.items() for entry in known["trace_runs"]
+        ],
+        "trace_result": lambda one: _trouble(one, {}, ()),
+    }
+    usable: dict[str, Row] = {}
+    runs, odd_runs = sound({host: known.get("trace_runs") or () for host, known in hosts.items()})
+    odd: dict[str, list[str]] = {host: [problem] for host, problem in odd_runs.items()}
+    for host, known in hosts.items():
+        own = {**known, "trace_runs": runs[host]}
+        for name, attempt in tries.items():
+            if name in own:
+                try:
+                    attempt({host: {name: own[name]}})
+                except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                    odd.setdefault(host, []).append(
+                        f"{name} holds no result of its module ({type(error).__name__}: {str(error)[:_REASON_CHARACTERS]})"
+                    )
+                    del own[name]
+        usable[host] = own
+    return usable, odd
+
+
+def _traces(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
+    runs = {host: known.get("trace_runs", []) for host, known in hosts.items()}
+    verdicts = {host: verdict for host, known in hosts.items() if (verdict := _of(known, "trace_result"))}
+    return _report_traces.traces(runs, verdicts)
+
+
+def _first_of_each_section(findings: Rows) -> tuple[Rows, int]:
+    """Return the findings that a page has room for, and how many there are more: no section hides another."""
+    seen: collections.Counter[str] = collections.Counter()
+    first = []
+    for row in findings:
+        seen[row["section"]] += 1
+        if seen[row["section"]] <= _MOST_OF_A_SECTION:
+            first.append(row)
+    return first, len(findings) - len(first)
+
+
+def _mark(part: t.Any, standing: t.Collection[str]) -> None:
+    """Give every row about a host or about some the key ``worth``: whether something was found about one of them."""
+    if isinstance(part, list):
+        for entry in part:
+            _mark(entry, standing)
+    elif isinstance(part, dict):
+        if "host" in part:
+            part["worth"] = part["host"] in standing
+        elif isinstance(part.get("hosts"), list):
+            part["worth"] = any(isinstance(name, str) and name in standing for name in part["hosts"])
+        for entry in list(part.values()):
+            _mark(entry, standing)
 
 
 def _finding(level: str, section: str, text: str, hosts: t.Iterable[str]) -> dict[str, t.Any]:
@@ -101,44 +184,64 @@ def _plural(number: int, one: str, many: str) -> str:
 # Trouble: what failed, and why.
 
 
-def _trouble(hosts: t.Mapping[str, Row], lost: t.Collection[str]) -> dict[str, str]:
+def _trouble(
+    hosts: t.Mapping[str, Row], odd: t.Mapping[str, t.Sequence[str]], lost: t.Collection[str]
+) -> dict[str, list[str]]:
     """Return host -> why it failed, in words, for those that did."""
-    why: dict[str, str] = {}
+    why: dict[str, list[str]] = {host: list(told) for host, told in odd.items()}
     for host, known in hosts.items():
         for name, what in RESULTS.items():
             result = _of(known, name)
             text = str(result.get("msg") or "it does not say why").strip()[:_REASON_CHARACTERS]
             if result.get("unreachable"):
-                why.setdefault(host, f"did not answer: {text}")
-            elif result.get("failed") and not result.get("domains"):  # a failed domain is told by its own row
-                why.setdefault(host, f"{what}: {text}")
+                why.setdefault(host, []).append(f"did not answer: {text}")
+                break
+            if result.get("failed") and not result.get("domains"):  # a failed domain is told by its own row
+                why.setdefault(host, []).append(f"{what}: {text}")
         verdict = _of(known, "trace_result")
         if verdict and not verdict.get("accepted", True):
             brake = "; ".join(map(str, verdict.get("brake") or ()))
             told = brake or f"{verdict.get('outcome')}: {verdict.get('reason')}"
-            why.setdefault(host, f"trace: {told}"[:_REASON_CHARACTERS])
+            why.setdefault(host, []).append(f"trace: {told}"[:_REASON_CHARACTERS])
         if host in lost:
-            why.setdefault(host, "failed or did not answer in this run")
+            why.setdefault(host, ["failed or did not answer in this run"])
     return why
 
 
-def _trouble_findings(trouble: t.Mapping[str, str]) -> Rows:
-    by_reason: dict[str, list[str]] = {}
-    for host, reason in trouble.items():
-        by_reason.setdefault(reason, []).append(host)
-    return [
-        _finding("bad", "hosts", f"{listed(names)}: {reason}", names)
-        for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    ]
+def _trouble_findings(trouble: t.Mapping[str, t.Sequence[str]]) -> Rows:
+    """Tell each reason once, in the words of the first host: an address or a name in it is that host's."""
+    by_reason: dict[str, list[tuple[str, str]]] = {}
+    for host, reasons in trouble.items():
+        for reason in reasons:
+            by_reason.setdefault(_ADDRESS.sub("", reason).replace(host, ""), []).append((host, reason))
+    found = []
+    for told in sorted(by_reason.values(), key=len, reverse=True):
+        names = [host for host, _reason in told]
+        found.append(_finding("bad", "hosts", f"{listed(names)}: {told[0][1]}", names))
+    return found
+
+
+def _cut_findings(hosts: t.Mapping[str, Row]) -> Rows:
+    """Tell results that their modules have cut."""
+    found = []
+    sections = {"fleet_report_parameters": "parameters", "fleet_report_symbols": "symbols"}
+    sections |= {"fleet_report_domains": "domains", "fleet_report_console": "consoles"}
+    for name, section in sections.items():
+        names = [host for host, known in hosts.items() if _of(known, name).get("truncated")]
+        if names:
+            text = f"{listed(names)}: {RESULTS[name]}: there are more than the module was asked to return."
+            found.append(_finding("warn", section, text, names))
+    return found
 
 
 # Kernels.
 
 
 def _kernels(hosts: t.Mapping[str, Row]) -> Rows:
-    """Return ``release``, ``build_id``, ``arch`` and ``hosts`` of each kernel, the one of most hosts first."""
+    """Return ``release``, ``build_id``, ``arch``, ``symbols`` (the table's fingerprint) and ``hosts`` of each kernel."""
     values = {
-        host: {key: kernel.get(key) for key in ("release", "build_id", "arch")}
+        host: {key: word(kernel.get(key)) for key in ("release", "build_id", "arch")}
+        | {"symbols": word(_of(kernel, "symbols").get("core_fingerprint"))}
         for host, known in hosts.items()
         if (kernel := _kernel(known))
     }
@@ -152,10 +255,13 @@ def _fingerprint_findings(hosts: t.Mapping[str, Row]) -> Rows:
         kernel = _kernel(known)
         fingerprint = _of(kernel, "symbols").get("core_fingerprint")
         if fingerprint and kernel.get("build_id"):
+            fingerprint = word(fingerprint)
             tables.setdefault(str(kernel["build_id"]), {})[host] = fingerprint
     found = []
     for build_id, fingerprints in tables.items():
-        for group in groups_of(fingerprints)[1:]:
+        groups = groups_of(fingerprints)
+        tied = len(groups) > 1 and len(groups[0]["hosts"]) == len(groups[1]["hosts"])  # nobody knows which is right
+        for group in groups if tied else groups[1:]:
             text = f"{listed(group['hosts'])}: other core symbols than the other hosts of build-id {build_id[:12]}."
             found.append(_finding("bad", "kernels", text, group["hosts"]))
     return found
@@ -170,7 +276,7 @@ def _readiness(hosts: t.Mapping[str, Row]) -> Rows:
     for host, known in hosts.items():
         judged = _of(known, "fleet_report_readiness")
         if judged.get("verdict"):
-            values[host] = {key: judged.get(key) for key in ("verdict", "reason", "remedy")}
+            values[host] = {key: word(judged.get(key)) for key in ("verdict", "reason", "remedy")}
     rows = [
         {**group["value"], "level": "ok" if group["value"]["verdict"] == "ready" else "warn", "hosts": group["hosts"]}
         for group in groups_of(values)
@@ -184,6 +290,7 @@ def _readiness_findings(readiness: Rows) -> Rows:
         if row["level"] != "ok":
             reason = str(row["reason"])
             told = reason if "cannot be traced" in reason else f"cannot be traced: {reason}"
+            told += f" What helps: {row['remedy']}." if row["remedy"] else ""
             found.append(_finding("warn", "readiness", f"{listed(row['hosts'])}: {told}", row["hosts"]))
     return found
 
@@ -192,39 +299,45 @@ def _readiness_findings(readiness: Rows) -> Rows:
 
 
 def _params(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
-    """Return the ``columns`` (parameters, with the hosts of each value), and a row of ``cells`` for each host."""
-    found: dict[str, dict[str, dict[str, t.Any]]] = {}
+    """Return the ``columns`` (parameters, with the hosts of each value), a row of ``cells`` for each host, and ``every``.
+
+    Of many parameters those that drift have a column; ``every`` is parameter -> host -> its cell, for all of them.
+    """
+    every: dict[str, dict[str, dict[str, t.Any]]] = {}
     for host, known in hosts.items():
         result = _of(known, "fleet_report_parameters")
         for row in result.get("params") or ():
-            found.setdefault(f"{row['module']}.{row['name']}", {})[host] = _param(row, bool(result.get("planned")))
-    columns = []
-    for label, cells in list(found.items())[:_MOST_COLUMNS]:
-        counts = collections.Counter(cell["value"] for cell in cells.values())
-        (usual, _number), *_others = counts.most_common(1)
-        for cell in cells.values():
-            cell["unusual"] = cell["value"] != usual
-        values = [{"value": value, "count": number} for value, number in counts.most_common(_MOST_VALUES)]
-        columns.append(
-            {
-                "label": label,
-                "values": values,
-                "more_values": len(counts) - len(values),
-                "drifting": sum(cell["level"] != "ok" for cell in cells.values()),
-            }
-        )
+            every.setdefault(f"{row['module']}.{row['name']}", {})[host] = _param(row, bool(result.get("planned")))
+    drift = {label: sum(cell["level"] != "ok" for cell in cells.values()) for label, cells in every.items()}
+    most = min(_MOST_COLUMNS, max(_LEAST_COLUMNS, _MOST_CELLS // max(len(hosts), 1)))
+    columns = [_column(label, every[label]) for label in sorted(every, key=lambda label: -drift[label])[:most]]
     rows: Rows = []
     for host in hosts:
-        of_host = [found[column["label"]].get(host) for column in columns]
-        levels = [cell["level"] for cell in of_host if cell]
+        levels = [cells[host]["level"] for cells in every.values() if host in cells]
         if levels:
-            rows.append({"host": host, "level": min(levels, key=_RANK.__getitem__), "cells": of_host})
+            level = min(levels, key=_RANK.__getitem__)
+            rows.append({"host": host, "level": level, "cells": [every[row["label"]].get(host) for row in columns]})
     rows.sort(key=lambda row: _RANK[row["level"]])
-    return {"columns": columns, "more_columns": len(found) - len(columns), "rows": rows}
+    return {"columns": columns, "more_columns": len(every) - len(columns), "rows": rows, "every": every}
+
+
+def _column(label: str, cells: t.Mapping[str, dict[str, t.Any]]) -> dict[str, t.Any]:
+    """Return the head of a parameter's column; what differs from the usual value is marked in its cell."""
+    counts = collections.Counter(cell["value"] for cell in cells.values())
+    ((usual, _number),) = counts.most_common(1)
+    for cell in cells.values():
+        cell["unusual"] = cell["value"] != usual
+    kept = collections.Counter(cell["kept"] for cell in cells.values() if cell["kept"])
+    return {
+        "label": label,
+        "values": [{"value": value, "count": number} for value, number in counts.most_common(_MOST_VALUES)],
+        "more_values": max(len(counts) - _MOST_VALUES, 0),
+        "kept": [{"file": file, "count": number} for file, number in kept.most_common(_MOST_KEPT)],
+    }
 
 
 def _param(row: Row, planned: bool) -> dict[str, t.Any]:
-    """Return ``value``, ``note`` and ``level`` of a row of kernel_module_param, or of kernel_module_param_info.
+    """Return ``value``, ``note``, ``kept`` and ``level`` of a row of kernel_module_param, or of its info module.
 
     :param planned: the module ran in check mode, so that what was before still is.
     """
@@ -237,28 +350,24 @@ def _param(row: Row, planned: bool) -> dict[str, t.Any]:
             notes.insert(0, f"wanted {shown(row.get('after'))}" if planned else f"{shown(row.get('before'))} before")
         elif row.get("changed") and planned:
             notes.insert(0, "nothing keeps it")
-    if row.get("persisted_in"):
-        notes.append(f"kept in {row['persisted_in']}")
-    drifts = bool(row.get("pending") or row.get("changed"))
-    return {"value": value, "note": "; ".join(notes), "level": "warn" if drifts else "ok", "planned": planned}
+    return {
+        "value": value,
+        "note": "; ".join(notes)[:_REASON_CHARACTERS],
+        "kept": str(row.get("persisted_in") or ""),
+        "level": "warn" if row.get("pending") or row.get("changed") else "ok",
+        "planned": planned,
+    }
 
 
-def _param_findings(params: t.Mapping[str, t.Any]) -> Rows:
-    hosts: dict[tuple[int, str], list[str]] = {}
-    for row in params["rows"]:
-        for number, cell in enumerate(row["cells"]):
-            if cell and cell["level"] != "ok":
-                what = "is not as wanted" if cell["planned"] else "was changed or waits"
-                hosts.setdefault((number, what), []).append(row["host"])
-    return [
-        _finding(
-            "warn",
-            "parameters",
-            f"{params['columns'][number]['label']} {what} on {_plural(len(names), 'host', 'hosts')}: {listed(names)}.",
-            names,
-        )
-        for (number, what), names in sorted(hosts.items())
-    ]
+def _param_findings(every: t.Mapping[str, t.Mapping[str, Row]]) -> Rows:
+    found = []
+    for label, cells in every.items():
+        for planned, what in ((True, "is not as wanted"), (False, "was changed or waits")):
+            names = [host for host, cell in cells.items() if cell["level"] != "ok" and cell["planned"] == planned]
+            if names:
+                text = f"{label} {what} on {_plural(len(names), 'host', 'hosts')}: {listed(names)}."
+                found.append(_finding("warn", "parameters", text, names))
+    return sorted(found, key=lambda row: -len(row["hosts"]))
 
 
 # Symbols.
@@ -295,12 +404,20 @@ def _symbol(group: Row) -> str:
     return ", ".join(facts)
 
 
-def _symbol_findings(symbols: t.Mapping[str, t.Any]) -> Rows:
+def _symbol_findings(symbols: t.Mapping[str, t.Any], hosts: t.Mapping[str, Row]) -> Rows:
+    """Tell symbols that differ; about a host that differs from others of its kernel, since kernels differ anyway."""
     names = [row["name"] for row in symbols["rows"]]
     if not names:
         return []
-    hosts = [host for row in symbols["rows"] for group in row["groups"][1:] for host in group["hosts"]]
-    return [_finding("warn", "symbols", f"Not the same on all hosts: {listed(names)}.", hosts)]
+    odd: list[str] = []
+    for row in symbols["rows"]:
+        of_kernel: dict[t.Any, dict[str, int]] = collections.defaultdict(dict)
+        for number, group in enumerate(row["groups"]):
+            for host in group["hosts"]:
+                of_kernel[word(_kernel(hosts[host]).get("build_id"))][host] = number
+        for numbers in of_kernel.values():
+            odd += [host for group in groups_of(numbers)[1:] for host in group["hosts"]]
+    return [_finding("warn", "symbols", f"Not the same on all hosts: {listed(names)}.", odd)]
 
 
 # Domains.
@@ -390,7 +507,7 @@ def _tiles(
     params: t.Mapping[str, t.Any],
     domains: t.Mapping[str, t.Any],
     traces: t.Mapping[str, t.Any],
-    trouble: t.Mapping[str, str],
+    trouble: t.Mapping[str, t.Sequence[str]],
 ) -> Rows:
     def tile(value: t.Any, label: str, good: bool = True) -> dict[str, t.Any]:
         return {"value": str(value), "label": label, "level": "none" if good else "warn"}
@@ -399,31 +516,39 @@ def _tiles(
     if trouble:
         tiles.append(tile(len(trouble), "with trouble", good=False))
     if kernels:
-        tiles.append(tile(len(kernels), "kernel" if len(kernels) == 1 else "kernels"))
+        distinct = len({(row["release"], row["build_id"]) for row in kernels})
+        tiles.append(tile(distinct, "kernel" if distinct == 1 else "kernels"))
     if readiness:
         judged = sum(len(row["hosts"]) for row in readiness)
         ready = sum(len(row["hosts"]) for row in readiness if row["level"] == "ok")
         tiles.append(tile(f"{ready} of {judged}", "can be traced", ready == judged))
     if traces["runs"]:
-        tiles.append(tile(len(traces["runs"]), "trace run" if len(traces["runs"]) == 1 else "trace runs"))
+        tiles.append(tile(traces["count"], "trace run" if traces["count"] == 1 else "trace runs"))
     if params["rows"]:
         drifting = sum(row["level"] != "ok" for row in params["rows"])
         tiles.append(tile(drifting, "with parameters to look at", not drifting))
     if domains["count"]:
         waiting = sum(row["level"] in ("warn", "bad") for row in domains["every"])
-        tiles.append(tile(domains["count"], f"domains, {waiting} not as defined", not waiting))
+        tiles.append(tile(domains["count"], f"{'domain' if domains['count'] == 1 else 'domains'}, {waiting} not as defined", not waiting))
     return tiles
 
 
 def _overview(
     hosts: t.Mapping[str, Row],
-    params: t.Mapping[str, t.Any],
+    findings: Rows,
+    params: t.Mapping[str, t.Mapping[str, Row]],
     domains: Rows,
     traces: t.Mapping[str, t.Any],
-    trouble: t.Mapping[str, str],
+    trouble: t.Mapping[str, t.Sequence[str]],
 ) -> dict[str, t.Any]:
     """Return a row for each host: what it runs, and how it stands in each section."""
-    drift = {row["host"]: sum(bool(cell) and cell["level"] != "ok" for cell in row["cells"]) for row in params["rows"]}
+    drift: collections.Counter[str] = collections.Counter()
+    for cells in params.values():
+        drift.update({host: int(cell["level"] != "ok") for host, cell in cells.items()})
+    found: dict[str, str] = {}
+    for row in findings:  # the worst come first
+        for host in row["hosts"]:
+            found.setdefault(host, row["level"])
     of_host: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for domain in domains:
         of_host[domain["host"]][domain["level"]] += 1
@@ -433,15 +558,15 @@ def _overview(
         counts = of_host.get(host)
         row = {
             "host": host,
-            "kernel": _kernel(known).get("release"),
+            "kernel": word(_kernel(known).get("release")),
             "tracing": {"text": verdict, "level": "ok" if verdict == "ready" else "warn"} if verdict else None,
             "trace": traces["levels"].get(host),
             "params": {"text": drift[host], "level": "warn" if drift[host] else "ok"} if host in drift else None,
             "domains": _domain_counts(counts) if counts else None,
-            "trouble": trouble.get(host, ""),
+            "trouble": "; ".join(trouble.get(host, ())),
         }
         levels = [cell["level"] for cell in row.values() if isinstance(cell, dict)]
-        row["level"] = "bad" if row["trouble"] else min(levels, key=_RANK.__getitem__, default="none")
+        row["level"] = min([*levels, found.get(host, "none")], key=_RANK.__getitem__)
         rows.append(row)
     rows.sort(key=lambda row: _RANK[row["level"]] if row["level"] in ("bad", "warn") else _RANK["ok"])
     shown_columns = [

@@ -23,6 +23,11 @@ def shown(value: t.Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
+def word(value: t.Any) -> str | int | float | None:
+    """Return a value that a report shows as a word or a number: whatever else a host says there as JSON."""
+    return value if value is None or (isinstance(value, (str, int, float)) and value != "") else shown(value)
+
+
 def short(number: float) -> str:
     """Return 1234567 as ``1.2M``."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -48,7 +53,7 @@ def escaped(value: t.Any) -> t.Any:
     if isinstance(value, str):
         return html.escape(value)
     if isinstance(value, t.Mapping):
-        return {key: escaped(entry) for key, entry in value.items()}
+        return {escaped(key): escaped(entry) for key, entry in value.items()}
     if isinstance(value, t.Sequence):
         return [escaped(entry) for entry in value]
     return value

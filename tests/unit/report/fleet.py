@@ -103,3 +103,32 @@ def fleet(number: int, domains: int = 3, seed: int = 1) -> dict[str, dict[str, t
     """Return host -> variables for so many hosts; from 20 on, the hosts above are among them."""
     rng = random.Random(seed)
     return {name: _host(rng, name, domains) for name in (f"host{index:04}" for index in range(number))}
+
+
+def crowded(number: int) -> dict[str, dict[str, t.Any]]:
+    """Return host -> variables of a fleet in which each section is as full as modules and scripts make it."""
+    hosts = fleet(number, domains=10)
+    for index, (name, known) in enumerate(hosts.items()):
+        if name == LOST:
+            continue
+        known["fleet_report_parameters"] = {
+            "planned": True,
+            "params": [
+                {"module": "kvm", "name": f"parameter_{column}", "before": index, "after": 7, "changed": column < 15}
+                | {"persisted_in": "/etc/modprobe.d/zz-tapvirt.conf", "pending": ["its module is in use"] * (column < 15)}
+                for column in range(40)
+            ],
+        }
+        known["fleet_report_symbols"]["symbols"] = [
+            {"name": f"kvm_function_{row}", "status": "found", "count": index % 2 + 1, "matches": [], "variants": []}
+            for row in range(100)
+        ]
+        buckets = [[low, low + 1, (low * index) % 97] for low in range(500)]
+        linear = {"kind": "histogram", "key": "depth", "unit": "requests", "count": 7, "buckets": buckets}
+        values = [(step * index) % 89 for step in range(600)]
+        series = {"kind": "series", "key": "vfs_read", "unit": "calls", "step_ms": 100, "values": values, "count": 7}
+        known.setdefault("trace_runs", []).append(
+            {"title": "All at once", "run": {"outcome": "ok", "records": [linear, series]}}
+        )
+        known["fleet_report_console"] = {"text": "a line of a console that says something\n" * 100}
+    return hosts

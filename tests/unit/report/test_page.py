@@ -84,7 +84,7 @@ def test_the_filter_leaves_the_hosts_that_are_looked_for(page: str, browser: Bro
     assert hosts == [fleet.SLOW]
     assert traced == [fleet.SLOW] * 2, "in the heat map, and in the time line"
     assert " of " in count
-    standing = {fleet.SLOW, fleet.LOST, fleet.UNREADY, fleet.DRIFTED, fleet.OVERLOADED}
+    standing = {fleet.SLOW, fleet.LOST, fleet.UNREADY, fleet.DRIFTED, fleet.OVERLOADED, fleet.OTHER_TABLE}
     assert set(found["stands"]) == standing | {fleet.BROKEN_DOMAIN, fleet.PENDING_DOMAIN}
 
 

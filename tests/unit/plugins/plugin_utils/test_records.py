@@ -8,11 +8,14 @@ from __future__ import annotations
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.records import FilterModule
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _records
 
 
 def run_of(*records):
     return [{"title": "read", "run": {"records": list(records)}}]
+
+
+def merged(kind, runs):
+    return FilterModule().filters()[f"{kind}_plots"](runs)
 
 
 def histogram(*buckets):
@@ -21,7 +24,7 @@ def histogram(*buckets):
 
 def test_buckets_of_hosts_add_up_on_one_axis():
     runs = {"a": run_of(histogram((1, 2, 5), (2, 4, 10))), "b": run_of(histogram((2, 4, 1), (16, 32, 4)))}
-    (plot,) = _records.histogram_plots(runs)
+    (plot,) = merged("histogram", runs)
     assert plot["merged"]["buckets"] == [[1, 2, 5], [2, 4, 11], [4, 8, 0], [8, 16, 0], [16, 32, 4]]
     assert plot["merged"]["count"] == 20
     assert [row["count"] for row in plot["hosts"]] == [15, 5]
@@ -29,15 +32,15 @@ def test_buckets_of_hosts_add_up_on_one_axis():
 
 
 def test_percentiles_are_the_bound_of_their_bucket():
-    (plot,) = _records.histogram_plots({"a": run_of(histogram((1, 2, 98), (2, 4, 1), (4, 8, 1)))})
+    (plot,) = merged("histogram", {"a": run_of(histogram((1, 2, 98), (2, 4, 1), (4, 8, 1)))})
     assert (plot["merged"]["p50"], plot["merged"]["p99"]) == (2, 4)
 
 
 def test_the_slow_host_of_three_stands_out_and_one_of_two_does_not():
     fast, slow = histogram((1, 2, 100)), histogram((64, 128, 100))
-    three = _records.histogram_plots({"a": run_of(fast), "b": run_of(fast), "c": run_of(slow)})
+    three = merged("histogram", {"a": run_of(fast), "b": run_of(fast), "c": run_of(slow)})
     assert [row["outlier"] for row in three[0]["hosts"]] == [False, False, True]
-    two = _records.histogram_plots({"a": run_of(fast), "c": run_of(slow)})
+    two = merged("histogram", {"a": run_of(fast), "c": run_of(slow)})
     assert not any(row["outlier"] for row in two[0]["hosts"])
 
 
@@ -46,13 +49,13 @@ def test_counters_are_summed_largest_first():
         "a": run_of({"kind": "count", "key": "hlt", "count": 3}, {"kind": "count", "key": "io", "count": 60}),
         "b": run_of({"kind": "count", "key": "io", "count": 40}),
     }
-    (plot,) = _records.counter_plots(runs)
+    (plot,) = merged("counter", runs)
     assert [(row["key"], row["total"]) for row in plot["keys"]] == [("io", 100), ("hlt", 3)]
     assert plot["keys"][0]["hosts"] == {"a": 60, "b": 40}
 
 
 def test_an_empty_or_failed_run_draws_nothing():
-    assert _records.histogram_plots({"a": [{"title": "read", "run": None}], "b": run_of()}) == []
+    assert merged("histogram", {"a": [{"title": "read", "run": None}], "b": run_of()}) == []
 
 
 def test_a_wrong_input_is_named():
