@@ -12,9 +12,10 @@ import sys
 import tempfile
 
 import pytest
+from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from tools.demo import end_domains
+from tools.demo import end_domains, told
 
 PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
 HOSTS = ["trace1", "trace2", "trace4"]
@@ -88,6 +89,13 @@ def test_both_passes_succeed_and_the_second_changes_nothing(passes):
     assert set(second.recap) == {*HOSTS, "builder", "localhost"}
     assert {host: row["changed"] for host, row in second.recap.items() if row["changed"]} == {}
     assert all(first.recap[host]["changed"] for host in [*HOSTS, "localhost"])
+
+
+def test_it_says_what_the_readme_shows(passes):
+    (first, _second), *_rest = passes
+    shown = sample("README.md", "Where the time went")
+    sentences = shown[shown.index("\ntrace1 (") : shown.index("\nThe lab is still up")]
+    assert shown_in(sentences, "\n".join(told(first.stdout)), numbers_differ=True)
 
 
 def test_each_script_was_compiled_once_for_each_distinct_kernel(passes, lab):

@@ -3,13 +3,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The documentation's examples, page by page and in their order, on hosts that have the names that the page gives them.
 
-What an example changes, the page puts back itself further down: so all of them are run, whatever fails before.
+What an example changes, the page puts back itself further down, or ``STAGES`` has who does: so all of them are run,
+whatever fails before.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import os
+import pathlib
+import re
 import shlex
+import shutil
 import subprocess
 import typing as t
 
@@ -25,47 +32,208 @@ from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
     write_files,
 )
 
+if t.TYPE_CHECKING:
+    from .conftest import LabHosts
+
 RST = "docs/docsite/rst/"
 # Takes some seconds; the others take minutes.
 QUICK = f"{RST}migration.rst"
-TRACED = {"trace_hosts": {"web1": "trace1", "web2": "trace2"}, "builders": {"builder1": "builder"}}
-# A page that is not named here has hosts to trace and a builder.
-FLEETS = {
-    f"{RST}guide_module_parameters.rst": {"fleet": {"web1": "trace1", "web2": "trace2"}, "latency": {"web2": "trace2"}},
-    f"{RST}guide_console_logs.rst": {"virt_hosts": {"hv1": "trace1"}},
-    f"{RST}guide_debugging_libvirt.rst": {"virt_hosts": {"hv1": "trace1"}},
-}
 PAGES = sorted({block.page for block in all_blocks() if block.run == "lab"})
-DISK = "/var/lib/libvirt/images/web1.img"
+IMAGES = "/var/lib/libvirt/images"
+Given = t.Callable[["LabHosts", str, pathlib.Path], t.ContextManager[None]]
 
 
-@pytest.fixture(scope="module")
-def web1(lab) -> t.Iterator[None]:
-    """A domain that some pages speak of, which says on its console what a guest says that has started."""
-    done = lab.run("trace1", "sh", "-c", f"echo {boot_sector('web1 login:')} | base64 -d > {DISK}")
+def shell(lab: LabHosts, host: str, command: str, **options: t.Any) -> str:
+    """Run a command on a host; it has to succeed."""
+    done = lab.run(host, "sh", "-c", command, **options)
     assert done.returncode == 0, done.stderr
-    there = {"name": "web1", "xml": lab.small_domain("web1"), "state": "running"}
-    gone = {"name": "web1", "state": "absent", "remove_disks": ["hda"], "on_timeout": "destroy", "wait_seconds": 1}
+    return done.stdout
+
+
+def module(lab: LabHosts, host: str, name: str, args: dict[str, t.Any]) -> None:
+    """Run a module on a host; it has to succeed."""
+    done = lab.ansible(host, f"tapvirt.host.{name}", args)[host]
+    assert not done["failed"], done
+
+
+@contextlib.contextmanager
+def domain(lab: LabHosts, host: str, folder: pathlib.Path, name: str = "web1", state: str = "running") -> t.Iterator[None]:
+    """A domain with a disk of its own, which says ``NAME login:`` again and again, and its template for the reader."""
+    raw, disk = f"/var/tmp/{name}.raw", f"{IMAGES}/{name}.qcow2"
+    make = f"echo {boot_sector(name + ' login:')} | base64 -d > {raw} && qemu-img convert -O qcow2 {raw} {disk}; rm {raw}"
+    shell(lab, host, make)
+    xml = lab.small_domain(name).replace("'raw'", "'qcow2'").replace(f"{name}.img", f"{name}.qcow2")
+    (folder / f"{name}.xml.j2").write_text(xml, encoding="utf-8")
     try:
-        started = lab.ansible("trace1", "tapvirt.host.libvirt_domain", there)["trace1"]
-        assert not started["failed"], started
+        if state != "absent":
+            module(lab, host, "libvirt_domain", {"name": name, "xml": xml, "state": state})
         yield
     finally:
-        removed = lab.ansible("trace1", "tapvirt.host.libvirt_domain", gone)["trace1"]
-        assert not removed["failed"], removed
+        undefine = f"virsh undefine --managed-save --snapshots-metadata --nvram {name}"
+        lab.run(host, "sh", "-c", f"virsh destroy {name}; {undefine}; rm -f {IMAGES}/{name}.* /var/log/{name}-*")
 
 
-def fleet_of(page: str) -> dict[str, dict[str, str]]:
-    """Return a page's groups: the names that it gives to hosts, and the lab's hosts that stand for them."""
-    return FLEETS.get(page, TRACED)
+@contextlib.contextmanager
+def old_domain(lab: LabHosts, host: str, _folder: pathlib.Path, disk: str = "") -> t.Iterator[None]:
+    """One that is to go, ``old7``, which is off."""
+    drive = f"<disk type='file'><source file='{disk}'/><target dev='vda'/></disk>"
+    xml = f"<domain type='kvm'><name>old7</name><memory unit='MiB'>16</memory><os><type>hvm</type></os><devices>{drive if disk else ''}</devices></domain>"
+    module(lab, host, "libvirt_domain", {"name": "old7", "xml": xml})
+    if disk:
+        shell(lab, host, f"truncate -s 1M {disk}")
+    yield
+    assert lab.run(host, "virsh", "domstate", "old7").returncode != 0
+    assert not disk or lab.run(host, "test", "-e", disk).returncode != 0
 
 
-def inventory(lab, page: str) -> str:
-    """Return the lab's hosts under the names and in the groups of a page."""
-    groups = fleet_of(page).items()
-    return yaml.safe_dump(
-        {group: {"hosts": {name: lab.variables(host) for name, host in hosts.items()}} for group, hosts in groups}
-    )
+@contextlib.contextmanager
+def image(lab: LabHosts, host: str, _folder: pathlib.Path, name: str = "web") -> t.Iterator[None]:
+    """The disk of a domain that the page defines and nobody puts back."""
+    shell(lab, host, f"qemu-img create -q -f qcow2 {IMAGES}/{name}.qcow2 1M")
+    try:
+        yield
+    finally:
+        lab.run(host, "sh", "-c", f"virsh destroy {name}; virsh undefine {name}; rm -f {IMAGES}/{name}.qcow2")
+
+
+@contextlib.contextmanager
+def network(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
+    """libvirt's network ``default``, without addresses: nobody gives any out here."""
+    xml = "<network><name>default</name><dns enable='no'/></network>"
+    there = lab.run(host, "virsh", "net-info", "default").returncode == 0
+    if not there:
+        module(lab, host, "libvirt_network", {"name": "default", "xml": xml, "state": "active"})
+    try:
+        yield
+    finally:
+        if not there:
+            lab.run(host, "sh", "-c", "virsh net-destroy default; virsh net-undefine default")
+
+
+@contextlib.contextmanager
+def pool(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
+    """The pool ``images`` with a base image in it."""
+    shell(lab, host, "mkdir /srv/images && qemu-img create -q -f qcow2 /srv/images/base.qcow2 1M")
+    xml = "<pool type='dir'><name>images</name><target><path>/srv/images</path></target></pool>"
+    try:
+        module(lab, host, "libvirt_pool", {"name": "images", "xml": xml, "state": "active"})
+        yield
+    finally:
+        lab.run(host, "sh", "-c", "virsh pool-destroy images; virsh pool-undefine images; rm -rf /srv/images")
+
+
+@contextlib.contextmanager
+def parameters(
+    lab: LabHosts, host: str, _folder: pathlib.Path, names: t.Sequence[str] = ("halt_poll_ns",)
+) -> t.Iterator[None]:
+    """Parameters of KVM that the page sets and does not put back."""
+    try:
+        yield
+    finally:
+        params = [{"module": "kvm", "name": name} for name in names]
+        module(lab, host, "kernel_module_param", {"params": params, "state": "restored"})
+
+
+@contextlib.contextmanager
+def user(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
+    """Somebody called ``alice``."""
+    shell(lab, host, "useradd --system alice")
+    try:
+        yield
+    finally:
+        shell(lab, host, "userdel alice; systemctl stop sys-kernel-debug.mount")
+
+
+@contextlib.contextmanager
+def key(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
+    """A builder without a key, which has none afterwards either."""
+    shell(lab, host, "! test -e /etc/tapvirt/signing")
+    try:
+        yield
+    finally:
+        lab.run(host, "rm", "-rf", "/etc/tapvirt/signing")
+
+
+@contextlib.contextmanager
+def daemon(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
+    """What a daemon of libvirt's logs is another thing afterwards; a definition of a network that the reader has."""
+    (folder / "default-network.xml").write_text("<network><name>default</name><dns enable='no'/></network>")
+    conf = "/etc/libvirt/libvirtd.conf"
+    outputs = shell(lab, host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs").partition(":")[2].strip()
+    try:
+        yield
+    finally:
+        end = "virsh net-destroy default; virsh net-undefine default; virsh pool-destroy images; virsh pool-undefine images;"
+        lab.run(host, "sh", "-c", f"{end} mv {conf}.documents {conf}; virt-admin daemon-log-outputs '{outputs}'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a page presupposes: its groups, as the names that it gives to hosts and the lab's hosts that stand for them;
+    and what its hosts have before (page's name of a host, what is given to it).
+    """
+
+    groups: dict[str, dict[str, str]]
+    given: tuple[tuple[str, Given], ...] = ()
+
+
+TRACED = {"trace_hosts": {"web1": "trace1", "web2": "trace2"}, "builders": {"builder1": "builder"}}
+ONE = {"virt_hosts": {"hv1": "trace1"}}
+TWO = {"virt_hosts": {"hv1": "trace1", "hv2": "trace2"}}
+absent = functools.partial(domain, state="absent")
+# A page that is not named here has hosts to trace and a builder.
+STAGES = {
+    "README.md": Stage(
+        {**TRACED, "virt_hosts": {"web1": "trace1"}},
+        (
+            ("web1", absent),
+            ("web1", old_domain),
+            ("web1", pool),
+            ("web1", parameters),
+            ("web2", parameters),
+        ),
+    ),
+    f"{RST}guide_module_parameters.rst": Stage(
+        {"fleet": {"web1": "trace1", "web2": "trace2", "web3": "trace3"}, "latency": {"web2": "trace2"}}
+    ),
+    f"{RST}guide_console_logs.rst": Stage(ONE, (("hv1", domain), ("hv1", functools.partial(domain, name="web2", state="present")))),
+    f"{RST}guide_debugging_libvirt.rst": Stage(ONE, (("hv1", domain),)),
+    f"{RST}guide_domains.rst": Stage(
+        TWO, tuple((host, given) for host in TWO["virt_hosts"] for given in (image, network, old_domain))
+    ),
+    f"{RST}guide_builders.rst": Stage({**TRACED, "builders": {"debian1": "builder"}}, (("debian1", key),)),
+    QUICK: Stage(
+        {"trace_hosts": TRACED["trace_hosts"], **ONE},
+        (("hv1", absent), ("hv1", functools.partial(old_domain, disk=f"{IMAGES}/old7.img"))),
+    ),
+    "roles/domains/README.md": Stage(
+        ONE, tuple(("hv1", given) for given in (functools.partial(image, name="web1"), network, old_domain))
+    ),
+    "roles/fleet_report/README.md": Stage({"fleet": TRACED["trace_hosts"]}, tuple((host, parameters) for host in TRACED["trace_hosts"])),
+    "roles/module_params/README.md": Stage(
+        {"fleet": {"web1": "trace1", "web2": "trace2"}, "latency": {"web2": "trace2"}},
+        tuple((host, functools.partial(parameters, names=["halt_poll_ns", "halt_poll_ns_shrink"])) for host in TRACED["trace_hosts"]),
+    ),
+    "roles/trace/README.md": Stage({"trace_hosts": {"hv1": "trace1"}, "builders": {"builder1": "builder"}}, (("hv1", domain),)),
+    "roles/trace_host/README.md": Stage({"trace_hosts": {"web1": "trace1"}}, (("web1", user),)),
+    "roles/virt_host/README.md": Stage(ONE, (("hv1", daemon),)),
+}
+
+
+def stage_of(page: str) -> Stage:
+    """Return what a page presupposes."""
+    return STAGES.get(page, Stage(TRACED))
+
+
+def inventory(lab: LabHosts, page: str) -> str:
+    """Return the lab's hosts under the names and in the groups of a page, with the variables that it gives to groups."""
+    shown = [block.data for block in blocks_of(TREE / page) if block.file == "inventory.yml"]
+    tree = {}
+    for group, hosts in stage_of(page).groups.items():
+        variables = [data[group].get("vars", {}) for data in shown if group in data]
+        named = {name: lab.variables(host) for name, host in hosts.items()}
+        tree[group] = {"hosts": named, "vars": dict(pair for each in variables for pair in each.items())}
+    return yaml.safe_dump(tree)
 
 
 def commands_of(block: Block, blocks: t.Sequence[Block]) -> list[tuple[list[str], str]]:
@@ -79,31 +247,61 @@ def commands_of(block: Block, blocks: t.Sequence[Block]) -> list[tuple[list[str]
 
 
 def plays_of(block: Block) -> list[dict[str, t.Any]]:
-    """Return what a block shows as plays; tasks alone are for the first group of the page."""
-    group = next(iter(fleet_of(block.page)))
+    """Return what a block shows as plays; tasks alone are for the page's hosts of domains or for its first group."""
+    groups = stage_of(block.page).groups
+    libvirt = "virt_hosts" in groups and any("libvirt_" in key for key, _options in block.steps)
+    group = "virt_hosts" if libvirt else next(iter(groups))
     return [{**play, "hosts": group} for play in block.playbook] if block.kind == "tasks" else block.playbook
+
+
+def ssh_by_inventory(lab: LabHosts, page: str, folder: pathlib.Path) -> None:
+    """Let ``ssh``, as libvirt calls it, find the page's hosts in the domain example.org."""
+    lines = []
+    for name, host in next(iter(stage_of(page).groups.values())).items():
+        said = lab.variables(host)
+        lines += [f"Host {name}.example.org", f"  HostName {said['ansible_host']}", f"  Port {said['ansible_port']}"]
+        lines += [f'  IdentityFile "{said["ansible_ssh_private_key_file"]}"']
+        lines += ["  StrictHostKeyChecking no", "  UserKnownHostsFile /dev/null", "  LogLevel ERROR"]
+    (folder / "ssh_config").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    program = folder / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {shlex.quote(str(folder / "ssh_config"))} "$@"\n', "utf-8")
+    program.chmod(0o755)
 
 
 @pytest.mark.parametrize(
     "page", [page if page == QUICK else pytest.param(page, marks=pytest.mark.soak) for page in PAGES]
 )
-def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path, request):
-    if "virt_hosts" in fleet_of(page):
-        request.getfixturevalue("web1")
+def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path):
     blocks = blocks_of(TREE / page)
     write_files(blocks, tmp_path)
     (tmp_path / "inventory.yml").write_text(inventory(lab, page), encoding="utf-8")
+    ssh_by_inventory(lab, page, tmp_path)
     # As a shell has it in this folder, and as ./dev exec names the lab's hosts.
     env = os.environ | {"PWD": str(tmp_path), "ANSIBLE_INVENTORY": str(tmp_path / "inventory.yml")}
-    env |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
+    env |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     wrong = []
-    for block in (block for block in blocks if block.run == "lab"):
-        if block.kind != "console":
-            (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays_of(block)), encoding="utf-8")
-        for words, shown in commands_of(block, blocks):
-            done = subprocess.run(words, cwd=tmp_path, env=env, timeout=600, check=False, **quiet)
-            if done.returncode or not shown_in(shown, done.stdout):
-                said = done.stdout[-3000:] + done.stderr[-1000:]
-                wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{said}")
+    said = ""
+    with contextlib.ExitStack() as given:
+        hosts = {name: host for group in stage_of(page).groups.values() for name, host in group.items()}
+        for name, give in stage_of(page).given:
+            given.enter_context(give(lab, hosts[name], tmp_path))
+        for block in blocks:
+            if block.run == "printed" and not shown_in(block.text, said, numbers_differ=True):
+                wrong.append(f"{block} shows\n{block.text}\nand this came:\n{said[-6000:]}")
+            if block.run != "lab":
+                continue
+            if block.kind != "console":
+                (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays_of(block)), encoding="utf-8")
+            said = ""
+            for words, shown in commands_of(block, blocks):
+                # A variable before a command is the environment's, as for a shell.
+                variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+                argv = words[len(variables) :]
+                done = subprocess.run(argv, cwd=tmp_path, env=env | variables, timeout=600, check=False, **quiet)
+                said += done.stdout
+                if done.returncode or not shown_in(shown, done.stdout):
+                    told = done.stdout[-3000:] + done.stderr[-1000:]
+                    wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{told}")
     assert not wrong, "\n\n".join(wrong)

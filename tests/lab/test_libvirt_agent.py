@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pathlib
+import subprocess
 import time
 import typing as t
 
@@ -22,6 +23,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import T
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent import Guest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent_messages import MOST_STDOUT, NotReached
 from ansible_collections.tapvirt.host.tests.lab import agent_guest
+from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import system_daemon
 
@@ -106,6 +108,20 @@ def test_ansible_works_in_a_guest_without_a_network(play, tmp_path: pathlib.Path
     assert done["ping"]["ping"] == "x" * 50_000
     assert "has not ended within 1 s; it goes on as process " in done["late"]["msg"]
     assert f"The agent of {NAME} (qemu+unix:///system?" in done["late"]["msg"]
+
+
+def test_the_guide_s_command_reaches_the_guest(uri: str, tmp_path: pathlib.Path) -> None:
+    guide = "docs/docsite/rst/guide_domains.rst"
+    shown = example(guide, "plugin: tapvirt.host.libvirt")
+    assert shown.file
+    (tmp_path / shown.file).write_text(json.dumps({**shown.data, "uris": [uri]}), encoding="utf-8")
+    ((words, _output),) = example(guide, "libvirt_agent").commands
+    env = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{NAME} | SUCCESS" in done.stdout
 
 
 @pytest.mark.soak

@@ -4,7 +4,9 @@
 """The code blocks of the documentation, as the tests of it read them.
 
 What becomes of a block that could be run is said in a comment before it, which no reader of the page sees:
-``.. run: here`` (``<!-- run: here -->`` in Markdown) on any machine, ``run: lab`` in the lab, and ``run: no, WHY``.
+``.. run: here`` (``<!-- run: here -->`` in Markdown) on any machine, ``run: lab`` in the lab, ``run: in PLACE`` where
+another page has the same or a test takes it from here, and ``run: no, WHY``. A text that shows what is printed says
+``run: printed`` below the example that prints it, or one of the last two.
 """
 
 from __future__ import annotations
@@ -102,6 +104,13 @@ class Block:
         return rows
 
     @property
+    def steps(self) -> list[t.Any]:
+        """What of it is run: each command's words, or each task's module and options."""
+        if self.kind == "console":
+            return [words for words, _output in self.commands]
+        return [(key, options) for play in self.playbook for key, options, _task in tasks_of(play.get("tasks", []))]
+
+    @property
     def playbook(self) -> list[dict[str, t.Any]]:
         """A block of plays or tasks as plays; tasks are this machine's."""
         if self.kind == "plays":
@@ -125,7 +134,7 @@ def blocks_of(path: pathlib.Path) -> list[Block]:
         first = number + 1
         end = _end(lines, first, start)
         text = textwrap.dedent("\n".join(lines[first:end])).strip("\n") + "\n"
-        found.append(Block(page, first, start["rst"] or start["markdown"] or "text", text, mark))
+        found.append(Block(page, first, start["rst"] or start["markdown"] or "plain", text, mark))
         mark, number = "", end if start["rst"] else end + 1
     return found
 
@@ -155,14 +164,35 @@ def write_files(blocks: t.Iterable[Block], folder: pathlib.Path) -> None:
             path.write_text(block.text, encoding="utf-8")
 
 
-def shown_in(shown: str, output: str) -> bool:
-    """Whether the lines that a page shows are in an output, in this order; ``...`` is anything, N a number."""
-    parts = [
-        re.sub(r"\bN\b", r"\\d+", re.escape(line.strip())).replace(r"\.\.\.", ".*")
-        for line in shown.splitlines()
-        if line.strip(" .")
-    ]
+def shown_in(shown: str, output: str, numbers_differ: bool = False) -> bool:
+    """Whether the lines that a page shows are in an output, in this order; ``...`` is anything, N a number.
+
+    Where the numbers of another machine may be there, each stands for any.
+    """
+    parts = []
+    for line in filter(lambda line: line.strip(" ."), shown.splitlines()):
+        part = re.sub(r"\bN\b", r"\\d+", re.escape(line.strip())).replace(r"\.\.\.", ".*")
+        parts.append(re.sub(r"(?<!\\)\d+", r"\\d+", part) if numbers_differ else part)
     return re.search(r"[\s\S]*?".join(parts), output) is not None
+
+
+def sample(page: str, begins: str, names: t.Mapping[str, str] | None = None) -> str:
+    """Return the text that a page shows as printed and that has ``begins`` in it, with other names for its hosts.
+
+    Raises StopIteration where the page has none.
+    """
+    text = next(block.text for block in blocks_of(TREE / page) if block.kind == "text" and begins in block.text)
+    for shown, real in (names or {}).items():
+        text = text.replace(shown, real)
+    return text
+
+
+def example(page: str, begins: str) -> Block:
+    """Return the example of a page that has ``begins`` in it.
+
+    Raises StopIteration where the page has none.
+    """
+    return next(block for block in blocks_of(TREE / page) if block.kind != "text" and begins in block.text)
 
 
 class _Spec(Exception):

@@ -63,10 +63,23 @@ def ansible(*argv: str | pathlib.Path, cwd: pathlib.Path | None = None, collecti
 
 def test_every_page_has_examples_that_say_whether_they_are_run():
     assert {block.page for block in BLOCKS} >= {"README.md", "docs/docsite/rst/guide_first_trace.rst"}
-    unmarked = [str(block) for block in RUNNABLE if not re.fullmatch(r"here|lab|no, .{5,}", block.run)]
-    assert unmarked == []
+    marks = {False: r"here|lab|in \S+|no, .{5,}", True: r"printed|in \S+|no, .{5,}"}
+    shown = [block for block in BLOCKS if block.kind == "text" and not block.file and block.language == "text"]
+    told = [(block, marks[False]) for block in RUNNABLE] + [(block, marks[True]) for block in shown]
+    assert [str(block) for block, mark in told if not re.fullmatch(mark, block.run)] == []
     places = {name for block in RUNNABLE for name in re.findall(r"\b(?:tests/\S+|guide_\w+\.rst)", block.run)}
     assert [name for name in places if not any((TREE / top / name).exists() for top in (".", "docs/docsite/rst"))] == []
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.run.startswith("in ")], ids=str)
+def test_what_is_run_in_another_place_is_there(block):
+    place = block.run.removeprefix("in ")
+    if place.startswith("tests/"):
+        assert f'"{block.page}"' in (TREE / place).read_text(encoding="utf-8")
+        return
+    others = [other for other in blocks_of(TREE / "docs" / "docsite" / "rst" / place) if other.run in ("here", "lab")]
+    run = [step for other in others for step in other.steps]
+    assert [step for step in block.steps if step not in run] == []
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _campaign
+from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 
 COLLECTIONS = pathlib.Path(_campaign.__file__).resolve().parents[5]
@@ -28,6 +29,11 @@ HOSTS = ["hv1", "hv2"]
 LONG = bool(os.environ.get("TAPVIRT_SOAK"))
 SITE = [{"ansible.builtin.import_playbook": "tapvirt.host." + name} for name in ["gather"] + LONG * ["domains"]]
 OPTIONS = "--forks 2" if LONG else "--forks 2 --tags drift"  # a symbol table is several MB
+# As a guide has them.
+BY_RUNNER, BY_NODE = (
+    line.removeprefix("$ ")
+    for line in example("docs/docsite/rst/guide_awx.rst", "ansible-runner run").text.splitlines()
+)
 STATUS = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_skipped": "skipped"}
 # What is another one at each look, and what only says how Ansible called a module.
 PASSING = re.compile(r"(/\.ansible[^\"' ]*|/tmp/[^\"' ]*)|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}\b")
@@ -151,14 +157,10 @@ def check(artifacts: pathlib.Path, by_hand: list[dict[str, t.Any]]) -> None:
 
 @pytest.mark.soak
 def test_a_run_has_the_same_results_as_one_by_hand(fleet: Fleet, by_hand: list[dict[str, t.Any]]) -> None:
-    fleet.run("ansible-runner run data --playbook site.yml --ident run")
+    fleet.run(BY_RUNNER)
     check(fleet.data / "artifacts" / "run", by_hand)
 
 
 def test_an_execution_node_has_the_same_results(fleet: Fleet, by_hand: list[dict[str, t.Any]]) -> None:
-    fleet.run(
-        "ansible-runner transmit data --playbook site.yml --ident sent"
-        " | ansible-runner worker --private-data-dir node"
-        " | ansible-runner process back --ident sent"
-    )
+    fleet.run(BY_NODE)
     check(fleet.top / "back" / "artifacts" / "sent", by_hand)
