@@ -17,6 +17,7 @@ from pathlib import Path
 from .lab import lab_up
 from .prepare import (
     BROWSER_PACKAGES,
+    SANITY_PYTHONS,
     TARGET_PYTHONS,
     Place,
     available,
@@ -157,24 +158,38 @@ class Gates:
 
             self.gate(f"lint {session}: {what}", body)
 
-    def _ansible_test(self, name: str, *arguments: str) -> str:
+    def _ansible_test(self, name: str, venv: Path, *arguments: str) -> str:
         home = CACHE / "home"
-        stand_in_for_get_pip(self.steps, self.place, home)
+        stand_in_for_get_pip(self.steps, self.place, venv, home)
         (self.place.tree / "tests" / "output" / ".tmp").mkdir(parents=True, exist_ok=True)
-        env = self.place.env | {"HOME": str(home)}
+        env = self.place.env | {"HOME": str(home), "PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"}
         for key in ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "ANSIBLE_COLLECTIONS_PATH"):
             env.pop(key)  # ansible-test sets its own
         argv = ["ansible-test", *arguments, "--color", "no"]
         return run(self.steps, name, argv, env, self.place.tree, telling=r"^(ERROR|FATAL|fatal|failed):")
 
     def sanity(self) -> None:
-        """Run all of ansible-test sanity, without an ignore file."""
+        """Run all of ansible-test sanity, without an ignore file.
 
-        def body() -> Tally:
-            text = self._ansible_test("sanity", "sanity", "--requirements")
+        A long run does so with every ansible-core that the collection is for.
+        """
+
+        def body(version: str = "") -> Tally:
+            venv = self.place.venv
+            if version:
+                python = find_python([version])
+                if not python:
+                    return Tally(skipped=Counter([f"no Python {version} on this machine for an older ansible-core"]))
+                requirements = ROOT / "tests" / "requirements-sanity.txt"
+                venv = make_venv(self.steps, f"sanity-{version}", python[1], requirements)
+            text = self._ansible_test(f"sanity{version}", venv, "sanity", "--requirements")
             return Tally(passed=1, skipped=sanity_skips(text))
 
         self.gate("sanity: ansible-test sanity on every Python there is", body)
+        if self.soak:
+            for version in SANITY_PYTHONS:
+                title = f"sanity: with the ansible-core of tests/requirements-sanity.txt for Python {version}"
+                self.gate(title, functools.partial(body, version))
 
     def unit(self) -> None:
         """Run the unit tests, and those of what runs on managed hosts under the oldest Python that a host may have.
@@ -209,7 +224,7 @@ class Gates:
             if not targets:
                 raise DevError("tests/integration/targets holds no target")
             options = ["--allow-root", "--allow-destructive", "--python", self.place.python]
-            self._ansible_test("integration", "integration", *options)
+            self._ansible_test("integration", self.place.venv, "integration", *options)
             return Tally(passed=len(targets))
 
         self.gate(f"integration: {len(targets)} targets by ansible-test on this machine", body)
@@ -234,9 +249,9 @@ class Gates:
         self.gate("lab: tests on real kernels and a real hypervisor", body)
 
 
-def stand_in_for_get_pip(steps: Steps, place: Place, home: Path) -> None:
-    """Give ansible-test, which asks a web site for get-pip, the same pip from the package index."""
-    source = next(place.venv.glob("lib/python3*/site-packages/ansible_test/_internal/python_requirements.py"))
+def stand_in_for_get_pip(steps: Steps, place: Place, venv: Path, home: Path) -> None:
+    """Give the ansible-test of ``venv``, which asks a web site for get-pip, the same pip from the package index."""
+    source = next(venv.glob("lib/python3*/site-packages/ansible_test/_internal/python_requirements.py"))
     pinned = re.search(r"\bpip=['\"]([\d.]+)['\"]", source.read_text("utf-8"))
     if not pinned:
         return
