@@ -10,6 +10,7 @@ quick: what is left out is counted. A ``level`` is ``ok``, ``warn``, ``bad`` or 
 from __future__ import annotations
 
 import collections
+import json
 import re
 import typing as t
 
@@ -34,7 +35,7 @@ VARIABLES = ("ansible_facts", *RESULTS, "trace_runs", "trace_result")
 """All variables of a host that a report reads."""
 
 _MOST_DOMAINS = 1500
-_MOST_CELLS = 20000
+_MOST_CELLS = 12000
 _MOST_COLUMNS = 40
 _LEAST_COLUMNS = 8
 _MOST_VALUES = 6
@@ -42,7 +43,7 @@ _MOST_PENDING = 3
 _MOST_KEPT = 2
 _MOST_OF_A_SECTION = 15
 _MOST_CONSOLES = 50
-_MOST_SYMBOLS = 500
+_MOST_SYMBOLS = 100
 _CONSOLE_CHARACTERS = 2000
 _REASON_CHARACTERS = 400
 _RANK = {"bad": 0, "warn": 1, "ok": 2, "none": 3}
@@ -96,8 +97,6 @@ def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> di
         "consoles": _consoles(hosts),
     }
     _mark(report, standing)
-    for row in findings:
-        row["worth"] = True  # one may be about no host in particular
     return report
 
 
@@ -290,7 +289,8 @@ def _readiness_findings(readiness: Rows) -> Rows:
         if row["level"] != "ok":
             reason = str(row["reason"])
             told = reason if "cannot be traced" in reason else f"cannot be traced: {reason}"
-            told += f" What helps: {row['remedy']}." if row["remedy"] else ""
+            if row["remedy"]:
+                told = f"{told.rstrip('.')}. What helps: {str(row['remedy']).rstrip('.')}."
             found.append(_finding("warn", "readiness", f"{listed(row['hosts'])}: {told}", row["hosts"]))
     return found
 
@@ -374,21 +374,22 @@ def _param_findings(every: t.Mapping[str, t.Mapping[str, Row]]) -> Rows:
 
 
 def _symbols(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
-    """Return how many names were ``asked`` for, and the ``rows`` of those that are not the same on all hosts."""
+    """Return how many names were ``asked`` for, and the ``rows`` of those that are not the same on all hosts.
+
+    Most symbols that differ do so between the same hosts, those of two kernels: these are one row, with their ``names``.
+    """
     tables = {
         host: result["symbols"]
         for host, known in hosts.items()
         if (result := _of(known, "fleet_report_symbols")).get("symbols")
     }
     asked = {row["name"] for rows in tables.values() for row in rows}
-    rows = [
-        {
-            "name": row["name"],
-            "differs": row["differs"],
-            "groups": [{"value": _symbol(group), "hosts": group["hosts"]} for group in row["groups"]],
-        }
-        for row in symbol_diff(tables)
-    ]
+    alike: dict[str, dict[str, t.Any]] = {}
+    for row in symbol_diff(tables):
+        groups = [{"value": _symbol(group), "hosts": group["hosts"]} for group in row["groups"]]
+        merged = {"names": [], "differs": row["differs"], "groups": groups}
+        alike.setdefault(json.dumps([row["differs"], groups]), merged)["names"].append(row["name"])
+    rows = list(alike.values())
     return {"asked": len(asked), "rows": rows[:_MOST_SYMBOLS], "more": len(rows[_MOST_SYMBOLS:])}
 
 
@@ -406,7 +407,7 @@ def _symbol(group: Row) -> str:
 
 def _symbol_findings(symbols: t.Mapping[str, t.Any], hosts: t.Mapping[str, Row]) -> Rows:
     """Tell symbols that differ; about a host that differs from others of its kernel, since kernels differ anyway."""
-    names = [row["name"] for row in symbols["rows"]]
+    names = [name for row in symbols["rows"] for name in row["names"]]
     if not names:
         return []
     odd: list[str] = []

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
@@ -30,20 +31,28 @@ def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_a
         "vars": {
             "console_logs_domains": {"domains": [{**row, "name": name} for name in names]},
             "console_logs_found": variable("console_logs", "console_logs_found"),
-            "gather_build_id": variable("gather", "gather_build_id"),
+            **{name: variable("gather", name) for name in ("gather_build_id", "gather_wanted", "gather_to")},
+            **{name: variable("console_logs", name) for name in ("console_logs_wanted", "console_logs_folder")},
             "trace_report": "report/index.html",
             **{name: variable("trace", name) for name in ("trace_report_wanted", "trace_report_path")},
         },
         "tasks": [
             {"ansible.builtin.set_fact": {"tapvirt_kernel": {"build_id": "{{ said }}"}, "cacheable": True}},
             {"ansible.builtin.assert": {"that": "console_logs_found == ['web1'] and gather_build_id == wanted"}},
+            {"ansible.builtin.assert": {"that": f"gather_to == '{tmp_path}/' ~ dest_there"}},
+            {"ansible.builtin.assert": {"that": f"console_logs_folder == '{tmp_path}/' ~ dest_there"}},
             {"ansible.builtin.assert": {"that": f"trace_report_path == '{tmp_path}/report/index.html'"}},
         ],
     }
     path = tmp_path / "play.yml"
     path.write_text(yaml.safe_dump([play]), encoding="utf-8")
-    for said, wanted in ((OUTSIDE, ""), ("0123abcd", "0123abcd")):
-        argv = ["ansible-playbook", str(path), "-e", f"said={said}", "-e", f"wanted={wanted}"]
-        env = os.environ | {"PWD": str(tmp_path)}
+    for said, wanted, dest, there in (
+        (OUTSIDE, "", "outrel", "outrel"),
+        ("0123abcd", "0123abcd", "~/kept", "home/kept"),
+        ("", "", f"{tmp_path}/whole", "whole"),
+    ):
+        extra = {"said": said, "wanted": wanted, "gather_dest": dest, "console_logs_dir": dest, "dest_there": there}
+        argv = ["ansible-playbook", str(path), "-e", json.dumps(extra)]
+        env = os.environ | {"PWD": str(tmp_path), "HOME": f"{tmp_path}/home"}
         done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _campaign
+from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs
 
 COLLECTIONS = pathlib.Path(_campaign.__file__).resolve().parents[5]
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -102,6 +103,43 @@ def test_every_playbook_has_a_job_template_and_every_survey_is_used() -> None:
         assert {"name", "description", "spec"} == set(survey)
         variables = [question["variable"] for question in survey["spec"]]
         assert len(variables) == len(set(variables))
+
+
+def test_tags_are_asked_for_where_a_playbook_has_some_and_no_template_takes_any_variable() -> None:
+    for template in TEMPLATES:
+        text = (ROOT / template["playbook"]).read_text(encoding="utf-8")
+        assert template["tags"] is any("tags" in play for play in yaml.safe_load(text)), template["name"]
+        assert template["extra_variables"] is False
+
+
+def test_the_guide_tells_of_every_artifact() -> None:
+    guide = (ROOT / "docs" / "docsite" / "rst" / "guide_awx.rst").read_text(encoding="utf-8")
+    for template in TEMPLATES:
+        (last, *_others) = reversed(yaml.safe_load((ROOT / template["playbook"]).read_text(encoding="utf-8")))
+        kept = [task["ansible.builtin.set_stats"] for task in last["tasks"] if "ansible.builtin.set_stats" in task]
+        for name in kept[0]["data"]:
+            row = f"    * - ``{pathlib.Path(template['playbook']).stem}``\n      - ``{name}``\n"
+            assert row in guide, f"no row for {name}"
+
+
+def test_templates_are_chosen_by_name_and_a_wrong_name_is_told(tmp_path: pathlib.Path) -> None:
+    stubs = Stubs(tmp_path)
+    awx = tmp_path / "ansible_collections" / "awx" / "awx"
+    for name in ("execution_environment", "project", "job_template"):
+        stubs.put(awx, name, "return {'changed': False}")
+    names = [template["name"] for template in TEMPLATES]
+    done = stubs.run("awx", {}, awx_inventory="fleet", awx_only=f"{names[0]}, {names[-1]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {options["name"]: options for _host, _checked, options in stubs.calls("job_template")}
+    assert list(made) == [names[0], names[-1]]
+    for name, options in made.items():
+        (template,) = (template for template in TEMPLATES if template["name"] == name)
+        assert options["ask_tags_on_launch"] is template["tags"]
+        assert options["ask_variables_on_launch"] is False
+    done = stubs.run("awx", {}, awx_inventory="fleet", awx_only="Reprot")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"awx_only: no job template is called Reprot; there are: {', '.join(names)}." in done.stdout
+    assert stubs.calls("project") == []
 
 
 @pytest.mark.parametrize(("playbook", "question"), QUESTIONS)

@@ -29,6 +29,7 @@ PLAN = [{"what": f"domain d{number}", "before": None, "after": WORDS} for number
 DIFFERS = {"differs": [WORDS] * 30, "absent": ["kvm.x"] * 30}
 DOMAINS = {"changed": True, "plan": PLAN, "waiting": [WORDS] * 30}
 CONSOLES = [{"text": "x" * 100, "bytes": 100, "matched": True}, {"msg": WORDS}]
+CONSOLES += [{"text": "x", "bytes": 1, "matched": False, "msg": WORDS}]  # taken over midway
 SILENT = "silent.example.com"
 # Every host with a kernel of its own, and every fact different.
 FACTS = [f"fact{number}" for number in range(150)]
@@ -39,18 +40,18 @@ def of_all(row: t.Any) -> dict[str, t.Any]:
 
 
 CASES: dict[str, dict[str, t.Any]] = {
-    "params_drift": of_all({"params_before": DIFFERS, "module_params_result": DIFFERS}),
-    "domains_drift": of_all({"domains_before": DOMAINS, "domains_result": DOMAINS}),
+    "params_drift": of_all({"params_before": DIFFERS, "params_after": DIFFERS, "params_failed": WORDS}),
+    "domains_drift": of_all({"domains_before": DOMAINS, "domains_after": DOMAINS, "domains_failed": WORDS}),
     "gather_summary": {},
-    "console_logs_summary": of_all({"console_logs_read": {"results": CONSOLES}}),
-    "report_summary": of_all(
-        {"fleet_report_facts": {"failed": True, "msg": WORDS}, "trace_result": {"accepted": False}}
+    "console_logs_summary": of_all(
+        {"console_logs_read": {"results": CONSOLES}, "console_logs_domains": {"truncated": True}}
     ),
-    "params_report": of_all({"fact_of_it": DIFFERS}),
-    "domains_report": of_all({"fact_of_it": DOMAINS}),
+    "report_summary": of_all({"fleet_report_facts": {"failed": True, "msg": WORDS}}),
+    "params_report": of_all({"fact_of_it": DIFFERS, "params_failed": WORDS}),
+    "domains_report": of_all({"fact_of_it": DOMAINS, "domains_failed": WORDS}),
     "gather_report": {},
     "trace_unready": of_all({"trace_unready": WORDS}),
-    "trace_brake": of_all({"trace_result": {"accepted": False, "brake": [WORDS] * 3}}),
+    "trace_brake": of_all({"trace_entered": True, "trace_result": {"accepted": False, "brake": [WORDS] * 3}}),
 }
 
 
@@ -90,10 +91,12 @@ def rendered() -> dict[str, str]:
         "groups": {"trace_ready": HOSTS},
         "ansible_play_hosts": HOSTS,
         "ansible_play_hosts_all": HOSTS,
-        "ansible_play_batch": HOSTS,
         "gather_facts_of": gathered,
         "gather_drift": fleet.fact_diff(gathered),
         "gather_to": "/somewhere",
+        "trace_entered": HOSTS,
+        # As if all had failed, and all were left out besides.
+        **{f"{name}_{what}": HOSTS for name in ("params", "domains") for what in ("troubled", "tried", "unreached")},
     }
     silent = {"ansible_play_hosts_all": [*HOSTS, SILENT]}
     return {
@@ -115,6 +118,9 @@ def test_drift_counts_all_and_names_the_first(rendered: dict[str, str], name: st
     told = artifact(rendered, name)
     assert told["hosts"] == told["before_count"] == told["after_count"] == 1000
     assert list(told["before"]) == list(told["after"]) == HOSTS[:150]
+    assert told["failed_count"] == told["not_reached_count"] == 1000
+    assert list(told["failed"]) == HOSTS[:30] and told["not_reached"] == HOSTS[:20]
+    assert {len(reason) for reason in told["failed"].values()} == {300}
 
 
 def test_what_was_gathered_is_counted_and_the_first_are_named(rendered: dict[str, str]) -> None:
@@ -127,8 +133,8 @@ def test_what_was_gathered_is_counted_and_the_first_are_named(rendered: dict[str
 
 def test_consoles_are_counted_and_trouble_is_named(rendered: dict[str, str]) -> None:
     told = artifact(rendered, "console_logs_summary")
-    assert (told["hosts"], told["read"], told["bytes"], told["matched"]) == (1000, 1000, 100_000, 1000)
-    assert told["failed_count"] == 1000 and len(told["failed"]) == 100
+    assert (told["hosts"], told["read"], told["bytes"], told["matched"]) == (1000, 1000, 101_000, 1000)
+    assert told["failed_count"] == told["truncated"] == 1000 and len(told["failed"]) == 100
     assert told["failed"][HOSTS[0]].startswith("something is not as it should be")
 
 

@@ -10,12 +10,13 @@ import importlib.resources
 import os
 import pathlib
 import shutil
+import typing as t
 
 import pytest
 
 from . import fleet
 from .browser import Browser
-from .render import render
+from .render import lay_out, render
 
 MANY = 1000 if os.environ.get("TAPVIRT_SOAK") else 60
 MOST_BYTES = 3_000_000
@@ -45,6 +46,12 @@ def test_the_page_is_no_larger_than_it_may_be_and_needs_nothing_else(page: str) 
     assert len(page.encode()) < MOST_BYTES * MANY / 1000
     assert "http" not in page
     assert "src=" not in page and "@import" not in page and "url(" not in page
+
+
+def test_a_crowded_page_of_a_thousand_hosts_has_bounds() -> None:
+    page = lay_out(fleet.crowded(1000))
+    assert len(page.encode()) < MOST_BYTES
+    assert f"<tr data-h=\"{fleet.SLOW}\" data-w>" in page
 
 
 def test_nothing_is_wrong_with_the_page_for_those_who_do_not_see_it(
@@ -104,6 +111,44 @@ def test_a_head_sorts_its_column_by_number_and_back(page: str, browser: Browser,
     assert found["up"][0] != fleet.SLOW
     assert found["down"][0] == fleet.SLOW
     assert set(found["up"]) == set(found["down"])
+
+
+def test_values_with_notes_sort_as_numbers_and_what_is_not_there_comes_last(
+    browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    row = {"module": "kvm", "name": "nx", "changed": True}
+    values: dict[str, dict[str, t.Any]] = {
+        "host9": row | {"before": 9, "after": 9, "pending": ["a reboot"]},
+        "host10": row | {"before": 1, "after": 200000},
+        "host1": row | {"before": 1, "after": 10},
+    }
+    hosts = {name: {"fleet_report_parameters": {"params": [param]}} for name, param in values.items()}
+    hosts["host2"] = {"fleet_report_parameters": {"params": [row | {"name": "mp", "before": 1, "after": 1}]}}
+    script = f"""{_VISIBLE}
+    const sorted = (text) => {{
+      const heads = document.querySelectorAll("#parameters table thead th");
+      [...heads].find((h) => h.textContent === text).firstChild.click();
+      return seen("#parameters tbody tr");
+    }};
+    return [sorted("kvm.nx"), sorted("kvm.nx"), sorted("Host")];
+    """
+    up, down, by_name = browser.ask(lay_out(hosts), script, tmp_path / "page.html")
+    assert up == ["host9", "host1", "host10", "host2"]
+    assert down == ["host10", "host1", "host9", "host2"]
+    assert by_name == ["host1", "host2", "host9", "host10"]
+
+
+def test_a_strip_is_coloured_and_paper_has_what_is_folded(page: str, browser: Browser, tmp_path: pathlib.Path) -> None:
+    script = """
+    dispatchEvent(new Event("beforeprint"));
+    const strips = [...document.querySelectorAll("[data-s]")];
+    const folded = [...document.querySelectorAll("details")];
+    return [strips.filter((e) => e.style.background.includes("linear-gradient")).length, strips.length,
+            folded.filter((e) => e.open).length, folded.length];
+    """
+    coloured, strips, opened, folded = browser.ask(page, script, tmp_path / "page.html")
+    assert coloured == strips > MANY
+    assert opened == folded > 0
 
 
 def test_the_slow_host_is_at_the_top_of_what_is_seen_first(page: str, browser: Browser, tmp_path: pathlib.Path) -> None:

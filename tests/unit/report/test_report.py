@@ -52,7 +52,7 @@ def test_nothing_else_is_told_and_the_worst_comes_first() -> None:
 
 def test_symbols_that_differ_are_told_with_the_hosts_of_each_kind() -> None:
     (row,) = REPORT["symbols"]["rows"]
-    assert row["name"] == "vfs_read"
+    assert row["names"] == ["vfs_read"]
     assert row["differs"] == ["probeable"]
     assert [group["value"] for group in row["groups"]] == ["found, can be probed", "found, cannot be probed"]
     assert sum(len(group["hosts"]) for group in row["groups"]) == 29

@@ -101,6 +101,47 @@ def test_a_host_that_no_longer_answers_stops():
         assert len(row["brake"]) == 1
 
 
+def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
+    killed = {"failed": True, "msg": "MODULE FAILURE\nkilled"}
+    row = verdict(after=killed)
+    assert (row["outcome"], row["accepted"], row["hits"]) == ("ok", True, 4)
+    assert row["brake"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
+    row = _campaign.trace_verdict({}, "MODULE FAILURE", killed, read(0), ACCEPT)
+    assert (row["outcome"], row["brake"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
+
+
+@pytest.mark.parametrize(
+    ("run", "ran"),
+    [(OK, True), ({"outcome": "overloaded"}, True), ({"outcome": "planned"}, True), ({}, False)]
+    + [({"outcome": outcome}, False) for outcome in ("refused", "build_failed")],
+)
+def test_traced_is_a_host_that_had_a_run(run, ran):
+    row = verdict(run, failure="x")
+    assert row["ran"] is ran
+    assert _campaign.trace_summary({"a": row}, {}, {})["traced"] == int(ran)
+
+
+@pytest.mark.parametrize("value", ["ok,partial_arm", " ok , partial_arm", ["ok", "partial_arm"], ("ok", "partial_arm")])
+def test_outcomes_are_a_list_or_a_text(value):
+    assert FilterModule().filters()["trace_outcomes"](value, name="trace_accept") == ["ok", "partial_arm"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("ok,partialarm", "trace_accept: 'partialarm' must be an outcome of a run, .* Nearest: partial_arm"),
+        ("", "trace_accept: '' must be an outcome"),
+        (["build_failed"], "trace_accept: 'build_failed' must be"),
+        ([{}], "trace_accept: {} must be"),
+        (7, "trace_accept: 7 must be a list"),
+        ({"ok": True}, "trace_accept: {'ok': True} must be a list"),
+    ],
+)
+def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):
+    with pytest.raises(AnsibleFilterError, match=words):
+        FilterModule().filters()["trace_outcomes"](value, name="trace_accept")
+
+
 def test_what_cannot_be_read_is_no_reason():
     nothing = {"procfs": {"sysctls": None, "kmsg": None}}
     assert _campaign.trace_verdict(OK, None, nothing, nothing, ACCEPT)["brake"] == []
@@ -147,7 +188,16 @@ def test_the_survey_asks_for_what_the_playbook_takes():
     questions = {row["variable"]: row for row in survey["spec"]}
     assert list(questions) == ["trace_script", "trace_function", "trace_duration", "trace_targets", "trace_waves"]
     assert all(name in playbook for name in questions)
-    assert set(questions["trace_script"]["choices"]) <= set(catalogue["trace_catalogue"])
+    choices = questions["trace_script"]["choices"]
+    assert set(choices) <= set(catalogue["trace_catalogue"])
+    # One function is all that it asks for, and kvm_module is told from the host.
+    needed = {name: catalogue["trace_catalogue"][name]["variables"] for name in choices}
+    needed = {name: {key for key, row in rows.items() if row["required"]} for name, rows in needed.items()}
+    assert all(keys in (set(), {"function"}, {"functions"}, {"kvm_module"}) for keys in needed.values())
+    asked_for = questions["trace_function"]["question_description"]
+    assert {name for name in choices if name in asked_for} == {
+        name for name in choices if needed[name] & {"function", "functions"}
+    }
     for row in questions.values():
         assert {"question_name", "question_description", "required", "type", "default"} <= set(row)
         assert row["type"] != "multiplechoice" or row["default"] in row["choices"]

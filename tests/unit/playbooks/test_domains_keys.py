@@ -1,0 +1,31 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""domains and entries whose keys would be ignored: refused for each host, by name, before libvirt is asked."""
+
+from __future__ import annotations
+
+import pathlib
+
+from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs, artifact
+
+
+def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Path) -> None:
+    stubs = Stubs(tmp_path, libvirt_domain='return {"changed": False, "plan": [], "domains": []}')
+    wanted = [{"name": "db", "xml": "<domain/>"}, {"name": "old", "state": "absent", "vcpus": 2}]
+    hosts = {
+        "h1": {"domains_host": [{"name": "web", "vcpus": 8, "disks": [{"target": "vda", "file": "/a"}]}]},
+        "h2": {"domains_host": [{"name": "db", "memory_mib": 64}]},
+        "h3": {"domains_host": [{"name": "web", "memory_mib": 64, "vcpus": 8}]},
+    }
+    done = stubs.run("domains", hosts, "--tags", "report", domains_wanted=wanted)
+    assert done.returncode == 2, done.stdout + done.stderr
+    begun = "could not be compared: "
+    ignored = "would be ignored: a definition is made where memory_mib is given as well."
+    beside = "cannot stand beside xml, which is the whole definition: write it into xml, or leave xml out."
+    assert artifact(done)["domains_drift"]["failed"] == {
+        "h1": f"{begun}web: disks, vcpus {ignored}",
+        "h2": f"{begun}db: memory_mib {beside}",
+    }
+    assert [host for host, _checked, _options in stubs.calls("libvirt_domain")] == ["h3"]
+    assert '"1 of 3 hosts are as wanted."' in done.stdout

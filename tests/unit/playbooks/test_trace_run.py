@@ -1,0 +1,214 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook trace in real runs, over hosts whose modules answer what a test says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import typing as t
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+PROGRAM = str(pathlib.Path(sys.executable).with_name("ansible-playbook"))
+# In place of every module of the collection that the playbook runs.
+ACTION = """
+import json, os, pathlib
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        folder = pathlib.Path(os.environ["STUBS"])
+        name = self._task.action.split(".")[-1]
+        if name == "procfs_info":
+            name += "_after" if "pattern" in self._task.args["kmsg"] else "_before"
+        host = self._task.delegate_to or task_vars["inventory_hostname"]
+        with open(folder / "calls", "a", encoding="utf-8") as calls:
+            print(json.dumps([name, host, self._task.args]), file=calls)
+        answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))[name]
+        answer = answers.get(host, answers["*"])
+        if answer == "unreachable":
+            raise AnsibleConnectionFailure("nobody is there")
+        return answer
+"""
+RELEASE = os.uname().release
+KERNEL = {"release": RELEASE, "version": os.uname().version, "cpus": {"virtualization_flags": []}}
+HOST = {
+    "kernel": {"release": RELEASE},
+    "traceability": {"reasons": [], "conditions": []},
+    "staprun": "5.1",
+    "privilege": {"root": True, "groups": []},
+    "memory": {"free_bytes": 1 << 30, "buffers_bytes": 0, "cpus_online": 2},
+    "loaded": [],
+}
+BUILDER = {
+    "stap": "5.6",
+    "tested": ["3.10", "99"],
+    "compilers": ["gcc-14"],
+    "kernels": {RELEASE: {"version": "#1", "compiler": "gcc-14", "debuginfo": True}},
+}
+RUN = {"outcome": "ok", "reason": "1 of 1 probes armed", "hits": 4, "record_count": 1, "kernel": RELEASE}
+RECORDS = [{"kind": "count", "key": "io", "count": 5}]
+ANSWERS: dict[str, dict[str, t.Any]] = {
+    "kernel_facts": {"*": {"ansible_facts": {"tapvirt_kernel": KERNEL}}},
+    "stap_host_info": {"*": {"host": HOST, "builder": None}, "b1": {"host": HOST, "builder": BUILDER}},
+    "procfs_info_before": {"*": {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": []}}},
+    "procfs_info_after": {"*": {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": []}}},
+    "stap_script": {"*": {"script": {}}},
+    "stap_module": {"*": {"module": {}, "plan": []}},
+    "stap_run": {"*": {"run": {**RUN, "records": RECORDS}}},
+}
+INVENTORY = """
+all:
+  vars: {ansible_connection: local, ansible_python_interpreter: "{{ ansible_playbook_python }}"}
+trace_hosts: {hosts: {h1: {}, h2: {}, h3: {}}}
+builders: {hosts: {b0: {}, b1: {}}}
+"""
+KILLED = {"failed": True, "msg": "MODULE FAILURE: the Python there was killed"}
+REFUSED = {"failed": True, "msg": "the builder's disk is full"}
+
+
+@dataclasses.dataclass
+class Done:
+    """What became of a run."""
+
+    code: int
+    said: str
+    calls: list[tuple[str, str, dict[str, t.Any]]]
+
+    @property
+    def campaign(self) -> dict[str, t.Any]:
+        (told,) = re.findall(r"^\s*RUN: (.*)$", self.said, re.MULTILINE)
+        return t.cast("dict[str, t.Any]", json.loads(told)["trace_campaign"])
+
+    def asked(self, name: str) -> list[str]:
+        return [host for module, host, _args in self.calls if module == name]
+
+
+class Play:
+    """A copy of the collection, with stubs for modules."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        place = folder / "ansible_collections/tapvirt/host"
+        (place / "plugins/action").mkdir(parents=True)
+        for name in ("playbooks", "roles", "galaxy.yml", "meta"):
+            (place / name).symlink_to(ROOT / name)
+        for name in ("filter", "plugin_utils", "module_utils"):
+            (place / "plugins" / name).symlink_to(ROOT / "plugins" / name)
+        for name in {name.removesuffix("_before").removesuffix("_after") for name in ANSWERS}:
+            (place / "plugins/action" / f"{name}.py").write_text(ACTION, encoding="utf-8")
+        (folder / "inventory.yml").write_text(INVENTORY, encoding="utf-8")
+
+    def run(self, *options: str, answers: dict[str, dict[str, t.Any]] | None = None, **variables: t.Any) -> Done:
+        merged = {name: {**rows, **(answers or {}).get(name, {})} for name, rows in ANSWERS.items()}
+        (self._folder / "answers.json").write_text(json.dumps(merged), encoding="utf-8")
+        calls = self._folder / "calls"
+        calls.write_text("", encoding="utf-8")
+        env = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(self._folder),
+            "ANSIBLE_SHOW_CUSTOM_STATS": "1",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_HOME": str(self._folder / "home"),
+            "STUBS": str(self._folder),
+        }
+        env.pop("PYTHONPATH", None)
+        argv = [PROGRAM, "-i", str(self._folder / "inventory.yml"), "tapvirt.host.trace"]
+        argv += ["-e", json.dumps({"trace_function": "vfs_read", **variables}), *options]
+        done = subprocess.run(
+            argv,
+            cwd=self._folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert "Unexpected Exception" not in said and "Traceback" not in said, said
+        rows = [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
+        return Done(done.returncode, said, [(name, host, args) for name, host, args in rows])
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
+    return Play(tmp_path_factory.mktemp("trace"))
+
+
+def test_a_limit_to_traced_hosts_leaves_the_builders_and_a_dead_builder_ends_nothing(play: Play) -> None:
+    done = play.run(
+        "--limit", "h1,h2", trace_accept="ok, partial_arm", answers={"stap_host_info": {"b0": "unreachable"}}
+    )
+    assert done.code == 0, done.said
+    assert done.asked("stap_host_info") == ["b0", "b1", "h1", "h2"]
+    assert "nobody is there" in done.said and "2 of 2 hosts were traced." in done.said
+    assert done.asked("stap_module") == ["b1", "b1"] and done.asked("stap_run") == ["h1", "h2"]
+    told = done.campaign
+    assert (told["traced"], told["braked"], told["counters"][0]["totals"]) == (2, False, {"io": 10})
+
+
+@pytest.mark.parametrize("waves", ["1,2", "1"])
+def test_a_host_that_fails_to_tell_stops_the_campaign_and_keeps_its_run(play: Play, waves: str) -> None:
+    bad = "h2" if waves == "1,2" else "h1"
+    done = play.run("-f", "1", trace_waves=waves, answers={"procfs_info_after": {bad: KILLED}})
+    assert done.code != 0
+    told = done.campaign
+    assert told["braked"], done.said
+    assert told["hosts"][bad]["outcome"] == "ok" and told["hosts"][bad]["hits"] == 4
+    assert KILLED["msg"] in told["hosts"][bad]["brake"][0]
+    assert told["left_out"] == ({} if bad == "h2" else dict.fromkeys(["h2", "h3"], "the campaign had stopped before"))
+    assert f"{bad}: what its kernel has said meanwhile is not known: {KILLED['msg']}" in done.said
+    assert "No further wave begins. Not traced: " in done.said
+
+
+def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked_at_is_lost(play: Play) -> None:
+    answers = {"procfs_info_before": {"h2": KILLED}, "stap_module": {"b1": REFUSED}}
+    done = play.run(trace_waves="100%", answers=answers)
+    told = done.campaign
+    assert told["outcomes"] == {"build_failed": 2, "lost": 1} and told["traced"] == 0
+    assert told["hosts"]["h1"]["reason"] == REFUSED["msg"]
+    assert "0 of 3 hosts were traced." in done.said
+    assert told["braked"] and KILLED["msg"] in told["hosts"]["h2"]["brake"][0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"trace_waves": 0}, "trace_waves: 0 must be a number of hosts from 1 on"),
+        ({"trace_accept": "ok,partialarm"}, "trace_accept: 'partialarm' must be an outcome of a run"),
+        ({"trace_function": ""}, "trace_variables, function: nothing does not fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_host_is_asked(
+    play: Play, variables: dict[str, t.Any], words: str
+) -> None:
+    done = play.run(**variables)
+    assert done.code != 0 and done.calls == []
+    assert words in done.said, done.said
+
+
+def test_one_function_is_what_the_script_calls_it_and_a_module_is_for_the_kernel_that_runs(play: Play) -> None:
+    old = {"ansible_facts": {"tapvirt_kernel": {**KERNEL, "release": "0.0.1"}}}
+    answers = {"kernel_facts": {"h1": old}}
+    done = play.run("--tags", "trace", trace_script="function_count", trace_waves=3, answers=answers)
+    assert done.code == 0, done.said
+    given = [args["variables"] for name, _host, args in done.calls if name == "stap_script"]
+    assert given == [{"functions": "vfs_read", "kvm_module": "kvm_intel"}] * 3
+    assert sorted(done.asked("kernel_facts")) == ["h1", "h1", "h2", "h3"], "facts of another kernel alone are replaced"
+    assert done.campaign["traced"] == 3
+
+
+def test_ready_says_which_hosts_are_ready_and_no_more(play: Play) -> None:
+    done = play.run("--tags", "ready", trace_function="", answers={"stap_host_info": {"h3": "unreachable"}})
+    assert "2 of 3 hosts are ready to be traced." in done.said
+    assert {name for name, _host, _args in done.calls} == {"kernel_facts", "stap_host_info"}, done.said

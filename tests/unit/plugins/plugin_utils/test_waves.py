@@ -1,0 +1,52 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How many hosts at a time: what Ansible takes as every host at once, or fails over, is refused with what would do."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.tapvirt.host.plugins.filter.waves import FilterModule
+
+DEFAULT = [1, "25%", "100%"]
+
+
+def waves(value: t.Any) -> list[int | str]:
+    return FilterModule().filters()["waves"](value, default=DEFAULT, name="site_waves")
+
+
+@pytest.mark.parametrize(
+    ("value", "sizes"),
+    [
+        ("", DEFAULT),
+        (" ", DEFAULT),
+        (None, DEFAULT),
+        ([], DEFAULT),
+        (5, [5]),
+        ("5", [5]),
+        ("100%", ["100%"]),
+        ("1, 5%,25%", [1, "5%", "25%"]),
+        ([1, "2", "05%"], [1, 2, "5%"]),
+    ],
+)
+def test_sizes_in_every_form(value: t.Any, sizes: list[int | str]) -> None:
+    assert waves(value) == sizes
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, "0", -1, "-1", "0%", "-5%", "101%", "1000%", "5.5%", "abc", "1,,2", "1,", ",", "1 2", "٣"),
+        *(True, False, 1.0, {}, {"a": 1}, [1, 0], [[1]], ["1,2"], [None], 10**10, b"1"),
+    ],
+)
+def test_what_is_no_size_is_refused(value: t.Any) -> None:
+    with pytest.raises(AnsibleFilterError) as error:
+        waves(value)
+    assert str(error.value) == (
+        f"site_waves: {value!r} must be a number of hosts from 1 on, a whole percentage from 1% to 100%, or several of "
+        "them as a list or with commas between them, such as 1, 25%, 100%."
+    )
