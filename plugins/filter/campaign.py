@@ -10,7 +10,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import InvalidInput
-from ..plugin_utils import _campaign
+from ..plugin_utils import _campaign, _catalogue
 
 
 def trace_outcomes(value: t.Any, name: str) -> list[str]:
@@ -19,6 +19,17 @@ def trace_outcomes(value: t.Any, name: str) -> list[str]:
         return _campaign.trace_outcomes(value, name)
     except InvalidInput as error:
         raise AnsibleFilterError(error.message) from None
+
+
+def trace_request(given: t.Any, script: t.Any, duration: t.Any, catalogue: _catalogue.Catalogue) -> t.Any:
+    """Return the variables of a script, if it takes them."""
+    if not isinstance(given, t.Mapping):
+        raise AnsibleFilterError(f"trace_variables: {given!r} is not a dictionary.")
+    try:
+        _catalogue.trace_request(given, str(script), duration, catalogue)
+    except InvalidInput as error:
+        raise AnsibleFilterError(error.message) from None
+    return given
 
 
 def trace_verdict(
@@ -43,4 +54,9 @@ class FilterModule:
     """The filters by name."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"trace_outcomes": trace_outcomes, "trace_summary": trace_summary, "trace_verdict": trace_verdict}
+        return {
+            "trace_outcomes": trace_outcomes,
+            "trace_request": trace_request,
+            "trace_summary": trace_summary,
+            "trace_verdict": trace_verdict,
+        }

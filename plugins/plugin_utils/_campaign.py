@@ -84,6 +84,7 @@ def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept
         "hits": run.get("hits"),
         "skipped": run.get("skipped"),
         "records": run.get("record_count"),
+        "bytes": run.get("bytes"),
         "duration_seconds": run.get("duration_seconds"),
         "kernel": run.get("kernel"),
     }

@@ -84,9 +84,11 @@ class Steps:
         print(text, end="\n" if final else "", flush=True)
 
 
-def print_times(rows: t.Sequence[tuple[str, float]], total: float | None = None) -> None:
+def print_times(
+    rows: t.Sequence[tuple[str, float]], total: float | None = None, heading: str = "Where the time went"
+) -> None:
     """Print where the time went."""
-    print("\nWhere the time went:")
+    print(f"\n{heading}:")
     for title, seconds in [*rows, *([("in all", total)] if total is not None else [])]:
         print(f"  {seconds:7.1f} s  {title}")
 

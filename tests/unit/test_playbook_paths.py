@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 
+import pytest
 import yaml
 
 PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
@@ -31,17 +32,18 @@ def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_a
         "vars": {
             "console_logs_domains": {"domains": [{**row, "name": name} for name in names]},
             "console_logs_found": variable("console_logs", "console_logs_found"),
-            **{name: variable("gather", name) for name in ("gather_build_id", "gather_wanted", "gather_to")},
-            **{name: variable("console_logs", name) for name in ("console_logs_wanted", "console_logs_folder")},
+            **{name: variable("gather", name) for name in ("gather_build_id", "gather_to")},
+            "console_logs_folder": variable("console_logs", "console_logs_folder"),
             "trace_report": "report/index.html",
-            **{name: variable("trace", name) for name in ("trace_report_wanted", "trace_report_path")},
+            "trace_page": variable("trace", "trace_page"),
+            "report_path": variable("report", "report_path"),
         },
         "tasks": [
             {"ansible.builtin.set_fact": {"tapvirt_kernel": {"build_id": "{{ said }}"}, "cacheable": True}},
             {"ansible.builtin.assert": {"that": "console_logs_found == ['web1'] and gather_build_id == wanted"}},
             {"ansible.builtin.assert": {"that": f"gather_to == '{tmp_path}/' ~ dest_there"}},
             {"ansible.builtin.assert": {"that": f"console_logs_folder == '{tmp_path}/' ~ dest_there"}},
-            {"ansible.builtin.assert": {"that": f"trace_report_path == '{tmp_path}/report/index.html'"}},
+            {"ansible.builtin.assert": {"that": f"trace_page == report_path == '{tmp_path}/report/index.html'"}},
         ],
     }
     path = tmp_path / "play.yml"
@@ -56,3 +58,18 @@ def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_a
         env = os.environ | {"PWD": str(tmp_path), "HOME": f"{tmp_path}/home"}
         done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("playbook", ["gather", "report"])
+def test_a_path_that_ansible_would_read_otherwise_is_refused_before_any_host_is_asked(tmp_path, playbook):
+    folder = tmp_path / "it is $HOME"
+    folder.mkdir()
+    argv = ["ansible-playbook", "-i", "localhost,", "-c", "local", f"tapvirt.host.{playbook}"]
+    env = os.environ | {"PWD": str(folder)}
+    done = subprocess.run(
+        argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert f"{playbook}_dest: '{folder}/" in done.stdout + done.stderr
+    assert "has $HOME in it" in done.stdout + done.stderr
+    assert "TASK [Gather" not in done.stdout

@@ -186,7 +186,13 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
     [
         ({"trace_waves": 0}, "trace_waves: 0 must be a number of hosts from 1 on"),
         ({"trace_accept": "ok,partialarm"}, "trace_accept: 'partialarm' must be an outcome of a run"),
-        ({"trace_function": ""}, "trace_variables, function: nothing does not fit"),
+        ({"trace_function": ""}, "must have function, which function_latency needs"),
+        ({"trace_function": "a b"}, "trace_variables, function: 'a b' must fit"),
+        ({"trace_function": "", "trace_variables": {"funtion": "f"}}, "'funtion' is no variable of function_latency"),
+        ({"trace_script": "function_latncy"}, "is no script of the catalogue"),
+        ({"trace_duration": "tenn"}, "trace_duration: 'tenn' must be a number of seconds"),
+        ({"trace_duration": 1000}, "trace_duration: 1000 must be a number of seconds, more than 0 and at most 900"),
+        ({"trace_report": "/srv/$HOME/x.html"}, "trace_report: '/srv/$HOME/x.html' has $HOME in it"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_host_is_asked(

@@ -1,0 +1,37 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filter for files of the controller; documented in the file named after it."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+# What os.path.expandvars takes for a variable, which Ansible's modules call for every path.
+_VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})")
+
+
+def controller_path(value: t.Any, name: str) -> str:
+    """Return the whole path of a file that the user has named."""
+    if not isinstance(value, str) or not value:
+        raise AnsibleFilterError(f"{name}: {value!r} is not the path of a file.")
+    # As the shell has it: the working directory of Ansible's own processes may be another.
+    path = os.path.normpath(os.path.join(os.environ.get("PWD") or os.getcwd(), os.path.expanduser(value)))
+    found = _VARIABLE.search(path)
+    if found:
+        raise AnsibleFilterError(
+            f"{name}: {path!r} has {found[0]} in it, for which Ansible puts a variable of the environment. Give a whole"
+            f" path without it, such as /tmp/{os.path.basename(path)}."
+        )
+    return path
+
+
+class FilterModule:
+    """The filter by name."""
+
+    def filters(self) -> dict[str, t.Callable[..., str]]:
+        return {"controller_path": controller_path}

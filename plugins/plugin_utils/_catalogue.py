@@ -1,0 +1,53 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is asked of a trace, against the scripts that ship with the role. Private to the collection."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from ..module_utils._core.errors import InvalidInput, nearest_names
+from ..module_utils._systemtap.envelope import MAX_DURATION_SECONDS
+
+Catalogue = t.Mapping[str, t.Mapping[str, t.Any]]
+
+
+def trace_request(given: t.Mapping[str, t.Any], script: str, duration: t.Any, catalogue: Catalogue) -> None:
+    """Check what is asked for, before any host is asked.
+
+    :param given: the variables of the script. One that another script of the catalogue takes is left aside.
+    :param catalogue: script -> ``variables``, each with ``required`` and ``pattern``.
+    :raises InvalidInput: there is no such script, or it does not take what is given.
+    """
+    _check_duration(duration)
+    if script not in catalogue:
+        if re.search(r"[./]", script):
+            return  # a template of the user's own
+        rule = f"is no script of the catalogue ({', '.join(catalogue)}), nor the file name of a template of your own"
+        raise InvalidInput("trace_script", script, rule, nearest_names(script, catalogue))
+    variables = catalogue[script]["variables"]
+    known = {name for row in catalogue.values() for name in row["variables"]}
+    for name in given:
+        if name not in known:
+            takes = f"takes {', '.join(variables)}" if variables else "takes none"
+            rule = f"is no variable of {script}, which {takes}"
+            raise InvalidInput("trace_variables", name, rule, nearest_names(str(name), variables))
+    for name, wanted in variables.items():
+        if name not in given:
+            if wanted["required"]:
+                raise InvalidInput("trace_variables", dict(given), f"must have {name}, which {script} needs")
+        elif not re.search(wanted["pattern"], str(given[name])):
+            rule = f"must fit {wanted['pattern']}, as {script} puts it into its text"
+            raise InvalidInput(f"trace_variables, {name}", given[name], rule)
+
+
+def _check_duration(duration: t.Any) -> None:
+    try:
+        seconds = float(duration)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 < seconds <= MAX_DURATION_SECONDS:
+        rule = f"must be a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10"
+        raise InvalidInput("trace_duration", duration, rule)
