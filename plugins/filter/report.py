@@ -19,7 +19,11 @@ def fleet_report(variables: t.Any, hosts: t.Any, lost: t.Any = (), html: bool = 
     if not isinstance(variables, t.Mapping):
         raise AnsibleFilterError(f"fleet_report: {variables!r} is not a dictionary of hosts with their variables.")
     for option, names in (("hosts", hosts), ("lost", lost)):
-        if isinstance(names, str) or not isinstance(names, t.Sequence) or not all(isinstance(name, str) for name in names):
+        if (
+            isinstance(names, str)
+            or not isinstance(names, t.Sequence)
+            or not all(isinstance(name, str) for name in names)
+        ):
             raise AnsibleFilterError(f"fleet_report: {option}: {names!r} is not a list of hosts.")
         for host in names:
             if host not in variables:

@@ -68,7 +68,7 @@ class Histogram:
 
 
 def sound(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]], dict[str, str]]:
-    """Return the runs with the records that can be merged, and host -> what is wrong with the first thing that cannot."""
+    """Return the runs with the records that can be merged, and host -> what is wrong with the first that cannot."""
     good: dict[str, list[dict[str, t.Any]]] = {}
     odd: dict[str, str] = {}
     for host, entries in runs.items():
@@ -83,7 +83,7 @@ def sound(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]
             title = str(entry.get("title", ""))
             for problem in filter(None, problems):
                 odd.setdefault(host, f"the trace {title} has a record that is none: {problem}")
-            left = [record for record, problem in zip(records or (), problems) if not problem]
+            left = [record for record, problem in zip(records or (), problems, strict=True) if not problem]
             good[host].append({**entry, "title": title, "run": {**(run or {}), "records": left}})
     return good, odd
 

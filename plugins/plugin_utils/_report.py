@@ -123,9 +123,8 @@ def _usable(hosts: t.Mapping[str, Row]) -> tuple[dict[str, Row], dict[str, list[
                 try:
                     attempt({host: {name: own[name]}})
                 except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-                    odd.setdefault(host, []).append(
-                        f"{name} holds no result of its module ({type(error).__name__}: {str(error)[:_REASON_CHARACTERS]})"
-                    )
+                    why = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+                    odd.setdefault(host, []).append(f"{name} holds no result of its module ({why})")
                     del own[name]
         usable[host] = own
     return usable, odd
@@ -237,7 +236,7 @@ def _cut_findings(hosts: t.Mapping[str, Row]) -> Rows:
 
 
 def _kernels(hosts: t.Mapping[str, Row]) -> Rows:
-    """Return ``release``, ``build_id``, ``arch``, ``symbols`` (the table's fingerprint) and ``hosts`` of each kernel."""
+    """Return ``release``, ``build_id``, ``arch``, ``symbols`` (their fingerprint) and ``hosts`` of each kernel."""
     values = {
         host: {key: word(kernel.get(key)) for key in ("release", "build_id", "arch")}
         | {"symbols": word(_of(kernel, "symbols").get("core_fingerprint"))}
@@ -299,7 +298,7 @@ def _readiness_findings(readiness: Rows) -> Rows:
 
 
 def _params(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
-    """Return the ``columns`` (parameters, with the hosts of each value), a row of ``cells`` for each host, and ``every``.
+    """Return the ``columns`` (parameters and their values), a row of ``cells`` for each host, and ``every``.
 
     Of many parameters those that drift have a column; ``every`` is parameter -> host -> its cell, for all of them.
     """
@@ -376,7 +375,7 @@ def _param_findings(every: t.Mapping[str, t.Mapping[str, Row]]) -> Rows:
 def _symbols(hosts: t.Mapping[str, Row]) -> dict[str, t.Any]:
     """Return how many names were ``asked`` for, and the ``rows`` of those that are not the same on all hosts.
 
-    Most symbols that differ do so between the same hosts, those of two kernels: these are one row, with their ``names``.
+    Most symbols that differ do so between the same hosts, those of two kernels: they are one row, with ``names``.
     """
     tables = {
         host: result["symbols"]
@@ -530,7 +529,13 @@ def _tiles(
         tiles.append(tile(drifting, "with parameters to look at", not drifting))
     if domains["count"]:
         waiting = sum(row["level"] in ("warn", "bad") for row in domains["every"])
-        tiles.append(tile(domains["count"], f"{'domain' if domains['count'] == 1 else 'domains'}, {waiting} not as defined", not waiting))
+        tiles.append(
+            tile(
+                domains["count"],
+                f"{'domain' if domains['count'] == 1 else 'domains'}, {waiting} not as defined",
+                not waiting,
+            )
+        )
     return tiles
 
 

@@ -262,10 +262,9 @@ def _outliers(plots: t.Sequence[Row], name: t.Callable[[Row], str]) -> Rows:
             key = row["outlier_in"]
             if key:
                 share = {"p99": "99 %", "p50": "half"}[key]
-                text = (
-                    f"{row['host']} stands out in {name(plot)}: {share} of its values are below "
-                    f"{measured(row[key], plot['unit'])}, of a usual host's below {measured(plot['usual'][key], plot['unit'])}."
-                )
+                here, usual = (measured(value, plot["unit"]) for value in (row[key], plot["usual"][key]))
+                where = f"{row['host']} stands out in {name(plot)}"
+                text = f"{where}: {share} of its values are below {here}, of a usual host's below {usual}."
                 found.append({"level": "bad", "section": "traces", "text": text, "hosts": [row["host"]]})
     return found
 

@@ -57,10 +57,14 @@ def module(lab: LabHosts, host: str, name: str, args: dict[str, t.Any]) -> None:
 
 
 @contextlib.contextmanager
-def domain(lab: LabHosts, host: str, folder: pathlib.Path, name: str = "web1", state: str = "running") -> t.Iterator[None]:
+def domain(
+    lab: LabHosts, host: str, folder: pathlib.Path, name: str = "web1", state: str = "running"
+) -> t.Iterator[None]:
     """A domain with a disk of its own, which says ``NAME login:`` again and again, and its template for the reader."""
     raw, disk = f"/var/tmp/{name}.raw", f"{IMAGES}/{name}.qcow2"
-    make = f"echo {boot_sector(name + ' login:')} | base64 -d > {raw} && qemu-img convert -O qcow2 {raw} {disk}; rm {raw}"
+    make = (
+        f"echo {boot_sector(name + ' login:')} | base64 -d > {raw} && qemu-img convert -O qcow2 {raw} {disk}; rm {raw}"
+    )
     shell(lab, host, make)
     xml = lab.small_domain(name).replace("'raw'", "'qcow2'").replace(f"{name}.img", f"{name}.qcow2")
     (folder / f"{name}.xml.j2").write_text(xml, encoding="utf-8")
@@ -77,7 +81,8 @@ def domain(lab: LabHosts, host: str, folder: pathlib.Path, name: str = "web1", s
 def old_domain(lab: LabHosts, host: str, _folder: pathlib.Path, disk: str = "") -> t.Iterator[None]:
     """One that is to go, ``old7``, which is off."""
     drive = f"<disk type='file'><source file='{disk}'/><target dev='vda'/></disk>"
-    xml = f"<domain type='kvm'><name>old7</name><memory unit='MiB'>16</memory><os><type>hvm</type></os><devices>{drive if disk else ''}</devices></domain>"
+    xml = "<domain type='kvm'><name>old7</name><memory unit='MiB'>16</memory><os><type>hvm</type></os>"
+    xml += f"<devices>{drive if disk else ''}</devices></domain>"
     module(lab, host, "libvirt_domain", {"name": "old7", "xml": xml})
     if disk:
         shell(lab, host, f"truncate -s 1M {disk}")
@@ -159,11 +164,14 @@ def daemon(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
     """What a daemon of libvirt's logs is another thing afterwards; a definition of a network that the reader has."""
     (folder / "default-network.xml").write_text("<network><name>default</name><dns enable='no'/></network>")
     conf = "/etc/libvirt/libvirtd.conf"
-    outputs = shell(lab, host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs").partition(":")[2].strip()
+    outputs = (
+        shell(lab, host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs").partition(":")[2].strip()
+    )
     try:
         yield
     finally:
-        end = "virsh net-destroy default; virsh net-undefine default; virsh pool-destroy images; virsh pool-undefine images;"
+        end = "virsh net-destroy default; virsh net-undefine default;"
+        end += "virsh pool-destroy images; virsh pool-undefine images;"
         lab.run(host, "sh", "-c", f"{end} mv {conf}.documents {conf}; virt-admin daemon-log-outputs '{outputs}'")
 
 
@@ -196,7 +204,9 @@ STAGES = {
     f"{RST}guide_module_parameters.rst": Stage(
         {"fleet": {"web1": "trace1", "web2": "trace2", "web3": "trace3"}, "latency": {"web2": "trace2"}}
     ),
-    f"{RST}guide_console_logs.rst": Stage(ONE, (("hv1", domain), ("hv1", functools.partial(domain, name="web2", state="present")))),
+    f"{RST}guide_console_logs.rst": Stage(
+        ONE, (("hv1", domain), ("hv1", functools.partial(domain, name="web2", state="present")))
+    ),
     f"{RST}guide_debugging_libvirt.rst": Stage(ONE, (("hv1", domain),)),
     f"{RST}guide_domains.rst": Stage(
         TWO, tuple((host, given) for host in TWO["virt_hosts"] for given in (image, network, old_domain))
@@ -209,12 +219,19 @@ STAGES = {
     "roles/domains/README.md": Stage(
         ONE, tuple(("hv1", given) for given in (functools.partial(image, name="web1"), network, old_domain))
     ),
-    "roles/fleet_report/README.md": Stage({"fleet": TRACED["trace_hosts"]}, tuple((host, parameters) for host in TRACED["trace_hosts"])),
+    "roles/fleet_report/README.md": Stage(
+        {"fleet": TRACED["trace_hosts"]}, tuple((host, parameters) for host in TRACED["trace_hosts"])
+    ),
     "roles/module_params/README.md": Stage(
         {"fleet": {"web1": "trace1", "web2": "trace2"}, "latency": {"web2": "trace2"}},
-        tuple((host, functools.partial(parameters, names=["halt_poll_ns", "halt_poll_ns_shrink"])) for host in TRACED["trace_hosts"]),
+        tuple(
+            (host, functools.partial(parameters, names=["halt_poll_ns", "halt_poll_ns_shrink"]))
+            for host in TRACED["trace_hosts"]
+        ),
     ),
-    "roles/trace/README.md": Stage({"trace_hosts": {"hv1": "trace1"}, "builders": {"builder1": "builder"}}, (("hv1", domain),)),
+    "roles/trace/README.md": Stage(
+        {"trace_hosts": {"hv1": "trace1"}, "builders": {"builder1": "builder"}}, (("hv1", domain),)
+    ),
     "roles/trace_host/README.md": Stage({"trace_hosts": {"web1": "trace1"}}, (("web1", user),)),
     "roles/virt_host/README.md": Stage(ONE, (("hv1", daemon),)),
 }
@@ -226,7 +243,7 @@ def stage_of(page: str) -> Stage:
 
 
 def inventory(lab: LabHosts, page: str) -> str:
-    """Return the lab's hosts under the names and in the groups of a page, with the variables that it gives to groups."""
+    """Return the lab's hosts under the names and in the groups of a page, with the variables of its groups."""
     shown = [block.data for block in blocks_of(TREE / page) if block.file == "inventory.yml"]
     tree = {}
     for group, hosts in stage_of(page).groups.items():
@@ -265,7 +282,9 @@ def ssh_by_inventory(lab: LabHosts, page: str, folder: pathlib.Path) -> None:
     (folder / "ssh_config").write_text("\n".join(lines) + "\n", encoding="utf-8")
     program = folder / "bin" / "ssh"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {shlex.quote(str(folder / "ssh_config"))} "$@"\n', "utf-8")
+    program.write_text(
+        f'#!/bin/sh\nexec {shutil.which("ssh")} -F {shlex.quote(str(folder / "ssh_config"))} "$@"\n', "utf-8"
+    )
     program.chmod(0o755)
 
 

@@ -115,7 +115,10 @@ def crowded(number: int) -> dict[str, dict[str, t.Any]]:
             "planned": True,
             "params": [
                 {"module": "kvm", "name": f"parameter_{column}", "before": index, "after": 7, "changed": column < 15}
-                | {"persisted_in": "/etc/modprobe.d/zz-tapvirt.conf", "pending": ["its module is in use"] * (column < 15)}
+                | {
+                    "persisted_in": "/etc/modprobe.d/zz-tapvirt.conf",
+                    "pending": ["its module is in use"] * (column < 15),
+                }
                 for column in range(40)
             ],
         }

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The page of a fleet: made as a user makes it, by a play with the role; or by its templates alone, which is quicker."""
+"""The page of a fleet: made as a user makes it, by a play with the role, or quicker by its templates alone."""
 
 from __future__ import annotations
 

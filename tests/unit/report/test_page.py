@@ -51,7 +51,7 @@ def test_the_page_is_no_larger_than_it_may_be_and_needs_nothing_else(page: str) 
 def test_a_crowded_page_of_a_thousand_hosts_has_bounds() -> None:
     page = lay_out(fleet.crowded(1000))
     assert len(page.encode()) < MOST_BYTES
-    assert f"<tr data-h=\"{fleet.SLOW}\" data-w>" in page
+    assert f'<tr data-h="{fleet.SLOW}" data-w>' in page
 
 
 def test_nothing_is_wrong_with_the_page_for_those_who_do_not_see_it(

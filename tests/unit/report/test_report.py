@@ -78,7 +78,9 @@ def test_the_hosts_with_trouble_come_first() -> None:
     assert [row["level"] for row in rows[:5]] == ["bad"] * 5
     bad = {fleet.SLOW, fleet.LOST, fleet.OVERLOADED, fleet.BROKEN_DOMAIN, fleet.OTHER_TABLE}
     assert {row["host"] for row in rows[:5]} == bad
-    assert {row["host"] for row in rows if row["worth"]} == {host for row in REPORT["findings"] for host in row["hosts"]}
+    assert {row["host"] for row in rows if row["worth"]} == {
+        host for row in REPORT["findings"] for host in row["hosts"]
+    }
     assert REPORT["hosts"]["columns"] == ["kernel", "tracing", "trace", "params", "domains", "trouble"]
 
 
@@ -203,7 +205,10 @@ def traced(*records: t.Any, **run: t.Any) -> dict[str, t.Any]:
         ({"trace_runs": 7}, "7 is no run of a trace"),
         ({"trace_runs": [{"title": "f", "run": "x"}]}, "is no run of a trace"),
         (traced(COUNT, probes=7), "trace_runs holds no result of its module"),
-        ({"fleet_report_parameters": {"params": [{}]}}, "fleet_report_parameters holds no result of its module (KeyError"),
+        (
+            {"fleet_report_parameters": {"params": [{}]}},
+            "fleet_report_parameters holds no result of its module (KeyError",
+        ),
         ({"fleet_report_symbols": {"symbols": [{"name": "vfs_read"}]}}, "fleet_report_symbols holds no result"),
         ({"fleet_report_domains": {"domains": [7]}}, "fleet_report_domains holds no result"),
         ({"trace_result": {"accepted": False, "brake": 7}}, "trace_result holds no result"),
@@ -234,13 +239,16 @@ def test_hosts_that_are_lost_for_one_reason_are_one_finding_and_hide_no_slow_hos
     report = fleet_report(many)
     assert "stands out in hrtimer_start_range_ns" in report["findings"][0]["text"]
     (lost,) = [row for row in report["findings"] if "port 22" in row["text"]]
-    assert lost["text"].startswith("lost0, lost1, lost2 and 67 more: did not answer: ssh: connect to host 10.0.0.0 port")
+    assert lost["text"].startswith(
+        "lost0, lost1, lost2 and 67 more: did not answer: ssh: connect to host 10.0.0.0 port"
+    )
     assert len(lost["hosts"]) == 70
 
 
 def test_no_section_of_the_page_hides_another() -> None:
     many: dict[str, dict[str, t.Any]] = {
-        f"h{number}": {"fleet_report_domains": {"failed": True, "msg": f"reason {number} of many"}} for number in range(40)
+        f"h{number}": {"fleet_report_domains": {"failed": True, "msg": f"reason {number} of many"}}
+        for number in range(40)
     }
     many["b"] = {"fleet_report_readiness": {"verdict": "refused", "reason": "no staprun", "remedy": "install it"}}
     report = fleet_report(many)
@@ -255,7 +263,9 @@ def test_a_host_that_is_slow_in_all_but_its_tail_stands_out() -> None:
     slow = traced(HISTOGRAM | {"buckets": [[32768, 65536, 980], tail]})
     report = fleet_report({f"h{number}": usual for number in range(9)} | {"slow": slow})
     (row,) = report["findings"]
-    assert row["text"] == "slow stands out in f, x: half of its values are below 65.5 ms, of a usual host's below 16 us."
+    assert (
+        row["text"] == "slow stands out in f, x: half of its values are below 65.5 ms, of a usual host's below 16 us."
+    )
     assert report["traces"]["histograms"][0]["hosts"][0]["host"] == "slow"
 
 
@@ -286,7 +296,9 @@ def test_a_strip_has_no_more_parts_than_can_be_told_apart() -> None:
 
 
 def test_plots_of_one_title_are_told_apart() -> None:
-    both = traced(HISTOGRAM | {"key": "vfs_read"}, HISTOGRAM | {"key": "vfs_write"}, HISTOGRAM | {"unit": "ms", "key": "vfs_read"})
+    both = traced(
+        HISTOGRAM | {"key": "vfs_read"}, HISTOGRAM | {"key": "vfs_write"}, HISTOGRAM | {"unit": "ms", "key": "vfs_read"}
+    )
     both["trace_runs"][0]["title"] = "vfs_read and vfs_write"
     names = [plot["name"] for plot in fleet_report({"a": both})["traces"]["histograms"]]
     assert len(set(names)) == 3
