@@ -14,8 +14,8 @@ description:
   - Shows the task that is waited for, for how long, how many hosts are done, at work and failed, and by name the hosts
     that have been at work longest, beside whatever else prints the run.
   - Where a task tells more of itself, it is shown with the host. M(tapvirt.host.stap_run) tells what it is waiting for
-    and how many bytes there are; a loop, how many of its items are done. Without this plugin, M(tapvirt.host.stap_run)
-    prints lines of its own.
+    and how many records and bytes there are; a loop, how many of its items are done. Without this plugin,
+    M(tapvirt.host.stap_run) prints lines of its own.
   - In a terminal this is the last line, which stays where it is while all else scrolls above it. It is drawn twice a
     second at most.
   - Elsewhere, as in a log or in a job of AWX, it is a line from time to time, and only while one task takes long.

@@ -93,6 +93,8 @@ def progress_text(progress: t.Mapping[str, t.Any]) -> str:
     )
     if progress["sites"]:
         text += ", {0} of {1} places armed".format(progress["armed"], progress["sites"])
+    if progress.get("records"):
+        text += ", {0} records".format(progress["records"])
     return text + ", {0} bytes so far".format(progress["bytes"])
 
 

@@ -159,6 +159,7 @@ class Supervisor:
         self._digest = hashlib.sha256()
         self._kept_digest = hashlib.sha256()
         self._tail = b""
+        self._records = 0
         self._errors = b""
         self._kept = 0
         self._told_to_stop = False
@@ -279,6 +280,7 @@ class Supervisor:
             "elapsed_seconds": round(now - since, 1),
             "of_seconds": float(of),
             "bytes": self._state.get("bytes", 0),
+            "records": self._records,
             "armed": len(self._state.get("sites", ())),
             "sites": self._job["sites"],
         }
@@ -288,6 +290,8 @@ class Supervisor:
     def _keep(self, output: t.IO[bytes], data: bytes) -> None:
         self._digest.update(data)
         self._state["bytes"] = self._state.get("bytes", 0) + len(data)
+        # Lines that begin as a record does: whether each is one is told when all of them are there.
+        self._records += (self._tail[-1:] in (b"", b"\n") and data[:1] == b"{") + data.count(b"\n{")
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         left = memoryview(data)[: max(int(self._job["limit"]) - self._kept, 0)]
         try:

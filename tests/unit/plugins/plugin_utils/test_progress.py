@@ -16,7 +16,15 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress, _status
 
 DIRECTORY = "/run/tapvirt/stap/tapvirt_x_12345678-18eaa"
-RUNNING = {"state": "running", "elapsed_seconds": 4.2, "of_seconds": 10.0, "bytes": 812, "armed": 2, "sites": 2}
+RUNNING = {
+    "state": "running",
+    "elapsed_seconds": 4.2,
+    "of_seconds": 10.0,
+    "bytes": 812,
+    "records": 9,
+    "armed": 2,
+    "sites": 2,
+}
 
 
 def teller(terminal: bool) -> tuple[_progress.Teller, list[str]]:
@@ -27,7 +35,7 @@ def teller(terminal: bool) -> tuple[_progress.Teller, list[str]]:
 def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
     told, lines = teller(terminal=True)
     assert told.tell(RUNNING) == pytest.approx(5.8)
-    assert lines == ["web1: tapvirt_x_12345678: tracing, 4 of 10 s, 2 of 2 places armed, 812 bytes so far"]
+    assert lines == ["web1: tapvirt_x_12345678: tracing, 4 of 10 s, 2 of 2 places armed, 9 records, 812 bytes so far"]
     # The next one would come too soon.
     assert told.tell({**RUNNING, "elapsed_seconds": 5.0}) == 5.0
     assert len(lines) == 1
@@ -43,7 +51,9 @@ def test_who_shows_the_whole_run_is_told_instead() -> None:
         heard = list(_status.CHANNEL.heard())
     finally:
         _status.CHANNEL.close()
-    assert heard == [("web1", f"tracing, {n} of 10 s, 2 of 2 places armed, 812 bytes so far") for n in (4, 5)]
+    assert heard == [
+        ("web1", f"tracing, {n} of 10 s, 2 of 2 places armed, 9 records, 812 bytes so far") for n in (4, 5)
+    ]
     (line,) = lines
     assert line.endswith("the host does not answer: Connection refused"), "that is for the log, too"
 

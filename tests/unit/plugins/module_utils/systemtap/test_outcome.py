@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pathlib
 import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import outcome
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervisor import Sites
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervisor import Sites, Supervisor
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
 STEXT = 0xFFFFFFFFA1E00000
@@ -154,3 +156,13 @@ def test_equal_messages_are_kept_once() -> None:
         ["b", "plain"],
         3,
     )
+
+
+def test_lines_that_begin_as_records_do_are_counted_while_they_come_in_pieces(tmp_path):
+    job = {"name": "x", "limit": 100, "load": 5, "duration": 1, "grace": 1, "sites": 2}
+    (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    supervised = Supervisor(str(tmp_path))
+    for piece in (b'{"a"', b": 1}\n", b'words {\n{"b": 2}', b"\n", b"{", b"}"):
+        supervised._keep(io.BytesIO(), piece)
+    supervised._tell()
+    assert json.loads((tmp_path / "progress.json").read_text(encoding="utf-8"))["records"] == 3
