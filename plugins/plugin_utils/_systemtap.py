@@ -23,7 +23,8 @@ _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 class Fetches(t.Protocol):
     """The part of a connection that brings a file to the controller."""
 
-    def fetch_file(self, in_path: str, out_path: str) -> None: ...
+    def fetch_file(self, in_path: str, out_path: str) -> None:
+        """Bring it."""
 
 
 def cache_path(sha256: str) -> str:

@@ -23,7 +23,8 @@ class RunModule(t.Protocol):
 
     def __call__(
         self, name: str, args: dict[str, t.Any], check: bool = False, diff: bool = False, timeout: float = 60
-    ) -> dict[str, t.Any]: ...
+    ) -> dict[str, t.Any]:
+        """Return the result."""
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ class _Scanner:
         value = number_value(found.group(0).lstrip("-")) if found else None
         if found is None or value is None:
             raise self._fail('needs a "string" in double quotes or a number as the argument of {0}'.format(word))
-        return -value if found.group(0).startswith("-") else value
+        return value * (-1 if found.group(0).startswith("-") else 1)
 
     def suffix(self) -> tuple[bool, bool, str | None]:
         optional = self._skip("?")

@@ -137,7 +137,7 @@ class Play:
         said = done.stdout + done.stderr
         assert "Unexpected Exception" not in said and "Traceback" not in said, said
         rows = [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
-        return Done(done.returncode, said, [(name, host, args) for name, host, args in rows])
+        return Done(done.returncode, said, [(row[0], row[1], row[2]) for row in rows])
 
 
 @pytest.fixture(scope="module")
