@@ -40,6 +40,7 @@ RST = "docs/docsite/rst/"
 QUICK = f"{RST}migration.rst"
 PAGES = sorted({block.page for block in all_blocks() if block.run == "lab"})
 IMAGES = "/var/lib/libvirt/images"
+NETWORK = "<network><name>default</name><dns enable='no'/></network>"
 Given = t.Callable[["LabHosts", str, pathlib.Path], t.ContextManager[None]]
 
 
@@ -102,17 +103,24 @@ def image(lab: LabHosts, host: str, _folder: pathlib.Path, name: str = "web") ->
 
 
 @contextlib.contextmanager
-def network(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
-    """libvirt's network ``default``, without addresses: nobody gives any out here."""
-    xml = "<network><name>default</name><dns enable='no'/></network>"
-    there = lab.run(host, "virsh", "net-info", "default").returncode == 0
-    if not there:
-        module(lab, host, "libvirt_network", {"name": "default", "xml": xml, "state": "active"})
+def saved_network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
+    """libvirt's network ``default``, whose definition is the reader's meanwhile."""
+    (folder / "default-network.xml").write_text(NETWORK, encoding="utf-8")
+    saved = "/var/tmp/default-network.xml"
+    end = "virsh net-destroy default; virsh net-undefine default"
+    shell(lab, host, f"virsh net-dumpxml --inactive default > {saved}; {end}; true")
     try:
         yield
     finally:
-        if not there:
-            lab.run(host, "sh", "-c", "virsh net-destroy default; virsh net-undefine default")
+        lab.run(host, "sh", "-c", f"{end}; [ -s {saved} ] && virsh net-define {saved}; rm {saved}")
+
+
+@contextlib.contextmanager
+def network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
+    """The network ``default`` at work, without addresses: nobody gives any out here."""
+    with saved_network(lab, host, folder):
+        module(lab, host, "libvirt_network", {"name": "default", "xml": NETWORK, "state": "active"})
+        yield
 
 
 @contextlib.contextmanager
@@ -160,9 +168,8 @@ def key(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
 
 
 @contextlib.contextmanager
-def daemon(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
-    """What a daemon of libvirt's logs is another thing afterwards; a definition of a network that the reader has."""
-    (folder / "default-network.xml").write_text("<network><name>default</name><dns enable='no'/></network>")
+def daemon(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
+    """What a daemon of libvirt's logs, and the pool ``images``, which there is none of."""
     conf = "/etc/libvirt/libvirtd.conf"
     outputs = (
         shell(lab, host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs").partition(":")[2].strip()
@@ -170,8 +177,7 @@ def daemon(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
     try:
         yield
     finally:
-        end = "virsh net-destroy default; virsh net-undefine default;"
-        end += "virsh pool-destroy images; virsh pool-undefine images;"
+        end = "virsh pool-destroy images; virsh pool-undefine images;"
         lab.run(host, "sh", "-c", f"{end} mv {conf}.documents {conf}; virt-admin daemon-log-outputs '{outputs}'")
 
 
@@ -233,7 +239,7 @@ STAGES = {
         {"trace_hosts": {"hv1": "trace1"}, "builders": {"builder1": "builder"}}, (("hv1", domain),)
     ),
     "roles/trace_host/README.md": Stage({"trace_hosts": {"web1": "trace1"}}, (("web1", user),)),
-    "roles/virt_host/README.md": Stage(ONE, (("hv1", daemon),)),
+    "roles/virt_host/README.md": Stage(ONE, (("hv1", daemon), ("hv1", saved_network))),
 }
 
 
@@ -323,4 +329,4 @@ def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path):
                 if done.returncode or not shown_in(shown, done.stdout):
                     told = done.stdout[-3000:] + done.stderr[-1000:]
                     wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{told}")
-    assert not wrong, "\n\n".join(wrong)
+        assert not wrong, "\n\n".join(wrong)
