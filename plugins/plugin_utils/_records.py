@@ -21,6 +21,8 @@ OUTLIER_FACTOR = 4.0
 """A host stands out when what is compared is this many times the median of all hosts' (three or more)."""
 LEAST_VALUES = {"p50": 20, "p99": 100}
 """A percentile of fewer values is that of one value by chance, and is not compared."""
+LEAST_TOTAL = 100
+"""Fewer than this is not much of anything, whatever the others count."""
 
 Bounds = tuple[int, int]
 Runs = t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]
@@ -73,10 +75,14 @@ def sound(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]
     odd: dict[str, str] = {}
     for host, entries in runs.items():
         good[host] = []
-        for entry in entries if isinstance(entries, (list, tuple)) else [entries]:
+        for entry in entries if isinstance(entries, (list, tuple)) else [entries] if entries else []:
             run = entry.get("run", {}) if isinstance(entry, t.Mapping) else entry
             records = run.get("records") if isinstance(run, t.Mapping) else None
-            if not isinstance(run, (t.Mapping, type(None))) or not isinstance(records, (list, tuple, type(None))):
+            if (
+                not isinstance(entry, t.Mapping)
+                or not isinstance(run, (t.Mapping, type(None)))
+                or not isinstance(records, (list, tuple, type(None)))
+            ):
                 odd.setdefault(host, f"{entry!r:.100} is no run of a trace")
                 continue
             problems = [_problem(record) for record in records or ()]
@@ -157,7 +163,8 @@ def counter_plots(runs: Runs) -> list[dict[str, t.Any]]:
         {
             "title": title,
             "hosts": sorted({host for by_host in keys.values() for host in by_host}),
-            **_totals_that_stand_out(_host_totals(keys.values())),
+            # A host that was traced and counted nothing is a usual one, perhaps.
+            **_totals_that_stand_out(_host_totals([dict.fromkeys(_traced(runs, title), 0), *keys.values()])),
             "keys": sorted(
                 ({"key": key, "total": sum(by_host.values()), "hosts": by_host} for key, by_host in keys.items()),
                 key=lambda row: (-t.cast("int", row["total"]), row["key"]),
@@ -165,6 +172,10 @@ def counter_plots(runs: Runs) -> list[dict[str, t.Any]]:
         }
         for title, keys in plots.items()
     ]
+
+
+def _traced(runs: Runs, title: str) -> list[str]:
+    return [host for host, entries in runs.items() if any(entry["title"] == title for entry in entries)]
 
 
 def _host_totals(counts: t.Iterable[t.Mapping[str, int]]) -> dict[str, int]:
@@ -177,9 +188,10 @@ def _host_totals(counts: t.Iterable[t.Mapping[str, int]]) -> dict[str, int]:
 
 def _totals_that_stand_out(totals: t.Mapping[str, int]) -> dict[str, t.Any]:
     """Return ``usual``, and ``outliers``, host -> its total."""
-    usual = statistics.median(totals.values()) if len(totals) >= 3 else 0
-    far = {host: total for host, total in totals.items() if usual and total >= OUTLIER_FACTOR * usual}
-    return {"usual": usual, "outliers": far if usual >= LEAST_VALUES["p50"] else {}}
+    usual = statistics.median(totals.values()) if totals else 0
+    far = max(OUTLIER_FACTOR * usual, LEAST_TOTAL)
+    outliers = {host: total for host, total in totals.items() if total >= far} if len(totals) >= 3 else {}
+    return {"usual": usual, "outliers": outliers}
 
 
 def series_plots(runs: Runs) -> list[dict[str, t.Any]]:

@@ -197,7 +197,7 @@ def _trouble(
             if result.get("failed") and not result.get("domains"):  # a failed domain is told by its own row
                 why.setdefault(host, []).append(f"{what}: {text}")
         verdict = _of(known, "trace_result")
-        if verdict and not verdict.get("accepted", True):
+        if verdict and (verdict.get("brake") or not verdict.get("accepted", True)):
             brake = "; ".join(map(str, verdict.get("brake") or ()))
             told = brake or f"{verdict.get('outcome')}: {verdict.get('reason')}"
             why.setdefault(host, []).append(f"trace: {told}"[:_REASON_CHARACTERS])

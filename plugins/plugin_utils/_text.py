@@ -24,8 +24,8 @@ def shown(value: t.Any) -> str:
 
 
 def word(value: t.Any) -> str | int | float | None:
-    """Return a value that a report shows as a word or a number: whatever else a host says there as JSON."""
-    return value if value is None or (isinstance(value, (str, int, float)) and value != "") else shown(value)
+    """Return a value that a report shows as a word or a number: null if empty, whatever else a host says as JSON."""
+    return None if value in (None, "") else value if isinstance(value, (str, int, float)) else shown(value)
 
 
 def short(number: float) -> str:

@@ -123,3 +123,11 @@ def test_a_host_that_is_lost_after_it_was_set_is_named(stubs: Stubs) -> None:
     assert '"3 of 4 hosts are as wanted."' in done.stdout
     assert "Not reached" not in done.stdout
     assert artifact(done)["domains_drift"]["failed_count"] == 1
+
+
+@pytest.mark.parametrize("name", ["params", "domains"])
+def test_waves_that_cannot_be_are_refused_before_any_host_is_asked(stubs: Stubs, name: str) -> None:
+    done = run(stubs, name, {}, "-e", f"{name}_serial=abc")
+    assert done.returncode != 0
+    assert f"{name}_serial: 'abc' must be" in done.stdout + done.stderr
+    assert "TASK [Compare" not in done.stdout and changed(stubs, name) == []

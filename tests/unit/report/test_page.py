@@ -81,9 +81,14 @@ def test_the_filter_leaves_the_hosts_that_are_looked_for(page: str, browser: Bro
     const one = [seen("#hosts tbody tr"), seen("#traces tbody tr[data-h]"), count];
     box.value = ""; box.dispatchEvent(new Event("input"));
     const again = seen("#hosts tbody tr").length;
+    box.value = "more"; box.dispatchEvent(new Event("input"));
+    const words = document.querySelectorAll("#kernels tbody tr:not([hidden])").length;
+    box.value = "host0007"; box.dispatchEvent(new Event("input"));
+    const kernels = document.querySelectorAll("#kernels tbody tr:not([hidden])").length;
+    box.value = ""; box.dispatchEvent(new Event("input"));
     worth.click();
     const stands = seen("#hosts tbody tr");
-    return {{all, one, again, stands}};
+    return {{all, one, again, words, kernels, stands}};
     """
     found = browser.ask(page, script, tmp_path / "page.html")
     assert found["all"] == found["again"] == MANY
@@ -91,6 +96,7 @@ def test_the_filter_leaves_the_hosts_that_are_looked_for(page: str, browser: Bro
     assert hosts == [fleet.SLOW]
     assert traced == [fleet.SLOW] * 2, "in the heat map, and in the time line"
     assert " of " in count
+    assert (found["words"], found["kernels"]) == (0, 1), "a row of several hosts is found by their names alone"
     standing = {fleet.SLOW, fleet.LOST, fleet.UNREADY, fleet.DRIFTED, fleet.OVERLOADED, fleet.OTHER_TABLE}
     assert set(found["stands"]) == standing | {fleet.BROKEN_DOMAIN, fleet.PENDING_DOMAIN}
 

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.report import fleet_report as report_filter
 from ansible_collections.tapvirt.host.plugins.plugin_utils._records import series_plots, sound
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report import fleet_report
-from ansible_collections.tapvirt.host.plugins.plugin_utils._text import escaped, listed, measured, short, shown
+from ansible_collections.tapvirt.host.plugins.plugin_utils._text import escaped, listed, measured, short, shown, word
 
 from . import fleet
 
@@ -203,6 +203,7 @@ def traced(*records: t.Any, **run: t.Any) -> dict[str, t.Any]:
         (traced(SERIES | {"values": [1, "b"]}), "has values"),
         (traced("x"), "'x' is no dictionary"),
         ({"trace_runs": 7}, "7 is no run of a trace"),
+        ({"trace_runs": [None]}, "None is no run of a trace"),
         ({"trace_runs": [{"title": "f", "run": "x"}]}, "is no run of a trace"),
         (traced(COUNT, probes=7), "trace_runs holds no result of its module"),
         (
@@ -288,6 +289,19 @@ def test_a_host_that_does_much_more_than_the_others_is_told_without_blame() -> N
     ]
     strips = {row["host"]: row["strip"] for row in report["traces"]["series"][0]["hosts"]}
     assert (strips["busy"], strips["a"]) == ("ee", "aa")
+
+
+def test_what_is_rare_stands_out_where_it_is_not_and_little_does_not() -> None:
+    hosts = {f"h{number}": traced() for number in range(18)} | {"few": traced(COUNT | {"count": 30})}
+    report = fleet_report(hosts | {"many": traced(COUNT | {"count": 9000})})
+    assert [row["text"] for row in report["findings"]] == ["many stands out in f: 9000 in all, of a usual host 0."]
+
+
+def test_a_run_after_which_the_kernel_said_something_is_trouble_though_it_went_well() -> None:
+    verdict = {"outcome": "ok", "accepted": True, "brake": ["its kernel said: BUG: x"]}
+    report = fleet_report({"a": traced(COUNT) | {"trace_result": verdict}})
+    assert [row["text"] for row in report["findings"]] == ["a: trace: its kernel said: BUG: x"]
+    assert report["traces"]["runs"][0]["level"] == "bad"
 
 
 def test_a_strip_has_no_more_parts_than_can_be_told_apart() -> None:
@@ -381,5 +395,6 @@ def test_words() -> None:
     assert [short(number) for number in (999, 12345, 1234567, 2.5e9)] == ["999", "12k", "1.2M", "2.5G"]
     assert [measured(16384, "us"), measured(3, "us"), measured(2048, "pages")] == ["16.4 ms", "3 us", "2048 pages"]
     assert [measured(5_000_000_000, "ns"), measured(0, "us")] == ["5 s", "0 us"]
+    assert [word(""), word(None), word(7), word({"a": 1})] == [None, None, 7, '{"a": 1}']
     assert [shown("x"), shown(""), shown(None), shown(True)] == ["x", '""', "null", "true"]
     assert escaped({"<": ["<", 1, None]}) == {"&lt;": ["&lt;", 1, None]}
