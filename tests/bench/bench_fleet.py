@@ -231,7 +231,10 @@ def write_results(folder: pathlib.Path, measured: t.Mapping[int, t.Mapping[str, 
         axes.set(xlabel="hosts", ylabel="seconds", xlim=(0, None), ylim=(0, None))
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        plot = folder / f"{name}.svg"
+        figure.savefig(plot, metadata={"Date": None})
+    lines = [line.rstrip() for line in plot.read_text(encoding="utf-8").splitlines()]
+    plot.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
