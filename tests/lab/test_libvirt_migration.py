@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A running KVM domain goes to another host and comes back, through the ssh connection of the two daemons.
 
-The unit tests have the other ways, between two daemons of one machine.
+It is the README's example with the lab's names, and tunnelled, since these hosts reach each other by ssh alone. The
+unit tests have the other ways, between two daemons of one machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import typing as t
 
 import pytest
 import yaml
+from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 
 if t.TYPE_CHECKING:
     from .conftest import LabHosts
@@ -38,7 +40,8 @@ def uri(host: str) -> str:
 
 
 def migration(destination: str) -> dict[str, t.Any]:
-    return {"name": NAME, "destination": uri(destination), "mode": "tunnelled", "deadline_seconds": 120}
+    ((_module, shown),) = example("README.md", "libvirt_migration").steps
+    return {**shown, "domains": [NAME], "destination": uri(destination), "mode": "tunnelled"}
 
 
 STEPS: list[tuple[str, str, str, dict[str, t.Any]]] = [
