@@ -38,7 +38,7 @@ def trace_request(given: t.Mapping[str, t.Any], script: str, duration: t.Any, ca
         if name not in given:
             if wanted["required"]:
                 raise InvalidInput("trace_variables", dict(given), f"must have {name}, which {script} needs")
-        elif not re.search(wanted["pattern"], str(given[name])):
+        elif not re.fullmatch(wanted["pattern"], str(given[name])):
             rule = f"must fit {wanted['pattern']}, as {script} puts it into its text"
             raise InvalidInput(f"trace_variables, {name}", given[name], rule)
 

@@ -189,6 +189,7 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
         ({"trace_accept": "ok,partialarm"}, "trace_accept: 'partialarm' must be an outcome of a run"),
         ({"trace_function": ""}, "must have function, which function_latency needs"),
         ({"trace_function": "a b"}, "trace_variables, function: 'a b' must fit"),
+        ({"trace_function": "vfs_read\n"}, "must fit"),
         ({"trace_function": "", "trace_variables": {"funtion": "f"}}, "'funtion' is no variable of function_latency"),
         ({"trace_script": "function_latncy"}, "is no script of the catalogue"),
         ({"trace_duration": "tenn"}, "trace_duration: 'tenn' must be a number of seconds"),
