@@ -43,11 +43,18 @@ _PRINTED: dict[str, tuple[str, t.Callable[[t.Any], str]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """A parameter in a module's file. ``default`` is what its file in sysfs would print; null: of an unknown type."""
+    """A parameter in a module's file.
+
+    ``default`` is what its file in sysfs would print; ``None``: of an unknown type. ``limit`` is the most elements of
+    an array or the most bytes of a string; ``None``: neither. ``standard``: the kernel's own functions read its value
+    (kernel/params.c), not functions of the module, which may take other words than its type.
+    """
 
     mode: int
     unsafe: bool
     default: str | None
+    limit: int | None = None
+    standard: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +82,31 @@ def declared_parameters(image: bytes) -> dict[str, Declared]:
         name, operations = module.pointer(start), module.pointer(start.after(16))
         mode, _level, flags = module.unpack("HbB", start.after(24))
         if name is not None:
-            default = None if operations is None else _printed(module, operations.symbol, start.after(32))
-            found[module.text(name)] = Declared(mode, bool(flags & _UNSAFE), default)
+            symbol = "" if operations is None else operations.symbol
+            default = _printed(module, symbol, start.after(32))
+            limit, standard = _limit(module, symbol, start.after(32)), _is_standard(module, symbol, start.after(32))
+            found[module.text(name)] = Declared(mode, bool(flags & _UNSAFE), default, limit, standard)
     return found
+
+
+def _limit(module: _Object, operations: str, pointer: _Place) -> int | None:
+    """Return the most elements of an array or the most bytes of a string; ``None``: the type has no such limit."""
+    variable = module.pointer(pointer)
+    if variable is None or not variable.section:
+        return None
+    # Both begin with it: max of struct kparam_array, maxlen of struct kparam_string, which counts the zero that ends it.
+    if operations == "param_array_ops":
+        return int(module.unpack("I", variable)[0])
+    return max(int(module.unpack("I", variable)[0]) - 1, 0) if operations == "param_ops_string" else None
+
+
+def _is_standard(module: _Object, operations: str, pointer: _Place) -> bool:
+    """Tell whether the kernel's own functions set a parameter (for an array: each element)."""
+    variable = module.pointer(pointer)
+    if operations == "param_array_ops" and variable is not None and variable.section:
+        elements = module.pointer(variable.after(16))
+        operations = "" if elements is None else elements.symbol
+    return operations in _PRINTED or operations in ("param_ops_charp", "param_ops_string")
 
 
 def _printed(module: _Object, operations: str, pointer: _Place) -> str | None:

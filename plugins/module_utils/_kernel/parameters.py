@@ -275,6 +275,9 @@ class Reader:
         kind = kind or known_kind(info.type if info else None, text)
         if (module, name) in MORE_THAN_DECLARED:
             kind = Kind("opaque", "sysfs")
+        declared = self.installed.declared(module).get(name)
+        if declared is not None and declared.limit is not None:
+            kind = kind._replace(limit=declared.limit)
         return Item(
             module=module,
             name=name,

@@ -40,11 +40,13 @@ class Kind(t.NamedTuple):
     """A parameter's type.
 
     ``word`` is the type as modinfo names it, or what the value in sysfs looks like: ``number``, ``bool``,
-    ``array of number``, ``selector``, ``opaque``. ``source`` is ``modinfo`` or ``sysfs``.
+    ``array of number``, ``selector``, ``opaque``. ``source`` is ``modinfo`` or ``sysfs``. ``limit`` is the most
+    elements of an array or the most bytes of a string, where that is known.
     """
 
     word: str
     source: str
+    limit: int | None = None
 
     @property
     def is_array(self) -> bool:
@@ -106,7 +108,7 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
     value = "" if value is None else value
     if kind.is_array:
         parts = value if isinstance(value, list) else _text(value).split(",")
-        elements = [_scalar(kind.element, _text(part), word_bits) for part in parts]
+        elements = _elements(kind, parts, word_bits)
         result = Value(
             ",".join(element.text for element in elements),
             [element.key for element in elements],
@@ -116,7 +118,9 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
         raise Rejected("is not one value")
     else:
         result = _scalar(kind.word, _text(value), word_bits)
-    if len(result.text.encode("utf-8", "surrogateescape")) > MAX_BYTES:
+        if kind.word == "string" and kind.limit is not None and _bytes(result.text) > kind.limit:
+            raise Rejected("is longer than {} bytes, the most that the parameter holds".format(kind.limit))
+    if _bytes(result.text) > MAX_BYTES:
         raise Rejected("is longer than {} bytes, the most that one write can hold".format(MAX_BYTES))
     return result
 
@@ -161,6 +165,33 @@ def is_put_back(kind: Kind, now: Value, before: Value) -> bool:
     return same(kind, now, before) or (now.key in (None, "") and before.key in (None, ""))
 
 
+def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Value]:
+    """Return the elements of an array (``param_array`` in the kernel's kernel/params.c).
+
+    :raises Rejected: there is none, there are too many, or one is not a value of the type.
+    """
+    if not parts:
+        raise Rejected("is an empty list, and the kernel sets at least one element")
+    if kind.limit is not None and len(parts) > kind.limit:
+        raise Rejected("has {} elements, and the parameter takes at most {}".format(len(parts), kind.limit))
+    elements = []
+    for number, part in enumerate(parts, 1):
+        try:
+            if part is None or isinstance(part, (list, dict)):
+                raise Rejected("is not one value")
+            if "," in _text(part):
+                raise Rejected("has a comma, which separates elements")
+            elements.append(_scalar(kind.element, _text(part), word_bits))
+        except Rejected as error:
+            raise Rejected("has the element {!r} (number {}), which {}".format(part, number, error)) from error
+    return elements
+
+
+def _bytes(text: str) -> int:
+    """Return the length of a text in bytes, as the kernel counts it."""
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
 def _scalar(word: str, text: str, word_bits: int) -> Value:
     if word in _BOOLEANS:
         return _boolean(word, text)
@@ -170,7 +201,7 @@ def _scalar(word: str, text: str, word_bits: int) -> Value:
     if word == "selector":
         match = re.search(_SELECTOR, text)
         text = match.group(1) if match else text.strip()
-    if word == "charp" and len(text.encode("utf-8", "surrogateescape")) > _CHARP_BYTES:
+    if word == "charp" and _bytes(text) > _CHARP_BYTES:
         raise Rejected("is longer than {} bytes, the most that a charp takes".format(_CHARP_BYTES))
     if word == "charp" and text == _NULL_TEXT:
         return Value(text, None, None)

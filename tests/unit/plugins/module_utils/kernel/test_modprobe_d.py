@@ -48,7 +48,11 @@ def tree(tmp_path):
     """A host of kernel 6.12 with kvm loaded, dummy installed, and types of what is built in."""
     modules = tmp_path / "lib" / "modules" / RELEASE
     (modules / "kernel").mkdir(parents=True)
-    (modules / "modules.dep").write_text("kernel/kvm.ko.xz:\nkernel/dummy.ko:\nkernel/snd-pcm.ko:\n")
+    (modules / "modules.dep").write_text(
+        "kernel/kvm.ko.xz:\nkernel/dummy.ko:\nkernel/snd-pcm.ko:\nkernel/nf_conntrack_ftp.ko:\n"
+    )
+    ftp = b"parmtype=ports:array of ushort\0parmtype=loose:bool\0parmtype=names:array of charp\0"
+    (modules / "kernel" / "nf_conntrack_ftp.ko").write_bytes(object_file(ftp))
     (modules / "modules.builtin").write_text("kernel/drivers/block/brd.ko\n")
     (modules / "modules.builtin.modinfo").write_bytes((FIXTURES / RELEASE / "modules.builtin.modinfo").read_bytes())
     (modules / "kernel" / "kvm.ko.xz").write_bytes(lzma.compress(object_file(KVM)))
@@ -388,3 +392,28 @@ def test_a_parameter_named_twice_is_refused(tree):
     entries = [{"module": "a-b", "name": "c", **entry}, {"module": "a_b", "name": "c", **entry}]
     with pytest.raises(InvalidInput, match="named twice"):
         wanted_list(entries, "present")
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("persist", ["auto", "modprobe_d"])
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("ports", [], "is an empty list"),
+        ("ports", "", "is not a number"),
+        ("ports", [21, None], r"has the element None \(number 2\), which is not one value"),
+        ("ports", [[21]], "is not one value"),
+        ("ports", ["21,22"], "has a comma"),
+        ("loose", "", "is not a truth value"),
+        ("names", [], "is an empty list"),
+        ("names", ["a", {"b": 1}], "is not one value"),
+        ("names", ["a,b"], "has a comma"),
+    ],
+)
+def test_what_would_keep_a_module_from_being_loaded_is_refused_and_nothing_is_written(
+    name, value, rule, persist, check, tree
+):
+    with pytest.raises(InvalidInput, match="^nf_conntrack_ftp.{}: .* {}".format(name, rule)):
+        run(tree, {"dummy.numdummies": 3, "nf_conntrack_ftp." + name: value}, persist=persist, check=check)
+    assert list((tree / "etc/modprobe.d").iterdir()) == []
+    assert not (tree / "var").exists()

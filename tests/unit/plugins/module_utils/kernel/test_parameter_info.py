@@ -194,6 +194,12 @@ def test_a_modules_file_says_what_each_parameter_is_unless_it_is_set(order):
     assert found["nothing"] == Declared(0, False, "0")
     assert found["risky"] == Declared(0o600, True, "N")
     assert found["own_type"].mode == 0o200
+    assert {name: row.limit for name, row in found.items() if row.limit is not None} == {
+        "whole": 4,
+        "counted": 4,
+        "buffer": 15,
+    }
+    assert [name for name, row in found.items() if not row.standard] == ["own_type"]
 
 
 def test_a_damaged_module_file_is_an_error_of_its_own():

@@ -47,6 +47,8 @@ TAKEN = [
     ("array of int", [1, "0x2", -3], "1,2,-3"),
     ("array of byte", "1,2,3\n", "1,2,3"),
     ("array of bool", "1,n", "Y,N"),
+    ("array of charp", "", ""),
+    ("array of charp", ["a b", ""], "a b,"),
     ("charp", " a b ", " a b "),
     ("charp", "x\n", "x\n"),
     ("string", "", ""),
@@ -88,6 +90,17 @@ REFUSED = [
     ("array of int", "1, 2"),
     ("array of int", ","),
     ("array of int", "1,"),
+    ("array of int", ""),
+    ("array of int", []),
+    ("array of ushort", [21, None]),
+    ("array of ushort", [[21]]),
+    ("array of bool", []),
+    ("array of bool", [None]),
+    ("array of charp", []),
+    ("array of charp", ["a", None]),
+    ("array of charp", ["a", ["b"]]),
+    ("array of charp", [{"a": 1}]),
+    ("array of charp", ["a,b"]),
     ("charp", "x" * 1025),
     ("string", "x" * 4096),
     ("string", {"a": 1}),
@@ -100,6 +113,23 @@ def test_what_the_kernel_takes_is_written_in_one_spelling(word, value, text):
     wanted = wanted_value(kind, value, 64)
     assert wanted.text == text
     assert same(kind, wanted, read_value(kind, text + "\n", 64))
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "rule"),
+    [
+        ("array of ushort", [], "is an empty list, and the kernel sets at least one element"),
+        ("array of ushort", [21, None], "has the element None (number 2), which is not one value"),
+        ("array of charp", ["a", "b,c"], "has the element 'b,c' (number 2), which has a comma, which separates elements"),
+        ("array of int", "9,bad", "has the element 'bad' (number 2), which is not a number"),
+        ("array of int", [1, 2, 3, 4], "has 4 elements, and the parameter takes at most 3"),
+        ("string", "abcd", "is longer than 3 bytes, the most that the parameter holds"),
+    ],
+)
+def test_a_refusal_names_the_element_and_the_limit(word, value, rule):
+    with pytest.raises(Rejected) as error:
+        wanted_value(Kind(word, "modinfo", 3), value, 64)
+    assert str(error.value) == rule
 
 
 @pytest.mark.parametrize(("word", "value"), REFUSED)
