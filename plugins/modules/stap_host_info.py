@@ -104,9 +104,11 @@ host:
       type: dict
       sample: {"groups": [], "root": true}
     memory:
-      description: C(free_bytes), C(buffers_bytes) and C(cpus_online), against which output buffers are measured.
+      description:
+        - C(free_bytes), C(buffers_bytes), C(available_bytes) and C(cpus_online), against which output buffers of 1 MiB
+          for each CPU are measured. C(available_bytes) is null on a kernel without C(MemAvailable).
       type: dict
-      sample: {"buffers_bytes": 12345344, "cpus_online": 2, "free_bytes": 2147483648}
+      sample: {"available_bytes": 3221225472, "buffers_bytes": 12345344, "cpus_online": 2, "free_bytes": 2147483648}
     kvm_module:
       description: The loaded KVM module of the CPU's vendor, V(kvm_amd) or V(kvm_intel), or null.
       type: str

@@ -47,7 +47,8 @@ options:
     choices: [ok, zero_hits, partial_arm, overloaded, skipped, script_error, lost_output, timeout, refused]
   buffer_mb:
     description:
-      - Output buffer for each CPU, in MiB. All of them together may take 5 % of the free and buffer memory.
+      - Output buffer for each online CPU, in MiB, from 1 to 64. All buffers together must fit into C(MemFree) and
+        C(Buffers) of the host, and must leave 128 MiB of its C(MemAvailable).
     type: int
     default: 1
   output_limit_bytes:
@@ -56,10 +57,9 @@ options:
     default: 1048576
   output:
     description:
-      - A folder on the controller for what the script printed, up to O(output_limit_bytes). It is made when it is not
-        there. The file in it is called C(HOST.MODULE.txt), after the inventory's name of the host, in which all but
-        letters, digits, dots, dashes and underlines is percent-encoded, and the module's name. An older one is
-        replaced.
+      - A directory on the controller for what the script printed, up to O(output_limit_bytes). It is made if missing.
+        The file in it is called C(HOST.MODULE.txt), after the host's name in the inventory, in which all but letters,
+        digits, dots, dashes and underscores is percent-encoded, and the module's name. An older file is replaced.
       - What runs had printed that are told as found (RV(run.found)) is not fetched, but for their records.
     type: str
   record_limit:

@@ -61,7 +61,8 @@ options:
         default: {}
       buffer_mb:
         description:
-          - Output buffer for each CPU, in MiB. All of them together may take 5 % of the free and buffer memory.
+          - Output buffer for each online CPU, in MiB, from 1 to 64. All buffers together must fit into C(MemFree) and
+            C(Buffers) of the host, and must leave 128 MiB of its C(MemAvailable).
         type: int
         default: 1
       output_file_bytes:

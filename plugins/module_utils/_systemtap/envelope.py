@@ -13,11 +13,13 @@ import re
 
 from .._core.root import Root
 
-#: SystemTap's own default is 16 MB of output buffer for each online CPU (runtime/transport/transport.c).
+#: SystemTap's own default is 16 MB of output buffer for each online CPU (runtime/transport/transport.c). Its smallest
+#: unit, and the collection's default, is 1 MB for each.
 BUFFER_BYTES_PER_CPU = 1 << 20
-#: The share of MemFree + Buffers that output buffers may take. The module itself refuses to load when they exceed all
-#: of it (runtime/transport/relay_v2.c); the page cache does not count there, nor here.
-MEMORY_SHARE = 0.05
+#: What output buffers leave of MemAvailable: for the module's arrays, staprun, stapio and the host's own work.
+RESERVE_BYTES = 128 << 20
+#: The most that the option ``buffer_mb`` takes, in MB for each online CPU.
+MAX_BUFFER_MB = 64
 MAX_DURATION_SECONDS = 900
 #: How long loading and arming may take before the run counts as failed.
 LOAD_SECONDS = 60
@@ -28,20 +30,26 @@ MAX_OUTPUT_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a run's buffers are measured against: MemFree and Buffers of /proc/meminfo, and the online CPUs."""
+    """What a run's buffers are measured against: MemFree, Buffers and MemAvailable of /proc/meminfo, the online CPUs.
+
+    ``available_bytes`` is ``None`` on a kernel without MemAvailable (before 3.14).
+    """
 
     free_bytes: int
     buffers_bytes: int
     cpus_online: int
+    available_bytes: int | None = None
 
 
 def read_memory(root: Root) -> Memory:
     """Read the memory and the CPUs of a host; what cannot be read counts as zero free bytes and one CPU."""
     table = dict(re.findall(r"^(\w+):\s+(\d+) kB$", root.read_text_or("proc/meminfo") or "", re.MULTILINE))
+    available = table.get("MemAvailable")
     return Memory(
         free_bytes=int(table.get("MemFree", 0)) * 1024,
         buffers_bytes=int(table.get("Buffers", 0)) * 1024,
         cpus_online=count_cpus(root.read_text_or("sys/devices/system/cpu/online") or "0"),
+        available_bytes=None if available is None else int(available) * 1024,
     )
 
 
@@ -55,11 +63,28 @@ def count_cpus(ranges: str) -> int:
 
 
 def buffer_check(memory: Memory, bytes_per_cpu: int = BUFFER_BYTES_PER_CPU) -> str | None:
-    """Return why the output buffers do not fit, or null."""
+    """Return why the output buffers do not fit, or ``None``.
+
+    The module itself refuses to load where they exceed MemFree + Buffers (runtime/transport/relay_v2.c). The page cache
+    does not count there. The second rule is the collection's own: ``RESERVE_BYTES`` of MemAvailable stay.
+    """
     needed = bytes_per_cpu * memory.cpus_online
-    allowed = int((memory.free_bytes + memory.buffers_bytes) * MEMORY_SHARE)
-    if needed <= allowed:
+    free = memory.free_bytes + memory.buffers_bytes
+    available = memory.available_bytes
+    if needed <= free and (available is None or needed <= available - RESERVE_BYTES):
         return None
-    return "output buffers of {0} MB ({1} CPUs) are more than 5 % of the {2} MB of free and buffer memory".format(
-        needed >> 20, memory.cpus_online, (memory.free_bytes + memory.buffers_bytes) >> 20
+    reason = (
+        f"output buffers need {needed >> 20} MB ({bytes_per_cpu >> 20} MB for each of {memory.cpus_online} online"
+        f" CPUs); SystemTap takes them from MemFree + Buffers, which is {free >> 20} MB"
     )
+    if available is None:
+        return reason
+    return f"{reason}, and MemAvailable is {available >> 20} MB, of which {RESERVE_BYTES >> 20} MB stay reserved"
+
+
+def buffer_remedy(bytes_per_cpu: int) -> str:
+    """Return what helps where the output buffers do not fit."""
+    least = BUFFER_BYTES_PER_CPU >> 20
+    if bytes_per_cpu > BUFFER_BYTES_PER_CPU:
+        return f"free memory, or use a smaller buffer_mb (the least is {least} MB for each CPU)"
+    return f"free memory; there is no smaller buffer than {least} MB for each CPU"

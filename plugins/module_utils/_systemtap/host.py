@@ -17,7 +17,7 @@ import typing as t
 from .._core import command
 from .._core.root import Root
 from .._kernel.facts import gather
-from .envelope import Memory, buffer_check, read_memory
+from .envelope import BUFFER_BYTES_PER_CPU, Memory, buffer_check, buffer_remedy, read_memory
 from .signature import key_names, trusted_keys
 
 _VERSION = re.compile(r"version (\d+\.\d+)")
@@ -132,7 +132,7 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
     findings += [_judge_condition(reason, host.get("trusted_keys")) for reason in host["traceability"]["conditions"]]
     shortage = buffer_check(Memory(**host["memory"]))
     if shortage is not None:
-        findings.append(Finding("memory", True, shortage, "free memory, or ask for smaller buffers"))
+        findings.append(Finding("memory", True, shortage, buffer_remedy(BUFFER_BYTES_PER_CPU)))
     findings += [
         Finding(
             "left_over",

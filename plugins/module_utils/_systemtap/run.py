@@ -132,8 +132,9 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     if not 0 < params["duration"] <= envelope.MAX_DURATION_SECONDS:
         rule = "must be more than 0 and at most {0} seconds".format(envelope.MAX_DURATION_SECONDS)
         raise InvalidInput("duration", params["duration"], rule)
-    if not 1 <= params["buffer_mb"] <= 64:
-        raise InvalidInput("buffer_mb", params["buffer_mb"], "must be between 1 and 64")
+    if not 1 <= params["buffer_mb"] <= envelope.MAX_BUFFER_MB:
+        rule = f"must be from 1 to {envelope.MAX_BUFFER_MB} (MB for each online CPU)"
+        raise InvalidInput("buffer_mb", params["buffer_mb"], rule)
     values = check_globals(
         build.get("script", build["name"]), build["globals"], {**build.get("assigned", {}), **params["globals"]}
     )
@@ -208,9 +209,10 @@ def check_host(root: Root, request: Request) -> None:
         raise Refused("staprun is not installed on this host; it is in the package systemtap-runtime")
     if "[confidentiality]" in (root.read_text_or("sys/kernel/security/lockdown") or ""):
         raise Refused("kernel lockdown is in confidentiality mode")
-    shortage = envelope.buffer_check(envelope.read_memory(root), request.buffer_mb << 20)
+    bytes_per_cpu = request.buffer_mb << 20
+    shortage = envelope.buffer_check(envelope.read_memory(root), bytes_per_cpu)
     if shortage:
-        raise Refused(shortage)
+        raise Refused(f"{shortage}: {envelope.buffer_remedy(bytes_per_cpu)}")
 
 
 def check_free(build: t.Mapping[str, t.Any]) -> None:

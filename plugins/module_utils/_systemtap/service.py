@@ -27,6 +27,7 @@ import zipfile
 
 from .._core.errors import InvalidInput
 from . import outcome, service_keeper, service_ring, supervisor
+from .envelope import MAX_BUFFER_MB
 from .run import check_build
 from .script import check_globals
 
@@ -42,7 +43,6 @@ _RELEASE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+~-]{0,100}$")
 _LEAST_FILE_BYTES = 4096
 _MOST_FILE_BYTES = 1 << 30
 _MOST_FILES = 100
-_MOST_BUFFER_MB = 64
 
 # A start that fails is repeated after 5 s, five times in ten minutes at most; not after an overload (EXIT_STAY).
 _UNIT = """\
@@ -128,7 +128,7 @@ def _read_one(entry: t.Mapping[str, t.Any]) -> Wanted:
         rule = "removes the output together with the service, with state: absent"
         raise InvalidInput("{0}, remove_output".format(name), True, rule)
     for option, least, most in (
-        ("buffer_mb", 1, _MOST_BUFFER_MB),
+        ("buffer_mb", 1, MAX_BUFFER_MB),
         ("output_file_bytes", _LEAST_FILE_BYTES, _MOST_FILE_BYTES),
         ("output_files", 2, _MOST_FILES),
     ):

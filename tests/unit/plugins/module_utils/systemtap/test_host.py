@@ -4,10 +4,18 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import Memory, buffer_check, count_cpus
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import (
+    Memory,
+    buffer_check,
+    buffer_remedy,
+    count_cpus,
+    read_memory,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, parse_tested_range
 
 TESTED = {"4.8": "6.1-rc3", "5.1": "6.9-rc0", "5.6": "7.3.0-rc3"}
@@ -68,7 +76,12 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
         ({"traceability": SIGNED, "trusted_keys": None}, "signing", False, "one that is enrolled"),
         ({"privilege": {"root": False, "groups": []}}, "privilege", True, "stapusr"),
         ({"privilege": {"root": False, "groups": ["stapusr"]}}, "privilege", False, "stapdev"),
-        ({"memory": {"free_bytes": 8 << 20, "buffers_bytes": 0, "cpus_online": 4}}, "memory", True, "smaller buffers"),
+        (
+            {"memory": {"free_bytes": 3 << 20, "buffers_bytes": 0, "cpus_online": 4}},
+            "memory",
+            True,
+            "no smaller buffer",
+        ),
         ({"loaded": [{"name": "stap_1", "version": None, "users": 0}]}, "left_over", False, "staprun -d stap_1"),
         ({"traceability": {"reasons": ["no kprobes"], "conditions": []}}, "kernel", True, "boot a kernel"),
     ],
@@ -93,7 +106,65 @@ def test_the_tested_range_is_read():
     assert parse_tested_range("") is None
 
 
-def test_buffers_are_measured_against_free_memory():
-    assert buffer_check(Memory(64 << 20, 0, 4)) is not None
-    assert buffer_check(Memory(2048 << 20, 0, 4)) is None
+MIB = 1 << 20
+GIB = 1 << 30
+FREE = "SystemTap takes them from MemFree + Buffers, which is"
+
+
+@pytest.mark.parametrize(
+    ("memory", "buffer_mb", "refused"),
+    [
+        # A large host whose page cache takes most of the memory.
+        (Memory(900 * MIB, 100 * MIB, 64, 200 * GIB), 1, None),
+        (Memory(900 * MIB, 100 * MIB, 64, 200 * GIB), 15, None),
+        (
+            Memory(900 * MIB, 100 * MIB, 64, 200 * GIB),
+            16,
+            "output buffers need 1024 MB (16 MB for each of 64 online CPUs); "
+            f"{FREE} 1000 MB, and MemAvailable is 204800 MB, of which 128 MB stay reserved",
+        ),
+        # Free memory that zones keep back: MemAvailable is less than MemFree.
+        (Memory(300 * MIB, 0, 4, 132 * MIB), 1, None),
+        (
+            Memory(300 * MIB, 0, 4, 131 * MIB),
+            1,
+            "output buffers need 4 MB (1 MB for each of 4 online CPUs); "
+            f"{FREE} 300 MB, and MemAvailable is 131 MB, of which 128 MB stay reserved",
+        ),
+        (Memory(60 * MIB, 4 * MIB, 4, None), 16, None),
+        (
+            Memory(60 * MIB, 3 * MIB, 4, None),
+            16,
+            f"output buffers need 64 MB (16 MB for each of 4 online CPUs); {FREE} 63 MB",
+        ),
+    ],
+)
+def test_buffers_must_fit_into_what_systemtap_takes_and_leave_a_reserve(memory, buffer_mb, refused):
+    assert buffer_check(memory, buffer_mb << 20) == refused
+
+
+def test_the_remedy_names_a_smaller_buffer_only_where_there_is_one():
+    assert buffer_remedy(1 << 20) == "free memory; there is no smaller buffer than 1 MB for each CPU"
+    assert "use a smaller buffer_mb" in buffer_remedy(2 << 20)
+
+
+def test_this_machines_memory_is_read():
+    memory = read_memory(Root())
+    assert memory.cpus_online == os.sysconf("SC_NPROCESSORS_ONLN")
+    assert memory.available_bytes is not None and memory.free_bytes > 0
+
+
+def test_memory_is_read_from_recorded_tables(tmp_path):
+    meminfo = tmp_path / "proc/meminfo"
+    meminfo.parent.mkdir()
+    (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/cpu/online").write_text("0-63\n", encoding="ascii")
+    table = "MemTotal: 263000000 kB\nMemFree: 921600 kB\n{}Buffers: 102400 kB\n"
+    meminfo.write_text(table.format("MemAvailable: 209715200 kB\n"), encoding="ascii")
+    assert read_memory(Root(str(tmp_path))) == Memory(900 * MIB, 100 * MIB, 64, 200 * GIB)
+    meminfo.write_text(table.format(""), encoding="ascii")
+    assert read_memory(Root(str(tmp_path))).available_bytes is None
+
+
+def test_cpu_lists_are_counted():
     assert count_cpus("0-3,8\n") == 5
