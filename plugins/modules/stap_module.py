@@ -66,6 +66,12 @@ options:
     description: Where the builder keeps its modules. M(tapvirt.host.stap_store) prunes it.
     type: path
     default: /var/lib/tapvirt/modules
+  lock_timeout_seconds:
+    description:
+      - How long to wait while another task builds the same module, or while as many others build as the builder has
+        processors. The message of a timeout names the process that works.
+    type: int
+    default: 1800
 seealso:
   - module: tapvirt.host.stap_script
   - module: tapvirt.host.stap_run
@@ -209,6 +215,7 @@ ARGUMENT_SPEC = {
         },
     },
     "store": {"type": "path", "default": DEFAULT_STORE},
+    "lock_timeout_seconds": {"type": "int", "default": 1800},
 }
 
 

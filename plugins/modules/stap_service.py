@@ -77,6 +77,10 @@ options:
         description: Remove the output too, with O(services[].state=absent).
         type: bool
         default: false
+  lock_timeout_seconds:
+    description: How long to wait while another task changes tracers of this host. The message of a timeout names it.
+    type: int
+    default: 120
   shipped:
     description: Where the action plugin put modules on the host. Set by the action plugin.
     type: dict
@@ -226,6 +230,7 @@ ARGUMENT_SPEC = {
             "remove_output": {"type": "bool", "default": False},
         },
     },
+    "lock_timeout_seconds": {"type": "int", "default": 120},
     "shipped": {"type": "dict"},
 }
 

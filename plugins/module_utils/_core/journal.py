@@ -9,12 +9,13 @@ Private to the collection.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import typing as t
 
 from .errors import TapvirtError
+from .lock import WAIT_SECONDS, hold
+from .write import make_directories
 
 DIRECTORY = "var/lib/tapvirt"
 
@@ -28,15 +29,16 @@ class Journal:
 
     def __init__(self, directory: str, name: str) -> None:
         self._directory = directory
+        self._name = name
         self._path = os.path.join(directory, name + ".json")
 
-    @contextlib.contextmanager
-    def locked(self) -> t.Iterator[None]:
-        """Keep other runs on this host away from the same items for as long as the block lasts."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        with open(self._path + ".lock", "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def locked(self, wait_seconds: float = WAIT_SECONDS) -> t.ContextManager[str]:
+        """Keep other runs on this host away from the same items for as long as the block lasts.
+
+        :raises LockTimeout: another run held it for all of ``wait_seconds``.
+        """
+        path = os.path.join(self._directory, "lock", self._name)
+        return hold(path, f"the journal {self._path}", wait_seconds)
 
     def read(self) -> dict[str, t.Any]:
         """Return the journal's object; an absent journal is empty.
@@ -62,7 +64,7 @@ class Journal:
         """Replace the journal's object; an empty one removes the file."""
         from .write import sync_directory, write_atomic  # most runs only read
 
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        make_directories(self._directory, 0o700)
         if value:
             write_atomic(self._path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode=0o600)
             return

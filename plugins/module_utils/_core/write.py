@@ -8,11 +8,14 @@ Private to the collection. Files of sysfs cannot be replaced; they are written w
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import tempfile
 
 _SELINUX = "security.selinux"
+_ATTEMPTS = 100
 
 
 def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
@@ -43,6 +46,46 @@ def sync_directory(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(path: str, mode: int = 0o755) -> None:
+    """Make a directory with those above it that do not exist; an existing one keeps its mode.
+
+    Whatever the umask, the directory gets ``mode`` and those above it 0755: :func:`os.makedirs` gives its mode to the
+    last level only, and a umask of 0 would let every user put files into the others.
+
+    :raises OSError: as the file system says; a level that is not a directory is a NotADirectoryError.
+    """
+    parent = os.path.dirname(path.rstrip("/"))
+    for _attempt in range(_ATTEMPTS):
+        if os.path.isdir(path):
+            return
+        if parent:
+            make_directories(parent)
+        # Another process may make the same level, or remove an empty one above it, at the same time.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            make_directory(path, mode)
+            return
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def make_directory(path: str, mode: int) -> None:
+    """Make a directory that does not exist, with exactly this mode.
+
+    :raises FileExistsError: the name exists.
+    :raises OSError: as the file system says.
+    """
+    os.mkdir(path, mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        now = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        # mkdir(2) takes bits away by the umask; set-group-ID comes from the directory above and stays.
+        if now & 0o777 != mode:
+            os.fchmod(descriptor, mode | (now & stat.S_ISGID))
     finally:
         os.close(descriptor)
 

@@ -17,7 +17,7 @@ from .._core.errors import NoEffect, TapvirtError
 from .._core.journal import Journal
 from .._core.plan import Plan
 from .._core.root import Root
-from .._core.write import sync_directory, write_atomic
+from .._core.write import make_directories, sync_directory, write_atomic
 from . import initramfs, modprobe_d, module_reload
 from .identity import taint_flags
 from .parameter_layers import OWN_FILE
@@ -170,7 +170,7 @@ class Steps:
     def _write_own_file(self, text: str) -> None:
         path = self._root.path(modprobe_d.OWN_FILE)
         if text:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            make_directories(os.path.dirname(path))
             write_atomic(path, text.encode("utf-8", "surrogateescape"))
         else:
             os.unlink(path)

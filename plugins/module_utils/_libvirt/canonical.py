@@ -24,6 +24,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from .._core.errors import TapvirtError
+from .._core.write import make_directories
 from .connection import Connection, connected, libvirt
 from .embed import CACHE, EmbedRoot, embed_root
 
@@ -155,7 +156,7 @@ def _serve(link: socket.socket) -> t.NoReturn:
 def _answer(texts: t.Sequence[str], state_directory: str | None) -> dict[str, t.Any]:
     directory = _cache_directory()
     try:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
+        make_directories(directory)
         _remove_left_roots(directory)
         root = EmbedRoot(tempfile.mkdtemp(prefix=_ROOT_PREFIX, dir=directory))
         os.chmod(root.path, 0o755)

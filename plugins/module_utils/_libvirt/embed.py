@@ -16,13 +16,14 @@ import os
 import time
 from urllib.parse import parse_qs, urlsplit
 
+from .._core import lock
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.root import Root
-from .._core.write import write_atomic
+from .._core.write import make_directories, write_atomic
 
 # A guest's monitor is a UNIX socket below ROOT/lib/qemu/domain-ID-NAME/; a socket's path ends at 107 bytes.
 _MAX_ROOT_LENGTH = 54
-_LOCK = ".tapvirt.lock"
+_LOCK = os.path.join(".tapvirt", "lock")
 _RETRY_SECONDS = 0.2
 # The roots that this process has, by path: file descriptors, which hold their locks until the process ends.
 _HELD: dict[str, int] = {}
@@ -56,7 +57,7 @@ class EmbedRoot:
 
     def prepare(self) -> None:
         """Make a new root with its configuration."""
-        os.makedirs(os.path.dirname(self.config_path), mode=0o755, exist_ok=True)
+        make_directories(os.path.dirname(self.config_path))
         write_atomic(self.config_path, self.config_text().encode("ascii"), mode=0o644)
         self.take_over_capabilities()
 
@@ -86,16 +87,17 @@ class EmbedRoot:
         """
         if self.path in _HELD:
             return
-        os.makedirs(self.path, mode=0o755, exist_ok=True)
-        lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        while not (_lock(lock) and self._driver_is_free()):
+        path = os.path.join(self.path, _LOCK)
+        what = f"the root {self.path} of the embedded driver"
+        descriptor = lock.take(path, what, max(0.0, round(deadline - time.monotonic(), 1)))
+        while not self._driver_is_free():
             if time.monotonic() > deadline:
-                os.close(lock)
+                os.close(descriptor)
                 raise TapvirtError(
-                    "Another process uses the embedded driver's root {0} and did not end in time.".format(self.path)
+                    f"Another libvirt uses the embedded driver's root {self.path} and did not end in time."
                 )
             time.sleep(_RETRY_SECONDS)
-        _HELD[self.path] = lock
+        _HELD[self.path] = descriptor
 
     def _driver_is_free(self) -> bool:
         """Tell whether no libvirt, of whatever program, has the root's pid file locked."""
@@ -112,19 +114,11 @@ class EmbedRoot:
 def copy_newer(source: str, target: str) -> None:
     """Copy the capability files that the target directory lacks or has older; what may not be read or written stays."""
     with contextlib.suppress(OSError):
-        os.makedirs(target, mode=0o755, exist_ok=True)
+        make_directories(target)
         for path in glob.glob(os.path.join(glob.escape(source), "*.xml")):
             copy = os.path.join(target, os.path.basename(path))
             if not os.path.exists(copy) or os.stat(copy).st_mtime < os.stat(path).st_mtime:
                 write_atomic(copy, Root(source).read_bytes(os.path.basename(path)), mode=0o600)
-
-
-def _lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def embed_root(uri: str) -> EmbedRoot | None:

@@ -21,7 +21,7 @@ import typing as t
 
 from .._core import command
 from .._core.root import Root
-from .._core.write import write_atomic
+from .._core.write import make_directories, write_atomic
 from .build_output import build_failed, parse_parameters, parse_probe_rows
 from .builder import Kernel, Toolchain
 from .signing import Signer, sign_file
@@ -119,7 +119,7 @@ def sign_once(build: t.Mapping[str, t.Any], signer: Signer, store: Store, root: 
 def _work_folder(store: Store, key: str) -> t.Iterator[str]:
     work = os.path.join(store.directory, ".work", key)
     shutil.rmtree(work, ignore_errors=True)
-    os.makedirs(work, mode=0o755)
+    make_directories(work)
     try:
         yield work
     finally:
@@ -182,7 +182,7 @@ class _Stap:
         self._order = order
         self._work = work
         cache = os.path.join(store.directory, ".cache")
-        os.makedirs(cache, exist_ok=True)
+        make_directories(cache)
         self._env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work}
         self._options = [
             "--sysroot=" + sysroot,

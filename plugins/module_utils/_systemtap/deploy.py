@@ -17,7 +17,7 @@ from .._core import command
 from .._core.errors import InvalidInput
 from .._core.plan import Change, Plan, converge
 from .._core.root import Root
-from .._core.write import write_atomic
+from .._core.write import make_directories, write_atomic
 from .build_output import build_failed
 from .expressions import similar
 from .grammar import Point
@@ -97,7 +97,7 @@ def parse_with_stap(name: str, text: str, guru: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="tapvirt-") as work:
         tree = os.path.join(work, "tree")
         for file_name in _STUB_TREE:
-            os.makedirs(os.path.dirname(os.path.join(tree, file_name)), exist_ok=True)
+            make_directories(os.path.dirname(os.path.join(tree, file_name)))
             with open(os.path.join(tree, file_name), "w", encoding="ascii") as stream:
                 stream.write(_STUB_RELEASE + "\n" if file_name.endswith("release") else "")
         path = os.path.join(work, name + ".stp")
@@ -129,7 +129,7 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
         return Plan([Change(path, found, text, "write", why)])
 
     def apply(_plan: Plan, _found: str | None) -> None:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        make_directories(os.path.dirname(path))
         write_atomic(path, text.encode("utf-8", "surrogateescape"))
 
     return converge(check_mode, observe, plan, apply)[0]

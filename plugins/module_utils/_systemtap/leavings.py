@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a run may leave on the host that is traced: processes, a module, a mount, changed sysctls; and its removal.
 
-Private to the collection. It goes to the host together with ``supervisor.py`` and imports the standard library only.
+Private to the collection. It goes to the host together with ``supervisor.py`` and imports only the standard library and
+files that do the same.
 
 Signals follow "ABNORMAL TERMINATION" of staprun(8): SIGINT first, SIGKILL last, since a killed stapio leaves its
 module loaded.
@@ -12,7 +13,6 @@ module loaded.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
@@ -21,7 +21,12 @@ import subprocess
 import time
 import typing as t
 
+from .._core import lock
+from .._core.errors import TapvirtError
+from .._core.write import make_directories, make_directory
+
 BASE = "/run/tapvirt/stap"
+LOCKS = "/run/tapvirt/lock"
 #: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
 SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
 #: Room that a run keeps on its file system, so that its end can be written when others have filled it.
@@ -30,6 +35,7 @@ _PROC = "/proc/systemtap"
 _ASKED_SECONDS = 10
 _FORCED_SECONDS = 5
 _SPACE_SECONDS = 5
+_ATTEMPTS = 100
 
 
 if t.TYPE_CHECKING:
@@ -154,14 +160,8 @@ def is_supervised(directory: str, state: t.Mapping[str, t.Any]) -> bool:
     return "pid" in state and directory in _words_of(str(state["pid"]))
 
 
-@contextlib.contextmanager
-def _lock() -> t.Iterator[None]:
-    descriptor = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _lock() -> t.ContextManager[str]:
+    return lock.hold(os.path.join(LOCKS, "sysctls"), "the sysctls that runs on this host share", temporary=True)
 
 
 def _running_jobs(but: str) -> list[str]:
@@ -174,10 +174,32 @@ def _running_jobs(but: str) -> list[str]:
     return jobs
 
 
+def make_run_directory(directory: str, exist_ok: bool = False) -> None:
+    """Make a run's directory, which only root can enter.
+
+    :raises FileExistsError: it exists, and must not.
+    :raises OSError: as the file system says.
+    """
+    for attempt in range(_ATTEMPTS):
+        make_directories(BASE, 0o700)
+        try:
+            make_directory(directory, 0o700)
+        except FileExistsError:
+            if not (exist_ok and os.path.isdir(directory)):
+                raise
+        except FileNotFoundError:
+            # A run that has just ended took the directory above away.
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            continue
+        return
+
+
 def hold_sysctls(directory: str) -> None:
     """Remember what staprun will change; the first run on a host does it for all that run beside it.
 
     :raises OSError: it cannot be written down, so nothing may be changed.
+    :raises TapvirtError: another process held the lock for too long.
     """
     with _lock():
         snapshot = os.path.join(BASE, "sysctls.json")
@@ -192,7 +214,13 @@ def hold_sysctls(directory: str) -> None:
 
 
 def release_sysctls(directory: str) -> dict[str, list[str]]:
-    """Put the sysctls back when this was the last run; return what was put back: path -> [from, to]."""
+    """Put the sysctls back when this was the last run; return what was put back: path -> [from, to].
+
+    Only the sysctls that staprun changes are written, whatever the file of their values contains.
+
+    :raises OSError: the lock's file or the run's note cannot be written.
+    :raises TapvirtError: another process held the lock for too long.
+    """
     restored: dict[str, list[str]] = {}
     with _lock():
         holds = os.path.join(directory, "holds")
@@ -202,7 +230,11 @@ def release_sysctls(directory: str) -> dict[str, list[str]]:
         snapshot = os.path.join(BASE, "sysctls.json")
         if _running_jobs(directory):
             return restored
-        for path, value in read_json(snapshot).items():
+        values = read_json(snapshot)
+        for path in SYSCTLS:
+            value = values.get(path)
+            if not isinstance(value, str):
+                continue
             with contextlib.suppress(OSError), open(path, "r+", encoding="ascii") as stream:
                 now = stream.read().strip()
                 if now != value:
@@ -235,7 +267,12 @@ def clean(directory: str) -> dict[str, t.Any]:
     mount = os.path.join(directory, "debugfs")
     if os.path.ismount(mount):
         Child(["umount", mount]).wait()
-    return {"removed": removed, "restored": release_sysctls(directory), "left": left}
+    restored: dict[str, list[str]] = {}
+    try:
+        restored = release_sysctls(directory)
+    except (OSError, TapvirtError) as error:
+        left.append(f"the sysctls that staprun changes were not put back: {error}")
+    return {"removed": removed, "restored": restored, "left": left}
 
 
 def _end_processes(name: str) -> None:

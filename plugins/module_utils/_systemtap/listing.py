@@ -17,6 +17,7 @@ import typing as t
 from .._core import command
 from .._core.errors import InvalidInput
 from .._core.root import Root
+from .._core.write import make_directories
 from .build_output import build_failed
 from .builder import Kernel
 from .probes import ProbePoint, parse_probe_point
@@ -73,7 +74,7 @@ class Lister:
         sysroot = make_sysroot(self._store, self._kernel, self._root)
         link_trace_headers(sysroot, self._kernel.release, self._root, point.text)
         cache = os.path.join(self._store.directory, ".cache")
-        os.makedirs(cache, exist_ok=True)
+        make_directories(cache)
         options = ["--sysroot=" + sysroot, "-r", self._kernel.release, "-B", "CC={0}".format(self._kernel.compiler)]
         limits = ["--rlimit-cpu={0:.0f}".format(self._timeout), "--rlimit-as={0}".format(_RLIMIT_MEMORY_BYTES)]
         env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work}

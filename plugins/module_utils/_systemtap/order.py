@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._core import lock
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.plan import Change, Plan
 from .._core.root import Root
@@ -40,7 +41,7 @@ def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, 
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
     order = Order(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
-    store = Store(params["store"])
+    store = Store(params["store"], lock.read_timeout(params))
     key = key_of(order, tools)
     known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
     done: dict[str, bool] = {}

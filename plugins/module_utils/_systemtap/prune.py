@@ -21,6 +21,7 @@ import typing as t
 from .._core.errors import InvalidInput, NoEffect
 from .._core.plan import Change, Plan
 from .._core.root import Root
+from .._core.write import make_directories
 from .store import KEY, Store, read_row
 
 FETCH_SECONDS = 600
@@ -169,7 +170,7 @@ def remove(store: Store, entry: Entry) -> bool:
         dying = os.path.join(store.directory, _WORK, entry.key)
         if path != dying:
             shutil.rmtree(dying, ignore_errors=True)
-            os.makedirs(os.path.dirname(dying), exist_ok=True)
+            make_directories(os.path.dirname(dying))
             os.rename(path, dying)
         shutil.rmtree(dying)
         return True

@@ -19,7 +19,7 @@ from .._core import command
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .._core.plan import Change, Plan
 from .._core.root import Root
-from .._core.write import write_atomic
+from .._core.write import make_directories, write_atomic
 from . import envelope, leavings, supervisor
 from .collect import forget, own_directory, sweep, unit_of
 from .script import check_globals
@@ -253,7 +253,7 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != build["sha256"]:
         raise TapvirtError("The module {0} arrived with another sha256 than it was built with.".format(build["name"]))
-    os.makedirs(os.path.dirname(cache_path(build)), mode=0o755, exist_ok=True)
+    make_directories(os.path.dirname(cache_path(build)))
     write_atomic(cache_path(build), data, mode=0o644)
     return True
 
@@ -279,7 +279,7 @@ def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[
         leavings.write_json(os.path.join(directory, "begun.json"), begun_with)
         for name, source in supervisor.program().items():
             path = os.path.join(directory, "program", name)
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            make_directories(os.path.dirname(path), 0o700)
             write_atomic(path, source.encode(), mode=0o600)
         leavings.reserve(directory)
         leavings.write_json(os.path.join(directory, "request.json"), kept)
@@ -302,18 +302,14 @@ def count_sites(probes: t.Sequence[t.Mapping[str, t.Any]]) -> int:
 
 
 def _make_directory(directory: str) -> None:
-    for _attempt in range(3):
-        try:
-            os.makedirs(directory, mode=0o700)
-        except FileNotFoundError:
-            # A run that has just ended took the directory above away.
-            continue
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise TapvirtError("The directory {0} cannot be made: {1}.".format(directory, error.strerror)) from None
-        return
-    raise TapvirtError("The directory {0} cannot be made.".format(directory))
+    try:
+        leavings.make_run_directory(directory)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise TapvirtError(
+            f"The directory {directory} cannot be made: {error.strerror}. Nothing was changed."
+        ) from None
 
 
 def has_systemd() -> bool:

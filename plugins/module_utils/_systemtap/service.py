@@ -207,11 +207,10 @@ def program() -> bytes:
     """Return the unit's program: that of a run and what a tracer needs beside it, in a zip file, always the same."""
     stream = io.BytesIO()
     sources = supervisor.program()
-    package = next(name for name in sources if name.endswith("/supervisor.py")).partition("/")[0]
-    sources["__main__.py"] = "from {0}.service_keeper import main\n\nraise SystemExit(main())\n".format(package)
+    package = os.path.dirname(supervisor.packed_name(service_keeper)).replace("/", ".")
+    sources["__main__.py"] = f"from {package}.service_keeper import main\n\nraise SystemExit(main())\n"
     for module in (outcome, service_keeper, service_ring):
-        name = "{0}/{1}.py".format(package, module.__name__.rpartition(".")[2])
-        sources[name] = t.cast("t.Any", module.__spec__).loader.get_source(module.__name__)
+        sources[supervisor.packed_name(module)] = supervisor.source_of(module)
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, text in sorted(sources.items()):
             archive.writestr(zipfile.ZipInfo(name), text)

@@ -13,7 +13,7 @@ import typing as t
 from .._core import command
 from .._core.errors import TapvirtError
 from .._core.plan import Plan
-from .._core.write import sync_directory, write_atomic
+from .._core.write import make_directories, sync_directory, write_atomic
 from . import supervisor
 from .service import (
     UNITS,
@@ -83,8 +83,8 @@ class Steps:
 
     def _write(self, one: Wanted, name: str, data: bytes) -> None:
         path = os.path.join(directory_of(one.name), name)
-        os.makedirs(directory_of(one.name), mode=0o700, exist_ok=True)
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        make_directories(directory_of(one.name), 0o700)
+        make_directories(os.path.dirname(path))
         write_atomic(path, data, mode=0o644)
 
     def _remove(self, one: Wanted, step: Step) -> None:

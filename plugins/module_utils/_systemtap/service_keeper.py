@@ -24,12 +24,15 @@ import sys
 import time
 import typing as t
 
+from .._core.errors import TapvirtError
+from .._core.write import make_directories
 from .leavings import (
     BASE,
     Child,
     clean,
     hold_sysctls,
     loaded,
+    make_run_directory,
     processes_of,
     read_both,
     read_json,
@@ -104,22 +107,24 @@ class Hold:
 
     def stay(self) -> None:
         """Have the directory that the runs on a host share."""
-        for _attempt in range(3):
-            with contextlib.suppress(FileNotFoundError):
-                # A run that has just ended may take the directory above away.
-                os.makedirs(self._directory, mode=0o700, exist_ok=True)
-                return
+        make_run_directory(self._directory, exist_ok=True)
 
     def give_back(self) -> None:
         """Put the sysctls back, unless a run beside this one still needs them changed."""
         if self._held:
-            release_sysctls(self._directory)
-            self._held = False
+            # What cannot be put back now is tried again at the end.
+            with contextlib.suppress(OSError, TapvirtError):
+                release_sysctls(self._directory)
+                self._held = False
 
     def leave(self) -> None:
         """Give back what this process, or one before it that was killed, held; leave no directory."""
-        self.stay()
-        release_sysctls(self._directory)
+        try:
+            self.stay()
+            release_sysctls(self._directory)
+        except (OSError, TapvirtError) as error:
+            sys.stderr.write(f"the sysctls that staprun changes were not put back: {error}\n")
+            return
         for path in (self._directory, BASE, os.path.dirname(BASE)):
             try:
                 os.rmdir(path)
@@ -166,7 +171,7 @@ class Keeper:
         except Unable as error:
             self._end(error.state, str(error))
             return error.code
-        except OSError as error:
+        except (OSError, TapvirtError) as error:
             self._end("failed", str(error))
             return EXIT_AGAIN
         finally:
@@ -312,7 +317,7 @@ def _debugfs(directory: str) -> t.Iterator[str]:
     if mount is not None:
         yield mount
         return
-    os.makedirs(directory, exist_ok=True)
+    make_directories(directory, 0o700)
     Child(["mount", "-t", "debugfs", "none", directory]).wait()
     try:
         yield directory

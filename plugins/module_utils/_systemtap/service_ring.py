@@ -14,6 +14,8 @@ import os
 import re
 import typing as t
 
+from .._core.write import make_directories
+
 _NAME = re.compile(r"^trace\.(\d{6,12})$")
 
 
@@ -59,7 +61,7 @@ class Ring:
 
         :raises OSError: the directory cannot be made or written.
         """
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        make_directories(self._directory, 0o700)
         found = list_files(self._directory)
         for file in found:
             if file.size_bytes > self._file_bytes or file.number <= found[-1].number - self._files:

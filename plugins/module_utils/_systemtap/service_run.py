@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import typing as t
 
+from .._core import lock
 from .._core.errors import TapvirtError
 from .._core.plan import Plan, converge
 from .._core.root import Root
@@ -29,7 +29,7 @@ from .service_observe import Host, is_own, known_names, observe
 from .service_plan import Program, Step, is_resting, plan, settings_for
 from .service_rows import faults, row
 from .signature import why_not_loaded
-from .supervisor import read_stext
+from .supervisor import LOCKS, read_stext
 
 _RUNNING_SYSTEMD = "/run/systemd/system"
 
@@ -40,6 +40,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     :raises InvalidInput: an option is not acceptable.
     :raises TapvirtError: the host forbids a tracer, or is not one on which it can stay.
     """
+    wait_seconds = lock.read_timeout(params)
     root = Root()
     wanted = read_wanted(params["services"])
     data = program()
@@ -64,7 +65,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     def apply(planned: Plan, _host: Host) -> None:
         steps.apply(planned)
 
-    with _alone(check_mode):
+    with _alone(check_mode, wait_seconds):
         planned, host = converge(check_mode, lambda: observe(root, names), checked_plan, apply, verify)
     stext = read_stext()
     rows = []
@@ -121,17 +122,14 @@ def _check_start(root: Root, one: Wanted, host: Host, shipped: t.Mapping[str, st
 
 
 @contextlib.contextmanager
-def _alone(check_mode: bool) -> t.Iterator[None]:
-    """Keep other tasks on this host away; the lock is on a directory that is there anyway and leaves nothing."""
+def _alone(check_mode: bool, wait_seconds: float) -> t.Iterator[None]:
+    """Keep other tasks on this host away; the lock leaves nothing."""
     if check_mode or not os.path.isdir(_RUNNING_SYSTEMD):
         yield
         return
-    descriptor = os.open(_RUNNING_SYSTEMD, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    path = os.path.join(LOCKS, "services")
+    with lock.hold(path, "the tracers of this host", wait_seconds, temporary=True):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def kernel_rows(host: Host) -> list[dict[str, t.Any]]:

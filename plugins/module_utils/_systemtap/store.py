@@ -10,7 +10,7 @@ Private to the collection. The store::
     STORE/.cache                                  stap's own cache (stapconf), shared by all builds: no rc file in it
     STORE/.root                                   a sysroot of links to the headers and debug information
     STORE/.work/KEY                               a build under way
-    STORE/.lock/KEY                               one compilation for each key at a time
+    STORE/.lock/KEY                               one compilation for each key at a time (the directory is 0700)
     STORE/.lock/slot-N                            no more compilations at once than there are processors
 
 The time of STORE/KEY is when it was last asked for.
@@ -19,13 +19,13 @@ The time of STORE/KEY is when it was last asked for.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import typing as t
 
+from .._core import lock
 from .._core.root import Root
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
@@ -55,8 +55,9 @@ def read_row(folder: str) -> dict[str, t.Any] | None:
 class Store:
     """The builds that a builder keeps."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, wait_seconds: float = lock.WAIT_SECONDS) -> None:
         self.directory = directory
+        self._wait_seconds = wait_seconds
 
     def folder(self, key: str) -> str:
         return os.path.join(self.directory, key)
@@ -78,66 +79,64 @@ class Store:
         """Read a build, and note that it is used now, which keeps it from being pruned."""
         if not os.path.isdir(self.folder(key)):
             return None
-        with self._lock(key, fcntl.LOCK_SH):
+        with self._lock(key, self._wait_seconds, shared=True):
             with contextlib.suppress(OSError):
                 os.utime(self.folder(key))
             return self.read(key)
 
-    @contextlib.contextmanager
-    def locked(self, key: str) -> t.Iterator[None]:
-        """Keep other builds of the same key waiting."""
-        with self._lock(key, fcntl.LOCK_EX):
-            yield
+    def locked(self, key: str) -> t.ContextManager[str]:
+        """Keep other builds of the same key waiting.
+
+        :raises LockTimeout: another build held it for too long.
+        """
+        return self._lock(key, self._wait_seconds)
 
     @contextlib.contextmanager
     def unused(self, key: str) -> t.Iterator[bool]:
         """Tell whether nobody is at a key; if so, keep all away meanwhile, and remove the lock's file afterwards."""
+        path = self._lock_path(key)
         try:
-            with self._lock(key, fcntl.LOCK_EX | fcntl.LOCK_NB) as path:
-                yield True
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-        except BlockingIOError:
+            descriptor = lock.take(path, self._what(key), 0)
+        except lock.LockTimeout:
             yield False
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            os.close(descriptor)
 
     def is_busy(self, key: str) -> bool:
         """Tell whether somebody is at a key at this moment; writes nothing."""
-        try:
-            with open(os.path.join(self.directory, _LOCKS, key), encoding="ascii") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return lock.is_held(self._lock_path(key))
 
     @contextlib.contextmanager
     def slot(self) -> t.Iterator[None]:
-        """Wait until fewer compilations than there are processors are under way."""
+        """Wait until fewer compilations than there are processors are under way.
+
+        :raises LockTimeout: another compilation took too long.
+        """
         with contextlib.ExitStack() as stack:
             count = os.cpu_count() or 1
             for number in range(count):
                 try:
-                    stack.enter_context(self._lock("slot-{0}".format(number), fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    stack.enter_context(self._lock(f"slot-{number}", 0))
                     break
-                except BlockingIOError:
+                except lock.LockTimeout:
                     continue
             else:
-                stack.enter_context(self._lock("slot-{0}".format(os.getpid() % count), fcntl.LOCK_EX))
+                stack.enter_context(self._lock(f"slot-{os.getpid() % count}", self._wait_seconds))
             yield
 
-    @contextlib.contextmanager
-    def _lock(self, name: str, how: int) -> t.Iterator[str]:
-        locks = os.path.join(self.directory, _LOCKS)
-        os.makedirs(locks, mode=0o755, exist_ok=True)
-        path = os.path.join(locks, name)
-        while True:
-            with open(path, "w", encoding="ascii") as lock:
-                fcntl.flock(lock, how)
-                # Who held it before may have removed the file: then others lock another one.
-                if _is_same_file(path, lock.fileno()):
-                    yield path
-                    return
+    def _lock(self, name: str, wait_seconds: float, shared: bool = False) -> t.ContextManager[str]:
+        return lock.hold(self._lock_path(name), self._what(name), wait_seconds, shared)
+
+    def _lock_path(self, name: str) -> str:
+        return os.path.join(self.directory, _LOCKS, name)
+
+    def _what(self, name: str) -> str:
+        return f"the store {self.directory}, {name[:12]}"
 
     def log(self, row: t.Mapping[str, t.Any]) -> None:
         """Count a compilation: one line, appended at once, so that writers side by side do not mix."""
@@ -154,10 +153,3 @@ class Store:
         with contextlib.suppress(FileNotFoundError), open(os.path.join(self.directory, "builds.log"), "rb") as stream:
             builds = sum(1 for _line in stream)
         return {"directory": self.directory, "builds": builds, "modules": len(self.kept())}
-
-
-def _is_same_file(path: str, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Supervise one run of staprun on the host that is traced, whatever happens to the controller.
 
-Private to the collection. This file and ``leavings.py`` are also a program: :func:`program` tells its files, which are
-put next to the job; it is started under systemd or by itself, with the words ``run|guard|clean DIRECTORY``. So they
-import the standard library only. The directory holds ``job.json`` (what to do), ``output`` and ``errors`` (what staprun
-printed, bounded), ``state.json`` (how far it is, and how it ended) and ``progress.json`` (a few words, every second).
+Private to the collection. This file, ``leavings.py`` and three files of ``_core`` are also a program: :func:`program`
+returns its files, which are put next to the job; it is started under systemd or by itself, with the words
+``run|guard|clean DIRECTORY``. So they import the standard library only. The directory holds ``job.json`` (what to do),
+``output`` and ``errors`` (what staprun printed, bounded), ``state.json`` (how far it is, and how it ended) and
+``progress.json`` (a few words, every second).
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import typing as t
 
+from .._core import errors, lock, write
 from . import leavings
 from .leavings import (
     BASE,
+    LOCKS,
     SYSCTLS,
     Child,
     clean,
@@ -42,6 +46,7 @@ from .leavings import (
 
 __all__ = [
     "BASE",
+    "LOCKS",
     "SYSCTLS",
     "Child",
     "Sites",
@@ -74,15 +79,23 @@ _PACKAGE = "tapvirt_stap"
 
 def program() -> dict[str, str]:
     """Return the files of this program, by name below a folder of their own, which Python runs."""
-    files = {
-        "__main__.py": "from {0} import supervisor\n\nsupervisor.main()\n".format(_PACKAGE),
-        _PACKAGE + "/__init__.py": "",
-    }
-    for module in (sys.modules[__name__], leavings):
-        # Whatever brought the module here (a file, a zip archive, standard input) has its source (PEP 302).
-        source = t.cast("t.Any", module.__spec__).loader.get_source(module.__name__)
-        files["{0}/{1}.py".format(_PACKAGE, module.__name__.rpartition(".")[2])] = source
+    files = {"__main__.py": f"from {_PACKAGE}._systemtap import supervisor\n\nsupervisor.main()\n"}
+    for package in ("", "/_core", "/_systemtap"):
+        files[f"{_PACKAGE}{package}/__init__.py"] = ""
+    for module in (errors, lock, write, leavings, sys.modules[__name__]):
+        files[packed_name(module)] = source_of(module)
     return files
+
+
+def packed_name(module: types.ModuleType) -> str:
+    """Return the name of a module's file in the program: its last package and its own name stay."""
+    return "/".join([_PACKAGE, *module.__name__.split(".")[-2:]]) + ".py"
+
+
+def source_of(module: types.ModuleType) -> str:
+    """Return a module's source: whatever brought it here (a file, a zip archive, standard input) has it (PEP 302)."""
+    source: str = t.cast("t.Any", module.__spec__).loader.get_source(module.__name__)
+    return source
 
 
 class Sites(t.NamedTuple):
@@ -187,8 +200,8 @@ class Supervisor:
         self._save()
         try:
             hold_sysctls(self._directory)
-        except OSError as error:
-            self._errors = "ERROR: the sysctls could not be written down: {0}\n".format(error.strerror).encode()
+        except (OSError, errors.TapvirtError) as error:
+            self._errors = f"ERROR: the sysctls could not be written down: {error}\n".encode()
             self._finish(1)
             return
         before = read_sites(self._debugfs())
@@ -205,7 +218,7 @@ class Supervisor:
         mount = debugfs_mount()
         if mount is None:
             mount = self._path("debugfs")
-            os.makedirs(mount, exist_ok=True)
+            write.make_directories(mount, 0o700)
             Child(["mount", "-t", "debugfs", "none", mount]).wait()
             self._mounted = mount
         return mount

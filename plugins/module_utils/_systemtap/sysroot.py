@@ -12,6 +12,7 @@ import os
 import re
 
 from .._core.root import Root
+from .._core.write import make_directories
 from .builder import HEADERS, Kernel, expand
 from .store import Store
 
@@ -71,7 +72,7 @@ def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> Non
 
 
 def _link(link: str, target: str) -> None:
-    os.makedirs(os.path.dirname(link), exist_ok=True)
+    make_directories(os.path.dirname(link))
     if not os.path.islink(link) or os.readlink(link) != target:
         temporary = "{0}.{1}".format(link, os.getpid())
         os.symlink(target, temporary)

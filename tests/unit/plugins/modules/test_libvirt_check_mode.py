@@ -38,7 +38,7 @@ NVRAM = "/var/lib/libvirt/qemu/nvram"
 SYSTEM = "qemu:///system"
 EMBED = "qemu:///embed?root=/run/e"
 # What changes by itself: logs; who has the embedded driver's root, and what QEMU can do, whenever that is opened.
-LEFT_OUT = re.compile(r"/run/.*\.log|/run/e/(\.tapvirt\.lock|run/qemu/driver\.pid|cache/.*)")
+LEFT_OUT = re.compile(r"/run/.*\.log|/run/e/(\.tapvirt(/.*)?|run/qemu/driver\.pid|cache/.*)")
 # Where only the time of writing does: libvirt locks a console while it is read, and an embedded driver that is opened
 # writes down what it knows of its guests.
 SAME_BUT_TIME = re.compile(r"/run/(lock|e/run/qemu(/.*)?)")

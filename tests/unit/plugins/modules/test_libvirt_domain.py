@@ -271,7 +271,7 @@ def test_a_change_by_another_hand_is_seen_and_put_right(embed: Embed) -> None:
 def test_a_second_process_waits_for_the_root(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker()})
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"import fcntl, time; f = open({str(embed.root / 'e' / '.tapvirt.lock')!r}, 'w'); "
+        [sys.executable, "-c", f"import fcntl, time; f = open({str(embed.root / 'e' / '.tapvirt' / 'lock')!r}, 'w'); "
          "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(2)"],
         stdout=subprocess.PIPE,
     )  # fmt: skip
