@@ -23,6 +23,7 @@ from .disks import disks_of
 from .domain_apply import edit_running, note_start, remember, undefine
 from .domain_observe import Surroundings, is_marked, observe_domain
 from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain, plan_restart
+from .domain_xml import Mark, wanted_hash, with_mark, without_id
 from .embed import EmbedRoot
 from .item_run import Item, ItemRun, check_names
 from .lifecycle import Lifecycle
@@ -31,6 +32,7 @@ from .schema import schema_errors
 
 # The states in which a domain gives back what others may need.
 _ENDS = ("absent", "shutdown", "saved")
+_ANY_HASH = wanted_hash("")
 
 
 def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
@@ -44,7 +46,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         name = item["name"]
         root = None
         if item.get("xml"):
-            root = parse_definition("{0}: xml".format(name), item["xml"], "domain")
+            root = without_id(parse_definition("{0}: xml".format(name), item["xml"], "domain"))
             check_inner_name("domain", name, root)
         disks = tuple(item.get("remove_disks") or ())
         if disks and item["state"] != "absent":
@@ -178,8 +180,9 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 item.error = shared.get(name)
             except TapvirtError as error:
                 item.error = error.message
-        # A definition that was applied before was valid then; only others are looked at.
-        wrong = schema_errors({name: root for name, root in desired.items() if root is not None})
+        # A definition that was applied before was valid then; only others are checked, with a mark as libvirt gets them.
+        mark = Mark(_ANY_HASH, _ANY_HASH)
+        wrong = schema_errors({name: with_mark(root, mark) for name, root in desired.items() if root is not None})
         for item in self._items:
             if item.wanted.name in wrong:
                 item.error = wrong[item.wanted.name].message

@@ -19,6 +19,7 @@ from .definition import differences as _differences
 MARK_URI = "https://github.com/tapvirt/tapvirt.host/domain/1"
 MARK_PREFIX = "tapvirt"
 MARK_TAG = "{" + MARK_URI + "}domain"
+_IDS = ("name", "uuid", "genid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,25 @@ def mark_of(root: ET.Element) -> Mark | None:
 
 
 def add_at_top(root: ET.Element, tag: str) -> ET.Element:
-    """Add a child below the name, where libvirt itself writes it, and return it.
+    """Add a child at the top, where libvirt itself writes it, and return it: an ID below the name, others below the IDs.
 
-    At the end, the schema's interleaved parts make some definitions invalid that are valid with the child here.
+    At the end, the schema's interleaved parts make some definitions invalid that are valid with the child here. Between
+    the name and the UUID, the schema of libvirt 9.0 rejects a definition with an ID (domaincommon.rng, "ids").
     """
     element = ET.Element(tag)
-    root.insert(1 if len(root) and root[0].tag == "name" else 0, element)
+    tags = [child.tag for child in root]
+    place = next((index for index, found in enumerate(tags) if found not in _IDS), len(tags))
+    if tag in _IDS and "name" in tags:
+        place = tags.index("name") + 1
+    root.insert(place, element)
     return element
+
+
+def without_id(root: ET.Element) -> ET.Element:
+    """Remove the number that a running domain has, as "virsh dumpxml" prints it. Libvirt ignores it in a definition."""
+    if root.get("id", "").isdigit():
+        del root.attrib["id"]
+    return root
 
 
 def with_mark(root: ET.Element, mark: Mark) -> ET.Element:

@@ -45,7 +45,7 @@ def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidI
     wrong: dict[str, InvalidInput] = {}
     if not definitions:
         return wrong
-    with connected("test:///default", _OPEN_SECONDS) as connection:
+    with empty_host() as connection:
         for name, root in definitions.items():
             try:
                 connection.defineXMLFlags(to_text(root), libvirt.VIR_DOMAIN_DEFINE_VALIDATE).undefine()

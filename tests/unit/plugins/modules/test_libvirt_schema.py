@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import xml.etree.ElementTree as ET
 
+import libvirt
+import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml import Mark, with_mark
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import with_identity
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.schema import schema_errors
@@ -40,3 +43,31 @@ def test_a_wrong_name_is_told_with_the_nearest_one() -> None:
     assert list(errors) == ["typo"]
     assert "typo: xml: 'memroy'" in errors["typo"].message
     assert "Nearest: memory" in errors["typo"].message
+
+
+NAME = "<name>guest</name>"
+UUID = "<uuid>6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d</uuid>"
+TITLE = "<title>one</title>"
+REST = "<memory>1024</memory><os><type>hvm</type></os>"
+
+
+@pytest.mark.parametrize("parts", [(NAME, UUID, TITLE, REST), (NAME, REST), (TITLE, NAME, REST), (UUID, NAME, REST)])
+@pytest.mark.parametrize("number", ["", " id='1'"])
+def test_mark_keeps_valid_definition_valid(parts: tuple[str, ...], number: str) -> None:
+    """libvirt 9.0 allows nothing between name, UUID and generation ID in a definition with an ID."""
+    root = ET.fromstring(f"<domain type='test'{number}>{''.join(parts)}</domain>")
+    assert schema_errors({"guest": root}) == {}
+    for result in (root, with_identity(root, ET.fromstring(EXISTING))):
+        assert schema_errors({"guest": with_mark(result, Mark("w", "r"))}) == {}
+
+
+def test_schema_check_leaves_domains_of_the_test_host_alone() -> None:
+    """Connections to test:///default share one host in a process."""
+    with contextlib.closing(libvirt.open("test:///default")) as connection:
+        domain = connection.lookupByName("test")
+        uuid = domain.UUIDString()
+        text = f"<domain type='test'><name>test</name><uuid>{uuid}</uuid><title>two</title>{REST}</domain>"
+        before = domain.XMLDesc(0)
+        assert schema_errors({"test": ET.fromstring(text)}) == {}
+        assert connection.lookupByName("test").XMLDesc(0) == before
+        assert connection.lookupByName("test").isPersistent()

@@ -105,3 +105,20 @@ def test_the_name_of_another_uuid_is_refused(node: Run) -> None:
     uuid = "<uuid>3f2a1f9e-2f1c-4f55-9a43-000000000000</uuid>"
     xml = f"<domain type='test'><name>guest</name>{uuid}<memory>1024</memory><os><type>hvm</type></os></domain>"
     assert "is not the one that the domain has" in node("shutoff", name="guest", xml=xml)["msg"]
+
+
+@pytest.mark.parametrize("title", ["", "<title>one</title>"])
+def test_xml_with_the_number_of_a_running_domain_is_accepted(node: Run, title: str) -> None:
+    """"virsh dumpxml" prints the number; the mark and a title stand between name and UUID."""
+    uuid = "<uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid>"
+    nic = "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>"
+    xml = (
+        f"<domain type='test' id='1'><name>guest</name>{title}{uuid}<description>two</description>"
+        f"<memory>65536</memory><os><type>hvm</type></os><devices>{nic}</devices></domain>"
+    )
+    planned = node("running", check=True, name="guest", xml=xml)
+    done = node("running", name="guest", xml=xml)
+    assert not done.get("failed"), done["msg"]
+    assert planned["plan"] == done["plan"]
+    assert "guest description" in [row["what"] for row in done["plan"]]
+    assert "guest @id" not in [row["what"] for row in done["plan"]]
