@@ -130,7 +130,7 @@ class ActionModule(SourceAction):
             answer = self._low_level_execute_command(command, sudoable=True)
         try:
             progress = json.loads(str(answer["stdout"]))
-        except ValueError:
+        except (ValueError, RecursionError):
             # Not told yet, or nobody is there to tell: whatever it is, the host's own look says it in full.
             return 0.0
         return told.tell(progress)

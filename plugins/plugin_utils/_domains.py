@@ -77,7 +77,7 @@ def _ask(argv: list[str], env: dict[str, str], uri: str, timeout_seconds: int) -
             return {"failed": True, "msg": f"no answer within {timeout_seconds} s."}
     try:
         return t.cast("dict[str, t.Any]", json.loads(stdout))
-    except ValueError:
+    except (ValueError, RecursionError):
         said = (stderr.strip().splitlines() or ["nothing"])[-1]
         return {"failed": True, "msg": f"no result (rc {process.returncode}): {said[:500]}"}
 

@@ -65,16 +65,19 @@ class Teller:
     def tell(self, progress: t.Mapping[str, t.Any]) -> float:
         """Take what the host says; return after how many seconds the run is to end.
 
-        0 stands for any moment: it is ending, or what supervises it says nothing any more.
+        0 stands for any moment: it is ending, or what supervises it says nothing any more, or nothing sensible.
         """
         if self._was_cut:
             self._was_cut = False
             self._line("the host answers again")
         stands_still, self._last = progress == self._last, progress
-        if progress.get("state") not in _AWAITED or stands_still:
+        try:
+            if progress.get("state") not in _AWAITED or stands_still:
+                return 0.0
+            elapsed, of = float(progress["elapsed_seconds"]), float(progress["of_seconds"])
+            text = progress_text(progress)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             return 0.0
-        elapsed, of = float(progress["elapsed_seconds"]), float(progress["of_seconds"])
-        text = progress_text(progress)
         if not CHANNEL.tell(self._host, text) and time.monotonic() - self._told_at >= self._every:
             self._line(text)
         return max(of - elapsed, 0.0)

@@ -70,7 +70,10 @@ def told(stdout: str) -> dict[str, t.Any]:
     :raises ValueError: it is not whole.
     """
     lines = [line for line in stdout.splitlines() if line.startswith("{")]
-    found = json.loads(lines[-1])
+    try:
+        found = json.loads(lines[-1])
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     result = {key: value for key, value in found.items() if not key.startswith("_ansible_") and key not in _CONTROLLERS}
     if "ansible_facts" in result:
         facts = result["ansible_facts"]

@@ -202,7 +202,7 @@ class Channel:
                 return
             try:
                 host, text = json.loads(self._ends[0].recv(_MESSAGE_BYTES))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 return
             yield str(host), str(text)
 

@@ -50,7 +50,7 @@ class Journal:
                 value = json.load(stream)
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TapvirtError(
                 f"The journal {self._path} is damaged ({error}); move it away to go on.", path=self._path
             ) from error

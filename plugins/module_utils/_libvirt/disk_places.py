@@ -265,7 +265,7 @@ def _file_name(name: str) -> str | None:
     if name.startswith("json:"):
         try:
             value = json.loads(name[len("json:") :])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         while isinstance(value, dict) and isinstance(value.get("file"), dict):
             value = value["file"]

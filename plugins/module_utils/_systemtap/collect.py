@@ -26,13 +26,26 @@ from .supervisor import read_stext
 
 #: How much of a run's output goes to the controller at once; base64 and compression are on top.
 CHUNK_BYTES = 4 << 20
-_DIRECTORY = re.compile(r"^{0}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}$".format(re.escape(leavings.BASE)))
+_DIRECTORY = re.compile(r"^{0}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}\Z".format(re.escape(leavings.BASE)))
 _POLL_SECONDS = 0.2
 _ENDED = ("done", "killed")
 # How long whoever supervises (systemd, the guard) has to clean up after a supervisor that was killed.
 _CLEAN_SECONDS = 20
 # A run whose controller was heard of within that time is the controller's to collect.
 _LEASE_SECONDS = 20
+_SHOWN_CHARS = 500
+# What files with any content may lead to while they are read.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TapvirtError,
+    TypeError,
+    ValueError,
+)
 
 
 def own_directory(name: str, run_id: str) -> str:
@@ -120,7 +133,7 @@ def _young(directory: str) -> bool:
 def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the result contract of a run that has ended, from its directory."""
     request = leavings.read_json(os.path.join(directory, "request.json"))
-    texts = {name: Root(directory).read_text_or(name) or "" for name in ("output", "tail", "errors")}
+    texts = {name: _read_text(os.path.join(directory, name)) for name in ("output", "tail", "errors")}
     build = request["build"]
     result = contract(
         dict(build, schema=request["schema"]),
@@ -138,6 +151,14 @@ def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any
     result["left"] = state.get("left", [])
     result["tainted"] = [request["tainted"], int(Root().read_text("proc/sys/kernel/tainted"))]
     return result
+
+
+def _read_text(path: str) -> str:
+    """Return what was printed, for a result: bytes that are not UTF-8 cannot be in it and are replaced."""
+    try:
+        return Root().read_bytes(path).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def read_output(directory: str, offset: int) -> dict[str, t.Any]:
@@ -170,16 +191,27 @@ def forget(directory: str) -> None:
 
 
 def sweep(record_limit: int) -> list[dict[str, t.Any]]:
-    """Clean up after runs that nobody collects any more; return what each of them was, and what it had kept."""
+    """Clean up after runs that nobody collects any more; return what each of them was, and what it had kept.
+
+    No leftover ends the run that found it: one that cannot be read is removed all the same, and reported as such.
+    """
     found = []
     for name in Root(leavings.BASE).listdir(""):
         directory = os.path.join(leavings.BASE, name)
-        if not _DIRECTORY.match(directory) or _is_in_hands(directory):
+        if not _DIRECTORY.match(directory):
             continue
-        job = leavings.read_json(os.path.join(directory, "job.json"))
-        if job:
-            found.append(_found(directory, job, record_limit))
+        try:
+            if _is_in_hands(directory):
+                continue
+            row = _found(directory, record_limit)
+        except _DAMAGE as error:
+            row = _unreadable(directory, error)
         forget(directory)
+        if row is None:
+            continue
+        if os.path.exists(directory):
+            row["left"] = [*row["left"], "the directory {0} could not be removed".format(directory)]
+        found.append(row)
     return found
 
 
@@ -195,12 +227,44 @@ def _is_in_hands(directory: str) -> bool:
         return False
 
 
-def _found(directory: str, job: t.Mapping[str, t.Any], record_limit: int) -> dict[str, t.Any]:
+_RESULT_KEYS = "outcome reason hits skipped bytes sha256 duration_seconds record_count restored left".split()
+
+
+def _found(directory: str, record_limit: int) -> dict[str, t.Any] | None:
+    """Clean up after a run and return what it was; None when it had not been prepared."""
     before = leavings.read_json(os.path.join(directory, "state.json")).get("state") or "never started"
+    if before == "never started" and not os.path.exists(os.path.join(directory, "job.json")):
+        return None
     state = leavings.end_killed(directory)
-    row = {"module": job["name"], "state": before, "started": state.get("started"), "removed": state.get("removed")}
     result = read_result(directory, state)
-    kept = "outcome reason hits skipped bytes sha256 duration_seconds record_count restored left".split()
-    row.update({key: result[key] for key in kept})
+    name = leavings.module_of(directory)
+    row = {"module": name, "state": before, "started": state.get("started"), "removed": state.get("removed")}
+    row.update({key: result[key] for key in _RESULT_KEYS})
     row.update(kept_bytes=state.get("kept", 0), records=result["records"][:record_limit])
+    return row
+
+
+def _unreadable(directory: str, error: Exception) -> dict[str, t.Any]:
+    """Return the row of a leftover that cannot be read; what it had loaded is removed as far as that is known."""
+    row: dict[str, t.Any] = dict.fromkeys(_RESULT_KEYS)
+    reason = "what the run left in {0} could not be read ({1}: {2})".format(directory, type(error).__name__, error)
+    left = []
+    try:
+        cleaned = leavings.clean(directory)
+    except _DAMAGE as second:
+        cleaned = {}
+        left = ["cleaning up after {0} failed: {1}: {2}".format(directory, type(second).__name__, second)]
+    row.update(
+        module=leavings.module_of(directory),
+        state="damaged",
+        started=None,
+        removed=cleaned.get("removed"),
+        outcome="lost_output",
+        reason=reason[:_SHOWN_CHARS],
+        restored=cleaned.get("restored", {}),
+        left=cleaned.get("left", left),
+        kept_bytes=0,
+        record_count=0,
+        records=[],
+    )
     return row

@@ -71,11 +71,14 @@ def read_both(process: subprocess.Popen[bytes], seconds: t.Callable[[], float]) 
 
 
 def read_json(path: str) -> dict[str, t.Any]:
-    """Return a JSON object; an absent or damaged file is empty."""
+    """Return a JSON object; an absent or damaged file is empty.
+
+    A RecursionError is what json raises for about 990 nested brackets up to Python 3.11.
+    """
     try:
         with open(path, encoding="utf-8") as stream:
             value = json.load(stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -89,6 +92,11 @@ def write_json(path: str, value: t.Mapping[str, t.Any]) -> None:
     with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(value, stream)
     os.replace(temporary, path)
+
+
+def module_of(directory: str) -> str:
+    """Return the name of a run's module, from its directory BASE/NAME-RUN."""
+    return os.path.basename(directory).rpartition("-")[0]
 
 
 def reserve(directory: str) -> None:

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import typing as t
 
 _HIT = re.compile(
-    r"^(?P<point>.+?), \(.*?\), hits: (?P<hits>\d+), \w+: \d+min/\d+avg/\d+max,(?P<chain>.*), index: \d+$"
+    r"^(?P<point>.+?), \(.*?\), hits: (?P<hits>\d{1,20}), \w+: \d+min/\d+avg/\d+max,(?P<chain>.*), index: \d+$"
 )
 _REPORT = "----- probe hit report:"
-_NUMBERS = re.compile(r"Number of errors: (\d+), skipped probes: (\d+)")
-_MISSED = re.compile(r"Skipped due to missed \S+ .*: (\d+)$")
-_TRANSPORT = re.compile(r"There were (\d+) transport failures")
+# staprun.h: print_stderr() of err() and warn(), and of _err(), which puts program, function and line before it.
+_MESSAGE = re.compile(r"^(?:sta(?:prun|pio):\w+:\d+: )?(?P<kind>ERROR|WARNING): (?P<text>.*)$")
+_NUMBERS = re.compile(r"^Number of errors: (\d{1,20}), skipped probes: (\d{1,20})$")
+_MISSED = re.compile(r"^Skipped due to missed \S+ on .*: (\d{1,20})$")
+_TRANSPORT = re.compile(r"^There were (\d{1,20}) transport failures")
 _NOT_SYNCHRONOUS = re.compile(r"^(begin|end|error|never|timer|procfs)\b")
 _INSERT = re.compile(
     r"Couldn't insert module|Error inserting module|module version mismatch|Unable to send relocation|Can't resolve",
@@ -29,6 +32,9 @@ _INSERT = re.compile(
 _SHOWN_MESSAGES = 20
 _SHOWN_POINTS = 40
 _NAMED_MISSING = 5
+# Ansible walks through a result with a few frames of Python for each level.
+_MOST_LEVELS = 32
+_MOST_BITS = 64
 _KERNEL_PLACE = re.compile(r"^_stext\+(0x[0-9a-f]+)$")
 _MODULE_PLACE = re.compile(r"^(\w+):(\S+)\+(?:0x)?[0-9a-f]+$")
 # kprobes moves a probe on a function's entry behind the entry's endbr64 or ftrace site (arch_adjust_kprobe_addr).
@@ -78,31 +84,53 @@ def split_output(text: str, tail: str) -> Output:
 
 @dataclasses.dataclass
 class Messages:
-    """What staprun said on standard error."""
+    """The lines of staprun's standard error, each text once.
+
+    ``others`` have no prefix: what a message of several lines goes on with, or what a command of ``system()`` printed.
+    They are no errors, whatever they say.
+    """
 
     errors: list[str]
     warnings: list[str]
+    others: list[str]
     error_count: int
     skipped: int
     lost: int
 
+    def shown(self) -> list[str]:
+        """Return the first messages of each kind, the errors first."""
+        return [line for lines in (self.errors, self.warnings, self.others) for line in lines[:_SHOWN_MESSAGES]]
+
+    def reason(self, default: str) -> str:
+        """Return the first line that may explain why nothing was loaded."""
+        return next(iter([*self.errors, *self.others]), default)
+
 
 def read_messages(text: str) -> Messages:
-    """Take staprun's messages apart; equal ones are kept once."""
-    messages = Messages([], [], 0, 0, 0)
-    for line in (row.strip() for row in text.splitlines()):
-        kind, _colon, rest = line.partition(": ")
-        numbers, missed, lost = _NUMBERS.search(line), _MISSED.search(line), _TRANSPORT.search(line)
+    """Parse staprun's standard error.
+
+    The number of skipped probes is SystemTap's own total. The lines for each probe are parts of it
+    (runtime/linux/kprobes.c: stapkp_add_missed adds nmissed to skipped_count); they count when the total is missing.
+    """
+    kept: dict[str, dict[str, None]] = {"ERROR": {}, "WARNING": {}, "": {}}
+    error_count = lost = missed_count = 0
+    total: int | None = None
+    for line in (row.strip() for row in text.split("\n")):
+        message = _MESSAGE.match(line)
+        kind, rest = (message.group("kind"), message.group("text")) if message else ("", line)
+        if rest:
+            kept[kind][rest] = None
+        if kind != "WARNING":
+            continue
+        numbers, missed, transport = _NUMBERS.match(rest), _MISSED.match(rest), _TRANSPORT.match(rest)
         if numbers:
-            messages.error_count, messages.skipped = int(numbers.group(1)), messages.skipped + int(numbers.group(2))
+            error_count, total = int(numbers.group(1)), int(numbers.group(2))
         elif missed:
-            messages.skipped += int(missed.group(1))
-        elif lost:
-            messages.lost += int(lost.group(1))
-        kept = messages.warnings if kind == "WARNING" else messages.errors
-        if line and rest not in kept and len(kept) < _SHOWN_MESSAGES:
-            kept.append(rest if kind in ("WARNING", "ERROR") else line)
-    return messages
+            missed_count += int(missed.group(1))
+        elif transport:
+            lost += int(transport.group(1))
+    errors, warnings, others = (list(lines) for lines in kept.values())
+    return Messages(errors, warnings, others, error_count, missed_count if total is None else total, lost)
 
 
 def parse_records(
@@ -115,7 +143,7 @@ def parse_records(
     records: list[dict[str, t.Any]] = []
     count = 0
     wrong: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line.startswith("{"):
             continue
         try:
@@ -123,7 +151,10 @@ def parse_records(
         except ValueError:
             wrong.append("not JSON: {0}".format(line[:80]))
             continue
-        fault = _misfit(record, schema)
+        except RecursionError:
+            wrong.append(_TOO_DEEP)
+            continue
+        fault = _unfit_for_result(record) or _misfit(record, schema)
         if fault:
             wrong.append(fault)
             continue
@@ -131,6 +162,43 @@ def parse_records(
         if len(records) < limit:
             records.append(record)
     return records, count, wrong[:_SHOWN_MESSAGES]
+
+
+_TOO_DEEP = "a record with more than {0} levels of brackets".format(_MOST_LEVELS)
+
+
+def _unfit_for_result(record: dict[str, t.Any]) -> str | None:
+    """Return why a record cannot travel in a module's result, or None.
+
+    Another Python or ansible-core reads it there: with its own limit of levels and of digits, and without
+    half characters (lone surrogates) and numbers that JSON does not have.
+    """
+    level: list[t.Any] = [record]
+    for _depth in range(_MOST_LEVELS):
+        deeper: list[t.Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                deeper += [*value, *value.values()]
+            elif isinstance(value, list):
+                deeper += value
+            elif isinstance(value, str) and not _is_utf8(value):
+                return "a record with a half character (a lone surrogate)"
+            elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+                return "a record with a number of more than {0} bits".format(_MOST_BITS)
+            elif isinstance(value, float) and not math.isfinite(value):
+                return "a record with a number that JSON does not have: {0}".format(value)
+        if not deeper:
+            return None
+        level = deeper
+    return _TOO_DEEP
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _TYPES: dict[str, type] = {"string": str, "integer": int, "list": list}
@@ -143,7 +211,8 @@ def _misfit(record: dict[str, t.Any], schema: t.Mapping[str, t.Mapping[str, str]
     if kind not in schema:
         return "a record of the undeclared kind {0!r}".format(kind)
     for field, name in schema[kind].items():
-        if not isinstance(record.get(field), _TYPES[name]):
+        value = record.get(field)
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             return "a record {0!r} whose {1} is not a {2}".format(kind, field, name)
     return None
 
@@ -212,19 +281,18 @@ def judge(
         force = _forced(state)
         if force:
             return "timeout", "the run was ended by force before the probes were armed: {0}".format(force)
-        said = messages.errors[0] if messages.errors else "staprun gave no reason"
-        return "refused", "the module was not loaded: {0}".format(said)
+        return "refused", "the module was not loaded: {0}".format(messages.reason("staprun gave no reason"))
     return _judge_messages(messages) or _judge_evidence(state, messages, arming, hits, truncated)
 
 
 def _judge_messages(messages: Messages) -> tuple[str, str] | None:
-    errors = " ".join(messages.errors)
-    if "exceeded threshold" in errors:
-        return "overloaded", "the probes took more of a CPU than the build allows: {0}".format(messages.errors[0])
-    if "Skipped too many probes" in errors:
-        return "skipped", "more probes were skipped than allowed ({0})".format(messages.skipped)
-    if _INSERT.search(errors):
-        return "refused", messages.errors[0]
+    for line in messages.errors:
+        if "exceeded threshold" in line:
+            return "overloaded", "the probes took more of a CPU than the build allows: {0}".format(line)
+        if "Skipped too many probes" in line:
+            return "skipped", "more probes were skipped than allowed ({0})".format(messages.skipped)
+        if _INSERT.search(line):
+            return "refused", line
     if messages.errors or messages.error_count:
         reason = messages.errors[0] if messages.errors else "{0} run-time errors".format(messages.error_count)
         return "script_error", reason
@@ -237,6 +305,9 @@ def _judge_evidence(
     force = _forced(state)
     if force:
         return "timeout", "the run was ended by force: {0}".format(force)
+    if state.get("rc", 0) > 0:
+        reason = "staprun ended with status {0} and printed no error; {1}"
+        return "script_error", reason.format(state["rc"], messages.reason("it printed nothing else"))
     if arming.missing:
         missing = ", ".join(arming.missing[:_NAMED_MISSING])
         return "partial_arm", "{0} of {1} probes are armed; missing: {2}".format(arming.armed, arming.asked, missing)
@@ -317,7 +388,7 @@ def contract(
         "hits": hits,
         "skipped": messages.skipped,
         "errors": messages.error_count,
-        "messages": messages.errors + messages.warnings,
+        "messages": messages.shown(),
         "bytes": state.get("bytes", 0),
         "sha256": state.get("sha256"),
         "duration_seconds": state.get("ran_seconds"),

@@ -27,8 +27,8 @@ from .signature import why_not_loaded
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
-_SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}\Z")
+_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class Refused(TapvirtError):

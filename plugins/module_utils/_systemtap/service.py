@@ -37,9 +37,9 @@ UNITS = "etc/systemd/system"
 PREFIX = "tapvirt-trace-"
 #: How much of a digest the module itself carries (build.py: --modinfo version=).
 VERSION_LETTERS = 40
-_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}$")
-_KEY = re.compile(r"^[0-9a-f]{64}$")
-_RELEASE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+~-]{0,100}$")
+NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,31}\Z")
+_KEY = re.compile(r"^[0-9a-f]{64}\Z")
+_RELEASE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+~-]{0,100}\Z")
 _LEAST_FILE_BYTES = 4096
 _MOST_FILE_BYTES = 1 << 30
 _MOST_FILES = 100
@@ -119,10 +119,10 @@ def read_wanted(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
 
 def _read_one(entry: t.Mapping[str, t.Any]) -> Wanted:
     name = entry["name"]
-    if not _NAME.match(name):
+    if not NAME.match(name):
         rule = "must be 1 to 32 lower-case letters, digits, dashes and underlines, the first a letter or a digit"
         nearest = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:32]
-        raise InvalidInput("services, name", name, rule, [nearest] if _NAME.match(nearest) else [])
+        raise InvalidInput("services, name", name, rule, [nearest] if NAME.match(nearest) else [])
     absent = entry["state"] == "absent"
     if entry["remove_output"] and not absent:
         rule = "removes the output together with the service, with state: absent"

@@ -17,7 +17,7 @@ from .._core import command
 from .._core.root import Root
 from . import supervisor
 from .host import loaded_stap_modules
-from .service import DIRECTORY, PREFIX, UNITS, directory_of, output_directory, unit_name
+from .service import DIRECTORY, NAME, PREFIX, UNITS, directory_of, output_directory, unit_name
 from .service_keeper import EXIT_STAY
 from .service_ring import File, list_files
 from .store import hash_file
@@ -74,9 +74,9 @@ class Seen:
         """Return ``service.json`` taken apart; a damaged one is empty."""
         try:
             value = json.loads(self.spec_text or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
-        return value if isinstance(value, dict) else {}
+        return value if _is_spec(value) else {}
 
     @property
     def current(self) -> str:
@@ -95,6 +95,46 @@ class Seen:
             stayed = self.unit.exit_status == EXIT_STAY
             return self.unit.said.partition(":")[0] if stayed and self.unit.said else "failed"
         return "stopped"
+
+
+def _is_spec(value: t.Any) -> bool:
+    """Return whether a value has the shape that service.spec_of makes: somebody may have edited the file."""
+    builds, settings = (value.get(key, {}) if isinstance(value, dict) else None for key in ("builds", "settings"))
+    output = settings.get("output", {}) if isinstance(settings, dict) else None
+    return (
+        isinstance(builds, dict)
+        and isinstance(output, dict)
+        and (not output or all(isinstance(output.get(key), int) for key in ("file_bytes", "files")))
+        and all(isinstance(build, dict) and _is_build(build) for build in builds.values())
+    )
+
+
+def _is_build(build: t.Mapping[str, t.Any]) -> bool:
+    probes = build.get("probes")
+    return (
+        isinstance(build.get("key"), str)
+        and isinstance(probes, list)
+        and all(
+            isinstance(probe, dict) and all(isinstance(probe.get(key), str) for key in ("point", "asked"))
+            for probe in probes
+        )
+    )
+
+
+def _sound_state(state: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return ``state.json`` when it has the shape that the tracer's program writes, else nothing."""
+    sites = state.get("sites", [])
+    sound = (
+        isinstance(state.get("module", ""), str)
+        and isinstance(sites, list)
+        and all(
+            isinstance(site, dict)
+            and all(isinstance(site.get(key), str) for key in ("address", "kind", "symbol"))
+            and isinstance(site.get("rest"), list)
+            for site in sites
+        )
+    )
+    return state if sound else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +172,13 @@ def known_names(root: Root) -> list[str]:
         for name in root.listdir(UNITS)
         if name.startswith(PREFIX) and name.endswith(".service")
     }
-    return sorted(units | set(root.listdir(DIRECTORY)))
+    # A directory that somebody else made there is no tracer, and systemctl refuses to answer for its name.
+    return sorted(name for name in units | set(root.listdir(DIRECTORY)) if NAME.match(name))
 
 
 def _see(root: Root, name: str, unit: Unit, loaded: t.Mapping[str, t.Mapping[str, t.Any]]) -> Seen:
     directory = root.path(directory_of(name))
-    state = supervisor.read_json(os.path.join(directory, "state.json"))
+    state = _sound_state(supervisor.read_json(os.path.join(directory, "state.json")))
     module = loaded.get(state.get("module", ""), {})
     program = os.path.join(directory, "program.pyz")
     return Seen(
@@ -161,7 +202,8 @@ def _modules(directory: str) -> dict[str, str]:
     for place, _folders, files in os.walk(os.path.join(directory, "modules")):
         for name in files:
             path = os.path.join(place, name)
-            found[os.path.relpath(path, directory)] = hash_file(path)
+            # A broken link or a FIFO is no module, and is replaced or removed as one that differs.
+            found[os.path.relpath(path, directory)] = hash_file(path) if os.path.isfile(path) else ""
     return found
 
 

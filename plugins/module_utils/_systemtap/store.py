@@ -47,7 +47,7 @@ def read_row(folder: str) -> dict[str, t.Any] | None:
     try:
         with open(os.path.join(folder, "build.json"), encoding="utf-8") as stream:
             row = json.load(stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

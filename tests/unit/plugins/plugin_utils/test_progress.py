@@ -71,6 +71,21 @@ def test_what_is_ending_may_end_at_any_moment(progress: dict[str, t.Any]) -> Non
     assert lines == []
 
 
+@pytest.mark.parametrize(
+    "progress",
+    [
+        [],
+        5,
+        {"state": []},
+        {"state": "running"},
+        {"state": "running", "elapsed_seconds": "x", "of_seconds": 5},
+        {"state": "running", "elapsed_seconds": 1, "of_seconds": [], "sites": 1, "armed": 1, "bytes": 1},
+    ],
+)
+def test_what_makes_no_sense_breaks_nothing(progress: t.Any) -> None:
+    assert teller(terminal=True)[0].tell(progress) == 0.0
+
+
 def test_what_stands_still_is_not_believed() -> None:
     told, _lines = teller(terminal=True)
     assert told.tell(RUNNING) > 0

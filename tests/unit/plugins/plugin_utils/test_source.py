@@ -108,7 +108,15 @@ def test_a_host_has_no_say_in_what_is_the_controllers():
     assert result == {"changed": False, "ansible_facts": {"tapvirt_kernel": {"release": "6.12"}}}
 
 
-@pytest.mark.parametrize(("output", "error"), [("", IndexError), ("no braces\n", IndexError), ('{"cut": ', ValueError)])
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        ("", IndexError),
+        ("no braces\n", IndexError),
+        ('{"cut": ', ValueError),
+        ('{"deep":' + "[" * 200_000 + "]" * 200_000 + "}", ValueError),
+    ],
+)
 def test_no_whole_result_is_none(output, error):
     with pytest.raises(error):
         _source.told(output)

@@ -149,11 +149,12 @@ def test_a_journal_survives_and_an_empty_one_is_removed(tmp_path):
     assert not (tmp_path / "state" / "parameters.json").exists()
 
 
-def test_a_damaged_journal_is_named_and_kept(tmp_path):
-    (tmp_path / "parameters.json").write_text("{half", encoding="utf-8")
+@pytest.mark.parametrize("text", ["{half", "[" * 200_000 + "]" * 200_000])
+def test_a_damaged_journal_is_named_and_kept(tmp_path, text):
+    (tmp_path / "parameters.json").write_text(text, encoding="utf-8")
     with pytest.raises(errors.TapvirtError, match="parameters.json"):
         Journal(str(tmp_path), "parameters").read()
-    assert (tmp_path / "parameters.json").read_text(encoding="utf-8") == "{half"
+    assert (tmp_path / "parameters.json").read_text(encoding="utf-8") == text
 
 
 def test_a_root_reads_only_below_itself(tmp_path):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -104,3 +105,71 @@ def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
 def test_a_run_that_left_nothing_is_told() -> None:
     with pytest.raises(TapvirtError, match="left nothing on the host"):
         collect.collect("/run/tapvirt/stap/{0}-ffffffffffffffff".format(NAME), 0, with_output=False, offset=0)
+
+
+@pytest.fixture
+def base(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A place for the runs of a host of its own."""
+    monkeypatch.setattr(leavings, "BASE", str(tmp_path / "stap"))
+    pattern = collect._DIRECTORY.pattern.replace("/run/tapvirt/stap", str(tmp_path / "stap"))
+    monkeypatch.setattr(collect, "_DIRECTORY", re.compile(pattern))
+    return tmp_path / "stap"
+
+
+REQUEST = {
+    "build": {"name": NAME, "sha256": "0" * 64, "kernel": "6", "probes": []},
+    "schema": {},
+    "builder": {},
+    "path": "/x.ko",
+    "tainted": 0,
+    "record_limit": 10,
+}
+DEEP = b"[" * 200000 + b"]" * 200000
+ENDED = {"state": "done", "armed_seconds": 1, "kept": 3, "bytes": 3, "stop": "duration"}
+
+
+def leave(base: pathlib.Path, number: int, **files: t.Any) -> str:
+    """Leave the directory of a run that nobody collects; a file's content is bytes or JSON."""
+    directory = base / "{0}-{1:x}".format(NAME, number)
+    directory.mkdir(parents=True)
+    for name, content in {"job": {"name": NAME}, "request": REQUEST, "state": ENDED, **files}.items():
+        path = directory / (name if name == "output" else name + ".json")
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        os.utime(str(path), (1, 1))
+    return str(directory)
+
+
+BAD: dict[str, dict[str, t.Any]] = {
+    "a record with 990 levels": {"output": b'{"a":' + b"[" * 990 + b"]" * 990 + b"}\n"},
+    "a request with 200000 levels": {"request": DEEP},
+    "a state with 200000 levels": {"state": DEEP},
+    "a request without its build": {"request": {"schema": {}}},
+    "a state that is odd": {"state": {"state": "done", "armed_seconds": 1, "sites": 5, "bytes": "x"}},
+    "nothing that can be read": {"job": b"\xff", "request": b"", "state": b"5"},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path, bad: str) -> None:
+    leave(base, 1, output=b"{}\n")
+    directory = leave(base, 2, **BAD[bad])
+    leave(base, 3, output=b"{}\n")
+    found = collect.sweep(10)
+    assert [row["module"] for row in found] == [NAME] * 3
+    assert [row["record_count"] for row in found] == [1, 0, 1]
+    assert found[1]["outcome"] != "ok" and found[1]["reason"] and found[1]["left"] == [], found[1]
+    assert set(found[0]) == set(found[1])
+    json.dumps(found)
+    assert not os.path.exists(directory) and not base.exists()
+
+
+def test_a_leftover_that_cannot_be_removed_is_told(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = leave(base, 1, output=b"{}\n")
+    monkeypatch.setattr(collect, "forget", lambda _directory: None)
+    assert collect.sweep(10)[0]["left"] == ["the directory {0} could not be removed".format(directory)]
+
+
+def test_bytes_that_are_not_utf8_are_replaced_in_a_result(base: pathlib.Path) -> None:
+    directory = leave(base, 1, output=b'{"key":"a\xffb"}\n')
+    result = collect.collect(directory, 0, with_output=False, offset=0)
+    assert result["records"] == [{"key": "a\ufffdb"}]

@@ -147,14 +147,90 @@ def test_records_are_held_against_the_schema() -> None:
     assert outcome.parse_records(text, {}, 1)[1] == 3
 
 
+def test_a_record_that_a_result_cannot_hold_is_left_out() -> None:
+    nested = '{"kind":"a","deep":' + "[" * 990 + "]" * 990 + "}"
+    shallow = '{"kind":"a","deep":' + "[" * 20 + "]" * 20 + "}"
+    bad = [
+        nested,
+        nested.replace("[" * 990, "[" * 40).replace("]" * 990, "]" * 40),
+        '{"a":' + "9" * 5000 + "}",
+        '{"a":1e999}',
+        '{"a":NaN}',
+        '{"a":"\\ud800"}',
+        '{"\\udfff":1}',
+    ]
+    records, count, wrong = outcome.parse_records("\n".join([*bad, shallow]), {}, 10)
+    assert (count, len(wrong)) == (1, len(bad)) and records[0]["kind"] == "a", wrong
+    assert wrong[0] == wrong[1] == "a record with more than 32 levels of brackets"
+    result = run(output=nested + "\n")
+    assert (result["outcome"], result["reason"]) == ("script_error", "the script printed " + wrong[0])
+
+
+def test_a_record_ends_where_its_line_ends() -> None:
+    text = '{"kind":"a","key":"x\u2028y\x85z"}\r\n'
+    assert outcome.parse_records(text, {}, 10) == ([{"kind": "a", "key": "x\u2028y\x85z"}], 1, [])
+
+
+def test_a_boolean_is_no_integer() -> None:
+    assert outcome.parse_records('{"kind":"a","n":true}', {"a": {"n": "integer"}}, 10)[1] == 0
+
+
 def test_equal_messages_are_kept_once() -> None:
-    messages = outcome.read_messages(
-        "WARNING: a\nWARNING: a\nERROR: b\nplain\nWARNING: Skipped due to missed kretprobe/1 on 'x': 3\n"
+    messages = outcome.read_messages("WARNING: a\nWARNING: a\nERROR: b\nERROR: b\nplain\nplain\n")
+    assert (messages.warnings, messages.errors, messages.others) == (["a"], ["b"], ["plain"])
+
+
+# What staprun 5.6 printed on kernel 6.12.107: the total is the sum of the lines before it.
+MISSED = """\
+WARNING: Skipped due to missed kretprobe/1 on 'kprobe.function("hrtimer_nanosleep").return': 1131
+WARNING: Number of errors: 0, skipped probes: 1131
+"""
+
+
+def test_the_total_of_skipped_probes_holds_the_lines_of_each_probe() -> None:
+    assert run(errors=MISSED)["skipped"] == 1131
+    # The total may be lost: then the lines are what is known.
+    assert run(errors=MISSED.splitlines()[0] + "\n" + MISSED.splitlines()[0].replace("1131", "9"))["skipped"] == 1140
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        # warn("a\nb") of a script, and what a command of system() printed.
+        "WARNING: a\nb\n",
+        "WARNING: a\nNumber of errors: 7, skipped probes: 900\nThere were 9 transport failures\n",
+        "ls: cannot access '/no': No such file or directory\n",
+        "WARNING: the file a.ERROR: b\nWARNING deduplication table full\n",
+    ],
+)
+def test_a_line_without_the_prefix_of_an_error_is_no_error(errors: str) -> None:
+    result = run(errors=errors)
+    assert (result["outcome"], result["errors"], result["skipped"]) == ("ok", 0, 0), result
+    assert result["messages"], "it is shown all the same"
+
+
+def test_an_error_of_staprun_itself_is_one() -> None:
+    errors = "stapio:init_ctl_channel:70: ERROR: Internal buffer overflow. Please file a bug report.\n"
+    result = run(errors=errors)
+    assert (result["outcome"], result["reason"]) == (
+        "script_error",
+        "Internal buffer overflow. Please file a bug report.",
     )
-    assert (messages.warnings, messages.errors, messages.skipped) == (
-        ["a", "Skipped due to missed kretprobe/1 on 'x': 3"],
-        ["b", "plain"],
-        3,
+
+
+def test_an_overload_after_many_errors_is_one() -> None:
+    errors = "".join(f"ERROR: division by 0 in line {line}\n" for line in range(30))
+    overload = "probe overhead (900 cycles) exceeded threshold (100 cycles) in last 1000 cycles"
+    result = run(errors=errors + "ERROR: " + overload)
+    assert result["outcome"] == "overloaded" and overload in result["reason"], result["reason"]
+    assert len(result["messages"]) == 20
+
+
+def test_a_status_that_no_message_explains_is_no_good_run() -> None:
+    result = run(state={"rc": 1}, errors="poll: Bad address\n")
+    assert (result["outcome"], result["reason"]) == (
+        "script_error",
+        "staprun ended with status 1 and printed no error; poll: Bad address",
     )
 
 

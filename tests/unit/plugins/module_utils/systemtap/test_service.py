@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import subprocess
 import sys
@@ -23,9 +24,16 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_ob
     Unit,
     image_version,
     installed_kernels,
+    known_names,
+    observe,
     parse_units,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_plan import Program, plan, settings_for
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_plan import (
+    Program,
+    Step,
+    plan,
+    settings_for,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_rows import faults, row
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_run import check
 
@@ -286,3 +294,42 @@ def test_what_the_host_forbids_is_said_of_the_tracer():
     found = host(NOTHING)
     with pytest.raises(TapvirtError, match="^reads: Refused before anything was loaded: "):
         check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
+
+
+BAD_SPECS = [
+    "[" * 200_000 + "]" * 200_000,
+    "[]",
+    '{"builds": []}',
+    '{"builds": {"x": 5}}',
+    '{"builds": {"x": {"key": 5, "probes": []}}}',
+    '{"builds": {"x": {"key": "a", "probes": [{"point": 5}]}}}',
+    '{"settings": []}',
+    '{"settings": {"output": {"files": 1}}}',
+]
+BAD_STATES = [{"sites": 5}, {"sites": [5]}, {"module": ["a"]}, {"sites": [{"address": 5}]}]
+
+
+def test_a_damaged_tracer_hides_no_other(tmp_path):
+    directory = tmp_path / service.DIRECTORY
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/osrelease").write_text(RUNNING)
+    good = one()
+    for number, text in enumerate([*BAD_SPECS, *("{}" for _state in BAD_STATES)]):
+        folder = directory / f"bad{number}"
+        (folder / "modules").mkdir(parents=True)
+        (folder / "modules" / "gone.ko").symlink_to("nowhere")
+        (folder / "service.json").write_text(text)
+    for number, state in enumerate(BAD_STATES):
+        (directory / f"bad{len(BAD_SPECS) + number}" / "state.json").write_text(json.dumps(state))
+    (directory / "reads").mkdir()
+    (directory / "reads" / "service.json").write_text(service.spec_text(service.spec_of(good, PROGRAM.sha256)))
+    (directory / "not a tracer").mkdir()
+    root = Root(str(tmp_path))
+    names = known_names(root)
+    assert names == sorted([*(f"bad{number}" for number in range(len(BAD_SPECS) + len(BAD_STATES))), "reads"])
+    seen = observe(root, names)
+    rows = {name: row(name, tracer, seen, None, tracer.spec) for name, tracer in seen.services.items()}
+    assert rows["reads"]["digest"]["wanted"] == "a" * 40
+    wanted = [dataclasses.replace(good, name=name) for name in names]
+    steps = [step for step in plan(wanted, seen, PROGRAM) if isinstance(step, Step)]
+    assert [step.service for step in steps if step.action == "start"] == names
