@@ -180,7 +180,7 @@ def test_equal_messages_are_kept_once() -> None:
     assert (messages.warnings, messages.errors, messages.others) == (["a"], ["b"], ["plain"])
 
 
-# What staprun 5.6 printed on kernel 6.12.107: the total is the sum of the lines before it.
+# The order and the words of runtime/linux/kprobes.c and translate.cxx: the total holds what the lines before it count.
 MISSED = """\
 WARNING: Skipped due to missed kretprobe/1 on 'kprobe.function("hrtimer_nanosleep").return': 1131
 WARNING: Number of errors: 0, skipped probes: 1131
