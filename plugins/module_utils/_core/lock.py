@@ -211,7 +211,7 @@ def _timeout_text(path: str, what: str, wait_seconds: float, descriptor: int) ->
         age = max(0, int(time.time() - float(row["since"])))
         holder = f"Process {int(row['pid'])} of user {row['user']}"
         holding = f"has held it for {age} seconds"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         holding = "holds it"
     return (
         f"{what[:1].upper()}{what[1:]}: the lock {path} was not free within {wait_seconds:g} seconds. "

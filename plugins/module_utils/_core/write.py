@@ -68,8 +68,10 @@ def make_directories(path: str, mode: int = 0o755) -> None:
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             make_directory(path, mode)
             return
-        if os.path.lexists(path) and not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        # One look: a directory that disappears between two of them would count as none.
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 

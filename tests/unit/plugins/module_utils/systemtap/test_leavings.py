@@ -111,6 +111,7 @@ def test_a_run_that_left_nothing_is_told() -> None:
 def base(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A place for the runs of a host of its own."""
     monkeypatch.setattr(leavings, "BASE", str(tmp_path / "stap"))
+    monkeypatch.setattr(leavings, "LOCKS", str(tmp_path / "lock"))
     pattern = collect._DIRECTORY.pattern.replace("/run/tapvirt/stap", str(tmp_path / "stap"))
     monkeypatch.setattr(collect, "_DIRECTORY", re.compile(pattern))
     return tmp_path / "stap"
