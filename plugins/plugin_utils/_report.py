@@ -50,7 +50,7 @@ _RANK = {"bad": 0, "warn": 1, "ok": 2, "none": 3}
 # What a reader is to see first among what is equally bad: many hosts may be lost for one dull reason.
 _SECTIONS = ("traces", "kernels", "domains", "runs", "hosts", "parameters", "readiness", "symbols", "consoles")
 # What only says which host it was that did not answer.
-_ADDRESS = re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b|\b[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F]+\b")
+_ADDRESS = re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b|(?<![\w:])[0-9a-fA-F]*:[0-9a-fA-F:]*:[0-9a-fA-F.]*(?![\w:])")
 
 
 def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> dict[str, t.Any]:

@@ -17,7 +17,7 @@ import typing as t
 from ansible import constants
 from ansible.errors import AnsibleActionFail
 
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class Fetches(t.Protocol):

@@ -63,8 +63,8 @@ DEFAULT_OPTIONS = tuple(
 )
 
 _SET = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE)
-_NAME = re.compile(r"^CONFIG_[A-Za-z0-9_]+$")
-_INTEGER = re.compile(r"^-?(?:[0-9]+|0[xX][0-9a-fA-F]+)$")
+_NAME = re.compile(r"^CONFIG_[A-Za-z0-9_]+\Z")
+_INTEGER = re.compile(r"^-?(?:[0-9]+|0[xX][0-9a-fA-F]+)\Z")
 
 
 def parse_config(text: str) -> dict[str, t.Any]:

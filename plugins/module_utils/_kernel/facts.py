@@ -283,7 +283,7 @@ class _Gatherer:
 
     def _number(self, fact: str, name: str) -> int | None:
         text = self._text(fact, name)
-        return int(text) if text is not None and re.match(r"^-?\d+$", text) else None
+        return int(text) if text is not None and re.match(r"^-?\d+\Z", text) else None
 
     def _bytes(self, fact: str, name: str) -> bytes | None:
         try:

@@ -21,7 +21,7 @@ from .symbols import CORE_OWNER, Symbol, variant_kinds
 
 _VARIANTS_SHOWN = 10
 _NEAREST_FOR_NAMES = 10
-_NAME = re.compile(r"^[^\s\[\]*?~]+$")
+_NAME = re.compile(r"^[^\s\[\]*?~]+\Z")
 if t.TYPE_CHECKING:
     from .symbols import Found
 

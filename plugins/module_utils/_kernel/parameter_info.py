@@ -21,7 +21,7 @@ from .parameter_table import Declared
 from .parameters import Item, Key, Reader
 from .values import Value, kind_of_value, read_value, same
 
-_ASKED = re.compile(r"^[A-Za-z0-9_.\-*?\[\]!]+$")
+_ASKED = re.compile(r"^[A-Za-z0-9_.\-*?\[\]!]+\Z")
 _GLOB = re.compile(r"[*?\[]")
 
 

@@ -96,7 +96,7 @@ def running_xen(root: Root) -> dict[str, t.Any] | None:
 
     def number(name: str, path: str) -> int | None:
         found = text(name, path)
-        return int(found, 16) if found and re.match(r"^[0-9a-f]+$", found) else None
+        return int(found, 16) if found and re.match(r"^[0-9a-f]+\Z", found) else None
 
     parts = [text("version", "version/" + name) for name in ("major", "minor", "extra")]
     facts: dict[str, t.Any] = {name: text(name, path) for name, path in _PROPERTIES.items()}

@@ -70,8 +70,8 @@ def script_name(path: str) -> str:
 
     :raises InvalidInput: it is not made of letters, digits, dots, dashes and underlines.
     """
-    name = re.sub(r"(\.stp)?(\.j2)?$", "", os.path.basename(path))
-    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", name):
+    name = re.sub(r"(\.stp)?(\.j2)?\Z", "", os.path.basename(path))
+    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", name):
         raise InvalidInput("script", path, "needs a file name of letters, digits, dots, dashes and underlines")
     return name
 

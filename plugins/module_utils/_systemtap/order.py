@@ -17,6 +17,7 @@ from .._core.root import Root
 from .build import Order, build_once, key_of, sign_once, signed_key
 from .builder import find_kernel, read_kernels, read_toolchain
 from .deploy import prepare
+from .script import check_safety, read_script
 from .signing import Signer, read_signer
 from .store import Store
 
@@ -74,7 +75,8 @@ def _look_up(
 def read_order(script: t.Any) -> dict[str, t.Any]:
     """Return the description of a script, given as one or as a path on this host.
 
-    :raises InvalidInput: neither, or the file cannot be read.
+    :raises InvalidInput: neither, the file cannot be read, or the script switches a protection off.
+    :raises ScriptError: the script is not in the language.
     """
     if isinstance(script, str):
         if not script.startswith("/"):
@@ -87,4 +89,6 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
         return prepare(script, text, {}, guru=False)[0]
     if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
         raise InvalidInput("script", script, "is not what stap_script returned as its script")
+    guru = bool(script.get("guru"))
+    check_safety(read_script(str(script["name"]), str(script["text"]), guru), guru)
     return script

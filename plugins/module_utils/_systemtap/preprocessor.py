@@ -278,7 +278,7 @@ class _Preprocessor:
 
     def _number(self, token: Token) -> int:
         # A condition takes no 0x10 (parse.cxx reads it by lex_cast).
-        if not re.match(r"[0-9]{1,18}$", token.text):
+        if not re.match(r"[0-9]{1,18}\Z", token.text):
             raise self._fail(token, "{0} is no decimal number, as a condition takes it".format(token.text))
         return int(token.text)
 

@@ -31,8 +31,8 @@ _WORD = re.compile(r"[A-Za-z_*][A-Za-z0-9_*]*")
 _NUMBER = re.compile(r"-?[0-9][0-9A-Za-z]*")
 _STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
 _CONDITION = re.compile(r"if\s*\((.*)\)\s*$", re.DOTALL)
-_PATTERN = re.compile(r"^(?P<symbol>[^@]*)(?:@(?P<source>[^:+]*)(?P<lines>[:+].*)?)?$")
-_LINES = re.compile(r"^(?:\+\d+|:\*|:\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)$")
+_PATTERN = re.compile(r"^(?P<symbol>[^@]*)(?:@(?P<source>[^:+]*)(?P<lines>[:+].*)?)?\Z")
+_LINES = re.compile(r"^(?:\+\d+|:\*|:\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\Z")
 _VARIANTS = ("return", "call", "inline", "exported", "callees", "callee", "label", "nearest", "absolute")
 _LARGEST_GROUP = 1000
 # tapset-timers.cxx: from 100 us to a day, for each unit; jiffies have a bound of their own.

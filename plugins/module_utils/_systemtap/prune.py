@@ -26,7 +26,7 @@ from .store import KEY, Store, read_row
 
 FETCH_SECONDS = 600
 """For how long after it was last asked for a module may be on its way to a controller."""
-_AGE = re.compile(r"^(\d+)([smhdw])$")
+_AGE = re.compile(r"^(\d+)([smhdw])\Z")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _WORK = ".work"
 

@@ -22,8 +22,17 @@ _SCHEMA_LINE = re.compile(r"^\s*#:\s*record\s+([a-z][a-z0-9_]*)\s*(.*)$")
 _FIELD_TYPES = ("string", "integer", "list")
 _INT64 = 1 << 63
 _MAX_STRING_BYTES = 511  # MAXSTRINGLEN is 512 with the end mark (runtime/linux/runtime_defines.h, 64-bit)
-# Options of the translator that a script can smuggle in, or that switch a safety guard off.
-_GUARDS_OFF = re.compile(r"\b(STP_NO_OVERLOAD|--suppress-time-limits|--suppress-handler-errors)\b")
+# Macros of SystemTap's runtime that end probes which overload the host (runtime/runtime_defines.h, tapsets.cxx), and
+# those that --suppress-time-limits and --suppress-handler-errors define (session.cxx).
+_GUARD_MACROS = (
+    r"(?:STP_OVERLOAD(?:_THRESHOLD|_INTERVAL)?|STA?P_NO_OVERLOAD|STAP_SUPPRESS_(?:TIME_LIMITS_ENABLE|HANDLER_ERRORS))"
+)
+# "%:" is C's other spelling of "#".
+_REDEFINITION = re.compile(r"^[ \t]*(?:#|%:)[ \t]*(?:define|undef)[ \t]+(" + _GUARD_MACROS + r")\b", re.MULTILINE)
+# getopt_long(3) takes the beginning of an option's name as well.
+_GUARD_OPTION = re.compile(r"(?<!\S)(--suppress-[th]\S*|-D\s*" + _GUARD_MACROS + r"(?!\w))")
+_C_SPLICE = re.compile(r"\\[ \t]*\r?\n")
+_C_COMMENT_OR_TEXT = re.compile(r"""/\*.*?(?:\*/|\Z)|//[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +174,38 @@ def check_safety(script: Script, guru: bool) -> None:
 
     :raises InvalidInput: embedded C without guru mode, or a guard switched off.
     """
-    found = _GUARDS_OFF.search(script.text)
+    found = _guard_off(script)
     if found is not None:
-        raise InvalidInput(script.name, found.group(1), "switches a protection of the host off and is never accepted")
+        what, line, place = found
+        rule = f"in {place}, line {line}, switches a protection of the host off and is never accepted"
+        raise InvalidInput(script.name, what, rule, line=line)
     if script.unchecked is not None and not guru:
         rule = "is {0}, which nothing checks; it needs guru mode with a reason"
         what = "embedded C" if script.embedded_c else "an operator"
         raise InvalidInput(script.name, script.unchecked, rule.format(what))
+
+
+def _guard_off(script: Script) -> tuple[str, int, str] | None:
+    """Return what switches a guard off, its line and where that is; comments and strings of the script do not count."""
+    first = script.text.split("\n", 1)[0]
+    option = _GUARD_OPTION.search(first) if first.startswith("#!") else None
+    if option is not None:
+        return option.group(1), 1, "the interpreter line"
+    for token in tokenize(script.name, script.text):
+        if token.kind == "embedded":
+            macro = _REDEFINITION.search(_c_code(token.text[2:-2]))
+            if macro is not None:
+                return macro.group(1), token.line, "embedded C"
+    return None
+
+
+def _c_code(text: str) -> str:
+    """Return embedded C with its lines joined as the preprocessor joins them, without comments and literals."""
+
+    def blank(found: re.Match[str]) -> str:
+        return " " if found.group(0).startswith("/") else '""'
+
+    return _C_COMMENT_OR_TEXT.sub(blank, _C_SPLICE.sub("", text))
 
 
 def check_globals(name: str, declared: t.Mapping[str, str], given: t.Mapping[str, t.Any]) -> dict[str, str | int]:
@@ -198,7 +232,7 @@ def _check_value(item: str, kind: str, value: t.Any) -> str | int:
         value = int(value)
     if kind == "string":
         return _check_string(item, str(value))
-    if isinstance(value, str) and re.match(r"-?[0-9]+$", value):
+    if isinstance(value, str) and re.match(r"-?[0-9]+\Z", value):
         value = int(value)
     if isinstance(value, int):
         if not -_INT64 <= value < _INT64:

@@ -16,7 +16,7 @@ import typing as t
 
 from .._core.write import make_directories
 
-_NAME = re.compile(r"^trace\.(\d{6,12})$")
+_NAME = re.compile(r"^trace\.(\d{6,12})\Z")
 
 
 class File(t.NamedTuple):

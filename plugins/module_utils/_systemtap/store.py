@@ -29,7 +29,7 @@ from .._core import lock
 from .._core.root import Root
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
-KEY = re.compile(r"^[0-9a-f]{64}$")
+KEY = re.compile(r"^[0-9a-f]{64}\Z")
 _LOCKS = ".lock"
 
 

@@ -246,6 +246,16 @@ def test_hosts_that_are_lost_for_one_reason_are_one_finding_and_hide_no_slow_hos
     assert len(lost["hosts"]) == 70
 
 
+@pytest.mark.parametrize("address", ["fe80::{}", "::{}", "::ffff:10.0.0.{}", "2001:db8::a{}:1", "10.0.0.{}"])
+def test_addresses_do_not_part_one_reason(address: str) -> None:
+    told = {f"lost{number}": f"connect to host {address.format(number)} port 22: refused" for number in range(5)}
+    report = fleet_report(
+        {host: {"fleet_report_facts": {"unreachable": True, "msg": text}} for host, text in told.items()}
+    )
+    (lost,) = [row for row in report["findings"] if "port 22" in row["text"]]
+    assert len(lost["hosts"]) == 5
+
+
 def test_no_section_of_the_page_hides_another() -> None:
     many: dict[str, dict[str, t.Any]] = {
         f"h{number}": {"fleet_report_domains": {"failed": True, "msg": f"reason {number} of many"}}

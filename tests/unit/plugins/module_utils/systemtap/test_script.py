@@ -4,14 +4,23 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import own_directory
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import script_name
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.order import read_order
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.prune import parse_age
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.run import check_build
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import (
     check_globals,
     check_safety,
     read_script,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.tokens import ScriptError, tokenize
+from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path
 
 SCRIPT = r"""
 #: record histogram key:string count:integer buckets:list
@@ -70,9 +79,61 @@ def test_lines_are_counted_through_comments_and_embedded_code() -> None:
     assert [(token.text, token.line) for token in tokens if token.kind == "word"] == [("word", 3)]
 
 
-def test_guards_stay_on() -> None:
-    with pytest.raises(InvalidInput, match="never accepted"):
-        check_safety(read_script("s", "// STP_NO_OVERLOAD\nprobe begin { }"), guru=True)
+PROBE = "probe begin { }"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        (f"%{{\n#undef STP_OVERLOAD_THRESHOLD\n%}}\n{PROBE}", "STP_OVERLOAD_THRESHOLD", 1),
+        (f"{PROBE}\n%{{ #define STP_OVERLOAD_THRESHOLD 1000000000LL %}}", "STP_OVERLOAD_THRESHOLD", 2),
+        (f"%{{\n  #  define STP_OVERLOAD_INTERVAL 1\n%}}{PROBE}", "STP_OVERLOAD_INTERVAL", 1),
+        (f"%{{ #undef STP_OVERLOAD\n%}}{PROBE}", "STP_OVERLOAD", 1),
+        (f"%{{ #define STP_NO_OVERLOAD\n%}}{PROBE}", "STP_NO_OVERLOAD", 1),
+        (f"%{{ #define STAP_NO_OVERLOAD 1\n%}}{PROBE}", "STAP_NO_OVERLOAD", 1),
+        (f"%{{ #define STAP_SUPPRESS_TIME_LIMITS_ENABLE\n%}}{PROBE}", "STAP_SUPPRESS_TIME_LIMITS_ENABLE", 1),
+        (f"%{{ #define STAP_SUPPRESS_HANDLER_ERRORS\n%}}{PROBE}", "STAP_SUPPRESS_HANDLER_ERRORS", 1),
+        # The preprocessor joins lines, takes a comment for a space, and has another spelling of "#".
+        (f"%{{\n#de\\\nfine STP_NO_\\\nOVERLOAD\n%}}{PROBE}", "STP_NO_OVERLOAD", 1),
+        (f"%{{ /* a */ # /* b */ undef /* c */ STP_OVERLOAD\n%}}{PROBE}", "STP_OVERLOAD", 1),
+        (f"%{{ %:undef STP_OVERLOAD\n%}}{PROBE}", "STP_OVERLOAD", 1),
+        # A function's body, the body of a macro, and a branch that another kernel takes.
+        ("function f() %{\n#undef STP_OVERLOAD\n%}\nprobe begin { f() }", "STP_OVERLOAD", 1),
+        (f"@define off %( %{{ #undef STP_OVERLOAD %}} %)\n@off\n{PROBE}", "STP_OVERLOAD", 1),
+        (f'%( kernel_v >= "9.0" %? %{{ #undef STP_OVERLOAD %}} %)\n{PROBE}', "STP_OVERLOAD", 1),
+        # The one comment that carries options.
+        (f"#!/usr/bin/stap --suppress-time-limits\n{PROBE}", "--suppress-time-limits", 1),
+        (f"#! /usr/bin/stap -g --suppress-handler-errors\n{PROBE}", "--suppress-handler-errors", 1),
+        (f"#!/usr/bin/stap --suppress-time\n{PROBE}", "--suppress-time", 1),
+        (f"#!/usr/bin/stap -D STP_NO_OVERLOAD\n{PROBE}", "-D STP_NO_OVERLOAD", 1),
+        (f"#!/usr/bin/stap -DSTP_OVERLOAD_THRESHOLD=9\n{PROBE}", "-DSTP_OVERLOAD_THRESHOLD", 1),
+    ],
+)
+def test_guards_stay_on(text: str, what: str, line: int) -> None:
+    with pytest.raises(InvalidInput, match="never accepted") as caught:
+        check_safety(read_script("s", text), guru=True)
+    assert (caught.value.fields["value"], caught.value.fields["line"]) == (what, line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"// STP_NO_OVERLOAD\n{PROBE}",
+        f"/* the option --suppress-time-limits */\n{PROBE}",
+        f"# --suppress-handler-errors\n{PROBE}",
+        'probe begin { println("--suppress-time-limits STP_NO_OVERLOAD #undef STP_OVERLOAD_THRESHOLD") }',
+        "probe begin { STP_NO_OVERLOAD = 1 println(STP_NO_OVERLOAD) }",
+        f"%{{\n/*\n#undef STP_OVERLOAD_THRESHOLD\n*/\n// don't #define STP_NO_OVERLOAD\n%}}{PROBE}",
+        f'%{{ static const char *s = "\\"\\n#undef STP_OVERLOAD"; %}}{PROBE}',
+        f"%{{\n#ifdef STP_OVERLOAD\n#define STP_OVERLOAD_THRESHOLDS 2\n#define MY_STP_OVERLOAD 2\n#endif\n%}}{PROBE}",
+        f"#!/usr/bin/stap -DMAXACTION=5000\n{PROBE}",
+    ],
+)
+def test_words_that_switch_nothing_off_are_accepted(text: str) -> None:
+    check_safety(read_script("s", text), guru=True)
+
+
+def test_embedded_c_needs_guru_mode() -> None:
     unsafe = read_script("s", "function f() %{ %}\nprobe begin { f() }")
     with pytest.raises(InvalidInput, match="guru mode"):
         check_safety(unsafe, guru=False)
@@ -101,3 +162,31 @@ def test_a_wrong_global_is_refused(values: dict[str, object], said: str) -> None
     with pytest.raises(InvalidInput) as caught:
         check_globals("x", {"threshold": "long", "title": "string", "table": "array"}, values)
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", " "])
+def test_nothing_follows_what_a_text_must_fit(end: str) -> None:
+    """A newline at the end fits Python's ``$`` as well."""
+    with pytest.raises(InvalidInput, match="whole number"):
+        check_globals("x", {"n": "long"}, {"n": "12" + end})
+    with pytest.raises(InvalidInput, match="file name"):
+        script_name("/x/reads" + end)
+    with pytest.raises(InvalidInput, match="older_than"):
+        parse_age("30d" + end)
+    with pytest.raises(InvalidInput, match=re.escape("module.name")):
+        check_build({"name": "tapvirt_x" + end, "sha256": "0" * 64})
+    with pytest.raises(InvalidInput, match=re.escape("module.sha256")):
+        check_build({"name": "tapvirt_x", "sha256": "0" * 64 + end})
+    with pytest.raises(InvalidInput, match=re.escape("stage.run")):
+        own_directory("tapvirt_x", "12ab" + end)
+    with pytest.raises(AnsibleActionFail, match=re.escape("module.sha256")):
+        cache_path("0" * 64 + end)
+
+
+def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:
+    row = {"name": "s", "text": f"%{{ #define STP_NO_OVERLOAD\n%}}{PROBE}", "schema": {}, "assigned": {}, "guru": True}
+    with pytest.raises(InvalidInput, match="never accepted"):
+        read_order(row)
+    with pytest.raises(ScriptError, match="guru mode"):
+        read_order({**row, "text": f"%{{ int x; %}}{PROBE}", "guru": False})
+    assert read_order({**row, "text": PROBE})["name"] == "s"
