@@ -40,8 +40,10 @@ options:
         required: true
       value:
         description:
-          - The value, as a number, a truth value, text, or a list for an array. An array that is set now is given
-            whole, as the kernel would keep the rest; one that only a load can set may be given in part.
+          - The value, as a number, a boolean, text, or a list for an array. An array that is set now is given whole,
+            as the kernel would keep the rest; one that only a load can set may be given in part.
+          - An empty list, an element that is null, a list, a dictionary or has a comma, and more elements or bytes than
+            the module declares are refused. With such a value the module could no longer be loaded.
           - Required with O(state=present).
         type: raw
       runtime:
@@ -52,7 +54,8 @@ options:
         description:
           - Where the value lasts. V(none) leaves what is there as it is.
           - V(modprobe_d) writes it to C(/etc/modprobe.d/zz-tapvirt.conf), a file of this module's own. Files of others
-            are never changed; a line of theirs that wins is named in RV(params[].pending).
+            are never changed; a line of theirs that wins is named in RV(params[].pending). Comments and other lines
+            that somebody wrote into the module's own file are kept.
           - V(command_line) is for modules that are built into the kernel. The boot loader is not changed;
             RV(params[].pending) says what to add, until the running kernel was started with it.
           - V(auto) is V(modprobe_d) for a loadable module and V(command_line) for one that is built in.
@@ -162,7 +165,10 @@ params:
     after: {description: The running value after., returned: always, type: raw, sample: 400000}
     wanted: {description: The value as the kernel understands it., returned: always, type: raw, sample: 400000}
     persisted_in:
-      description: The file (or C(/proc/cmdline)) that sets the wanted value when the module is loaded.
+      description:
+        - The file (or C(/proc/cmdline)) that sets the wanted value when the module is loaded. Null where none does, or
+          where the kernel refuses another option of the module, which RV(params[].pending) names. Then it cannot be
+          loaded at all.
       returned: always
       type: str
       sample: /etc/modprobe.d/zz-tapvirt.conf

@@ -52,7 +52,7 @@ def generated_tree(number: int) -> dict[str, str]:
     chance = random.Random(number)
     own = {("own", "value"): OWN_VALUES[number % len(OWN_VALUES)], ("own", "other"): "1"}
     names = ["10-a.conf", "b.conf", "B.conf", "zz.conf", "x.txt", "_.conf", ".h.conf"]
-    files = {modprobe_d.OWN_FILE: modprobe_d.render(own)}
+    files = {modprobe_d.OWN_FILE: modprobe_d.edited("", own)}
     for directory in chance.sample(modprobe_d.DIRECTORIES[:-1], 3):
         for name in chance.sample(names, chance.randint(0, 4)):
             lines = [generated_line(chance) for _line in range(chance.randint(0, 6))]

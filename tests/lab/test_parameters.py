@@ -18,6 +18,9 @@ import subprocess
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_layers import load_flaws
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import Reader
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULE_UTILS = ["host/plugins/module_utils/_core", "host/plugins/module_utils/_kernel"]
@@ -96,6 +99,24 @@ ASKED: list[tuple[str, t.Any, dict[str, t.Any], str | None]] = [
     ("params_test.unsafe_int", 2, {}, "allow_taint"),
     ("params_test.unsafe_int", 2, {"allow_taint": True}, None),
 ]
+# What a module is loaded with; none has functions of its own, as only the kernel knows what those take.
+LOADS = ["an_int=5", "an_int=", "an_int", "an_int = 5", "an_int=lots an_int=5", "a_byte=256", "hidden=x", "unknown=1"]
+LOADS += ["a_bool", "a_bool=", "a_bint", "an_invbool", "an_enable_only", "some_bools", "=", "dyndbg=+p"]
+LOADS += ["some_ints=1,2,3,4", "some_ints=1,2,3,4,5", "some_ints=", "some_ints=1,", "some_ushorts=1,x"]
+LOADS += ["a_charp", "a_charp=", "a_charp=" + "z" * 1025, "a_charp=\u00e0 =b", 'a_charp="a b"']
+LOADS += ["a_string=" + "z" * 15, "a_string=" + "z" * 16]
+LOAD = """
+set -e
+file=$(mktemp); trap 'rm -f $file' EXIT
+base64 -d >$file <<'END'
+{module}
+END
+while read -r words; do
+  if insmod $file "$words" 2>/dev/null; then rmmod params_test; echo 0; else echo 1; fi
+done <<'END'
+{words}
+END
+"""
 BUILD = """
 set -e
 top=$(mktemp -d); trap 'rm -rf $top' EXIT; cd $top
@@ -171,6 +192,28 @@ def test_the_verdict_is_what_a_plain_write_and_read_back_shows(told, host):
     types = {"byte", "short", "ushort", "int", "uint", "long", "ulong", "ullong", "hexint", "bool", "invbool", "bint"}
     types |= {"charp", "string", "selector", "array of int", "array of ushort", "array of bool", "array of byte"}
     assert types <= {row[4] for row in rows}
+
+
+@pytest.mark.parametrize("host", HOSTS[:2])
+def test_the_options_that_keep_a_module_from_being_loaded_are_known(lab, built, told, host, tmp_path):
+    done = lab.run(host, "sh", stdin=LOAD.format(module=built[host], words="\n".join(LOADS)), timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name, data in {
+        "proc/sys/kernel/osrelease": b"R",
+        "lib/modules/R/modules.dep": b"params_test.ko:\n",
+        "lib/modules/R/params_test.ko": base64.b64decode(built[host]),
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "etc/modprobe.d").mkdir(parents=True)
+    refused = []
+    for words in LOADS:
+        (tmp_path / "etc/modprobe.d/a.conf").write_text("options params_test " + words + "\n", encoding="utf-8")
+        observed = Reader(Root(str(tmp_path)), "x86_64").observe([("params_test", "a_bool")], {})
+        refused.append("1" if load_flaws([], "present", observed).get("params_test") else "0")
+    assert dict(zip(LOADS, refused, strict=True)) == dict(zip(LOADS, done.stdout.split(), strict=True))
+    assert {"0", "1"} == set(refused)
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -16,7 +16,7 @@ import typing as t
 
 from .._core.root import Root
 from .modinfo import canonical
-from .words import split_word, split_words
+from .words import quote, split_word, split_words
 
 DIRECTORIES = (
     "etc/modprobe.d",
@@ -30,6 +30,12 @@ OWN_FILE = "etc/modprobe.d/zz-tapvirt.conf"
 COMMAND_LINE = "proc/cmdline"
 _HEADER = "# Kept by tapvirt.host.kernel_module_param. Lines of other files are never changed.\n"
 _BLANKS = " \t"
+# A line with those that a backslash joins to it, as it is in the file.
+_RAW_LINE = re.compile(r"(?:\\(?:\n|[^\n]?)|[^\n\\])*\n?")
+
+Key = t.Tuple[str, str]
+#: What an option is set to: a value, or ``True`` for a bare name.
+Setting = t.Union[str, bool]
 
 
 class Unwritable(ValueError):
@@ -37,12 +43,27 @@ class Unwritable(ValueError):
 
 
 class Option(t.NamedTuple):
-    """One ``name=value`` for a module, and the file (or the kernel command line) that says it. Null: no ``=``."""
+    """One ``name=value`` for a module, and the file (or the kernel command line) that holds it. ``None``: no ``=``."""
 
     module: str
     name: str
     value: str | None
     source: str
+
+    @property
+    def key(self) -> Key:
+        """Return what identifies the parameter."""
+        return self.module, self.name
+
+    @property
+    def word(self) -> str:
+        """Return the option as it is written."""
+        return self.name if self.value is None else "{}={}".format(self.name, self.value)
+
+    @property
+    def setting(self) -> Setting:
+        """Return what the option is set to."""
+        return True if self.value is None else self.value
 
 
 class Line(t.NamedTuple):
@@ -141,35 +162,87 @@ def command_line_options(root: Root) -> list[Option]:
     return options
 
 
-def effective(options: t.Iterable[Option]) -> dict[tuple[str, str], Option]:
+def effective(options: t.Iterable[Option]) -> dict[Key, Option]:
     """Return the option that wins for each module and name: the last."""
-    return {(option.module, option.name): option for option in options}
+    return {option.key: option for option in options}
 
 
-def render(options: t.Mapping[tuple[str, str], str]) -> str:
-    """Return our own file's text: one line for each module, sorted; empty when there is nothing to say.
+def edited(text: str, changes: t.Mapping[Key, Setting | None]) -> str:
+    """Return the text of our own file with options set, or (``None``) removed; empty when nothing is left to keep.
+
+    All that the changes do not name stays as it is: comments, other commands, options that somebody wrote by hand.
 
     :raises Unwritable: a value cannot be written.
     """
-    modules: dict[str, list[str]] = {}
-    for (module, name), value in sorted(options.items()):
-        modules.setdefault(module, []).append("{}={}".format(name, quoted(value)))
-    if not modules:
-        return ""
-    return _HEADER + "".join("options {} {}\n".format(module, " ".join(words)) for module, words in modules.items())
+    left = {key: None if setting is None else _word(key[1], setting) for key, setting in changes.items()}
+    lines = [line for line in _RAW_LINE.findall(text or _HEADER) if line]
+    # An option that is named several times is set where it was named last, which is the one that counts.
+    lines = [_edited_line(line, left, changes) for line in reversed(lines)][::-1]
+    for key, word in sorted(left.items()):
+        if word is not None:
+            _add(lines, key[0], word)
+    kept = "".join(lines)
+    return "" if kept.strip() in ("", _HEADER.strip()) else kept
 
 
-def quoted(value: str) -> str:
-    """Return a value as modprobe and the kernel read it back.
+def check_writable(value: str) -> None:
+    """Refuse a value that modprobe and the kernel would not read back.
 
     :raises Unwritable: quotes cannot be escaped (``next_arg`` in the kernel's lib/cmdline.c), lines cannot be broken.
     """
     if '"' in value:
         raise Unwritable("has a double quote, and modprobe.d(5) cannot escape one")
     if any(sign in value for sign in "\n\t\0"):
-        raise Unwritable("has a line end or a tab, and modprobe.d(5) cannot hold one")
-    value = value.replace("\\", "\\\\")
-    return '"{}"'.format(value) if any(letter.isspace() for letter in value) else value
+        raise Unwritable("has a newline, a tab or a zero byte, and modprobe.d(5) cannot hold one")
+
+
+def _word(name: str, setting: Setting) -> str:
+    if isinstance(setting, bool):
+        return name
+    check_writable(setting)
+    return "{}={}".format(name, quote(setting))
+
+
+def _edited_line(line: str, left: dict[Key, str | None], changes: t.Mapping[Key, Setting | None]) -> str:
+    """Return a line with the changes of its options; each word of ``left`` that is used is removed there."""
+    split = _option_words(line)
+    if split is None:
+        return line
+    module, words = split
+    keys = [(canonical(module), canonical(split_word(word)[0])) for word in words]
+    if not any(key in changes for key in keys):
+        return line
+    made: list[str] = []
+    for key, word in reversed(list(zip(keys, words))):
+        new = left.pop(key, None) if key in changes else word
+        made += [] if new is None else [new]
+    return _options_line(module, made[::-1]) if made else ""
+
+
+def _add(lines: list[str], module: str, word: str) -> None:
+    """Add an option to the last line of its module, or a line of its own."""
+    for index in range(len(lines) - 1, -1, -1):
+        split = _option_words(lines[index])
+        if split is not None and canonical(split[0]) == module:
+            lines[index] = _options_line(split[0], [*split[1], word])
+            return
+    if lines and not lines[-1].endswith("\n"):
+        # After a backslash the first newline only joins an empty line.
+        lines[-1] += "\n\n" if lines[-1].endswith("\\") else "\n"
+    lines.append(_options_line(module, [word]))
+
+
+def _option_words(line: str) -> tuple[str, list[str]] | None:
+    """Return the module and the words of an ``options`` line as it is in a file; ``None`` for another line."""
+    for parsed in parse_lines(line, ""):
+        if parsed.command == "options":
+            module, rest = _first_word(parsed.rest)
+            return module, split_words(rest.replace("\t", " "))
+    return None
+
+
+def _options_line(module: str, words: t.Sequence[str]) -> str:
+    return "options {} {}\n".format(module, " ".join(words).replace("\\", "\\\\"))
 
 
 def _first_word(line: str) -> tuple[str, str]:

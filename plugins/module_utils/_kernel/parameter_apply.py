@@ -24,7 +24,7 @@ from .parameter_layers import OWN_FILE
 from .parameter_plan import Persist, Refresh, Reload, Step, Write, is_restored, plan, undo_text
 from .parameter_rows import steps_of
 from .parameter_write import TAINT_USER, cause, judged, tainted, write_parameter
-from .parameters import Item, Observed, Reader, Wanted, parameter_file
+from .parameters import Item, Key, Observed, Reader, Wanted, parameter_file
 from .values import Value, is_put_back, read_value, said_value
 
 _UNDER_WAY = ("in_progress", "persisting", "reloading")
@@ -74,7 +74,7 @@ class Steps:
                 adjusted.update(self._write(write, observed.items[write.key], observed))
             if persists:
                 failed = OWN_FILE
-                self._persist(persists, observed)
+                self._persist(persists)
             for reload in steps:
                 if isinstance(reload, Reload):
                     failed = reload.what
@@ -108,7 +108,11 @@ class Steps:
                         originals.setdefault(observed.items[key].label, undo_text(current))
         unfinished = {write.what: write.undo for write in writes}
         unfinished.update(observed.interrupted)
-        lines = {step.key: observed.own.get(step.key) for step in steps if isinstance(step, Persist)}
+        lines: dict[Key, modprobe_d.Setting | None] = {}
+        for step in steps:
+            if isinstance(step, Persist):
+                own = observed.own.get(step.key)
+                lines[step.key] = None if own is None else own.setting
         lines.update(observed.interrupted_lines)
         persisting = {"{}.{}".format(*key): before for key, before in lines.items()}
         record.update(originals=originals, in_progress=unfinished, persisting=persisting, boot_id=observed.boot_id)
@@ -158,14 +162,9 @@ class Steps:
                 taints_added=taint_flags(TAINT_USER),
             )
 
-    def _persist(self, persists: t.Sequence[Persist], observed: Observed) -> None:
-        options = dict(observed.own)
-        for change in persists:
-            if change.value is None:
-                options.pop(change.key, None)
-            else:
-                options[change.key] = change.value
-        self._write_own_file(modprobe_d.render(options))
+    def _persist(self, persists: t.Sequence[Persist]) -> None:
+        own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
+        self._write_own_file(modprobe_d.edited(own_text, {change.key: change.value for change in persists}))
 
     def _write_own_file(self, text: str) -> None:
         path = self._root.path(modprobe_d.OWN_FILE)

@@ -16,9 +16,9 @@ from .._core.errors import InvalidInput, nearest_names
 from .._core.root import Root
 from . import modprobe_d
 from .modinfo import SOURCE_NAMES, canonical
-from .parameter_layers import said
+from .parameter_layers import flaw, flaw_sentence, said
 from .parameter_table import Declared
-from .parameters import Item, Key, Reader
+from .parameters import Item, Key, Observed, Reader
 from .values import Value, kind_of_value, read_value, same
 
 _ASKED = re.compile(r"^[A-Za-z0-9_.\-*?\[\]!]+\Z")
@@ -128,6 +128,7 @@ class _Look:
             }
             row.update(_access(item, declared.get(item.name)))
             row.update(_values(item, declared.get(item.name), option))
+            row["pending"] = [*_flaws(key, observed), *row["pending"]]
             rows.append(row)
         return rows
 
@@ -162,11 +163,19 @@ def _values(item: Item, declared: Declared | None, option: modprobe_d.Option | N
     }
 
 
+def _flaws(key: Key, observed: Observed) -> t.Iterator[str]:
+    """Say which options of a parameter keep its module from being loaded."""
+    for option, item in observed.load_options.get(key[0], []):
+        reason = flaw(option, item) if option.key == key else None
+        if reason is not None:
+            yield flaw_sentence(option, item, reason)
+
+
 def _pending(item: Item, configured: Value | None, option: modprobe_d.Option | None) -> t.Iterator[str]:
     """Say in which way a running value is not the configured one."""
     if option is None or configured is None or item.current is None or same(item.kind, item.current, configured):
         return
-    word = option.name if option.value is None else "{}={}".format(option.name, option.value)
+    word = option.word
     when = "the kernel is started with it" if item.built_in else "the module is loaded again"
     if item.built_in and option.source == "/" + modprobe_d.COMMAND_LINE:
         yield "this kernel was started with {}, and something has changed the value since".format(word)

@@ -15,16 +15,31 @@ from . import modprobe_d
 from .modinfo import canonical
 from .parameters import Item, Observed, Wanted
 from .values import Rejected, Value, said_value, same, wanted_value
+from .words import quote
 
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 
 
+# Types that take a bare name: KERNEL_PARAM_OPS_FL_NOARG in the kernel's kernel/params.c.
+_BARE = ("bool", "bool_enable_only", "bint")
+
+
 class Layer(t.NamedTuple):
-    """Where a value lasts: ``none``, ``modprobe_d`` or ``command_line``."""
+    """Where a value lasts: ``none``, ``modprobe_d`` or ``command_line``.
+
+    ``set_in`` is the file whose option wins and gives the value. ``flaws`` are options with which the module cannot be
+    loaded at all, whatever wins.
+    """
 
     name: str
-    persisted_in: str | None
+    set_in: str | None
     pending: list[str]
+    flaws: t.Sequence[str] = ()
+
+    @property
+    def persisted_in(self) -> str | None:
+        """Return the file that gives the value when the module is loaded; ``None``: it cannot be loaded so."""
+        return None if self.flaws else self.set_in
 
 
 def wanted_of(entry: Wanted, item: Item) -> Value:
@@ -63,17 +78,56 @@ def layer_of(entry: Wanted, item: Item, observed: Observed) -> Layer:
         return Layer(name, None, [])
     value = wanted_of(entry, item)
     on_command_line = observed.command_line.get(entry.key)
+    flaws = [] if item.built_in else observed.load_flaws.get(entry.module, [])
     if on_command_line is not None and says(on_command_line, item, value):
-        return Layer(name, on_command_line.source, [])
+        return Layer(name, on_command_line.source, list(flaws), flaws)
     if name == "command_line":
-        word = "{}={}".format(item.command_line_word, value.text)
+        word = "{}={}".format(item.command_line_word, quote(value.text))
         return Layer(name, None, ["add {} to the kernel command line and reboot".format(word)])
     if item.built_in:
         rule = "is built into the kernel, so modprobe.d does not reach it; say persist: command_line or auto"
         raise InvalidInput("module", item.module, rule)
     winner = observed.file_options.get(entry.key)
-    persisted_in = winner.source if winner is not None and says(winner, item, value) else None
-    return Layer(name, persisted_in, list(_in_the_way(entry, observed, winner, persisted_in)))
+    set_in = winner.source if winner is not None and says(winner, item, value) else None
+    return Layer(name, set_in, [*flaws, *_in_the_way(entry, observed, winner, set_in)], flaws)
+
+
+def flaw(option: modprobe_d.Option, item: Item) -> str | None:
+    """Return why the kernel refuses an option, and with it the module, as the end of a sentence; ``None``: it does not.
+
+    One refused value is enough, whatever comes later (``parse_args`` in the kernel's kernel/params.c, ``load_module``).
+    """
+    if not item.strict:
+        return None
+    if option.value is None:
+        return None if item.kind.word in _BARE else "has no value, which only a boolean may lack"
+    try:
+        wanted_value(item.kind, option.value, item.word_bits)
+    except Rejected as error:
+        return str(error)
+    return None
+
+
+def load_flaws(wanted: t.Sequence[Wanted], state: str, observed: Observed) -> dict[str, list[str]]:
+    """Return, for each loadable module, the options that the kernel refuses, in sentences.
+
+    Those of our own file that this run sets or removes are left out.
+    """
+    edited = {entry.key for entry in wanted if state == "restored" or entry.persist in ("auto", "modprobe_d")}
+    found: dict[str, list[str]] = {}
+    for module, options in observed.load_options.items():
+        for option, item in options:
+            reason = flaw(option, item)
+            if reason is not None and not (option.source == OWN_FILE and option.key in edited):
+                found.setdefault(module, []).append(flaw_sentence(option, item, reason))
+    return found
+
+
+def flaw_sentence(option: modprobe_d.Option, item: Item, reason: str) -> str:
+    """Say which option keeps a module from being loaded, and why."""
+    return "{} sets {} for {}, which {} (type: {}): the module cannot be loaded until that is corrected".format(
+        option.source, option.word, item.module, reason, item.kind.word
+    )
 
 
 def notes_of(item: Item, observed: Observed) -> list[str]:
@@ -85,11 +139,12 @@ def notes_of(item: Item, observed: Observed) -> list[str]:
         line = modprobe_d.line_about(observed.lines, command, item.module)
         if line is not None:
             found.append("{} says: {} {}".format(line.source, line.command, line.rest))
-    for module, name in (("kernel", "module_blacklist"), ("modprobe", "blacklist")):
-        option = observed.command_line.get((module, name))
-        if option is not None and item.module in map(canonical, (option.value or "").split(",")):
-            word = name if module == "kernel" else "{}.{}".format(module, name)
-            found.append("{} says: {}={}".format(option.source, word, option.value))
+    for option in observed.boot_options:
+        # Each of several such words counts (kmod_config_parse_kcmdline in kmod's libkmod-config.c).
+        is_list = option.key in (("kernel", "module_blacklist"), ("modprobe", "blacklist"))
+        if is_list and item.module in map(canonical, (option.value or "").split(",")):
+            prefix = "" if option.module == "kernel" else option.module + "."
+            found.append("{} says: {}{}".format(option.source, prefix, option.word))
     return found
 
 
@@ -104,11 +159,12 @@ def waits_in_image(entry: Wanted, item: Item, state: str, observed: Observed) ->
         left = modprobe_d.effective(others).get(entry.key)
         if there is None or there.source != OWN_FILE:
             return False
-        return left is None or not says(there, item, said(left, item))
+        value = None if left is None else said(left, item)
+        return value is None or not says(there, item, value)
     layer = layer_of(entry, item, observed)
-    if layer.name != "modprobe_d" or layer.persisted_in == "/" + modprobe_d.COMMAND_LINE:
+    if layer.name != "modprobe_d" or layer.set_in == "/" + modprobe_d.COMMAND_LINE:
         return False
-    if layer.persisted_in is None and own_says(entry, item, observed):
+    if layer.set_in is None and own_says(entry, item, observed):
         return False
     return there is None or not says(there, item, wanted_of(entry, item))
 
@@ -116,18 +172,21 @@ def waits_in_image(entry: Wanted, item: Item, state: str, observed: Observed) ->
 def own_says(entry: Wanted, item: Item, observed: Observed) -> bool:
     """Tell whether our own file has the wanted value, whoever wins."""
     own = observed.own.get(entry.key)
-    return own is not None and same(item.kind, said_value(item.kind, own, item.word_bits), wanted_of(entry, item))
+    return own is not None and says(own, item, wanted_of(entry, item))
 
 
 def says(option: modprobe_d.Option, item: Item, value: Value) -> bool:
     """Tell whether an option gives a value."""
-    return same(item.kind, said(option, item), value)
+    given = said(option, item)
+    return given is not None and same(item.kind, given, value)
 
 
-def said(option: modprobe_d.Option, item: Item) -> Value:
-    """Return the value that an option gives."""
-    # A bare name switches a truth value on (param_set_bool in the kernel's kernel/params.c).
-    return said_value(item.kind, "Y" if option.value is None else option.value, item.word_bits)
+def said(option: modprobe_d.Option, item: Item) -> Value | None:
+    """Return the value that an option gives; ``None``: a bare name, and the parameter is no boolean."""
+    if option.value is not None:
+        return said_value(item.kind, option.value, item.word_bits)
+    # param_set_bool in the kernel's kernel/params.c.
+    return said_value(item.kind, "1", item.word_bits) if item.kind.word in _BARE or not item.strict else None
 
 
 def _is_choice(value: Value, choices: t.Collection[str], word: str) -> bool:
@@ -137,14 +196,13 @@ def _is_choice(value: Value, choices: t.Collection[str], word: str) -> bool:
 
 
 def _in_the_way(
-    entry: Wanted, observed: Observed, winner: modprobe_d.Option | None, persisted_in: str | None
+    entry: Wanted, observed: Observed, winner: modprobe_d.Option | None, set_in: str | None
 ) -> t.Iterator[str]:
     on_command_line = observed.command_line.get(entry.key)
     if on_command_line is not None:
-        word = "{}.{}={}".format(on_command_line.module, on_command_line.name, on_command_line.value)
-        yield "the kernel command line says {}, which wins".format(word)
-    if persisted_in is None and winner is not None and entry.key in observed.own and winner.source != OWN_FILE:
-        yield "{} says {}={}, which comes after our file and wins".format(winner.source, winner.name, winner.value)
+        yield "the kernel command line says {}.{}, which wins".format(on_command_line.module, on_command_line.word)
+    if set_in is None and winner is not None and entry.key in observed.own and winner.source != OWN_FILE:
+        yield "{} says {}, which comes after our file and wins".format(winner.source, winner.word)
     install = modprobe_d.install_line(observed.lines, entry.module)
     if install is not None:
         yield "{} replaces the loading of the module: install {}".format(install.source, install.rest)

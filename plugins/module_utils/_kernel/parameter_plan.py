@@ -14,7 +14,7 @@ import typing as t
 from .._core.errors import InvalidInput
 from .._core.plan import Change, Plan
 from . import modprobe_d
-from .parameter_layers import OWN_FILE, layer_of, own_says, said, waits_in_image, wanted_of
+from .parameter_layers import OWN_FILE, flaw, layer_of, own_says, said, waits_in_image, wanted_of
 from .parameters import Item, Key, Observed, Wanted, read_only_reason
 from .values import Value, is_in_effect, is_put_back, said_value
 
@@ -41,10 +41,10 @@ class Write(Step):
 
 @dataclasses.dataclass(frozen=True)
 class Persist(Step):
-    """Say ``value`` in our own file; null: no longer say anything."""
+    """Set an option in our own file to ``value`` (``True``: the bare name); ``None``: remove it."""
 
     key: Key = ("", "")
-    value: str | None = None
+    value: modprobe_d.Setting | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def waits_for_load(
         return not is_put_back(item.kind, current, said_value(item.kind, original, item.word_bits))
     if not entry.runtime or is_reached(entry, item, observed):
         return False
-    kept = item.text is not None and layer_of(entry, item, observed).persisted_in is not None
+    kept = item.text is not None and layer_of(entry, item, observed).set_in is not None
     return kept or entry.key in persisting
 
 
@@ -135,28 +135,39 @@ def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[
     :raises InvalidInput: modprobe.d cannot hold the value.
     """
     layer = layer_of(entry, item, observed)
-    if layer.name != "modprobe_d" or layer.persisted_in is not None:
+    own = observed.own.get(entry.key)
+    refused = own is not None and flaw(own, item) is not None
+    if layer.name != "modprobe_d" or (layer.set_in is not None and not refused):
         return
     value = wanted_of(entry, item)
     try:
-        modprobe_d.quoted(value.text)
+        modprobe_d.check_writable(value.text)
     except modprobe_d.Unwritable as error:
         raise InvalidInput(entry.label, entry.value, "cannot be persisted: it {}".format(error)) from error
     if own_says(entry, item, observed):
         return
     winner = observed.file_options.get(entry.key)
+    why = "nothing sets it when the module is loaded"
+    if refused:
+        why = "the kernel refuses the value that {} has".format(OWN_FILE)
+    elif winner is not None:
+        why = "{} sets another value".format(winner.source)
     yield Persist(
         what="{} in {}".format(entry.label, OWN_FILE),
-        before=None if winner is None else said(winner, item).shown,
+        before=_shown(winner, item),
         after=value.shown,
         how=OWN_FILE,
-        why="nothing sets it when the module is loaded"
-        if winner is None
-        else "{} sets another value".format(winner.source),
+        why=why,
         keys=(entry.key,),
         key=entry.key,
         value=value.text,
     )
+
+
+def _shown(option: modprobe_d.Option | None, item: Item) -> t.Any:
+    """Return the value that an option gives, as it is returned; ``None``: it gives none."""
+    value = None if option is None else said(option, item)
+    return None if value is None else value.shown
 
 
 def undo_text(value: Value) -> str:
@@ -292,7 +303,7 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Step]:
     if entry.key in observed.own:
         yield Persist(
             what="{} in {}".format(entry.label, OWN_FILE),
-            before=said_value(item.kind, observed.own[entry.key], item.word_bits).shown,
+            before=_shown(observed.own[entry.key], item),
             after=None,
             how=OWN_FILE,
             why="it was not persisted before it was first set",
@@ -304,10 +315,12 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Step]:
 def _recovery(named: t.Collection[Key], observed: Observed) -> t.Iterator[Step]:
     """Put back what an interrupted run had set, or kept, and this run does not name."""
     for key, line in sorted(observed.interrupted_lines.items()):
-        if key not in named and observed.own.get(key) != line:
+        own = observed.own.get(key)
+        setting = None if own is None else own.setting
+        if key not in named and setting != line:
             yield Persist(
                 what="{}.{} in {}".format(*key, OWN_FILE),
-                before=observed.own.get(key),
+                before=setting,
                 after=line,
                 how=OWN_FILE,
                 why="an interrupted run had changed it",

@@ -60,7 +60,8 @@ def _present(
     """Fill in what only a wanted value has."""
     value = wanted_of(entry, item)
     layer = layer_of(entry, item, last)
-    planned_file = OWN_FILE if check_mode and any(isinstance(step, Persist) for step in steps) else None
+    planned = check_mode and not layer.flaws and any(isinstance(step, Persist) for step in steps)
+    planned_file = OWN_FILE if planned else None
     result.update(wanted=value.shown, persisted_in=layer.persisted_in or planned_file, pending=list(layer.pending))
     if entry.persist != "none":
         result["notes"] = notes_of(item, last)
@@ -126,6 +127,6 @@ def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) ->
         yield "it cannot be seen whether {} has the module with other options: {}".format(image.path, image.unreadable)
     elif waits_in_image(entry, item, state, observed):
         option = image.options.get(entry.key)
-        has = "without this option" if option is None else "with {}={}".format(option.name, option.value)
+        has = "without this option" if option is None else "with {}".format(option.word)
         how = " with {} (refresh_initramfs: true)".format(" ".join(image.maker)) if image.maker else ""
         yield "{} has the module {}, and loads it so when the host starts; make it anew{}".format(image.path, has, how)

@@ -16,7 +16,7 @@ from .._core import journal as core_journal
 from .._core.journal import Journal
 from .._core.plan import Plan, converge
 from .._core.root import Root
-from .parameter_layers import layer_of
+from .parameter_layers import layer_of, load_flaws
 from .parameter_plan import Step, is_restored, persist_change, plan
 from .parameter_rows import row, steps_of
 from .parameters import Observed, Reader, Wanted
@@ -83,6 +83,8 @@ class Parameters:
             if entry.read_back == "selector":
                 item = observed.items[entry.key]
                 observed.items[entry.key] = self._reader.item(*entry.key, kind=Kind("selector", item.kind.source))
+        flaws = load_flaws(self._wanted, self._state, observed)
+        observed = dataclasses.replace(observed, load_flaws=flaws)
         observed = dataclasses.replace(observed, modules=self._modules(observed))
         observed = dataclasses.replace(observed, image=self._image(observed))
         self._seen.append(observed)
@@ -100,6 +102,7 @@ class Parameters:
             in_the_way = module_reload.in_the_way(self._root, entry.module, observed.lines, self._reader.aliases())
             if self._reader.installed.file_of(entry.module) is None:
                 in_the_way.append("it is not installed for this kernel, so it could not be loaded again")
+            in_the_way += observed.load_flaws.get(entry.module, [])
             found[entry.module] = module_reload.LoadedModule(in_the_way)
         return found
 

@@ -94,7 +94,7 @@ def _limit(module: _Object, operations: str, pointer: _Place) -> int | None:
     variable = module.pointer(pointer)
     if variable is None or not variable.section:
         return None
-    # Both begin with it: max of struct kparam_array, maxlen of struct kparam_string, which counts the zero that ends it.
+    # The first member: max of struct kparam_array, maxlen of struct kparam_string, which counts the zero at the end.
     if operations == "param_array_ops":
         return int(module.unpack("I", variable)[0])
     return max(int(module.unpack("I", variable)[0]) - 1, 0) if operations == "param_ops_string" else None

@@ -62,7 +62,7 @@ class Item(t.NamedTuple):
     """One parameter as it is. ``text`` is null where there is no file, or where it cannot be read (``mode`` tells).
 
     ``choices`` are the only values that make sense; null: the type says it all. ``unsafe``: setting it is known to
-    taint the kernel.
+    taint the kernel. ``strict``: its module declares the type, and the kernel takes nothing else.
     """
 
     module: str
@@ -75,6 +75,7 @@ class Item(t.NamedTuple):
     word_bits: int
     choices: t.Collection[str] | None
     unsafe: bool = False
+    strict: bool = False
 
     @property
     def key(self) -> Key:
@@ -117,18 +118,27 @@ class Item(t.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """Everything that a plan depends on."""
+    """Everything that a plan depends on.
+
+    ``own`` are the options of our own file, ``file_options`` and ``command_line`` the winning ones of all files and of
+    the kernel command line, ``boot_options`` all of the latter. ``load_options`` are, for each loadable module, all
+    options that modprobe hands over with it, in order, with the parameters that they set. ``load_flaws`` says for
+    each which of them the kernel refuses, in sentences.
+    """
 
     items: dict[Key, Item]
-    own: dict[Key, str]
+    own: dict[Key, modprobe_d.Option]
     file_options: dict[Key, modprobe_d.Option]
     command_line: dict[Key, modprobe_d.Option]
+    boot_options: list[modprobe_d.Option]
+    load_options: dict[str, list[tuple[modprobe_d.Option, Item]]]
     lines: list[modprobe_d.Line]
     journal: dict[str, t.Any]
     boot_id: str
     tainted: int
     modules: t.Mapping[str, LoadedModule] = dataclasses.field(default_factory=dict)
     image: Image | None = None
+    load_flaws: t.Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def originals(self) -> dict[str, str]:
@@ -143,8 +153,8 @@ class Observed:
         return dict(self.journal.get("in_progress", {}))
 
     @property
-    def interrupted_lines(self) -> dict[Key, str | None]:
-        """Return what a run had begun and not ended to keep in our own file, with what it said before (null: nothing).
+    def interrupted_lines(self) -> dict[Key, modprobe_d.Setting | None]:
+        """Return what a run had begun and not ended to keep in our own file, with what it was before (null: nothing).
 
         Unlike a running value, a file outlives the boot.
         """
@@ -217,14 +227,17 @@ class Reader:
         boot_id = (self.root.read_text_or("proc/sys/kernel/random/boot_id") or "").strip()
         lines = modprobe_d.read_lines(self.root)
         options = modprobe_d.options_of(lines)
+        boot_options = modprobe_d.command_line_options(self.root)
         own = modprobe_d.options_of(
             modprobe_d.parse_lines(self.root.read_text_or(modprobe_d.OWN_FILE) or "", "/" + modprobe_d.OWN_FILE)
         )
         observed = Observed(
             items={},
-            own={(option.module, option.name): option.value or "" for option in own},
+            own=modprobe_d.effective(own),
             file_options=modprobe_d.effective(options),
-            command_line=modprobe_d.effective(modprobe_d.command_line_options(self.root)),
+            command_line=modprobe_d.effective(boot_options),
+            boot_options=boot_options,
+            load_options={},
             lines=lines,
             journal=journal,
             boot_id=boot_id,
@@ -236,6 +249,12 @@ class Reader:
         for label in observed.interrupted:
             module, _dot, name = label.partition(".")
             observed.items.setdefault((module, name), self.item(module, name))
+        for module in {item.module for item in observed.items.values() if not item.built_in}:
+            observed.load_options[module] = [
+                (option, self.item(module, option.name))
+                for option in [*options, *boot_options]
+                if option.module == module and self._has(module, option.name)
+            ]
         return observed
 
     def items_of(self, module: str) -> dict[str, Item]:
@@ -247,6 +266,10 @@ class Reader:
     def aliases(self) -> str:
         """Return the text of ``modules.alias``; empty where there is none."""
         return self.root.read_text_or("lib/modules/{}/modules.alias".format(self.release)) or ""
+
+    def _has(self, module: str, name: str) -> bool:
+        """Tell whether a module has a parameter; the kernel ignores an option that is none."""
+        return name in self.installed.parameters(module) or self.root.exists(parameter_file(module, name))
 
     def _check_names(self, module: str, name: str) -> None:
         """Refuse what does not exist, with the nearest names that do.
@@ -289,6 +312,7 @@ class Reader:
             word_bits=self._word_bits,
             choices=self._compressors() if (module, name) == ("zswap", "compressor") else listed_words(kind, text),
             unsafe=self._unsafe(module, name),
+            strict=kind.source == "modinfo" and (declared is None or declared.standard),
         )
 
     def _unsafe(self, module: str, name: str) -> bool:

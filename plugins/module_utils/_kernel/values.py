@@ -180,7 +180,7 @@ def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Valu
             if part is None or isinstance(part, (list, dict)):
                 raise Rejected("is not one value")
             if "," in _text(part):
-                raise Rejected("has a comma, which separates elements")
+                raise Rejected("has a comma")
             elements.append(_scalar(kind.element, _text(part), word_bits))
         except Rejected as error:
             raise Rejected("has the element {!r} (number {}), which {}".format(part, number, error)) from error

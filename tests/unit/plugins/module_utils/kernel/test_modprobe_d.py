@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import lzma
 import pathlib
-import struct
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
@@ -21,26 +20,12 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo impor
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.words import split_word, split_words
+from ansible_collections.tapvirt.host.tests.unit.plugins.module_utils.kernel.module_object import object_file
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
 RELEASE = "6.12.107+deb13-cloud-amd64"
 KVM = (FIXTURES / RELEASE / "kvm.modinfo").read_bytes()
-
-
-def object_file(modinfo: bytes, wide: bool = True) -> bytes:
-    """Return an ELF file with one section, .modinfo, as small as it can be."""
-    names = b"\0.modinfo\0.shstrtab\0"
-    size = 64 if wide else 52
-    sections = [(0, 0, 0), (1, size, len(modinfo)), (10, size + len(modinfo), len(names))]
-    table = b""
-    for name, offset, length in sections:
-        layout = "<IIQQQQIIQQ" if wide else "<IIIIIIIIII"
-        table += struct.pack(layout, name, 1, 0, 0, offset, length, 0, 0, 1, 0)
-    ident = b"\x7fELF" + bytes([2 if wide else 1, 1, 1]) + bytes(9)
-    start = size + len(modinfo) + len(names)
-    layout = "<HHIQQQIHHHHHH" if wide else "<HHIIIIIHHHHHH"
-    header = ident + struct.pack(layout, 1, 62, 1, 0, 0, start, 0, size, 0, 0, 64 if wide else 40, 3, 2)
-    return header + modinfo + names + table
 
 
 @pytest.fixture
@@ -203,9 +188,9 @@ def test_the_first_line_that_fits_a_module_is_followed_and_an_install_line_not_b
 def test_our_own_file_is_read_back_as_it_was_written():
     options = {("dummy", "model"): "a b", ("kvm", "x"): "1", ("kvm", "a"): "", ("kvm", "y"): "it's # ok"}
     options.update({("nbd", "p"): "C:\\dir", ("nbd", "q"): "a b\\", ("nbd", "r"): "a\\"})
-    parsed = modprobe_d.options_of(modprobe_d.parse_lines(modprobe_d.render(options), "f"))
+    parsed = modprobe_d.options_of(modprobe_d.parse_lines(modprobe_d.edited("", options), "f"))
     assert {(option.module, option.name): option.value for option in parsed} == options
-    assert modprobe_d.render({}) == ""
+    assert modprobe_d.edited("", {}) == ""
 
 
 @pytest.mark.parametrize("value", ['a"b', "a\nb", "a\tb"])
@@ -417,3 +402,141 @@ def test_what_would_keep_a_module_from_being_loaded_is_refused_and_nothing_is_wr
         run(tree, {"dummy.numdummies": 3, "nf_conntrack_ftp." + name: value}, persist=persist, check=check)
     assert list((tree / "etc/modprobe.d").iterdir()) == []
     assert not (tree / "var").exists()
+
+
+BAD = [
+    # What a file of somebody else says, and the sentence that names it (null: the kernel takes it, or ignores it).
+    ("options dummy numdummies=lots\n", "sets numdummies=lots for dummy, which is not a number (type: int)"),
+    ("options dummy numdummies=lots\noptions dummy numdummies=3\n", "sets numdummies=lots for dummy"),
+    ("options dummy numdummies=\n", "sets numdummies= for dummy, which is not a number (type: int)"),
+    ("options dummy numdummies\n", "sets numdummies for dummy, which has no value, which only a boolean may lack"),
+    ("options dummy numdummies = 3\n", "sets numdummies for dummy, which has no value, which only a boolean may lack"),
+    ("options dummy numdummies=2147483648\n", "which is out of range for the type int"),
+    ("options dummy model\n", "sets model for dummy, which has no value"),
+    ("options dummy unknown=1 dyndbg async_probe = numdummies=1\n", None),
+    ("options kvm halt_poll_ns=lots\n", None),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD)
+def test_an_option_that_the_kernel_refuses_is_named_and_no_value_is_called_persisted(text, sentence, tree):
+    conf(tree, "etc/modprobe.d/vendor.conf", text)
+    checked = run(tree, {"dummy.numdummies": 3}, persist="auto", check=True)[1]["params"][0]
+    plan, result = run(tree, {"dummy.numdummies": 3}, persist="auto")
+    again, _result = run(tree, {"dummy.numdummies": 3}, persist="auto")
+    row = result["params"][0]
+    assert (len(plan) <= 1, again.rows(), row["pending"]) == (True, [], checked["pending"])
+    flaws = [line for line in row["pending"] if "cannot be loaded" in line]
+    if sentence is None:
+        assert (flaws, row["persisted_in"], checked["persisted_in"]) == ([], *["/" + modprobe_d.OWN_FILE] * 2)
+        return
+    assert (row["persisted_in"], checked["persisted_in"]) == (None, None)
+    assert len(flaws) == 1 and flaws[0].startswith("/etc/modprobe.d/vendor.conf sets ")
+    assert sentence in flaws[0]
+    assert flaws[0].endswith(": the module cannot be loaded until that is corrected")
+
+
+def test_a_bad_option_of_the_kernel_command_line_and_of_another_parameter_count_too(tree):
+    conf(tree, "proc/cmdline", "quiet nf_conntrack_ftp.ports=21,many nf_conntrack_ftp.ports=21")
+    conf(tree, "etc/modprobe.d/vendor.conf", "options nf-conntrack-ftp loose\n")
+    row = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
+    assert row["persisted_in"] is None
+    assert row["pending"][1].startswith("/proc/cmdline sets ports=21,many for nf_conntrack_ftp, which has the element")
+    assert not (tree / modprobe_d.OWN_FILE).exists()
+    conf(tree, "proc/cmdline", "quiet")
+    row = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
+    assert row["persisted_in"] == "/etc/modprobe.d/vendor.conf"
+
+
+def test_a_value_of_our_own_file_that_the_kernel_refuses_is_replaced(tree):
+    conf(tree, modprobe_d.OWN_FILE, "options nf_conntrack_ftp ports= loose=1\n")
+    conf(tree, "etc/modprobe.d/zzz.conf", "options nf_conntrack_ftp ports=21\n")
+    row = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
+    assert "zz-tapvirt.conf sets ports= for nf_conntrack_ftp" in row["pending"][1]
+    plan, result = run(tree, {"nf_conntrack_ftp.ports": [21]}, persist="auto")
+    assert [change.why for change in plan] == ["the kernel refuses the value that /etc/modprobe.d/zz-tapvirt.conf has"]
+    assert own(tree) == "options nf_conntrack_ftp ports=21 loose=1\n"
+    assert result["params"][0]["persisted_in"] == "/etc/modprobe.d/zzz.conf"
+    assert not run(tree, {"nf_conntrack_ftp.ports": [21]}, persist="auto")[0]
+
+
+BY_HAND = """\
+# Rack 12: see the ticket
+blacklist nouveau
+options kvm halt_poll_ns=1 ignore_msrs # for Windows guests
+  options kvm-amd \\
+    nested=0
+options snd_pcm preallocate_dma=1 preallocate_dma=0
+
+softdep kvm pre: irqbypass
+options nf_conntrack_ftp loose"""
+
+
+def test_our_own_file_edited_by_hand_keeps_all_that_was_not_asked_for(tree):
+    conf(tree, "sys/module/kvm/parameters/ignore_msrs", "N\n")
+    conf(tree, modprobe_d.OWN_FILE, BY_HAND)
+    run(tree, {"kvm.halt_poll_ns": 5, "dummy.model": "a b", "snd_pcm.preallocate_dma": 1}, persist="auto")
+    changed = BY_HAND.replace("halt_poll_ns=1", "halt_poll_ns=5").replace(
+        "preallocate_dma=1 preallocate_dma=0", "preallocate_dma=1"
+    )
+    assert own(tree) == changed + '\noptions dummy model="a b"\n'
+    # A bare name is a boolean's 1: this is what the module is loaded with already.
+    plan, result = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")
+    assert (plan.rows(), result["params"][0]["persisted_in"]) == ([], "/" + modprobe_d.OWN_FILE)
+    values = {"kvm.halt_poll_ns": None, "dummy.model": None, "snd_pcm.preallocate_dma": None, "kvm.ignore_msrs": None}
+    run(tree, {**values, "nf_conntrack_ftp.loose": None}, state="restored")
+    assert own(tree) == BY_HAND.replace("halt_poll_ns=1 ignore_msrs ", "").replace(
+        "options snd_pcm preallocate_dma=1 preallocate_dma=0\n", ""
+    ).replace("\noptions nf_conntrack_ftp loose", "\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "expected"),
+    [
+        ("options a b\n", {("a", "b"): None}, ""),
+        ("options a b=1\noptions a b=2 c\n", {("a", "b"): "3"}, "options a b=3 c\n"),
+        ("options a-b c-d=1\n", {("a_b", "c_d"): "2", ("a_b", "e"): "3"}, "options a-b c_d=2 e=3\n"),
+        ("options a p=C:\\\\x b=1", {("a", "b"): "\\"}, "options a p=C:\\\\x b=\\\\\n"),
+        ("options a \\\n b=1 \\\n c=2\n# x\n", {("a", "c"): None}, "options a b=1\n# x\n"),
+        ("# options a b=1 \\\noptions a b=1\n", {("a", "b"): None}, "# options a b=1 \\\noptions a b=1\n"),
+        ("# x \\", {("a", "b"): True}, "# x \\\n\noptions a b\n"),
+        ("blacklist a\r\noptions a b=1\r\n", {("a", "b"): "2"}, "blacklist a\r\noptions a b=2\n"),
+    ],
+)
+def test_a_file_is_edited_word_by_word(text, changes, expected):
+    assert modprobe_d.edited(text, changes) == expected
+    parsed = modprobe_d.effective(modprobe_d.options_of(modprobe_d.parse_lines(expected, "f")))
+    for key, setting in changes.items():
+        assert (parsed[key].setting if key in parsed else None) == setting
+
+
+def test_words_are_split_as_the_kernel_splits_bytes():
+    assert split_words('size = 5 "a=b c" d="e f"g\u2003h \v i') == ["size", "=", "5", '"a=b c"', 'd="e f"g\u2003h', "i"]
+    assert [split_word(word) for word in ("=", "=a=b", "size", "a=")] == [
+        ("=", None),
+        ("=a", "b"),
+        ("size", None),
+        ("a", ""),
+    ]
+    # The kernel reads bytes, and 0xa0 is white space to it: the second byte of this letter.
+    assert split_words("p=\u00e0 q=1")[0] == "p=\udcc3"
+    assert modprobe_d.edited("", {("a", "p"): "\u00e0"}).endswith('options a p="\u00e0"\n')
+
+
+def test_several_words_of_the_command_line_that_bar_a_module_add_up(tree):
+    conf(
+        tree,
+        "proc/cmdline",
+        "modprobe.blacklist=dummy,a modprobe.blacklist=b module_blacklist=c module_blacklist=dummy",
+    )
+    row = run(tree, {"dummy.numdummies": 3}, persist="auto")[1]["params"][0]
+    assert row["notes"] == [
+        "/proc/cmdline says: modprobe.blacklist=dummy,a",
+        "/proc/cmdline says: module_blacklist=dummy",
+    ]
+
+
+def test_a_value_with_a_space_is_quoted_for_the_kernel_command_line(tree):
+    conf(tree, "sys/module/firmware_class/parameters/path", "/lib/a\n")
+    row = run(tree, {"firmware_class.path": "/lib/a b"}, persist="auto", check=True)[1]["params"][0]
+    assert row["pending"] == ['add firmware_class.path="/lib/a b" to the kernel command line and reboot']

@@ -338,6 +338,28 @@ def test_a_loaded_modules_parameters_are_known_whole(tree):
     }
 
 
+def test_an_option_that_keeps_a_module_from_being_loaded_is_pending(tree):
+    with open(tree.path("etc/modprobe.d/sample.conf"), "a", encoding="ascii") as stream:
+        stream.write(
+            "options sample_mod the_byte=256 the_short=1,2 the_invbool own_type=x whole=1,2,3,4,5 buffer=0123\n"
+        )
+    rows = rows_of(tree, "sample-mod")
+    found = {
+        row["name"]: row["pending"] for row in rows.values() if any("cannot be" in text for text in row["pending"])
+    }
+    assert {name: len(texts) for name, texts in found.items()} == {
+        "the_byte": 1,
+        "the_invbool": 1,
+        "the_short": 1,
+        "whole": 1,
+    }
+    assert found["whole"] == [
+        "/etc/modprobe.d/sample.conf sets whole=1,2,3,4,5 for sample_mod, which has 5 elements, and the parameter takes"
+        " at most 4 (type: array of int): the module cannot be loaded until that is corrected"
+    ]
+    assert rows["sample_mod.the_invbool"]["configured"] is None
+
+
 def test_a_module_that_is_only_installed_has_what_its_file_says(tree):
     result = parameter_info(tree, "x86_64", ["spare"], ["*"], 20)
     assert result["modules"] == [

@@ -17,6 +17,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel import modprobe_d, module_reload
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+from ansible_collections.tapvirt.host.tests.unit.plugins.module_utils.kernel.module_object import object_file
 
 RELEASE = "6.12.107"
 OWN = "etc/modprobe.d/zz-tapvirt.conf"
@@ -165,6 +166,19 @@ def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reas
     assert reason in pending
     assert (called(root), value(root, "count"), result["params"][0]["verdict"]) == ([], "2", "changed")
     assert run(root, {"count": 5})[1]["params"][0]["verdict"] == "pending"
+
+
+def test_a_module_that_could_not_be_loaded_again_is_not_unloaded(root):
+    path = pathlib.Path(root.path("lib/modules/{}/kernel/drivers/nbd.ko".format(RELEASE)))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(object_file(b"parmtype=count:int\0parmtype=parts:int\0parmtype=log:bool\0"))
+    put(root, "etc/modprobe.d/a.conf", "options nbd parts=many\n")
+    _plan, result = run(root, {"count": 5})
+    assert (called(root), value(root, "count")) == ([], "2")
+    assert "that was not done now: /etc/modprobe.d/a.conf sets parts=many for nbd" in result["params"][0]["pending"][0]
+    put(root, "etc/modprobe.d/a.conf", "options nbd parts=8\n")
+    run(root, {"count": 5})
+    assert (called(root), value(root, "count")) == (["rmmod nbd", "modprobe nbd"], "5")
 
 
 def test_a_device_that_is_bound_to_the_module_is_in_the_way(root):

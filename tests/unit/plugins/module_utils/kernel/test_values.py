@@ -120,7 +120,7 @@ def test_what_the_kernel_takes_is_written_in_one_spelling(word, value, text):
     [
         ("array of ushort", [], "is an empty list, and the kernel sets at least one element"),
         ("array of ushort", [21, None], "has the element None (number 2), which is not one value"),
-        ("array of charp", ["a", "b,c"], "has the element 'b,c' (number 2), which has a comma, which separates elements"),
+        ("array of charp", ["a", "b,c"], "has the element 'b,c' (number 2), which has a comma"),
         ("array of int", "9,bad", "has the element 'bad' (number 2), which is not a number"),
         ("array of int", [1, 2, 3, 4], "has 4 elements, and the parameter takes at most 3"),
         ("string", "abcd", "is longer than 3 bytes, the most that the parameter holds"),
