@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible.plugins.action import ActionBase
+from ansible.errors import AnsibleActionFail
+from ansible_collections.tapvirt.host.plugins.plugin_utils._edge import TEXT, Need, Odd, parse
+from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import fetch_once
 
 
-class ActionModule(ActionBase):
+class ActionModule(ModuleAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        result.update(self._execute_module(task_vars=task_vars))
+        result.update(self._run_module(task_vars or {}))
         built = result.get("module")
         if built and not result.get("failed"):
-            built["controller_path"] = fetch_once(self._connection, built["path"], built["sha256"])
+            try:
+                file = parse(built, {"path": Need(TEXT), "sha256": Need(TEXT)})
+            except Odd as error:
+                raise AnsibleActionFail(f"The builder returned a module that cannot be fetched: {error}.") from None
+            built["controller_path"] = fetch_once(self._connection, file["path"], file["sha256"])
         return result

@@ -23,7 +23,6 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
 
-_MODULE = "ansible_collections.tapvirt.host.plugins.modules.stap_run"
 # The linear and free strategies load this file in the main process, before workers lose its standard output.
 _TERMINAL = os.isatty(1)
 _POLL_SECONDS = 3.0
@@ -53,8 +52,8 @@ class ActionModule(SourceAction):
         if not isinstance(build, dict) or not {"name", "sha256"} <= set(build):
             raise AnsibleActionFail("module: give what tapvirt.host.stap_module returned as its module.")
         if self._task.check_mode:
-            return dict(self._execute_module(task_vars=task_vars))
-        self._params = self._checked_options(_MODULE)
+            return self._run_module(task_vars)
+        self._params = self._checked_options(self._module())
         self._task_vars = task_vars
         try:
             return self._traced(build)
@@ -87,13 +86,14 @@ class ActionModule(SourceAction):
         interpreter = self._interpreter(self._task_vars)
         if self._obstacle(interpreter):
             args = {**self._task.args, **more, "stage": stage}
-            return dict(self._execute_module(module_args=args, task_vars=self._task_vars))
-        return self._run_sources(_MODULE, {**self._params, **more, "stage": stage}, interpreter)
+            return self._run_module(self._task_vars, module_args=args)
+        return self._run_sources({**self._params, **more, "stage": stage}, interpreter)
 
     def _collect(self, directory: str) -> dict[str, t.Any]:
         """Wait for the run's end, and return its result.
 
         :raises AnsibleConnectionFailure: the host did not answer until the run must have ended.
+        :raises AnsibleActionFail: the host says that the run goes on long after it must have ended.
         """
         name = self._task_vars.get("inventory_hostname", "")
         told = _progress.Teller(name, directory, _TERMINAL, display.display)
@@ -115,6 +115,8 @@ class ActionModule(SourceAction):
                     if progress is None:
                         return answer
                     left = told.tell(progress)
+                if time.monotonic() > deadline + _AFTER_SECONDS:
+                    raise AnsibleActionFail(_progress.endless(directory, time.monotonic() - started))
             except AnsibleConnectionFailure as error:
                 if time.monotonic() > deadline:
                     raise AnsibleConnectionFailure(_progress.lost(directory, time.monotonic() - started)) from error
@@ -166,15 +168,15 @@ class ActionModule(SourceAction):
         host = str(self._task_vars.get("inventory_hostname", ""))
         folder = self._loader.path_dwim(os.path.expanduser(self._params["output"]))
 
-        def more(offset: int) -> dict[str, t.Any]:
+        def more(offset: int) -> t.Any:
             stage = {"do": "collect", "directory": directory, "wait": 0, "output": True, "offset": offset}
             answer = self._ask(stage)
             if answer.get("failed"):
                 raise AnsibleActionFail("output: {0}".format(answer.get("msg")))
-            return t.cast("dict[str, t.Any]", answer["run"]["output"])
+            return (answer.get("run") or {}).get("output")
 
         path = os.path.join(folder, _progress.file_name(host, name))
-        return _progress.put(path, run.pop("output"), more, run, self._params["output_limit_bytes"])
+        return _progress.put(path, run.pop("output", None), more, run, self._params["output_limit_bytes"])
 
     def _forget(self, directory: str) -> None:
         """Remove the run's directory now that its result is here; the next run does it otherwise.

@@ -8,18 +8,18 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleActionFail, AnsibleError
-from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
+from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
 
 
-class ActionModule(ActionBase):
+class ActionModule(ModuleAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
         if "src" not in args:
             raise AnsibleActionFail("src: is missing; give the template of a SystemTap script.")
         args["content"] = self._render(args["src"], args.get("variables") or {}, task_vars or {})
-        result.update(self._execute_module(module_args=args, task_vars=task_vars))
+        result.update(self._run_module(task_vars or {}, module_args=args))
         return result
 
     def _render(self, src: str, variables: dict[str, t.Any], task_vars: dict[str, t.Any]) -> str:

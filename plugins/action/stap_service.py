@@ -10,14 +10,14 @@ import shlex
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
+from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
 
 # Where stap_service keeps modules on a host (module_utils/_systemtap/service.py).
 _HOST_PATH = "/var/lib/tapvirt/services/{0}/modules/{1}/{2}.ko"
 
 
-class ActionModule(ActionBase):
+class ActionModule(ModuleAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
@@ -25,7 +25,7 @@ class ActionModule(ActionBase):
         if not self._task.check_mode:
             args["shipped"] = self._ship(self._missing(_wanted(args.get("services"))))
         try:
-            result.update(self._execute_module(module_args=args, task_vars=task_vars))
+            result.update(self._run_module(task_vars or {}, module_args=args))
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         # The modules' descriptions came from the task; a copy of them in every result helps nobody.

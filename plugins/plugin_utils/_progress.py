@@ -23,6 +23,7 @@ import zlib
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
 from ..module_utils._systemtap.collect import CHUNK_BYTES
+from ._edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
 from ._status import CHANNEL
 
 # How often a host's run is told of, in seconds, on a terminal and in a log.
@@ -34,6 +35,11 @@ _AWAITED = {
     "loaded": "arming the probes",
     "running": "tracing",
 }
+_NUMBERS = ("elapsed_seconds", "of_seconds", "bytes", "records", "armed", "sites")
+# What module_utils/_systemtap/supervisor.py writes, and what collect.py returns of a run's output.
+_PROGRESS = {"state": TEXT, **dict.fromkeys(_NUMBERS, NUMBER)}
+_CHUNK = Need({"bytes": Need(WHOLE), "sha256": Need(TEXT), "data": Need(TEXT)})
+_PRINTED = {"bytes": Need(WHOLE), "sha256": TEXT}
 _NAME_BYTES = 255
 _SAFE = frozenset((string.ascii_letters + string.digits + "._-").encode("ascii"))
 
@@ -62,14 +68,15 @@ class Teller:
         self._told_at = time.monotonic()
         self._show("{0}: {1}".format(self._name, text))
 
-    def tell(self, progress: t.Mapping[str, t.Any]) -> float:
-        """Take what the host says; return after how many seconds the run is to end.
+    def tell(self, told: t.Any) -> float:
+        """Take what the host says, whatever it is; return after how many seconds the run is to end.
 
         0 stands for any moment: it is ending, or what supervises it says nothing any more, or nothing sensible.
         """
         if self._was_cut:
             self._was_cut = False
             self._line("the host answers again")
+        progress = _read_progress(told)
         stands_still, self._last = progress == self._last, progress
         try:
             if progress.get("state") not in _AWAITED or stands_still:
@@ -89,6 +96,14 @@ class Teller:
             self._line("the run goes on, but the host does not answer: {0}".format(reason.strip()[:200]))
 
 
+def _read_progress(told: t.Any) -> dict[str, t.Any]:
+    """Return what a host tells of a run, every number known; empty when it is no such thing."""
+    try:
+        return {**dict.fromkeys(_NUMBERS, 0), **parse(told, Need(_PROGRESS))}
+    except Odd:
+        return {}
+
+
 def progress_text(progress: t.Mapping[str, t.Any]) -> str:
     """Return what is awaited, for how long, and what there is so far, in words."""
     text = "{0}, {1:.0f} of {2:g} s".format(
@@ -106,6 +121,14 @@ def lost(directory: str, seconds: float) -> str:
     return (
         "The host has not answered until {0:.0f} s after the start of the run, which ends by itself on the host. "
         "What it was is kept there in {1}, and the next run on the host tells it as found.".format(seconds, directory)
+    )
+
+
+def endless(directory: str, seconds: float) -> str:
+    """Return what is known of a run that, as its host tells it, does not end."""
+    return (
+        f"The host says that the run goes on, {seconds:.0f} s after its start, when it must have ended long ago. "
+        f"Its directory on the host is {directory}; nothing of it was collected."
     )
 
 
@@ -142,7 +165,7 @@ def encoded(name: str, suffix: str = "") -> str:
     """
     safe = "".join(
         chr(byte) if byte in _SAFE and (place or byte != ord(".")) else "%{0:02X}".format(byte)
-        for place, byte in enumerate(name.encode("utf-8", "surrogateescape"))
+        for place, byte in enumerate(name.encode("utf-8", "surrogatepass"))
     )
     if len(safe + suffix) > _NAME_BYTES:
         raise NameTooLong("the name {0}... of the file is too long.".format(safe[:80]))
@@ -163,7 +186,7 @@ def file_name(host: str, module: str) -> str:
 def put(
     path: str,
     first: t.Mapping[str, t.Any],
-    more: t.Callable[[int], t.Mapping[str, t.Any]],
+    more: t.Callable[[int], t.Any],
     run: t.Mapping[str, t.Any],
     limit_bytes: int,
 ) -> dict[str, t.Any]:
@@ -173,8 +196,12 @@ def put(
     :param run: the result: ``bytes`` and ``sha256`` of all that was printed (null: not known).
     :raises AnsibleActionFail: the file cannot be written, or what arrived is not what the host has.
     """
+    try:
+        first, run = parse(first, _CHUNK), parse(run, _PRINTED)
+    except Odd as error:
+        raise AnsibleActionFail(f"output: what the host sent of it cannot be read: {error}.") from None
     if not 0 <= first["bytes"] <= limit_bytes:
-        raise AnsibleActionFail("output: the host has {0} bytes, more than it was to keep.".format(first["bytes"]))
+        raise AnsibleActionFail(f"output: the host has {first['bytes']} bytes, more than it was to keep.")
     truncated = run["bytes"] > first["bytes"]
     digest = hashlib.sha256()
     try:
@@ -184,7 +211,7 @@ def put(
             with os.fdopen(descriptor, "wb") as stream:
                 _receive(stream, digest, first, more)
                 os.fchmod(stream.fileno(), 0o644)
-            expected = first["sha256"] if truncated or run["sha256"] is None else run["sha256"]
+            expected = first["sha256"] if truncated or run.get("sha256") is None else run["sha256"]
             if digest.hexdigest() != expected:
                 raise AnsibleActionFail(
                     "output: what arrived has another sha256 ({0}) than what the run printed ({1}).".format(
@@ -196,7 +223,9 @@ def put(
             if os.path.exists(temporary):
                 os.unlink(temporary)
     except OSError as error:
-        raise AnsibleActionFail("output: {0} cannot be written: {1}.".format(path, error.strerror)) from None
+        raise AnsibleActionFail(f"output: {path} cannot be written: {error.strerror}.") from None
+    except (ValueError, zlib.error) as error:
+        raise AnsibleActionFail(f"output: what the host sent of it cannot be read: {str(error)[:200]}.") from None
     return {"path": path, "bytes": first["bytes"], "sha256": digest.hexdigest(), "truncated": truncated}
 
 
@@ -204,7 +233,7 @@ def _receive(
     stream: t.IO[bytes],
     digest: t.Any,
     chunk: t.Mapping[str, t.Any],
-    more: t.Callable[[int], t.Mapping[str, t.Any]],
+    more: t.Callable[[int], t.Any],
 ) -> None:
     """Write all chunks. What a host sends is bounded: by what it said first, and each chunk when it is unpacked."""
     whole, got = int(chunk["bytes"]), 0
@@ -215,4 +244,4 @@ def _receive(
         got += len(data)
         if got >= whole or not data:
             return
-        chunk = more(got)
+        chunk = parse(more(got), _CHUNK)

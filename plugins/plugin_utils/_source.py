@@ -20,12 +20,12 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import UnsupportedError
-from ansible.plugins.action import ActionBase
 
-_COLLECTION = "ansible_collections.tapvirt.host."
+from ._edge import Odd
+from ._module_action import COLLECTION, ModuleAction
+from ._module_result import keep_documented, parse_json
+
 _TREE = pathlib.Path(__file__).resolve().parents[2]
-# What only actions may return (ansible.constants.INTERNAL_RESULT_KEYS).
-_CONTROLLERS = ("add_host", "add_group")
 _IMPORT = re.compile(r"^[ \t]*from (\.*)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
@@ -34,7 +34,7 @@ def imported(name: str, text: str) -> list[str]:
     found = []
     for dots, path, words in _IMPORT.findall(text):
         base = name.rsplit(".", len(dots))[0] + "." if dots else ""
-        if not (base + path).startswith(_COLLECTION):
+        if not (base + path).startswith(COLLECTION):
             continue
         package = (base + path).rstrip(".")
         names = [package, *("{0}.{1}".format(package, word) for word in re.findall(r"\w+", words))]
@@ -54,38 +54,21 @@ def sources(name: str) -> dict[str, str]:
     return texts
 
 
-def payload(name: str, params: t.Mapping[str, t.Any]) -> bytes:
+def payload(name: str, params: t.Mapping[str, t.Any], check_mode: bool = False, diff: bool = False) -> bytes:
     """Return the program that runs a module on a host, with options that were checked but for their paths."""
-    host_side = _file(_COLLECTION + "plugins.plugin_utils._source_host").read_text(encoding="utf-8")
+    host_side = _file(COLLECTION + "plugins.plugin_utils._source_host").read_text(encoding="utf-8")
     spec = importlib.import_module(name).ARGUMENT_SPEC
     paths = [option for option, rule in spec.items() if rule["type"] == "path"]
-    call = "start({0!r}, {1!r}, {2!r}, {3!r})\n".format(sources(name), name, json.dumps(params), paths)
+    task = {"params": params, "check_mode": check_mode, "diff": diff}
+    call = f"start({sources(name)!r}, {name!r}, {json.dumps(task)!r}, {paths!r})\n"
     return (host_side + call).encode("utf-8")
 
 
-def told(stdout: str) -> dict[str, t.Any]:
-    """Return the result in a host's output, without what a host has no say in: Ansible's own keys, facts of others.
-
-    :raises IndexError: there is none.
-    :raises ValueError: it is not whole.
-    """
-    lines = [line for line in stdout.splitlines() if line.startswith("{")]
-    try:
-        found = json.loads(lines[-1])
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    result = {key: value for key, value in found.items() if not key.startswith("_ansible_") and key not in _CONTROLLERS}
-    if "ansible_facts" in result:
-        facts = result["ansible_facts"]
-        result["ansible_facts"] = {key: value for key, value in facts.items() if key.startswith("tapvirt_")}
-    return result
-
-
 def _file(name: str) -> pathlib.Path:
-    return _TREE.joinpath(*name[len(_COLLECTION) :].split(".")).with_suffix(".py")
+    return _TREE.joinpath(*name[len(COLLECTION) :].split(".")).with_suffix(".py")
 
 
-class SourceAction(ActionBase):
+class SourceAction(ModuleAction):
     """Runs the module of the plugin's own name, as O(transport) says."""
 
     _supports_async = True
@@ -99,15 +82,14 @@ class SourceAction(ActionBase):
         return result
 
     def _gathered(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        name = "{0}plugins.modules.{1}".format(_COLLECTION, type(self).__module__.rpartition(".")[2])
-        params = self._checked_options(name)
+        params = self._checked_options(self._module())
         interpreter = self._interpreter(task_vars)
         reason = self._obstacle(interpreter)
         if params["transport"] == "source" and reason:
             raise AnsibleActionFail("transport: 'source' is not possible: {0}.".format(reason))
         if params["transport"] == "module" or reason:
-            return dict(self._execute_module(task_vars=task_vars, wrap_async=self._task.async_val))
-        return self._run_sources(name, params, interpreter)
+            return self._run_module(task_vars, wrap_async=self._task.async_val)
+        return self._run_sources(params, interpreter)
 
     def _checked_options(self, name: str) -> dict[str, t.Any]:
         """Return the task's options as the module itself would see them, but for paths: ``~`` is the host's."""
@@ -140,17 +122,18 @@ class SourceAction(ActionBase):
             return "pipelining is off, or this connection or its become method has none"
         return "" if interpreter else "the host's Python is not known yet; set ansible_python_interpreter"
 
-    def _run_sources(self, name: str, params: dict[str, t.Any], interpreter: str) -> dict[str, t.Any]:
+    def _run_sources(self, params: dict[str, t.Any], interpreter: str) -> dict[str, t.Any]:
         # -I: no module of the current directory or of PYTHONPATH takes the place of one of the standard library.
         words = [*shlex.split(interpreter), "-IS", "-"]
         command = "{0} {1}".format(self._compute_environment_string(), shlex.join(words)).strip()
-        answer = self._low_level_execute_command(command, in_data=payload(name, params))
+        name = self._module()
+        program = payload(name, params, self._task.check_mode, self._task.diff)
+        answer = self._low_level_execute_command(command, in_data=program)
         try:
-            return told(str(answer["stdout"]))
-        except (IndexError, ValueError):
-            said = (str(answer["stderr"]).strip().splitlines() or ["nothing"])[-1]
+            return keep_documented(name, parse_json(str(answer["stdout"])))
+        except Odd as error:
+            last = (str(answer["stderr"]).strip().splitlines() or ["nothing"])[-1]
             raise AnsibleActionFail(
-                "{0} gave no result (rc {1}): {2}. transport: module runs it as Ansible runs other modules.".format(
-                    interpreter, answer["rc"], said[:500]
-                )
+                f"{interpreter} gave no result of {name.rpartition('.')[2]} (rc {answer['rc']}): {error}; stderr ends "
+                f"with: {last[:500]}. transport: module runs it as Ansible runs other modules."
             ) from None

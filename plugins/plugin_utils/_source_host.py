@@ -42,25 +42,45 @@ class Sources:
         exec(code, module.__dict__)
 
 
-def start(texts: dict[str, str], name: str, params_json: str, paths: list[str]) -> None:
-    """Run the module's ``main`` with options that the controller has checked; ``paths`` names those that are paths."""
-    params = json.loads(params_json)
+class AnsibleModule:
+    """What modules that travel as sources use of ansible.module_utils.basic.AnsibleModule, and no more."""
+
+    params: t.Mapping[str, t.Any] = types.MappingProxyType({})
+    check_mode = False
+    _diff = False
+
+    def __init__(self, **_options: object) -> None:
+        self._warnings: list[str] = []
+
+    def warn(self, warning: str, **_more: object) -> None:
+        if warning not in self._warnings:
+            self._warnings.append(warning)
+
+    def deprecate(self, msg: str, version: str | None = None, date: str | None = None, **_more: object) -> None:
+        """Warn: a host has no say in what a controller shows as deprecated."""
+        end = f"in version {version}" if version else f"after {date}" if date else "in a later version"
+        self.warn(f"Deprecated: {msg} It will be removed {end}.")
+
+    def exit_json(self, **result: t.Any) -> t.NoReturn:
+        warnings = [*self._warnings, *result.pop("warnings", ())]
+        print("\n" + json.dumps({**result, "warnings": warnings} if warnings else result))
+        sys.exit(0)
+
+    def fail_json(self, msg: str, **result: t.Any) -> t.NoReturn:
+        self.exit_json(failed=True, msg=msg, **result)
+
+
+def start(texts: dict[str, str], name: str, task_json: str, paths: list[str]) -> None:
+    """Run the module's ``main`` as a task has it, whose options the controller has checked.
+
+    :param task_json: ``params``, ``check_mode`` and ``diff``.
+    :param paths: the options that are paths.
+    """
+    task = json.loads(task_json)
+    params = task["params"]
     for path in filter(params.get, paths):
         params[path] = os.path.expanduser(os.path.expandvars(params[path]))
-
-    class AnsibleModule:
-        """What a module that only reads needs of ansible.module_utils.basic."""
-
-        def __init__(self, **_options: object) -> None:
-            self.params = params
-
-        def exit_json(self, **result: object) -> None:
-            print("\n" + json.dumps(result))
-            sys.exit(0)
-
-        def fail_json(self, **result: object) -> None:
-            self.exit_json(failed=True, **result)
-
+    AnsibleModule.params, AnsibleModule.check_mode, AnsibleModule._diff = params, task["check_mode"], task["diff"]
     for package in ("ansible", "ansible.module_utils", "ansible.module_utils.basic"):
         sys.modules[package] = types.ModuleType(package)
     vars(sys.modules["ansible.module_utils.basic"])["AnsibleModule"] = AnsibleModule

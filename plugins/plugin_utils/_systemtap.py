@@ -17,7 +17,7 @@ import typing as t
 from ansible import constants
 from ansible.errors import AnsibleActionFail
 
-_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Fetches(t.Protocol):
@@ -32,7 +32,7 @@ def cache_path(sha256: str) -> str:
 
     :raises AnsibleActionFail: it is no hash; what comes from a host never becomes a path unchecked.
     """
-    if not _SHA256.match(sha256):
+    if not _SHA256.fullmatch(sha256):
         raise AnsibleActionFail("module.sha256: {0!r} is not what stap_module returns.".format(sha256))
     home = constants.config.get_config_value("ANSIBLE_HOME")
     return os.path.join(os.path.expanduser(home), "tapvirt", "modules", sha256 + ".ko")

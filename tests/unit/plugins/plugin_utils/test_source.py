@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _source
+from ansible.module_utils import basic
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _source, _source_host
 
 PLUGINS = pathlib.Path(_source.__file__).parents[1]
 SENT = sorted(path.stem for path in (PLUGINS / "action").glob("*.py") if "SourceAction" in path.read_text())
@@ -97,31 +101,6 @@ def test_imports_are_found_wherever_they_stand(text, expected):
     assert _source.imported(full_name("some_module"), text) == [head + name for name in expected]
 
 
-def test_a_host_has_no_say_in_what_is_the_controllers():
-    facts = {
-        "tapvirt_kernel": {"release": "6.12"},
-        "ansible_connection": "local",
-        "discovered_interpreter_python": "/x",
-    }
-    sent = {"changed": False, "_ansible_no_log": True, "add_host": {"host_name": "x"}, "ansible_facts": facts}
-    result = _source.told("a banner\n" + json.dumps({"changed": True}) + "\n" + json.dumps(sent) + "\nbye\n")
-    assert result == {"changed": False, "ansible_facts": {"tapvirt_kernel": {"release": "6.12"}}}
-
-
-@pytest.mark.parametrize(
-    ("output", "error"),
-    [
-        ("", IndexError),
-        ("no braces\n", IndexError),
-        ('{"cut": ', ValueError),
-        ('{"deep":' + "[" * 200_000 + "]" * 200_000 + "}", ValueError),
-    ],
-)
-def test_no_whole_result_is_none(output, error):
-    with pytest.raises(error):
-        _source.told(output)
-
-
 def test_a_path_is_the_hosts(tmp_path):
     image = tmp_path / "boot" / "xen-4.20-amd64.gz"
     image.parent.mkdir()
@@ -135,3 +114,94 @@ def test_no_path_is_hidden_within_another_option(module):
     for name, rule in importlib.import_module(full_name(module)).ARGUMENT_SPEC.items():
         kinds = [rule.get("elements"), *(inner["type"] for inner in rule.get("options", {}).values())]
         assert "path" not in kinds, name
+
+
+def module_parts(text):
+    """Return what a source uses of AnsibleModule: attributes of its objects, and names of ansible.module_utils."""
+    tree = ast.parse(text)
+    names, imported = {"module", "_module"}, set()
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.arg)
+            and node.annotation is not None
+            and "AnsibleModule" in ast.unparse(node.annotation)
+        ):
+            names.add(node.arg)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("AnsibleModule("):
+            names |= {ast.unparse(target).rpartition(".")[2] for target in node.targets}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible.module_utils"):
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    real = set(vars(basic.AnsibleModule)) | set(re.findall(r"self\.(\w+)\b[^=\n]* = ", inspect.getsource(basic)))
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] in names and node.attr in real
+    }
+    return used, imported
+
+
+@pytest.mark.parametrize("module", SENT)
+def test_the_stand_in_has_all_that_is_used_of_ansiblemodule(module):
+    offered = set(dir(_source_host.AnsibleModule))
+    for name, text in _source.sources(full_name(module)).items():
+        used, imported = module_parts(text)
+        assert used <= offered, (name, used - offered)
+        assert imported <= {"ansible.module_utils.basic.AnsibleModule"}, name
+
+
+@pytest.mark.parametrize(
+    ("text", "used", "imported"),
+    [
+        ("def body(module: AnsibleModule):\n    module.run_command(['x'])\n", {"run_command"}, set()),
+        ("def body(given: AnsibleModule):\n    return given.get_bin_path('x')\n", {"get_bin_path"}, set()),
+        ("class A:\n    def b(self):\n        self._module.add_path_info({})\n", {"add_path_info"}, set()),
+        (
+            "def main():\n    it = AnsibleModule(a={})\n    it.tmpdir\n    it.no_log_values\n",
+            {"tmpdir", "no_log_values"},
+            set(),
+        ),
+        ("def body(module):\n    return module.text, module.params, module._diff\n", {"params", "_diff"}, set()),
+        ("from ansible.module_utils.basic import env_fallback\n", set(), {"ansible.module_utils.basic.env_fallback"}),
+    ],
+)
+def test_a_use_of_ansiblemodule_is_found(text, used, imported):
+    assert module_parts(text) == (used, imported)
+
+
+@pytest.mark.parametrize("module", SENT)
+def test_no_option_is_secret_as_the_stand_in_hides_nothing(module):
+    assert not any(rule.get("no_log") for rule in importlib.import_module(full_name(module)).ARGUMENT_SPEC.values())
+
+
+BODY = """
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+def body(module: AnsibleModule):
+    module.warn("once")
+    module.warn("once")
+    module.deprecate("Option old does nothing.", version="2.0.0", collection_name="tapvirt.host")
+    if module.check_mode:
+        raise TapvirtError("no", warnings=["of the error"])
+    return {"diff": module._diff, "warnings": ["of the body"]}
+def main():
+    run_module({}, body)
+"""
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_body_that_warns_has_its_warnings(monkeypatch, check_mode):
+    name = full_name("warns")
+    texts = {name: BODY}
+    for part in ("errors", "module"):
+        texts.update(_source.sources(f"ansible_collections.tapvirt.host.plugins.module_utils._core.{part}"))
+    monkeypatch.setattr(_source, "sources", lambda _name: texts)
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(ARGUMENT_SPEC={}))
+    program = _source.payload(name, {}, check_mode, True)
+    done = subprocess.run([sys.executable, "-IS", "-"], input=program, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    own = ["once", "Deprecated: Option old does nothing. It will be removed in version 2.0.0."]
+    if check_mode:
+        assert json.loads(done.stdout) == {"failed": True, "msg": "no", "warnings": [*own, "of the error"]}
+    else:
+        assert json.loads(done.stdout) == {"diff": True, "warnings": [*own, "of the body"]}
