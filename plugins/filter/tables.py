@@ -1,0 +1,39 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters over the tables of an inventory; documented in the files named after them."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+from ansible.utils.display import Display
+
+from ..plugin_utils import _tables
+
+display = Display()
+
+
+def missing_tables(hostvars: t.Any, hosts: t.Sequence[str], prefix: str) -> str:
+    """Return a sentence when no host has a table; empty when one has."""
+    if not isinstance(hostvars, t.Mapping):
+        raise AnsibleFilterError(f"missing_tables: {hostvars!r} is not a dictionary of hosts with their variables.")
+    return _tables.missing_tables(hostvars, hosts, prefix)
+
+
+def near_tables(variables: t.Any, prefix: str) -> dict[str, str]:
+    """Warn of variables that hold a table under a name that is almost one of ours, and return them."""
+    if not isinstance(variables, t.Mapping):
+        raise AnsibleFilterError(f"near_tables: {variables!r} is not a dictionary of variables.")
+    found = _tables.near_tables(variables, prefix)
+    for given, ours in found.items():
+        display.warning(f"The variable {given} is not used. Did you mean {ours}?")
+    return found
+
+
+class FilterModule:
+    """The filters by name."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        return {"missing_tables": missing_tables, "near_tables": near_tables}

@@ -1,0 +1,41 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Patterns of hosts that match none."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.plugin_utils._targets import Pattern, check_hosts
+
+GROUPS = {"all": ["web1", "web2", "b1"], "web": ["web1", "web2"], "builder": ["b1"], "ungrouped": [], "empty": []}
+NONE = "matches no host of the inventory, whose groups are builder, web."
+
+
+@pytest.mark.parametrize("pattern", ["all", "web:&web1", "web*", ["web1", "b1"], "~w.b2", "web[1]", "localhost"])
+def test_a_pattern_that_matches_is_returned(pattern: Pattern) -> None:
+    assert check_hosts(pattern, name="x_hosts", default="all", groups=GROUPS) == pattern
+    assert check_hosts("", name="x_hosts", default=pattern, groups=GROUPS) == pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "limit", "message"),
+    [
+        ("", None, f"x: 'builders' (the default) {NONE} Nearest: builder."),
+        ("empty", None, f"x: 'empty' {NONE}"),
+        ("web:!web", None, f"x: 'web:!web' {NONE}"),
+        (["web3"], None, f"x: ['web3'] {NONE}"),
+        ("web", "b1", "x: 'web' has no host in common with --limit b1."),
+        ("localhost", "web", "x: 'localhost' has no host in common with --limit web."),
+    ],
+)
+def test_a_pattern_that_matches_no_host_is_refused(pattern: Pattern, limit: str | None, message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_hosts(pattern, name="x", default="builders", groups=GROUPS, limit=limit)
+    assert caught.value.message == message
+
+
+def test_an_empty_inventory_is_named() -> None:
+    with pytest.raises(InvalidInput, match="'all' .the default. matches no host: the inventory is empty, give one"):
+        check_hosts("", name="x", default="all", groups={"all": [], "ungrouped": []})
