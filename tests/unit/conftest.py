@@ -16,6 +16,7 @@ import time
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.tests.unit.hidden_kvm import hide_kvm
 
 
 class RunModule(t.Protocol):
@@ -25,6 +26,12 @@ class RunModule(t.Protocol):
         self, name: str, args: dict[str, t.Any], check: bool = False, diff: bool = False, timeout: float = 60
     ) -> dict[str, t.Any]:
         """Return the result."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_kvm() -> str | None:
+    """Hide /dev/kvm, which no unit test needs; return why it could not be hidden."""
+    return hide_kvm()
 
 
 @pytest.fixture
