@@ -17,8 +17,9 @@ description:
     V(0x10) and V(16) one number, and V(010) is 8, as the kernel reads it. An equal value is no change.
   - Every value is read back. One that did not take is a failure; one that the kernel rounded is reported as adjusted,
     and is no change in the next run.
-  - The list is set as a whole. When one parameter fails, those before it are put back. A run that was killed is
-    undone by the next one.
+  - The list is set as a whole. When one parameter fails, or has no effect, everything that the run changed is put back
+    in reverse order, values and files. What cannot be put back is named, and the rest is put back all the same. A run
+    that was killed is undone by the next one.
   - Everything that cannot be is refused before anything is changed.
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -148,7 +149,7 @@ EXAMPLES = r"""
 RETURN = r"""
 params:
   description: One row for each entry of O(params), in its order.
-  returned: success
+  returned: success, and when a step failed after something was changed
   type: list
   elements: dict
   contains:
@@ -186,7 +187,10 @@ params:
       sample: []
     changed: {description: Whether this parameter was changed., returned: always, type: bool, sample: true}
     verdict:
-      description: V(changed), V(unchanged), V(adjusted), V(pending) or V(restored).
+      description:
+        - V(changed), V(unchanged), V(adjusted), V(pending) or V(restored).
+        - In a task that failed, V(failed) for a parameter that made it fail, V(put_back) for one that was changed and
+          is as before, V(not_put_back) for one that is not, and V(unchanged).
       returned: always
       type: str
       sample: changed
@@ -196,6 +200,12 @@ plan:
   type: list
   elements: dict
   sample: [{"what": "kvm.halt_poll_ns", "before": 200000, "after": 400000, "how": "sysfs", "why": "..."}]
+not_put_back:
+  description: What a task that failed had changed and could not put back, with the reason.
+  returned: when a step failed after something was changed
+  type: list
+  elements: str
+  sample: []
 recovered:
   description: Parameters that an interrupted run had changed, and modules that it had unloaded; this one put them back.
   returned: success

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import typing as t
 
-from .errors import NoEffect
+from .errors import NoEffect, TapvirtError
 
 MASK = "********"
 
@@ -102,11 +102,12 @@ def converge(
     plan: t.Callable[[Observed], Plan],
     apply: t.Callable[[Plan, Observed], None],
     verify: t.Callable[[Observed], Plan] | None = None,
+    undo: t.Callable[[Exception], TapvirtError] | None = None,
 ) -> tuple[Plan, Observed]:
     """Observe, plan, apply, verify; return the plan and the last state that was observed.
 
     In check mode it stops after the plan. ``verify`` defaults to ``plan``: what a fresh look would still change is
-    what did not take effect.
+    what did not take effect. ``undo`` puts back what ``apply`` did when verifying fails; it returns the error to raise.
 
     :raises NoEffect: a step was carried out without the effect that was planned.
     """
@@ -115,8 +116,17 @@ def converge(
     if check_mode or not planned:
         return planned, observed
     apply(planned, observed)
-    observed = observe()
-    left = (verify or plan)(observed)
+    try:
+        observed = observe()
+        _check_effect(planned, (verify or plan)(observed))
+    except (OSError, TapvirtError) as error:
+        if undo is None:
+            raise
+        raise undo(error) from error
+    return planned, observed
+
+
+def _check_effect(planned: Plan, left: Plan) -> None:
     if left:
         raise NoEffect(
             "Carried out without an error, but reading back shows no effect: {}.".format(
@@ -126,4 +136,3 @@ def converge(
             not_effective=left.rows(),
             changed=True,
         )
-    return planned, observed

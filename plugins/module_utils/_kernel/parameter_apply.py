@@ -20,9 +20,9 @@ from .._core.root import Root
 from .._core.write import make_directories, sync_directory, write_atomic
 from . import initramfs, modprobe_d, module_reload
 from .identity import taint_flags
-from .parameter_layers import OWN_FILE
+from .parameter_layers import OWN_FILE, wanted_of
 from .parameter_plan import Persist, Refresh, Reload, Step, Write, is_restored, plan, undo_text
-from .parameter_rows import steps_of
+from .parameter_rows import failed_row, steps_of
 from .parameter_write import TAINT_USER, cause, judged, tainted, write_parameter
 from .parameters import Item, Key, Observed, Reader, Wanted, parameter_file
 from .values import Value, is_put_back, read_value, said_value
@@ -39,6 +39,12 @@ class Steps:
         self._journal = journal
         self._wanted = wanted
         self._state = state
+        self._observed: Observed | None = None
+        self._own_text = ""
+        self._done: list[Step] = []
+        self._image_made = False
+        self._touched: set[str] = set()
+        self._adjusted: dict[str, dict[str, str]] = {}
 
     def recover_modules(self) -> list[Step]:
         """Load what an interrupted run had unloaded, with the values that it had."""
@@ -59,37 +65,92 @@ class Steps:
         return recovered
 
     def apply(self, planned: Plan, observed: Observed) -> None:
+        """Carry a plan out.
+
+        :raises TapvirtError: a step failed; those before it were undone.
+        """
         steps = steps_of(planned)
-        writes = [step for step in steps if isinstance(step, Write)]
-        persists = [step for step in steps if isinstance(step, Persist)]
-        own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
+        self._observed = observed
+        self._own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
         self._begin(steps, observed)
-        begun: list[Write | Reload] = []
-        adjusted: dict[str, dict[str, str]] = {}
-        failed = ""
         try:
-            for write in writes:
-                failed = write.what
-                begun.append(write)
-                adjusted.update(self._write(write, observed.items[write.key], observed))
-            if persists:
-                failed = OWN_FILE
-                self._persist(persists)
-            for reload in steps:
-                if isinstance(reload, Reload):
-                    failed = reload.what
-                    begun.append(reload)
-                    adjusted.update(self._reload(reload, observed))
-            for refresh in steps:
-                if isinstance(refresh, Refresh):
-                    failed = refresh.what
-                    self._refresh()
+            self._carry_out(steps, observed)
         except (OSError, TapvirtError) as error:
-            kept = self._roll_back(begun, own_text, observed)
+            failed = self._done[-1]
+            if isinstance(failed, Persist):
+                keys = [step.key for step in steps if isinstance(step, Persist)]
+                raise self._undone(error, OWN_FILE, keys) from error
+            raise self._undone(error, failed.what, failed.keys) from error
+        self._touched = {label for step in steps for label in _labels(step)}
+        if self._adjusted:
+            # Verifying has to know it; all else stays under way until then.
+            record = self._journal.read()
+            self._journal.write({**record, "adjusted": {**record.get("adjusted", {}), **self._adjusted}})
+
+    def _carry_out(self, steps: t.Sequence[Step], observed: Observed) -> None:
+        """Do the steps: values that can be set now, our own file, and then what is made from it."""
+        for write in steps:
+            if isinstance(write, Write):
+                self._done.append(write)
+                self._adjusted.update(self._write(write, observed.items[write.key], observed))
+        persists = [step for step in steps if isinstance(step, Persist)]
+        if persists:
+            self._done += persists
+            self._persist(persists)
+        for reload in steps:
+            if isinstance(reload, Reload):
+                self._done.append(reload)
+                self._adjusted.update(self._reload(reload, observed))
+        for refresh in steps:
+            if isinstance(refresh, Refresh):
+                self._done.append(refresh)
+                self._refresh()
+
+    def undo(self, error: Exception) -> TapvirtError:
+        """Undo what was applied, as verifying it failed; return the error to raise."""
+        left = error.fields.get("not_effective", []) if isinstance(error, TapvirtError) else []
+        names = {row["what"] for row in left}
+        keys = [key for step in self._done if step.what in names for key in step.keys]
+        return self._undone(error, ", ".join(sorted(names)), keys)
+
+    def _undone(self, error: Exception, failed: str, keys: t.Collection[Key]) -> TapvirtError:
+        """Undo what was done; return one error that names the step, the cause and what became of each parameter."""
+        observed = self._observed
+        assert observed is not None
+        left = self._roll_back(observed)
+        texts = [text for _step, text in left]
+        try:
             # What an earlier, interrupted run has left is still to be undone.
             self._journal.write({**observed.journal, **self._not_loaded(observed)})
-            raise _failure(error, failed, kept) from error
-        self.settle(observed, {label for step in steps for label in _labels(step)}, adjusted)
+        except OSError as failure:
+            # It still says what was under way: the next run puts it back once more.
+            texts.append("the journal {}: {}".format(failure.filename, failure.strerror))
+        undone = "Everything is as it was before"
+        if texts:
+            undone = "Not everything could be put back: " + "; ".join(texts)
+        reason = error.message if isinstance(error, TapvirtError) else str(error)
+        fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
+        fields.update(
+            item=failed,
+            not_put_back=texts,
+            changed=bool(texts),
+            params=[self._failed_row(entry, observed, keys, left) for entry in self._wanted],
+        )
+        return TapvirtError("{}. {}.".format(reason.rstrip("."), undone), **fields)
+
+    def _failed_row(
+        self, entry: Wanted, observed: Observed, failed: t.Collection[Key], left: t.Sequence[tuple[Step, str]]
+    ) -> dict[str, t.Any]:
+        item = observed.items[entry.key]
+        return failed_row(
+            entry,
+            item,
+            self._reader.item(*entry.key, kind=item.kind),
+            wanted=wanted_of(entry, item).shown if self._state == "present" else None,
+            is_failed=entry.key in failed,
+            is_done=any(entry.key in step.keys for step in self._done),
+            left=[text for step, text in left if entry.key in step.keys],
+        )
 
     def _begin(self, steps: t.Sequence[Step], observed: Observed) -> None:
         """Write down what is about to change, and what it was when it was first set."""
@@ -118,11 +179,12 @@ class Steps:
         record.update(originals=originals, in_progress=unfinished, persisting=persisting, boot_id=observed.boot_id)
         self._journal.write(record)
 
-    def settle(self, observed: Observed, touched: t.Collection[str], adjusted: t.Mapping[str, t.Any]) -> None:
+    def settle(self, observed: Observed) -> None:
         """Write down that nothing is under way any more, what was restored, and what the kernel made of values."""
+        touched = self._touched
         record = _settled(self._journal.read())
         known = {label: fact for label, fact in record.get("adjusted", {}).items() if label not in touched}
-        known.update(adjusted)
+        known.update(self._adjusted)
         originals = dict(record.get("originals", {}))
         if self._state == "restored":
             for entry in self._wanted:
@@ -220,6 +282,7 @@ class Steps:
         name = initramfs.image_of(self._root, self._reader.release) or ""
         image = initramfs.read_image(self._root, name, self._reader.release)
         initramfs.make_image(image)
+        self._image_made = True
         made = initramfs.read_image(self._root, name, self._reader.release)
         observed = dataclasses.replace(self._reader.observe([entry.key for entry in self._wanted], {}), image=made)
         left = [step for step in plan(self._wanted, self._state, observed, True) if isinstance(step, Refresh)]
@@ -228,33 +291,60 @@ class Steps:
                 "{} was made anew by {}, and still has {}".format(image.path, image.maker[0], left[0].before)
             )
 
-    def _roll_back(self, begun: t.Sequence[Write | Reload], own_text: str, observed: Observed) -> list[str]:
-        """Put back what was begun, the last first; return what could not be, in words."""
-        kept = []
-        try:
-            if (self._root.read_text_or(modprobe_d.OWN_FILE) or "") != own_text:
-                self._write_own_file(own_text)
-        except OSError as error:
-            kept.append("{}: {}".format(OWN_FILE, error.strerror))
-        for step in reversed(begun):
+    def _roll_back(self, observed: Observed) -> list[tuple[Step, str]]:
+        """Undo what was done, the last first; return the steps whose undo failed, with the reason in words.
+
+        Our own file comes before all else: modules and images are made from it.
+        """
+        steps = [step for step in self._done if not isinstance(step, Persist)]
+        steps += [step for step in self._done if isinstance(step, Persist)]
+        left = []
+        for step in reversed(steps):
             try:
-                if isinstance(step, Reload):
-                    self._undo_reload(step)
-                elif step.undo is None:
-                    kept.append("{} cannot be put back".format(step.what))
-                else:
-                    self._undo_write(observed.items[step.key], step.undo)
+                self._undo_step(step, observed)
             except OSError as error:
-                kept.append("{}: {}".format(step.what, error.strerror))
+                what = OWN_FILE if isinstance(step, Persist) else step.what
+                left.append((step, "{}: {}".format(what, error.strerror)))
             except TapvirtError as error:
-                kept.append(error.message.rstrip("."))
-        return kept
+                left.append((step, error.message.rstrip(".")))
+        return left
+
+    def _undo_step(self, step: Step, observed: Observed) -> None:
+        """Undo one step.
+
+        :raises OSError: the kernel or the file system refused it.
+        :raises TapvirtError: it cannot be undone, or undoing it had no effect.
+        """
+        if isinstance(step, Persist):
+            if (self._root.read_text_or(modprobe_d.OWN_FILE) or "") != self._own_text:
+                self._write_own_file(self._own_text)
+        elif isinstance(step, Refresh):
+            self._undo_refresh(step)
+        elif isinstance(step, Reload):
+            self._undo_reload(step)
+        elif isinstance(step, Write) and step.undo is None:
+            raise TapvirtError("{} cannot be put back".format(step.what))
+        elif isinstance(step, Write):
+            self._undo_write(observed.items[step.key], step.undo or "")
+
+    def _undo_refresh(self, refresh: Refresh) -> None:
+        """Make the initramfs from what our own file was before, if this run made one from something else."""
+        if not self._image_made:
+            return
+        if not any(isinstance(step, Persist) for step in self._done):
+            raise TapvirtError("{} was made again, and stays so".format(refresh.what))
+        name = initramfs.image_of(self._root, self._reader.release) or ""
+        initramfs.make_image(initramfs.read_image(self._root, name, self._reader.release))
 
     def _undo_write(self, item: Item, text: str) -> None:
         name = parameter_file(item.module, item.name)
         before = said_value(item.kind, text, item.word_bits)
-        if not is_put_back(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
-            write_parameter(self._root.path(name), text)
+        if is_put_back(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
+            return
+        write_parameter(self._root.path(name), text)
+        now = read_value(item.kind, self._root.read_text(name), item.word_bits)
+        if not is_put_back(item.kind, now, before):
+            raise TapvirtError("{} was set back to {!r}, yet {!r} reads back".format(item.label, text, now.text))
 
     def _undo_reload(self, reload: Reload) -> None:
         """Load a module as it was loaded before."""
@@ -276,14 +366,3 @@ def _settled(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 def _labels(step: Step) -> list[str]:
     return ["{}.{}".format(*key) for key in step.keys] if isinstance(step, (Write, Reload)) else []
-
-
-def _failure(error: Exception, failed: str, kept: t.Sequence[str]) -> TapvirtError:
-    """Return one error that names the step, the cause and what became of the steps before it."""
-    reason = error.message if isinstance(error, TapvirtError) else str(error)
-    undone = "Everything is as it was before"
-    if kept:
-        undone = "Not everything could be put back: " + "; ".join(kept)
-    fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
-    fields.update(item=failed, not_put_back=list(kept))
-    return TapvirtError("{}. {}.".format(reason.rstrip("."), undone), **fields)

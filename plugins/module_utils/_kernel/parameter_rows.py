@@ -54,6 +54,36 @@ def row(
     return result
 
 
+def failed_row(
+    entry: Wanted, before: Item, now: Item, *, wanted: t.Any, is_failed: bool, is_done: bool, left: t.Sequence[str]
+) -> dict[str, t.Any]:
+    """Return what became of one parameter of a run that failed and was undone.
+
+    :param is_failed: it is one of those that made the run fail.
+    :param is_done: the run had done something about it.
+    :param left: why that could not be undone, in words.
+    """
+    was, value = before.current, now.current
+    verdict = "put_back" if is_done else "unchanged"
+    if left:
+        verdict = "not_put_back"
+    elif is_failed:
+        verdict = "failed"
+    return {
+        "module": entry.module,
+        "name": entry.name,
+        "type": before.kind.word,
+        "before": None if was is None else was.shown,
+        "after": None if value is None else value.shown,
+        "wanted": wanted,
+        "persisted_in": None,
+        "pending": ["this could not be put back: " + text for text in left],
+        "notes": [],
+        "changed": bool(left),
+        "verdict": verdict,
+    }
+
+
 def _present(
     result: dict[str, t.Any], entry: Wanted, item: Item, last: Observed, steps: t.Sequence[Step], check_mode: bool
 ) -> None:

@@ -57,9 +57,8 @@ class Parameters:
             steps = self._steps()
             with self._journal.locked():
                 self._seen.clear()
-                planned, last = converge(False, self._observe, self._plan, steps.apply, self._verify)
-                if not planned:
-                    steps.settle(last, {}, {})
+                planned, last = converge(False, self._observe, self._plan, steps.apply, self._verify, steps.undo)
+                steps.settle(self._seen[0])
         return self._result(planned, recovered, last, check_mode)
 
     def _steps(self) -> Steps:

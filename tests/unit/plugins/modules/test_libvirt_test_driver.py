@@ -109,7 +109,7 @@ def test_the_name_of_another_uuid_is_refused(node: Run) -> None:
 
 @pytest.mark.parametrize("title", ["", "<title>one</title>"])
 def test_xml_with_the_number_of_a_running_domain_is_accepted(node: Run, title: str) -> None:
-    """"virsh dumpxml" prints the number; the mark and a title stand between name and UUID."""
+    """ "virsh dumpxml" prints the number; the mark and a title stand between name and UUID."""
     uuid = "<uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid>"
     nic = "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>"
     xml = (
