@@ -55,6 +55,8 @@ class ActionModule(SourceAction):
             return self._run_module(task_vars)
         self._params = self._checked_options(self._module())
         self._task_vars = task_vars
+        if self._params["output"] is not None:
+            _progress.check_directory(self._output_directory())
         try:
             return self._traced(build)
         finally:
@@ -163,10 +165,12 @@ class ActionModule(SourceAction):
         except AnsibleConnectionFailure:
             return
 
+    def _output_directory(self) -> str:
+        return str(self._loader.path_dwim(os.path.expanduser(self._params["output"])))
+
     def _fetch(self, name: str, directory: str, run: dict[str, t.Any]) -> dict[str, t.Any]:
         """Put what the run printed into the folder that the task names."""
         host = str(self._task_vars.get("inventory_hostname", ""))
-        folder = self._loader.path_dwim(os.path.expanduser(self._params["output"]))
 
         def more(offset: int) -> t.Any:
             stage = {"do": "collect", "directory": directory, "wait": 0, "output": True, "offset": offset}
@@ -175,7 +179,7 @@ class ActionModule(SourceAction):
                 raise AnsibleActionFail("output: {0}".format(answer.get("msg")))
             return (answer.get("run") or {}).get("output")
 
-        path = os.path.join(folder, _progress.file_name(host, name))
+        path = os.path.join(self._output_directory(), _progress.file_name(host, name))
         return _progress.put(path, run.pop("output", None), more, run, self._params["output_limit_bytes"])
 
     def _forget(self, directory: str) -> None:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.loader import lookup_loader
+from ansible_collections.tapvirt.host.plugins.module_utils._core.files import kind_of
 from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
 
 
@@ -22,7 +24,18 @@ class ActionModule(ModuleAction):
         result.update(self._run_module(task_vars or {}, module_args=args))
         return result
 
+    def _check_regular(self, src: str) -> None:
+        """Refuse what is not a regular file: reading a FIFO would wait for its writer."""
+        try:
+            path = self._find_needle("templates", src)
+        except AnsibleError:
+            return  # the lookup names the directories that it searched
+        kind = kind_of(os.stat(path).st_mode)
+        if kind:
+            raise AnsibleActionFail(f"src: {path!r} is {kind}, not a regular file.")
+
     def _render(self, src: str, variables: dict[str, t.Any], task_vars: dict[str, t.Any]) -> str:
+        self._check_regular(src)
         lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
         try:
             return str(lookup.run([src], variables=task_vars, template_vars=variables)[0])

@@ -10,13 +10,15 @@ import re
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.write import check_target
 
 # What os.path.expandvars takes for a variable, which Ansible's modules call for every path.
 _VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})")
 
 
-def controller_path(value: t.Any, name: str) -> str:
-    """Return the whole path of a file that the user has named."""
+def controller_path(value: t.Any, name: str, directory: bool = False) -> str:
+    """Return the whole path of a file or a directory that the user has named."""
     if not isinstance(value, str) or not value:
         raise AnsibleFilterError(f"{name}: {value!r} is not the path of a file.")
     # As the shell has it: the working directory of Ansible's own processes may be another.
@@ -27,6 +29,10 @@ def controller_path(value: t.Any, name: str) -> str:
             f"{name}: {path!r} has {found[0]} in it, for which Ansible puts a variable of the environment. Give a whole"
             f" path without it, such as /tmp/{os.path.basename(path)}."
         )
+    try:
+        check_target(name, path, directory)
+    except InvalidInput as error:
+        raise AnsibleFilterError(error.message) from None
     return path
 
 

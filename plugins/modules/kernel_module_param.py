@@ -111,6 +111,10 @@ options:
       - Otherwise RV(params[].pending) says that it is stale.
     type: bool
     default: false
+  lock_timeout_seconds:
+    description: How long to wait while another task sets parameters of this host. The message of a timeout names it.
+    type: int
+    default: 120
 notes:
   - What parameters were, and what is under way, is kept in C(/var/lib/tapvirt/kernel_module_param.json).
 """
@@ -224,6 +228,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.lock import read_timeout
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
@@ -247,13 +252,14 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "params": {"type": "list", "elements": "dict", "required": True, "options": PARAM_SPEC},
     "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
     "refresh_initramfs": {"type": "bool", "default": False},
+    "lock_timeout_seconds": {"type": "int", "default": 120},
 }
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    state = module.params["state"]
+    state, lock_seconds = module.params["state"], read_timeout(module.params)
     wanted = wanted_list(module.params["params"], state)
-    run = Parameters(Root(), os.uname().machine, wanted, state, module.params["refresh_initramfs"])
+    run = Parameters(Root(), os.uname().machine, wanted, state, module.params["refresh_initramfs"], lock_seconds)
     plan, result = run.converge(module.check_mode)
     return {**plan.result(module._diff), **result}
 

@@ -22,6 +22,8 @@ import zlib
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
+from ..module_utils._core.errors import InvalidInput
+from ..module_utils._core.write import check_target, make_directories
 from ..module_utils._systemtap.collect import CHUNK_BYTES
 from ._edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
 from ._status import CHANNEL
@@ -183,6 +185,17 @@ def file_name(host: str, module: str) -> str:
         raise AnsibleActionFail("output: {0}".format(error)) from None
 
 
+def check_directory(path: str) -> None:
+    """Check that files can be put into the directory of the option ``output``, before anything is traced.
+
+    :raises AnsibleActionFail: something else is there.
+    """
+    try:
+        check_target("output", path, directory=True)
+    except InvalidInput as error:
+        raise AnsibleActionFail(error.message) from None
+
+
 def put(
     path: str,
     first: t.Mapping[str, t.Any],
@@ -205,7 +218,7 @@ def put(
     truncated = run["bytes"] > first["bytes"]
     digest = hashlib.sha256()
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_directories(os.path.dirname(path))
         descriptor, temporary = tempfile.mkstemp(prefix=".tapvirt-", dir=os.path.dirname(path))
         try:
             with os.fdopen(descriptor, "wb") as stream:

@@ -16,6 +16,8 @@ import typing as t
 
 from ansible import constants
 from ansible.errors import AnsibleActionFail
+from ansible_collections.tapvirt.host.plugins.module_utils._core.files import open_regular
+from ansible_collections.tapvirt.host.plugins.module_utils._core.write import make_directories
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -41,7 +43,7 @@ def cache_path(sha256: str) -> str:
 def has_file(path: str, sha256: str) -> bool:
     """Tell whether a file has this content."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.sha256(stream.read()).hexdigest() == sha256
     except OSError:
         return False
@@ -55,7 +57,7 @@ def fetch_once(connection: Fetches, remote_path: str, sha256: str) -> str:
     path = cache_path(sha256)
     if has_file(path, sha256):
         return path
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    make_directories(os.path.dirname(path), 0o700)
     descriptor, temporary = tempfile.mkstemp(prefix=".fetch-", dir=os.path.dirname(path))
     os.close(descriptor)
     try:

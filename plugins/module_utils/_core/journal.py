@@ -15,7 +15,7 @@ import typing as t
 
 from .errors import TapvirtError
 from .lock import WAIT_SECONDS, hold
-from .write import make_directories
+from .write import make_directories, sync_directory, write_atomic
 
 DIRECTORY = "var/lib/tapvirt"
 
@@ -25,20 +25,22 @@ class Journal:
 
     :param directory: where the journals lie, absolute; made (0700) when first written.
     :param name: a file name without directory, given by the collection, never by the user.
+    :param wait_seconds: how long to wait for another run.
     """
 
-    def __init__(self, directory: str, name: str) -> None:
+    def __init__(self, directory: str, name: str, wait_seconds: float = WAIT_SECONDS) -> None:
         self._directory = directory
         self._name = name
+        self._wait_seconds = wait_seconds
         self._path = os.path.join(directory, name + ".json")
 
-    def locked(self, wait_seconds: float = WAIT_SECONDS) -> t.ContextManager[str]:
+    def locked(self) -> t.ContextManager[str]:
         """Keep other runs on this host away from the same items for as long as the block lasts.
 
-        :raises LockTimeout: another run held it for all of ``wait_seconds``.
+        :raises LockTimeout: another run held it for the whole time of waiting.
         """
         path = os.path.join(self._directory, "lock", self._name)
-        return hold(path, f"the journal {self._path}", wait_seconds)
+        return hold(path, f"the journal {self._path}", self._wait_seconds)
 
     def read(self) -> dict[str, t.Any]:
         """Return the journal's object; an absent journal is empty.
@@ -62,8 +64,6 @@ class Journal:
 
     def write(self, value: t.Mapping[str, t.Any]) -> None:
         """Replace the journal's object; an empty one removes the file."""
-        from .write import sync_directory, write_atomic  # most runs only read
-
         make_directories(self._directory, 0o700)
         if value:
             write_atomic(self._path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode=0o600)

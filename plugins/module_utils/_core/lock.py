@@ -21,6 +21,7 @@ import time
 import typing as t
 
 from .errors import InvalidInput, TapvirtError
+from .files import user_name
 from .write import make_directories
 
 WAIT_SECONDS = 120
@@ -118,16 +119,6 @@ def _remove(path: str) -> None:
         os.unlink(path)
         os.rmdir(directory)
         os.rmdir(os.path.dirname(directory))
-
-
-def user_name(uid: int) -> str:
-    """Return a user's name, or the number where no user has it."""
-    import pwd  # only messages need it
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _open(path: str) -> int:

@@ -8,6 +8,8 @@ Private to the collection.
 
 from __future__ import annotations
 
+from .files import open_regular
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typing as t
@@ -19,7 +21,10 @@ _READ_BYTES = 1 << 16
 
 
 class Root:
-    """Reads below one directory. Names are relative (``proc/kallsyms``), results bytes or str, errors OSError."""
+    """Reads regular files below one directory.
+
+    Names are relative (``proc/kallsyms``), results bytes or str, errors OSError.
+    """
 
     def __init__(self, path: str = "/") -> None:
         self._path = path
@@ -31,7 +36,7 @@ class Root:
     def read_bytes(self, name: str, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> bytes:
         """Return up to ``limit_bytes`` of a file, read sequentially on one descriptor."""
         data = bytearray()
-        with open(self.path(name), "rb", buffering=0) as stream:
+        with open_regular(self.path(name), buffering=0) as stream:
             while len(data) < limit_bytes:
                 # Files below /proc/sys allocate what one read asks for: a large one fails with ENOMEM.
                 part = stream.read(min(_READ_BYTES, limit_bytes - len(data)))
@@ -53,7 +58,7 @@ class Root:
 
     def lines(self, name: str) -> t.Iterator[bytes]:
         """Yield a file's lines as bytes, without their line ends, never holding the whole file."""
-        with open(self.path(name), "rb") as stream:
+        with open_regular(self.path(name)) as stream:
             for line in stream:
                 yield line.rstrip(b"\n")
 

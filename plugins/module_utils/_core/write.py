@@ -12,7 +12,9 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
+
+from .errors import InvalidInput
+from .files import kind_of, not_regular
 
 _SELINUX = "security.selinux"
 _ATTEMPTS = 100
@@ -22,23 +24,54 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that a reader sees the old or the new content, never a part, also after a power cut.
 
     ``mode`` is for a new file; an existing one keeps its mode, owner and SELinux label. The directory must exist.
+    A link is replaced by a new file.
 
-    :raises OSError: as the file system says; nothing was replaced then.
+    :raises OSError: as the file system says, with ``path`` as its ``filename``; nothing was replaced then.
     """
+    import tempfile  # most runs only read
+
     directory = os.path.dirname(path) or "."
-    descriptor, temporary = tempfile.mkstemp(prefix=".tapvirt-", dir=directory)
     try:
+        _check_replaceable(path)
+        descriptor, temporary = tempfile.mkstemp(prefix=".tapvirt-", dir=directory)
         try:
-            _write_all(descriptor, data)
-            _take_over_rights(path, descriptor, mode)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+            try:
+                _write_all(descriptor, data)
+                _take_over_rights(path, descriptor, mode)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        # Else it names the temporary file, or none.
+        error.filename, error.filename2 = path, None
         raise
     sync_directory(directory)
+
+
+def check_target(option: str, path: str, directory: bool = False) -> None:
+    """Check that a file (or a directory) can be at a path that the user gave, whether it exists or not.
+
+    :raises InvalidInput: something else is there or above it.
+    """
+    wanted = "directory" if directory else "regular file"
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        level = os.path.dirname(path)
+        while level not in ("", "/") and not os.path.lexists(level):
+            level = os.path.dirname(level)
+        if level and not os.path.isdir(level):
+            raise InvalidInput(option, path, f"cannot be written: {level} is not a directory") from None
+        return
+    except OSError as error:
+        raise InvalidInput(option, path, f"cannot be used: {error.strerror}") from None
+    kind = kind_of(mode) or "a regular file"
+    if kind != f"a {wanted}":
+        raise InvalidInput(option, path, f"is {kind}, not a {wanted}")
 
 
 def sync_directory(directory: str) -> None:
@@ -98,10 +131,26 @@ def _write_all(descriptor: int, data: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
+def _check_replaceable(path: str) -> None:
+    """Refuse to put a file in the place of a device, a FIFO, a socket or a directory.
+
+    :raises OSError: something like that is there, or a link leads to it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if kind_of(mode):
+        raise not_regular(path, mode)
+
+
 def _take_over_rights(path: str, descriptor: int, mode: int) -> None:
     try:
-        old = os.stat(path)
+        old = os.lstat(path)
     except FileNotFoundError:
+        old = None
+    # Who can make a link must not decide by its target whose the new file is.
+    if old is None or not stat.S_ISREG(old.st_mode):
         os.fchmod(descriptor, mode)
         return
     os.fchown(descriptor, old.st_uid, old.st_gid)

@@ -14,6 +14,7 @@ import typing as t
 
 from .._core import journal as core_journal
 from .._core.journal import Journal
+from .._core.lock import WAIT_SECONDS
 from .._core.plan import Plan, converge
 from .._core.root import Root
 from .parameter_layers import layer_of, load_flaws
@@ -34,11 +35,17 @@ class Parameters:
     """One run over a list of parameters."""
 
     def __init__(
-        self, root: Root, arch: str, wanted: t.Sequence[Wanted], state: str, refresh_initramfs: bool = False
+        self,
+        root: Root,
+        arch: str,
+        wanted: t.Sequence[Wanted],
+        state: str,
+        refresh_initramfs: bool = False,
+        lock_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._root = root
         self._reader = Reader(root, arch)
-        self._journal = Journal(root.path(core_journal.DIRECTORY), JOURNAL_NAME)
+        self._journal = Journal(root.path(core_journal.DIRECTORY), JOURNAL_NAME, lock_seconds)
         self._wanted = wanted
         self._state = state
         self._refresh_initramfs = refresh_initramfs

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 
+from .._core.files import open_regular
 from .._core.root import Root
 
 TYPE_CHECKING = False
@@ -354,5 +355,5 @@ def read_table(root: Root, name: str = KALLSYMS) -> SymbolTable:
 
     :raises OSError: absent (a kernel without CONFIG_KALLSYMS, a proc mounted with ``subset=pid``) or not readable.
     """
-    with open(root.path(name), "rb", buffering=0) as stream:
+    with open_regular(root.path(name), buffering=0) as stream:
         return SymbolTable(stream.read())

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 import struct
 import typing as t
 
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .._core.files import open_regular
 from .connection import Connection, libvirt, libvirt_errors
 from .disk_places import backing_file
 from .storage import Volume, shown_size
@@ -36,10 +36,8 @@ def inspect_source(item: str, path: str) -> SourceFile:
     :raises InvalidInput: no file that can be read, an empty one, or an image that stands on another file.
     """
     try:
-        with _opened(path) as stream:
+        with open_regular(path) as stream:
             found = os.fstat(stream.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise InvalidInput(item, path, "is no regular file")
             header = stream.read(_QCOW2.size)
     except OSError as error:
         raise InvalidInput(item, path, "cannot be read on this host: {0}".format(error.strerror)) from error
@@ -54,11 +52,6 @@ def inspect_source(item: str, path: str) -> SourceFile:
     return SourceFile(path, found.st_size, "qcow2", int(capacity))
 
 
-def _opened(path: str) -> t.BinaryIO:
-    """Open a file to read; of a pipe this does not wait for its writer."""
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-
-
 def digest_of_file(path: str) -> str:
     """Return the SHA-256 of a file of this host, in hex."""
     digest = hashlib.sha256()
@@ -69,7 +62,7 @@ def digest_of_file(path: str) -> str:
 
 def _chunks(path: str) -> t.Iterator[bytes]:
     try:
-        with _opened(path) as stream:
+        with open_regular(path) as stream:
             yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
     except OSError as error:
         raise TapvirtError("{0}: cannot be read on this host: {1}.".format(path, error.strerror)) from error

@@ -17,7 +17,7 @@ from .._core import command
 from .._core.errors import InvalidInput
 from .._core.plan import Change, Plan, converge
 from .._core.root import Root
-from .._core.write import make_directories, write_atomic
+from .._core.write import check_target, make_directories, write_atomic
 from .build_output import build_failed
 from .expressions import similar
 from .grammar import Point
@@ -117,6 +117,7 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
         return Plan()
     if not dest.startswith("/"):
         raise InvalidInput("dest", dest, "must be an absolute path")
+    check_target("dest", dest)
     path = dest
 
     def observe() -> str | None:

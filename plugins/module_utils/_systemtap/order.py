@@ -83,9 +83,10 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
             raise InvalidInput(
                 "script", script, "must be the absolute path of a script on the builder, or what stap_script returned"
             )
-        text = Root().read_text_or(script)
-        if text is None:
-            raise InvalidInput("script", script, "cannot be read on the builder")
+        try:
+            text = Root().read_text(script)
+        except OSError as error:
+            raise InvalidInput("script", script, f"cannot be read on the builder: {error.strerror}") from None
         return prepare(script, text, {}, guru=False)[0]
     if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
         raise InvalidInput("script", script, "is not what stap_script returned as its script")

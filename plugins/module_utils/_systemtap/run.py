@@ -17,6 +17,7 @@ import typing as t
 
 from .._core import command
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
+from .._core.files import open_regular
 from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import make_directories, write_atomic
@@ -234,7 +235,7 @@ def cache_path(build: t.Mapping[str, t.Any]) -> str:
 def has_module(build: t.Mapping[str, t.Any]) -> bool:
     """Tell whether the host keeps the whole module."""
     try:
-        with open(cache_path(build), "rb") as stream:
+        with open_regular(cache_path(build)) as stream:
             return hashlib.sha256(stream.read()).hexdigest() == str(build["sha256"])
     except OSError:
         return False
@@ -249,7 +250,7 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
         return False
     if source is None:
         raise TapvirtError("The module {0} was not shipped to this host.".format(build["name"]))
-    with open(source, "rb") as stream:
+    with open_regular(source) as stream:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != build["sha256"]:
         raise TapvirtError("The module {0} arrived with another sha256 than it was built with.".format(build["name"]))

@@ -17,6 +17,7 @@ import re
 import struct
 import typing as t
 
+from .._core.files import open_regular
 from .._core.root import Root
 from .der import common_name, take
 
@@ -62,7 +63,7 @@ def read_signature(path: str) -> Signature | None:
 
     :raises ValueError: it has one that is damaged.
     """
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - len(_MAGIC) - _TAIL.size, 0))
         end = stream.read()

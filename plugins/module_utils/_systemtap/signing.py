@@ -18,6 +18,7 @@ import typing as t
 
 from .._core import command
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .._core.files import open_regular
 from .._core.root import Root
 from .builder import HEADERS
 from .der import Certificate, private_modulus, read_certificate, unpack_pem
@@ -88,7 +89,7 @@ def _check_private(path: str) -> None:
 
 def _read_pem(item: str, path: str) -> tuple[str, bytes]:
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             return unpack_pem(stream.read(_MOST_BYTES))
     except OSError as error:
         raise InvalidInput(item, path, "cannot be read: {0}".format(error.strerror)) from None

@@ -26,6 +26,7 @@ import re
 import typing as t
 
 from .._core import lock
+from .._core.files import open_regular
 from .._core.root import Root
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
@@ -36,7 +37,7 @@ _LOCKS = ".lock"
 def hash_file(path: str) -> str:
     """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -45,8 +46,7 @@ def hash_file(path: str) -> str:
 def read_row(folder: str) -> dict[str, t.Any] | None:
     """Return what is written of a build in its folder, or null."""
     try:
-        with open(os.path.join(folder, "build.json"), encoding="utf-8") as stream:
-            row = json.load(stream)
+        row = json.loads(Root(folder).read_text("build.json"))
     except (OSError, ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
@@ -150,6 +150,6 @@ class Store:
     def row(self) -> dict[str, t.Any]:
         """Return the store's own account: how many compilations were ever done, and how many modules it keeps."""
         builds = 0
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.directory, "builds.log"), "rb") as stream:
-            builds = sum(1 for _line in stream)
+        with contextlib.suppress(OSError):
+            builds = sum(1 for _line in Root(self.directory).lines("builds.log"))
         return {"directory": self.directory, "builds": builds, "modules": len(self.kept())}

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Supervise one run of staprun on the host that is traced, whatever happens to the controller.
 
-Private to the collection. This file, ``leavings.py`` and three files of ``_core`` are also a program: :func:`program`
+Private to the collection. This file, ``leavings.py`` and four files of ``_core`` are also a program: :func:`program`
 returns its files, which are put next to the job; it is started under systemd or by itself, with the words
 ``run|guard|clean DIRECTORY``. So they import the standard library only. The directory holds ``job.json`` (what to do),
 ``output`` and ``errors`` (what staprun printed, bounded), ``state.json`` (how far it is, and how it ended) and
@@ -25,7 +25,7 @@ import time
 import types
 import typing as t
 
-from .._core import errors, lock, write
+from .._core import errors, files, lock, write
 from . import leavings
 from .leavings import (
     BASE,
@@ -79,12 +79,12 @@ _PACKAGE = "tapvirt_stap"
 
 def program() -> dict[str, str]:
     """Return the files of this program, by name below a folder of their own, which Python runs."""
-    files = {"__main__.py": f"from {_PACKAGE}._systemtap import supervisor\n\nsupervisor.main()\n"}
+    packed = {"__main__.py": f"from {_PACKAGE}._systemtap import supervisor\n\nsupervisor.main()\n"}
     for package in ("", "/_core", "/_systemtap"):
-        files[f"{_PACKAGE}{package}/__init__.py"] = ""
-    for module in (errors, lock, write, leavings, sys.modules[__name__]):
-        files[packed_name(module)] = source_of(module)
-    return files
+        packed[f"{_PACKAGE}{package}/__init__.py"] = ""
+    for module in (errors, files, lock, write, leavings, sys.modules[__name__]):
+        packed[packed_name(module)] = source_of(module)
+    return packed
 
 
 def packed_name(module: types.ModuleType) -> str:

@@ -373,7 +373,7 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
         ({"name": "x", "source": str(empty)}, "is empty"),
         ({"name": "x", "source": str(above)}, f"stands on another file, {below}"),
         ({"name": "x", "source": str(remote)}, "stands on another file, which is not one of this host"),
-        ({"name": "x", "source": str(pipe)}, "is no regular file"),
+        ({"name": "x", "source": str(pipe)}, "it is a FIFO, not a regular file"),
         ({"name": "x", "source": str(file), "format": "qcow2"}, "is not what"),
         ({"name": "x", "source": str(file), "format": "vmdk"}, "cannot be uploaded"),
         ({"name": "x", "source": str(file), "capacity": "2"}, "less than what goes into it"),

@@ -16,7 +16,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core import lock, write
+from ansible_collections.tapvirt.host.plugins.module_utils._core import files, lock, write
 
 HOLD = """
 import sys
@@ -79,7 +79,7 @@ def test_a_wait_ends_and_names_the_holder(tmp_path: pathlib.Path) -> None:
         assert 0.3 <= time.monotonic() - started < 2
     expected = (
         rf"The test: the lock {re.escape(str(path))} was not free within 0\.3 seconds\. "
-        rf"Process {pid} of user {lock.user_name(os.geteuid())} has held it for \d+ seconds\."
+        rf"Process {pid} of user {files.user_name(os.geteuid())} has held it for \d+ seconds\."
     )
     assert re.match(expected, caught.value.message)
     with lock.hold(str(path), "the test", wait_seconds=0):
