@@ -10,15 +10,20 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..plugin_utils import _builders
+from ..plugin_utils._edge import Odd
 
 
 def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
     """Return which builder builds for a host, or why none can."""
     if not isinstance(host, t.Mapping) or not {"kernel", "traceability", "memory"} <= set(host):
         raise AnsibleFilterError("trace_builder_for: give what tapvirt.host.stap_host_info returned as its host.")
+    try:
+        known = _builders.parse_host(host)
+    except Odd as error:
+        raise AnsibleFilterError(f"trace_builder_for: the host is not what stap_host_info returned: {error}.") from None
     if not isinstance(builders, t.Mapping):
         raise AnsibleFilterError(f"trace_builder_for: builders: {builders!r} is not a dictionary of builders' names.")
-    return _builders.trace_builder_for(host, builders)
+    return _builders.trace_builder_for(known, builders)
 
 
 class FilterModule:

@@ -19,10 +19,15 @@ _VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})")
 
 def controller_path(value: t.Any, name: str, directory: bool = False) -> str:
     """Return the whole path of a file or a directory that the user has named."""
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise AnsibleFilterError(f"{name}: {value!r} is not the path of a file.")
+    try:
+        home = os.path.expanduser(value)
+        os.fsencode(home)
+    except UnicodeEncodeError:
+        raise AnsibleFilterError(f"{name}: {value!r} is not UTF-8.") from None
     # As the shell has it: the working directory of Ansible's own processes may be another.
-    path = os.path.normpath(os.path.join(os.environ.get("PWD") or os.getcwd(), os.path.expanduser(value)))
+    path = os.path.normpath(os.path.join(os.environ.get("PWD") or os.getcwd(), home))
     found = _VARIABLE.search(path)
     if found:
         raise AnsibleFilterError(

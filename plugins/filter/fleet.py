@@ -12,8 +12,10 @@ from ansible.errors import AnsibleFilterError
 from ..module_utils._core.errors import TapvirtError
 from ..module_utils._kernel.identity import version_code
 from ..plugin_utils import _fleet
+from ..plugin_utils._edge import ANY, Each, Need, parse, parse_all, warn
 
 _LARGEST_CODE = (1 << 32) - 1
+_FACTS = Need(Each(ANY))
 
 
 def kernel_version_code(release: t.Any) -> int:
@@ -39,31 +41,27 @@ def kernel_version_from_code(code: t.Any) -> str:
 
 def fact_diff(facts: t.Any, ignore: t.Any = ()) -> list[dict[str, t.Any]]:
     """Return the facts that are not the same on all hosts."""
-    return _fleet.fact_diff(_by_host("fact_diff", facts, t.Mapping, "facts"), _names("fact_diff", "ignore", ignore))
+    return _fleet.fact_diff(_by_host("fact_diff", facts, _FACTS, "facts"), _names("fact_diff", "ignore", ignore))
 
 
 def symbol_diff(symbols: t.Any) -> list[dict[str, t.Any]]:
     """Return the symbols that are not the same on all hosts."""
-    checked = _by_host("symbol_diff", symbols, t.Sequence, "rows of kernel_symbol_info")
-    for host, rows in checked.items():
-        if not all(isinstance(row, t.Mapping) and {"name", "matches"} <= set(row) for row in rows):
-            raise AnsibleFilterError(f"symbol_diff: what {host} has is not the list of symbols of kernel_symbol_info.")
-    return _fleet.symbol_diff(checked)
+    return _fleet.symbol_diff(_by_host("symbol_diff", symbols, Need([_fleet.SYMBOL]), "rows of kernel_symbol_info"))
 
 
 def group_hosts_by(facts: t.Any, names: t.Any) -> list[dict[str, t.Any]]:
     """Return the groups of hosts that have the same values of some facts."""
     checked = _names("group_hosts_by", "facts", [names] if isinstance(names, str) else names)
-    return _fleet.group_hosts_by(_by_host("group_hosts_by", facts, t.Mapping, "facts"), checked)
+    return _fleet.group_hosts_by(_by_host("group_hosts_by", facts, _FACTS, "facts"), checked)
 
 
-def _by_host(name: str, values: t.Any, kind: type, what: str) -> dict[str, t.Any]:
+def _by_host(name: str, values: t.Any, shape: t.Any, what: str) -> dict[str, t.Any]:
+    """Return host -> what it has, of this shape; warn of hosts that have something else."""
     if not isinstance(values, t.Mapping):
         raise AnsibleFilterError(f"{name}: {values!r} is not a dictionary of host names with their {what}.")
-    for host, value in values.items():
-        if isinstance(value, str) or not isinstance(value, kind):
-            raise AnsibleFilterError(f"{name}: what {host} has is {value!r}, which are not {what}.")
-    return dict(values)
+    good, odd = parse_all(values, lambda value: parse(value, shape))
+    warn(name, odd)
+    return good
 
 
 def _names(name: str, option: str, names: t.Any) -> list[str]:

@@ -10,6 +10,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..plugin_utils import _params
+from ..plugin_utils._edge import Odd
 
 
 def merge_params(tables: t.Any, **defaults: t.Any) -> list[dict[str, t.Any]]:
@@ -24,7 +25,10 @@ def merge_params(tables: t.Any, **defaults: t.Any) -> list[dict[str, t.Any]]:
 def params_drift(result: t.Any) -> list[str]:
     if not isinstance(result, t.Mapping):
         raise AnsibleFilterError(f"the result: {result!r} is not one of kernel_module_param.")
-    return _params.params_drift(result)
+    try:
+        return _params.params_drift(result)
+    except Odd as error:
+        raise AnsibleFilterError(f"the result is not one of kernel_module_param: {error}.") from None
 
 
 class FilterModule:

@@ -10,13 +10,17 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..plugin_utils import _records
+from ..plugin_utils._edge import display
 
 
 def _filter(merge: t.Callable[[t.Any], list[dict[str, t.Any]]]) -> t.Callable[[t.Any], list[dict[str, t.Any]]]:
     def checked(runs: t.Any) -> list[dict[str, t.Any]]:
         if not isinstance(runs, t.Mapping):
             raise AnsibleFilterError(f"the runs: {runs!r} is not a dictionary of host names with lists of runs.")
-        return merge(_records.sound(runs)[0])
+        good, odd = _records.sound(runs)
+        for host, why in odd.items():
+            display.warning(f"{host}: {why}; it is left out.")
+        return merge(good)
 
     return checked
 

@@ -16,6 +16,7 @@ import typing as t
 from ..module_utils._core.errors import InvalidInput, nearest_names
 from ..module_utils._kernel.identity import taint_flags
 from ..module_utils._systemtap.outcome import OUTCOMES
+from ._edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
 from ._records import counter_plots, histogram_plots, sound
 
 SUMMARY_BYTES = 90_000
@@ -32,6 +33,25 @@ TROUBLE = re.compile(
 _NO_RUN = ("build_failed", "refused")
 # What stap_run can be told to accept; a build is another module's.
 _ACCEPTABLE = [name for name in OUTCOMES if name != "build_failed"]
+_OUTCOME = Kind("an outcome of a run", lambda value: isinstance(value, str) and value in (*OUTCOMES, "planned"))
+_NUMBERS = ("hits", "skipped", "record_count", "bytes", "duration_seconds")
+# What is read of a run, of what procfs_info returned, and of a verdict.
+_RUN = {"outcome": _OUTCOME, "reason": TEXT, "kernel": TEXT, **dict.fromkeys(_NUMBERS, NUMBER)}
+_RECORD = {"sequence": Need(WHOLE), "facility": Need(WHOLE), "message": Need(TEXT)}
+_PROCFS = {"sysctls": {"kernel.tainted": COUNT}, "kmsg": [_RECORD]}
+_READ = {"failed": ANY, "unreachable": ANY, "msg": ANY, "procfs": _PROCFS}
+_SHOWN_NUMBERS = ("hits", "skipped", "records", "bytes", "duration_seconds")
+_VERDICT = Need(
+    {
+        "outcome": Need(TEXT),
+        "reason": Need(TEXT),
+        "ran": Need(ANY),
+        "accepted": Need(ANY),
+        "brake": Need([TEXT]),
+        "kernel": TEXT,
+        **dict.fromkeys(_SHOWN_NUMBERS, NUMBER),
+    }
+)
 _KERNEL_FACILITY = 0
 _SHOWN_LINES = 3
 _SHOWN_TEXT = 300
@@ -64,11 +84,21 @@ def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept
         ``kernel.tainted``.
     :param after: the same afterwards: all records that may be trouble. Either may be a failed task's result.
     """
+    run, odd_run = _parsed(run, _RUN)
+    before, odd_before = _parsed(before, _READ)
+    after, odd_after = _parsed(after, _READ)
     outcome = run.get("outcome") or ("build_failed" if failure and not before.get("failed") else "lost")
     reason = run.get("reason") or failure or "the host answered before the trace, and no longer does"
     if before.get("unreachable") or after.get("unreachable"):
         outcome, reason = "lost", "the host answered before the trace, and no longer does"
+    if odd_run:
+        outcome, reason = "lost", f"the host returned something else than a run: {odd_run}"
     brake = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
+    brake += [
+        f"what its kernel has said {when} is not known: {odd}"
+        for when, odd in (("before", odd_before), ("meanwhile", odd_after))
+        if odd
+    ]
     if after.get("failed"):
         brake.append(f"what its kernel has said meanwhile is not known: {' '.join(str(after.get('msg')).split())}")
     taints = _new_taints(before, after)
@@ -88,6 +118,14 @@ def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept
         "duration_seconds": run.get("duration_seconds"),
         "kernel": run.get("kernel"),
     }
+
+
+def _parsed(value: Row, shape: t.Any) -> tuple[dict[str, t.Any], str]:
+    """Return what a host returned, empty where it cannot be read, and why it cannot."""
+    try:
+        return parse(value, Need(shape)), ""
+    except Odd as error:
+        return {}, str(error)
 
 
 def _of(read: Row, key: str) -> t.Any:
@@ -122,26 +160,32 @@ def trace_summary(
 
     :param verdicts: host -> what :func:`trace_verdict` returned.
     :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``.
-    :param left_out: host -> why it was not traced.
+    :param left_out: host -> why it was not traced. So is a host whose verdict cannot be read.
     """
-    hosts = sorted(verdicts, key=lambda host: (not verdicts[host]["brake"], verdicts[host]["accepted"], host))
-    missing = sorted(left_out)
+    verdicts, odd = parse_all(verdicts, lambda verdict: parse(verdict, _VERDICT))
+    reasons, unclear = parse_all(left_out, lambda reason: parse(reason, Need(TEXT)))
+    left_out = {**reasons, **{host: f"its verdict cannot be read: {why}" for host, why in {**unclear, **odd}.items()}}
+    runs, trouble = sound(runs)
+    hosts = sorted(verdicts, key=lambda host: (not verdicts[host]["brake"], bool(verdicts[host]["accepted"]), host))
+    missing, troubled = sorted(left_out), sorted(trouble)
     summary: dict[str, t.Any] = {
         "outcomes": dict(collections.Counter(row["outcome"] for row in verdicts.values())),
-        "traced": sum(row["ran"] for row in verdicts.values()),
+        "traced": sum(bool(row["ran"]) for row in verdicts.values()),
         "left_out_count": len(left_out),
         "braked": any(row["brake"] for row in verdicts.values()),
-        "histograms": _histograms(sound(runs)[0]),
-        "counters": _counters(sound(runs)[0]),
+        "trouble_count": len(trouble),
+        "histograms": _histograms(runs),
+        "counters": _counters(runs),
     }
     summary["truncated"] = False
     while True:
         summary["hosts"] = {host: _shown(verdicts[host]) for host in hosts}
         summary["left_out"] = {host: left_out[host][:_SHOWN_TEXT] for host in missing}
-        if len(json.dumps(summary)) <= limit_bytes or not hosts + missing:
+        summary["trouble"] = {host: trouble[host][:_SHOWN_TEXT] for host in troubled}
+        if len(json.dumps(summary)) <= limit_bytes or not hosts + missing + troubled:
             return summary
         summary["truncated"] = True
-        hosts, missing = hosts[: len(hosts) * 3 // 4], missing[: len(missing) * 3 // 4]
+        hosts, missing, troubled = (names[: len(names) * 3 // 4] for names in (hosts, missing, troubled))
 
 
 def _shown(row: Row) -> dict[str, t.Any]:

@@ -46,7 +46,7 @@ def trace_request(given: t.Mapping[str, t.Any], script: str, duration: t.Any, ca
 def _check_duration(duration: t.Any) -> None:
     try:
         seconds = float(duration)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 < seconds <= MAX_DURATION_SECONDS:
         rule = f"must be a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10"

@@ -5,7 +5,8 @@
 
 A host may return anything. :func:`parse` takes a value and the shape that it must have, and returns the declared parts
 of it; whatever reads these needs no check of its own. A shape is a kind (:data:`TEXT` and the like), a dictionary of
-key to shape, a list of one shape, :class:`Each` or :class:`Need`. Null and missing keys fit every shape but ``Need``.
+key to shape, a list of one shape, :class:`Each` or :class:`Need`. A key may be missing, or null, unless its shape is
+``Need``; an element of a list is null only where its shape is :data:`ANY`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import dataclasses
 import math
 import typing as t
 
+from ansible.utils.display import Display
+
 MOST_LEVELS = 40
 """How deeply dictionaries and lists may be nested; modules of this collection return fewer than ten levels."""
 LARGEST = 1 << 128
 """Numbers of hosts are smaller; so arithmetic with floats cannot overflow."""
 _SHOWN_CHARS = 60
+
+display = Display()
 
 
 class Odd(ValueError):
@@ -65,6 +70,8 @@ ANY = Kind("a plain value", lambda _value: True)
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 NUMBER = Kind("a number", _is_number)
 WHOLE = Kind("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+COUNT = Kind("a count", lambda value: WHOLE.fits(value) and value >= 0)
+NAME = Kind("a text of at most 255 characters", lambda value: isinstance(value, str) and len(value) <= 255)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 
 
@@ -90,7 +97,8 @@ def parse(value: t.Any, shape: t.Any) -> t.Any:
 def _parse_list(value: t.Any, shape: t.Any) -> list[t.Any]:
     if not isinstance(value, (list, tuple)):
         raise Odd(f"is {_shown(value)}, not a list")
-    return [_inner(number, entry, shape) for number, entry in enumerate(value)]
+    element = shape if shape is ANY else Need(shape)
+    return [_inner(number, entry, element) for number, entry in enumerate(value)]
 
 
 def _parse_dict(value: t.Any, shape: t.Mapping[str, t.Any] | Each) -> dict[str, t.Any]:
@@ -99,7 +107,8 @@ def _parse_dict(value: t.Any, shape: t.Mapping[str, t.Any] | Each) -> dict[str, 
     if isinstance(shape, Each):
         for key in value:
             _check_key(key)
-        return {key: _inner(key, entry, shape.shape) for key, entry in value.items()}
+        element = shape.shape if shape.shape is ANY else Need(shape.shape)
+        return {key: _inner(key, entry, element) for key, entry in value.items()}
     declared = (key for key, part in shape.items() if key in value or isinstance(part, Need))
     return {key: _inner(key, value.get(key), shape[key]) for key in declared}
 
@@ -168,6 +177,12 @@ def _check_text(text: str) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise Odd(f"is {_shown(text)}, which is not UTF-8") from None
+
+
+def warn(what: str, odd: t.Mapping[str, str]) -> None:
+    """Warn of hosts that ``what`` leaves out, each with the reason."""
+    for host, why in odd.items():
+        display.warning(f"{what}: {host} is left out: {why}.")
 
 
 def _shown(value: t.Any) -> str:

@@ -12,10 +12,20 @@ import fnmatch
 import json
 import typing as t
 
+from ._edge import ANY, TEXT, WHOLE, Need
+
 Facts = t.Mapping[str, t.Any]
 _MISSING = object()
 # What a kernel's table says of a symbol; addresses differ from boot to boot, and reasons are for people.
 _SYMBOL_PARTS = ("status", "count", "exported", "gpl_only", "namespace", "probeable")
+SYMBOL = {
+    "name": Need(TEXT),
+    "matches": Need([dict.fromkeys(("name", "type", "owner"), ANY)]),
+    "variants": [{"name": Need(TEXT)}],
+    **dict.fromkeys(_SYMBOL_PARTS, ANY),
+    "count": WHOLE,
+}
+"""The shape of a row of kernel_symbol_info, as far as it is compared."""
 
 
 def fact_diff(facts: t.Mapping[str, Facts], ignore: t.Sequence[str] = ()) -> list[dict[str, t.Any]]:

@@ -11,9 +11,15 @@ from __future__ import annotations
 import typing as t
 
 from ..module_utils._kernel.modinfo import canonical
+from ._edge import ANY, TEXT, Need, parse
 from ._text import shown
 
 _ENTRIES = "entries such as {module: kvm, name: halt_poll_ns, value: 200000}"
+
+
+# What is read of a result of kernel_module_param.
+_ROW = {"module": Need(TEXT), "name": Need(TEXT), "pending": [TEXT], "changed": ANY}
+_RESULT = Need({"params": [{**_ROW, **dict.fromkeys(("wanted", "before", "after"), ANY)}]})
 
 
 class BadTable(ValueError):
@@ -47,8 +53,10 @@ def params_drift(result: t.Mapping[str, t.Any]) -> list[str]:
     """Return a line for each parameter that is not as wanted, from a result of kernel_module_param in check mode.
 
     Of a run that was none, the lines say what the run found and changed, and what is still pending.
+
+    :raises Odd: it is not such a result.
     """
-    lines = (_line(row) for row in result.get("params", []))
+    lines = (_line(row) for row in parse(result, _RESULT).get("params") or ())
     return [line for line in lines if line]
 
 
@@ -64,20 +72,21 @@ def _key(where: str, entry: t.Any) -> tuple[str, str]:
 def _line(row: t.Mapping[str, t.Any]) -> str:
     """Return what is to be said of a row; empty when all is as it should be."""
     label = f"{row['module']}.{row['name']}"
-    facts = list(row["pending"])
-    if row["changed"]:
+    facts = list(row.get("pending") or ())
+    if row.get("changed"):
         facts.insert(0, _difference(row))
     return f"{label} {'; '.join(facts)}" if facts else ""
 
 
 def _difference(row: t.Mapping[str, t.Any]) -> str:
-    if row["wanted"] is None:
+    wanted, before, after = (row.get(key) for key in ("wanted", "before", "after"))
+    if wanted is None:
         # Put back: what it was before it was first set is what it is afterwards.
-        if row["before"] == row["after"]:
-            return f"is {shown(row['before'])} and still kept in modprobe.d"
-        return f"is {shown(row['before'])}, and was {shown(row['after'])} before it was first set"
-    if row["before"] == row["wanted"]:
-        return f"is {shown(row['before'])}, and nothing keeps it"
-    if row["before"] is None:
-        return f"shall be {shown(row['wanted'])}"
-    return f"is {shown(row['before'])}, wanted {shown(row['wanted'])}"
+        if before == after:
+            return f"is {shown(before)} and still kept in modprobe.d"
+        return f"is {shown(before)}, and was {shown(after)} before it was first set"
+    if before == wanted:
+        return f"is {shown(before)}, and nothing keeps it"
+    if before is None:
+        return f"shall be {shown(wanted)}"
+    return f"is {shown(before)}, wanted {shown(wanted)}"

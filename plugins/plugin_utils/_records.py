@@ -17,6 +17,8 @@ import itertools
 import statistics
 import typing as t
 
+from ._edge import ANY, Kind, Need, Odd, parse
+
 OUTLIER_FACTOR = 4.0
 """A host stands out when what is compared is this many times the median of all hosts' (three or more)."""
 LEAST_VALUES = {"p50": 20, "p99": 100}
@@ -27,6 +29,10 @@ LEAST_TOTAL = 100
 Bounds = tuple[int, int]
 Runs = t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]
 _MOST = 1 << 64
+# Of an entry and of its run, what a report shows; the records are parsed one by one.
+_SHOWN = ("outcome", "reason", "hits", "skipped", "bytes", "kernel", "truncated", "record_count")
+_RUN = {"probes": {"armed": ANY, "asked": ANY}, **dict.fromkeys(_SHOWN, ANY)}
+_ENTRY = Need({"title": ANY, "msg": ANY, "run": _RUN})
 
 
 @dataclasses.dataclass
@@ -76,32 +82,39 @@ def sound(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]
     for host, entries in runs.items():
         good[host] = []
         for entry in entries if isinstance(entries, (list, tuple)) else [entries] if entries else []:
-            run = entry.get("run", {}) if isinstance(entry, t.Mapping) else entry
-            records = run.get("records") if isinstance(run, t.Mapping) else None
-            if (
-                not isinstance(entry, t.Mapping)
-                or not isinstance(run, (t.Mapping, type(None)))
-                or not isinstance(records, (list, tuple, type(None)))
-            ):
-                odd.setdefault(host, f"{entry!r:.100} is no run of a trace")
+            try:
+                run, problem = _run(entry)
+            except Odd as error:
+                odd.setdefault(host, f"trace_runs has an entry that is no run of a trace: {error}")
                 continue
-            problems = [_problem(record) for record in records or ()]
-            title = str(entry.get("title", ""))
-            for problem in filter(None, problems):
-                odd.setdefault(host, f"the trace {title} has a record that is none: {problem}")
-            left = [record for record, problem in zip(records or (), problems, strict=True) if not problem]
-            good[host].append({**entry, "title": title, "run": {**(run or {}), "records": left}})
+            good[host].append(run)
+            if problem:
+                odd.setdefault(host, f"the trace {run['title']} has a record that cannot be used: {problem}")
     return good, odd
 
 
-def _problem(record: t.Any) -> str:
-    """Return what is wrong with a record of a kind that is merged; empty if nothing is."""
-    if not isinstance(record, t.Mapping):
-        return f"{record!r:.100} is no dictionary"
-    for key, right in _PARTS.get(str(record.get("kind")), {}).items():
-        if not right(record.get(key)):
-            return f"the {record['kind']} {record.get('key')!r:.100} has {key}: {record.get(key)!r:.100}"
-    return ""
+def _run(entry: t.Any) -> tuple[dict[str, t.Any], str]:
+    """Return a run with its records that can be merged, and what is wrong with the first that cannot.
+
+    :raises Odd: it is no run.
+    """
+    head = parse(entry, _ENTRY)
+    run = head.get("run") or {}
+    records = (entry.get("run") or {}).get("records") or ()
+    if not isinstance(records, (list, tuple)):
+        raise Odd("is not a list", "run.records")
+    kept, first = [], ""
+    for number, record in enumerate(records):
+        try:
+            kept.append(parse(record, _RECORDS.get(_kind_of(record), _OTHER)))
+        except Odd as error:
+            first = first or str(error.below(number).below("records"))
+    title = "" if head.get("title") is None else str(head["title"])
+    return {**head, "title": title, "run": {**run, "records": kept}}, first
+
+
+def _kind_of(record: t.Any) -> str:
+    return str(record.get("kind")) if isinstance(record, t.Mapping) and isinstance(record.get("kind"), str) else ""
 
 
 def _is_number(value: t.Any) -> bool:
@@ -112,25 +125,36 @@ def _is_count(value: t.Any) -> bool:
     return _is_number(value) and value >= 0
 
 
-def _are_counts(values: t.Any) -> bool:
-    return isinstance(values, (list, tuple)) and all(map(_is_count, values))
-
-
-def _are_buckets(rows: t.Any) -> bool:
-    return isinstance(rows, (list, tuple)) and all(
+def _is_bucket(row: t.Any) -> bool:
+    return (
         isinstance(row, (list, tuple))
         and len(row) == 3
         and all(map(_is_number, row))
         and row[0] <= row[1]
         and row[2] >= 0
-        for row in rows
     )
 
 
-_PARTS: dict[str, dict[str, t.Callable[[t.Any], bool]]] = {
-    "histogram": {"buckets": _are_buckets},
-    "count": {"count": _is_count},
-    "series": {"step_ms": lambda value: _is_count(value) and value > 0, "values": _are_counts},
+def _is_step(value: t.Any) -> bool:
+    return _is_count(value) and value > 0
+
+
+_COUNT = Kind("a count", _is_count)
+_BUCKET = Kind("a bucket, which is [low, high, count]", _is_bucket)
+_OTHER = Need({"kind": ANY, "key": ANY})
+_RECORDS: dict[str, t.Any] = {
+    "histogram": Need({"kind": ANY, "key": ANY, "unit": ANY, "buckets": Need([_BUCKET])}),
+    "count": Need({"kind": ANY, "key": ANY, "count": Need(_COUNT)}),
+    "series": Need(
+        {
+            "kind": ANY,
+            "key": ANY,
+            "unit": ANY,
+            "count": ANY,
+            "step_ms": Need(Kind("a length in ms", _is_step)),
+            "values": Need([_COUNT]),
+        }
+    ),
 }
 
 

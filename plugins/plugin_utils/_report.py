@@ -15,7 +15,8 @@ import re
 import typing as t
 
 from . import _report_traces
-from ._fleet import groups_of, symbol_diff
+from ._edge import ANY, TEXT, Need, Odd, parse
+from ._fleet import SYMBOL, groups_of, symbol_diff
 from ._records import sound
 from ._text import listed, shown, word
 
@@ -33,6 +34,27 @@ RESULTS = {
 """The variables of a host that hold results of modules, and what each is about."""
 VARIABLES = ("ansible_facts", *RESULTS, "trace_runs", "trace_result")
 """All variables of a host that a report reads."""
+
+# What is read of each of these variables; nothing else of them is.
+_RESULT = {"failed": ANY, "unreachable": ANY, "truncated": ANY, "planned": ANY, "msg": ANY}
+_KERNEL = {"release": ANY, "build_id": ANY, "arch": ANY, "symbols": {"core_fingerprint": ANY}}
+_PARAM = {
+    **dict.fromkeys(("module", "name"), Need(TEXT)),
+    **dict.fromkeys(("before", "after", "value", "changed"), ANY),
+    **dict.fromkeys(("value_status", "persisted_in"), TEXT),
+    "pending": [ANY],
+}
+_DOMAIN = {"name": ANY, "state": ANY, "changed": ANY, "error": ANY, "pending": [ANY]}
+_SHAPES: dict[str, t.Any] = {
+    "ansible_facts": {"tapvirt_kernel": _KERNEL},
+    "fleet_report_facts": _RESULT,
+    "fleet_report_readiness": {**_RESULT, **dict.fromkeys(("verdict", "reason", "remedy"), TEXT)},
+    "fleet_report_parameters": {**_RESULT, "params": [_PARAM]},
+    "fleet_report_symbols": {**_RESULT, "symbols": [SYMBOL]},
+    "fleet_report_domains": {**_RESULT, "domains": [_DOMAIN]},
+    "fleet_report_console": {**_RESULT, "text": TEXT},
+    "trace_result": {"accepted": ANY, "brake": [ANY], "outcome": ANY, "reason": ANY},
+}
 
 _MOST_DOMAINS = 1500
 _MOST_CELLS = 12000
@@ -101,31 +123,18 @@ def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> di
 
 
 def _usable(hosts: t.Mapping[str, Row]) -> tuple[dict[str, Row], dict[str, list[str]]]:
-    """Return what can be used of what hosts hold, and host -> what cannot: each variable is tried by itself."""
-    tries: dict[str, t.Callable[[t.Mapping[str, Row]], t.Any]] = {
-        "ansible_facts": lambda one: (_kernels(one), _fingerprint_findings(one)),
-        "fleet_report_readiness": _readiness,
-        "fleet_report_parameters": _params,
-        "fleet_report_symbols": _symbols,
-        "fleet_report_domains": _domains,
-        "trace_runs": lambda one: [
-            _report_traces.run_row(host, entry) for host, known in one.items() for entry in known["trace_runs"]
-        ],
-        "trace_result": lambda one: _trouble(one, {}, ()),
-    }
+    """Return what can be used of what hosts hold, and host -> what cannot, in words; a variable is used as a whole."""
     usable: dict[str, Row] = {}
-    runs, odd_runs = sound({host: known.get("trace_runs") or () for host, known in hosts.items()})
+    runs, odd_runs = sound({host: known["trace_runs"] for host, known in hosts.items() if "trace_runs" in known})
     odd: dict[str, list[str]] = {host: [problem] for host, problem in odd_runs.items()}
     for host, known in hosts.items():
-        own = {**known, "trace_runs": runs[host]}
-        for name, attempt in tries.items():
-            if name in own:
-                try:
-                    attempt({host: {name: own[name]}})
-                except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-                    why = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
-                    odd.setdefault(host, []).append(f"{name} holds no result of its module ({why})")
-                    del own[name]
+        own: dict[str, t.Any] = {}
+        for name, value in known.items():
+            try:
+                own[name] = runs[host] if name == "trace_runs" else parse(value, _SHAPES[name])
+            except Odd as error:
+                why = f"{name} holds no result of its module: {error}"[:_REASON_CHARACTERS]
+                odd.setdefault(host, []).append(why)
         usable[host] = own
     return usable, odd
 
@@ -399,7 +408,7 @@ def _symbol(group: Row) -> str:
     facts = [str(value["status"])]
     if value.get("probeable") is not None:
         facts.append("can be probed" if value["probeable"] else "cannot be probed")
-    if value.get("count", 1) > 1:
+    if (value.get("count") or 1) > 1:
         facts.append(f"{value['count']} of this name")
     return ", ".join(facts)
 

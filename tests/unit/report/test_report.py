@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import typing as t
 
 import pytest
@@ -180,6 +181,7 @@ def test_the_filter_takes_hosts_by_name_and_escapes_for_a_page() -> None:
     assert "&lt;" not in str(report_filter(FLEET, [fleet.BROKEN_DOMAIN]))
 
 
+SYMBOL = {"name": "vfs_read", "status": "found", "count": 1, "matches": []}
 COUNT = {"kind": "count", "key": "x", "count": 7}
 HISTOGRAM = {"kind": "histogram", "key": "x", "unit": "us", "count": 7, "buckets": [[1, 2, 7]]}
 SERIES = {"kind": "series", "key": "x", "unit": "calls", "step_ms": 100, "count": 7, "values": [3, 4]}
@@ -192,32 +194,41 @@ def traced(*records: t.Any, **run: t.Any) -> dict[str, t.Any]:
 @pytest.mark.parametrize(
     ("known", "why"),
     [
-        (traced(COUNT | {"count": "a lot"}), "the trace f has a record that is none: the count 'x' has count: 'a lot'"),
-        (traced(COUNT | {"count": None}), "has count: None"),
-        (traced(COUNT | {"count": float("inf")}), "has count: inf"),
-        (traced(COUNT | {"count": 10**400}), "has count: 1000"),
-        (traced(COUNT | {"count": -7}), "has count: -7"),
-        (traced(HISTOGRAM | {"buckets": [[1, 2]]}), "has buckets: [[1, 2]]"),
-        (traced(HISTOGRAM | {"buckets": [[1, 2, -7]]}), "has buckets"),
-        (traced(SERIES | {"step_ms": None}), "has step_ms: None"),
-        (traced(SERIES | {"values": [1, "b"]}), "has values"),
-        (traced("x"), "'x' is no dictionary"),
-        ({"trace_runs": 7}, "7 is no run of a trace"),
-        ({"trace_runs": [None]}, "None is no run of a trace"),
-        ({"trace_runs": [{"title": "f", "run": "x"}]}, "is no run of a trace"),
-        (traced(COUNT, probes=7), "trace_runs holds no result of its module"),
+        (
+            traced(COUNT | {"count": "a lot"}),
+            "the trace f has a record that cannot be used: records[0].count is 'a lot', not a count",
+        ),
+        (traced(COUNT | {"count": None}), "records[0].count is missing"),
+        (traced(COUNT | {"count": float("inf")}), "records[0].count is inf"),
+        (traced(COUNT | {"count": 10**400}), "records[0].count is a number of 1329 bits, not a count"),
+        (traced(COUNT | {"count": -7}), "records[0].count is -7"),
+        (traced(HISTOGRAM | {"buckets": [[1, 2]]}), "buckets[0] is a list, not a bucket, which is [low, high, count]"),
+        (traced(HISTOGRAM | {"buckets": [[1, 2, -7]]}), "buckets[0] is a list, not a bucket"),
+        (traced(SERIES | {"step_ms": None}), "records[0].step_ms is missing"),
+        (traced(SERIES | {"values": [1, "b"]}), "records[0].values[1] is 'b', not a count"),
+        (traced("x"), "records[0] is 'x', not a dictionary"),
+        ({"trace_runs": 7}, "trace_runs has an entry that is no run of a trace: it is 7, not a dictionary"),
+        ({"trace_runs": [None]}, "no run of a trace: it is missing"),
+        ({"trace_runs": [{"title": "f", "run": "x"}]}, "is no run of a trace: run is 'x'"),
+        (traced(COUNT, probes=7), "is no run of a trace: run.probes is 7, not a dictionary"),
         (
             {"fleet_report_parameters": {"params": [{}]}},
-            "fleet_report_parameters holds no result of its module (KeyError",
+            "fleet_report_parameters holds no result of its module: params[0].module is missing",
         ),
         ({"fleet_report_symbols": {"symbols": [{"name": "vfs_read"}]}}, "fleet_report_symbols holds no result"),
         ({"fleet_report_domains": {"domains": [7]}}, "fleet_report_domains holds no result"),
         ({"trace_result": {"accepted": False, "brake": 7}}, "trace_result holds no result"),
+        ({"ansible_facts": "x"}, "ansible_facts holds no result of its module: it is 'x', not a dictionary"),
+        ({"ansible_facts": {"tapvirt_kernel": 5}}, "tapvirt_kernel is 5, not a dictionary"),
+        ({"ansible_facts": {"tapvirt_kernel": {"release": "6\ud800"}}}, "which is not UTF-8"),
+        ({"fleet_report_symbols": {"symbols": [SYMBOL | {"count": "7"}]}}, "symbols[0].count is '7', not a"),
+        ({"fleet_report_symbols": {"symbols": [SYMBOL | {"name": 5}]}}, "symbols[0].name is 5, not a text"),
     ],
 )
 def test_what_one_host_holds_instead_of_a_result_is_its_trouble_alone(known: dict[str, t.Any], why: str) -> None:
-    fine = traced(COUNT, HISTOGRAM, SERIES)
+    fine = {**traced(COUNT, HISTOGRAM, SERIES), "fleet_report_symbols": {"symbols": [SYMBOL]}}
     report = fleet_report({"a": fine, "odd": known, "b": fine})
+    assert len(json.dumps(report, ensure_ascii=False, allow_nan=False).encode()) > 1000
     (row,) = report["findings"]
     assert (row["hosts"], row["section"], row["level"]) == (["odd"], "hosts", "bad")
     assert why in row["text"]

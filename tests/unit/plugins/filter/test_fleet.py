@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import sys
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter import fleet
+from ansible_collections.tapvirt.host.plugins.plugin_utils import _edge
 
 HERE = pathlib.Path(__file__).resolve()
 
@@ -125,16 +127,34 @@ def test_hosts_are_grouped_by_facts():
     ("call", "words"),
     [
         (lambda: fleet.fact_diff([1]), "not a dictionary of host names"),
-        (lambda: fleet.fact_diff({"a": 5}), "what a has is 5"),
         (lambda: fleet.fact_diff({}, "memory"), "ignore: 'memory' is not a list of names"),
-        (lambda: fleet.symbol_diff({"a": "text"}), "what a has is 'text'"),
-        (lambda: fleet.symbol_diff({"a": [{"name": "x"}]}), "not the list of symbols"),
+        (lambda: fleet.symbol_diff([1]), "not a dictionary of host names"),
         (lambda: fleet.group_hosts_by({"a": {}}, [1]), "not a list of names"),
     ],
 )
 def test_wrong_input_is_refused(call, words):
     with pytest.raises(AnsibleFilterError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("compare", "fine", "odd", "why"),
+    [
+        (fleet.fact_diff, [{"x": 1}, {"x": 2}], 5, "it is 5, not a dictionary"),
+        (fleet.fact_diff, [{"x": 1}, {"x": 2}], {"x": [float("nan")]}, "x[0] is nan, not a finite number"),
+        (fleet.symbol_diff, [[symbol("x")], [symbol("x", count=2)]], "text", "it is 'text', not a list"),
+        (fleet.symbol_diff, [[symbol("x")], [symbol("x", count=2)]], [{"name": "x"}], "[0].matches is missing"),
+        (fleet.symbol_diff, [[symbol("x")], [symbol("x", count=2)]], [symbol(5)], "[0].name is 5, not a text"),
+        (functools.partial(fleet.group_hosts_by, names="x"), [{"x": 1}, {"x": 2}], "x", "it is 'x', not a dictionary"),
+    ],
+)
+def test_a_host_with_something_else_is_left_out_and_named(compare, fine, odd, why, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(_edge.display, "warning", warnings.append)
+    rows = compare({"a": fine[0], "b": fine[1]})
+    assert rows
+    assert compare({"a": fine[0], "odd1": odd, "b": fine[1]}) == rows
+    assert [warning.partition(": ")[2] for warning in warnings] == [f"odd1 is left out: {why}."]
 
 
 # Programs of BPF come and go, and each has a symbol: two looks at one host may differ in their counts.
