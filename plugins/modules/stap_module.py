@@ -63,7 +63,9 @@ options:
         type: path
         required: true
   store:
-    description: Where the builder keeps its modules. M(tapvirt.host.stap_store) prunes it.
+    description:
+      - Where the builder keeps its modules. M(tapvirt.host.stap_store) prunes it.
+      - The directory belongs to the user who builds, and so do those above it, unless they belong to root.
     type: path
     default: /var/lib/tapvirt/modules
   lock_timeout_seconds:

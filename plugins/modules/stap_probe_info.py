@@ -214,6 +214,7 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
         accept = re.compile(params["match"]).search if params["match"] else None
     except re.error as error:
         raise InvalidInput("match", params["match"], "is not a regular expression: {0}".format(error)) from error
+    store.check_owner(params["store"])
     root = Root()
     tools = builder.read_toolchain(root)
     if tools.stap is None:

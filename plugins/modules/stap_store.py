@@ -17,6 +17,7 @@ description:
     since it may still be on its way to a controller.
   - What a build that was killed has left is removed as well. Nothing else in the store is touched, neither the log of
     compilations nor what SystemTap found out about the kernels' headers.
+  - In a store of another user, a task of root goes on as that user. A store that every user can write to is refused.
 extends_documentation_fragment:
   - tapvirt.host._attributes
 options:
@@ -101,7 +102,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.prune import prune
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store, as_owner
 
 ARGUMENT_SPEC = {
     "older_than": {"type": "str"},
@@ -113,8 +114,10 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Prune the store."""
     store = Store(module.params["store"])
-    plan, told = prune(store, module.params["older_than"], module.params["larger_than"], module.check_mode)
-    return {**told, "store": store.row(), **plan.result(module._diff)}
+    with as_owner(store.directory):
+        plan, told = prune(store, module.params["older_than"], module.params["larger_than"], module.check_mode)
+        row = store.row()
+    return {**told, "store": row, **plan.result(module._diff)}
 
 
 def main() -> None:

@@ -158,7 +158,8 @@ def _open_checked(path: str, name: str, flags: int, parent: int | None) -> int:
         if not test(status.st_mode):
             raise UnsafeLock(_unsafe_text(place, f"it is not a regular {wanted}"), lock=path)
         if status.st_uid != os.geteuid():
-            reason = f"it belongs to {user_name(status.st_uid)}, and this task runs as {user_name(os.geteuid())}"
+            owner, user = user_name(status.st_uid), user_name(os.geteuid())
+            reason = f"it belongs to {owner}, and this task runs as {user}; remove it, or run the task as {owner}"
             raise UnsafeLock(_unsafe_text(place, reason), lock=path)
         if stat.S_IMODE(status.st_mode) & 0o077:
             os.fchmod(descriptor, mode)

@@ -154,7 +154,7 @@ def _take_over_rights(path: str, descriptor: int, mode: int) -> None:
         os.fchmod(descriptor, mode)
         return
     os.fchown(descriptor, old.st_uid, old.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode) & 0o777)
     try:
         os.setxattr(descriptor, _SELINUX, os.getxattr(path, _SELINUX))
     except OSError:

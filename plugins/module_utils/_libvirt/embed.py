@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from .._core import lock
 from .._core.errors import InvalidInput, TapvirtError
+from .._core.files import foreign_level, user_name
 from .._core.root import Root
 from .._core.write import make_directories, write_atomic
 
@@ -87,6 +88,7 @@ class EmbedRoot:
         """
         if self.path in _HELD:
             return
+        self._check_owner()
         path = os.path.join(self.path, _LOCK)
         what = f"the root {self.path} of the embedded driver"
         descriptor = lock.take(path, what, max(0.0, round(deadline - time.monotonic(), 1)))
@@ -98,6 +100,17 @@ class EmbedRoot:
                 )
             time.sleep(_RETRY_SECONDS)
         _HELD[self.path] = descriptor
+
+    def _check_owner(self) -> None:
+        """Refuse a root of another user, whose configuration says as whom guests run.
+
+        :raises InvalidInput: another user owns it or a directory above it.
+        """
+        found = foreign_level(self.path)
+        if found:
+            owner, user = user_name(found[1]), user_name(os.geteuid())
+            rule = f"is in the hands of {owner}, who owns {found[0]}, and this task runs as {user}"
+            raise InvalidInput("uri", f"qemu:///embed?root={self.path}", f"{rule}; run it with become_user: {owner}")
 
     def _driver_is_free(self) -> bool:
         """Tell whether no libvirt, of whatever program, has the root's pid file locked."""

@@ -21,7 +21,7 @@ import typing as t
 
 from .._core import command
 from .._core.root import Root
-from .._core.write import make_directories, write_atomic
+from .._core.write import make_directories, make_directory, write_atomic
 from .build_output import build_failed, parse_parameters, parse_probe_rows
 from .builder import Kernel, Toolchain
 from .signing import Signer, sign_file
@@ -119,7 +119,8 @@ def sign_once(build: t.Mapping[str, t.Any], signer: Signer, store: Store, root: 
 def _work_folder(store: Store, key: str) -> t.Iterator[str]:
     work = os.path.join(store.directory, ".work", key)
     shutil.rmtree(work, ignore_errors=True)
-    make_directories(work)
+    make_directories(os.path.dirname(work))
+    make_directory(work, 0o755)
     try:
         yield work
     finally:

@@ -19,7 +19,7 @@ from .builder import find_kernel, read_kernels, read_toolchain
 from .deploy import prepare
 from .script import check_safety, read_script
 from .signing import Signer, read_signer
-from .store import Store
+from .store import Store, check_owner
 
 
 def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any] | None]:
@@ -36,6 +36,7 @@ def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, 
         raise InvalidInput("cpu_ceiling_percent", ceiling, "must be between 1 and 50")
     row = read_order(params["script"])
     signer = read_signer(params["sign"]) if params["sign"] else None
+    check_owner(params["store"])
     root = Root()
     tools = read_toolchain(root)
     if tools.stap is None:

@@ -22,7 +22,7 @@ from .._core.errors import InvalidInput, NoEffect
 from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import make_directories
-from .store import KEY, Store, read_row
+from .store import KEY, Store, is_directory, read_row
 
 FETCH_SECONDS = 600
 """For how long after it was last asked for a module may be on its way to a controller."""
@@ -64,7 +64,8 @@ def parse_age(text: str) -> int:
 def read_entries(store: Store) -> list[Entry]:
     """Return what a store keeps, the longest unused first."""
     entries = [_read_entry(store, key, key) for key in store.kept()]
-    work = Root(store.directory).listdir(_WORK)
+    # A link in its place may lead to anything.
+    work = Root(store.directory).listdir(_WORK) if is_directory(os.path.join(store.directory, _WORK)) else []
     entries += [_read_entry(store, os.path.join(_WORK, key), key) for key in work if KEY.match(key)]
     return sorted((entry for entry in entries if entry is not None), key=lambda entry: (entry.used, entry.folder))
 

@@ -23,10 +23,12 @@ import hashlib
 import json
 import os
 import re
+import stat
 import typing as t
 
 from .._core import lock
-from .._core.files import open_regular
+from .._core.errors import InvalidInput
+from .._core.files import foreign_level, not_regular, open_regular, user_name
 from .._core.root import Root
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
@@ -43,6 +45,14 @@ def hash_file(path: str) -> str:
     return digest.hexdigest()
 
 
+def is_directory(path: str) -> bool:
+    """Return whether a path is a directory, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 def read_row(folder: str) -> dict[str, t.Any] | None:
     """Return what is written of a build in its folder, or null."""
     try:
@@ -50,6 +60,62 @@ def read_row(folder: str) -> dict[str, t.Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
+
+
+def check_owner(directory: str) -> None:
+    """Check that no other user can put links and files into the way of this task.
+
+    :raises InvalidInput: another user owns the store or a directory above it, or everybody can write to it.
+    """
+    found = _foreign_owner(directory)
+    if found:
+        level, uid = found
+        owner, user = user_name(uid), user_name(os.geteuid())
+        rule = f"is in the hands of {owner}, who owns {level}, and this task runs as {user}"
+        raise InvalidInput("store", directory, f"{rule}; run it with become_user: {owner}")
+
+
+def _foreign_owner(directory: str) -> tuple[str, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(directory).st_mode)
+        if mode & 0o002:
+            rule = f"can be written by every user (mode {mode:04o}); take that away, as with chmod o-w"
+            raise InvalidInput("store", directory, rule)
+    return foreign_level(directory)
+
+
+@contextlib.contextmanager
+def as_owner(directory: str) -> t.Iterator[None]:
+    """Work in a store with the rights of its owner only, where root works in that of another user.
+
+    For work on files: a program that is started in the block could become root again.
+
+    :raises InvalidInput: as :func:`check_owner`, for others than root.
+    """
+    found = _foreign_owner(directory)
+    if found is None or os.geteuid() != 0:
+        check_owner(directory)
+        yield
+        return
+    import pwd  # most tasks stay who they are
+
+    uid = found[1]
+    before = os.getgroups(), os.getegid()
+    try:
+        entry = pwd.getpwuid(uid)
+        groups, gid = os.getgrouplist(entry.pw_name, entry.pw_gid), entry.pw_gid
+    except KeyError:
+        groups, gid = [], uid
+    os.setgroups(groups)
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        # Ansible reads its own files afterwards, which are root's.
+        os.seteuid(0)
+        os.setegid(before[1])
+        os.setgroups(before[0])
 
 
 class Store:
@@ -63,8 +129,10 @@ class Store:
         return os.path.join(self.directory, key)
 
     def kept(self) -> list[str]:
-        """Return the keys of what is kept."""
-        return [name for name in Root(self.directory).listdir("") if KEY.match(name)]
+        """Return the keys of what is kept; a link is not followed."""
+        return [
+            name for name in Root(self.directory).listdir("") if KEY.match(name) and is_directory(self.folder(name))
+        ]
 
     def read(self, key: str) -> dict[str, t.Any] | None:
         """Return what is known of a finished build, or null; a damaged one counts as absent."""
@@ -141,8 +209,14 @@ class Store:
     def log(self, row: t.Mapping[str, t.Any]) -> None:
         """Count a compilation: one line, appended at once, so that writers side by side do not mix."""
         line = (json.dumps(row, sort_keys=True) + "\n").encode()
-        descriptor = os.open(os.path.join(self.directory, "builds.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        path = os.path.join(self.directory, "builds.log")
+        # Of a link, a FIFO or a device that lies there, none is written.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(path, flags, 0o644)
         try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise not_regular(path, status.st_mode)
             os.write(descriptor, line)
         finally:
             os.close(descriptor)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import typing as t
@@ -231,3 +232,108 @@ def test_a_signed_copy_has_a_key_of_its_own_and_the_version_of_its_build() -> No
     key = build.signed_key(KEYS[0], first)
     assert len(key) == 64 and key not in (KEYS[0], build.signed_key(KEYS[0], second), build.signed_key(KEYS[1], first))
     assert key[: build.VERSION_LETTERS] == KEYS[0][: build.VERSION_LETTERS]
+
+
+# ---- doors: what another user may put into a store -------------------------------------------------------------------
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root works in the stores of others")
+OTHER = 4321
+RunModule = t.Callable[..., t.Dict[str, t.Any]]
+
+
+@pytest.fixture
+def foreign() -> t.Iterator[Store]:
+    """A store of another user, with a build that is old enough to go, where that user can enter."""
+    with tempfile.TemporaryDirectory(prefix="tapvirt-") as top:
+        os.chmod(top, 0o755)
+        store = Store(os.path.join(top, "store"))
+        keep(store, KEYS[0], 40)
+        for path in (pathlib.Path(store.directory), *pathlib.Path(store.directory).rglob("*")):
+            os.chown(path, OTHER, OTHER)
+        yield store
+
+
+def plant(path: pathlib.Path, make: t.Callable[[pathlib.Path], object]) -> None:
+    """Make something as the other user."""
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    os.chown(path.parent, OTHER, OTHER)
+    os.chown(path, OTHER, OTHER, follow_symlinks=False)
+
+
+@needs_root
+def test_links_in_a_store_of_another_user_do_no_harm(
+    foreign: Store, run_module: RunModule, tmp_path: pathlib.Path
+) -> None:
+    """A task of root that prunes has that user's rights only."""
+    target = tmp_path / "shadow"
+    target.write_text("precious")
+    target.chmod(0o600)
+    victim = tmp_path / "victims" / KEYS[1]
+    victim.mkdir(parents=True)
+    os.utime(victim, (0, 0))
+    directory = pathlib.Path(foreign.directory)
+    plant(directory / ".lock" / KEYS[0], lambda path: path.symlink_to(target))
+    plant(directory / ".work", lambda path: path.symlink_to(victim.parent))
+    args = {"store": foreign.directory, "older_than": "1s"}
+    for check in (True, False):
+        done = run_module("stap_store", args, check=check)
+        assert "is not used for locks: it is not a regular file" in done["msg"], done
+    (directory / ".lock" / KEYS[0]).unlink()
+    done = run_module("stap_store", args)
+    assert done.get("failed") and victim.exists(), done
+    (directory / ".work").unlink()
+    done = run_module("stap_store", args)
+    assert (done["changed"], names(done["removed"])) == (True, ["a"])
+    assert {path.stat().st_uid for path in directory.rglob("*")} == {OTHER}
+    assert (target.read_text(), victim.exists()) == ("precious", True)
+
+
+@needs_root
+def test_nothing_is_built_in_a_store_of_another_user(
+    foreign: Store, run_module: RunModule, tmp_path: pathlib.Path
+) -> None:
+    script = tmp_path / "x.stp"
+    script.write_text("probe begin { exit() }\n")
+    done = run_module("stap_module", {"script": str(script), "kernel": "6.1", "store": foreign.directory})
+    assert f"is in the hands of {OTHER}, who owns {foreign.directory}, and this task runs as root" in done["msg"]
+
+
+def test_a_store_that_everybody_can_write_to_is_refused(store: Store, run_module: RunModule) -> None:
+    keep(store, KEYS[0], 40)
+    os.chmod(store.directory, 0o777)
+    done = run_module("stap_store", {"store": store.directory, "older_than": "1s"})
+    assert f"store: {store.directory!r} can be written by every user (mode 0777)" in done["msg"]
+    assert store.kept() == [KEYS[0]]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("target"), os.mkfifo], ids=["link", "fifo"])
+def test_the_log_of_builds_is_a_regular_file(
+    make: t.Callable[[pathlib.Path], None], store: Store, tmp_path: pathlib.Path
+) -> None:
+    directory = pathlib.Path(store.directory)
+    directory.mkdir()
+    make(directory / "builds.log")
+    with pytest.raises(OSError):
+        store.log({"key": KEYS[0]})
+    assert store.row()["builds"] == 0
+    assert os.listdir(directory) == ["builds.log"]
+
+
+def test_a_link_is_not_an_entry_of_a_store(store: Store, tmp_path: pathlib.Path) -> None:
+    entry = keep(Store(str(tmp_path / "other")), KEYS[0], 40)
+    pathlib.Path(store.directory).mkdir()
+    (pathlib.Path(store.directory) / KEYS[0]).symlink_to(entry)
+    assert prune.prune(store, "1s", None, check_mode=False)[1]["removed"] == []
+    assert entry.exists()
+
+
+@pytest.mark.parametrize("mask", [0, 0o002])
+def test_no_level_of_a_store_can_be_written_by_others(mask: int, store: Store) -> None:
+    before = os.umask(mask)
+    try:
+        with store.locked(KEYS[0]), build._work_folder(store, KEYS[0]):
+            found = {path: path.stat().st_mode & 0o777 for path in pathlib.Path(store.directory).rglob("*")}
+    finally:
+        os.umask(before)
+    assert len(found) == 4 and not any(mode & 0o022 for mode in found.values()), found

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import typing as t
 import zlib
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core import lock
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import collect, leavings, supervisor
 
@@ -174,3 +176,59 @@ def test_bytes_that_are_not_utf8_are_replaced_in_a_result(base: pathlib.Path) ->
     directory = leave(base, 1, output=b'{"key":"a\xffb"}\n')
     result = collect.collect(directory, 0, with_output=False, offset=0)
     assert result["records"] == [{"key": "a\ufffdb"}]
+
+
+@pytest.fixture
+def shared(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pathlib.Path, pathlib.Path]:
+    """A run's directory, and a file in the place of a sysctl that staprun changes."""
+    sysctl = base.parent / "kptr_restrict"
+    sysctl.write_text("2\n")
+    monkeypatch.setattr(leavings, "SYSCTLS", (str(sysctl),))
+    directory = base / "{0}-1".format(NAME)
+    leavings.make_run_directory(str(directory))
+    return directory, sysctl
+
+
+def test_only_known_sysctls_are_written_back(shared: tuple[pathlib.Path, pathlib.Path]) -> None:
+    directory, sysctl = shared
+    other = sysctl.with_name("core_pattern")
+    other.write_text("core\n")
+    leavings.hold_sysctls(str(directory))
+    snapshot = directory.parent / "sysctls.json"
+    assert json.loads(snapshot.read_text()) == {str(sysctl): "2"}
+    snapshot.write_text(json.dumps({str(sysctl): "2", str(other): "|/tmp/x"}))
+    sysctl.write_text("0\n")
+    assert leavings.release_sysctls(str(directory)) == {str(sysctl): ["0", "2"]}
+    assert (sysctl.read_text(), other.read_text()) == ("2\n", "core\n")
+    leavings.hold_sysctls(str(directory))
+    snapshot.write_text(json.dumps({str(sysctl): 5}))
+    assert leavings.release_sysctls(str(directory)) == {}
+
+
+@pytest.mark.parametrize("mask", [0, 0o002])
+def test_only_root_can_enter_what_runs_share(base: pathlib.Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        leavings.make_run_directory(str(base / "x-1"))
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (base, base / "x-1")] == [0o700, 0o700]
+
+
+def test_sysctls_are_put_back_when_the_lock_is_free_again(
+    shared: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that cannot be had is told by the clean-up, and the note that sysctls are held stays for the next one."""
+    directory, sysctl = shared
+    leavings.hold_sysctls(str(directory))
+    sysctl.write_text("0\n")
+    path = os.path.join(leavings.LOCKS, "sysctls")
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "hold", functools.partial(lock.hold, wait_seconds=0))
+        descriptor = lock.take(path, "the test")
+        cleaned = leavings.clean(str(directory))
+        os.close(descriptor)
+    assert cleaned["restored"] == {}
+    assert "the sysctls that staprun changes were not put back: " in cleaned["left"][0]
+    assert "Process {0} of user".format(os.getpid()) in cleaned["left"][0]
+    assert leavings.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
