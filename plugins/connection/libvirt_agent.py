@@ -56,6 +56,14 @@ options:
     type: dict
     vars:
       - name: tapvirt_domain
+  facts:
+    description:
+      - The facts of the guest. A guest may return a fact with the name of a variable above; the task fails then, as a
+        guest must not choose where the controller connects to.
+    type: dict
+    default: {}
+    vars:
+      - name: ansible_facts
   remote_addr:
     description: The domain's name, where nothing else tells it.
     type: str
@@ -135,6 +143,8 @@ class Connection(ConnectionBase):
 
     def _found(self) -> _agent.Guest:
         given = [self.get_option(name) for name in ("libvirt_uri", "domain", "domain_row", "remote_addr")]
+        variables = ("tapvirt_libvirt_uri", "tapvirt_libvirt_domain", "tapvirt_domain")
+        _agent.refuse_facts(self.get_option("facts"), dict(zip(variables, given, strict=False)))
         uri, name = _agent.place(*given)
         seconds = [self.get_option(name) for name in ("answer_timeout_seconds", "command_timeout_seconds")]
         return _agent.Guest(uri, name, *seconds)

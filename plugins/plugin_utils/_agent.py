@@ -107,6 +107,21 @@ def place(uri: str | None, name: str | None, row: t.Mapping[str, t.Any] | None, 
     return found or DEFAULT_URI, name or row.get("name") or host
 
 
+def refuse_facts(facts: t.Any, given: t.Mapping[str, t.Any]) -> None:
+    """Refuse a libvirt, or a domain, that comes from a guest's facts: Ansible makes a variable of every fact.
+
+    :param facts: the facts, by name.
+    :param given: the values of the variables that the connection reads, by name.
+    :raises InvalidInput: a value is that of a fact of the same name.
+    """
+    for name, value in given.items():
+        if isinstance(facts, t.Mapping) and value is not None and name in facts and facts[name] == value:
+            rule = (
+                "comes from the facts that the guest returned, which must not choose where the controller connects to"
+            )
+            raise InvalidInput(name, value, rule)
+
+
 class Guest:
     """One domain, spoken to through its agent.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def test_what_a_command_did() -> None:
     assert ended is not None
     assert (ended.status, ended.stdout, ended.stderr) == (3, b"", b"said")
     assert done({"exited": True, "signal": 15}).status == 143
+    with pytest.raises(NotReached, match="makes no sense"):
+        done({"exited": True, "exitcode": float("inf")})
     with pytest.raises(TapvirtError, match="on stdout.*with status 7"):
         done({"exited": True, "exitcode": 7, "out-data": encoded, "out-truncated": True})
 
@@ -115,6 +118,33 @@ def test_a_libvirt_without_agents_and_one_that_is_not_there() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(InvalidInput, match="answer_timeout_seconds: 1 must be at least 10"):
         Guest("test:///default", "test", 1, 60)
+
+
+def test_a_guest_does_not_choose_the_libvirt(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "library").mkdir()
+    module = tmp_path / "library" / "lies"
+    facts = {"tapvirt_libvirt_uri": "test:///default", "tapvirt_domain": {"name": "test", "uri": "test:///default"}}
+    module.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps({'ansible_facts': facts})}\nEND\n", encoding="ascii")
+    (tmp_path / "play.yml").write_text(
+        """
+- hosts: all
+  connection: tapvirt.host.libvirt_agent
+  gather_facts: false
+  tasks:
+    - lies:
+      connection: local
+    - ansible.builtin.raw: "true"
+""",
+        encoding="ascii",
+    )
+    command = ["ansible-playbook", "-i", "guest,", "play.yml"]
+    env = os.environ | {"ANSIBLE_NOCOLOR": "1", "TAPVIRT_LIBVIRT_URI": "qemu:///embed?root=/nowhere"}
+    finished = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    told = " ".join((finished.stdout + finished.stderr).split())
+    assert "tapvirt_libvirt_uri: 'test:///default' comes from the facts that the guest returned" in told, told
+    assert "Only domains of libvirt's QEMU driver" not in told, "it connected"
 
 
 def test_a_controller_without_the_binding_is_told_the_package() -> None:
