@@ -63,3 +63,30 @@ attributes:
     platforms: linux
     description: Linux hosts.
 """
+
+    GROUP_KERNEL = r"""
+options: {}
+attributes:
+  action_group:
+    support: full
+    membership: [tapvirt.host.kernel]
+    description: Use C(group/tapvirt.host.kernel) in C(module_defaults) to set defaults for this module.
+"""
+
+    GROUP_LIBVIRT = r"""
+options: {}
+attributes:
+  action_group:
+    support: full
+    membership: [tapvirt.host.libvirt]
+    description: Use C(group/tapvirt.host.libvirt) in C(module_defaults) to set defaults for this module.
+"""
+
+    GROUP_STAP = r"""
+options: {}
+attributes:
+  action_group:
+    support: full
+    membership: [tapvirt.host.stap]
+    description: Use C(group/tapvirt.host.stap) in C(module_defaults) to set defaults for this module.
+"""

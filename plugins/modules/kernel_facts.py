@@ -19,6 +19,7 @@ description:
   - Listed in the setting C(ansible_facts_modules), it runs whenever a play gathers facts.
 extends_documentation_fragment:
   - tapvirt.host._attributes.facts_module
+  - tapvirt.host._attributes.group_kernel
   - tapvirt.host._transport
 options:
   gather_subset:

@@ -23,6 +23,7 @@ description:
   - Everything that cannot be is refused before anything is changed.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_kernel
 options:
   params:
     description: The parameters.

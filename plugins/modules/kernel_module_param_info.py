@@ -18,6 +18,7 @@ description:
   - Any user can run it. What the user may not read is V(restricted).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_kernel
   - tapvirt.host._transport
 options:
   modules:

@@ -20,6 +20,7 @@ description:
     file that is then another kernel's, no address is returned.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_kernel
   - tapvirt.host._transport
 options:
   symbols:

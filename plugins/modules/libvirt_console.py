@@ -19,6 +19,7 @@ description:
     nothing was read, RV(stopped_by) is null.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   name:

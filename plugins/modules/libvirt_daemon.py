@@ -17,6 +17,7 @@ description:
   - Debug logs of libvirt hold the XML of domains, with what is secret in it. Mind who may read the result.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
 options:
   daemon:
     description: Which daemon. V(libvirtd) is the one that does everything; the others do a part each.

@@ -26,6 +26,7 @@ description:
     O(apply=restart_if_needed).
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   domains:

@@ -16,6 +16,7 @@ description:
   - A domain that is undefined meanwhile is left out. Xen's Domain-0, the host itself, is none of the domains.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   names:

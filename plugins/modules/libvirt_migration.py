@@ -25,6 +25,7 @@ description:
   - After a failure the error says where the domain is, as read back from both ends.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   name:

@@ -21,6 +21,7 @@ description:
   - Volumes are never deleted, nor is their directory, whatever becomes of the pool.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   pools:

@@ -15,6 +15,7 @@ description:
     active pool lacks of its stored definition.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   names:

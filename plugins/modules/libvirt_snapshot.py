@@ -22,6 +22,7 @@ description:
     where its XML names the image below, and tells so in RV(tapvirt.host.libvirt_domain#module:domains[].pending).
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 attributes:
   idempotent:

@@ -15,6 +15,7 @@ description:
     tree, what they hold, and every file that belongs to them.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   domains:

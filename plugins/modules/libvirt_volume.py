@@ -25,6 +25,7 @@ description:
     that it cannot read.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   volumes:

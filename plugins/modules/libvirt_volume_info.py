@@ -17,6 +17,7 @@ description:
     every run of M(tapvirt.host.libvirt_volume) brings about.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_libvirt
   - tapvirt.host._libvirt
 options:
   pools:

@@ -19,6 +19,7 @@ description:
   - Command lines of processes may hold secrets.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_kernel
   - tapvirt.host._transport
 options:
   tables:

@@ -16,6 +16,7 @@ description:
   - On a builder it returns what can be built there, which is what another host's verdict can be asked against.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_stap
   - tapvirt.host._transport
 options:
   builder:

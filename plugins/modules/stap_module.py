@@ -22,6 +22,7 @@ description:
   - Fetches the module to the controller, from where M(tapvirt.host.stap_run) ships it.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_stap
 options:
   script:
     description:

@@ -19,6 +19,7 @@ description:
   - Says for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, counters).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_stap
   - tapvirt.host._transport
 options:
   probes:

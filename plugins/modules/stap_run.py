@@ -21,6 +21,7 @@ description:
   - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_stap
 options:
   module:
     description: What M(tapvirt.host.stap_module) returned as RV(tapvirt.host.stap_module#module:module).
@@ -75,9 +76,8 @@ options:
 attributes:
   idempotent:
     support: partial
-    details:
-      - A run leaves the host as it was, so it reports no change, except for the module that it keeps in
-        C(/var/cache/tapvirt/modules) when that was not there yet.
+    details: A run leaves the host as it was, so it reports no change, except for the module that it keeps in
+      C(/var/cache/tapvirt/modules) when that was not there yet.
 notes:
   - The privileges of root are needed.
   - With Ansible's pipelining on, the host's Python gets the module's own source files on standard input, which is

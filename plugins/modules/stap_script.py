@@ -23,6 +23,7 @@ description:
   - Without O(dest) the script is rendered and checked, and nothing is written.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_stap
 options:
   src:
     description: A Jinja2 template on the controller, looked for as M(ansible.builtin.template) does.

@@ -22,6 +22,7 @@ description:
     the probes are armed.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_stap
 options:
   services:
     description: The tracers.

@@ -15,6 +15,7 @@ description:
     any of the installed kernels.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_stap
   - tapvirt.host._transport
 options:
   names:

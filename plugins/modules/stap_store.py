@@ -20,6 +20,7 @@ description:
   - In a store of another user, a task of root goes on as that user. A store that every user can write to is refused.
 extends_documentation_fragment:
   - tapvirt.host._attributes
+  - tapvirt.host._attributes.group_stap
 options:
   older_than:
     description:

@@ -17,6 +17,7 @@ description:
   - Works for every user. What this user or this domain may not see is null, and named as restricted.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
+  - tapvirt.host._attributes.group_kernel
   - tapvirt.host._transport
 options:
   boot:

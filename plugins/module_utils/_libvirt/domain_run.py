@@ -26,6 +26,7 @@ from .domain_plan import DomainPlan, Observed, Options, Wanted, desired_definiti
 from .domain_xml import Mark, wanted_hash, with_mark, without_id
 from .embed import EmbedRoot
 from .item_run import Item, ItemRun, check_names
+from .kvm import kvm_warning
 from .lifecycle import Lifecycle
 from .lookup import is_host
 from .schema import schema_errors
@@ -98,6 +99,9 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         root = check_uri(self._uri)
         if can_stand_for(self._uri) and any(item.wanted.root is not None for item in self._items):
             self._canonicaliser = Canonicaliser()
+            warning = kvm_warning()
+            if warning is not None:
+                self._warnings.append(warning)
         try:
             preparation = self._run(root, check_mode)
         finally:

@@ -41,8 +41,13 @@ class EmbedRoot:
         self.config_path = os.path.join(path, "etc", "qemu.conf")
 
     def is_new(self) -> bool:
-        """Tell whether nothing has used this root yet: no domain can be in it."""
-        return not os.path.exists(os.path.join(self.path, "etc"))
+        """Tell whether nothing has used this root yet: no domain can be in it.
+
+        The directory ``etc`` alone does not count: it is what :meth:`prepare` leaves when it is killed. libvirt keeps
+        definitions in ``etc/qemu`` and opens the root only after the configuration is written.
+        """
+        stored = os.path.join(os.path.dirname(self.config_path), "qemu")
+        return not (os.path.exists(self.config_path) or os.path.exists(stored))
 
     def config_text(self) -> str:
         """Return the driver's configuration for a new root.
@@ -57,7 +62,7 @@ class EmbedRoot:
         return "\n".join(lines) + "\n"
 
     def prepare(self) -> None:
-        """Make a new root with its configuration."""
+        """Make a new root with its configuration; finish one whose preparation was killed."""
         make_directories(os.path.dirname(self.config_path))
         write_atomic(self.config_path, self.config_text().encode("ascii"), mode=0o644)
         self.take_over_capabilities()

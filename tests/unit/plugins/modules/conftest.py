@@ -58,7 +58,9 @@ class Embed:
         """Converge, and fail if the module does."""
         result = self.module("libvirt_domain", check=check, domains=list(domains), **args)
         assert not result.get("failed"), result["msg"]
-        assert "warnings" not in result, result["warnings"]
+        # Of the machine, where a user without a mount namespace of their own sees its /dev/kvm.
+        warnings = [text for text in result.get("warnings", []) if not text.startswith("/dev/kvm exists, but ")]
+        assert warnings == []
         return result
 
     def libvirt(self, code: str) -> str:

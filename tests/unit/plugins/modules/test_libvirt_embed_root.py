@@ -1,0 +1,33 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirt_domain on roots of the embedded driver that are not as they should be, and on a host whose KVM is broken."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import domain_run
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.kvm import kvm_warning
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.conftest import Embed
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import run_here
+
+
+def test_a_root_that_was_left_with_an_empty_etc_is_finished(embed: Embed) -> None:
+    """Without the configuration a start asks for virtlogd, which runs nowhere near an embedded driver."""
+    (embed.root / "e" / "etc").mkdir(parents=True)
+    wanted = {"name": "talker", "xml": embed.talker(), "state": "paused"}
+    planned = embed.converge(wanted, check=True)
+    done = embed.converge(wanted)
+    assert done["plan"] == planned["plan"]
+    assert done["plan"][0]["what"] == f"{embed.root}/e/etc/qemu.conf"
+    assert embed.converge(wanted)["plan"] == []
+
+
+def test_a_broken_kvm_is_reported_once(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain_run, "kvm_warning", lambda: kvm_warning("/dev/null"))
+    domains = [{"name": "one", "xml": embed.talker("one")}]
+    domains += [{"name": "two", "xml": embed.talker("two").replace("talker.img", "other.img")}]
+    result = run_here("libvirt_domain", {"uri": embed.uri, "domains": domains}, check=True)
+    assert [row["changed"] for row in result["domains"]] == [True, True]
+    (warning,) = result["warnings"]
+    assert warning.startswith("/dev/null exists, but KVM_CREATE_VM fails: ")
