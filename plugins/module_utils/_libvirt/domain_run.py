@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import time
 import typing as t
 import uuid
 import xml.etree.ElementTree as ET
@@ -120,6 +121,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         if not any(item.plan.changes for item in self._items):
             return []
         if not check_mode and not self._any_error():
+            root.acquire(time.monotonic() + self._timeout_seconds)
             root.prepare()
             with connected(self._uri, self._timeout_seconds) as connection:
                 self.run(connection, check_mode)

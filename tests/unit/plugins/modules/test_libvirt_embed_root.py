@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import domain_run
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.kvm import kvm_warning
@@ -21,6 +23,16 @@ def test_a_root_that_was_left_with_an_empty_etc_is_finished(embed: Embed) -> Non
     assert done["plan"] == planned["plan"]
     assert done["plan"][0]["what"] == f"{embed.root}/e/etc/qemu.conf"
     assert embed.converge(wanted)["plan"] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to another user")
+def test_nothing_is_written_to_a_new_root_of_another_user(embed: Embed) -> None:
+    """The owner is checked before the configuration is written, as for a root in use."""
+    (embed.root / "e").mkdir()
+    os.chown(embed.root / "e", 4321, 4321)
+    result = embed.module("libvirt_domain", name="talker", xml=embed.talker())
+    assert "is in the hands of 4321" in result["msg"]
+    assert os.listdir(embed.root / "e") == []
 
 
 def test_a_broken_kvm_is_reported_once(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
