@@ -13,7 +13,7 @@ author: The tapvirt.host authors (@tapvirt)
 description:
   - Ships a module that M(tapvirt.host.stap_module) built, from the controller's cache, to hosts that do not have it.
   - Checks kernel, memory and lockdown, loads the module, proves from the kernel's own list that the probes are armed,
-    waits, and removes the module.
+    waits, and removes the module. A second run of it at the same time is refused and names the first, which goes on.
   - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time when the
     connection is cut or the controller dies; the next run on the host then tells what it was (RV(run.found)).
   - The controller asks every few seconds how far it is, and says so on a terminal. A connection that is cut is tried
@@ -140,7 +140,7 @@ run:
       type: int
       sample: 4711
     skipped:
-      description: How many hits were skipped.
+      description: How many hits were skipped, as SystemTap counts them.
       type: int
       sample: 0
     errors:
@@ -148,7 +148,7 @@ run:
       type: int
       sample: 0
     messages:
-      description: What staprun said.
+      description: What staprun printed, the errors first. Lines without a prefix come last and are no errors.
       type: list
       elements: str
       sample: []
@@ -222,11 +222,11 @@ run:
       description:
         - Runs that nobody had collected, since their controller or connection was lost, or that had been killed. What
           they had left on the host was cleaned up before this run began.
-        - Each has C(module) (the name), C(state) (how it was found - V(done), V(killed), or how far it was when it and
-          its supervisor were killed), C(started) (in seconds since 1970), C(removed) (whether the module was still
-          there and had to be removed), C(kept_bytes) (how much of its output was kept), C(records) (of what was kept,
-          up to O(record_limit)), and, as in RV(run), C(outcome), C(reason), C(hits), C(skipped), C(bytes), C(sha256),
-          C(duration_seconds), C(record_count), C(restored) and C(left).
+        - Each has C(module) (the name), C(state) (how it was found - V(done), V(killed), V(damaged) (with files that
+          nobody can read), or how far it was when it and its supervisor were killed), C(started) (in seconds since 1970),
+          C(removed) (whether the module was still there and had to be removed), C(kept_bytes) (how much of its output
+          was kept), C(records) (of what was kept, up to O(record_limit)), and, as in RV(run), C(outcome), C(reason),
+          C(hits), C(skipped), C(bytes), C(sha256), C(duration_seconds), C(record_count), C(restored) and C(left).
       type: list
       elements: dict
       sample: []

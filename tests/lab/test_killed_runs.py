@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shlex
 import signal
 import socket
@@ -281,13 +282,36 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def trials(lab, tmp_path_factory):
-    """Do all pairs, on the hosts side by side; return the trials by kind."""
-    print(f"TAPVIRT_SEED={SEED}")
+def built(lab, tmp_path_factory):
+    """The script's module for each host."""
     script = tmp_path_factory.mktemp("killed") / "killed.stp"
     script.write_text(SCRIPT, encoding="utf-8")
     # An emulated processor may stand still in the middle of a probe, and the time counts as the probe's.
-    built = lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
+    return lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
+
+
+def test_of_two_controllers_with_the_same_trace_one_is_refused(lab, built):
+    """The one that comes first runs to its end, whatever the others do; they are told who has the module."""
+    host = Host(lab, "trace2", built["trace2"]["killed"]["module"])
+    plays = [host.begin(4 * DURATION), host.begin(4 * DURATION)]
+    directory = host.directory(plays[0], [])
+    late = host.begin(DURATION)
+    done = [play.end(300) for play in [*plays, late]]
+    runs = [play.results[0]["result"]["run"] for play in done]
+    first = next(run for run in runs if run["outcome"] != "refused")
+    assert sorted(run["outcome"] for run in runs) == ["ok", "refused", "refused"], runs
+    assert first["duration_seconds"] >= 4 * DURATION and first["record_count"] >= DURATION, first
+    assert first["left"] == [], first
+    used = f"the module {host.name} is in use by the run {directory.rpartition('-')[2]} ("
+    assert all(run["reason"].startswith(used) for run in runs if run is not first), runs
+    assert re.search(r"\(process \d+, started \d+ seconds ago\)$", runs[2]["reason"]), runs
+    assert host.sh(LEFT.format(name=host.name) + "; ls -d /run/tapvirt 2>/dev/null") == ""
+
+
+@pytest.fixture(scope="module")
+def trials(lab, built):
+    """Do all pairs, on the hosts side by side; return the trials by kind."""
+    print(f"TAPVIRT_SEED={SEED}")
     left = [(kinds, PAIRS[:place].count(kinds)) for place, kinds in enumerate(PAIRS)]
     random.Random(SEED).shuffle(left)
     rows: list[Trial] = []

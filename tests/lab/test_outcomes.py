@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import typing as t
 
 import pytest
@@ -32,6 +33,7 @@ global divisor = 1, lines = 0
 global calls, sum
 probe kprobe.function("%s") { calls <<< 1 }
 probe timer.ms(100) { sum += 1 / divisor; for (number = 0; number < lines; number++) printf("%%100s\\n", "") }
+probe begin { warn("a warning\\nof two lines") }
 probe end {
   if (@count(calls)) printf("{\\"kind\\":\\"count\\",\\"key\\":\\"calls\\",\\"count\\":%%d}\\n", @count(calls))
 }
@@ -169,6 +171,17 @@ def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(seen):
     assert "ended as partial_arm" in seen.runs["partial_arm"]["msg"]
     assert run["probes"]["armed"] == 1 and len(run["probes"]["missing"]) == 1, run
     assert "tun_chr_open" in run["probes"]["missing"][0]
+
+
+def test_a_warning_of_two_lines_is_no_error(seen):
+    run = seen.runs["ok"]["run"]
+    assert (run["outcome"], run["errors"], run["messages"]) == ("ok", 0, ["a warning", "of two lines"]), run
+
+
+def test_skipped_probes_are_those_that_systemtap_counts(seen):
+    run = seen.runs["skipped"]["run"]
+    totals = [re.match(r"Number of errors: 0, skipped probes: (\d+)$", message) for message in run["messages"]]
+    assert [run["skipped"]] == [int(total.group(1)) for total in totals if total] != [0], run
 
 
 def test_what_was_printed_is_on_the_controller(seen):

@@ -215,11 +215,36 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
     return found
 
 
+def other_run(name: str, own: str = "") -> str | None:
+    """Return the run of a module that is starting or under way on this host, for a message; None without one.
+
+    :param own: the directory of the run that asks.
+    """
+    for entry in Root(leavings.BASE).listdir(""):
+        directory = os.path.join(leavings.BASE, entry)
+        if directory == own or not _DIRECTORY.match(directory) or leavings.module_of(directory) != name:
+            continue
+        state = leavings.read_json(os.path.join(directory, "state.json"))
+        # Whoever collects it may remove the directory at any time.
+        with contextlib.suppress(FileNotFoundError):
+            if state.get("state") in _ENDED or not _is_alive(directory, state):
+                continue
+            if leavings.is_supervised(directory, state):
+                return leavings.describe_process(state["pid"])
+            age = time.time() - os.stat(directory).st_mtime
+            return f"the run {leavings.run_of(directory)} (starting for {age:.0f} seconds)"
+    return None
+
+
+def _is_alive(directory: str, state: t.Mapping[str, t.Any]) -> bool:
+    return _young(directory) or leavings.is_supervised(directory, state)
+
+
 def _is_in_hands(directory: str) -> bool:
     """Tell whether a run is under way, or was asked for by its controller a moment ago."""
     state = leavings.read_json(os.path.join(directory, "state.json"))
     if state.get("state") not in _ENDED:
-        return _young(directory) or leavings.is_supervised(directory, state)
+        return _is_alive(directory, state)
     seen = os.path.join(directory, "seen" if os.path.exists(os.path.join(directory, "seen")) else "request.json")
     try:
         return time.time() - os.stat(seen).st_mtime < _LEASE_SECONDS

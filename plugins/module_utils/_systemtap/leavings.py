@@ -27,6 +27,8 @@ from .._core.write import make_directories, make_directory
 
 BASE = "/run/tapvirt/stap"
 LOCKS = "/run/tapvirt/lock"
+#: The directories of the tracers that stay (service.py).
+SERVICES = "/var/lib/tapvirt/services"
 #: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
 SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
 #: Room that a run keeps on its file system, so that its end can be written when others have filled it.
@@ -36,6 +38,12 @@ _ASKED_SECONDS = 10
 _FORCED_SECONDS = 5
 _SPACE_SECONDS = 5
 _ATTEMPTS = 100
+# Whoever ends a run writes its result a moment before the lock of its module is free.
+_CLAIM_SECONDS = 5
+
+
+class ModuleInUse(TapvirtError):
+    """A run, a tracer or a person has loaded the module, or is about to."""
 
 
 if t.TYPE_CHECKING:
@@ -99,6 +107,11 @@ def module_of(directory: str) -> str:
     return os.path.basename(directory).rpartition("-")[0]
 
 
+def run_of(directory: str) -> str:
+    """Return the name that a controller gave to a run, from its directory BASE/NAME-RUN."""
+    return os.path.basename(directory).rpartition("-")[2]
+
+
 def reserve(directory: str) -> None:
     """Keep room for what is written at the end of a run.
 
@@ -143,29 +156,107 @@ def loaded(name: str | None = None) -> bool:
         return False
 
 
-def _words_of(pid: str) -> list[str]:
+def _words_of(pid: int) -> list[str]:
     try:
-        with open("/proc/{0}/cmdline".format(pid), "rb") as stream:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
             return stream.read().decode("utf-8", "replace").split("\0")
     except OSError:
         return []
 
 
-def processes_of(name: str) -> list[int]:
-    """Return the processes of staprun and stapio that run a module; not those that are removing it."""
+def processes_of(name: str, session: int | None = None) -> list[int]:
+    """Return the processes of staprun and stapio that run a module; not those that are removing it.
+
+    :param session: only those of this session: every run has one of its own (:class:`Child`).
+    """
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         words = _words_of(pid)
         if os.path.basename(words[0] if words else "") not in ("staprun", "stapio") or "-d" in words:
             continue
-        if any(os.path.basename(word) in (name, name + ".ko") for word in words[1:]):
-            found.append(int(pid))
+        if any(os.path.basename(word) in (name, name + ".ko") for word in words[1:]) and _is_in(pid, session):
+            found.append(pid)
     return found
+
+
+def _is_in(pid: int, session: int | None) -> bool:
+    try:
+        return session is None or os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
+
+
+def describe_process(pid: int) -> str:
+    """Return what a process that uses a module is, with its id and its age, for a message."""
+    places = [word for word in _words_of(pid) if os.path.dirname(word) in (BASE, SERVICES)]
+    if not places:
+        what = "another task"
+    elif os.path.dirname(places[-1]) == BASE:
+        what = f"the run {run_of(places[-1])}"
+    else:
+        what = f"the tracer {os.path.basename(places[-1])}"
+    return f"{what} (process {pid}, started {_age_seconds(pid):.0f} seconds ago)"
+
+
+def _age_seconds(pid: int) -> float:
+    """Return how long ago a process was started (proc(5): field 22 of stat, in ticks since the boot)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat, open("/proc/uptime", encoding="ascii") as uptime:
+            ticks = int(stat.read().rpartition(b") ")[2].split()[19])
+            return max(0.0, float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+@contextlib.contextmanager
+def hold_module(name: str) -> t.Iterator[None]:
+    """Hold the lock of a module's name: whoever checks for, loads, runs or removes the module does.
+
+    :raises ModuleInUse: another process held it for some seconds; the message names that one.
+    :raises TapvirtError: the lock is not safe to use.
+    :raises OSError: the lock's file cannot be made.
+    """
+    path = _lock_path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.hold(path, f"the module {name}", _CLAIM_SECONDS, temporary=True))
+        except lock.LockTimeout:
+            pid = _holder_of(path)
+            user = "another task" if pid is None else describe_process(pid)
+            raise ModuleInUse(f"the module {name} is in use by {user}") from None
+        yield
+
+
+def _lock_path(name: str) -> str:
+    return os.path.join(LOCKS, "module-" + name)
+
+
+def _holder_of(path: str) -> int | None:
+    """Return the process that holds a lock, from what it wrote into the lock's file."""
+    pid = read_json(path).get("pid")
+    return pid if isinstance(pid, int) and os.path.isdir(f"/proc/{pid}") else None
+
+
+def check_not_loaded(name: str) -> None:
+    """Refuse a module that is loaded.
+
+    :raises ModuleInUse: it is loaded; the message names who uses it.
+    """
+    if not loaded(name):
+        return
+    holder = _holder_of(_lock_path(name))
+    if holder is not None and holder != os.getpid():
+        raise ModuleInUse(f"the module {name} is in use by {describe_process(holder)}")
+    pids = processes_of(name)
+    if pids:
+        user = f"staprun (process {pids[0]}, started {_age_seconds(pids[0]):.0f} seconds ago)"
+        raise ModuleInUse(f"the module {name} is in use by {user}, which no task of this collection started")
+    raise ModuleInUse(f"the module {name} is loaded and no process uses it; remove it with: staprun -d {name}")
 
 
 def is_supervised(directory: str, state: t.Mapping[str, t.Any]) -> bool:
     """Tell whether the process that supervises a run is there: process ids are used again."""
-    return "pid" in state and directory in _words_of(str(state["pid"]))
+    return isinstance(state.get("pid"), int) and directory in _words_of(state["pid"])
 
 
 def _lock() -> t.ContextManager[str]:
@@ -254,27 +345,22 @@ def release_sysctls(directory: str) -> dict[str, list[str]]:
     return restored
 
 
-def clean(directory: str) -> dict[str, t.Any]:
+def clean(directory: str, held: bool = False) -> dict[str, t.Any]:
     """Remove what a run may have left: process, module, mount, changed sysctls. May be called at any time, and again.
 
+    A run makes the file ``holds`` when it has the lock of its module, has seen that it is not loaded, and is about to
+    load it (:func:`hold_sysctls`). Without that file it has loaded nothing.
+
+    :param held: whether the caller holds the lock of the module.
     :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``left``
         (what could not be removed, in words).
     """
-    name = read_json(os.path.join(directory, "job.json")).get("name", "")
     removed = False
     left: list[str] = []
-    if name:
-        _end_processes(name)
-        left += ["the process {0} of {1} could not be ended".format(pid, name) for pid in processes_of(name)]
-    if name and loaded(name):
-        removed = True
-        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, _ASKED_SECONDS)
-        _wait(lambda: not loaded(name), _FORCED_SECONDS)
-        if loaded(name):
-            left.append("the module {0} could not be removed".format(name))
-    mount = os.path.join(directory, "debugfs")
-    if os.path.ismount(mount):
-        Child(["umount", mount]).wait()
+    if os.path.exists(os.path.join(directory, "holds")):
+        session = read_json(os.path.join(directory, "state.json")).get("staprun")
+        removed, left = remove_module(module_of(directory), held, session if isinstance(session, int) else None)
+    unmount(directory)
     restored: dict[str, list[str]] = {}
     try:
         restored = release_sysctls(directory)
@@ -283,12 +369,58 @@ def clean(directory: str) -> dict[str, t.Any]:
     return {"removed": removed, "restored": restored, "left": left}
 
 
-def _end_processes(name: str) -> None:
+def unmount(directory: str) -> None:
+    """Unmount the debugfs of a run or a tracer."""
+    mount = os.path.join(directory, "debugfs")
+    if os.path.ismount(mount):
+        Child(["umount", mount]).wait()
+
+
+def remove_module(name: str, held: bool, session: int | None = None) -> tuple[bool, list[str]]:
+    """End the processes of a module that a run or a tracer has loaded, and remove it, but not that of another.
+
+    :param held: whether the caller holds the lock of the module.
+    :param session: the session of the run's own processes, if it is known.
+    :returns: whether the module had to be removed, and what could not be removed, in words.
+    """
+    with contextlib.ExitStack() as stack:
+        if not held:
+            try:
+                stack.enter_context(hold_module(name))
+            except ModuleInUse:
+                # That one could load it only after what was loaded here had gone.
+                return False, []
+            except (OSError, TapvirtError):
+                # A full disk is no reason to leave a trace running.
+                pass
+        _end_processes(name, session)
+        left = [f"the process {pid} of {name} could not be ended" for pid in processes_of(name, session)]
+        if not loaded(name) or set(processes_of(name)) - set(processes_of(name, session)):
+            return False, left
+        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, _ASKED_SECONDS)
+        _wait(lambda: not loaded(name), _FORCED_SECONDS)
+        if loaded(name):
+            left.append(f"the module {name} could not be removed")
+        return True, left
+
+
+def _end_processes(name: str, session: int | None) -> None:
     for number, seconds in ((signal.SIGINT, _ASKED_SECONDS), (signal.SIGKILL, _FORCED_SECONDS)):
-        for pid in processes_of(name):
+        for pid in processes_of(name, session):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        _wait(lambda: not processes_of(name), seconds)
+        _wait(lambda: not processes_of(name, session), seconds)
+
+
+def keep_ends(data: bytes, limit_bytes: int) -> bytes:
+    """Return the beginning and the end of what was printed, in at most this many bytes; a line parts them.
+
+    staprun prints its counters and what ended it last.
+    """
+    if len(data) <= limit_bytes:
+        return data
+    half = limit_bytes // 2
+    return data[: half - 1] + b"\n" + data[-half:]
 
 
 def forget_progress(directory: str) -> None:

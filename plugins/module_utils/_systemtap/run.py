@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -22,7 +23,7 @@ from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import make_directories, write_atomic
 from . import envelope, leavings, supervisor
-from .collect import forget, own_directory, sweep, unit_of
+from .collect import forget, other_run, own_directory, sweep, unit_of
 from .script import check_globals
 from .signature import why_not_loaded
 
@@ -100,12 +101,37 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         raise
     install_module(request.build, params["shipped"])
     try:
-        prepare(request, root, directory, {"found": found, "kept_before": not plan})
+        claim(request, root, directory, {"found": found, "kept_before": not plan})
     except FileExistsError:
         # The answer to an earlier question was lost while its process still worked.
         return begun(request, directory)
+    except Refused as refused:
+        refused.fields["run"]["found"] = found
+        raise
     start(request, directory)
     return begun(request, directory)
+
+
+def claim(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
+    """Check once more that nobody else runs the module, and make the run's directory, under the module's lock.
+
+    The directory is what other runs see from then on; the supervisor takes the lock again, and holds it to the end.
+
+    :raises FileExistsError: the run has its directory already.
+    :raises Refused: another run has the module.
+    :raises TapvirtError: there is no room for the run.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(leavings.hold_module(request.build["name"]))
+        except leavings.ModuleInUse as error:
+            if os.path.isdir(directory):
+                raise FileExistsError(directory) from None
+            raise Refused(str(error)) from None
+        except OSError as error:
+            raise Refused(f"no room for the lock of the module: {error}") from None
+        check_free(request.build, directory)
+        prepare(request, root, directory, begun_with)
 
 
 def keeping(request: Request, kept_before: bool) -> Plan:
@@ -216,15 +242,20 @@ def check_host(root: Root, request: Request) -> None:
         raise Refused(f"{shortage}: {envelope.buffer_remedy(bytes_per_cpu)}")
 
 
-def check_free(build: t.Mapping[str, t.Any]) -> None:
-    """Refuse a second load of the same module.
+def check_free(build: t.Mapping[str, t.Any], own: str = "") -> None:
+    """Refuse a second load of the same module; name who has it.
 
-    :raises Refused: it is loaded already.
+    :param own: the directory of the run that asks.
+    :raises Refused: another run is about to load it or runs it, or it is loaded.
     """
-    if supervisor.loaded(build["name"]):
-        raise Refused(
-            "the module {0} is loaded already: another run of the same script is under way".format(build["name"])
-        )
+    name = str(build["name"])
+    user = other_run(name, own)
+    if user:
+        raise Refused(f"the module {name} is in use by {user}")
+    try:
+        leavings.check_not_loaded(name)
+    except leavings.ModuleInUse as error:
+        raise Refused(str(error)) from None
 
 
 def cache_path(build: t.Mapping[str, t.Any]) -> str:

@@ -26,12 +26,12 @@ import typing as t
 import zipfile
 
 from .._core.errors import InvalidInput
-from . import outcome, service_keeper, service_ring, supervisor
+from . import leavings, outcome, service_keeper, service_ring, supervisor
 from .envelope import MAX_BUFFER_MB
 from .run import check_build
 from .script import check_globals
 
-DIRECTORY = "var/lib/tapvirt/services"
+DIRECTORY = leavings.SERVICES[1:]
 OUTPUT = "var/log/tapvirt"
 UNITS = "etc/systemd/system"
 PREFIX = "tapvirt-trace-"

@@ -14,7 +14,7 @@ from .._core import command
 from .._core.errors import TapvirtError
 from .._core.plan import Plan
 from .._core.write import make_directories, sync_directory, write_atomic
-from . import supervisor
+from . import leavings, supervisor
 from .service import (
     UNITS,
     Wanted,
@@ -134,7 +134,8 @@ class Steps:
         command.run(["systemctl", "reset-failed", unit_name(one.name)])
 
     def _unload(self, _one: Wanted, step: Step) -> None:
-        result = command.run(["staprun", "-d", str(step.before)])
+        with leavings.hold_module(str(step.before)):
+            result = command.run(["staprun", "-d", str(step.before)])
         if result.rc != 0:
             raise TapvirtError(result.stderr.strip() or "staprun -d ended with status {0}".format(result.rc))
 

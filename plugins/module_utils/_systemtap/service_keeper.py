@@ -29,7 +29,9 @@ from .._core.write import make_directories
 from .leavings import (
     BASE,
     Child,
-    clean,
+    ModuleInUse,
+    check_not_loaded,
+    hold_module,
     hold_sysctls,
     loaded,
     make_run_directory,
@@ -37,7 +39,9 @@ from .leavings import (
     read_both,
     read_json,
     release_sysctls,
+    remove_module,
     reserve,
+    unmount,
     write_json,
     write_last,
 )
@@ -189,7 +193,7 @@ class Keeper:
     def _keep(self) -> int:
         before = read_json(self._path("state.json"))
         # What a start before this one left when it and its removal were killed: a process, a module.
-        self._clean()
+        self._clean(held=False)
         system = os.uname()
         build = choose(self._spec, system.release, system.version)
         settings = dict(self._spec["settings"], key=build["key"])
@@ -197,19 +201,25 @@ class Keeper:
             self._state = before
             raise Unable("overloaded", before["reason"])
         self._state = {"module": build["name"], "settings": settings, "release": system.release, "started": time.time()}
-        if processes_of(build["name"]):
-            raise Unable("failed", "the module {0} is loaded by another run".format(build["name"]), EXIT_AGAIN)
-        reserve(self._directory)
-        write_json(self._path("job.json"), {"name": build["name"]})
-        left = self._clean()["left"] if loaded(build["name"]) else []
-        if left:
-            raise Unable("failed", left[0], EXIT_AGAIN)
-        return self._trace(build)
+        # The lock of the module is held for as long as it may be loaded here.
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(hold_module(build["name"]))
+                if processes_of(build["name"]):
+                    check_not_loaded(build["name"])
+            except ModuleInUse as error:
+                raise Unable("failed", str(error), EXIT_AGAIN) from None
+            reserve(self._directory)
+            write_json(self._path("job.json"), {"name": build["name"]})
+            _removed, left = self._clean(held=True) if loaded(build["name"]) else (False, [])
+            if left:
+                raise Unable("failed", left[0], EXIT_AGAIN)
+            return self._trace(build)
 
-    def _clean(self) -> dict[str, t.Any]:
+    def _clean(self, held: bool) -> tuple[bool, list[str]]:
         """Remove the process and the module of ``job.json``, which is there for as long as they may be."""
         self._hold.stay()
-        return clean_job(self._directory)
+        return clean_job(self._directory, held)
 
     def _trace(self, build: t.Mapping[str, t.Any]) -> int:
         output = self._spec["settings"]["output"]
@@ -227,8 +237,7 @@ class Keeper:
             self._save(state="loading")
             self._watch(process, ring, lambda: self._look(debugfs, before, build))
             rc = process.wait()
-        removed = self._clean()
-        return self._judged(rc, bool(removed["removed"]), list(removed["left"]))
+        return self._judged(rc, *self._clean(held=True))
 
     def _argv(self, build: t.Mapping[str, t.Any]) -> list[str]:
         settings = self._spec["settings"]
@@ -327,13 +336,20 @@ def _debugfs(directory: str) -> t.Iterator[str]:
             os.rmdir(directory)
 
 
-def clean_job(directory: str) -> dict[str, t.Any]:
-    """Remove the process and the module of ``job.json``, then the file; without it there is nothing to remove."""
-    done = clean(directory)
-    if not done["left"]:
+def clean_job(directory: str, held: bool) -> tuple[bool, list[str]]:
+    """Remove the process and the module of ``job.json``, then the file; without it there is nothing to remove.
+
+    :param held: whether the caller holds the lock of the module.
+    :returns: whether the module had to be removed, and what could not be removed, in words.
+    """
+    path = os.path.join(directory, "job.json")
+    name = read_json(path).get("name")
+    removed, left = remove_module(name, held) if isinstance(name, str) else (False, [])
+    unmount(directory)
+    if not left:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(directory, "job.json"))
-    return done
+            os.unlink(path)
+    return removed, left
 
 
 def clean_up(directory: str) -> None:
@@ -341,7 +357,7 @@ def clean_up(directory: str) -> None:
     spec, state = read_json(os.path.join(directory, "service.json")), read_json(os.path.join(directory, "state.json"))
     hold = Hold(spec["name"])
     hold.stay()
-    left = clean_job(directory)["left"]
+    _removed, left = clean_job(directory, held=False)
     hold.leave()
     if state.get("state") in ("loading", "running"):
         reason = "; ".join(["the process that keeps it was ended by force", *left])

@@ -32,10 +32,13 @@ from .leavings import (
     LOCKS,
     SYSCTLS,
     Child,
+    check_not_loaded,
     clean,
     end_killed,
     forget_progress,
+    hold_module,
     hold_sysctls,
+    keep_ends,
     loaded,
     read_both,
     read_json,
@@ -198,12 +201,19 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop_signal)
         self._save()
-        try:
-            hold_sysctls(self._directory)
-        except (OSError, errors.TapvirtError) as error:
-            self._errors = f"ERROR: the sysctls could not be written down: {error}\n".encode()
-            self._finish(1)
-            return
+        # The lock of the module is held from the check to its removal.
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(hold_module(self._job["name"]))
+                check_not_loaded(self._job["name"])
+                hold_sysctls(self._directory)
+            except (OSError, errors.TapvirtError) as error:
+                self._errors = f"ERROR: {error}\n".encode("utf-8", "surrogateescape")
+                self._finish(1)
+                return
+            self._trace()
+
+    def _trace(self) -> None:
         before = read_sites(self._debugfs())
         process = Child(self._job["argv"], output=subprocess.PIPE)
         self._save(state="loading", started=time.time(), staprun=process.pid)
@@ -229,7 +239,7 @@ class Supervisor:
         for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 0.5):
             if printed:
                 self._keep(output, printed)
-            self._errors = (self._errors + said)[:_ERROR_BYTES]
+            self._errors = keep_ends(self._errors + said, _ERROR_BYTES)
             self._observe(debugfs, before)
             self._press(process.pid)
             self._tell()
@@ -324,7 +334,7 @@ class Supervisor:
     def _finish(self, rc: int) -> None:
         self._save(rc=rc)
         forget_progress(self._directory)
-        cleaned = clean(self._directory)
+        cleaned = clean(self._directory, held=True)
         for name, data in (("errors", self._errors), ("tail", self._tail)):
             if not write_last(self._path(name), data):
                 self._lost("what staprun said could not be kept")

@@ -20,7 +20,7 @@ import zlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core import lock
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import collect, leavings, supervisor
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import collect, leavings, run, supervisor
 
 NAME = "tapvirt_x_12345678"
 
@@ -232,3 +232,99 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
     assert "the sysctls that staprun changes were not put back: " in cleaned["left"][0]
     assert "Process {0} of user".format(os.getpid()) in cleaned["left"][0]
     assert leavings.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
+
+
+HOLD = """
+import sys, time
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import leavings
+leavings.BASE, leavings.LOCKS = sys.argv[1:3]
+with leavings.hold_module(sys.argv[3]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+Start = t.Callable[..., "subprocess.Popen[t.Any]"]
+
+
+def hold_elsewhere(start: Start, base: pathlib.Path, directory: str) -> subprocess.Popen[t.Any]:
+    """Hold the module's lock in another process, which looks like the supervisor of a run."""
+    argv = [sys.executable, "-c", HOLD, str(base), leavings.LOCKS, NAME, directory]
+    process = start(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def pretend(start: Start, **options: t.Any) -> subprocess.Popen[t.Any]:
+    """Start a process that looks like the stapio of the module."""
+    sleep = "import time; time.sleep(60)"
+    return start(["stapio", "-c", sleep, "/x/{0}.ko".format(NAME)], executable=sys.executable, **options)
+
+
+def test_a_module_that_another_run_has_is_refused_with_its_name(
+    base: pathlib.Path, start: Start, monkeypatch: t.Any
+) -> None:
+    monkeypatch.setattr(leavings, "_CLAIM_SECONDS", 0.3)
+    directory = leave(base, 0xAF, state={"state": "running"})
+    pid = hold_elsewhere(start, base, directory).pid
+    words = r"{0} is in use by the run af \(process {1}, started \d+ seconds ago\)".format(NAME, pid)
+    with pytest.raises(leavings.ModuleInUse, match=words), leavings.hold_module(NAME):
+        pass
+    # Another module's lock is another one.
+    with leavings.hold_module(NAME + "9"):
+        pass
+
+
+def test_only_what_a_run_has_loaded_is_removed(base: pathlib.Path, start: Start, monkeypatch: t.Any) -> None:
+    monkeypatch.setattr(leavings, "_CLAIM_SECONDS", 0.3)
+    other = pretend(start)
+    never_loaded = leave(base, 1, state={"state": "starting"})
+    assert leavings.clean(never_loaded) == {"removed": False, "restored": {}, "left": []}
+    # It had begun to load the module, and another run has it now.
+    killed = leave(base, 2, state={"state": "loading"})
+    (base / os.path.basename(killed) / "holds").touch()
+    holder = hold_elsewhere(start, base, leave(base, 3, state={"state": "running"}))
+    assert leavings.clean(killed)["left"] == []
+    assert other.poll() is None and holder.poll() is None
+
+
+def test_processes_of_another_session_are_not_the_runs(base: pathlib.Path, start: Start) -> None:
+    theirs = pretend(start, start_new_session=True)
+    own = pretend(start, start_new_session=True)
+    directory = leave(base, 1, state={"state": "running", "staprun": own.pid})
+    (base / os.path.basename(directory) / "holds").touch()
+    assert leavings.clean(directory)["left"] == []
+    assert own.wait(10) < 0 and theirs.poll() is None
+
+
+def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start) -> None:
+    own = leave(base, 1)
+    assert collect.other_run(NAME, own) is None
+    os.unlink(os.path.join(own, "state.json"))
+    assert collect.other_run(NAME, own) is None
+    assert re.match(r"the run 1 \(starting for \d+ seconds\)$", str(collect.other_run(NAME)))
+    assert collect.other_run(NAME + "9") is None
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", own]
+    pid = start(argv).pid
+    (pathlib.Path(own) / "state.json").write_text(json.dumps({"state": "loading", "pid": pid}))
+    named = r"the run 1 \(process {0}, started \d+ seconds ago\)$".format(pid)
+    assert re.match(named, str(collect.other_run(NAME)))
+    with pytest.raises(run.Refused, match="in use by the run 1"):
+        run.check_free({"name": NAME})
+
+
+def test_a_module_that_somebody_loaded_by_hand_is_named(
+    base: pathlib.Path, start: Start, tmp_path: pathlib.Path, monkeypatch: t.Any
+) -> None:
+    monkeypatch.setattr(leavings, "_PROC", str(tmp_path / "proc"))
+    (tmp_path / "proc" / NAME).mkdir(parents=True)
+    with pytest.raises(leavings.ModuleInUse, match="no process uses it; remove it with: staprun -d " + NAME):
+        leavings.check_not_loaded(NAME)
+    pid = pretend(start).pid
+    with pytest.raises(leavings.ModuleInUse, match=r"staprun \(process {0}, started".format(pid)):
+        leavings.check_not_loaded(NAME)
+
+
+def test_of_many_messages_the_first_and_the_last_are_kept() -> None:
+    kept = b""
+    for number in range(5000):
+        kept = leavings.keep_ends(kept + b"WARNING: %d\n" % number, 1000)
+    assert len(kept) <= 1000 and kept.startswith(b"WARNING: 0\n") and kept.endswith(b"WARNING: 4999\n")
