@@ -223,7 +223,7 @@ run:
         - Runs that nobody had collected, since their controller or connection was lost, or that had been killed. What
           they had left on the host was cleaned up before this run began.
         - Each has C(module) (the name), C(state) (how it was found - V(done), V(killed), V(damaged) (with files that
-          nobody can read), or how far it was when it and its supervisor were killed), C(started) (in seconds since 1970),
+          nobody can read), or how far it was when it and its supervisor were killed), C(started) (seconds since 1970),
           C(removed) (whether the module was still there and had to be removed), C(kept_bytes) (how much of its output
           was kept), C(records) (of what was kept, up to O(record_limit)), and, as in RV(run), C(outcome), C(reason),
           C(hits), C(skipped), C(bytes), C(sha256), C(duration_seconds), C(record_count), C(restored) and C(left).
