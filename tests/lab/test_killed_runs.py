@@ -290,21 +290,26 @@ def built(lab, tmp_path_factory):
     return lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
 
 
-def test_of_two_controllers_with_the_same_trace_one_is_refused(lab, built):
+def test_of_controllers_with_the_same_trace_on_one_host_all_but_one_are_refused(lab, built):
     """The one that comes first runs to its end, whatever the others do; they are told who has the module."""
     host = Host(lab, "trace2", built["trace2"]["killed"]["module"])
-    plays = [host.begin(4 * DURATION), host.begin(4 * DURATION)]
-    directory = host.directory(plays[0], [])
-    late = host.begin(DURATION)
-    done = [play.end(300) for play in [*plays, late]]
-    runs = [play.results[0]["result"]["run"] for play in done]
-    first = next(run for run in runs if run["outcome"] != "refused")
-    assert sorted(run["outcome"] for run in runs) == ["ok", "refused", "refused"], runs
-    assert first["duration_seconds"] >= 4 * DURATION and first["record_count"] >= DURATION, first
-    assert first["left"] == [], first
-    used = f"the module {host.name} is in use by the run {directory.rpartition('-')[2]} ("
-    assert all(run["reason"].startswith(used) for run in runs if run is not first), runs
-    assert re.search(r"\(process \d+, started \d+ seconds ago\)$", runs[2]["reason"]), runs
+    names = [f"twin_{number}" for number in range(3)]
+    reach = {name: value for name, value in host.variables.items() if name.startswith("ansible_")}
+    twins = [{"name": f"Add {name}", "ansible.builtin.add_host": {"name": name, **reach}} for name in names]
+    args = {"module": host.module, "duration": 2 * DURATION}
+    tasks = [{"name": "Run", "tapvirt.host.stap_run": args, "ignore_errors": True}]
+    plays = [
+        {"hosts": host.host, "gather_facts": False, "tasks": twins},
+        {"hosts": ",".join(names), "gather_facts": False, "tasks": tasks},
+    ]
+    done = lab.playbook(yaml.safe_dump(plays))
+    runs = sorted((done.of(name, "Run")["run"] for name in names), key=lambda run: run["outcome"])
+    assert [run["outcome"] for run in runs] == ["ok", "refused", "refused"], runs
+    assert runs[0]["duration_seconds"] >= 2 * DURATION and runs[0]["record_count"] >= DURATION, runs[0]
+    assert runs[0]["left"] == [], runs[0]
+    user = r"the run [0-9a-f]{16}( \(process \d+, started \d+ seconds ago\)|, which is starting)"
+    for run in runs[1:]:
+        assert re.match(f"the module {host.name} is in use by {user}$", run["reason"]), run
     assert host.sh(LEFT.format(name=host.name) + "; ls -d /run/tapvirt 2>/dev/null") == ""
 
 

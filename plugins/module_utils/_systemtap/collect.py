@@ -33,6 +33,8 @@ _ENDED = ("done", "killed")
 _CLEAN_SECONDS = 20
 # A run whose controller was heard of within that time is the controller's to collect.
 _LEASE_SECONDS = 20
+# How long a run that is starting may take to write which process it is.
+_NAME_SECONDS = 5
 _SHOWN_CHARS = 500
 # What files with any content may lead to while they are read.
 _DAMAGE = (
@@ -218,22 +220,37 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
 def other_run(name: str, own: str = "") -> str | None:
     """Return the run of a module that is starting or under way on this host, for a message; None without one.
 
+    Of a run that is starting the process becomes known in a moment; that is waited for.
+
     :param own: the directory of the run that asks.
     """
+    end = time.monotonic() + _NAME_SECONDS
+    while True:
+        directories = [directory for directory in _alive_runs(name) if directory != own]
+        if not directories:
+            return None
+        directory = directories[0]
+        state = leavings.read_json(os.path.join(directory, "state.json"))
+        if leavings.is_supervised(directory, state):
+            return leavings.describe_process(state["pid"])
+        if time.monotonic() > end:
+            return f"the run {leavings.run_of(directory)}, which is starting"
+        time.sleep(_POLL_SECONDS)
+
+
+def _alive_runs(name: str) -> list[str]:
+    """Return the directories of the runs of a module that have not ended."""
+    found = []
     for entry in Root(leavings.BASE).listdir(""):
         directory = os.path.join(leavings.BASE, entry)
-        if directory == own or not _DIRECTORY.match(directory) or leavings.module_of(directory) != name:
+        if not _DIRECTORY.match(directory) or leavings.module_of(directory) != name:
             continue
         state = leavings.read_json(os.path.join(directory, "state.json"))
         # Whoever collects it may remove the directory at any time.
         with contextlib.suppress(FileNotFoundError):
-            if state.get("state") in _ENDED or not _is_alive(directory, state):
-                continue
-            if leavings.is_supervised(directory, state):
-                return leavings.describe_process(state["pid"])
-            age = time.time() - os.stat(directory).st_mtime
-            return f"the run {leavings.run_of(directory)} (starting for {age:.0f} seconds)"
-    return None
+            if state.get("state") not in _ENDED and _is_alive(directory, state):
+                found.append(directory)
+    return found
 
 
 def _is_alive(directory: str, state: t.Mapping[str, t.Any]) -> bool:
