@@ -219,7 +219,8 @@ def hold_module(name: str) -> t.Iterator[None]:
     path = _lock_path(name)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(lock.hold(path, f"the module {name}", _CLAIM_SECONDS, temporary=True))
+            held = lock.hold(path, f"the module {name}", wait_seconds=_CLAIM_SECONDS, temporary=True)
+            stack.enter_context(held)
         except lock.LockTimeout:
             pid = _holder_of(path)
             user = "another task" if pid is None else describe_process(pid)
