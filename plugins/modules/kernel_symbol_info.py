@@ -241,7 +241,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "compare_path": {"type": "path"},
     **TRANSPORT,
 }
-RULES = {"required_by": {"compare_path": "compare_with"}}
+RULES: dict[str, t.Any] = {"required_by": {"compare_path": "compare_with"}}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:

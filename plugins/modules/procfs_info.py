@@ -242,7 +242,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "max_bytes": {"type": "int", "default": 48000},
     **TRANSPORT,
 }
-RULES = {"required_one_of": [["tables", "sysctls", "processes", "kmsg"]]}
+RULES: dict[str, t.Any] = {"required_one_of": [["tables", "sysctls", "processes", "kmsg"]]}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:

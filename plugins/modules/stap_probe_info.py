@@ -164,7 +164,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import ProbePoint, parse_probe_points
@@ -230,7 +230,7 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body)
+    run_module(ARGUMENT_SPEC, body, NEEDS_PATH)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import deploy, prepare
 
@@ -158,7 +159,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body, required_if=[("guru", True, ("guru_reason",))])
+    run_module(ARGUMENT_SPEC, body, NEEDS_PATH, required_if=[("guru", True, ("guru_reason",))])
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.prune import prune
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store, as_owner
@@ -122,7 +123,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    run_module(ARGUMENT_SPEC, body, required_one_of=[("older_than", "larger_than")])
+    run_module(ARGUMENT_SPEC, body, NEEDS_PATH, required_one_of=[("older_than", "larger_than")])
 
 
 if __name__ == "__main__":

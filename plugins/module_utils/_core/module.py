@@ -14,7 +14,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .errors import TapvirtError
+from .errors import NEEDS_ROOT, TapvirtError, missing_permission
 
 # The option of every module that only reads; its action plugin (plugin_utils/_source.py) does what it says.
 TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"], "default": "auto"}}
@@ -23,14 +23,16 @@ TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"
 def run_module(
     argument_spec: t.Mapping[str, t.Any],
     body: t.Callable[[AnsibleModule], t.Mapping[str, t.Any]],
+    needs: str = NEEDS_ROOT,
     **options: t.Any,
 ) -> None:
     """Run ``body(module)`` and exit with what it returns; its ``warnings`` are sentences.
 
-    Every module supports check mode. ``options`` are AnsibleModule's own (``mutually_exclusive`` and the like).
+    Every module supports check mode. ``needs`` is what the task needs where the user has no permission. ``options`` are
+    AnsibleModule's own (``mutually_exclusive`` and the like).
     """
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
-    with _Failures(module):
+    with _Failures(module, needs):
         result = dict(body(module))
     module.exit_json(**_warned(module, result))
 
@@ -45,8 +47,9 @@ def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t
 class _Failures:
     """Turns whatever leaves its block as an exception into a failed result."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: AnsibleModule, needs: str) -> None:
         self._module = module
+        self._needs = needs
 
     def __enter__(self) -> None:
         return None
@@ -59,6 +62,8 @@ class _Failures:
     ) -> None:
         if isinstance(error, TapvirtError):
             self._module.fail_json(msg=error.message, **_warned(self._module, error.fields))
+        if isinstance(error, PermissionError):
+            self._module.fail_json(msg=missing_permission(error, self._needs))
         if isinstance(error, Exception):
             self._module.fail_json(msg=_unexpected(error, trace))
 

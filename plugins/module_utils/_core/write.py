@@ -56,6 +56,7 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
     """Check that a file (or a directory) can be at a path that the user gave, whether it exists or not.
 
     :raises InvalidInput: something else is there or above it.
+    :raises PermissionError: the user may not look.
     """
     wanted = "directory" if directory else "regular file"
     try:
@@ -67,6 +68,8 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
         if level and not os.path.isdir(level):
             raise InvalidInput(option, path, f"cannot be written: {level} is not a directory") from None
         return
+    except PermissionError:
+        raise
     except OSError as error:
         raise InvalidInput(option, path, f"cannot be used: {error.strerror}") from None
     kind = kind_of(mode) or "a regular file"

@@ -81,9 +81,13 @@ class Parameters:
 
     def _observe(self) -> Observed:
         journal: dict[str, t.Any] = {}
-        # A user who may not read the journal may not set parameters either; reading their values is open to all.
-        with contextlib.suppress(PermissionError):
+        try:
             journal = self._journal.read()
+        except PermissionError:
+            # A user who may not read it may not set parameters either; reading their values is open to all. What they
+            # were before they were first set is in the journal only.
+            if self._state == "restored":
+                raise
         observed = self._reader.observe([entry.key for entry in self._wanted], journal)
         for entry in self._wanted:
             if entry.read_back == "selector":

@@ -17,7 +17,7 @@ import time
 import typing as t
 
 from .._core import command
-from .._core.errors import InvalidInput, TapvirtError
+from .._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError
 from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import write_atomic
@@ -27,6 +27,7 @@ DAEMONS = (
     "virtnwfilterd", "virtinterfaced", "virtproxyd", "virtlogd", "virtlockd",
 )  # fmt: skip
 _TIMEOUT_SECONDS = 30.0
+_DENIED = re.compile("permission denied|not permitted|authenticat|access denied", re.IGNORECASE)
 # A plus sign before the name once asked for a stack trace; libvirt has dropped that, and takes the sign away.
 _FILTER = re.compile(r"[1-4]:[^\s\"+][^\s\"]*\Z")
 _OUTPUT = re.compile(r"[1-4]:(?:stderr|journald|syslog:[^\s\"]+|file:/[^\s\"]+)\Z")
@@ -139,6 +140,8 @@ def _config_text(root: Root, daemon: str) -> str:
         return root.read_text(path)
     except FileNotFoundError:
         return ""
+    except PermissionError:
+        raise
     except OSError as error:
         raise TapvirtError("{0} cannot be read: {1}.".format(path, error.strerror)) from error
 
@@ -162,9 +165,10 @@ def _admin(daemon: str, what: str, *words: str) -> str:
     if result.rc != 0:
         said = [line.partition("error: ")[2].strip() for line in result.stderr.splitlines() if "error: " in line]
         reason = said[-1].rstrip(".") if said else "virt-admin ended with status {0}".format(result.rc)
-        raise TapvirtError(
-            "{0}: its log {1} could not be {2}: {3}.".format(daemon, what, "set" if words else "read", reason)
-        )
+        text = "{0}: its log {1} could not be {2}: {3}.".format(daemon, what, "set" if words else "read", reason)
+        if os.geteuid() != 0 and _DENIED.search(reason):
+            text += " The task needs {0}.".format(NEEDS_ROOT)
+        raise TapvirtError(text)
     return result.stdout
 
 
@@ -219,6 +223,8 @@ def apply(root: Root, daemon: str, planned: Plan) -> None:
         try:
             text = with_settings(_config_text(root, daemon), stored)
             write_atomic(root.path(path), text.encode("utf-8", "surrogateescape"), mode=0o600)
+        except PermissionError:
+            raise
         except OSError as error:
             raise TapvirtError("{0} could not be written: {1}.".format(path, error.strerror)) from error
 

@@ -45,9 +45,14 @@ class EmbedRoot:
 
         The directory ``etc`` alone does not count: it is what :meth:`prepare` leaves when it is killed. libvirt keeps
         definitions in ``etc/qemu`` and opens the root only after the configuration is written.
+
+        :raises PermissionError: the user may not look into it.
         """
-        stored = os.path.join(os.path.dirname(self.config_path), "qemu")
-        return not (os.path.exists(self.config_path) or os.path.exists(stored))
+        for name in (self.config_path, os.path.join(os.path.dirname(self.config_path), "qemu")):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(name)
+                return False
+        return True
 
     def config_text(self) -> str:
         """Return the driver's configuration for a new root.

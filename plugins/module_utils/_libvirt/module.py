@@ -9,7 +9,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .._core.errors import TapvirtError
+from .._core.errors import NEEDS_PATH, TapvirtError
 from .._core.module import run_module
 from . import api_trace
 from .connection import password_of, require_binding
@@ -40,4 +40,4 @@ def run_libvirt_module(
             raise
         return {**result, "api_trace": trace.result()}
 
-    run_module(argument_spec, framed, **options)
+    run_module(argument_spec, framed, NEEDS_PATH, **options)

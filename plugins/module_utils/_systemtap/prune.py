@@ -62,7 +62,12 @@ def parse_age(text: str) -> int:
 
 
 def read_entries(store: Store) -> list[Entry]:
-    """Return what a store keeps, the longest unused first."""
+    """Return what a store keeps, the longest unused first.
+
+    :raises PermissionError: the user may not read the store.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.listdir(store.directory)  # one that cannot be read would look empty
     entries = [_read_entry(store, key, key) for key in store.kept()]
     # A link in its place may lead to anything.
     work = Root(store.directory).listdir(_WORK) if is_directory(os.path.join(store.directory, _WORK)) else []

@@ -17,7 +17,7 @@ import sys
 import typing as t
 
 from .._core import command
-from .._core.errors import InvalidInput, TapvirtError, nearest_names
+from .._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names
 from .._core.files import open_regular
 from .._core.plan import Change, Plan
 from .._core.root import Root
@@ -217,6 +217,8 @@ def check_host(root: Root, request: Request) -> None:
 
     :raises Refused: the module must not, or cannot, be loaded here.
     """
+    if os.geteuid() != 0:
+        raise Refused("the user with uid {0} cannot load modules; the task needs {1}".format(os.geteuid(), NEEDS_ROOT))
     if not root.exists("proc/modules"):
         raise Refused("this kernel has no loadable modules (there is no /proc/modules), so SystemTap cannot trace it")
     release = root.read_text("proc/sys/kernel/osrelease").strip()

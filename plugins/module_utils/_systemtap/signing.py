@@ -72,6 +72,8 @@ def _check_private(path: str) -> None:
         raise InvalidInput("sign.key", path, "must be an absolute path on the builder")
     try:
         status = os.stat(path)
+    except PermissionError:
+        raise
     except OSError as error:
         raise InvalidInput("sign.key", path, "cannot be used: {0}".format(error.strerror)) from None
     if not stat.S_ISREG(status.st_mode):
