@@ -292,7 +292,8 @@ def test_processes_of_another_session_are_not_the_runs(base: pathlib.Path, start
     directory = leave(base, 1, state={"state": "running", "staprun": own.pid})
     (base / os.path.basename(directory) / "holds").touch()
     assert leavings.clean(directory)["left"] == []
-    assert own.wait(10) < 0 and theirs.poll() is None
+    # Python ends with status 1 where the signal comes while it starts.
+    assert own.wait(10) != 0 and theirs.poll() is None
 
 
 def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start, monkeypatch: t.Any) -> None:
