@@ -44,6 +44,8 @@ LINT_SESSIONS = {
     "build-import-check": "ansible-galaxy collection build and galaxy-importer",
 }
 TEST_KINDS = ["lint", "sanity", "unit", "integration", "lab", "soak"]
+# Seconds that each gate may take on 2 cores with nothing else running and caches filled: 35 minutes in all.
+BUDGETS = {"lint": 300, "sanity": 240, "unit": 480, "integration": 120, "lab": 960}
 _REASON_CHARACTERS = 300
 
 

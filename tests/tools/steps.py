@@ -93,6 +93,21 @@ def print_times(
         print(f"  {seconds:7.1f} s  {title}")
 
 
+def print_budgets(taken: t.Mapping[str, float], budgets: t.Mapping[str, float]) -> None:
+    """Print what each gate took beside its budget, in seconds; nothing fails when a gate takes longer.
+
+    :param budgets: of those gates that have one.
+    """
+    rows = [(name, seconds, budgets[name]) for name, seconds in taken.items() if name in budgets]
+    if len(rows) > 1:
+        rows.append(("in all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    if rows:
+        print("\nTime and budget of each gate (2 cores, nothing else running, caches filled):")
+    for name, seconds, budget in rows:
+        over = f", {seconds - budget:.0f} s over" if seconds > budget else ""
+        print(f"  {seconds:7.1f} s of {budget:5.0f} s  {name}{over}")
+
+
 def last_line(path: Path) -> str:
     """Return the last line with anything on it of a log that may still grow."""
     with path.open("rb") as log:

@@ -8,6 +8,7 @@ Run by itself for trials: python3 tests/lab/engine/lab.py up|down|status|ssh [NA
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine import describe, inventory, needs, process, ssh, state
+from engine import describe, inventory, needs, process, qemu, ssh, state
 from engine.describe import Host
 from engine.errors import LabError
 from engine.guest import died
@@ -28,6 +29,8 @@ from engine.making import Making
 from engine.store import Store, locked
 
 __all__ = ["Lab", "LabError"]
+
+_CLOCK_SECONDS = 60
 
 
 class Lab:
@@ -55,12 +58,46 @@ class Lab:
             keys = ssh.keys_in(self.cache_dir)
             # Only lab hosts are ever looked up in this file, and all of them have the cache's host key.
             self._known_hosts.write_text(f"[127.0.0.1]:* {keys.public('host')}\n", encoding="ascii")
+            self._resume()
             store = Store(self.cache_dir, self.say)
             store.prune()
             try:
                 Making(self.description, store, keys, self.state_dir, self.login, self.say, fresh).up(hosts)
             finally:
                 self.inventory()
+
+    def pause(self) -> None:
+        """Stops the processors of all running guests: idle ones need a quarter of a core each without KVM."""
+        if not self.state_dir.exists():
+            return
+        with locked(self.state_dir / "lock"):
+            self._paused.touch()
+            for host, _record in self._guests():
+                with contextlib.suppress(LabError):  # it has just died, which the next start reports
+                    qemu.hmp(self.state_dir, host.name, "stop")
+
+    def resume(self) -> None:
+        """Lets paused guests run again."""
+        if self.state_dir.exists():
+            with locked(self.state_dir / "lock"):
+                self._resume()
+
+    def _resume(self) -> None:
+        if not self._paused.exists():
+            return
+        for host, record in self._guests():
+            with contextlib.suppress(LabError):
+                qemu.hmp(self.state_dir, host.name, "cont")
+                # Its clock stood still.
+                ssh.command([*self.login(host.name, record.port), f"date -s @{time.time():.3f}"], _CLOCK_SECONDS)
+        self._paused.unlink()
+
+    def _guests(self) -> list[tuple[Host, state.Started]]:
+        return [(host, record) for host, record in self._running() if host.kind != "builder"]
+
+    @property
+    def _paused(self) -> Path:
+        return self.state_dir / "paused"
 
     def down(self) -> None:
         """Ends what this lab started and removes its folder."""

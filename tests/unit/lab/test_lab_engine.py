@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from engine import describe, inventory, machines, packages, process, ssh, state
+from engine import describe, inventory, machines, packages, process, qemu, ssh, state
 from engine.commands import last_lines
 from engine.errors import LabError
+from engine.lab import Lab
 from engine.store import Store, digest
 
 LAB = Path(describe.__file__).resolve().parents[1]
@@ -196,3 +199,30 @@ def test_what_was_started_is_read_back_and_a_panic_is_a_death(tmp_path):
 
 def test_last_lines_are_those_that_say_something():
     assert last_lines("one\n\n  two \nthree\n\n", 2) == "two | three"
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64")
+def test_paused_guests_stand_still_until_the_lab_goes_on(tmp_path):
+    """A guest is an emulator with a monitor here; ssh to it fails, which must not keep the others from going on."""
+    lab = Lab(LAB / "lab.toml", tmp_path, tmp_path / "cache", lambda _sentence: None)
+    argv = ["qemu-system-x86_64", "-machine", "none", "-accel", "tcg", "-display", "none", "-nodefaults"]
+    emulator = subprocess.Popen([*argv, "-qmp", "unix:trace1.qmp,server=on,wait=off"], cwd=tmp_path)
+
+    def status():
+        with pytest.raises(LabError, match="VM status: ") as answer:
+            qemu.hmp(tmp_path, "trace1", "info status")
+        return str(answer.value).rpartition(" ")[2]
+
+    try:
+        while not (tmp_path / "trace1.qmp").exists():
+            time.sleep(0.01)
+        started = process.start_time(emulator.pid)
+        state.save(tmp_path, state.Started("trace1", emulator.pid, started, 1, "tcg", "boot", ready=True))
+        lab.pause()
+        assert status() == "paused"
+        lab.resume()
+        assert status() == "running"
+        lab.resume()  # nothing is paused any more
+    finally:
+        emulator.kill()
+        emulator.wait()

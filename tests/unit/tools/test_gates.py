@@ -6,7 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ansible_collections.tapvirt.host.tests.tools.gates import Tally, importer_complaints, junit_tally, sanity_skips
+from ansible_collections.tapvirt.host.tests.tools.gates import (
+    BUDGETS,
+    TEST_KINDS,
+    Tally,
+    importer_complaints,
+    junit_tally,
+    sanity_skips,
+)
 
 REPORT = """<?xml version="1.0"?>
 <testsuites><testsuite name="pytest">
@@ -49,3 +56,8 @@ def test_what_ansible_test_skips_is_told():
 def test_the_importer_s_complaints_are_found_wherever_they_are_indented():
     text = "Importing with galaxy-importer\n  WARNING: No changelog found.\nERROR: bad\nINFO: x\nno ERROR: here\n"
     assert importer_complaints(text) == ["WARNING: No changelog found.", "ERROR: bad"]
+
+
+def test_every_gate_of_a_whole_run_has_a_budget_and_all_are_35_minutes():
+    assert [*BUDGETS, "soak"] == TEST_KINDS
+    assert sum(BUDGETS.values()) == 35 * 60

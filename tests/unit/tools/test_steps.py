@@ -9,7 +9,14 @@ import re
 
 import pytest
 from ansible_collections.tapvirt.host.tests.tools import steps as steps_module
-from ansible_collections.tapvirt.host.tests.tools.steps import DevError, Steps, last_line, run, seconds_text
+from ansible_collections.tapvirt.host.tests.tools.steps import (
+    DevError,
+    Steps,
+    last_line,
+    print_budgets,
+    run,
+    seconds_text,
+)
 
 
 @pytest.fixture
@@ -80,3 +87,19 @@ def test_last_line_skips_empty_lines_and_colours(tmp_path):
     assert last_line(log) == "two"
     log.write_text("")
     assert last_line(log) == ""
+
+
+def test_a_budget_is_printed_beside_what_its_gate_took(capsys):
+    print_budgets({"lint": 250.44, "unit": 512.0, "soak": 4000.0}, {"lint": 300, "unit": 480, "lab": 960})
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "Time and budget of each gate (2 cores, nothing else running, caches filled):",
+        "    250.4 s of   300 s  lint",
+        "    512.0 s of   480 s  unit, 32 s over",
+        "    762.4 s of   780 s  in all",
+    ]
+
+
+def test_no_budget_prints_nothing(capsys):
+    print_budgets({"soak": 4000.0}, {"lint": 300})
+    assert capsys.readouterr().out == ""
