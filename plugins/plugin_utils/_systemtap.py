@@ -16,6 +16,7 @@ import typing as t
 
 from ansible import constants
 from ansible.errors import AnsibleActionFail
+from ansible_collections.tapvirt.host.plugins.module_utils._core.disk import disk_failure
 from ansible_collections.tapvirt.host.plugins.module_utils._core.files import open_regular
 from ansible_collections.tapvirt.host.plugins.module_utils._core.write import make_directories
 
@@ -57,17 +58,21 @@ def fetch_once(connection: Fetches, remote_path: str, sha256: str) -> str:
     path = cache_path(sha256)
     if has_file(path, sha256):
         return path
-    make_directories(os.path.dirname(path), 0o700)
-    descriptor, temporary = tempfile.mkstemp(prefix=".fetch-", dir=os.path.dirname(path))
-    os.close(descriptor)
     try:
-        connection.fetch_file(remote_path, temporary)
-        if not has_file(temporary, sha256):
-            raise AnsibleActionFail(
-                "The module {0} arrived with another sha256 than it was built with.".format(remote_path)
-            )
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        make_directories(os.path.dirname(path), 0o700)
+        descriptor, temporary = tempfile.mkstemp(prefix=".fetch-", dir=os.path.dirname(path))
+        os.close(descriptor)
+        try:
+            connection.fetch_file(remote_path, temporary)
+            if not has_file(temporary, sha256):
+                raise AnsibleActionFail(
+                    "The module {0} arrived with another sha256 than it was built with.".format(remote_path)
+                )
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    except OSError as error:
+        reason = disk_failure(error) or f"Cannot write {path}: {error.strerror}."
+        raise AnsibleActionFail(f"The module was built, and the controller cannot keep it. {reason}") from None
     return path

@@ -13,6 +13,7 @@ import json
 import os
 import typing as t
 
+from .disk import disk_errors
 from .errors import TapvirtError
 from .lock import WAIT_SECONDS, hold
 from .write import make_directories, sync_directory, write_atomic
@@ -34,13 +35,19 @@ class Journal:
         self._wait_seconds = wait_seconds
         self._path = os.path.join(directory, name + ".json")
 
-    def locked(self) -> t.ContextManager[str]:
+    @contextlib.contextmanager
+    def locked(self) -> t.Iterator[None]:
         """Keep other runs on this host away from the same items for as long as the block lasts.
+
+        Whoever takes it has changed nothing yet.
 
         :raises LockTimeout: another run held it for the whole time of waiting.
         """
         path = os.path.join(self._directory, "lock", self._name)
-        return hold(path, f"the journal {self._path}", self._wait_seconds)
+        with contextlib.ExitStack() as stack:
+            with disk_errors("Nothing was changed."):
+                stack.enter_context(hold(path, f"the journal {self._path}", self._wait_seconds))
+            yield
 
     def read(self) -> dict[str, t.Any]:
         """Return the journal's object; an absent journal is empty.

@@ -14,6 +14,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
+from .disk import disk_failure
 from .errors import NEEDS_ROOT, TapvirtError, missing_permission
 
 # The option of every module that only reads; its action plugin (plugin_utils/_source.py) does what it says.
@@ -31,6 +32,8 @@ def run_module(
     Every module supports check mode. ``needs`` is what the task needs where the user has no permission. ``options`` are
     AnsibleModule's own (``mutually_exclusive`` and the like).
     """
+    # Nobody else may write to what a task makes, nor to what the programs that it starts make.
+    os.umask(os.umask(0o022) | 0o022)
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
     with _Failures(module, needs):
         result = dict(body(module))
@@ -65,7 +68,8 @@ class _Failures:
         if isinstance(error, PermissionError):
             self._module.fail_json(msg=missing_permission(error, self._needs))
         if isinstance(error, Exception):
-            self._module.fail_json(msg=_unexpected(error, trace))
+            known = disk_failure(error) if isinstance(error, OSError) else None
+            self._module.fail_json(msg=known or _unexpected(error, trace))
 
 
 def _unexpected(error: Exception, trace: types.TracebackType | None) -> str:

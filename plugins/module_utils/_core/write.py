@@ -86,8 +86,10 @@ def sync_directory(directory: str) -> None:
         os.close(descriptor)
 
 
-def make_directories(path: str, mode: int = 0o755) -> None:
+def make_directories(path: str, mode: int = 0o755) -> list[str]:
     """Make a directory with those above it that do not exist; an existing one keeps its mode.
+
+    Return those that were made, the uppermost first.
 
     Whatever the umask, the directory gets ``mode`` and those above it 0755: :func:`os.makedirs` gives its mode to the
     last level only, and a umask of 0 would let every user put files into the others.
@@ -95,20 +97,37 @@ def make_directories(path: str, mode: int = 0o755) -> None:
     :raises OSError: as the file system says; a level that is not a directory is a NotADirectoryError.
     """
     parent = os.path.dirname(path.rstrip("/"))
+    made: list[str] = []
     for _attempt in range(_ATTEMPTS):
         if os.path.isdir(path):
-            return
+            return made
         if parent:
-            make_directories(parent)
+            made += make_directories(parent)
         # Another process may make the same level, or remove an empty one above it, at the same time.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             make_directory(path, mode)
-            return
+            return [*made, path]
         # One look: a directory that disappears between two of them would count as none.
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISDIR(os.stat(path).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def write_new_place(path: str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file as :func:`write_atomic` does, and the directories above it that do not exist; all or nothing.
+
+    :raises OSError: as the file system says; directories that were made for it are removed.
+    """
+    made: list[str] = []
+    try:
+        made = make_directories(os.path.dirname(path))
+        write_atomic(path, data, mode)
+    except OSError:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+        raise
 
 
 def make_directory(path: str, mode: int) -> None:

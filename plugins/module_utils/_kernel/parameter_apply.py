@@ -13,6 +13,7 @@ import dataclasses
 import os
 import typing as t
 
+from .._core.disk import disk_errors
 from .._core.errors import NoEffect, TapvirtError
 from .._core.journal import Journal
 from .._core.plan import Plan
@@ -72,7 +73,8 @@ class Steps:
         steps = steps_of(planned)
         self._observed = observed
         self._own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
-        self._begin(steps, observed)
+        with disk_errors("Nothing was changed."):
+            self._begin(steps, observed)
         try:
             self._carry_out(steps, observed)
         except (OSError, TapvirtError) as error:

@@ -17,6 +17,7 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 from .._core import lock
+from .._core.disk import disk_errors
 from .._core.errors import InvalidInput, TapvirtError
 from .._core.files import foreign_level, user_name
 from .._core.root import Root
@@ -68,8 +69,9 @@ class EmbedRoot:
 
     def prepare(self) -> None:
         """Make a new root with its configuration; finish one whose preparation was killed."""
-        make_directories(os.path.dirname(self.config_path))
-        write_atomic(self.config_path, self.config_text().encode("ascii"), mode=0o644)
+        with disk_errors("No domain was changed."):
+            make_directories(os.path.dirname(self.config_path))
+            write_atomic(self.config_path, self.config_text().encode("ascii"), mode=0o644)
         self.take_over_capabilities()
 
     def take_over_capabilities(self) -> None:
@@ -101,7 +103,8 @@ class EmbedRoot:
         self._check_owner()
         path = os.path.join(self.path, _LOCK)
         what = f"the root {self.path} of the embedded driver"
-        descriptor = lock.take(path, what, max(0.0, round(deadline - time.monotonic(), 1)))
+        with disk_errors("No domain was changed."):
+            descriptor = lock.take(path, what, max(0.0, round(deadline - time.monotonic(), 1)))
         while not self._driver_is_free():
             if time.monotonic() > deadline:
                 os.close(descriptor)

@@ -20,6 +20,7 @@ import time
 import typing as t
 
 from .._core import command
+from .._core.disk import disk_errors
 from .._core.root import Root
 from .._core.write import make_directories, make_directory, write_atomic
 from .build_output import build_failed, parse_parameters, parse_probe_rows
@@ -31,6 +32,7 @@ from .sysroot import link_trace_headers, make_sysroot
 _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
+_NOTHING_ADDED = "No module was added to the store."
 VERSION_LETTERS = 40
 """How much of a build's key its module bears as its version."""
 # stap compiles the report of hits into a module only when its own output is a terminal (STP_STDOUT_NOT_ATTY); it prints
@@ -91,7 +93,7 @@ def build_once(order: Order, tools: Toolchain, store: Store, root: Root) -> tupl
     :raises BuildFailed: a pass of stap failed.
     """
     key = key_of(order, tools)
-    with store.locked(key):
+    with disk_errors(_NOTHING_ADDED), store.locked(key):
         known = store.read(key)
         if known is not None:
             return known, False
@@ -105,7 +107,7 @@ def sign_once(build: t.Mapping[str, t.Any], signer: Signer, store: Store, root: 
     :raises TapvirtError: it could not be signed.
     """
     key = signed_key(build["key"], signer)
-    with store.locked(key):
+    with disk_errors(_NOTHING_ADDED), store.locked(key):
         known = store.read(key)
         if known is not None:
             return known, False
@@ -153,10 +155,10 @@ def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root,
         "signature": None,
         "seconds": round(time.monotonic() - started, 1),
     }
-    _keep(store, work, row)
     told = {name: row[name] for name in ("key", "name", "kernel", "seconds")}
+    # First the log: a full disk then leaves no module whose task failed.
     store.log(dict(told, time=int(time.time())))
-    return row
+    return _keep(store, work, row)
 
 
 def _file_row(store: Store, key: str, module: str) -> dict[str, t.Any]:

@@ -14,10 +14,11 @@ import tempfile
 import typing as t
 
 from .._core import command
+from .._core.disk import disk_errors
 from .._core.errors import InvalidInput
 from .._core.plan import Change, Plan, converge
 from .._core.root import Root
-from .._core.write import check_target, make_directories, write_atomic
+from .._core.write import check_target, make_directories, write_atomic, write_new_place
 from .build_output import build_failed
 from .expressions import similar
 from .grammar import Point
@@ -94,7 +95,7 @@ def parse_with_stap(name: str, text: str, guru: bool) -> None:
 
     :raises BuildFailed: it is not in the language; with line and column.
     """
-    with tempfile.TemporaryDirectory(prefix="tapvirt-") as work:
+    with disk_errors("Nothing was changed."), tempfile.TemporaryDirectory(prefix="tapvirt-") as work:
         tree = os.path.join(work, "tree")
         for file_name in _STUB_TREE:
             make_directories(os.path.dirname(os.path.join(tree, file_name)))
@@ -130,7 +131,7 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
         return Plan([Change(path, found, text, "write", why)])
 
     def apply(_plan: Plan, _found: str | None) -> None:
-        make_directories(os.path.dirname(path))
-        write_atomic(path, text.encode("utf-8", "surrogateescape"))
+        with disk_errors("Nothing was changed."):
+            write_new_place(path, text.encode("utf-8", "surrogateescape"))
 
     return converge(check_mode, observe, plan, apply)[0]

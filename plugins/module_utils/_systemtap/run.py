@@ -17,11 +17,12 @@ import sys
 import typing as t
 
 from .._core import command
+from .._core.disk import disk_errors
 from .._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names
 from .._core.files import open_regular
 from .._core.plan import Change, Plan
 from .._core.root import Root
-from .._core.write import make_directories, write_atomic
+from .._core.write import make_directories, write_atomic, write_new_place
 from . import envelope, leavings, supervisor
 from .collect import forget, other_run, own_directory, sweep, unit_of
 from .script import check_globals
@@ -287,8 +288,8 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != build["sha256"]:
         raise TapvirtError("The module {0} arrived with another sha256 than it was built with.".format(build["name"]))
-    make_directories(os.path.dirname(cache_path(build)))
-    write_atomic(cache_path(build), data, mode=0o644)
+    with disk_errors("Nothing was loaded."):
+        write_new_place(cache_path(build), data)
     return True
 
 

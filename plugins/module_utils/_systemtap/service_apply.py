@@ -11,6 +11,7 @@ import shutil
 import typing as t
 
 from .._core import command
+from .._core.disk import disk_failure
 from .._core.errors import TapvirtError
 from .._core.plan import Plan
 from .._core.write import make_directories, sync_directory, write_atomic
@@ -68,7 +69,10 @@ class Steps:
             try:
                 self._actions[step.action](self._wanted[step.service], step)
             except (TapvirtError, OSError) as error:
-                self.errors[step.service] = "{0}: {1}".format(step.what.partition(": ")[2], error)
+                text = disk_failure(error) if isinstance(error, OSError) else None
+                self.errors[step.service] = "{0}: {1}".format(
+                    step.what.partition(": ")[2], (text or str(error)).rstrip(".")
+                )
 
     def _module(self, one: Wanted, step: Step) -> None:
         build = one.builds[step.argument]

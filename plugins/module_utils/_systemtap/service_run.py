@@ -10,6 +10,7 @@ import os
 import typing as t
 
 from .._core import lock
+from .._core.disk import disk_errors
 from .._core.errors import TapvirtError
 from .._core.plan import Plan, converge
 from .._core.root import Root
@@ -128,7 +129,9 @@ def _alone(check_mode: bool, wait_seconds: float) -> t.Iterator[None]:
         yield
         return
     path = os.path.join(LOCKS, "services")
-    with lock.hold(path, "the tracers of this host", wait_seconds, temporary=True):
+    with contextlib.ExitStack() as stack:
+        with disk_errors("Nothing was changed."):
+            stack.enter_context(lock.hold(path, "the tracers of this host", wait_seconds, temporary=True))
         yield
 
 
