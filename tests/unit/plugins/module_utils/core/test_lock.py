@@ -200,3 +200,19 @@ def test_a_file_among_the_levels_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(NotADirectoryError, match=re.escape(str(tmp_path / "a"))):
         write.make_directories(str(tmp_path / "a" / "b"))
+
+
+def test_others_cannot_write_to_what_a_task_and_its_programs_make(tmp_path: pathlib.Path) -> None:
+    program = (
+        "import os, pathlib, subprocess\n"
+        "from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module\n"
+        "def body(module):\n"
+        "    pathlib.Path('one').touch()\n"
+        "    subprocess.run(['mkdir', 'two'], check=True)\n"
+        "    return {}\n"
+        "os.umask(0)\n"
+        "run_module({}, body)\n"
+    )
+    argv = [sys.executable, "-c", program]
+    subprocess.run(argv, input='{"ANSIBLE_MODULE_ARGS": {}}', text=True, cwd=str(tmp_path), check=True)
+    assert [mode(tmp_path / "one"), mode(tmp_path / "two")] == [0o644, 0o755]

@@ -132,8 +132,8 @@ def test_the_file_counts_once_it_is_here_and_the_description_before(tmp_path: pa
     told = {"signature": {"key_id": ENROLLED, "hash": "sha256"}}
     assert signature.why_not_loaded(root, {}, signed) is None
     assert "is not signed" in (signature.why_not_loaded(root, told, unsigned) or "")
-    assert signature.why_not_loaded(root, told, "/nowhere") is None
-    assert "is not signed" in (signature.why_not_loaded(root, {"signature": None}, "/nowhere") or "")
+    assert signature.why_not_loaded(root, told, str(tmp_path / "absent.ko")) is None
+    assert "is not signed" in (signature.why_not_loaded(root, {"signature": None}, str(tmp_path / "absent.ko")) or "")
     enforce.write_text("N\n")
     assert signature.why_not_loaded(root, {}, unsigned) is None
 
