@@ -17,8 +17,9 @@ description:
   - What a guest would notice stays - UUID, MAC addresses, machine version, places of devices and NVRAM file are carried
     over from the definition that is there, wherever the XML does not say them.
   - The plan is exact where this host has libvirt's embedded QEMU driver in the version that is managed - the same code
-    that would take the definition tells beforehand what becomes of it, in C(/var/cache/tapvirt). Elsewhere what the XML
-    says is compared with what is there. RV(domains[].plan_fidelity) tells which.
+    that would take the definition tells beforehand what becomes of it, in C(/var/cache/tapvirt). Elsewhere the XML is
+    compared with the stored definition; what the XML leaves out is removed, unless libvirt adds it on its own.
+    RV(domains[].plan_fidelity) tells which.
   - Several domains are started and stopped at once; those that end go before those that begin. A new domain is refused
     where a disk of its own is that of another one that stays, as after a change of name.
   - Xen's Domain-0 is the host itself; it is never touched.
@@ -64,6 +65,16 @@ options:
             pool.
         type: list
         elements: str
+      allow_device_removal:
+        description:
+          - Whether O(domains[].xml) may remove devices from a domain that this module did not define. A stored device
+            that the XML does not declare is removed, and the plan has a row for it. Without this option, such a task is
+            refused and names the devices.
+          - Devices that libvirt adds on its own stay without being declared - controllers, input devices, the memory
+            balloon, the default video and audio devices.
+          - A domain that this module defined once carries its mark and needs no permission.
+        type: bool
+        default: false
   name:
     description: As in O(domains), for one domain.
     type: str
@@ -82,6 +93,10 @@ options:
     description: As in O(domains), for one domain.
     type: list
     elements: str
+  allow_device_removal:
+    description: As in O(domains), for one domain.
+    type: bool
+    default: false
   apply:
     description:
       - What a changed definition changes. V(config) is what is stored, for the next start; V(live) is what runs, as far
@@ -220,6 +235,7 @@ _DOMAIN_SPEC = {
     },
     "autostart": {"type": "bool"},
     "remove_disks": {"type": "list", "elements": "str"},
+    "allow_device_removal": {"type": "bool", "default": False},
 }
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,

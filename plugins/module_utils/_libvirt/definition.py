@@ -69,6 +69,7 @@ _NAMESPACE = re.compile(r"""\bxmlns:([\w.-]+)\s*=\s*["']([^"'<&]+)["']""")
 _RESERVED_PREFIX = re.compile(r"ns\d+\Z|xml")
 # Their order has a meaning.
 _ORDERED_TAGS = frozenset(["boot", "arg"])
+_SIZE_ATTRIBUTES = ("memory", "size")
 # Bytes in each of libvirt's units of size; without one, an element of a domain counts KiB.
 SIZE_UNITS = {
     "": 1 << 10, "b": 1, "byte": 1, "bytes": 1, "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,
@@ -226,12 +227,20 @@ def keyed(element: ET.Element) -> dict[str, ET.Element]:
 def key_of(parent: str, child: ET.Element) -> str | None:
     """Return what tells a child of such a parent from its siblings; null where it has nothing of the kind."""
     for wanted in _KEYS.get(parent, {}).get(child.tag, ()):
-        parts = [_attribute(child, name) for name in wanted.split()]
+        names = wanted.split()
+        if child.tag == "controller" and is_ich9(child):
+            names.append("@model")
+        parts = [_attribute(child, name) for name in names]
         if all(part is not None for part in parts):
             return ":".join(part for part in parts if part)
     if parent in _KEYS or child.tag in _ORDERED_TAGS:
         return None
     return next((child.get(name) for name in _ATTRIBUTE_KEYS if child.get(name)), None)
+
+
+def is_ich9(controller: ET.Element) -> bool:
+    """Tell whether a controller is one of a set of USB 2 controllers, which share an index."""
+    return controller.get("type") == "usb" and controller.get("model", "").startswith("ich9-")
 
 
 def _attribute(element: ET.Element, name: str) -> str | None:
@@ -253,9 +262,9 @@ def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> 
     sizes = _sizes_kib(before, after)
     if sizes is not None:
         old_text, new_text = sizes
-    names = [*before.attrib, *(name for name in after.attrib if name not in before.attrib)]
-    for name in names:
-        old, new = before.get(name), after.get(name)
+    old_values, new_values = _attributes(before), _attributes(after)
+    for name in [*old_values, *(name for name in new_values if name not in old_values)]:
+        old, new = old_values.get(name), new_values.get(name)
         if old != new and not (subset and new is None) and not (sizes is not None and name == "unit"):
             yield Difference("{0}@{1}".format(path, name), old, new, name in _SECRET_ATTRIBUTES)
     if old_text != new_text and not (subset and new_text is None):
@@ -268,6 +277,17 @@ def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> 
             yield from _compare(place, old_child, new_child, subset)
         elif not (subset and new_child is None):
             yield Difference(place, element_text(old_child), element_text(new_child))
+
+
+def _attributes(element: ET.Element) -> dict[str, str]:
+    """Return the attributes of an element, a size in libvirt's own unit, as in <cell memory='64' unit='MiB'/>."""
+    values = dict(element.attrib)
+    factor = SIZE_UNITS.get(values.get("unit", ""))
+    for name in _SIZE_ATTRIBUTES:
+        value = values.get(name, "")
+        if value.isdigit() and factor is not None and "unit" in values:
+            values.update({name: str(int(value) * factor // 1024), "unit": "KiB"})
+    return values
 
 
 def _sizes_kib(before: ET.Element, after: ET.Element) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ from .absence import Belongings
 from .connection import Connection, Domain, libvirt, libvirt_errors
 from .definition import keyed
 from .domain_xml import Mark, definition_hash
+from .identity import filled_devices
 from .live import Asked, LiveEdit, asked_of, live_edits, refused_reason, same_memory
 
 _FOLLOW_SECONDS = 3.0
@@ -34,12 +35,13 @@ _PASSING = (
 _OPENS_IMAGE = "'blockdev-add'"
 
 
-def remember(name: str, domain: Domain, mark: Mark) -> None:
-    """Note what libvirt made of the definition, so that the next run can tell that nobody changed it."""
+def remember(name: str, domain: Domain, mark: Mark, wanted: ET.Element) -> None:
+    """Note what libvirt made of the wanted definition, so that the next run can tell that nobody changed it."""
     with libvirt_errors("{0}: noting what was applied".format(name)):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-        result = definition_hash(ET.fromstring(domain.XMLDesc(flags)))
-        note = dataclasses.replace(mark, result=result).note()
+        result = ET.fromstring(domain.XMLDesc(flags))
+        filled = filled_devices(wanted, result)
+        note = dataclasses.replace(mark, result=definition_hash(result), filled=filled).note()
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 

@@ -12,15 +12,17 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from .._core.errors import InvalidInput, nearest_names
+from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .._core.plan import Change
 from . import lifecycle
 from .absence import Belongings, check_losses, disk_changes, loss_changes
 from .definition import Difference, size_bytes, text_of, to_text
 from .disk_removal import Doomed, check_doomed
-from .domain_xml import Mark, add_at_top, definition_hash, differences, filled_devices, mark_of, wanted_hash, with_mark
-from .identity import complete, with_disks_of, with_identity
+from .domain_xml import Mark, add_at_top, definition_hash, differences, mark_of, wanted_hash, with_mark
+from .identity import complete, filled_devices, with_disks_of, with_identity
 from .live import HostModel, LiveEdit, asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
+from .stored_devices import device_title, removed_devices
+from .undeclared import definition_rows
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
@@ -55,6 +57,7 @@ class Wanted:
     root: ET.Element | None = None
     autostart: bool | None = None
     remove_disks: tuple[str, ...] = ()
+    allow_device_removal: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +173,12 @@ def plan_domain(
     )
     stored = observed.stored if observed is not None else None
     if desired is not None and wanted.xml is not None:
+        _check_removals(wanted, observed, canonical if canonical is not None else desired)
         if observed is None or not observed.persistent or options.stores:
             stored = _plan_definition(plan, wanted, wanted.xml, observed, desired, canonical)
         else:
             # Only what runs may change: the definition that was asked for waits.
-            result = canonical if canonical is not None else desired
-            rows = differences(observed.stored, result, subset=canonical is None)
+            rows = _definition_rows(observed.stored, desired, canonical)
             plan.pending += [pending_row(row.path, row.before, row.after, "apply", row.secret) for row in rows][
                 :_MAX_PENDING
             ]
@@ -200,6 +203,27 @@ def _change(wanted: Wanted, part: str, before: t.Any, after: t.Any, how: str, wh
     return Change("{0} {1}".format(wanted.name, part), before, after, how, why, secret)
 
 
+def _check_removals(wanted: Wanted, observed: Observed | None, result: ET.Element) -> None:
+    """Refuse to remove devices, without permission, from a domain that somebody else defined.
+
+    :raises TapvirtError: the XML does not declare a device that such a domain has.
+    """
+    if observed is None or wanted.allow_device_removal or mark_of(observed.stored) is not None:
+        return
+    removed = removed_devices(observed.stored, result)
+    if removed:
+        devices = "; ".join(device_title(label, device) for label, device in removed.items())
+        raise TapvirtError(
+            f"{wanted.name}: xml: it does not declare devices that the domain has: {devices}. They would be removed, "
+            "and this collection did not define the domain. Nothing was changed. Declare the devices in xml, or set "
+            "allow_device_removal: true."
+        )
+
+
+def _definition_rows(stored: ET.Element, desired: ET.Element, canonical: ET.Element | None) -> list[Difference]:
+    return definition_rows(stored, desired) if canonical is None else differences(stored, canonical)
+
+
 def _plan_definition(
     plan: DomainPlan,
     wanted: Wanted,
@@ -217,7 +241,7 @@ def _plan_definition(
         after = summary(canonical if canonical is not None else desired)
         plan.changes.append(_change(wanted, "definition", None, after, "defineXML", "there is no such domain"))
     else:
-        rows = differences(observed.stored, canonical if canonical is not None else desired, subset=canonical is None)
+        rows = _definition_rows(observed.stored, desired, canonical)
         why = "the definition is another one"
         plan.changes += [_change(wanted, row.path, row.before, row.after, "defineXML", why, row.secret) for row in rows]
         old = mark_of(observed.stored)

@@ -54,7 +54,10 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         if disks and item["state"] != "absent":
             rule = "are deleted with state: absent only, and the state is {0}".format(item["state"])
             raise InvalidInput("{0}: remove_disks".format(name), ", ".join(disks), rule)
-        wanted.append(Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart"), disks))
+        may_remove = bool(item.get("allow_device_removal"))
+        wanted.append(
+            Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart"), disks, may_remove)
+        )
     return wanted
 
 
@@ -186,7 +189,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 item.error = shared.get(name)
             except TapvirtError as error:
                 item.error = error.message
-        # A definition that was applied before was valid then; only others are checked, with a mark as libvirt gets them.
+        # A definition that was applied before was valid then. Others are checked with a mark, as libvirt gets them.
         mark = Mark(_ANY_HASH, _ANY_HASH)
         wrong = schema_errors({name: with_mark(root, mark) for name, root in desired.items() if root is not None})
         for item in self._items:
@@ -280,8 +283,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             with libvirt_errors("{0}: defining it".format(name)):
                 domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             item.done = True
-            if plan.remember is not None:
-                remember(name, domain, plan.remember)
+            if plan.remember is not None and item.wanted.root is not None:
+                remember(name, domain, plan.remember, item.wanted.root)
         with libvirt_errors("{0}: looking it up".format(name)):
             domain = connection.lookupByName(name)
         wanted = item.wanted.autostart

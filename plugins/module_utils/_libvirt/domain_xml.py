@@ -13,7 +13,7 @@ import hashlib
 import json
 import xml.etree.ElementTree as ET
 
-from .definition import Difference, keyed, normal_form, to_text
+from .definition import Difference, normal_form, to_text
 from .definition import differences as _differences
 
 MARK_URI = "https://github.com/tapvirt/tapvirt.host/domain/1"
@@ -26,12 +26,12 @@ _IDS = ("name", "uuid", "genid")
 class Mark:
     """What we leave in a domain's metadata: hashes of the XML that was asked for and of what libvirt made of it.
 
-    ``filled`` are the labels of the devices that libvirt added by itself.
+    ``filled`` are the labels of the devices that libvirt added by itself; null where nobody has looked.
     """
 
     wanted: str
     result: str | None
-    filled: tuple[str, ...] = ()
+    filled: tuple[str, ...] | None = None
 
     def note(self) -> tuple[str, str, str]:
         """Return the mark as setMetadata takes it: element text, prefix and namespace."""
@@ -44,7 +44,7 @@ class Mark:
         element = ET.Element(MARK_TAG, {"wanted": self.wanted})
         if self.result is not None:
             element.set("result", self.result)
-        if self.filled:
+        if self.filled is not None:
             element.set("filled", " ".join(self.filled))
         return element
 
@@ -55,11 +55,12 @@ def mark_of(root: ET.Element) -> Mark | None:
     wanted = element.get("wanted") if element is not None else None
     if element is None or not wanted:
         return None
-    return Mark(wanted, element.get("result"), tuple((element.get("filled") or "").split()))
+    filled = element.get("filled")
+    return Mark(wanted, element.get("result"), None if filled is None else tuple(filled.split()))
 
 
 def add_at_top(root: ET.Element, tag: str) -> ET.Element:
-    """Add a child at the top, where libvirt itself writes it, and return it: an ID below the name, others below the IDs.
+    """Add a child at the top, where libvirt itself writes it: an ID below the name, others below the IDs. Return it.
 
     At the end, the schema's interleaved parts make some definitions invalid that are valid with the child here. Between
     the name and the UUID, the schema of libvirt 9.0 rejects a definition with an ID (domaincommon.rng, "ids").
@@ -109,24 +110,16 @@ def wanted_hash(text: str) -> str:
 
 def definition_hash(root: ET.Element) -> str:
     """Return the hash of what a definition means: without the order of keyed elements and without the mark."""
-    normal = json.dumps(normal_form(_comparable(root)), sort_keys=True, separators=(",", ":"))
+    normal = json.dumps(normal_form(comparable(root)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(normal.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def filled_devices(wanted: ET.Element, result: ET.Element) -> tuple[str, ...]:
-    """Return the labels of the devices that libvirt added to a definition by itself."""
-    said, found = wanted.find("devices"), result.find("devices")
-    labels = keyed(found) if found is not None else {}
-    known = keyed(said) if said is not None else {}
-    return tuple(label for label in labels if label not in known and " " not in label)
 
 
 def differences(before: ET.Element, after: ET.Element, subset: bool = False) -> list[Difference]:
     """Compare two definitions, the mark left out, as :func:`.definition.differences` does."""
-    return _differences(_comparable(before), _comparable(after), subset)
+    return _differences(comparable(before), comparable(after), subset)
 
 
-def _comparable(root: ET.Element) -> ET.Element:
+def comparable(root: ET.Element) -> ET.Element:
     """Return a copy without the mark, the ports of its consoles counted by type.
 
     Libvirt counts over all types, and again when it reads what it has stored: the first serial device has got a console

@@ -15,8 +15,10 @@ import uuid
 import xml.etree.ElementTree as ET
 
 from .definition import keyed, text_of
+from .device_keys import fill_keys, number_controllers
 from .disks import target_of
-from .domain_xml import MARK_URI, Mark, add_at_top, mark_of
+from .domain_xml import MARK_URI, add_at_top, mark_of
+from .stored_devices import carried_devices
 
 # A machine alias and what the versions it stands for begin with; any other alias is a prefix itself (virt, pseries).
 _MACHINE_ALIASES = {"pc": "pc-i440fx-", "q35": "pc-q35-"}
@@ -37,14 +39,46 @@ def with_identity(wanted: ET.Element, existing: ET.Element, with_addresses: bool
     same_machine = _carry_machine(result, existing)
     _carry_nvram(result, existing)
     _carry_metadata(result, existing)
-    pairs = _pair_interfaces(result, existing)
-    for new, old in pairs:
-        if new.find("mac") is None:
-            _copy(old, new, "mac")
-        _carry_port(new, old)
+    _carry_keys(result, existing)
+    if same_machine:
+        _carry_devices(result, existing, with_addresses)
     if same_machine and with_addresses:
         _carry_addresses(result, existing)
     return complete(result)
+
+
+def _carry_keys(result: ET.Element, existing: ET.Element) -> None:
+    """Give devices that the XML leaves without a key the one that libvirt gave them."""
+    for new, old in _pair_interfaces(result, existing):
+        if new.find("mac") is None:
+            _copy(old, new, "mac")
+        _carry_port(new, old)
+    fill_keys(result, existing)
+
+
+def _carry_devices(result: ET.Element, existing: ET.Element, with_addresses: bool) -> None:
+    """Keep the devices that libvirt added. Where the places no longer fit, libvirt makes the buses again."""
+    devices, stored = result.find("devices"), existing.find("devices")
+    if devices is None or stored is None:
+        return
+    for device in carried_devices(devices, stored, mark_of(existing)):
+        if not with_addresses:
+            if device.get("type") == "pci":
+                continue
+            for address in device.findall("address"):
+                device.remove(address)
+        devices.append(device)
+
+
+def filled_devices(wanted: ET.Element, result: ET.Element) -> tuple[str, ...]:
+    """Return the labels of the devices that libvirt, or the stored definition, added to the XML."""
+    found = result.find("devices")
+    said = ET.fromstring(ET.tostring(wanted))
+    _carry_keys(said, result)
+    devices = said.find("devices")
+    known = keyed(devices) if devices is not None else {}
+    labels = keyed(found) if found is not None else {}
+    return tuple(label for label in labels if label not in known and " " not in label)
 
 
 def with_disks_of(wanted: ET.Element, existing: ET.Element, targets: t.Collection[str]) -> ET.Element:
@@ -72,7 +106,7 @@ def complete(wanted: ET.Element) -> ET.Element:
 
     So the plan is exact: what check mode shows is what a later run, and libvirt, use.
     """
-    _number_controllers(wanted)
+    number_controllers(wanted.findall("devices/controller"))
     genid = wanted.find("genid")
     if genid is not None and text_of(genid) is None:
         genid.text = str(uuid.uuid5(uuid.NAMESPACE_URL, "genid:{0}".format(text_of(wanted, "uuid"))))
@@ -114,19 +148,6 @@ def _complete_port(interface: ET.Element, value: str) -> None:
         parameters.set(name, value)
 
 
-def _number_controllers(wanted: ET.Element) -> None:
-    """Give controllers without an index the next free one of their type, as libvirt would."""
-    controllers = wanted.findall("devices/controller")
-    used = {(controller.get("type"), controller.get("index")) for controller in controllers}
-    for controller in controllers:
-        kind, index = controller.get("type"), 0
-        if controller.get("index") is None and kind != "usb":
-            while (kind, str(index)) in used:
-                index += 1
-            used.add((kind, str(index)))
-            controller.set("index", str(index))
-
-
 def _addresses(prefix: str, seed: str, position: int) -> t.Iterator[str]:
     attempt = 0
     while True:
@@ -148,9 +169,12 @@ def _carry_machine(result: ET.Element, existing: ET.Element) -> bool:
     """Keep the machine version where the wanted one is an alias of it; tell whether both are the same machine now."""
     new, old = result.find("os/type"), existing.find("os/type")
     if new is None or old is None:
-        return False
+        return new is old
     machine = old.get("machine")
-    if machine is None or (new.get("arch") or old.get("arch")) != old.get("arch"):
+    if machine is None:
+        # Not every driver has machines.
+        return text_of(new) == text_of(old) and new.get("machine") is None
+    if (new.get("arch") or old.get("arch")) != old.get("arch"):
         return False
     wanted = new.get("machine")
     prefix = _MACHINE_ALIASES.get(wanted, wanted + "-") if wanted else ""
@@ -236,28 +260,12 @@ def _carry_addresses(result: ET.Element, existing: ET.Element) -> None:
     if new_devices is None or old_devices is None:
         return
     old_by_label = keyed(old_devices)
-    mark = mark_of(existing)
-    said = keyed(new_devices)
-    for label, old in old_by_label.items():
-        if label not in said and _added_by_libvirt(label, old, mark):
-            new_devices.append(ET.fromstring(ET.tostring(old)))
     for label, new in keyed(new_devices).items():
         existing_device = old_by_label.get(label)
         if existing_device is None or new.find("address") is not None or existing_device.find("address") is None:
             continue
         if new.tag in _PLACED_BY_KEY | _ALONE and _same_bus(new, existing_device):
             _copy(existing_device, new, "address")
-
-
-def _added_by_libvirt(label: str, device: ET.Element, mark: Mark | None) -> bool:
-    """Tell whether libvirt added a device by itself and would do so again: it has to keep its place, too.
-
-    Those are the buses that the other places are on, and the balloon. A domain without a mark of ours gives no proof;
-    there it is taken for granted.
-    """
-    if device.tag not in ("controller", "memballoon") or device.get("type", "pci") not in ("pci", "usb"):
-        return False
-    return mark is None or label in mark.filled
 
 
 def _same_bus(new: ET.Element, old: ET.Element) -> bool:

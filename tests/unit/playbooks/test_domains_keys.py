@@ -17,6 +17,8 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
         "h1": {"domains_host": [{"name": "web", "vcpus": 8, "disks": [{"target": "vda", "file": "/a"}]}]},
         "h2": {"domains_host": [{"name": "db", "memory_mib": 64}]},
         "h3": {"domains_host": [{"name": "web", "memory_mib": 64, "vcpus": 8}]},
+        "h4": {"domains_host": [{"name": "web", "allow_device_removal": True}]},
+        "h5": {"domains_host": [{"name": "db", "allow_device_removal": True}]},
     }
     done = stubs.run("domains", hosts, "--tags", "report", domains_wanted=wanted)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -26,6 +28,10 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
     assert artifact(done)["domains_drift"]["failed"] == {
         "h1": f"{begun}web: disks, vcpus {ignored}",
         "h2": f"{begun}db: memory_mib {beside}",
+        "h4": f"{begun}web: allow_device_removal {ignored}",
     }
-    assert [host for host, _checked, _options in stubs.calls("libvirt_domain")] == ["h3"]
-    assert '"1 of 3 hosts are as wanted."' in done.stdout
+    calls = {host: options["domains"] for host, _checked, options in stubs.calls("libvirt_domain")}
+    assert sorted(calls) == ["h3", "h5"]
+    allowed = {host: {item["name"]: item["allow_device_removal"] for item in calls[host]} for host in calls}
+    assert allowed == {"h3": {"db": False, "old": False, "web": False}, "h5": {"db": True, "old": False}}
+    assert '"2 of 5 hosts are as wanted."' in done.stdout

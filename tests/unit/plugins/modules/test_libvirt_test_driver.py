@@ -72,13 +72,38 @@ def test_states_are_reached_as_planned(node: Run, state: str, wanted: str) -> No
     assert done["changed"] is (state != done["domains"][0]["state"])
 
 
-def test_a_semantic_plan_says_so_and_keeps_what_is_not_said(node: Run) -> None:
-    xml = "<domain type='test'><name>guest</name><memory unit='MiB'>64</memory><os><type>hvm</type></os></domain>"
-    same = node("shutoff", name="guest", xml=xml)
+NIC = "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>"
+MARK = "<metadata><t:domain xmlns:t='https://github.com/tapvirt/tapvirt.host/domain/1' wanted='earlier'/></metadata>"
+XML = (
+    "<domain type='test'><name>guest</name><description>one</description><memory unit='MiB'>{memory}</memory>"
+    "<vcpu>2</vcpu><os><type>hvm</type></os>"
+    "<devices>{devices}</devices></domain>"
+)
+
+
+def test_a_semantic_plan_says_so_and_keeps_the_identity(node: Run) -> None:
+    same = node("shutoff", name="guest", xml=XML.format(memory=64, devices=NIC))
     assert (same["plan"], same["domains"][0]["plan_fidelity"]) == ([], "semantic")
-    more = node("shutoff", name="guest", xml=xml.replace(">64<", ">32<"))
+    more = node("shutoff", name="guest", xml=XML.format(memory=32, devices=NIC))
     assert [(row["what"], row["before"], row["after"]) for row in more["plan"]] == [("guest memory", "65536", "32768")]
     assert more["domains"][0]["uuid"] == "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
+
+
+@pytest.mark.parametrize(("state", "devices"), [("shutoff", ""), ("running", "<sound model='ac97'/>")])
+def test_undeclared_interface_is_a_removal_row_or_refused(node: Run, state: str, devices: str) -> None:
+    xml = XML.format(memory=64, devices=devices)
+    refused = node(state, name="guest", xml=xml)
+    assert refused["failed"]
+    assert "interface[52:54:00:00:00:01] (network=default)" in refused["msg"]
+    assert "allow_device_removal: true" in refused["msg"]
+    assert (refused["changed"], node(state, check=True, name="guest", xml=xml)["msg"]) == (False, refused["msg"])
+    for more, allowed in (("", True), (MARK, False)):
+        args = {"name": "guest", "xml": xml, "allow_device_removal": allowed}
+        planned, done = (node(state, more, check=check, **args) for check in (True, False))
+        assert planned["plan"] == done["plan"]
+        removals = [row["what"] for row in done["plan"] if row["after"] is None and " running " not in row["what"]]
+        assert removals == ["guest devices/interface[52:54:00:00:00:01]"]
+        assert not done.get("failed"), done["msg"]
 
 
 def test_absent_refuses_to_lose_saved_memory(node: Run) -> None:
@@ -109,7 +134,7 @@ def test_the_name_of_another_uuid_is_refused(node: Run) -> None:
 
 @pytest.mark.parametrize("title", ["", "<title>one</title>"])
 def test_xml_with_the_number_of_a_running_domain_is_accepted(node: Run, title: str) -> None:
-    """ "virsh dumpxml" prints the number; the mark and a title stand between name and UUID."""
+    """The number is in the output of "virsh dumpxml"; the mark and a title stand between name and UUID."""
     uuid = "<uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid>"
     nic = "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>"
     xml = (

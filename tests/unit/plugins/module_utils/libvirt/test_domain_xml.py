@@ -20,12 +20,15 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml i
     Mark,
     definition_hash,
     differences,
-    filled_devices,
     mark_of,
     with_mark,
     without_mark,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import complete, with_identity
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import (
+    complete,
+    filled_devices,
+    with_identity,
+)
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "libvirt"
 
