@@ -133,6 +133,9 @@ options:
     type: str
     choices: [fail, destroy]
     default: fail
+notes:
+  - A host whose C(/dev/kvm) can be opened and does not work is slow. libvirt starts QEMU again for its capabilities at
+    nearly every definition there, which takes seconds each. The module warns once and gives the error of the node.
 """
 
 EXAMPLES = r"""

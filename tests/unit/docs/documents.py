@@ -89,7 +89,7 @@ class Block:
             return "plays" if any("hosts" in entry for entry in self.data) else "tasks"
         if "plugin" in self.data or any(isinstance(group, dict) and "hosts" in group for group in self.data.values()):
             return "inventory"
-        return "variables"
+        return "text" if "collections" in self.data else "variables"  # what ansible-galaxy is to install
 
     @property
     def commands(self) -> list[tuple[list[str], str]]:
