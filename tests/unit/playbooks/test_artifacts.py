@@ -28,8 +28,7 @@ WORDS = "something is not as it should be, and this is told at some length; " * 
 PLAN = [{"what": f"domain d{number}", "before": None, "after": WORDS} for number in range(30)]
 DIFFERS = {"wanted": 30, "differs": [WORDS] * 30, "absent": ["kvm.x"] * 30}
 DOMAINS = {"wanted": 30, "changed": True, "plan": PLAN, "waiting": [WORDS] * 30}
-CONSOLES = [{"text": "x" * 100, "bytes": 100, "matched": True}, {"msg": WORDS}]
-CONSOLES += [{"text": "x", "bytes": 1, "matched": False, "msg": WORDS}]  # taken over midway
+CONSOLES = {"read": 1, "bytes": 101, "matched": 1, "truncated": True, "failed": WORDS}
 SILENT = "silent.example.com"
 # Every host with a kernel of its own, and every fact different.
 FACTS = [f"fact{number}" for number in range(150)]
@@ -43,9 +42,7 @@ CASES: dict[str, dict[str, t.Any]] = {
     "params_drift": of_all({"params_before": DIFFERS, "params_after": DIFFERS, "params_failed": WORDS}),
     "domains_drift": of_all({"domains_before": DOMAINS, "domains_after": DOMAINS, "domains_failed": WORDS}),
     "gather_summary": {},
-    "console_logs_summary": of_all(
-        {"console_logs_read": {"results": CONSOLES}, "console_logs_domains": {"truncated": True}}
-    ),
+    "console_logs_summary": of_all({"console_logs_counts": CONSOLES}),
     "report_summary": of_all({"fleet_report_facts": {"failed": True, "msg": WORDS}}),
     "params_report": of_all({"fact_of_it": DIFFERS, "params_failed": WORDS}),
     "domains_report": of_all({"fact_of_it": DOMAINS, "domains_failed": WORDS}),

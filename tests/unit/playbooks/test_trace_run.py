@@ -221,3 +221,17 @@ def test_ready_says_which_hosts_are_ready_and_no_more(play: Play) -> None:
     done = play.run("--tags", "ready", trace_function="", answers={"stap_host_info": {"h3": "unreachable"}})
     assert "2 of 3 hosts are ready to be traced." in done.said
     assert {name for name, _host, _args in done.calls} == {"kernel_facts", "stap_host_info"}, done.said
+
+
+def test_a_run_of_another_shape_is_lost_and_the_campaign_is_told(play: Play) -> None:
+    odd = {"run": {"outcome": ["x"], "hits": "7", "records": 5}}
+    done = play.run(trace_waves="100%", answers={"stap_run": {"h2": odd}})
+    assert done.code == 2, done.said
+    campaign = done.campaign
+    assert campaign["outcomes"] == {"ok": 2, "lost": 1}
+    assert campaign["hosts"]["h2"]["brake"] == [
+        "it ended as lost: the host returned something else than a run: outcome is a list, not an outcome of a run"
+    ]
+    why = "trace_runs has an entry that is no run of a trace: run.records is not a list"
+    assert campaign["trouble"] == {"h2": why}
+    assert campaign["counters"][0]["totals"] == {"io": 10}

@@ -1,0 +1,28 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filter over results of libvirt_domain; documented in the file named after it."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ..plugin_utils import _domain_drift
+from ..plugin_utils._edge import Odd
+
+
+def domains_drift(result: t.Any) -> dict[str, t.Any]:
+    """Return what is not as wanted."""
+    try:
+        return _domain_drift.domains_drift(result)
+    except Odd as error:
+        raise AnsibleFilterError(f"the result is not one of libvirt_domain: {error}.") from None
+
+
+class FilterModule:
+    """The filter by name."""
+
+    def filters(self) -> dict[str, t.Callable[..., dict[str, t.Any]]]:
+        return {"domains_drift": domains_drift}

@@ -1,0 +1,41 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What of a host's domains is not as wanted, from a result of libvirt_domain. Private to the collection."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ._edge import ANY, TEXT, Need, parse
+from ._text import shown
+
+_CHANGE = {"what": Need(TEXT), "before": ANY, "after": ANY, "how": TEXT, "why": TEXT}
+_WAIT = {"what": Need(TEXT), "running": ANY, "stored": ANY, "reason": TEXT}
+_RESULT = Need({"plan": [_CHANGE], "domains": [{"name": Need(TEXT), "pending": [_WAIT]}]})
+
+
+def domains_drift(result: t.Any) -> dict[str, t.Any]:
+    """Return the ``plan``, and a line for each thing that a running domain waits for (``waiting``).
+
+    :param result: what ``libvirt_domain`` returned; both are empty for a task that was skipped.
+    :raises Odd: it is not such a result.
+    """
+    known = parse(result, _RESULT)
+    return {
+        "plan": [{**dict.fromkeys(_CHANGE), **row} for row in known.get("plan") or ()],
+        "waiting": [
+            f"{row['name']}: {wait['what']} is {_shown(wait.get('running'))}, defined as {_shown(wait.get('stored'))}, "
+            f"and waits for: {_line(wait.get('reason') or 'an unknown reason')}"
+            for row in known.get("domains") or ()
+            for wait in row.get("pending") or ()
+        ],
+    }
+
+
+def _shown(value: t.Any) -> str:
+    return "not there" if value is None else _line(value if isinstance(value, str) else shown(value))
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", " ").strip()
