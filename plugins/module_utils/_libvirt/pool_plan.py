@@ -169,16 +169,23 @@ def _plan_definition(
         _add(plan, wanted, "persistent", False, True, "defineXML", "the pool would vanish when it stops")
     if not plan.changes:
         return observed.stored
-    plan.define = to_text(_with_uuid(wanted.root, observed.uuid))
+    plan.define = to_text(_with_identity(wanted.root, observed))
     return canonical
 
 
-def _with_uuid(root: ET.Element, uuid: str) -> ET.Element:
+def _with_identity(root: ET.Element, observed: ObservedPool) -> ET.Element:
+    """Return a copy of the wanted definition with the UUID, and with the stored permissions where it has none.
+
+    Permissions are not compared, so a definition that leaves them out would lose them without a row.
+    """
     root = copy.deepcopy(root)
     element = root.find("uuid")
     if element is None:
         element = ET.SubElement(root, "uuid")
-    element.text = uuid
+    element.text = observed.uuid
+    target, permissions = root.find("target"), observed.stored.find("target/permissions")
+    if target is not None and permissions is not None and target.find("permissions") is None:
+        target.append(copy.deepcopy(permissions))
     return root
 
 

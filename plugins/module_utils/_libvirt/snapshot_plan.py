@@ -14,6 +14,7 @@ import typing as t
 
 from .._core.errors import InvalidInput, TapvirtError, nearest_names
 from .._core.plan import Change
+from .definition import Difference
 from .domain_xml import differences
 from .snapshot import EXTERNAL, INTERNAL, NO, Snapshot, descendants, domain_disks
 from .snapshot_create import NUMBER, check_same, plan_creation
@@ -84,7 +85,8 @@ def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPl
                 "the definition goes back, too",
                 row.secret,
             )
-            for row in rows[:_MAX_DIFFERENCES]
+            for position, row in enumerate(rows)
+            if position < _MAX_DIFFERENCES or _is_lost_device(row)
         ]
     return plan
 
@@ -109,6 +111,10 @@ def _plan_overlays(plan: SnapshotPlan, wanted: Wanted, observed: Observed, found
             )
             plan.changes.append(Change(what, {"disk": target}, None, "revertToSnapshot", why))
             plan.goes.append(file)
+
+
+def _is_lost_device(row: Difference) -> bool:
+    return row.after is None and bool(re.fullmatch(r"devices/[^/@]+\[[^]]*\]", row.path))
 
 
 def _is_source(path: str) -> bool:

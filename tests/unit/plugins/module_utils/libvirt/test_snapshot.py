@@ -287,3 +287,11 @@ def test_a_memory_file_of_two_snapshots_stays_with_the_other() -> None:
 )
 def test_an_overlay_lies_beside_its_image(image: str, overlay: str) -> None:
     assert overlay_path(image, "s") == overlay
+
+
+def test_revert_shows_every_device_that_the_domain_loses() -> None:
+    channel = "<channel type='unix'><target type='virtio' name='c{0}'/></channel>"
+    found = observed(snapshot("old"), devices="".join(channel.format(number) for number in range(25)))
+    (plan,) = plans(found, wanted(name="old", state="reverted"))
+    lost = {change.what for change in plan.changes if change.after is None}
+    assert lost >= {f"web1 devices/channel[c{number}]" for number in range(25)}

@@ -80,6 +80,16 @@ def test_the_order_of_devices_is_no_difference() -> None:
     assert [row.after for row in differences(comparable(one), comparable(third))] == ["/dev/c"]
 
 
+def test_permissions_that_the_xml_leaves_out_stay() -> None:
+    text = "<pool type='dir'><name>d</name><target><path>/{0}</path>{1}</target></pool>"
+    permissions = "<permissions><mode>0{0}</mode><owner>7</owner><group>7</group></permissions>"
+    observed = ObservedPool("u", False, True, False, ET.fromstring(text.format("old", permissions.format(700))))
+    for declared, mode in (("", "0700"), (permissions.format(711), "0711")):
+        plan = pool_plan(WantedPool("d", "inactive", ET.fromstring(text.format("new", declared))), observed)
+        assert [change.what for change in plan.changes] == ["d target/path"]
+        assert [one.text for one in ET.fromstring(plan.define).iterfind("target/permissions/mode")] == [mode]
+
+
 def test_only_a_directory_is_built_unasked_and_only_where_it_is_missing() -> None:
     directory = ET.fromstring("<pool type='dir'><name>d</name><target><path>/d</path></target></pool>")
     logical = ET.fromstring(LOGICAL.format("/dev/a", "/dev/b"))
