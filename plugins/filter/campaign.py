@@ -9,8 +9,8 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils._core.errors import InvalidInput
-from ..plugin_utils import _campaign, _catalogue
+from ..module_utils._core.errors import InvalidInput, TapvirtError
+from ..plugin_utils import _campaign, _catalogue, _probe_points
 
 
 def trace_outcomes(value: t.Any, name: str) -> list[str]:
@@ -21,15 +21,40 @@ def trace_outcomes(value: t.Any, name: str) -> list[str]:
         raise AnsibleFilterError(error.message) from None
 
 
-def trace_request(given: t.Any, script: t.Any, duration: t.Any, catalogue: _catalogue.Catalogue) -> t.Any:
-    """Return the variables of a script, if it takes them."""
+def trace_request(
+    given: t.Any,
+    script: t.Any,
+    duration: t.Any,
+    catalogue: _catalogue.Catalogue,
+    names: t.Mapping[str, str] | None = None,
+) -> str:
+    """Return why a script does not take these variables; empty when it does."""
     if not isinstance(given, t.Mapping):
-        raise AnsibleFilterError(f"trace_variables: {given!r} is not a dictionary.")
+        return f"trace_variables: {given!r} is not a dictionary."
     try:
-        _catalogue.trace_request(given, str(script), duration, catalogue)
-    except InvalidInput as error:
+        _catalogue.trace_request(given, str(script), duration, catalogue, names)
+    except TapvirtError as error:
+        return error.message
+    return ""
+
+
+def trace_points(script: t.Any, release: str) -> list[str]:
+    """Return the probe points that a kernel must have for a script to be built."""
+    if not isinstance(script, t.Mapping):
+        raise AnsibleFilterError(f"trace_points: {script!r} is not a script, as stap_script returns it.")
+    try:
+        return _probe_points.probe_points(script, release)
+    except TapvirtError as error:
         raise AnsibleFilterError(error.message) from None
-    return given
+
+
+def trace_refusal(probes: t.Any, release: str, listed: t.Any = ()) -> dict[str, t.Any]:
+    """Return why a script cannot be built for a kernel, and what only the builder can tell."""
+    for name, value in (("probes", probes), ("listed", listed)):
+        if isinstance(value, str) or not isinstance(value, t.Sequence):
+            raise AnsibleFilterError(f"trace_refusal: {name}: {value!r} is not a list of rows of stap_probe_info.")
+    undecided = _probe_points.undecided_points(probes)
+    return {"reason": _probe_points.refusal(probes, listed, release), "undecided": undecided}
 
 
 def trace_verdict(
@@ -56,6 +81,8 @@ class FilterModule:
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         return {
             "trace_outcomes": trace_outcomes,
+            "trace_points": trace_points,
+            "trace_refusal": trace_refusal,
             "trace_request": trace_request,
             "trace_summary": trace_summary,
             "trace_verdict": trace_verdict,

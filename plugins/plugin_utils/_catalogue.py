@@ -8,18 +8,27 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..module_utils._core.errors import InvalidInput, nearest_names
+from ..module_utils._core.errors import InvalidInput, TapvirtError, nearest_names
 from ..module_utils._systemtap.envelope import MAX_DURATION_SECONDS
 
 Catalogue = t.Mapping[str, t.Mapping[str, t.Any]]
+_EXAMPLES = {"function": "vfs_read", "functions": "vfs_read", "module": "kvm"}
 
 
-def trace_request(given: t.Mapping[str, t.Any], script: str, duration: t.Any, catalogue: Catalogue) -> None:
+def trace_request(
+    given: t.Mapping[str, t.Any],
+    script: str,
+    duration: t.Any,
+    catalogue: Catalogue,
+    names: t.Mapping[str, str] | None = None,
+) -> None:
     """Check what is asked for, before any host is asked.
 
     :param given: the variables of the script. One that another script of the catalogue takes is left aside.
     :param catalogue: script -> ``variables``, each with ``required`` and ``pattern``.
+    :param names: what a playbook calls some of these variables, for the messages.
     :raises InvalidInput: there is no such script, or it does not take what is given.
+    :raises TapvirtError: a variable is missing.
     """
     _check_duration(duration)
     if script not in catalogue:
@@ -37,10 +46,17 @@ def trace_request(given: t.Mapping[str, t.Any], script: str, duration: t.Any, ca
     for name, wanted in variables.items():
         if name not in given:
             if wanted["required"]:
-                raise InvalidInput("trace_variables", dict(given), f"must have {name}, which {script} needs")
+                raise _missing(name, script, (names or {}).get(name))
         elif not re.fullmatch(wanted["pattern"], str(given[name])):
             rule = f"must fit {wanted['pattern']}, as {script} puts it into its text"
-            raise InvalidInput(f"trace_variables, {name}", given[name], rule)
+            raise InvalidInput((names or {}).get(name, f"trace_variables, {name}"), given[name], rule)
+
+
+def _missing(name: str, script: str, shown: str | None) -> TapvirtError:
+    """Return the error for a variable that was not given."""
+    item = shown or f"trace_variables, {name}"
+    example = f"{item}={_EXAMPLES[name]}" if shown else f"{{{name}: {_EXAMPLES.get(name, '...')}}}"
+    return TapvirtError(f"{item} is missing: the script {script} needs it, for example {example}.", item=item)
 
 
 def _check_duration(duration: t.Any) -> None:

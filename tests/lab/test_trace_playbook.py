@@ -161,6 +161,19 @@ def test_another_value_needs_no_build(campaign, traced):
     assert list(summary(result)["counters"][0]["totals"]) == ["least 8"]
 
 
+def test_a_function_that_does_not_exist_is_refused_before_a_build(campaign):
+    script = COUNT.replace('kprobe.function("vfs_read")', 'kernel.function("vfs_raed").call')
+    result = campaign.run(["trace2"], script, "100%", "--check")
+    assert result.rc != 0
+    assert tasks_on(result, BUILD) == []
+    kernel = campaign.lab.run("trace2", "uname", "-r").stdout.strip()
+    names = {"web1, web2": "trace2", "6.12.108+deb13-amd64": kernel}
+    told = sample("docs/docsite/rst/guide_campaign.rst", "No host was traced", names)
+    message = result.of("trace2", "Fail when not one host could be traced")["msg"]
+    assert shown_in(told, message), message
+    assert summary(result)["outcomes"] == {"refused": 1}
+
+
 def test_an_overloaded_canary_stops_the_campaign(campaign):
     result = campaign.run(["trace2", "trace1"], BUSY, "1", trace_cpu_ceiling_percent=1)
     assert result.rc != 0

@@ -47,14 +47,15 @@ class Parsed:
     aliases: frozenset[str]
 
 
-def parse(name: str, text: str, guru: bool) -> Parsed:
+def parse(name: str, text: str, guru: bool, target: Target | None = None) -> Parsed:
     """Check that a text is a script, as far as that can be told without a kernel and a tapset.
 
-    Conditionals are evaluated as ``stap -p1`` does for an x86_64 kernel 6.12 without a configuration.
+    :param target: what conditionals are evaluated for. Without it, as ``stap -p1`` does for an x86_64 kernel 6.12
+        without a configuration.
 
     :raises ScriptError: it is none; with the line and the column, what was found there and what is expected.
     """
-    tokens = expand(name, tokenize(name, text), Target(guru=guru))
+    tokens = expand(name, tokenize(name, text), target or Target(guru=guru))
     if not tokens:
         raise ScriptError(name, 1, 1, "the script is empty")
     _check_balance(name, tokens)

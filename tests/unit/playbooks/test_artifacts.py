@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, t.Any]] = {
     "params_report": of_all({"fact_of_it": DIFFERS, "params_failed": WORDS}),
     "domains_report": of_all({"fact_of_it": DOMAINS, "domains_failed": WORDS}),
     "gather_report": {},
-    "trace_unready": of_all({"trace_unready": WORDS}),
+    "trace_unready": {host: {**row, "trace_unready": host + WORDS} for host, row in of_all({}).items()},
     "trace_brake": of_all({"trace_entered": True, "trace_result": {"accepted": False, "brake": [WORDS] * 3}}),
 }
 
@@ -85,7 +85,7 @@ def rendered() -> dict[str, str]:
     }
     of_play = {
         "fact": "fact_of_it",
-        "groups": {"trace_ready": HOSTS},
+        "groups": {"trace_armable": HOSTS},
         "ansible_play_hosts": HOSTS,
         "ansible_play_hosts_all": HOSTS,
         "gather_facts_of": gathered,

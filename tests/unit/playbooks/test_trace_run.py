@@ -63,6 +63,7 @@ ANSWERS: dict[str, dict[str, t.Any]] = {
     "procfs_info_before": {"*": {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": []}}},
     "procfs_info_after": {"*": {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": []}}},
     "stap_script": {"*": {"script": {}}},
+    "stap_probe_info": {"*": {"probes": []}},
     "stap_module": {"*": {"module": {}, "plan": []}},
     "stap_run": {"*": {"run": {**RUN, "records": RECORDS}}},
 }
@@ -182,14 +183,22 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
     assert told["braked"] and KILLED["msg"] in told["hosts"]["h2"]["brake"][0]
 
 
+NO_FUNCTION = (
+    '"msg": "trace_function is missing: the script function_latency needs it, for example trace_function=vfs_read."'
+)
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
         ({"trace_waves": 0}, "trace_waves: 0 must be a number of hosts from 1 on"),
         ({"trace_accept": "ok,partialarm"}, "trace_accept: 'partialarm' must be an outcome of a run"),
-        ({"trace_function": ""}, "must have function, which function_latency needs"),
-        ({"trace_function": "a b"}, "trace_variables, function: 'a b' must fit"),
+        ({"trace_function": ""}, NO_FUNCTION),
+        ({"trace_function": "a b"}, "trace_function: 'a b' must fit"),
         ({"trace_function": "vfs_read\n"}, "must fit"),
+        ({"trace_function": "", "trace_script": "module_functions"}, "for example trace_module=kvm."),
+        ({"trace_targets": "nix"}, "trace_targets: 'nix' matches no host of the inventory, whose groups are builders"),
+        ({"trace_builders": "building"}, "trace_builders: 'building' matches no host of the inventory, whose groups"),
         ({"trace_function": "", "trace_variables": {"funtion": "f"}}, "'funtion' is no variable of function_latency"),
         ({"trace_script": "function_latncy"}, "is no script of the catalogue"),
         ({"trace_duration": "tenn"}, "trace_duration: 'tenn' must be a number of seconds"),
@@ -212,7 +221,7 @@ def test_one_function_is_what_the_script_calls_it_and_a_module_is_for_the_kernel
     done = play.run("--tags", "trace", trace_script="function_count", trace_waves=3, answers=answers)
     assert done.code == 0, done.said
     given = [args["variables"] for name, _host, args in done.calls if name == "stap_script"]
-    assert given == [{"functions": "vfs_read", "kvm_module": "kvm_intel"}] * 3
+    assert given == [{"functions": "vfs_read", "kvm_module": "kvm_intel"}] * 5, "two kernels to judge, three hosts"
     assert sorted(done.asked("kernel_facts")) == ["h1", "h1", "h2", "h3"], "facts of another kernel alone are replaced"
     assert done.campaign["traced"] == 3
 
@@ -235,3 +244,51 @@ def test_a_run_of_another_shape_is_lost_and_the_campaign_is_told(play: Play) -> 
     why = "trace_runs has an entry that is no run of a trace: run.records is not a list"
     assert campaign["trouble"] == {"h2": why}
     assert campaign["counters"][0]["totals"] == {"io": 10}
+
+
+def test_a_missing_function_is_named_once_and_nothing_is_built(play: Play) -> None:
+    lacks = {
+        "probe": 'kernel.function("vfs_raed").call',
+        "family": "function",
+        "verdict": "missing",
+        "reason": "no such function here",
+        "nearest": ["vfs_read"],
+    }
+    script = {"name": "x", "sha256": "1", "text": 'probe kernel.function("vfs_raed").call {}'}
+    done = play.run(
+        "--check", answers={"stap_script": {"*": {"script": script}}, "stap_probe_info": {"*": {"probes": [lacks]}}}
+    )
+    assert done.code == 2, done.said
+    told = f'kernel {RELEASE} does not have kernel.function("vfs_raed").call: no such function here (nearest: vfs_read)'
+    assert json.dumps(f"No host was traced. h1, h2, h3: {told}")[1:-1] in done.said
+    assert done.asked("stap_module") == [] and done.asked("stap_probe_info") == ["h1"]
+    assert done.campaign["outcomes"] == {"refused": 3} and done.campaign["hosts"]["h3"]["reason"] == told
+    assert done.said.count("fatal: [") == 2, "the host that was asked, and the run"
+
+
+def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed(play: Play) -> None:
+    point = {"probe": 'kernel.function("f")', "family": "function", "reason": "no", "nearest": []}
+    gone, there = {**point, "verdict": "missing"}, {**point, "verdict": "armable"}
+    script = {"name": "x", "sha256": "1", "text": 'probe kernel.function("f") {}'}
+    old = {"ansible_facts": {"tapvirt_kernel": {**KERNEL, "version": "#0"}}}
+    answers: dict[str, dict[str, t.Any]] = {
+        "kernel_facts": {"h3": old},
+        "stap_script": {"*": {"script": script}},
+        # Debug information may know a function that the symbol table lacks, so the builder is asked.
+        "stap_probe_info": {"h1": {"probes": [there]}, "h3": {"probes": [gone]}, "b1": {"probes": [gone]}},
+    }
+    done = play.run(trace_waves="100%", answers=answers)
+    assert done.code == 2, done.said
+    assert sorted(done.asked("stap_probe_info")) == ["b1", "h1", "h3"]
+    assert done.asked("stap_run") == ["h1", "h2"]
+    assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
+    assert "2 of 3 hosts were traced." in done.said
+
+
+def test_a_dead_builder_is_reported_once(play: Play) -> None:
+    done = play.run(answers={"stap_host_info": {"b0": "unreachable", "b1": "unreachable"}})
+    assert done.code == 2, done.said
+    told = "the builder b1 did not answer, or has no SystemTap"
+    assert f'"h1, h2, h3: the builder b0 did not answer, or has no SystemTap; {told}' in done.said
+    assert "{'" not in done.said, "no Python dictionary is printed"
+    assert '"msg": "No host was traced. h1, h2, h3: ' in done.said
