@@ -32,5 +32,6 @@ options:
     type: bool
     default: false
 requirements:
-  - libvirt's Python binding on the host (C(python3-libvirt), C(libvirt-python)), for any of its Pythons
+  - libvirt's Python binding on the host (C(python3-libvirt), C(libvirt-python), C(python3-libvirt-python)),
+    for any of its Pythons
 """

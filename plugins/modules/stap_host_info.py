@@ -19,6 +19,12 @@ extends_documentation_fragment:
   - tapvirt.host._attributes.group_stap
   - tapvirt.host._transport
 options:
+  kernels:
+    description:
+      - Kernels that this host is to build for, as C(uname -r) returns them. RV(missing) then contains what it lacks to
+        build for them. An empty list asks for SystemTap and a compiler alone.
+    type: list
+    elements: str
   builder:
     description:
       - What this module returned as RV(builder) on the builder. With it, the verdict covers the versions of the kernel,
@@ -72,6 +78,21 @@ findings:
   type: list
   elements: dict
   sample: []
+missing:
+  description:
+    - What this host lacks to run modules and, with O(kernels), to build them.
+    - Each has C(what) (V(runtime), V(toolchain), V(compiler), V(headers) or V(debuginfo)), C(kernel) (its release, or
+      null), C(packages) (what this host's distribution calls them; empty where it has none, or is not known), C(reason)
+      and C(remedy).
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - kernel: 6.12.107+deb13-cloud-amd64
+      packages: [linux-headers-6.12.107+deb13-cloud-amd64]
+      reason: there are no headers for 6.12.107+deb13-cloud-amd64
+      remedy: install the package linux-headers-6.12.107+deb13-cloud-amd64
+      what: headers
 host:
   description: The facts that were judged.
   returned: success
@@ -81,6 +102,12 @@ host:
       description: The running kernel's C(release), C(version), C(arch) and C(build_id).
       type: dict
       sample: {"arch": "x86_64", "build_id": "7f1c", "release": "6.12.107+deb13-cloud-amd64", "version": "#1 SMP"}
+    distribution:
+      description:
+        - The C(name) of the distribution, which is C(ID) in C(/etc/os-release), and its C(family) (V(Debian),
+          V(RedHat), V(SUSE) or V(Arch)); null where it is not known.
+      type: dict
+      sample: {"family": "Debian", "name": "debian"}
     staprun:
       description: The version of staprun; null where it is not installed.
       type: str
@@ -128,6 +155,10 @@ builder:
   returned: success
   type: dict
   contains:
+    distribution:
+      description: The builder's distribution, as in RV(host.distribution).
+      type: dict
+      sample: {"family": "Debian", "name": "debian"}
     stap:
       description: The version of SystemTap.
       type: str
@@ -138,14 +169,18 @@ builder:
       elements: str
       sample: ["3.10", "7.3.0-rc3"]
     compilers:
-      description: The installed versions of gcc.
+      description: The installed compilers, one for each version of gcc and clang, as make is told them.
       type: list
       elements: str
       sample: [gcc-14, gcc-16]
     kernels:
-      description: The kernels that there are headers for, each with C(version), C(compiler) and C(debuginfo).
+      description:
+        - The kernels that there are headers for, each with C(version), C(compiled_with), C(compiler) (the builder's own
+          for it, or null) and C(debuginfo).
       type: dict
-      sample: {"6.12.107+deb13-cloud-amd64": {"compiler": "gcc-14", "debuginfo": true, "version": "#1 SMP"}}
+      sample:
+        6.12.107+deb13-cloud-amd64:
+          {"compiled_with": "gcc 14", "compiler": "gcc-14", "debuginfo": true, "version": "#1 SMP"}
     store:
       description: The store's C(directory), how many C(builds) were ever done there, and how many C(modules) it keeps.
       type: dict
@@ -159,11 +194,16 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.builder import builder_row
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.builder import (
+    builder_row,
+    missing_to_build,
+    missing_to_run,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, read_host
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE
 
 ARGUMENT_SPEC = {
+    "kernels": {"type": "list", "elements": "str"},
     "builder": {"type": "dict"},
     "store": {"type": "path", "default": DEFAULT_STORE},
     **TRANSPORT,
@@ -177,13 +217,15 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     own = builder_row(root, module.params["store"])
     findings = judge(host, module.params["builder"])
     blocking = [finding for finding in findings if finding.blocks]
+    kernels = module.params["kernels"]
     fine = "kernel {0} can be traced, staprun {1}".format(host["kernel"]["release"], host["staprun"])
     return {
         "changed": False,
         "verdict": "refused" if blocking else "ready",
         "reason": "; ".join(finding.reason for finding in blocking) or fine,
-        "remedy": "; ".join(finding.remedy for finding in blocking) or None,
+        "remedy": "; ".join(dict.fromkeys(finding.remedy for finding in blocking)) or None,
         "findings": [finding.row() for finding in findings],
+        "missing": missing_to_run(root, host) + ([] if kernels is None else missing_to_build(root, own, kernels)),
         "host": host,
         "builder": own if own["stap"] else None,
     }

@@ -16,7 +16,7 @@ description:
   - The store is addressed by content, that is by the kernel's release and version, its symbol versions, the versions of
     SystemTap and of the compiler, the options and the rendered script. However many hosts ask at once, each distinct
     module is compiled once.
-  - Chooses the compiler that the kernel's headers name, or the next newer one.
+  - Chooses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
   - A build has limits of its own, 600 seconds of CPU time and 4 GiB of address space for each process and 900 seconds
     in all, and no more are compiled at once than the builder has processors.
   - Fetches the module to the controller, from where M(tapvirt.host.stap_run) ships it.

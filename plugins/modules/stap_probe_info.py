@@ -219,7 +219,10 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
     root = Root()
     tools = builder.read_toolchain(root)
     if tools.stap is None:
-        raise InvalidInput("list", True, "needs SystemTap's translator here (the package systemtap): ask a builder")
+        from ansible_collections.tapvirt.host.plugins.module_utils._core import packages
+
+        helps = packages.remedy("toolchain", packages.read_distribution(root))
+        raise InvalidInput("list", True, f"needs SystemTap's translator (stap) here: ask a builder, or {helps}")
     kernels = builder.read_kernels(root, tools.compilers)
     release = params["kernel"] or (next(iter(kernels)) if len(kernels) == 1 else None)
     if release is None:

@@ -14,6 +14,8 @@ import time
 import typing as t
 
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import read_distribution, remedy
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
     LibvirtFailure,
     connected,
@@ -149,8 +151,9 @@ class Guest:
         """
         if libvirt is None or libvirt_qemu is None:
             raise NotReached(
-                f"The Python that Ansible runs under ({sys.executable}) cannot import 'libvirt_qemu'. Install "
-                "libvirt's binding for it: the package libvirt-python of PyPI, python3-libvirt of a distribution."
+                f"The Python that Ansible runs under ({sys.executable}) cannot import 'libvirt_qemu'. "
+                "Install the package libvirt-python of PyPI for it; where it is the system's own Python, "
+                f"{remedy('libvirt', read_distribution(Root()))}."
             )
         try:
             connection = self._open.enter_context(connected(self._uri, self._answer_seconds))

@@ -17,6 +17,7 @@ _REASONS = Need([TEXT])
 # What host.judge reads.
 _HOST = Need(
     {
+        "distribution": {"name": NAME, "family": NAME},
         "kernel": Need({"release": Need(NAME)}),
         "traceability": Need({"reasons": _REASONS, "conditions": _REASONS}),
         "trusted_keys": [{"name": Need(TEXT), "key_id": Need(TEXT)}],
@@ -36,8 +37,9 @@ _VERSIONS = Kind(
     lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(NAME.fits, value)),
 )
 _BUILDER = {
+    "distribution": {"name": NAME, "family": NAME},
     "stap": NAME,
-    "kernels": Each({"debuginfo": ANY, "compiler": ANY}),
+    "kernels": Each({"debuginfo": ANY, "compiler": ANY, "compiled_with": NAME}),
     "tested": _VERSIONS,
 }
 
@@ -68,40 +70,49 @@ def trace_builder_for(host: Row, builders: t.Mapping[str, Row | None]) -> dict[s
     able = [name for name, findings in found.items() if not any(finding.blocks for finding in findings)]
     able.sort(key=lambda name: any(finding.check == "debuginfo" for finding in found[name]))
     chosen = able[0] if able else ""
-    reasons = [(finding.reason, finding.remedy) for finding in own if finding.blocks]
+    blocking = [finding for finding in own if finding.blocks]
+    reasons, remedies = [finding.reason for finding in blocking], [finding.remedy for finding in blocking]
     if not chosen:
-        reasons += _refusals(builders, found, odd)
+        reasons += _reasons(builders, found, odd)
+        remedies += _remedies(builders, found, odd)
     fine = "kernel {0} can be traced, built on {1}".format(host["kernel"]["release"], chosen)
     return {
         "builder": chosen,
         "verdict": "refused" if reasons else "ready",
-        "reason": "; ".join(reason for reason, _remedy in reasons) or fine,
-        "remedy": "; ".join(dict.fromkeys(remedy for _reason, remedy in reasons)) or None,
+        "reason": "; ".join(reasons) or fine,
+        "remedy": "; ".join(dict.fromkeys(remedies)) or None,
         "findings": [finding.row() for finding in [*own, *found.get(chosen, [])]],
     }
 
 
-def _refusals(
+def _reasons(
     builders: t.Mapping[str, Row | None], found: t.Mapping[str, list[Finding]], odd: t.Mapping[str, str]
-) -> list[tuple[str, str]]:
-    """Return what speaks against each builder; its name is said where there are several."""
+) -> list[str]:
+    """Return what speaks against each builder, with its name where there are several."""
     if not builders:
-        return [("there is no builder", "put one into the group builders")]
-    rows = []
+        return ["there is no builder"]
+    reasons = []
     for name, facts in builders.items():
-        before = "{0}: ".format(name) if len(builders) > 1 else ""
         if name in odd:
-            rows.append((f"what the builder {name} returned cannot be read: {odd[name]}", "use another builder"))
+            reasons.append(f"what the builder {name} returned cannot be read: {odd[name]}")
         elif not facts:
-            rows.append(
-                (
-                    "the builder {0} did not answer, or has no SystemTap".format(name),
-                    "prepare it with the role trace_builder",
-                )
-            )
-        rows += [
-            (before + finding.reason, "{0} ({1})".format(finding.remedy, name) if before else finding.remedy)
-            for finding in found.get(name, [])
-            if finding.blocks
-        ]
-    return rows
+            reasons.append(f"the builder {name} did not answer, or has no SystemTap")
+        before = f"{name}: " if len(builders) > 1 else ""
+        reasons += [before + finding.reason for finding in found.get(name, []) if finding.blocks]
+    return reasons
+
+
+def _remedies(
+    builders: t.Mapping[str, Row | None], found: t.Mapping[str, list[Finding]], odd: t.Container[str]
+) -> list[str]:
+    """Return what helps, each once, with the builders that it is for where there are several."""
+    if not builders:
+        return ["put one into the group builders"]
+    of: dict[str, list[str]] = {}
+    for name, facts in builders.items():
+        helps = [finding.remedy for finding in found.get(name, []) if finding.blocks]
+        if not facts:
+            helps = ["use another builder" if name in odd else "prepare it with the role trace_builder"]
+        for remedy in dict.fromkeys(helps):
+            of.setdefault(remedy, []).append(name)
+    return [f"{remedy} ({', '.join(names)})" if len(builders) > 1 else remedy for remedy, names in of.items()]

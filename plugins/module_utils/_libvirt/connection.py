@@ -20,6 +20,8 @@ import typing as t
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
 from .._core.errors import InvalidInput, TapvirtError
+from .._core.packages import read_distribution, remedy
+from .._core.root import Root
 from . import api_trace
 from .embed import EmbedRoot, embed_root
 
@@ -96,8 +98,8 @@ def require_binding() -> None:
         if interpreter is not None:
             respawn_module(interpreter)
     raise TapvirtError(
-        "No Python of this host can import 'libvirt' (looked at this module's and at {0}). Install the binding, "
-        "for example the package python3-libvirt.".format(", ".join(INTERPRETERS))
+        f"No Python of this host can import 'libvirt' (looked at this module's and at {', '.join(INTERPRETERS)}). "
+        f"What helps: {remedy('libvirt', read_distribution(Root()))}."
     )
 
 

@@ -25,6 +25,7 @@ from .._core.root import Root
 from .._core.write import make_directories, make_directory, write_atomic
 from .build_output import build_failed, parse_parameters, parse_probe_rows
 from .builder import Kernel, Toolchain
+from .compilers import Compiler
 from .signing import Signer, sign_file
 from .store import Store, hash_file
 from .sysroot import link_trace_headers, make_sysroot
@@ -71,12 +72,19 @@ def key_of(order: Order, tools: Toolchain) -> str:
     parts = {
         "kernel": [kernel.release, kernel.version, kernel.symvers_sha256, kernel.vmlinux is not None],
         "stap": tools.stap_text,
-        "compiler": kernel.compiler,
+        "compiler": _compiler_part(kernel.compiler),
         "options": order.options(),
         "name": order.module_name,
         "script": order.text,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _compiler_part(compiler: Compiler | None) -> t.Any:
+    """Return what a key holds of a compiler; a command without a version in its name may be another one tomorrow."""
+    if compiler is None or compiler.version is None:
+        return compiler.command if compiler else None
+    return [compiler.command, compiler.version]
 
 
 def signed_key(key: str, signer: Signer) -> str:
@@ -149,7 +157,7 @@ def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root,
         "kernel": order.kernel.release,
         "kernel_version": order.kernel.version,
         "stap": tools.stap,
-        "compiler": order.kernel.compiler,
+        "compiler": order.kernel.compiler.command if order.kernel.compiler else None,
         "globals": parameters,
         "probes": probes,
         "signature": None,
@@ -191,8 +199,7 @@ class _Stap:
             "--sysroot=" + sysroot,
             "-r",
             order.kernel.release,
-            "-B",
-            "CC={0}".format(order.kernel.compiler),
+            *order.kernel.make_options,
             "-m",
             order.module_name,
             "--modinfo",

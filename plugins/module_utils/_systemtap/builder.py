@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a builder has: kernels that there are headers for, compilers, SystemTap.
+"""What a builder has: kernels that there are headers for, SystemTap, and what it lacks for other kernels.
 
 Private to the collection.
 """
@@ -15,18 +15,23 @@ import typing as t
 
 from .._core import command
 from .._core.errors import InvalidInput, nearest_names
+from .._core.packages import Distribution, packages, read_distribution, remedy
 from .._core.root import Root
+from .compilers import Compiler, Origin, choose_compiler, find_compilers, make_options, read_origin
 from .host import parse_tested_range, parse_version
 from .store import Store, hash_file
 
-HEADERS = "usr/lib/modules/{0}/build"
+# A distribution that has not merged /usr (SUSE up to 15) keeps modules in /lib.
+_MODULES = ("usr/lib/modules", "lib/modules")
+# The last three are SUSE's.
 _DEBUG_KERNELS = (
     "usr/lib/debug/boot/vmlinux-{0}",
     "usr/lib/debug/lib/modules/{0}/vmlinux",
     "usr/lib/debug/usr/lib/modules/{0}/vmlinux",
+    "usr/lib/debug/boot/vmlinux-{0}.debug",
+    "usr/lib/debug/lib/modules/{0}/vmlinux.debug",
+    "usr/lib/debug/usr/lib/modules/{0}/vmlinux.debug",
 )
-_COMPILER_TEXT = re.compile(r'^CONFIG_CC_VERSION_TEXT="([^"]*)"', re.MULTILINE)
-_GCC_MAJOR = re.compile(r"gcc(?:-(\d+))?\b.* (\d+)\.\d+\.\d+")
 _UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
 
 
@@ -34,51 +39,47 @@ _UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
 class Kernel:
     """A kernel that a builder has headers for.
 
-    ``version`` is what ``uname -v`` says there; ``wanted_compiler`` is the major version of the gcc that compiled it,
-    ``compiler`` the builder's command to build for it (null: none); ``vmlinux`` the file with debug information.
+    ``version`` is what ``uname -v`` says there; ``origin`` what compiled it, ``compiler`` the builder's own to build
+    for it (``None``: it has none of that kind); ``vmlinux`` the file with debug information.
     """
 
     release: str
     version: str | None
-    wanted_compiler: int | None
-    compiler: str | None
+    origin: Origin
+    compiler: Compiler | None
     vmlinux: str | None
     symvers_sha256: str
 
-
-def find_compilers(root: Root) -> dict[int, str]:
-    """Return the gcc commands of a builder by major version (``gcc-14``; plain ``gcc`` is one of them)."""
-    found = {}
-    for name in root.listdir("usr/bin"):
-        match = re.match(r"gcc-(\d+)$", name)
-        if match:
-            found[int(match.group(1))] = name
-    return found
+    @property
+    def make_options(self) -> list[str]:
+        """Return the options of stap by which make uses the chosen compiler."""
+        return make_options(self.origin, self.compiler) if self.compiler else []
 
 
-def choose_compiler(wanted: int | None, compilers: t.Mapping[int, str]) -> str | None:
-    """Return the compiler for headers made with gcc ``wanted``: that version, else the next newer, else the newest."""
-    if not compilers:
-        return None
-    newer = [major for major in sorted(compilers) if wanted is None or major >= wanted]
-    return compilers[newer[0] if newer and wanted is not None else max(compilers)]
+def modules_of(root: Root, release: str) -> str:
+    """Return the directory of a kernel's modules, below the root."""
+    places = [f"{base}/{release}" for base in _MODULES]
+    return next(filter(root.exists, places), places[0])
 
 
-def read_kernels(root: Root, compilers: t.Mapping[int, str]) -> dict[str, Kernel]:
+def headers_of(root: Root, release: str) -> str:
+    """Return the directory of a kernel's headers, below the root."""
+    return modules_of(root, release) + "/build"
+
+
+def read_kernels(root: Root, compilers: t.Sequence[Compiler]) -> dict[str, Kernel]:
     """Return the kernels that there are headers for, by release."""
     kernels = {}
-    for release in root.listdir("usr/lib/modules"):
-        headers = HEADERS.format(release)
+    for release in sorted({name for base in _MODULES for name in root.listdir(base)}):
+        headers = headers_of(root, release)
         config = root.read_text_or(headers + "/.config")
         if config is not None:
             kernels[release] = _read_kernel(root, release, headers, config, compilers)
     return kernels
 
 
-def _read_kernel(root: Root, release: str, headers: str, config: str, compilers: t.Mapping[int, str]) -> Kernel:
-    text = _COMPILER_TEXT.search(config)
-    major = _GCC_MAJOR.search(text.group(1)) if text else None
-    wanted = int(major.group(1) or major.group(2)) if major else None
+def _read_kernel(root: Root, release: str, headers: str, config: str, compilers: t.Sequence[Compiler]) -> Kernel:
+    origin = read_origin(config)
     generated = [
         root.read_text_or(headers + "/include/generated/" + name) or "" for name in ("utsversion.h", "compile.h")
     ]
@@ -87,8 +88,8 @@ def _read_kernel(root: Root, release: str, headers: str, config: str, compilers:
     return Kernel(
         release=release,
         version=version.group(1) if version else None,
-        wanted_compiler=wanted,
-        compiler=choose_compiler(wanted, compilers),
+        origin=origin,
+        compiler=choose_compiler(origin, compilers),
         vmlinux=next((root.path(name) for name in expand(_DEBUG_KERNELS, release) if root.exists(name)), None),
         symvers_sha256=hash_file(symvers) if os.path.exists(symvers) else "",
     )
@@ -106,7 +107,7 @@ class Toolchain:
     stap: str | None
     stap_text: str
     tested: tuple[str, str] | None
-    compilers: dict[int, str]
+    compilers: list[Compiler]
 
 
 def read_toolchain(root: Root) -> Toolchain:
@@ -124,14 +125,61 @@ def builder_row(root: Root, store: str) -> dict[str, t.Any]:
     tools = read_toolchain(root)
     kernels = read_kernels(root, tools.compilers)
     return {
+        "distribution": dataclasses.asdict(read_distribution(root)),
         "stap": tools.stap,
         "tested": list(tools.tested) if tools.tested else None,
-        "compilers": [tools.compilers[major] for major in sorted(tools.compilers)],
-        "kernels": {
-            release: {"version": kernel.version, "compiler": kernel.compiler, "debuginfo": kernel.vmlinux is not None}
-            for release, kernel in sorted(kernels.items())
-        },
+        "compilers": [compiler.command for compiler in tools.compilers],
+        "kernels": {release: _kernel_row(kernel) for release, kernel in sorted(kernels.items())},
         "store": Store(store).row(),
+    }
+
+
+def _kernel_row(kernel: Kernel) -> dict[str, t.Any]:
+    return {
+        "version": kernel.version,
+        "compiled_with": kernel.origin.text,
+        "compiler": kernel.compiler.command if kernel.compiler else None,
+        "debuginfo": kernel.vmlinux is not None,
+    }
+
+
+def missing_to_run(root: Root, host: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """Return what a host (facts of ``read_host``) lacks to run modules, in rows as those of ``missing_to_build``."""
+    if host["staprun"] is not None:
+        return []
+    return [_lack(read_distribution(root), "runtime", "runtime", "staprun is not installed")]
+
+
+def missing_to_build(root: Root, row: t.Mapping[str, t.Any], releases: t.Iterable[str]) -> list[dict[str, t.Any]]:
+    """Return what a builder (a row of ``builder_row``) lacks to build for kernels, and the packages that bring it."""
+    distribution = read_distribution(root)
+    rows = []
+    if not row["stap"]:
+        rows.append(_lack(distribution, "toolchain", "toolchain", "SystemTap's translator (stap) is not installed"))
+    elif not row["compilers"]:
+        rows.append(_lack(distribution, "toolchain", "toolchain", "there is no compiler"))
+    for release in releases:
+        kernel = row["kernels"].get(release)
+        if kernel is None:
+            reason = f"there are no headers for {release}"
+            rows.append(_lack(distribution, "headers", "headers", reason, release))
+        elif kernel["compiler"] is None and row["compilers"]:
+            kind = kernel["compiled_with"].partition(" ")[0]
+            reason = f"there is no {kind}, and {release} was compiled with {kernel['compiled_with']}"
+            rows.append({**_lack(distribution, "compiler", kind, reason), "kernel": release})
+        if kernel is None or not kernel["debuginfo"]:
+            reason = f"there is no debug information for {release}"
+            rows.append(_lack(distribution, "debuginfo", "debuginfo", reason, release))
+    return rows
+
+
+def _lack(distribution: Distribution, what: str, need: str, reason: str, release: str = "") -> dict[str, t.Any]:
+    return {
+        "what": what,
+        "kernel": release or None,
+        "packages": list(packages(need, distribution, release)),
+        "reason": reason,
+        "remedy": remedy(need, distribution, release),
     }
 
 
@@ -149,7 +197,8 @@ def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | No
         )
     kernel = kernels[release]
     if kernel.compiler is None:
-        raise InvalidInput("kernel", release, "cannot be built for: this builder has no gcc", phase="compiler")
+        rule = f"was compiled with {kernel.origin.text}, and this builder has no {kernel.origin.kind} to build for it"
+        raise InvalidInput("kernel", release, rule, phase="compiler")
     if version is not None and kernel.version is not None and kernel.version != version:
         raise InvalidInput(
             "kernel_version",

@@ -15,6 +15,7 @@ import re
 import typing as t
 
 from .._core import command
+from .._core.packages import Distribution, packages, read_distribution, remedy
 from .._core.root import Root
 from .._kernel.facts import gather
 from .envelope import BUFFER_BYTES_PER_CPU, Memory, buffer_check, buffer_remedy, read_memory
@@ -23,11 +24,12 @@ from .signature import key_names, trusted_keys
 _VERSION = re.compile(r"version (\d+\.\d+)")
 _TESTED = re.compile(r"tested kernel versions: (\S+) \.\.\. (\S+)")
 _GROUPS = ("stapdev", "stapsys", "stapusr")
-_STAPRUN_VERSION_SOURCES = (
-    ("staprun", "-V"),
-    ("dpkg-query", "--show", "--showformat", "version ${Version}", "systemtap-runtime"),
-    ("rpm", "--query", "--queryformat", "version %{VERSION}", "systemtap-runtime"),
-)
+# How a family's package manager prints the version of a package. Arch's staprun prints its own.
+_PACKAGE_VERSION = {
+    "Debian": ("dpkg-query", "--show", "--showformat", "version ${Version}"),
+    "RedHat": ("rpm", "--query", "--queryformat", "version %{VERSION}"),
+    "SUSE": ("rpm", "--query", "--queryformat", "version %{VERSION}"),
+}
 PROC_SYSTEMTAP = "proc/systemtap"
 
 
@@ -62,14 +64,16 @@ def parse_tested_range(text: str) -> tuple[str, str] | None:
     return (found.group(1), found.group(2)) if found else None
 
 
-def staprun_version() -> str | None:
+def staprun_version(distribution: Distribution) -> str | None:
     """Return the version of the host's staprun, ``unknown``, or null where it is not installed.
 
     That of SystemTap 5.1 (Debian 13) prints nothing for ``-V``, with exit status 0: the package knows it then.
     """
     if command.find_program("staprun") is None:
         return None
-    for argv in _STAPRUN_VERSION_SOURCES:
+    query = _PACKAGE_VERSION.get(distribution.family or "")
+    package = [(*query, *packages("runtime", distribution))] if query else []
+    for argv in [("staprun", "-V"), *package]:
         if command.find_program(argv[0]) is not None:
             result = command.run(argv, timeout_seconds=20)
             version = parse_version(result.stdout + result.stderr)
@@ -96,6 +100,7 @@ def loaded_stap_modules(root: Root) -> list[dict[str, t.Any]]:
 
 def read_host(root: Root, arch: str) -> dict[str, t.Any]:
     """Return what matters for tracing on this host; shapes as in the documentation of ``stap_host_info``."""
+    distribution = read_distribution(root)
     facts = gather(root, {"identity", "security", "tracing", "config"}, [], arch)
     memory = read_memory(root)
     groups = {
@@ -107,12 +112,13 @@ def read_host(root: Root, arch: str) -> dict[str, t.Any]:
         else set()
     )
     return {
+        "distribution": dataclasses.asdict(distribution),
         "kernel": {key: facts.get(key) for key in ("release", "version", "arch", "build_id")},
         "traceability": facts["traceability"],
         "lockdown": facts.get("lockdown"),
         "module_signatures_enforced": (facts.get("tracing") or {}).get("module_signatures_enforced"),
         "trusted_keys": trusted_keys(root),
-        "staprun": staprun_version(),
+        "staprun": staprun_version(distribution),
         "privilege": {"root": os.geteuid() == 0, "groups": sorted(groups.intersection(_GROUPS))},
         "memory": dataclasses.asdict(memory),
         "kvm_module": next((name for name in ("kvm_amd", "kvm_intel") if name in modules), None),
@@ -127,7 +133,7 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
         for reason in host["traceability"]["reasons"]
     ]
     if host["staprun"] is None:
-        findings.append(Finding("staprun", True, "staprun is not installed", "install the package systemtap-runtime"))
+        findings.append(Finding("staprun", True, "staprun is not installed", remedy("runtime", _distribution(host))))
     findings += _judge_privilege(host["privilege"])
     findings += [_judge_condition(reason, host.get("trusted_keys")) for reason in host["traceability"]["conditions"]]
     shortage = buffer_check(Memory(**host["memory"]))
@@ -145,6 +151,13 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
         if row["users"] == 0
     ]
     return findings + (_judge_builder(host, builder) if builder else [])
+
+
+def _distribution(facts: t.Mapping[str, t.Any]) -> Distribution:
+    """Return the distribution in a host's or a builder's facts; facts without it name no packages."""
+    told = facts.get("distribution")
+    known = told if isinstance(told, dict) else {}
+    return Distribution(*(str(known[key]) if known.get(key) else None for key in ("name", "family")))
 
 
 def _judge_privilege(privilege: t.Mapping[str, t.Any]) -> list[Finding]:
@@ -168,7 +181,8 @@ def _judge_privilege(privilege: t.Mapping[str, t.Any]) -> list[Finding]:
 def _judge_condition(reason: str, trusted: t.Sequence[t.Mapping[str, str]] | None) -> Finding:
     """Judge a condition of the kernel's own; modules to be signed need a key that is enrolled (null: not known)."""
     if "signed" not in reason:
-        return Finding("kernel", True, reason, reason.partition(": ")[2] or reason)
+        what, _colon, helps = reason.partition(": ")
+        return Finding("kernel", True, what, helps or "trace another host")
     remedy = "have stap_module sign (its option sign) with {0}".format(key_names(trusted))
     if trusted is not None and not trusted:
         return Finding(
@@ -180,8 +194,13 @@ def _judge_condition(reason: str, trusted: t.Sequence[t.Mapping[str, str]] | Non
 def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) -> list[Finding]:
     release = host["kernel"]["release"] or ""
     stap = builder.get("stap")
+
+    def on_builder(need: str) -> str:
+        of_kernel = release if need in ("headers", "debuginfo") else ""
+        return remedy(need, _distribution(builder), of_kernel) + " on the builder"
+
     if not stap:
-        return [Finding("builder", True, "the builder has no stap", "install the package systemtap on the builder")]
+        return [Finding("builder", True, "the builder has no stap", on_builder("toolchain"))]
     findings = []
     kernels = builder.get("kernels") or {}
     if release not in kernels:
@@ -191,15 +210,16 @@ def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) 
                 "headers",
                 True,
                 "the builder has no headers for {0}; it has them for: {1}".format(release, known),
-                "install linux-headers-{0} (and its debug information) on the builder".format(release),
+                on_builder("headers"),
             )
         )
     else:
-        findings += _judge_kernel(release, kernels[release])
-    return findings + judge_versions(release, stap, host["staprun"], (builder.get("tested") or [None, None])[1])
+        findings += _judge_kernel(release, kernels[release], on_builder)
+    tested_up_to = (builder.get("tested") or [None, None])[1]
+    return findings + judge_versions(release, stap, host["staprun"], tested_up_to, _distribution(host))
 
 
-def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any]) -> list[Finding]:
+def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any], on_builder: t.Callable[[str], str]) -> list[Finding]:
     findings = []
     if not kernel.get("debuginfo"):
         findings.append(
@@ -207,17 +227,20 @@ def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any]) -> list[Finding]:
                 "debuginfo",
                 False,
                 "the builder has no debug information for {0}: only kprobe.*, tracepoints and timers".format(release),
-                "install linux-image-{0}-dbg on the builder".format(release),
+                on_builder("debuginfo"),
             )
         )
     if not kernel.get("compiler"):
-        findings.append(
-            Finding("compiler", True, "the builder has no gcc that can build for {0}".format(release), "install gcc")
-        )
+        origin = kernel.get("compiled_with") or "gcc"
+        kind = origin.partition(" ")[0]
+        reason = f"the builder has no {kind} to build for {release}, which was compiled with {origin}"
+        findings.append(Finding("compiler", True, reason, on_builder(kind if kind == "clang" else "gcc")))
     return findings
 
 
-def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: str | None) -> list[Finding]:
+def judge_versions(
+    release: str, stap: str, staprun: str | None, tested_up_to: str | None, distribution: Distribution
+) -> list[Finding]:
     """Judge the versions of kernel, stap and staprun together.
 
     The rules: messages between module and staprun got a new frame in 5.0 (NEWS of SystemTap 5.0); a kernel newer than
@@ -234,7 +257,7 @@ def judge_versions(release: str, stap: str, staprun: str | None, tested_up_to: s
                 "staprun {0} does not understand modules of stap {1}: the message format changed in 5.0".format(
                     staprun, stap
                 ),
-                "install systemtap-runtime 5.0 or newer on the host"
+                remedy("runtime", distribution, version="5.0 or newer") + " on the host"
                 if version_tuple(stap) >= (5,)
                 else "use a builder of the same release",
             )

@@ -75,7 +75,7 @@ class Lister:
         link_trace_headers(sysroot, self._kernel.release, self._root, point.text)
         cache = os.path.join(self._store.directory, ".cache")
         make_directories(cache)
-        options = ["--sysroot=" + sysroot, "-r", self._kernel.release, "-B", "CC={0}".format(self._kernel.compiler)]
+        options = ["--sysroot=" + sysroot, "-r", self._kernel.release, *self._kernel.make_options]
         limits = ["--rlimit-cpu={0:.0f}".format(self._timeout), "--rlimit-as={0}".format(_RLIMIT_MEMORY_BYTES)]
         env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work}
         argv = ["stap", *options, *limits, *words]

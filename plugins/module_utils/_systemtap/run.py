@@ -20,6 +20,7 @@ from .._core import command
 from .._core.disk import disk_errors
 from .._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names
 from .._core.files import open_regular
+from .._core.packages import read_distribution, remedy
 from .._core.plan import Change, Plan
 from .._core.root import Root
 from .._core.write import make_directories, write_atomic, write_new_place
@@ -236,7 +237,7 @@ def check_host(root: Root, request: Request) -> None:
             )
         )
     if command.find_program("staprun") is None:
-        raise Refused("staprun is not installed on this host; it is in the package systemtap-runtime")
+        raise Refused(f"staprun is not installed on this host: {remedy('runtime', read_distribution(root))}")
     if "[confidentiality]" in (root.read_text_or("sys/kernel/security/lockdown") or ""):
         raise Refused("kernel lockdown is in confidentiality mode")
     bytes_per_cpu = request.buffer_mb << 20

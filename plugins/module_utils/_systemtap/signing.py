@@ -20,7 +20,7 @@ from .._core import command
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
 from .._core.files import open_regular
 from .._core.root import Root
-from .builder import HEADERS
+from .builder import headers_of
 from .der import Certificate, private_modulus, read_certificate, unpack_pem
 from .signature import read_signature
 
@@ -115,7 +115,7 @@ def sign_file(root: Root, release: str, signer: Signer, module: str, target: str
     :raises TapvirtError: the headers bring no sign-file, or it failed.
     :raises NoEffect: it succeeded, and the copy's signature is another one.
     """
-    headers = HEADERS.format(release)
+    headers = headers_of(root, release)
     tool = root.path(headers + "/scripts/sign-file")
     if not os.access(tool, os.X_OK):
         raise TapvirtError(

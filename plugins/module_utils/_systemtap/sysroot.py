@@ -13,11 +13,13 @@ import re
 
 from .._core.root import Root
 from .._core.write import make_directories
-from .builder import HEADERS, Kernel, expand
+from .builder import Kernel, expand, headers_of, modules_of
 from .store import Store
 
 _DEBUG_MODULES = ("usr/lib/debug/lib/modules/{0}/kernel", "usr/lib/debug/usr/lib/modules/{0}/kernel")
 _SYMBOL_MAPS = ("usr/lib/debug/boot/System.map-{0}", "usr/lib/debug/lib/modules/{0}/System.map", "boot/System.map-{0}")
+# Fedora and SUSE keep the map beside the modules, Arch in the headers.
+_OWN_SYMBOL_MAPS = ("System.map", "build/System.map")
 _TRACE_HEADERS = ("include/trace/events", "arch/x86/include/asm/trace")
 _COMMON_MAKEFILE = re.compile(r"^include\s+/?(\S+)/Makefile\s*$", re.MULTILINE)
 _TRACE_SYSTEM = re.compile(r"^#define TRACE_SYSTEM (\w+)", re.MULTILINE)
@@ -35,20 +37,24 @@ def make_sysroot(store: Store, kernel: Kernel, root: Root) -> str:
     base = os.path.join(store.directory, ".root")
     modules = os.path.join(base, "lib/modules", kernel.release)
     links = {
-        os.path.join(modules, "build"): root.path(HEADERS.format(kernel.release)),
+        os.path.join(modules, "build"): root.path(headers_of(root, kernel.release)),
         os.path.join(base, "usr/lib/debug"): root.path("usr/lib/debug"),
     }
-    trees = [name for name in expand(_DEBUG_MODULES, kernel.release) if root.exists(name)]
-    links[os.path.join(modules, "kernel")] = root.path(
-        trees[0] if trees else "usr/lib/modules/{0}/kernel".format(kernel.release)
-    )
-    for name in expand(_SYMBOL_MAPS, kernel.release):
+    own = modules_of(root, kernel.release)
+    trees = [name for name in expand(_DEBUG_MODULES, kernel.release) if _has_modules(root.path(name))]
+    links[os.path.join(modules, "kernel")] = root.path(trees[0] if trees else own + "/kernel")
+    for name in [*expand(_SYMBOL_MAPS, kernel.release), *(f"{own}/{name}" for name in _OWN_SYMBOL_MAPS)]:
         if root.exists(name) and os.path.getsize(root.path(name)) > _LEAST_REAL_MAP_BYTES:
             links[os.path.join(base, "boot", "System.map-" + kernel.release)] = root.path(name)
             break
     for link, target in links.items():
         _link(link, target)
     return base
+
+
+def _has_modules(tree: str) -> bool:
+    """Tell whether a tree of debug information has whole modules (Debian), and not NAME.ko.debug alone (Red Hat)."""
+    return any(name.endswith(".ko") for _folder, _folders, names in os.walk(tree) for name in names)
 
 
 def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> None:
@@ -59,7 +65,7 @@ def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> Non
     linked (``kernel.trace("sched:sched_switch")``: sched), all of them where a tracepoint is named without its system.
     """
     asked = set(_TRACEPOINT.findall(text))
-    included = _COMMON_MAKEFILE.search(root.read_text_or(HEADERS.format(release) + "/Makefile") or "")
+    included = _COMMON_MAKEFILE.search(root.read_text_or(headers_of(root, release) + "/Makefile") or "")
     if not asked or included is None:
         return
     for folder in _TRACE_HEADERS:

@@ -15,8 +15,13 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._builders import trac
 OLD, NEW = "6.1.0-50-amd64", "7.2.12-amd64"
 
 
+DEBIAN = {"name": "debian", "family": "Debian"}
+ROCKY = {"name": "rocky", "family": "RedHat"}
+
+
 def host(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict[str, t.Any]:
     return {
+        "distribution": DEBIAN,
         "kernel": {"release": release},
         "traceability": {"reasons": [], "conditions": []},
         "staprun": staprun,
@@ -27,9 +32,12 @@ def host(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict[str, 
     }
 
 
-def builder(*releases: str, stap: str = "5.6", tested: str = "7.3", debuginfo: bool = True) -> dict[str, t.Any]:
+def builder(
+    *releases: str, stap: str = "5.6", tested: str = "7.3", debuginfo: bool = True, **more: t.Any
+) -> dict[str, t.Any]:
     kernels = {release: {"version": "#1", "compiler": "gcc-14", "debuginfo": debuginfo} for release in releases}
-    return {"stap": stap, "tested": ["3.10", tested], "compilers": ["gcc-14"], "kernels": kernels}
+    facts = {"distribution": DEBIAN, "stap": stap, "tested": ["3.10", tested], "compilers": ["gcc-14"]}
+    return {**facts, "kernels": kernels, **more}
 
 
 def test_a_kernel_goes_to_who_has_its_headers() -> None:
@@ -62,7 +70,10 @@ def test_where_none_can_each_says_why_and_what_helps() -> None:
     for said in (f"old: the builder has no headers for 9.9; it has them for: {OLD}", f"it has them for: {NEW}"):
         assert said in none["reason"]
     assert "the builder gone did not answer" in none["reason"]
-    assert "install linux-headers-9.9 (and its debug information) on the builder (old)" in none["remedy"]
+    assert none["remedy"] == (
+        "install the package linux-headers-9.9 on the builder (old, new); "
+        "use a builder with a newer SystemTap (old, new); prepare it with the role trace_builder (gone)"
+    )
     single = trace_builder_for(host("9.9"), {"only": builder(OLD)})
     assert single["reason"].startswith("the builder has no headers for 9.9")
     assert trace_builder_for(host(OLD), {})["reason"] == "there is no builder"
@@ -76,6 +87,17 @@ def test_what_forbids_the_host_itself_is_said_once_and_its_builder_chosen_all_th
         "staprun is not installed",
     )
     assert refused["remedy"] == "install the package systemtap-runtime"
+
+
+def test_a_remedy_names_the_packages_of_who_needs_them() -> None:
+    release = "5.14.0-427.el9.x86_64"
+    builders = {"deb": builder(OLD), "rock": builder(OLD, distribution=ROCKY)}
+    refused = trace_builder_for(host(release, staprun=None, distribution={"name": "sles", "family": "SUSE"}), builders)
+    assert refused["remedy"] == (
+        "install the package systemtap-runtime; "
+        f"install the package linux-headers-{release} on the builder (deb); "
+        f"install the package kernel-devel-{release} on the builder (rock)"
+    )
 
 
 def test_other_input_is_refused_in_words() -> None:

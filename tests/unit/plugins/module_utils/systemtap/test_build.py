@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -12,13 +13,18 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import I
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, build_output, sysroot
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder as builders
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.compilers import (
+    Compiler,
+    Origin,
+    choose_compiler,
+    find_compilers,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store, hash_file
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
 RELEASE = "6.12.107+deb13-cloud-amd64"
-TOOLS = builders.Toolchain(
-    "5.6", "Systemtap translator/driver (version 5.6/0.196)", ("3.10", "7.3.0-rc3"), {14: "gcc-14", 16: "gcc-16"}
-)
+COMPILERS = [Compiler("gcc", 14, "gcc-14"), Compiler("gcc", 16, "gcc-16")]
+TOOLS = builders.Toolchain("5.6", "Systemtap translator/driver (version 5.6/0.196)", ("3.10", "7.3.0-rc3"), COMPILERS)
 
 
 def builder(path: pathlib.Path) -> Root:
@@ -39,10 +45,14 @@ def builder(path: pathlib.Path) -> Root:
 
 def test_kernels_and_compilers_are_found(tmp_path: pathlib.Path) -> None:
     root = builder(tmp_path)
-    compilers = builders.find_compilers(root)
-    assert compilers == {14: "gcc-14", 16: "gcc-16"}
+    compilers = find_compilers(root)
+    assert compilers == COMPILERS
     kernel = builders.read_kernels(root, compilers)[RELEASE]
-    assert (kernel.version, kernel.wanted_compiler, kernel.compiler) == ("#1 SMP Debian 6.12.107-1", 14, "gcc-14")
+    assert (kernel.version, kernel.origin, kernel.compiler) == (
+        "#1 SMP Debian 6.12.107-1",
+        Origin("gcc", 14),
+        COMPILERS[0],
+    )
     assert kernel.vmlinux is not None
 
 
@@ -50,8 +60,9 @@ def test_kernels_and_compilers_are_found(tmp_path: pathlib.Path) -> None:
     ("wanted", "chosen"), [(12, "gcc-14"), (14, "gcc-14"), (15, "gcc-16"), (17, "gcc-16"), (None, "gcc-16")]
 )
 def test_the_compiler_is_the_named_or_the_next_newer(wanted: int | None, chosen: str) -> None:
-    assert builders.choose_compiler(wanted, TOOLS.compilers) == chosen
-    assert builders.choose_compiler(wanted, {}) is None
+    compiler = choose_compiler(Origin("gcc", wanted), COMPILERS)
+    assert compiler is not None and compiler.command == chosen
+    assert choose_compiler(Origin("gcc", wanted), []) is None
 
 
 def test_headers_must_be_of_the_hosts_kernel(tmp_path: pathlib.Path) -> None:
@@ -76,9 +87,13 @@ def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> No
         build.Order("vfs latency.x", "probe begin { }", kernel, True, 10),
         build.Order("vfs latency.x", "probe begin { }", kernel, False, 20),
     ]
+    plain = [
+        dataclasses.replace(kernel, compiler=Compiler("gcc", 14, "gcc", version)) for version in ("14.2.1", "14.3.0")
+    ]
+    others += [build.Order("vfs latency.x", "probe begin { }", compiled, False, 10) for compiled in plain]
     newer = builders.Toolchain("5.7", "Systemtap translator/driver (version 5.7/0.197)", None, TOOLS.compilers)
     keys = {build.key_of(other, TOOLS) for other in others} | {build.key_of(order, newer)}
-    assert len(keys) == 5 and key not in keys
+    assert len(keys) == 7 and key not in keys
 
 
 def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import typing as t
 
 import pytest
@@ -23,9 +24,17 @@ K61, K612, K72 = "6.1.0-50-cloud-amd64", "6.12.117+deb13-cloud-amd64", "7.2.12+d
 KEY = {"name": "tracing", "key_id": "0123abcd"}
 
 
+DEBIAN = {"name": "debian", "family": "Debian"}
+UBUNTU = {"name": "ubuntu", "family": "Debian"}
+ROCKY = {"name": "rocky", "family": "RedHat"}
+SLES = {"name": "sles", "family": "SUSE"}
+ARCH = {"name": "arch", "family": "Arch"}
+
+
 def host(release: str = K612, staprun: str | None = "5.1", **changes: object) -> dict[str, t.Any]:
     """Return the facts of a host that nothing speaks against."""
     facts: dict[str, t.Any] = {
+        "distribution": DEBIAN,
         "kernel": {"release": release},
         "traceability": {"traceable": True, "reasons": [], "conditions": []},
         "staprun": staprun,
@@ -39,8 +48,8 @@ def host(release: str = K612, staprun: str | None = "5.1", **changes: object) ->
 
 def builder(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
     """Return the facts of a builder for one kernel."""
-    kernel = {"version": None, "compiler": compiler, "debuginfo": True}
-    return {"stap": stap, "tested": ["3.10", TESTED[stap]], "kernels": {release: kernel}}
+    kernel = {"version": None, "compiler": compiler, "compiled_with": "gcc 14", "debuginfo": True}
+    return {"distribution": DEBIAN, "stap": stap, "tested": ["3.10", TESTED[stap]], "kernels": {release: kernel}}
 
 
 # Seen in real runs: kernel, the builder's stap and compiler, the host's staprun, and what is in the way.
@@ -65,6 +74,7 @@ def test_four_versions_are_judged_together(release, stap, compiler, staprun, ref
     assert all(finding.reason and finding.remedy for finding in findings)
 
 
+SWITCHED_OFF = {"reasons": [], "conditions": ["kprobes are switched off: write 1 to kprobes/enabled in debugfs"]}
 SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only modules signed with a trusted key load"]}
 
 
@@ -84,12 +94,94 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
         ),
         ({"loaded": [{"name": "stap_1", "version": None, "users": 0}]}, "left_over", False, "staprun -d stap_1"),
         ({"traceability": {"reasons": ["no kprobes"], "conditions": []}}, "kernel", True, "boot a kernel"),
+        ({"traceability": SWITCHED_OFF}, "kernel", True, "write 1 to kprobes/enabled in debugfs"),
     ],
 )
 def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, said):
     (finding,) = judge(host(**changes), None)
     assert (finding.check, finding.blocks) == (check, blocks)
     assert said in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("distribution", "release", "runtime", "toolchain", "headers", "debuginfo"),
+    [
+        (
+            DEBIAN,
+            K612,
+            "install the package systemtap-runtime",
+            "install the packages systemtap, gcc, make on the builder",
+            f"install the package linux-headers-{K612} on the builder",
+            f"install the package linux-image-{K612}-dbg on the builder",
+        ),
+        (
+            UBUNTU,
+            "6.8.0-49-generic",
+            "install the package systemtap-runtime",
+            "install the packages systemtap, gcc, make on the builder",
+            "install the package linux-headers-6.8.0-49-generic on the builder",
+            "install the package linux-image-unsigned-6.8.0-49-generic-dbgsym (from the ddebs archive) on the builder",
+        ),
+        (
+            ROCKY,
+            "5.14.0-427.el9.x86_64",
+            "install the package systemtap-runtime",
+            "install the packages systemtap-devel, gcc, make on the builder",
+            "install the package kernel-devel-5.14.0-427.el9.x86_64 on the builder",
+            "install the package kernel-debuginfo-5.14.0-427.el9.x86_64"
+            " (from a debuginfo repository, which is disabled by default) on the builder",
+        ),
+        (
+            SLES,
+            "6.4.0-150600.23.25-default",
+            "install the package systemtap-runtime",
+            "install the packages systemtap, gcc, make on the builder",
+            "install the package kernel-default-devel on the builder",
+            "install the package kernel-default-debuginfo"
+            " (from a debug repository, which is disabled by default) on the builder",
+        ),
+        (
+            ARCH,
+            "6.12.1-arch1-1",
+            "install the package systemtap (from the AUR)",
+            "install the packages systemtap, gcc, make (systemtap is in the AUR) on the builder",
+            "install the package linux-headers on the builder",
+            "set DEBUGINFOD_URLS (Arch has no package of debug information) on the builder",
+        ),
+        (
+            None,
+            "6.6.1-mine",
+            "install SystemTap's runtime (staprun)",
+            "install SystemTap's translator (stap), gcc and make on the builder",
+            "install the kernel's headers of 6.6.1-mine on the builder",
+            "install the kernel's debug information of 6.6.1-mine on the builder",
+        ),
+    ],
+)
+def test_remedies_name_the_packages_of_the_hosts_own_family(
+    distribution, release, runtime, toolchain, headers, debuginfo
+):
+    def remedies(staprun: str | None = "5.6", **changes: t.Any) -> list[str]:
+        facts = {**builder(release, "5.6", "gcc-14"), "distribution": distribution, **changes}
+        return [finding.remedy for finding in judge(host(release, staprun, distribution=distribution), facts)]
+
+    bare = {"version": None, "compiler": "gcc", "compiled_with": "gcc", "debuginfo": False}
+    assert remedies(None) == [runtime]
+    assert remedies(stap=None) == [toolchain]
+    assert remedies(kernels={}) == [headers]
+    assert remedies(kernels={release: bare}) == [debuginfo]
+    if distribution not in (DEBIAN, UBUNTU):
+        for text in (runtime, toolchain, headers, debuginfo):
+            assert not re.search("linux-image|-dbg|linux-headers-[0-9]|apt", text)
+
+
+@pytest.mark.parametrize(("origin", "kind"), [("gcc 14", "gcc"), ("clang 18", "clang")])
+def test_a_missing_compiler_is_named(origin, kind):
+    facts = builder(K612, "5.6", None)
+    facts["kernels"][K612]["compiled_with"] = origin
+    (finding,) = judge(host(), facts)
+    assert finding.reason == f"the builder has no {kind} to build for {K612}, which was compiled with {origin}"
+    assert finding.remedy.startswith("install the package") and kind in finding.remedy
 
 
 def test_a_user_of_both_groups_needs_no_root():

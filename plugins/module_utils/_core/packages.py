@@ -1,0 +1,168 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The names of packages by distribution: the one table behind every remedy that names a package.
+
+Private to the collection. Names for a kernel follow stap-prep of SystemTap and the distributions' kernel packages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+from .root import Root
+
+_OS_RELEASE = ("etc/os-release", "usr/lib/os-release")
+# The words of ID and ID_LIKE in os-release(5) that name a family.
+_FAMILIES = {
+    "debian": "Debian",
+    "ubuntu": "Debian",
+    "rhel": "RedHat",
+    "fedora": "RedHat",
+    "centos": "RedHat",
+    "suse": "SUSE",
+    "opensuse": "SUSE",
+    "sles": "SUSE",
+    "arch": "Arch",
+}
+#: What needs packages, by family: ``runtime`` (staprun), ``toolchain`` (stap and what it builds with), ``gcc``,
+#: ``clang``, ``libvirt`` (the binding for Python).
+PACKAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "Debian": {
+        "runtime": ("systemtap-runtime",),
+        "toolchain": ("systemtap", "gcc", "make"),
+        "gcc": ("gcc",),
+        "clang": ("clang", "lld"),
+        "libvirt": ("python3-libvirt",),
+    },
+    "RedHat": {
+        "runtime": ("systemtap-runtime",),
+        "toolchain": ("systemtap-devel", "gcc", "make"),
+        "gcc": ("gcc",),
+        "clang": ("clang", "lld"),
+        "libvirt": ("python3-libvirt",),
+    },
+    "SUSE": {
+        "runtime": ("systemtap-runtime",),
+        "toolchain": ("systemtap", "gcc", "make"),
+        "gcc": ("gcc",),
+        "clang": ("clang", "lld"),
+        "libvirt": ("python3-libvirt-python",),
+    },
+    "Arch": {
+        "runtime": ("systemtap",),
+        "toolchain": ("systemtap", "gcc", "make"),
+        "gcc": ("gcc",),
+        "clang": ("clang", "lld"),
+        "libvirt": ("libvirt-python",),
+    },
+}
+# What is needed, where the distribution is not known.
+_NEEDS = {
+    "runtime": "SystemTap's runtime (staprun)",
+    "toolchain": "SystemTap's translator (stap), gcc and make",
+    "gcc": "gcc",
+    "clang": "clang and lld",
+    "libvirt": "libvirt's binding for Python",
+    "headers": "the kernel's headers",
+    "debuginfo": "the kernel's debug information",
+}
+# Where to look for a package that the usual repositories do not have.
+_HINTS = {
+    ("ubuntu", "debuginfo"): "from the ddebs archive",
+    ("RedHat", "debuginfo"): "from a debuginfo repository, which is disabled by default",
+    ("SUSE", "debuginfo"): "from a debug repository, which is disabled by default",
+    ("Arch", "runtime"): "from the AUR",
+    ("Arch", "toolchain"): "systemtap is in the AUR",
+    ("Arch", "debuginfo"): "set DEBUGINFOD_URLS (Arch has no package of debug information)",
+}
+_RED_HAT_FLAVOUR = re.compile(r"(?P<release>.*?)(?:\+(?P<flavour>[a-z0-9-]+))?\Z", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """A host's distribution: ``name`` is ID of os-release(5), ``family`` a key of ``PACKAGES``; ``None``: unknown."""
+
+    name: str | None
+    family: str | None
+
+
+def read_distribution(root: Root) -> Distribution:
+    """Read which distribution a host runs."""
+    text = next((text for text in map(root.read_text_or, _OS_RELEASE) if text is not None), "")
+    values = {key: value.strip().strip("\"'") for key, _sign, value in (row.partition("=") for row in text.split("\n"))}
+    name = values.get("ID") or None
+    words = [name or "", *values.get("ID_LIKE", "").split()]
+    return Distribution(name, next((_FAMILIES[word] for word in words if word in _FAMILIES), None))
+
+
+def packages(need: str, distribution: Distribution, release: str = "") -> tuple[str, ...]:
+    """Return the packages that bring something: a key of ``PACKAGES``, or ``headers`` or ``debuginfo`` of a kernel.
+
+    Empty where the family is unknown, or has no such package.
+    """
+    if need not in ("headers", "debuginfo"):
+        return PACKAGES.get(distribution.family or "", {}).get(need, ())
+    name = _KERNEL_PACKAGES.get(distribution.family or "")
+    return name(need, distribution, release) if name else ()
+
+
+def remedy(need: str, distribution: Distribution, release: str = "", version: str = "") -> str:
+    """Return what to install, in words: the host's own packages, or what they hold where it is not known.
+
+    :param version: what to say of the version, such as ``5.0 or newer``.
+    """
+    names = packages(need, distribution, release)
+    hint = _HINTS.get((distribution.name or "", need)) or _HINTS.get((distribution.family or "", need))
+    if not names and hint:
+        return hint
+    if not names:
+        what = f"{_NEEDS[need]} of {release}" if release else _NEEDS[need]
+        return " ".join(filter(None, ("install", what, version)))
+    what = "the package" if len(names) == 1 else "the packages"
+    words = ("install", what, ", ".join(names), version, f"({hint})" if hint else "")
+    return " ".join(filter(None, words))
+
+
+def _debian(need: str, distribution: Distribution, release: str) -> tuple[str, ...]:
+    if need == "headers":
+        return (f"linux-headers-{release}",)
+    if distribution.name == "ubuntu":
+        return (f"linux-image-unsigned-{release}-dbgsym",)
+    return (f"linux-image-{release}-dbg",)
+
+
+def _red_hat(need: str, _distribution: Distribution, release: str) -> tuple[str, ...]:
+    """Name a kernel's package: ``5.14.0-427.el9.x86_64+rt`` is kernel-rt of 5.14.0-427.el9.x86_64.
+
+    Before EL 9.3 the realtime kernel had its version in the release (``.rt7.``), Oracle's has ``uek``.
+    """
+    found = _RED_HAT_FLAVOUR.match(release)
+    bare, flavour = (found.group("release"), found.group("flavour") or "") if found else (release, "")
+    base = "-uek" if "uek" in bare else "-rt" if re.search(r"\.rt\d", bare) else ""
+    kind = {"headers": "devel", "debuginfo": "debuginfo"}[need]
+    return (f"kernel{base}{'-' if flavour else ''}{flavour}-{kind}-{bare}",)
+
+
+def _suse(need: str, _distribution: Distribution, release: str) -> tuple[str, ...]:
+    """Name a kernel's package by its flavour: ``6.4.0-150600.21-default``. Its version has one number more."""
+    found = re.search(r"-([a-z][a-z0-9_]*)\Z", release)
+    return (f"kernel-{found.group(1) if found else 'default'}-{'devel' if need == 'headers' else 'debuginfo'}",)
+
+
+def _arch(need: str, _distribution: Distribution, release: str) -> tuple[str, ...]:
+    """Name the headers of the kernel package: ``6.12.1-arch1-1`` is linux, ``6.12.1-1-lts`` linux-lts."""
+    if need == "debuginfo":
+        return ()
+    flavour = re.search(r"-(lts|zen|hardened|rt|rt-lts)\Z", release)
+    return (f"linux-{flavour.group(1)}-headers" if flavour else "linux-headers",)
+
+
+_KERNEL_PACKAGES: dict[str, t.Callable[[str, Distribution, str], tuple[str, ...]]] = {
+    "Debian": _debian,
+    "RedHat": _red_hat,
+    "SUSE": _suse,
+    "Arch": _arch,
+}

@@ -1,0 +1,142 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role trace_builder over trees of files, with a package manager of the test's own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import yaml
+
+from . import stubs
+
+# What the module returns on a host whose files are in a tree, where SystemTap is what stap.txt contains.
+LOOK = """
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder
+tree = FOLDER / "tree"
+root = Root(str(tree))
+row = {**builder.builder_row(root, str(FOLDER / "store")), "stap": "5.6" if (tree / "stap").exists() else None}
+facts = {"staprun": None, "distribution": row["distribution"]}
+missing = builder.missing_to_run(root, facts) + builder.missing_to_build(root, row, options["kernels"])
+return {"changed": False, "host": facts, "builder": row if row["stap"] else None, "missing": missing}
+"""
+# A package manager: what a package brings is in repository/PACKAGE; installed packages change nothing.
+MANAGER = """#!/usr/bin/python
+import os, pathlib, shutil
+from ansible.module_utils.basic import AnsibleModule
+
+def main():
+    module = AnsibleModule({"name": {"type": "list", "elements": "str"}, "state": {}}, supports_check_mode=True)
+    top = pathlib.Path(os.environ["STUBS_FOLDER"])
+    changed = False
+    for name in module.params["name"]:
+        mark = top / "installed" / name
+        if not mark.exists():
+            changed = True
+            if not module.check_mode:
+                mark.parent.mkdir(exist_ok=True)
+                mark.touch()
+                if (top / "repository" / name).exists():
+                    shutil.copytree(top / "repository" / name, top / "tree", dirs_exist_ok=True)
+    module.exit_json(changed=changed)
+
+main()
+"""
+ROCKY = 'ID="rocky"\nID_LIKE="rhel centos fedora"\n'
+RELEASE = "4.18.0-553.el8_10.x86_64"
+GCC = "#!/bin/sh\necho 8.5.0\n"
+CONFIG = "CONFIG_GCC_VERSION=80500\n"
+
+
+class Builder:
+    """A builder without anything, and a repository of packages."""
+
+    def __init__(self, top: pathlib.Path, os_release: str = ROCKY) -> None:
+        self.top = top
+        self._stubs = stubs.Stubs(top, stap_host_info=LOOK)
+        self.write("tree/etc/os-release", os_release)
+        self.write("library/ownpm.py", MANAGER)
+
+    def write(self, name: str, text: str, mode: int = 0o644) -> None:
+        path = self.top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(mode)
+
+    def serve(self) -> None:
+        """Fill the repository with all that the builder lacks."""
+        self.write("repository/gcc/usr/bin/gcc", GCC, 0o755)
+        self.write("repository/systemtap-devel/stap", "")
+        self.write(f"repository/kernel-devel-{RELEASE}/usr/lib/modules/{RELEASE}/build/.config", CONFIG)
+        self.write(f"repository/kernel-debuginfo-{RELEASE}/usr/lib/debug/lib/modules/{RELEASE}/vmlinux", "")
+
+    def apply(self, *options: str) -> subprocess.CompletedProcess[str]:
+        role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}}
+        variables = {
+            "trace_builder_kernels": [RELEASE],
+            "trace_builder_store": str(self.top / "store"),
+            "trace_builder_store_owner": os.geteuid(),
+            "trace_builder_store_group": os.getegid(),
+            "ansible_facts": {"pkg_mgr": "ansible.legacy.ownpm"},
+            "ansible_python_interpreter": sys.executable,
+        }
+        play = {"hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": [role]}
+        self.write("play.yml", yaml.safe_dump([play]))
+        env = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(self.top),
+            "ANSIBLE_NOCOLOR": "1",
+            "HOME": str(self.top / "home"),
+            "STUBS_FOLDER": str(self.top),
+        }
+        (self.top / "calls").touch()
+        argv = [str(pathlib.Path(sys.executable).with_name("ansible-playbook")), str(self.top / "play.yml"), *options]
+        return subprocess.run(argv, env=env, cwd=self.top, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_red_hat_builder_is_ready_after_one_run_and_the_second_changes_nothing(tmp_path: pathlib.Path) -> None:
+    builder = Builder(tmp_path)
+    builder.serve()
+    first = builder.apply()
+    assert first.returncode == 0, first.stdout
+    assert sorted(path.name for path in (tmp_path / "installed").iterdir()) == [
+        "gcc",
+        f"kernel-debuginfo-{RELEASE}",
+        f"kernel-devel-{RELEASE}",
+        "make",
+        "systemtap-devel",
+    ]
+    second = builder.apply()
+    assert second.returncode == 0 and "changed=0" in second.stdout, second.stdout
+
+
+def test_what_is_missing_is_reported_by_every_run(tmp_path: pathlib.Path) -> None:
+    builder = Builder(tmp_path)
+    builder.serve()
+    headers = f"repository/kernel-devel-{RELEASE}/usr/lib/modules/{RELEASE}/build/.config"
+    builder.write(headers, "CONFIG_CLANG_VERSION=150007\n")
+    told = f"there is no clang, and {RELEASE} was compiled with clang 15."
+    # The second run installs packages called clang and lld that bring no program; the last one installs nothing.
+    for options in ((), (), ("--check",)):
+        done = builder.apply(*options)
+        assert done.returncode != 0 and f"Still missing: {told}" in " ".join(done.stdout.split()), done.stdout
+
+
+def test_another_family_is_refused_only_if_something_is_missing(tmp_path: pathlib.Path) -> None:
+    builder = Builder(tmp_path, "ID=arch\n")
+    refused = builder.apply()
+    message = " ".join(refused.stdout.split())
+    assert refused.returncode != 0 and "this host is of the family Arch" in message, message
+    assert "What helps: install the packages systemtap, gcc, make (systemtap is in the AUR); " in message
+    assert "install the package linux-headers; set DEBUGINFOD_URLS" in message
+    builder.serve()
+    for package in (tmp_path / "repository").iterdir():
+        shutil.copytree(package, tmp_path / "tree", dirs_exist_ok=True)
+    done = builder.apply()
+    assert done.returncode == 0 and not (tmp_path / "installed").exists(), done.stdout

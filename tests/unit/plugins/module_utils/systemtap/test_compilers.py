@@ -1,0 +1,345 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Builders of each family of distributions: their compilers, headers, debug information and packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import typing as t
+
+import pytest
+import yaml
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import PACKAGES, packages, read_distribution
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder, compilers, sysroot
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
+
+ROLES = pathlib.Path(__file__).resolve().parents[5] / "roles"
+GCC = """#!/bin/sh
+case "$*" in
+  "-dumpfullversion -dumpversion") echo {0} ;;
+  *) echo "gcc: error: $*" >&2; exit 1 ;;
+esac
+"""
+# gcc before 7: the option -dumpfullversion is an error there, unless -dumpversion comes with it.
+OLD_GCC = '#!/bin/sh\nfor o; do [ "$o" = -dumpversion ] && {{ echo {0}; exit; }}; done; exit 1\n'
+CLANG = '#!/bin/sh\n[ "$*" = -dumpversion ] && echo {0}\n'
+
+
+@dataclasses.dataclass
+class Layout:
+    """A distribution's builder: what is in it, and what is to be found."""
+
+    os_release: str
+    release: str
+    config: str
+    programs: dict[str, str]
+    modules: str
+    headers: str
+    vmlinux: str
+    found: list[tuple[str, int, str]]
+    chosen: str | None
+    files: tuple[str, ...] = ()
+    headers_package: str = ""
+
+
+LAYOUTS = {
+    "EL 7": Layout(
+        os_release='ID="centos"\nID_LIKE="rhel fedora"\nVERSION_ID="7"\n',
+        release="3.10.0-1160.el7.x86_64",
+        config="# Linux/x86_64 3.10.0 Kernel Configuration\nCONFIG_MODULES=y\n",
+        programs={"usr/bin/gcc": OLD_GCC.format("4.8.5"), "opt/rh/devtoolset-9/root/usr/bin/gcc": GCC.format("9.3.1")},
+        modules="usr/lib/modules",
+        headers="usr/src/kernels/3.10.0-1160.el7.x86_64",
+        vmlinux="usr/lib/debug/lib/modules/3.10.0-1160.el7.x86_64/vmlinux",
+        found=[("gcc", 4, "gcc"), ("gcc", 9, "ROOT/opt/rh/devtoolset-9/root/usr/bin/gcc")],
+        chosen="gcc",  # the configuration does not name the compiler: the distribution's own
+        headers_package="kernel-devel-3.10.0-1160.el7.x86_64",
+    ),
+    "EL 8": Layout(
+        os_release='ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="8.10"\n',
+        release="4.18.0-553.el8_10.x86_64",
+        config="# Compiler: gcc (GCC) 8.5.0 20210514 (Red Hat 8.5.0-22)\nCONFIG_GCC_VERSION=80500\n",
+        programs={
+            "usr/bin/gcc": GCC.format("8.5.0"),
+            "opt/rh/gcc-toolset-13/root/usr/bin/gcc": GCC.format("13.2.1"),
+        },
+        modules="usr/lib/modules",
+        headers="usr/src/kernels/4.18.0-553.el8_10.x86_64",
+        vmlinux="usr/lib/debug/lib/modules/4.18.0-553.el8_10.x86_64/vmlinux",
+        found=[("gcc", 8, "gcc"), ("gcc", 13, "ROOT/opt/rh/gcc-toolset-13/root/usr/bin/gcc")],
+        chosen="gcc",
+        files=("usr/lib/debug/lib/modules/4.18.0-553.el8_10.x86_64/kernel/fs/xfs.ko.debug",),
+        headers_package="kernel-devel-4.18.0-553.el8_10.x86_64",
+    ),
+    "EL 9, realtime": Layout(
+        os_release='ID="rhel"\nID_LIKE="fedora"\nVERSION_ID="9.4"\n',
+        release="5.14.0-427.13.1.el9_4.x86_64+rt",
+        config='CONFIG_CC_VERSION_TEXT="gcc (GCC) 11.4.1 20231218 (Red Hat 11.4.1-3)"\nCONFIG_GCC_VERSION=110401\n',
+        programs={
+            "usr/bin/gcc": GCC.format("11.4.1"),
+            "usr/bin/clang": CLANG.format("17.0.6"),
+            "opt/rh/gcc-toolset-12/root/usr/bin/gcc": GCC.format("12.2.1"),
+        },
+        modules="usr/lib/modules",
+        headers="usr/src/kernels/5.14.0-427.13.1.el9_4.x86_64+rt",
+        vmlinux="usr/lib/debug/lib/modules/5.14.0-427.13.1.el9_4.x86_64+rt/vmlinux",
+        found=[
+            ("clang", 17, "clang"),
+            ("gcc", 11, "gcc"),
+            ("gcc", 12, "ROOT/opt/rh/gcc-toolset-12/root/usr/bin/gcc"),
+        ],
+        chosen="gcc",
+        headers_package="kernel-rt-devel-5.14.0-427.13.1.el9_4.x86_64",
+    ),
+    "Fedora": Layout(
+        os_release="ID=fedora\nVERSION_ID=41\n",
+        release="6.11.4-301.fc41.x86_64",
+        config="CONFIG_CC_IS_GCC=y\nCONFIG_GCC_VERSION=140201\nCONFIG_CLANG_VERSION=0\n",
+        # The last one is another program: it has no version in its name, and prints none.
+        programs={"usr/bin/gcc": GCC.format("14.2.1"), "usr/bin/clang": "#!/bin/sh\necho usage\n"},
+        modules="usr/lib/modules",
+        headers="usr/src/kernels/6.11.4-301.fc41.x86_64",
+        vmlinux="usr/lib/debug/lib/modules/6.11.4-301.fc41.x86_64/vmlinux",
+        found=[("gcc", 14, "gcc")],
+        chosen="gcc",
+        headers_package="kernel-devel-6.11.4-301.fc41.x86_64",
+    ),
+    "Arch": Layout(
+        os_release="ID=arch\nBUILD_ID=rolling\n",
+        release="6.12.1-arch1-1",
+        config='CONFIG_CC_VERSION_TEXT="gcc (GCC) 14.2.1 20240910"\nCONFIG_GCC_VERSION=140201\n',
+        programs={"usr/bin/gcc": GCC.format("14.2.1")},
+        modules="usr/lib/modules",
+        headers="usr/lib/modules/6.12.1-arch1-1/build",
+        vmlinux="",
+        found=[("gcc", 14, "gcc")],
+        chosen="gcc",
+        files=("usr/lib/modules/6.12.1-arch1-1/build/System.map",),
+        headers_package="linux-headers",
+    ),
+    "Arch, a kernel that clang compiled": Layout(
+        os_release="ID=cachyos\nID_LIKE=arch\n",
+        release="6.12.1-2-lts",
+        config="CONFIG_CC_IS_CLANG=y\nCONFIG_GCC_VERSION=0\nCONFIG_CLANG_VERSION=180108\nCONFIG_LD_IS_LLD=y\n",
+        programs={"usr/bin/gcc": GCC.format("14.2.1"), "usr/bin/clang": CLANG.format("18.1.8")},
+        modules="usr/lib/modules",
+        headers="usr/lib/modules/6.12.1-2-lts/build",
+        vmlinux="",
+        found=[("clang", 18, "clang"), ("gcc", 14, "gcc")],
+        chosen="clang",
+        headers_package="linux-lts-headers",
+    ),
+    "SUSE before the merge of /usr": Layout(
+        os_release='ID="opensuse-leap"\nID_LIKE="suse opensuse"\nVERSION_ID="15.3"\n',
+        release="5.3.18-150300.59.93-default",
+        config='CONFIG_CC_VERSION_TEXT="gcc (SUSE Linux) 7.5.0"\nCONFIG_GCC_VERSION=70500\n',
+        programs={"usr/bin/gcc": GCC.format("7.5.0"), "usr/bin/gcc-7": GCC.format("7.5.0"), "usr/bin/gcc-12": "x"},
+        modules="lib/modules",
+        headers="usr/src/linux-5.3.18-150300.59.93-obj/x86_64/default",
+        vmlinux="usr/lib/debug/boot/vmlinux-5.3.18-150300.59.93-default.debug",
+        found=[("gcc", 7, "gcc-7"), ("gcc", 12, "gcc-12")],
+        chosen="gcc-7",
+        headers_package="kernel-default-devel",
+    ),
+    "SUSE": Layout(
+        os_release='ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"\n',
+        release="6.11.8-1-default",
+        config="CONFIG_CC_IS_GCC=y\nCONFIG_GCC_VERSION=140201\n",
+        programs={"usr/bin/gcc": GCC.format("14.2.1"), "usr/bin/gcc-14": GCC.format("14.2.1")},
+        modules="usr/lib/modules",
+        headers="usr/src/linux-6.11.8-1-obj/x86_64/default",
+        vmlinux="usr/lib/debug/usr/lib/modules/6.11.8-1-default/vmlinux.debug",
+        found=[("gcc", 14, "gcc-14")],
+        chosen="gcc-14",
+        headers_package="kernel-default-devel",
+    ),
+    "Ubuntu": Layout(
+        os_release="ID=ubuntu\nID_LIKE=debian\n",
+        release="6.8.0-49-generic",
+        config='CONFIG_CC_VERSION_TEXT="x86_64-linux-gnu-gcc-13 (Ubuntu 13.2.0-23ubuntu4) 13.2.0"\n',
+        programs={"usr/bin/gcc": GCC.format("13.3.0"), "usr/bin/gcc-13": GCC.format("13.3.0")},
+        modules="usr/lib/modules",
+        headers="usr/src/linux-headers-6.8.0-49-generic",
+        vmlinux="usr/lib/debug/boot/vmlinux-6.8.0-49-generic",
+        found=[("gcc", 13, "gcc-13")],
+        chosen="gcc-13",
+        headers_package="linux-headers-6.8.0-49-generic",
+    ),
+}
+
+
+def write(path: pathlib.Path, text: str = "", mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+
+
+def make(layout: Layout, path: pathlib.Path) -> Root:
+    """Lay a distribution's files down."""
+    write(path / "etc/os-release", layout.os_release)
+    for name, text in layout.programs.items():
+        write(path / name, text, 0o755)
+    for name in layout.files:
+        write(path / name)
+    if layout.vmlinux:
+        write(path / layout.vmlinux)
+    headers = path / layout.headers
+    write(headers / ".config", layout.config)
+    write(headers / "Module.symvers", "0x0\tvfs_read\tvmlinux\tEXPORT_SYMBOL\t\n")
+    write(headers / "include/generated/compile.h", '#define UTS_VERSION "#1 SMP PREEMPT_DYNAMIC"\n')
+    link = path / layout.modules / layout.release / "build"
+    if not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(headers)
+    return Root(str(path))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -> None:
+    layout = LAYOUTS[name]
+    root = make(layout, tmp_path)
+    found = compilers.find_compilers(root)
+    place = str(tmp_path)
+    assert [(one.kind, one.major, one.command.replace(place, "ROOT")) for one in found] == layout.found
+    (kernel,) = builder.read_kernels(root, found).values()
+    assert (kernel.release, kernel.version) == (layout.release, "#1 SMP PREEMPT_DYNAMIC")
+    assert kernel.compiler is not None and kernel.compiler.command.replace(place, "ROOT") == layout.chosen
+    assert (kernel.vmlinux or "").replace(place + "/", "") == layout.vmlinux
+    assert packages("headers", read_distribution(root), layout.release) == (layout.headers_package,)
+    row = {**builder.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
+    lacking = [one["what"] for one in builder.missing_to_build(root, row, [layout.release])]
+    assert lacking == ([] if layout.vmlinux else ["debuginfo"])
+
+
+def test_the_full_version_of_a_plain_command_is_kept(tmp_path: pathlib.Path) -> None:
+    found = compilers.find_compilers(make(LAYOUTS["EL 8"], tmp_path))
+    assert [(one.command.startswith("/"), one.version) for one in found] == [(False, "8.5.0"), (True, None)]
+
+
+def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
+    root = make(LAYOUTS["Arch, a kernel that clang compiled"], tmp_path)
+    (kernel,) = builder.read_kernels(root, compilers.find_compilers(root)).values()
+    assert kernel.make_options == ["-B", "CC=clang", "-B", "LLVM=1"]
+    versioned = compilers.Compiler("clang", 18, "clang-18")
+    assert compilers.make_options(kernel.origin, versioned) == ["-B", "CC=clang-18", "-B", "LLVM=-18"]
+    assert compilers.make_options(dataclasses.replace(kernel.origin, lld=False), versioned) == ["-B", "CC=clang-18"]
+    gcc = compilers.Compiler("gcc", 14, "gcc")
+    assert compilers.make_options(compilers.Origin("gcc", 14, True), gcc) == ["-B", "CC=gcc"]
+
+
+def test_a_kernel_that_clang_compiled_is_not_built_for_by_gcc(tmp_path: pathlib.Path) -> None:
+    layout = LAYOUTS["Arch, a kernel that clang compiled"]
+    root = make(dataclasses.replace(layout, programs={"usr/bin/gcc": GCC.format("14.2.1")}), tmp_path)
+    kernels = builder.read_kernels(root, compilers.find_compilers(root))
+    with pytest.raises(InvalidInput, match="was compiled with clang 18, and this builder has no clang"):
+        builder.find_kernel(kernels, layout.release, None)
+    row = {**builder.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
+    lacking = {one["what"]: one for one in builder.missing_to_build(root, row, [layout.release])}
+    assert lacking["compiler"]["packages"] == ["clang", "lld"]
+    assert lacking["compiler"]["reason"] == f"there is no clang, and {layout.release} was compiled with clang 18"
+
+
+@pytest.mark.parametrize(
+    ("config", "origin"),
+    [
+        ("", compilers.Origin("gcc", None)),
+        ("CONFIG_GCC_VERSION=40805\n", compilers.Origin("gcc", 4)),
+        ("# Compiler: gcc (GCC) 8.5.0 20210514 (Red Hat 8.5.0-22)\n", compilers.Origin("gcc", 8)),
+        ('CONFIG_CC_VERSION_TEXT="Ubuntu clang version 17.0.6 (9ubuntu1)"\n', compilers.Origin("clang", 17)),
+        ("CONFIG_CLANG_VERSION=150007\nCONFIG_LD_IS_LLD=y\n", compilers.Origin("clang", 15, True)),
+        ("CONFIG_CLANG_VERSION=150007\n# CONFIG_LD_IS_LLD is not set\n", compilers.Origin("clang", 15)),
+    ],
+)
+def test_what_compiled_a_kernel_is_read_from_its_configuration(config: str, origin: compilers.Origin) -> None:
+    assert compilers.read_origin(config) == origin
+
+
+@pytest.mark.parametrize(
+    "text", ["", "not a program", "#!/bin/sh\nexit 1\n", "#!/nonexistent\n", "#!/bin/sh\necho 9.x\n"]
+)
+def test_a_gcc_that_does_not_run_is_no_compiler(text: str, tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "usr/bin/gcc", text, 0o755)
+    assert compilers.find_compilers(Root(str(tmp_path))) == []
+    (tmp_path / "usr/bin/gcc").chmod(0o644)
+    assert compilers.find_compilers(Root(str(tmp_path))) == []
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="this machine has no gcc")
+def test_this_machines_gcc_is_found(tmp_path: pathlib.Path) -> None:
+    gcc = pathlib.Path(str(shutil.which("gcc"))).resolve()
+    text = subprocess.run([gcc, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    (tmp_path / "usr/bin/gcc").symlink_to(gcc)
+    major = int(text.partition(".")[0])
+    assert compilers.find_compilers(Root(str(tmp_path))) == [compilers.Compiler("gcc", major, "gcc", text)]
+    assert major in {one.major for one in compilers.find_compilers(Root()) if one.kind == "gcc"}
+
+
+def test_the_links_for_stap_lead_to_modules_and_symbols(tmp_path: pathlib.Path) -> None:
+    for name, kept, symbols in (
+        # Red Hat's tree of debug information has no modules; Debian's has them whole.
+        ("EL 8", "usr/lib/modules/4.18.0-553.el8_10.x86_64/kernel", None),
+        ("SUSE before the merge of /usr", "lib/modules/5.3.18-150300.59.93-default/kernel", None),
+        ("Arch", "usr/lib/modules/6.12.1-arch1-1/kernel", "usr/lib/modules/6.12.1-arch1-1/build/System.map"),
+    ):
+        layout = LAYOUTS[name]
+        root = make(layout, tmp_path / name)
+        if symbols:
+            write(tmp_path / name / symbols, "x" * 5000)
+        (kernel,) = builder.read_kernels(root, compilers.find_compilers(root)).values()
+        links = pathlib.Path(sysroot.make_sysroot(Store(str(tmp_path / name / "store")), kernel, root))
+        modules = links / "lib/modules" / layout.release
+        assert (modules / "kernel").readlink() == tmp_path / name / kept
+        assert (modules / "build/.config").exists()
+        assert (links / "boot" / f"System.map-{layout.release}").exists() == bool(symbols)
+
+
+@pytest.mark.parametrize(
+    ("os_release", "family"),
+    [
+        ("ID=debian\n", "Debian"),
+        ('ID="ol"\nID_LIKE="fedora"\n', "RedHat"),
+        ('ID="amzn"\nID_LIKE="centos rhel fedora"\n', "RedHat"),
+        ("ID='sles'\nID_LIKE='suse'\n", "SUSE"),
+        ("ID=manjaro\nID_LIKE=arch\n", "Arch"),
+        ("ID=void\n", None),
+        ("", None),
+    ],
+)
+def test_the_family_of_a_distribution_is_read(os_release: str, family: t.Any, tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "usr/lib/os-release", os_release)
+    assert read_distribution(Root(str(tmp_path))).family == family
+
+
+@pytest.mark.parametrize(
+    ("release", "headers", "debuginfo"),
+    [
+        ("4.18.0-553.el8_10.x86_64+debug", "kernel-debug-devel-{}", "kernel-debug-debuginfo-{}"),
+        ("5.14.0-427.el9.aarch64+64k", "kernel-64k-devel-{}", "kernel-64k-debuginfo-{}"),
+        ("5.14.0-427.el9.x86_64+rt-debug", "kernel-rt-debug-devel-{}", "kernel-rt-debug-debuginfo-{}"),
+        ("4.18.0-553.rt7.342.el8_10.x86_64", "kernel-rt-devel-{}", "kernel-rt-debuginfo-{}"),
+        ("5.15.0-200.131.27.el9uek.x86_64", "kernel-uek-devel-{}", "kernel-uek-debuginfo-{}"),
+        ("6.11.4-301.fc41.x86_64", "kernel-devel-{}", "kernel-debuginfo-{}"),
+    ],
+)
+def test_red_hats_flavours_have_packages_of_their_own(
+    release: str, headers: str, debuginfo: str, tmp_path: pathlib.Path
+) -> None:
+    distribution = read_distribution(make(LAYOUTS["Fedora"], tmp_path))
+    bare = release.partition("+")[0]
+    assert packages("headers", distribution, release) == (headers.format(bare),)
+    assert packages("debuginfo", distribution, release) == (debuginfo.format(bare),)
+
+
+@pytest.mark.parametrize("family", ["debian", "redhat"])
+def test_the_role_of_virtualization_hosts_installs_the_binding_that_errors_name(family: str) -> None:
+    path = ROLES / "virt_host" / "vars" / f"{family}.yml"
+    installed = yaml.safe_load(path.read_text(encoding="utf-8"))["virt_host_packages_of_family"]
+    name = {"debian": "Debian", "redhat": "RedHat"}[family]
+    assert set(PACKAGES[name]["libvirt"]) <= set(installed)
