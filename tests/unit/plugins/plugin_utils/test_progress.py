@@ -86,6 +86,13 @@ def test_what_makes_no_sense_breaks_nothing(progress: t.Any) -> None:
     assert teller(terminal=True)[0].tell(progress) == 0.0
 
 
+@pytest.mark.parametrize("odd", [5, [], "x", {"of_seconds": "1"}, {"armed": float("nan")}, {"bytes": 10**400}])
+def test_progress_of_another_shape_is_asked_for_again(odd: t.Any) -> None:
+    told, lines = teller(terminal=True)
+    assert told.tell({**RUNNING, **odd} if isinstance(odd, dict) else odd) == 0.0
+    assert lines == []
+
+
 def test_what_stands_still_is_not_believed() -> None:
     told, _lines = teller(terminal=True)
     assert told.tell(RUNNING) > 0
@@ -178,6 +185,26 @@ def test_what_is_not_what_it_should_be_is_not_kept(
         put(tmp_path / "x", [first, chunk(b"", b"")], run, limit)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "said"),
+    [
+        (None, None, "it is missing"),
+        ("x", None, "it is 'x', not a dictionary"),
+        ({"bytes": "9", "sha256": "0", "data": ""}, None, "bytes is '9', not a whole number"),
+        ({"bytes": 9, "sha256": None, "data": ""}, None, "sha256 is missing"),
+        ({"bytes": 9, "sha256": "0", "data": "no base64"}, None, "cannot be read"),
+        ({"bytes": 9, "sha256": "0", "data": "AAAA"}, None, "cannot be read"),
+        (chunk(b"a", b"ab"), None, "it is missing"),
+        (chunk(b"a", b"ab"), {"bytes": 9, "sha256": "0", "data": 5}, "data is 5, not a text"),
+    ],
+)
+def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any, rest: t.Any, said: str) -> None:
+    with pytest.raises(AnsibleActionFail, match="output: .*") as caught:
+        _progress.put(str(tmp_path / "x"), first, lambda _offset: rest, {"bytes": 2, "sha256": None}, 100)
+    assert said in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
