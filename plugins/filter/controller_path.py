@@ -9,6 +9,7 @@ import os
 import re
 import typing as t
 
+import jinja2
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.write import check_target
@@ -41,8 +42,23 @@ def controller_path(value: t.Any, name: str, directory: bool = False) -> str:
     return path
 
 
+@jinja2.pass_context
+def _controller_path(context: jinja2.runtime.Context, value: t.Any, name: str, directory: bool = False) -> str:
+    """Return the same, of a variable that does not come from the facts that a host returned.
+
+    Ansible makes a variable of every fact, and a variable that the user did not set would be the host's.
+    """
+    facts = context.get("ansible_facts")
+    if isinstance(facts, t.Mapping) and value and facts.get(name) == value:
+        raise AnsibleFilterError(
+            f"{name}: {value!r} comes from the facts that the host returned; a host must not choose a file of the "
+            f"controller. Give {name} as an extra variable."
+        )
+    return controller_path(value, name, directory)
+
+
 class FilterModule:
     """The filter by name."""
 
     def filters(self) -> dict[str, t.Callable[..., str]]:
-        return {"controller_path": controller_path}
+        return {"controller_path": _controller_path}

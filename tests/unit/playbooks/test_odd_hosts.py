@@ -100,6 +100,16 @@ def test_hosts_that_cannot_be_compared_are_named(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_host_does_not_choose_a_file_of_the_controller(tmp_path: pathlib.Path) -> None:
+    chosen = tmp_path / "chosen by the host"
+    lie = {"ansible_facts": {"report_dest": str(chosen), "tapvirt_kernel": {"release": "6"}}}
+    stubs = Stubs(tmp_path, kernel_facts=RETURN, stap_host_info='return {"verdict": "ready"}')
+    done = stubs.run("report", hosts("result", h1=lie))
+    assert not chosen.exists()
+    output = " ".join((done.stdout + done.stderr).split())
+    assert "comes from the facts that the host returned; a host must not choose a file of the controller" in output
+
+
 def test_consoles_are_counted_whatever_one_of_them_returned(tmp_path: pathlib.Path) -> None:
     listed = 'return {"domains": [{"name": "web", "state": "running", "console": {"a": 1}}], "truncated": False}'
     stubs = Stubs(tmp_path, libvirt_domain_info=listed, libvirt_console=CONSOLE)
