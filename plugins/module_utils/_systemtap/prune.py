@@ -79,7 +79,7 @@ def _read_entry(store: Store, folder: str, key: str) -> Entry | None:
     path = os.path.join(store.directory, folder)
     try:
         used = os.stat(path).st_mtime
-    except FileNotFoundError:
+    except OSError:
         return None
     row = (read_row(path) or {}) if folder == key else {}
     return Entry(folder, key, row.get("name"), row.get("kernel"), _size_of(path), used, store.is_busy(key))
@@ -136,13 +136,13 @@ def prune(
     """Prune a store; return the plan, and ``removed``, ``in_use`` (rows), ``freed_bytes``, ``kept_bytes``.
 
     :raises InvalidInput: an option is not acceptable.
-    :raises NoEffect: an entry is still there.
+    :raises NoEffect: an entry could not be removed, or is still there; the others were removed.
     """
     if larger_than_bytes is not None and larger_than_bytes < 0:
         raise InvalidInput("larger_than", larger_than_bytes, "must not be negative")
     seconds = None if older_than is None else parse_age(older_than)
     entries, now = read_entries(store), time.time()
-    changes, removed, in_use = [], [], []
+    changes, removed, in_use, failed = [], [], [], []
     for entry, why in choose(entries, now, seconds, larger_than_bytes):
         row = {
             "key": entry.key,
@@ -152,11 +152,19 @@ def prune(
             "idle_seconds": int(now - entry.used),
             "reason": why,
         }
-        if entry.busy or not (check_mode or remove(store, entry)):
+        try:
+            gone = not entry.busy and (check_mode or remove(store, entry))
+        except OSError as error:
+            failed.append(f"{entry.folder} ({error})")
+            continue
+        if not gone:
             in_use.append(row)
             continue
         removed.append(row)
         changes.append(Change(entry.name or entry.key, entry.folder, None, "remove", why))
+    if failed:
+        names = ", ".join(failed)
+        raise NoEffect(f"Could not be removed from the store: {names}. The others were removed.", removed=removed)
     kept = entries if check_mode else read_entries(store)
     left = {entry.folder for entry in kept} & {change.before for change in changes}
     if left and not check_mode:

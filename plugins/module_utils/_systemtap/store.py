@@ -139,7 +139,7 @@ class Store:
         build = read_row(self.folder(key))
         try:
             whole = build is not None and hash_file(build["path"]) == build["sha256"]
-        except (OSError, KeyError):
+        except (OSError, KeyError, TypeError, ValueError):
             return None
         return build if whole else None
 

@@ -17,7 +17,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, prune, signing
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.der import Certificate
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
@@ -318,6 +318,24 @@ def test_the_log_of_builds_is_a_regular_file(
         store.log({"key": KEYS[0]})
     assert store.row()["builds"] == 0
     assert os.listdir(directory) == ["builds.log"]
+
+
+def test_an_entry_that_cannot_be_removed_keeps_no_other(store: Store) -> None:
+    bad = pathlib.Path(store.directory) / ".work" / KEYS[0]
+    bad.parent.mkdir(parents=True)
+    bad.touch()
+    os.utime(bad, (1, 1))
+    keep(store, KEYS[1], 40)
+    with pytest.raises(NoEffect, match=rf"store: \.work/{KEYS[0]} \(.*The others were removed") as caught:
+        prune.prune(store, "30d", None, check_mode=False)
+    assert names(caught.value.fields["removed"]) == [KEYS[1][0]] and store.kept() == []
+
+
+@pytest.mark.parametrize("path", [["x"], {}, "a\0b"])
+def test_a_damaged_row_is_no_build(store: Store, path: t.Any) -> None:
+    folder = keep(store, KEYS[0], 1)
+    (folder / "build.json").write_text(json.dumps({"path": path, "sha256": "0"}))
+    assert store.read(KEYS[0]) is None
 
 
 def test_a_link_is_not_an_entry_of_a_store(store: Store, tmp_path: pathlib.Path) -> None:
