@@ -74,7 +74,7 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
 
     :param with_output: return ``output`` as well, what was printed, in chunks; a chunk after the first comes alone.
     :raises InvalidInput: not the directory of a run.
-    :raises TapvirtError: the run left nothing here.
+    :raises TapvirtError: the run left nothing here, or nothing that can be read.
     """
     if not _DIRECTORY.match(directory):
         raise InvalidInput("stage.directory", directory, "is not the directory of a run")
@@ -83,7 +83,11 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
     state = wait(directory, wait_seconds)
     if state.get("state") not in _ENDED:
         return {"progress": leavings.read_json(os.path.join(directory, "progress.json"))}
-    result = read_result(directory, state)
+    try:
+        result = read_result(directory, state)
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARS]
+        raise TapvirtError(f"What the run left in {directory} cannot be read ({reason}).") from None
     if with_output:
         result["output"] = read_output(directory, 0)
     return result

@@ -172,6 +172,13 @@ def test_a_leftover_that_cannot_be_removed_is_told(base: pathlib.Path, monkeypat
     assert collect.sweep(10)[0]["left"] == ["the directory {0} could not be removed".format(directory)]
 
 
+def test_a_run_whose_files_are_damaged_is_told_in_a_sentence(base: pathlib.Path) -> None:
+    directory = leave(base, 1, request=DEEP)
+    with pytest.raises(TapvirtError, match="What the run left in {0} cannot be read".format(directory)):
+        collect.collect(directory, 0, with_output=False, offset=0)
+    assert os.path.isdir(directory)
+
+
 def test_bytes_that_are_not_utf8_are_replaced_in_a_result(base: pathlib.Path) -> None:
     directory = leave(base, 1, output=b'{"key":"a\xffb"}\n')
     result = collect.collect(directory, 0, with_output=False, offset=0)
