@@ -18,6 +18,7 @@ import shutil
 import time
 import typing as t
 
+from .._core.disk import disk_failure
 from .._core.errors import InvalidInput, NoEffect
 from .._core.plan import Change, Plan
 from .._core.root import Root
@@ -155,6 +156,8 @@ def prune(
         try:
             gone = not entry.busy and (check_mode or remove(store, entry))
         except OSError as error:
+            if disk_failure(error):
+                raise  # no other entry fares better on that file system
             failed.append(f"{entry.folder} ({error})")
             continue
         if not gone:
