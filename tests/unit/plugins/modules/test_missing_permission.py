@@ -18,6 +18,7 @@ import typing as t
 import ansible
 import ansible.release
 import pytest
+import yaml
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 
@@ -179,3 +180,13 @@ def test_a_trace_needs_root_in_check_mode_too(collections):
     argv = [sys.executable, "-c", TRACE]
     done = subprocess.run(argv, env={"PYTHONPATH": collections}, capture_output=True, text=True, check=False, cwd="/")
     assert done.stdout.endswith(": the user with uid 65534 cannot load modules; {}.\n".format(ROOT)), done.stderr
+
+
+@pytest.mark.parametrize("role", ["trace_builder", "trace_host", "virt_host"])
+def test_a_role_that_installs_packages_refuses_a_user_who_is_not_root_before_all_else(role):
+    text = (HERE.parent / "roles" / role / "tasks" / "main.yml").read_text(encoding="utf-8")
+    look, refuse, *_others = yaml.safe_load(text)
+    assert (look["ansible.builtin.command"]["argv"], look["check_mode"]) == (["id", "-u"], False)
+    assert refuse["ansible.builtin.assert"]["that"] == look["register"] + ".stdout == '0'"
+    assert "needs root" in refuse["ansible.builtin.assert"]["fail_msg"]
+    assert "become: true" in refuse["ansible.builtin.assert"]["fail_msg"]
