@@ -23,6 +23,8 @@ _ADDED_TAGS = frozenset(
 _ADDED_ALONE = frozenset(["memballoon", "video", "audio", "watchdog", "panic", "emulator"])
 # The models that libvirt adds, of what users add as well.
 _ADDED_MODELS = {"watchdog": ("itco", "diag288"), "panic": ("pseries", "s390")}
+# Drivers add these later, too, as at a start, so that the mark does not list them.
+_ADDED_LATER = frozenset(["console", "controller", "memballoon", "emulator"])
 # Libvirt makes these from each other each time.
 _MADE_AGAIN = frozenset(["console", "serial"])
 _ALWAYS_THERE = ("pci", "usb")
@@ -122,8 +124,10 @@ def removed_devices(existing: ET.Element, result: ET.Element) -> dict[str, ET.El
                 removed[label] = device
             else:
                 host_devices.remove(same)
-        elif label not in kept and not is_added_by_libvirt(label, device, devices, stored, mark):
-            removed[label] = device
+        elif label not in kept:
+            proof = None if device.tag in _ADDED_LATER else mark
+            if not is_added_by_libvirt(label, device, devices, stored, proof):
+                removed[label] = device
     return removed
 
 

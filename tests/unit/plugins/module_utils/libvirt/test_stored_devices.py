@@ -130,6 +130,15 @@ def test_video_is_not_kept_without_a_display() -> None:
     assert set(rows(plan(stored, SYSTEM + SERIAL))) >= {("devices/graphics[vnc]", None), ("devices/video[0]", None)}
 
 
+def test_device_that_a_driver_added_at_a_start_is_no_removal() -> None:
+    stored = ours(BASE)
+    devices = stored.find("devices")
+    assert devices is not None
+    devices.append(ET.fromstring("<controller type='virtio-serial' index='0'/>"))
+    devices.append(ET.fromstring("<console type='pty'><target type='xen' port='0'/></console>"))
+    assert [what for what, _after in rows(plan(stored, BASE, "<description>new</description>"))] == ["description"]
+
+
 def test_second_video_is_a_users_own() -> None:
     two = "<video><model type='vga'/></video><video><model type='virtio'/></video>"
     with pytest.raises(TapvirtError, match=r"video\[1\]"):
