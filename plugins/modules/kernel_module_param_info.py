@@ -176,7 +176,9 @@ params:
       type: str
       sample: /etc/modprobe.d/zz-tapvirt.conf
     pending:
-      description: How the running value differs from the configured one, in words; empty when it does not.
+      description:
+        - How the running value differs from the configured one, in words; empty when it does not.
+        - Options of this parameter with which the kernel refuses the module, whatever other options follow.
       returned: always
       type: list
       elements: str
