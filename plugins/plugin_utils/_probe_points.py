@@ -88,13 +88,14 @@ def refusal(rows: t.Sequence[Row], listed: t.Sequence[Row], release: str) -> str
     :param rows: ``probes`` of ``stap_probe_info``, of a host with this kernel.
     :param listed: the same of the builder, for the undecided points.
     """
-    known = {row["probe"]: row["verdict"] for row in listed}
+    known = {row["probe"]: row for row in listed}
     missing: dict[t.Any, str] = {}
     for row in rows:
-        if (known.get(row["probe"]) if _is_undecided(row) else row["verdict"]) == "missing":
+        decisive = known.get(row["probe"]) if _is_undecided(row) else row
+        if decisive is not None and decisive["verdict"] == "missing":
             point = parse_probe_point(row["probe"])
             # A function that is probed at its entry and its return is missing once.
-            missing.setdefault((point.family, point.module, point.symbol), _described(row))
+            missing.setdefault((point.family, point.module, point.symbol), _described(decisive))
     if not missing:
         return ""
     shown = list(missing.values())[:_SHOWN]
@@ -103,6 +104,5 @@ def refusal(rows: t.Sequence[Row], listed: t.Sequence[Row], release: str) -> str
 
 
 def _described(row: Row) -> str:
-    nearest = f" (nearest: {', '.join(row['nearest'])})" if row["nearest"] else ""
-    reason = "its debug information does not have it" if row["verdict"] == "module_not_loaded" else row["reason"]
-    return f"{row['probe']}: {reason}{nearest}"
+    nearest = f" (nearest: {', '.join(row['nearest'][:_SHOWN])})" if row["nearest"] else ""
+    return f"{row['probe']}: {row['reason']}{nearest}"

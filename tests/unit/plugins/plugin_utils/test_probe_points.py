@@ -79,7 +79,8 @@ def test_what_debug_information_may_know_is_left_to_the_builder(probe: str, fami
     assert undecided_points(rows) == [probe]
     assert refusal(rows, [], "6.1") == ""
     assert refusal(rows, [row(probe, family, "listed")], "6.1") == ""
-    assert refusal(rows, [row(probe, family)], "6.1").startswith(f"kernel 6.1 does not have {probe}: ")
+    listed = [row(probe, family, nearest=("g",))]
+    assert refusal(rows, listed, "6.1") == f"kernel 6.1 does not have {probe}: no such function here (nearest: g)"
 
 
 @pytest.mark.parametrize("verdict", ["unknown", "optimised_variant_only", "blacklisted"])
