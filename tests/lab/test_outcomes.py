@@ -175,7 +175,8 @@ def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(seen):
 
 def test_a_warning_of_two_lines_is_no_error(seen):
     run = seen.runs["ok"]["run"]
-    assert (run["outcome"], run["errors"], run["messages"]) == ("ok", 0, ["a warning", "of two lines"]), run
+    assert (run["outcome"], run["errors"]) == ("ok", 0), run
+    assert {"a warning", "of two lines"} <= set(run["messages"]), run
 
 
 def test_skipped_probes_are_those_that_systemtap_counts(seen):
