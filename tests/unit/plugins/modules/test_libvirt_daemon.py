@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_is_not_an_empty_one(tmp_path: pathlib.Path) 
     path = tmp_path / "etc" / "libvirt" / "libvirtd.conf"
     path.mkdir(parents=True)
     planned = Plan([Change("libvirtd.conf log_filters", None, ["1:x"], "file", "as wanted")])
-    with pytest.raises(TapvirtError, match=r"libvirtd\.conf cannot be read: Is a directory"):
+    with pytest.raises(TapvirtError, match=r"libvirtd\.conf cannot be read: it is a directory, not a regular file"):
         apply(Root(str(tmp_path)), "libvirtd", planned)
     path.rmdir()
     apply(Root(str(tmp_path)), "libvirtd", planned)
