@@ -129,7 +129,7 @@ class ActionModule(SourceAction):
     def _look(self, directory: str, told: _progress.Teller, patience: float) -> float:
         """Read how far the run is, as cheaply as can be; return after how many seconds it is to end (0: it has)."""
         quoted = shlex.quote(directory)
-        command = "cd {0} && : >seen; cat {0}/progress.json".format(quoted)
+        command = f"cd {quoted} && : >seen; cat {quoted}/progress.json"
         with _progress.at_most(patience, self._task.timeout):
             answer = self._low_level_execute_command(command, sudoable=True)
         try:
@@ -154,7 +154,7 @@ class ActionModule(SourceAction):
                 if isinstance(error, AnsibleAuthenticationFailure) or time.monotonic() > deadline:
                     raise
                 patience *= 2 if isinstance(error, _progress.NoAnswer) else 1
-                display.vv("stap_run: asking again: {0}".format(error))
+                display.vv(f"stap_run: asking again: {error}")
                 self._connect_again()
 
     def _connect_again(self) -> None:
@@ -176,7 +176,7 @@ class ActionModule(SourceAction):
             stage = {"do": "collect", "directory": directory, "wait": 0, "output": True, "offset": offset}
             answer = self._ask(stage)
             if answer.get("failed"):
-                raise AnsibleActionFail("output: {0}".format(answer.get("msg")))
+                raise AnsibleActionFail(f"output: {answer.get('msg')}")
             return (answer.get("run") or {}).get("output")
 
         path = os.path.join(self._output_directory(), _progress.file_name(host, name))
@@ -196,15 +196,13 @@ class ActionModule(SourceAction):
         try:
             self._persist(lambda: self._low_level_execute_command(command, sudoable=True), _ANSWER_SECONDS)
         except AnsibleConnectionFailure as error:
-            display.vv("stap_run: {0} is still there: {1}".format(directory, error))
+            display.vv(f"stap_run: {directory} is still there: {error}")
 
     def _ship(self, build: dict[str, t.Any]) -> str:
         local = cache_path(str(build["sha256"]))
         if not has_file(local, build["sha256"]):
             raise AnsibleActionFail(
-                "module: {0} is not in the controller's cache ({1}); run stap_module in the same job.".format(
-                    build["name"], local
-                )
+                f"module: {build['name']} is not in the controller's cache ({local}); run stap_module in the same job."
             )
         # Made once, so that a second try leaves no second one behind.
         folder = self._connection._shell.tmpdir or self._make_tmp_path()

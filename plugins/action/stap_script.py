@@ -40,4 +40,4 @@ class ActionModule(ModuleAction):
         try:
             return str(lookup.run([src], variables=task_vars, template_vars=variables)[0])
         except AnsibleError as error:
-            raise AnsibleActionFail("src: {0!r} cannot be rendered: {1}".format(src, error)) from error
+            raise AnsibleActionFail(f"src: {src!r} cannot be rendered: {error}") from error

@@ -36,13 +36,9 @@ class ActionModule(ModuleAction):
         """Return those modules (path on the host to SHA-256) that the host does not have: SHA-256 to file name."""
         if not wanted:
             return {}
-        answer = self._low_level_execute_command("sha256sum {0}".format(shlex.join(wanted)), sudoable=True)
+        answer = self._low_level_execute_command(f"sha256sum {shlex.join(wanted)}", sudoable=True)
         found = set(str(answer["stdout"]).splitlines())
-        return {
-            sha256: os.path.basename(path)
-            for path, sha256 in wanted.items()
-            if "{0}  {1}".format(sha256, path) not in found
-        }
+        return {sha256: os.path.basename(path) for path, sha256 in wanted.items() if f"{sha256}  {path}" not in found}
 
     def _ship(self, missing: dict[str, str]) -> dict[str, str]:
         """Copy modules from the controller's cache to the host; return where they are there, by hash."""
@@ -54,9 +50,7 @@ class ActionModule(ModuleAction):
             local = cache_path(sha256)
             if not has_file(local, sha256):
                 raise AnsibleActionFail(
-                    "modules: {0} is not in the controller's cache ({1}); run stap_module in the same job.".format(
-                        name, local
-                    )
+                    f"modules: {name} is not in the controller's cache ({local}); run stap_module in the same job."
                 )
             shipped[sha256] = str(self._connection._shell.join_path(folder, os.path.basename(local)))
             self._transfer_file(local, shipped[sha256])

@@ -218,7 +218,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     findings = judge(host, module.params["builder"])
     blocking = [finding for finding in findings if finding.blocks]
     kernels = module.params["kernels"]
-    fine = "kernel {0} can be traced, staprun {1}".format(host["kernel"]["release"], host["staprun"])
+    fine = f"kernel {host['kernel']['release']} can be traced, staprun {host['staprun']}"
     return {
         "changed": False,
         "verdict": "refused" if blocking else "ready",

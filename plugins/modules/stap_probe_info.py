@@ -214,7 +214,7 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
     try:
         accept = re.compile(params["match"]).search if params["match"] else None
     except re.error as error:
-        raise InvalidInput("match", params["match"], "is not a regular expression: {0}".format(error)) from error
+        raise InvalidInput("match", params["match"], f"is not a regular expression: {error}") from error
     store.check_owner(params["store"])
     root = Root()
     tools = builder.read_toolchain(root)
@@ -226,7 +226,7 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
     kernels = builder.read_kernels(root, tools.compilers)
     release = params["kernel"] or (next(iter(kernels)) if len(kernels) == 1 else None)
     if release is None:
-        raise InvalidInput("kernel", None, "is needed: there are headers for {0}".format(", ".join(sorted(kernels))))
+        raise InvalidInput("kernel", None, f"is needed: there are headers for {', '.join(sorted(kernels))}")
     kernel = builder.find_kernel(kernels, release, None)
     lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout"])
     return release, [lister.row(point, accept, params["limit"]) for point in points]

@@ -288,7 +288,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 def _answer(module: AnsibleModule, result: dict[str, t.Any]) -> dict[str, t.Any]:
     answer: dict[str, t.Any] = {"changed": False, "run": result}
     if "outcome" in result and result["outcome"] not in module.params["accept"]:
-        answer.update(failed=True, msg="The run ended as {0}: {1}.".format(result["outcome"], result["reason"]))
+        answer.update(failed=True, msg=f"The run ended as {result['outcome']}: {result['reason']}.")
     return answer
 
 

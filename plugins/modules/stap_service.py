@@ -240,7 +240,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Bring the tracers into the wanted state, and fail when one of them is not as it was asked for."""
     plan, result = service_run.run(module.params, module.check_mode)
     answer = {**result, **plan.result(module._diff)}
-    wrong = ["{0}: {1}".format(row["name"], row["error"]) for row in result["services"] if row["error"]]
+    wrong = [f"{row['name']}: {row['error']}" for row in result["services"] if row["error"]]
     if wrong:
         answer.update(failed=True, msg="; ".join(wrong) + ".")
     return answer

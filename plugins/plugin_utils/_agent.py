@@ -51,7 +51,7 @@ LEAST_ANSWER_SECONDS = 10
 # $0 is a shell, $1 its command, $2 a file that is its input, and gone before it begins. Descriptor 3 is our stdout, 4
 # the pipe of stderr, 5 the one of the exit status. What is printed beyond a limit is read and thrown away: the command
 # goes on as it would with a reader.
-_RUN = """
+_RUN = f"""
 if [ -z "${{HOME-}}" ]; then HOME=/; if [ -w ~root ]; then HOME=~root; fi; export HOME; fi
 cd "$HOME" 2>/dev/null
 if [ -n "$2" ]; then exec <"$2" && rm -f "$2" || exit; fi
@@ -59,11 +59,11 @@ some() {{ head -c "$1"; exec cat >/dev/null; }}
 exec 3>&1
 status=$({{
   {{
-    {{ "$0" -c "$1" 3>&- 4>&- 5>&-; echo "$?" >&5; }} 2>&4 4>&- | some {stdout} >&3
-  }} 4>&1 | some {stderr} >&2
+    {{ "$0" -c "$1" 3>&- 4>&- 5>&-; echo "$?" >&5; }} 2>&4 4>&- | some {MOST_STDOUT + 1} >&3
+  }} 4>&1 | some {MOST_STDERR + 1} >&2
 }} 5>&1)
 exit "$status"
-""".format(stdout=MOST_STDOUT + 1, stderr=MOST_STDERR + 1)
+"""
 _CREATE = 'umask 077 && : > "$1"'
 # In memory where the guest has such a place.
 _CREATE_ANY = """

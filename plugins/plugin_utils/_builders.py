@@ -75,7 +75,7 @@ def trace_builder_for(host: Row, builders: t.Mapping[str, Row | None]) -> dict[s
     if not chosen:
         reasons += _reasons(builders, found, odd)
         remedies += _remedies(builders, found, odd)
-    fine = "kernel {0} can be traced, built on {1}".format(host["kernel"]["release"], chosen)
+    fine = f"kernel {host['kernel']['release']} can be traced, built on {chosen}"
     return {
         "builder": chosen,
         "verdict": "refused" if reasons else "ready",

@@ -59,7 +59,7 @@ class Teller:
 
     def __init__(self, host: str, directory: str, terminal: bool, show: t.Callable[[str], t.Any]) -> None:
         self._host = host
-        self._name = "{0}: {1}".format(host, os.path.basename(directory).rpartition("-")[0])
+        self._name = f"{host}: {os.path.basename(directory).rpartition('-')[0]}"
         self._every = _TERMINAL_SECONDS if terminal else _LOG_SECONDS
         self._show = show
         self._told_at = time.monotonic() - (_TERMINAL_SECONDS if terminal else 0.0)
@@ -68,7 +68,7 @@ class Teller:
 
     def _line(self, text: str) -> None:
         self._told_at = time.monotonic()
-        self._show("{0}: {1}".format(self._name, text))
+        self._show(f"{self._name}: {text}")
 
     def tell(self, told: t.Any) -> float:
         """Take what the host says, whatever it is; return after how many seconds the run is to end.
@@ -95,7 +95,7 @@ class Teller:
         """Say once that the host does not answer."""
         if not self._was_cut:
             self._was_cut = True
-            self._line("the run goes on, but the host does not answer: {0}".format(reason.strip()[:200]))
+            self._line(f"the run goes on, but the host does not answer: {reason.strip()[:200]}")
 
 
 def _read_progress(told: t.Any) -> dict[str, t.Any]:
@@ -108,21 +108,20 @@ def _read_progress(told: t.Any) -> dict[str, t.Any]:
 
 def progress_text(progress: t.Mapping[str, t.Any]) -> str:
     """Return what is awaited, for how long, and what there is so far, in words."""
-    text = "{0}, {1:.0f} of {2:g} s".format(
-        _AWAITED[progress["state"]], progress["elapsed_seconds"], progress["of_seconds"]
-    )
+    text = f"{_AWAITED[progress['state']]}, {progress['elapsed_seconds']:.0f} of {progress['of_seconds']:g} s"
     if progress["sites"]:
-        text += ", {0} of {1} places armed".format(progress["armed"], progress["sites"])
+        text += f", {progress['armed']} of {progress['sites']} places armed"
     if progress.get("records"):
-        text += ", {0} records".format(progress["records"])
-    return text + ", {0} bytes so far".format(progress["bytes"])
+        text += f", {progress['records']} records"
+    return text + f", {progress['bytes']} bytes so far"
 
 
 def lost(directory: str, seconds: float) -> str:
     """Return what is known of a run whose host no longer answers."""
     return (
-        "The host has not answered until {0:.0f} s after the start of the run, which ends by itself on the host. "
-        "What it was is kept there in {1}, and the next run on the host tells it as found.".format(seconds, directory)
+        f"The host has not answered until {seconds:.0f} s after the start of the run, which ends by itself on the "
+        "host. "
+        f"What it was is kept there in {directory}, and the next run on the host tells it as found."
     )
 
 
@@ -147,7 +146,7 @@ def at_most(seconds: float, task_timeout: int) -> t.Iterator[None]:
         return
 
     def ring(_number: int, _frame: object) -> None:
-        raise NoAnswer("no answer within {0:g} s".format(seconds))
+        raise NoAnswer(f"no answer within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -166,11 +165,11 @@ def encoded(name: str, suffix: str = "") -> str:
     :raises NameTooLong: it is longer than a file's may be.
     """
     safe = "".join(
-        chr(byte) if byte in _SAFE and (place or byte != ord(".")) else "%{0:02X}".format(byte)
+        chr(byte) if byte in _SAFE and (place or byte != ord(".")) else f"%{byte:02X}"
         for place, byte in enumerate(name.encode("utf-8", "surrogatepass"))
     )
     if len(safe + suffix) > _NAME_BYTES:
-        raise NameTooLong("the name {0}... of the file is too long.".format(safe[:80]))
+        raise NameTooLong(f"the name {safe[:80]}... of the file is too long.")
     return safe + suffix
 
 
@@ -180,9 +179,9 @@ def file_name(host: str, module: str) -> str:
     :raises AnsibleActionFail: it is too long.
     """
     try:
-        return encoded(host, ".{0}.txt".format(module))
+        return encoded(host, f".{module}.txt")
     except NameTooLong as error:
-        raise AnsibleActionFail("output: {0}".format(error)) from None
+        raise AnsibleActionFail(f"output: {error}") from None
 
 
 def check_directory(path: str) -> None:
@@ -227,9 +226,8 @@ def put(
             expected = first["sha256"] if truncated or run.get("sha256") is None else run["sha256"]
             if digest.hexdigest() != expected:
                 raise AnsibleActionFail(
-                    "output: what arrived has another sha256 ({0}) than what the run printed ({1}).".format(
-                        digest.hexdigest(), expected
-                    )
+                    f"output: what arrived has another sha256 ({digest.hexdigest()}) than what the run printed "
+                    f"({expected})."
                 )
             os.replace(temporary, path)
         finally:

@@ -37,7 +37,7 @@ def imported(name: str, text: str) -> list[str]:
         if not (base + path).startswith(COLLECTION):
             continue
         package = (base + path).rstrip(".")
-        names = [package, *("{0}.{1}".format(package, word) for word in re.findall(r"\w+", words))]
+        names = [package, *(f"{package}.{word}" for word in re.findall(r"\w+", words))]
         found += [candidate for candidate in names if _file(candidate).is_file()]
     return found
 
@@ -86,7 +86,7 @@ class SourceAction(ModuleAction):
         interpreter = self._interpreter(task_vars)
         reason = self._obstacle(interpreter)
         if params["transport"] == "source" and reason:
-            raise AnsibleActionFail("transport: 'source' is not possible: {0}.".format(reason))
+            raise AnsibleActionFail(f"transport: 'source' is not possible: {reason}.")
         if params["transport"] == "module" or reason:
             return self._run_module(task_vars, wrap_async=self._task.async_val)
         return self._run_sources(params, interpreter)
@@ -101,7 +101,7 @@ class SourceAction(ModuleAction):
         checked = ArgumentSpecValidator(spec, **getattr(module, "RULES", {})).validate(self._task.args)
         if checked.error_messages:
             unsupported = isinstance(checked.errors[0], UnsupportedError)
-            start = "Unsupported parameters for ({0}) module: ".format(self._task.action) if unsupported else ""
+            start = f"Unsupported parameters for ({self._task.action}) module: " if unsupported else ""
             raise AnsibleActionFail(start + checked.errors.msg)
         return dict(checked.validated_parameters)
 
@@ -125,7 +125,7 @@ class SourceAction(ModuleAction):
     def _run_sources(self, params: dict[str, t.Any], interpreter: str) -> dict[str, t.Any]:
         # -I: no module of the current directory or of PYTHONPATH takes the place of one of the standard library.
         words = [*shlex.split(interpreter), "-IS", "-"]
-        command = "{0} {1}".format(self._compute_environment_string(), shlex.join(words)).strip()
+        command = f"{self._compute_environment_string()} {shlex.join(words)}".strip()
         name = self._module()
         program = payload(name, params, self._task.check_mode, self._task.diff)
         answer = self._low_level_execute_command(command, in_data=program)

@@ -36,7 +36,7 @@ def cache_path(sha256: str) -> str:
     :raises AnsibleActionFail: it is no hash; what comes from a host never becomes a path unchecked.
     """
     if not _SHA256.fullmatch(sha256):
-        raise AnsibleActionFail("module.sha256: {0!r} is not what stap_module returns.".format(sha256))
+        raise AnsibleActionFail(f"module.sha256: {sha256!r} is not what stap_module returns.")
     home = constants.config.get_config_value("ANSIBLE_HOME")
     return os.path.join(os.path.expanduser(home), "tapvirt", "modules", sha256 + ".ko")
 
@@ -65,9 +65,7 @@ def fetch_once(connection: Fetches, remote_path: str, sha256: str) -> str:
         try:
             connection.fetch_file(remote_path, temporary)
             if not has_file(temporary, sha256):
-                raise AnsibleActionFail(
-                    "The module {0} arrived with another sha256 than it was built with.".format(remote_path)
-                )
+                raise AnsibleActionFail(f"The module {remote_path} arrived with another sha256 than it was built with.")
             os.replace(temporary, path)
         finally:
             if os.path.exists(temporary):

@@ -164,7 +164,7 @@ def main() -> None:
                 wall, (recap,) = play(folder, ours(STARTED, state))
                 rows[title] = (wall, recap["changed"])
     floor, unit = rows["an empty play"][0], rows[few][0]
-    print("{:<48} {:>8} {:>8} {:>8} {:>8}".format("", "s", "above", "x", "changed"))
+    print(f"{'':<48} {'s':>8} {'above':>8} {'x':>8} {'changed':>8}")
     for title, (wall, changed) in rows.items():
         print(f"{title:<48} {wall:>8.2f} {wall - floor:>8.2f} {wall / unit:>8.2f} {changed:>8}")
 

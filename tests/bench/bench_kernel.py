@@ -11,12 +11,12 @@ import tempfile
 from host import COLLECTION, HOST_PYTHON, packed, packed_empty, show, sources
 
 HEAD = (
-    "import sys; sys.path.insert(0, {!r})\n"
+    f"import sys; sys.path.insert(0, {str(COLLECTION.parents[2])!r})\n"
     "from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
     "from ansible_collections.tapvirt.host.plugins.module_utils._kernel import symbols\n"
-).format(str(COLLECTION.parents[2]))
+)
 NAMES = ["vfs_read", "vfs_write", "do_sys_openat2", "tcp_sendmsg", "kmem_cache_alloc_noprof", "no_such_function"]
-LOOK_UP = HEAD + "table = symbols.read_table(Root())\n[table.look_up(n) for n in {!r}]\n".format(NAMES)
+LOOK_UP = HEAD + f"table = symbols.read_table(Root())\n[table.look_up(n) for n in {NAMES!r}]\n"
 COUNT = HEAD + "symbols.read_table(Root()).counts()\n"
 
 

@@ -11,9 +11,9 @@ import tempfile
 from host import HOST_PYTHON, show, sources
 
 ONE = ['kernel.function("vfs_read").call']
-TEN = ['kernel.function("vfs_{0}")'.format(name) for name in "open write fsync statx rename mkdir link unlink".split()]
+TEN = [f'kernel.function("vfs_{name}")' for name in "open write fsync statx rename mkdir link unlink".split()]
 TEN += ["timer.s(1)", 'kernel.trace("sched:sched_switch")']
-HUNDRED = TEN + ['kprobe.function("ksys_{0}")'.format(number) for number in range(90)]
+HUNDRED = TEN + [f'kprobe.function("ksys_{number}")' for number in range(90)]
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         for number, probes in enumerate(asked.values()):
             options = {"probes": probes, "limit": 10, "list": False, "kernel": None, "variables": False, "match": None}
             options.update(store="/nowhere", timeout=1, transport="source")
-            target = pathlib.Path(folder, "{0}.py".format(number))
+            target = pathlib.Path(folder, f"{number}.py")
             commands.append([HOST_PYTHON, "-IS", str(sources("stap_probe_info", options, target))])
         show("x cat", ["cat /proc/kallsyms", *("stap_probe_info, " + what for what in asked)], commands, 0)
 

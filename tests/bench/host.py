@@ -88,7 +88,7 @@ def peak_of(argv: t.Sequence[str]) -> float:
 def show(unit: str, names: t.Sequence[str], commands: t.Sequence[t.Sequence[str]], base: int) -> None:
     """Measure commands and print a table; the first one's time is the unit, memory is above that of ``base``."""
     figures = measure(commands)
-    print("{:<40} {:>9} {:>8} {:>12}".format("", "ms", unit, "MiB above"))
+    print(f"{'':<40} {'ms':>9} {unit:>8} {'MiB above':>12}")
     for name, (milliseconds, memory) in zip(names, figures, strict=True):
         above = max(memory - figures[base][1], 0.0)
-        print("{:<40} {:>9.1f} {:>8.2f} {:>12.1f}".format(name, milliseconds, milliseconds / figures[0][0], above))
+        print(f"{name:<40} {milliseconds:>9.1f} {milliseconds / figures[0][0]:>8.2f} {above:>12.1f}")

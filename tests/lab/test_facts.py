@@ -111,7 +111,7 @@ def test_symbols_are_where_awk_finds_them(kernel_host, modules_say, others_say):
         assert row["count"] == int(told["count_" + name]), name
         if row["matches"]:
             first = min(row["matches"], key=lambda match: int(match["address"], 16))
-            assert "{:016x} {}".format(int(first["address"], 16), first["type"]) == told["at_" + name]
+            assert f"{int(first['address'], 16):016x} {first['type']}" == told["at_" + name]
             assert row["ftrace"] == (told["ftrace_" + name] != "0")
             core = {match["owner"] for match in row["matches"]} == {"vmlinux"}
             status = "found" if row["count"] == 1 else "ambiguous"
@@ -138,8 +138,8 @@ def test_a_kernels_own_files_on_the_builder_agree(lab, modules_say, others_say):
         assert facts["version_code"] == int(told[release].split()[0])
         assert facts["build_id"] == re.search(r"BuildID\[sha1\]=(\w+)", told[release]).group(1)
         assert tables[host].counts().core_fingerprint == facts["symbols"]["core_fingerprint"]
-        maps = "/usr/lib/debug/boot/System.map-{0} /usr/lib/debug/lib/modules/{0}/System.map".format(release)
-        text = lab.run("builder", "sh", "-c", "cat {} 2>/dev/null || true".format(maps)).stdout
+        maps = f"/usr/lib/debug/boot/System.map-{release} /usr/lib/debug/lib/modules/{release}/System.map"
+        text = lab.run("builder", "sh", "-c", f"cat {maps} 2>/dev/null || true").stdout
         table = map_table(text.encode())
         assert table is not None, release
         source = Source("system_map", "System.map", "readable", None, table)

@@ -31,13 +31,13 @@ def generated_line(chance: random.Random) -> str:
     """Return one line, as people write them; a few are wrong."""
     blank = chance.choice([" ", " ", "  ", "\t"])
     options = blank.join(chance.sample(OPTIONS, chance.randint(0, 4)))
-    line = "options{0}{1}{0}{2}".format(blank, chance.choice(NAMES), options)
+    line = f"options{blank}{chance.choice(NAMES)}{blank}{options}"
     if chance.random() < 0.3:
         name = chance.choice([*NAMES, *NAMES, *PATTERNS])
         before, after = (" ".join(chance.sample(["nbd", "null_blk"], chance.randint(0, 2))) for _side in range(2))
-        softdep = "softdep {} pre: {} post: {}".format(chance.choice([*NAMES, "dum*"]), before, after)
-        blacklist = "blacklist{}{}".format(blank, chance.choice(NAMES))
-        install = "install {}{}{}".format(name, blank, chance.choice(COMMANDS))
+        softdep = f"softdep {chance.choice([*NAMES, 'dum*'])} pre: {before} post: {after}"
+        blacklist = f"blacklist{blank}{chance.choice(NAMES)}"
+        install = f"install {name}{blank}{chance.choice(COMMANDS)}"
         line = chance.choice(
             [blacklist, blacklist, softdep, softdep, install, "remove nbd /bin/true", "alias alias0 nbd"]
         )
@@ -56,7 +56,7 @@ def generated_tree(number: int) -> dict[str, str]:
     for directory in chance.sample(modprobe_d.DIRECTORIES[:-1], 3):
         for name in chance.sample(names, chance.randint(0, 4)):
             lines = [generated_line(chance) for _line in range(chance.randint(0, 6))]
-            files["{}/{}".format(directory, name)] = "\n".join(lines) + chance.choice(["\n", "\n", "", "\\"])
+            files[f"{directory}/{name}"] = "\n".join(lines) + chance.choice(["\n", "\n", "", "\\"])
     return files
 
 
@@ -71,7 +71,7 @@ def trees(lab, tmp_path_factory) -> list[tuple[Root, list[modprobe_d.Line], dict
     command_line = lab.run("builder", "cat", "/proc/cmdline").stdout
     rows = []
     for number, (tree, theirs) in enumerate(zip(files, json.loads(done.stdout), strict=True)):
-        top = tmp_path_factory.mktemp("tree-{}".format(number))
+        top = tmp_path_factory.mktemp(f"tree-{number}")
         for name, text in {**tree, "proc/cmdline": command_line}.items():
             path = top / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +116,10 @@ def test_what_modprobe_would_load_is_our_view(trees):
         for module in MODULES:
             shown = theirs["loads"][module]
             install = modprobe_d.install_line(lines, canonical(module))
-            own = [line for line in shown if line.startswith("insmod ") and "/{}.ko".format(module) in line]
+            own = [line for line in shown if line.startswith("insmod ") and f"/{module}.ko" in line]
             assert bool(own) is (install is None), (number, module)
             if install is None:
-                words = said_by(["options {} {}".format(module, line.split(" ", 2)[2]) for line in own[:1]])
+                words = said_by([f"options {module} {line.split(' ', 2)[2]}" for line in own[:1]])
                 ours = [row for row in options_of(root, lines) if row[0] == canonical(module)]
                 assert words == ours, (number, module)
                 loaded += bool(words)

@@ -88,7 +88,7 @@ def fill(text: str, argument: str) -> str:
         if word[0] not in "$@" or not argument:
             return word
         filled = "9" if word[1] == "#" else argument
-        return filled if word[0] == "$" else '"{0}"'.format(filled)
+        return filled if word[0] == "$" else f'"{filled}"'
 
     return re.sub(r'(?s)"(?:[^"\\\n]|\\.)*"|#[^\n]*|//[^\n]*|/\*.*?\*/|[$@](?:[0-9]+|#)', value, text)
 
@@ -158,7 +158,7 @@ def own_verdicts(lab, scripts, command):
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for number, text in enumerate(scripts):
             data = (text.rstrip("\n") + "\n").encode()
-            member = tarfile.TarInfo("{0:03}.stp".format(number))
+            member = tarfile.TarInfo(f"{number:03}.stp")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     text = base64.b64encode(packed.getvalue()).decode()

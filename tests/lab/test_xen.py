@@ -49,7 +49,7 @@ def test_the_packages_of_xen_are_what_other_tools_say(lab):
     assert done.returncode == 0, done.stderr
     told = pairs(done.stdout)
     try:
-        syms = "{}/xen-syms-{}".format(told["folder"], "{{ xen.images[1].version }}")
+        syms = f"{told['folder']}/xen-syms-{'{{ xen.images[1].version }}'}"
         look_up = {"symbols": ["_stext", "__start_xen", "vfs_read"], "source": "xen_syms", "path": syms}
         map_too = {"compare_with": "xen_syms", "compare_path": syms + ".map"}
         tasks = [
@@ -76,7 +76,7 @@ def test_the_packages_of_xen_are_what_other_tools_say(lab):
     rows = {row["name"]: row for row in found["symbols"]}
     for name in ("_stext", "__start_xen"):
         match = rows[name]["matches"][0]
-        assert "{} {}".format(match["address"], match["type"]) == told[name]
+        assert f"{match['address']} {match['type']}" == told[name]
     assert (rows["vfs_read"]["status"], found["comparison"]["verdict"]) == ("absent", "same_kernel")
     assert found["comparison"]["offset"] == "0x0"
     assert found["comparison"]["build_id"] == told["build_id"]

@@ -94,7 +94,7 @@ def run(
         kept, truncated = _communicate(process, stdin.encode(), started + timeout_seconds, max_output_bytes)
     except TimeoutError:
         raise CommandTimeout(
-            "{!r} did not end within {:g} s and was ended.".format(" ".join(argv), timeout_seconds),
+            f"{' '.join(argv)!r} did not end within {timeout_seconds:g} s and was ended.",
             argv=list(argv),
             timeout_seconds=timeout_seconds,
         ) from None

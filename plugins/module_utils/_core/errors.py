@@ -49,9 +49,9 @@ class InvalidInput(TapvirtError):
         shown = repr(value)
         if len(shown) > _SHOWN_LETTERS:
             shown = shown[:_SHOWN_LETTERS] + "..."
-        message = "{}: {} {}.".format(item, shown, rule.rstrip("."))
+        message = f"{item}: {shown} {rule.rstrip('.')}."
         if nearest:
-            message += " Nearest: {}.".format(", ".join(nearest))
+            message += f" Nearest: {', '.join(nearest)}."
         super().__init__(message, item=item, value=value, rule=rule, nearest=list(nearest), **fields)
 
 

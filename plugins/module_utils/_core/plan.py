@@ -89,7 +89,7 @@ def _diff_text(what: str, value: t.Any) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     if "\n" in text:
-        return "{}:\n{}\n".format(what, text.rstrip("\n"))
+        return what + ":\n" + text.rstrip("\n") + "\n"
     return f"{what}: {text}\n"
 
 
@@ -129,9 +129,8 @@ def converge(
 def _check_effect(planned: Plan, left: Plan) -> None:
     if left:
         raise NoEffect(
-            "Carried out without an error, but reading back shows no effect: {}.".format(
-                "; ".join(f"{change.what} ({change.why})" for change in left)
-            ),
+            "Carried out without an error, but reading back shows no effect: "
+            f"{'; '.join(f'{change.what} ({change.why})' for change in left)}.",
             plan=planned.rows(),
             not_effective=left.rows(),
             changed=True,

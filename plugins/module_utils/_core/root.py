@@ -31,7 +31,7 @@ class Root:
 
     def path(self, name: str) -> str:
         """Return the full path of a name below this root."""
-        return "{}/{}".format(self._path.rstrip("/"), name.lstrip("/"))
+        return f"{self._path.rstrip('/')}/{name.lstrip('/')}"
 
     def read_bytes(self, name: str, limit_bytes: int = _DEFAULT_LIMIT_BYTES) -> bytes:
         """Return up to ``limit_bytes`` of a file, read sequentially on one descriptor."""

@@ -218,7 +218,7 @@ class _Header:
         try:
             return struct.unpack_from(self._prefix + layout, self._image, offset)
         except (struct.error, OverflowError) as error:
-            raise ElfError("A damaged ELF file: {}.".format(error)) from error
+            raise ElfError(f"A damaged ELF file: {error}.") from error
 
 
 def _prefix(order: str) -> str:

@@ -60,7 +60,7 @@ def chosen_subsets(gather_subset: t.Sequence[str]) -> set[str]:
     for name in names:
         if name not in SUBSETS and name not in ("all", "min"):
             choices = (*SUBSETS, "all", "min")
-            rule = "is not a subset; there are {}".format(", ".join(choices))
+            rule = f"is not a subset; there are {', '.join(choices)}"
             raise InvalidInput("gather_subset", name, rule, nearest_names(name, choices))
     added = {name for name in gather_subset if not name.startswith("!")}
     removed = {name[1:] for name in gather_subset if name.startswith("!")}
@@ -205,17 +205,17 @@ class _Gatherer:
         digest = hashlib.sha256()
         count = unreadable = modules = 0
         for module in self._root.listdir("sys/module"):
-            directory = "sys/module/{}/parameters".format(module)
+            directory = f"sys/module/{module}/parameters"
             names = self._root.listdir(directory)
             modules += bool(names)
             for name in names:
                 count += 1
                 try:
-                    value = self._root.read_bytes("{}/{}".format(directory, name))
+                    value = self._root.read_bytes(f"{directory}/{name}")
                 except OSError:
                     unreadable += 1
                     continue
-                digest.update("{}.{}=".format(module, name).encode() + value + b"\0")
+                digest.update(f"{module}.{name}=".encode() + value + b"\0")
         fingerprint = digest.hexdigest()[:32]
         return {
             "parameters": {"modules": modules, "count": count, "unreadable": unreadable, "fingerprint": fingerprint}
@@ -225,9 +225,9 @@ class _Gatherer:
         try:
             self._table = read_table(self._root)
         except FileNotFoundError:
-            self._unavailable["symbols"] = "there is no /{}".format(KALLSYMS)
+            self._unavailable["symbols"] = f"there is no /{KALLSYMS}"
         except OSError as error:
-            self._unavailable["symbols"] = "/{}: {}".format(KALLSYMS, error.strerror)
+            self._unavailable["symbols"] = f"/{KALLSYMS}: {error.strerror}"
 
     def _symbols(self) -> dict[str, t.Any]:
         table = self._table
@@ -251,13 +251,13 @@ class _Gatherer:
 
     def _tracing(self) -> dict[str, t.Any]:
         debugfs = mount_point(self._root, "debugfs")
-        blacklist = "{}/kprobes/blacklist".format(debugfs) if debugfs else None
+        blacklist = f"{debugfs}/kprobes/blacklist" if debugfs else None
         enabled = self._root.read_text_or(debugfs + "/kprobes/enabled") if debugfs else None
         disabled = self._root.read_text_or("proc/sys/kernel/modules_disabled")
         enforced = self._root.read_text_or("sys/module/module/parameters/sig_enforce")
         loadable = self._root.exists("proc/modules")
         if blacklist is None or not os.access(self._root.path(blacklist), os.R_OK):
-            self._unavailable["blacklist"] = "debugfs is not {}".format("readable" if debugfs else "mounted")
+            self._unavailable["blacklist"] = f"debugfs is not {'readable' if debugfs else 'mounted'}"
             blacklist = None
         return {
             "tracing": {
@@ -289,7 +289,7 @@ class _Gatherer:
         try:
             return self._root.read_bytes(name)
         except OSError as error:
-            self._unavailable[fact] = "/{}: {}".format(name, error.strerror)
+            self._unavailable[fact] = f"/{name}: {error.strerror}"
             return None
 
 

@@ -53,7 +53,7 @@ def version_code(release: str) -> int:
     """
     match = _RELEASE.match(release)
     if match is None:
-        raise TapvirtError("{!r} does not begin with a kernel version, such as 6.12.0.".format(release))
+        raise TapvirtError(f"{release!r} does not begin with a kernel version, such as 6.12.0.")
     version, patchlevel, sublevel = (int(part or 0) for part in match.groups())
     return (version << 16) + (patchlevel << 8) + min(sublevel, 255)
 
@@ -93,7 +93,7 @@ def build_id_of(notes: t.Iterable[Note]) -> str | None:
 def taint_flags(value: int) -> list[str]:
     """Return the names of the bits of ``/proc/sys/kernel/tainted``; a bit without a name here is ``bit_N``."""
     bits = [bit for bit in range(value.bit_length()) if value >> bit & 1]
-    return [TAINTS[bit] if bit < len(TAINTS) else "bit_{}".format(bit) for bit in bits]
+    return [TAINTS[bit] if bit < len(TAINTS) else f"bit_{bit}" for bit in bits]
 
 
 def selected_word(text: str) -> str | None:

@@ -72,7 +72,7 @@ def is_older_than_options(root: Root, name: str) -> bool:
     for directory in modprobe_d.DIRECTORIES:
         for file in ("", *root.listdir(directory)):
             with contextlib.suppress(OSError):
-                if os.stat(root.path("{}/{}".format(directory, file))).st_mtime_ns > made:
+                if os.stat(root.path(f"{directory}/{file}")).st_mtime_ns > made:
                     return True
     return False
 
@@ -91,9 +91,7 @@ def read_image(root: Root, name: str, release: str) -> Image:
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         # What unpacks raises OSError as well, without a number.
         system = isinstance(error, OSError) and error.errno is not None
-        return Image(
-            "/" + name, maker, (), {}, "it {}: {}".format("cannot be unpacked" if system else "is damaged", error)
-        )
+        return Image("/" + name, maker, (), {}, f"it {'cannot be unpacked' if system else 'is damaged'}: {error}")
     lines = modprobe_d.read_lines(_Unpacked(files))
     return Image("/" + name, maker, modules, modprobe_d.effective(modprobe_d.options_of(lines)), None)
 
@@ -116,9 +114,8 @@ def make_image(image: Image) -> None:
     if done.rc != 0:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise TapvirtError(
-            "{} could not be made anew: {} failed ({}): {}".format(
-                image.path, image.maker[0], done.rc, said[-1] if said else "it gave no reason"
-            )
+            f"{image.path} could not be made anew: {image.maker[0]} failed ({done.rc}): "
+            f"{said[-1] if said else 'it gave no reason'}"
         )
 
 
@@ -222,17 +219,17 @@ def _unpacked(rest: t.BinaryIO, start: bytes, scratch: str) -> t.BinaryIO:
         return t.cast("t.BinaryIO", bz2.BZ2File(rest))
     argv = next((argv for magic, argv in _PROGRAMS if start.startswith(magic)), None)
     if argv is None:
-        raise Unreadable("it is compressed in a way that is not known here ({})".format(start.hex()))
+        raise Unreadable(f"it is compressed in a way that is not known here ({start.hex()})")
     with open(os.path.join(scratch, _PACKED), "wb") as copy:
         shutil.copyfileobj(rest, copy)
     try:
         done = run(argv, _UNPACK_SECONDS, cwd=scratch)
     except CommandMissing as error:
-        raise Unreadable("it takes the program {} to unpack it".format(argv[0])) from error
+        raise Unreadable(f"it takes the program {argv[0]} to unpack it") from error
     except CommandTimeout as error:
-        raise Unreadable("{} takes longer than {:g} s to unpack it".format(argv[0], _UNPACK_SECONDS)) from error
+        raise Unreadable(f"{argv[0]} takes longer than {_UNPACK_SECONDS:g} s to unpack it") from error
     if done.rc != 0:
-        raise Unreadable("{} does not unpack it: {}".format(argv[0], done.stderr.strip()[:200]))
+        raise Unreadable(f"{argv[0]} does not unpack it: {done.stderr.strip()[:200]}")
     return open(os.path.join(scratch, _OUT), "rb")
 
 

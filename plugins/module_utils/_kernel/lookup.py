@@ -41,7 +41,7 @@ class Query:
             try:
                 self.accept = re.compile(text[1:]).search
             except re.error as error:
-                raise InvalidInput("symbols", text, "is not a regular expression: {}".format(error)) from error
+                raise InvalidInput("symbols", text, f"is not a regular expression: {error}") from error
         elif any(letter in text for letter in "*?["):
             self.kind = "glob"
             self.accept = re.compile(fnmatch.translate(text)).match
@@ -80,7 +80,7 @@ def look_up(
     if other is not None:
         result["comparison"] = compare(source, other)
     if source.table.empty:
-        reason = "there is no symbol table to look in: {}".format(source.reason or "it is empty")
+        reason = f"there is no symbol table to look in: {source.reason or 'it is empty'}"
         result["symbols"] = [_row(query, "data_unavailable", reason) for query in queries]
         return result
     rows = _Answers(root, source, release, owner, limit).rows(queries)
@@ -103,9 +103,7 @@ def _reconcile(
         if query.kind == "name":
             row["drift"] = None if other.table.empty else drift(query.text, source.table, other.table, verdict)
         if verdict == "another_kernel" and row["count"] and not source.is_running:
-            row.update(
-                status="data_unavailable", reason="{} is of another kernel than {}".format(source.name, other.name)
-            )
+            row.update(status="data_unavailable", reason=f"{source.name} is of another kernel than {other.name}")
             for symbol in [*row["matches"], *row.get("variants", [])]:
                 symbol["address"] = None
 
@@ -165,14 +163,14 @@ class _Answers:
         if query.kind == "name" and count > 1:
             places = {symbol.address for symbol in found}
             if len(places) > 1 or self._table.restricted:
-                return "ambiguous", "{} symbols have this name".format(count)
+                return "ambiguous", f"{count} symbols have this name"
         if kallsyms and self._table.restricted:
             return "restricted", "it is there; its address is hidden"
         return "found", None
 
     def _explain_absence(self, row: dict[str, t.Any], name: str) -> None:
         if self._owner is not None and self._owner != CORE_OWNER and self._owner not in self._table.owners():
-            row["reason"] = "{} is not loaded, or has no symbols".format(self._owner)
+            row["reason"] = f"{self._owner} is not loaded, or has no symbols"
         elif row["variants"]:
             row["reason"] = "only variants that the compiler made of it are there; inlined copies are not listed"
         if self._nearest_left > 0:

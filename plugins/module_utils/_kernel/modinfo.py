@@ -83,7 +83,7 @@ class InstalledModules:
 
     def __init__(self, root: Root, release: str) -> None:
         self._root = root
-        self._directory = "lib/modules/{}".format(release)
+        self._directory = f"lib/modules/{release}"
         self._loadable: dict[str, str] | None = None
         self._builtin: dict[str, list[tuple[str, str]]] | None = None
         self._known: dict[str, dict[str, ParameterInfo]] = {}
@@ -95,7 +95,7 @@ class InstalledModules:
         path = self._paths().get(canonical(module))
         if path is None:
             return None
-        return path.lstrip("/") if path.startswith("/") else "{}/{}".format(self._directory, path)
+        return path.lstrip("/") if path.startswith("/") else f"{self._directory}/{path}"
 
     def names(self) -> list[str]:
         """Return every loadable and built-in module that is named."""

@@ -58,7 +58,7 @@ class Option(t.NamedTuple):
     @property
     def word(self) -> str:
         """Return the option as it is written."""
-        return self.name if self.value is None else "{}={}".format(self.name, self.value)
+        return self.name if self.value is None else f"{self.name}={self.value}"
 
     @property
     def setting(self) -> Setting:
@@ -138,7 +138,7 @@ def read_lines(root: Root) -> list[Line]:
     for directory in DIRECTORIES:
         for name in root.listdir(directory):
             if name.endswith(".conf") and not name.startswith("."):
-                files.setdefault(name, "{}/{}".format(directory, name))
+                files.setdefault(name, f"{directory}/{name}")
     lines: list[Line] = []
     for name in sorted(files):
         text = root.read_text_or(files[name])
@@ -200,7 +200,7 @@ def _word(name: str, setting: Setting) -> str:
     if isinstance(setting, bool):
         return name
     check_writable(setting)
-    return "{}={}".format(name, quote(setting))
+    return f"{name}={quote(setting)}"
 
 
 def _edited_line(line: str, left: dict[Key, str | None], changes: t.Mapping[Key, Setting | None]) -> str:
@@ -242,7 +242,7 @@ def _option_words(line: str) -> tuple[str, list[str]] | None:
 
 
 def _options_line(module: str, words: t.Sequence[str]) -> str:
-    return "options {} {}\n".format(module, " ".join(words).replace("\\", "\\\\"))
+    return "options " + module + " " + " ".join(words).replace("\\", "\\\\") + "\n"
 
 
 def _first_word(line: str) -> tuple[str, str]:

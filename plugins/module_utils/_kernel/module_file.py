@@ -66,10 +66,10 @@ def entries_printed(types: str, descriptions: str) -> list[tuple[str, str]]:
     known = dict(entry.split(":", 1) for _key, entry in entries if ":" in entry)
     for entry in descriptions.split("\0"):
         name, _colon, description = entry.partition(":")
-        if name in known and description.endswith(" ({})".format(known[name])):
+        if name in known and description.endswith(f" ({known[name]})"):
             description = description[: -len(known[name]) - 3]
         if description:
-            entries.append(("parm", "{}:{}".format(name, description)))
+            entries.append(("parm", f"{name}:{description}"))
     return entries
 
 

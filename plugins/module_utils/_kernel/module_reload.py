@@ -53,16 +53,16 @@ def in_the_way(root: Root, module: str, lines: t.Sequence[modprobe_d.Line], alia
     """
     found = list(_users(root, module))
     if not found:
-        found += ["it drives {}".format(_some(devices)) for devices in [_devices(root, module)] if devices]
+        found += [f"it drives {_some(devices)}" for devices in [_devices(root, module)] if devices]
         up = sorted(_interfaces(root, _link_types(module, aliases)))
-        found += ["the network interface {} is up".format(_some(up))] if up else []
-    if re.search(r"^{} .*\[permanent\]".format(re.escape(module)), root.read_text_or("proc/modules") or "", re.M):
+        found += [f"the network interface {_some(up)} is up"] if up else []
+    if re.search(rf"^{re.escape(module)} .*\[permanent\]", root.read_text_or("proc/modules") or "", re.M):
         found.append("it cannot be unloaded (permanent)")
     if (root.read_text_or("proc/sys/kernel/modules_disabled") or "0").strip() != "0":
         found.append("no module can be loaded any more (kernel.modules_disabled)")
     for line in lines:
         if line.command in ("install", "remove") and [canonical(word) for word in line.rest.split()[:1]] == [module]:
-            found.append("{} says: {} {}".format(line.source, line.command, line.rest))
+            found.append(f"{line.source} says: {line.command} {line.rest}")
     return found
 
 
@@ -86,13 +86,12 @@ def load_module(root: Root, module: str, keep: t.Mapping[str, tuple[Item, Value]
     lost = _put_back(root, keep)
     if lost:
         unload(module)
-        _load(module, ["{}={}".format(name, value.text) for name, value in lost.items()])
+        _load(module, [f"{name}={value.text}" for name, value in lost.items()])
         lost = _put_back(root, keep)
     if lost:
         raise TapvirtError(
-            "{} was loaded again, yet {} cannot be what it was".format(
-                module, ", ".join("{} ({})".format(name, value.text) for name, value in sorted(lost.items()))
-            ),
+            f"{module} was loaded again, yet "
+            f"{', '.join((f'{name} ({value.text})' for name, value in sorted(lost.items())))} cannot be what it was",
             module=module,
             lost=sorted(lost),
         )
@@ -122,13 +121,13 @@ def unload(module: str) -> None:
             break
         time.sleep(0.2)
     if done.rc != 0:
-        raise TapvirtError("{} could not be unloaded: {}".format(module, _last_line(done.stderr)), module=module)
+        raise TapvirtError(f"{module} could not be unloaded: {_last_line(done.stderr)}", module=module)
 
 
 def _load(module: str, arguments: t.Sequence[str]) -> None:
     done = run(["modprobe", module, *arguments], timeout_seconds=_LOAD_SECONDS)
     if done.rc != 0:
-        raise TapvirtError("{} could not be loaded: {}".format(module, _last_line(done.stderr)), module=module)
+        raise TapvirtError(f"{module} could not be loaded: {_last_line(done.stderr)}", module=module)
 
 
 def _put_back(root: Root, keep: t.Mapping[str, tuple[Item, Value]]) -> dict[str, Value]:
@@ -150,37 +149,37 @@ def _put_back(root: Root, keep: t.Mapping[str, tuple[Item, Value]]) -> dict[str,
 
 
 def _users(root: Root, module: str) -> t.Iterator[str]:
-    holders = root.listdir("sys/module/{}/holders".format(module))
+    holders = root.listdir(f"sys/module/{module}/holders")
     if holders:
-        yield "it is used by {}".format(_some(holders))
-    count = root.read_text_or("sys/module/{}/refcnt".format(module))
+        yield f"it is used by {_some(holders)}"
+    count = root.read_text_or(f"sys/module/{module}/refcnt")
     if count is None:
         yield "this kernel cannot unload modules"
     elif int(count) > len(holders):
-        yield "it is in use ({} times: open devices, mounts, sockets or the like)".format(int(count) - len(holders))
+        yield f"it is in use ({int(count) - len(holders)} times: open devices, mounts, sockets or the like)"
 
 
 def _devices(root: Root, module: str) -> list[str]:
     """Return the devices that are bound to the module's drivers."""
     found: set[str] = set()
-    drivers = "sys/module/{}/drivers".format(module)
+    drivers = f"sys/module/{module}/drivers"
     for driver in root.listdir(drivers):
-        directory = "{}/{}".format(drivers, driver)
+        directory = f"{drivers}/{driver}"
         names = [name for name in root.listdir(directory) if name != "module"]
-        found |= {name for name in names if os.path.islink(root.path("{}/{}".format(directory, name)))}
+        found |= {name for name in names if os.path.islink(root.path(f"{directory}/{name}"))}
     return sorted(found)
 
 
 def _link_types(module: str, aliases: str) -> set[str]:
     """Return what a module's network interfaces may say that they are: its name, and its aliases for link types."""
-    types = re.findall(r"^alias rtnl-link-(\S+) {}$".format(re.escape(module)), aliases, re.M)
+    types = re.findall(rf"^alias rtnl-link-(\S+) {re.escape(module)}$", aliases, re.M)
     return {module, *(canonical(name) for name in types)}
 
 
 def _interfaces(root: Root, types: t.Collection[str]) -> t.Iterator[str]:
     """Yield the network interfaces of these types that are up."""
     for name in root.listdir("sys/class/net"):
-        directory = "sys/class/net/{}/".format(name)
+        directory = f"sys/class/net/{name}/"
         flags = int(root.read_text_or(directory + "flags") or "0", 16)
         if not flags & _UP:
             continue
@@ -205,7 +204,7 @@ def _driver(interface: str) -> str:
 
 def _some(names: t.Sequence[str]) -> str:
     left = len(names) - _FEW
-    return ", ".join(names[:_FEW]) + (" and {} more".format(left) if left > 0 else "")
+    return ", ".join(names[:_FEW]) + (f" and {left} more" if left > 0 else "")
 
 
 def _last_line(text: str) -> str:

@@ -126,7 +126,7 @@ class Steps:
             self._journal.write({**observed.journal, **self._not_loaded(observed)})
         except OSError as failure:
             # It still says what was under way: the next run puts it back once more.
-            texts.append("the journal {}: {}".format(failure.filename, failure.strerror))
+            texts.append(f"the journal {failure.filename}: {failure.strerror}")
         undone = "Everything is as it was before"
         if texts:
             undone = "Not everything could be put back: " + "; ".join(texts)
@@ -138,7 +138,7 @@ class Steps:
             changed=bool(texts),
             params=[self._failed_row(entry, observed, keys, left) for entry in self._wanted],
         )
-        return TapvirtError("{}. {}.".format(reason.rstrip("."), undone), **fields)
+        return TapvirtError(f"{reason.rstrip('.')}. {undone}.", **fields)
 
     def _failed_row(
         self, entry: Wanted, observed: Observed, failed: t.Collection[Key], left: t.Sequence[tuple[Step, str]]
@@ -177,7 +177,7 @@ class Steps:
                 own = observed.own.get(step.key)
                 lines[step.key] = None if own is None else own.setting
         lines.update(observed.interrupted_lines)
-        persisting = {"{}.{}".format(*key): before for key, before in lines.items()}
+        persisting = {".".join(key): before for key, before in lines.items()}
         record.update(originals=originals, in_progress=unfinished, persisting=persisting, boot_id=observed.boot_id)
         self._journal.write(record)
 
@@ -208,7 +208,7 @@ class Steps:
             write_parameter(self._root.path(name), write.text)
         except OSError as error:
             lockdown = self._root.read_text_or("sys/kernel/security/lockdown")
-            reason = "{}: the kernel refused {!r}: {}".format(write.what, write.text, cause(error, item, lockdown))
+            reason = f"{write.what}: the kernel refused {write.text!r}: {cause(error, item, lockdown)}"
             raise TapvirtError(reason, value=write.text, errno=error.errno) from error
         self._check_taint(write.what, before, write.allow_taint)
         if write.read_back in ("trigger", "opaque"):
@@ -221,8 +221,9 @@ class Steps:
     def _check_taint(self, what: str, before: int, allowed: bool) -> None:
         if tainted(self._root) & ~before & TAINT_USER and not allowed:
             raise TapvirtError(
-                "{}: setting it tainted the kernel (U), which lasts until a reboot; its module marks it as unsafe. Say "
-                "allow_taint: true if that may be".format(what),
+                f"{what}: setting it tainted the kernel (U), which lasts until a reboot; its module marks it as "
+                "unsafe. Say "
+                "allow_taint: true if that may be",
                 taints_added=taint_flags(TAINT_USER),
             )
 
@@ -289,9 +290,7 @@ class Steps:
         observed = dataclasses.replace(self._reader.observe([entry.key for entry in self._wanted], {}), image=made)
         left = [step for step in plan(self._wanted, self._state, observed, True) if isinstance(step, Refresh)]
         if left:
-            raise NoEffect(
-                "{} was made anew by {}, and still has {}".format(image.path, image.maker[0], left[0].before)
-            )
+            raise NoEffect(f"{image.path} was made anew by {image.maker[0]}, and still has {left[0].before}")
 
     def _roll_back(self, observed: Observed) -> list[tuple[Step, str]]:
         """Undo what was done, the last first; return the steps whose undo failed, with the reason in words.
@@ -306,7 +305,7 @@ class Steps:
                 self._undo_step(step, observed)
             except OSError as error:
                 what = OWN_FILE if isinstance(step, Persist) else step.what
-                left.append((step, "{}: {}".format(what, error.strerror)))
+                left.append((step, f"{what}: {error.strerror}"))
             except TapvirtError as error:
                 left.append((step, error.message.rstrip(".")))
         return left
@@ -325,7 +324,7 @@ class Steps:
         elif isinstance(step, Reload):
             self._undo_reload(step)
         elif isinstance(step, Write) and step.undo is None:
-            raise TapvirtError("{} cannot be put back".format(step.what))
+            raise TapvirtError(f"{step.what} cannot be put back")
         elif isinstance(step, Write):
             self._undo_write(observed.items[step.key], step.undo or "")
 
@@ -334,7 +333,7 @@ class Steps:
         if not self._image_made:
             return
         if not any(isinstance(step, Persist) for step in self._done):
-            raise TapvirtError("{} was made again, and stays so".format(refresh.what))
+            raise TapvirtError(f"{refresh.what} was made again, and stays so")
         name = initramfs.image_of(self._root, self._reader.release) or ""
         initramfs.make_image(initramfs.read_image(self._root, name, self._reader.release))
 
@@ -346,7 +345,7 @@ class Steps:
         write_parameter(self._root.path(name), text)
         now = read_value(item.kind, self._root.read_text(name), item.word_bits)
         if not is_put_back(item.kind, now, before):
-            raise TapvirtError("{} was set back to {!r}, yet {!r} reads back".format(item.label, text, now.text))
+            raise TapvirtError(f"{item.label} was set back to {text!r}, yet {now.text!r} reads back")
 
     def _undo_reload(self, reload: Reload) -> None:
         """Load a module as it was loaded before."""
@@ -367,4 +366,4 @@ def _settled(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _labels(step: Step) -> list[str]:
-    return ["{}.{}".format(*key) for key in step.keys] if isinstance(step, (Write, Reload)) else []
+    return [".".join(key) for key in step.keys] if isinstance(step, (Write, Reload)) else []

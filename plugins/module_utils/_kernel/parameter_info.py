@@ -91,7 +91,7 @@ class _Look:
 
     def _module(self, module: str) -> tuple[dict[str, t.Any], list[dict[str, t.Any]]]:
         installed = self._reader.installed
-        names = {*self._root.listdir("sys/module/{}/parameters".format(module)), *installed.parameters(module)}
+        names = {*self._root.listdir(f"sys/module/{module}/parameters"), *installed.parameters(module)}
         self._all_names |= names
         asked = [name for name in sorted(names) if any(fnmatch.fnmatchcase(name, glob) for glob in self._names)]
         if len(asked) > self._left:
@@ -140,11 +140,11 @@ def _access(item: Item, declared: Declared | None) -> dict[str, t.Any]:
         mode = declared.mode
     elsewhere = "boot" if item.built_in else "load"
     return {
-        "mode": None if mode is None else "{:04o}".format(mode),
+        "mode": None if mode is None else f"{mode:04o}",
         "unsafe": (item.unsafe or None) if declared is None else declared.unsafe,
         "settable": ["run", elsewhere] if mode is not None and mode & 0o222 else [elsewhere],
         "persist": "command_line" if item.built_in else "modprobe_d",
-        "persist_as": item.command_line_word if item.built_in else "options {} {}".format(item.module, item.name),
+        "persist_as": item.command_line_word if item.built_in else f"options {item.module} {item.name}",
     }
 
 
@@ -178,9 +178,9 @@ def _pending(item: Item, configured: Value | None, option: modprobe_d.Option | N
     word = option.word
     when = "the kernel is started with it" if item.built_in else "the module is loaded again"
     if item.built_in and option.source == "/" + modprobe_d.COMMAND_LINE:
-        yield "this kernel was started with {}, and something has changed the value since".format(word)
+        yield f"this kernel was started with {word}, and something has changed the value since"
         return
-    yield "{} says {}: it takes effect when {}".format(option.source, word, when)
+    yield f"{option.source} says {word}: it takes effect when {when}"
 
 
 def _value_status(item: Item) -> str:
@@ -205,7 +205,7 @@ def _seen_source(item: Item) -> str | None:
 
 
 def _status(root: Root, module: str, path: str | None) -> str:
-    if root.exists("sys/module/{}/initstate".format(module)):
+    if root.exists(f"sys/module/{module}/initstate"):
         return "loaded"
     return "built_in" if path is None else "installed"
 

@@ -50,11 +50,11 @@ def wanted_of(entry: Wanted, item: Item) -> Value:
     try:
         value = wanted_value(item.kind, entry.value, item.word_bits)
     except Rejected as error:
-        raise InvalidInput(entry.label, entry.value, "{} (type: {})".format(error, item.kind.word)) from error
+        raise InvalidInput(entry.label, entry.value, f"{error} (type: {item.kind.word})") from error
     if item.choices is not None and not _is_choice(value, item.choices, item.kind.word):
         rule = "is nothing that this kernel has or could load"
         if item.kind.word == "selector":
-            rule = "is none of the words that the parameter lists ({})".format(", ".join(item.choices))
+            rule = f"is none of the words that the parameter lists ({', '.join(item.choices)})"
         raise InvalidInput(entry.label, entry.value, rule, nearest_names(value.text, item.choices))
     current = item.current
     if value.key is None and (current is None or current.key is not None or entry.persist != "none"):
@@ -62,8 +62,9 @@ def wanted_of(entry: Wanted, item: Item) -> Value:
         raise InvalidInput(entry.label, entry.value, rule)
     written = entry.runtime and item.writable
     if written and current is not None and item.kind.is_array and _count(current) > _count(value):
-        rule = "has {} elements, and the parameter {}: the kernel would keep the rest; give all".format(
-            _count(value), _count(current)
+        rule = (
+            f"has {_count(value)} elements, and the parameter {_count(current)}: the kernel would keep the rest; give "
+            "all"
         )
         raise InvalidInput(entry.label, entry.value, rule)
     return value
@@ -82,8 +83,8 @@ def layer_of(entry: Wanted, item: Item, observed: Observed) -> Layer:
     if on_command_line is not None and says(on_command_line, item, value):
         return Layer(name, on_command_line.source, list(flaws), flaws)
     if name == "command_line":
-        word = "{}={}".format(item.command_line_word, quote(value.text))
-        return Layer(name, None, ["add {} to the kernel command line and reboot".format(word)])
+        word = f"{item.command_line_word}={quote(value.text)}"
+        return Layer(name, None, [f"add {word} to the kernel command line and reboot"])
     if item.built_in:
         rule = "is built into the kernel, so modprobe.d does not reach it; say persist: command_line or auto"
         raise InvalidInput("module", item.module, rule)
@@ -125,8 +126,9 @@ def load_flaws(wanted: t.Sequence[Wanted], state: str, observed: Observed) -> di
 
 def flaw_sentence(option: modprobe_d.Option, item: Item, reason: str) -> str:
     """Say which option keeps a module from being loaded, and why."""
-    return "{} sets {} for {}, which {} (type: {}): the module cannot be loaded until that is corrected".format(
-        option.source, option.word, item.module, reason, item.kind.word
+    return (
+        f"{option.source} sets {option.word} for {item.module}, which {reason} (type: {item.kind.word}): the module "
+        "cannot be loaded until that is corrected"
     )
 
 
@@ -138,13 +140,13 @@ def notes_of(item: Item, observed: Observed) -> list[str]:
     for command in ("blacklist", "softdep", "weakdep"):
         line = modprobe_d.line_about(observed.lines, command, item.module)
         if line is not None:
-            found.append("{} says: {} {}".format(line.source, line.command, line.rest))
+            found.append(f"{line.source} says: {line.command} {line.rest}")
     for option in observed.boot_options:
         # Each of several such words counts (kmod_config_parse_kcmdline in kmod's libkmod-config.c).
         is_list = option.key in (("kernel", "module_blacklist"), ("modprobe", "blacklist"))
         if is_list and item.module in map(canonical, (option.value or "").split(",")):
             prefix = "" if option.module == "kernel" else option.module + "."
-            found.append("{} says: {}{}".format(option.source, prefix, option.word))
+            found.append(f"{option.source} says: {prefix}{option.word}")
     return found
 
 
@@ -200,12 +202,12 @@ def _in_the_way(
 ) -> t.Iterator[str]:
     on_command_line = observed.command_line.get(entry.key)
     if on_command_line is not None:
-        yield "the kernel command line says {}.{}, which wins".format(on_command_line.module, on_command_line.word)
+        yield f"the kernel command line says {on_command_line.module}.{on_command_line.word}, which wins"
     if set_in is None and winner is not None and entry.key in observed.own and winner.source != OWN_FILE:
-        yield "{} says {}, which comes after our file and wins".format(winner.source, winner.word)
+        yield f"{winner.source} says {winner.word}, which comes after our file and wins"
     install = modprobe_d.install_line(observed.lines, entry.module)
     if install is not None:
-        yield "{} replaces the loading of the module: install {}".format(install.source, install.rest)
+        yield f"{install.source} replaces the loading of the module: install {install.rest}"
 
 
 def _is_own(option: modprobe_d.Option, entry: Wanted) -> bool:

@@ -143,17 +143,17 @@ def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[
     try:
         modprobe_d.check_writable(value.text)
     except modprobe_d.Unwritable as error:
-        raise InvalidInput(entry.label, entry.value, "cannot be persisted: it {}".format(error)) from error
+        raise InvalidInput(entry.label, entry.value, f"cannot be persisted: it {error}") from error
     if own_says(entry, item, observed):
         return
     winner = observed.file_options.get(entry.key)
     why = "nothing sets it when the module is loaded"
     if refused:
-        why = "the kernel refuses the value that {} has".format(OWN_FILE)
+        why = f"the kernel refuses the value that {OWN_FILE} has"
     elif winner is not None:
-        why = "{} sets another value".format(winner.source)
+        why = f"{winner.source} sets another value"
     yield Persist(
-        what="{} in {}".format(entry.label, OWN_FILE),
+        what=f"{entry.label} in {OWN_FILE}",
         before=_shown(winner, item),
         after=value.shown,
         how=OWN_FILE,
@@ -189,8 +189,8 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
             raise InvalidInput(entry.label, entry.value, "cannot be set now: " + read_only_reason(item))
         return
     if current is None and read_back not in _UNVERIFIED:
-        rule = "cannot be verified: the parameter cannot be read back (mode {:04o}); say read_back: opaque".format(
-            item.mode or 0
+        rule = (
+            f"cannot be verified: the parameter cannot be read back (mode {item.mode or 0:04o}); say read_back: opaque"
         )
         raise InvalidInput(entry.label, entry.value, rule)
     if item.kind.word == "bool_enable_only" and current is not None and current.key:
@@ -247,11 +247,11 @@ def _reloads(
                 value = wanted_of(entry, item)
                 named[entry.name], after[entry.name] = (value.text, item.read_back(entry.read_back)), value.shown
         yield Reload(
-            what="the module {}".format(module),
+            what=f"the module {module}",
             before=before,
             after=after,
             how="rmmod, modprobe",
-            why="nothing uses it, and {} can be set only when it is loaded".format(", ".join(sorted(after))),
+            why=f"nothing uses it, and {', '.join(sorted(after))} can be set only when it is loaded",
             keys=tuple(entry.key for entry in entries),
             module=module,
             named=named,
@@ -270,12 +270,12 @@ def _refresh(
     if not stale:
         return
     if not image.maker:
-        rule = "cannot be: this host has neither update-initramfs nor dracut to make {} anew".format(image.path)
+        rule = f"cannot be: this host has neither update-initramfs nor dracut to make {image.path} anew"
         raise InvalidInput("refresh_initramfs", refresh_initramfs, rule)
     names = ", ".join(entry.label for entry in stale)
     yield Refresh(
         what=image.path,
-        before="other options than modprobe.d for {}".format(names),
+        before=f"other options than modprobe.d for {names}",
         after="those of modprobe.d",
         how=" ".join(image.maker),
         why="the module is loaded from it, before the root file system is there",
@@ -302,7 +302,7 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Step]:
             )
     if entry.key in observed.own:
         yield Persist(
-            what="{} in {}".format(entry.label, OWN_FILE),
+            what=f"{entry.label} in {OWN_FILE}",
             before=_shown(observed.own[entry.key], item),
             after=None,
             how=OWN_FILE,
@@ -319,7 +319,7 @@ def _recovery(named: t.Collection[Key], observed: Observed) -> t.Iterator[Step]:
         setting = None if own is None else own.setting
         if key not in named and setting != line:
             yield Persist(
-                what="{}.{} in {}".format(*key, OWN_FILE),
+                what=f"{'.'.join(key)} in {OWN_FILE}",
                 before=setting,
                 after=line,
                 how=OWN_FILE,

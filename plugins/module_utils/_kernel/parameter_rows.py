@@ -124,8 +124,8 @@ def _takes_effect(entry: Wanted, item: Item, observed: Observed) -> str:
     if item.text is None:
         text = "it cannot be seen whether it is in effect; it takes effect when the module is loaded again"
     if item.current is not None and item.read_back(entry.read_back) in ("rounded", "clamped"):
-        text = "in effect if {} is what the kernel makes of it; else it takes effect when the module is loaded again"
-        text = text.format(item.current.shown)
+        text = f"in effect if {item.current.shown} is what the kernel makes of it; "
+        text += "else it takes effect when the module is loaded again"
     return _not_done_now(text, entry, observed)
 
 
@@ -146,7 +146,7 @@ def _not_done_now(text: str, entry: Wanted, observed: Observed) -> str:
     loaded = observed.modules.get(entry.module)
     if entry.reload == "never" or loaded is None or not loaded.in_the_way:
         return text
-    return "{}; that was not done now: {}".format(text, "; ".join(loaded.in_the_way))
+    return f"{text}; that was not done now: {'; '.join(loaded.in_the_way)}"
 
 
 def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) -> t.Iterator[str]:
@@ -154,9 +154,9 @@ def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) ->
     if image is None or item.built_in:
         return
     if image.unreadable is not None:
-        yield "it cannot be seen whether {} has the module with other options: {}".format(image.path, image.unreadable)
+        yield f"it cannot be seen whether {image.path} has the module with other options: {image.unreadable}"
     elif waits_in_image(entry, item, state, observed):
         option = image.options.get(entry.key)
-        has = "without this option" if option is None else "with {}".format(option.word)
-        how = " with {} (refresh_initramfs: true)".format(" ".join(image.maker)) if image.maker else ""
-        yield "{} has the module {}, and loads it so when the host starts; make it anew{}".format(image.path, has, how)
+        has = "without this option" if option is None else f"with {option.word}"
+        how = f" with {' '.join(image.maker)} (refresh_initramfs: true)" if image.maker else ""
+        yield f"{image.path} has the module {has}, and loads it so when the host starts; make it anew{how}"

@@ -56,9 +56,8 @@ def judged(item: Item, read_back: str, before: Value | None, intended: Value, no
     if numbers and read_back == "clamped" and _is_between(before, now.shown, intended.shown):
         return now.text
     raise NoEffect(
-        "{}: the kernel took {!r}, yet {!r} reads back{}".format(
-            item.label, intended.text, "" if now.shown is None else now.shown, _hint(read_back, moved, numbers)
-        ),
+        f"{item.label}: the kernel took {intended.text!r}, yet {'' if now.shown is None else now.shown!r} reads "
+        f"back{_hint(read_back, moved, numbers)}",
         wanted=intended.text,
         read_back=now.shown,
     )
@@ -85,13 +84,13 @@ def cause(error: OSError, item: Item, lockdown: str | None) -> str:
     }
     if item.kind.word == "bool_enable_only":
         causes[errno.EROFS] = "it can only be switched on, not off, until a reboot"
-    return "{} ({})".format(causes.get(error.errno or 0, error.strerror), errno.errorcode.get(error.errno or 0, "?"))
+    return f"{causes.get(error.errno or 0, error.strerror)} ({errno.errorcode.get(error.errno or 0, '?')})"
 
 
 def _not_permitted(lockdown: str | None) -> str:
     mode = _LOCKED_DOWN.search(lockdown or "")
     if mode:
-        return "kernel lockdown ({}) protects this hardware parameter".format(mode.group(1))
+        return f"kernel lockdown ({mode.group(1)}) protects this hardware parameter"
     if lockdown is None:
         return "kernel lockdown protects this hardware parameter, or it has no way to be set"
     return "it has no way to be set, or not now (kernel lockdown is off)"

@@ -55,7 +55,7 @@ class Wanted(t.NamedTuple):
     @property
     def label(self) -> str:
         """Return the parameter's name as the command line and people write it."""
-        return "{}.{}".format(self.module, self.name)
+        return f"{self.module}.{self.name}"
 
 
 class Item(t.NamedTuple):
@@ -85,7 +85,7 @@ class Item(t.NamedTuple):
     @property
     def label(self) -> str:
         """Return the parameter's name as the command line and people write it."""
-        return "{}.{}".format(self.module, self.name)
+        return f"{self.module}.{self.name}"
 
     @property
     def writable(self) -> bool:
@@ -164,19 +164,19 @@ class Observed:
 
 def read_only_reason(item: Item) -> str:
     """Say why a parameter cannot be set while the kernel runs, and where it can be set."""
-    where = "on the kernel command line, as {}=VALUE".format(item.command_line_word)
+    where = f"on the kernel command line, as {item.command_line_word}=VALUE"
     if not item.built_in:
         where = "when the module is loaded (persist: modprobe_d)"
     if not item.loaded:
         return "the module is not loaded; the parameter can be set " + where
     if item.mode is None:
         return "it has no file in sysfs; it can be set only " + where
-    return "it is read-only (mode {:04o} in sysfs); it can be set only {}".format(item.mode, where)
+    return f"it is read-only (mode {item.mode:04o} in sysfs); it can be set only {where}"
 
 
 def parameter_file(module: str, name: str) -> str:
     """Return where sysfs has a parameter, relative to the root."""
-    return "sys/module/{}/parameters/{}".format(module, name)
+    return f"sys/module/{module}/parameters/{name}"
 
 
 def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[Wanted]:
@@ -188,7 +188,7 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
     for entry in entries:
         for key in ("module", "name"):
             if not _NAME_SIGNS.issuperset(entry[key]) or entry[key][:1] in ("", ".", "-"):
-                raise InvalidInput("params: {}".format(key), entry[key], "is not a name of letters, digits, - and _")
+                raise InvalidInput(f"params: {key}", entry[key], "is not a name of letters, digits, - and _")
         item = Wanted(
             module=canonical(entry["module"]),
             name=canonical(entry["name"]),
@@ -200,12 +200,10 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
             allow_taint=entry.get("allow_taint", False),
         )
         if state == "present" and item.reload != "never" and item.persist not in ("auto", "modprobe_d"):
-            rule = "needs persist: auto or modprobe_d for {}, which is what the module is loaded with".format(
-                item.label
-            )
+            rule = f"needs persist: auto or modprobe_d for {item.label}, which is what the module is loaded with"
             raise InvalidInput("params: reload", item.reload, rule)
         if state == "present" and item.value is None:
-            raise InvalidInput("params: value", None, "is missing for {}".format(item.label))
+            raise InvalidInput("params: value", None, f"is missing for {item.label}")
         if item.key in wanted:
             raise InvalidInput("params", item.label, "is named twice")
         wanted[item.key] = item
@@ -259,13 +257,13 @@ class Reader:
 
     def items_of(self, module: str) -> dict[str, Item]:
         """Return the parameters of a loaded module that can be read, by name."""
-        names = self.root.listdir("sys/module/{}/parameters".format(module))
+        names = self.root.listdir(f"sys/module/{module}/parameters")
         items = {name: self.item(module, name) for name in names}
         return {name: item for name, item in items.items() if item.text is not None}
 
     def aliases(self) -> str:
         """Return the text of ``modules.alias``; empty where there is none."""
-        return self.root.read_text_or("lib/modules/{}/modules.alias".format(self.release)) or ""
+        return self.root.read_text_or(f"lib/modules/{self.release}/modules.alias") or ""
 
     def _has(self, module: str, name: str) -> bool:
         """Tell whether a module has a parameter; the kernel ignores an option that is none."""
@@ -280,13 +278,11 @@ class Reader:
             return
         in_sysfs = self.root.listdir("sys/module")
         if module not in in_sysfs and self.installed.file_of(module) is None and not self.installed.is_built_in(module):
-            rule = "is not a module of this kernel: neither loaded, nor built in, nor installed for {}".format(
-                self.release
-            )
+            rule = f"is not a module of this kernel: neither loaded, nor built in, nor installed for {self.release}"
             raise InvalidInput("module", module, rule, _nearest(module, {*in_sysfs, *self.installed.names()}))
         if name not in self.installed.parameters(module):
-            names = {*self.root.listdir("sys/module/{}/parameters".format(module)), *self.installed.parameters(module)}
-            rule = "is not a parameter of the module {}{}".format(module, "" if names else ", which has none")
+            names = {*self.root.listdir(f"sys/module/{module}/parameters"), *self.installed.parameters(module)}
+            rule = f"is not a parameter of the module {module}{'' if names else ', which has none'}"
             raise InvalidInput("parameter", name, rule, _nearest(name, names))
 
     def item(self, module: str, name: str, kind: Kind | None = None) -> Item:
@@ -294,7 +290,7 @@ class Reader:
         path = self.root.path(parameter_file(module, name))
         info = self.installed.parameters(module).get(name)
         text = self.root.read_text_or(parameter_file(module, name))
-        loadable = self.root.exists("sys/module/{}/initstate".format(module)) or bool(self.installed.file_of(module))
+        loadable = self.root.exists(f"sys/module/{module}/initstate") or bool(self.installed.file_of(module))
         kind = kind or known_kind(info.type if info else None, text)
         if (module, name) in MORE_THAN_DECLARED:
             kind = Kind("opaque", "sysfs")
@@ -324,7 +320,7 @@ class Reader:
 
     def _compressors(self) -> set[str]:
         """Return the algorithms that the kernel has or could load: zswap takes any name as long as it is off."""
-        directory = "lib/modules/{}/".format(self.release)
+        directory = f"lib/modules/{self.release}/"
         found = set(re.findall(_CRYPTO_NAME, self.root.read_text_or("proc/crypto") or ""))
         found |= set(re.findall(_CRYPTO_ALIAS, self.aliases()))
         return found | set(re.findall(_BUILT_IN_FILE, self.root.read_text_or(directory + "modules.builtin") or ""))

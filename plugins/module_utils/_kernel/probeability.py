@@ -132,8 +132,8 @@ class Probeability:
         text = root.read_text_or(debugfs + "/kprobes/blacklist") if debugfs else None
         self._blacklist = None if text is None else Blacklist(text)
         self._hidden = table.restricted
-        self._why_unknown = "the kprobe blacklist cannot be seen: debugfs is not {}".format(
-            "readable for this user" if debugfs else "mounted"
+        self._why_unknown = (
+            f"the kprobe blacklist cannot be seen: debugfs is not {'readable for this user' if debugfs else 'mounted'}"
         )
         self.sections = Sections(table)
         self._text = Text(root, table)
@@ -201,12 +201,12 @@ class Probeability:
             text = self._root.read_text_or("proc/modules") or ""
             self._loaded = {line.split(" ", 1)[0] for line in text.splitlines()}
         if symbol.owner not in self._loaded:
-            return Judgement(False, "no_function", "belongs to {}, which is no module".format(symbol.owner))
+            return Judgement(False, "no_function", f"belongs to {symbol.owner}, which is no module")
         if symbol.address is None:
             return Judgement(None, "unknown", "addresses are hidden, so the section that it lies in is not known")
         section = self._text.sections(symbol.owner).of(symbol.address) or ""
         if "init." in section:
-            reason = "lies in the init section of {}, which was freed after it was loaded".format(symbol.owner)
+            reason = f"lies in the init section of {symbol.owner}, which was freed after it was loaded"
             return Judgement(False, "discarded", reason)
         return None
 
@@ -230,7 +230,7 @@ class Probeability:
             if (symbol.name, symbol.owner) in self._hooked:
                 # It begins with the call that ftrace patches, and a probe there is ftrace's.
                 return _OK
-            reason = "whether its first instruction can be probed is not known: {}".format(error.args[0])
+            reason = f"whether its first instruction can be probed is not known: {error.args[0]}"
             return Judgement(None, "unknown", reason)
         return _OK if reason is None else Judgement(False, "refused", reason)
 

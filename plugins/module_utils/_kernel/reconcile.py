@@ -60,9 +60,9 @@ def compare(source: Source, other: Source) -> dict[str, t.Any]:
 def _why_not(source: Source, addresses: t.Mapping[str, int | None]) -> str | None:
     """Return why a source cannot be compared by addresses."""
     if not source.has_addresses:
-        return "{} shows no addresses: {}".format(source.name, source.reason or "this source has none")
+        return f"{source.name} shows no addresses: {source.reason or 'this source has none'}"
     if addresses.get(START) is None:
-        return "{} has no symbol {} to measure from".format(source.name, START)
+        return f"{source.name} has no symbol {START} to measure from"
     return None
 
 
@@ -85,4 +85,4 @@ def _moved(name: str, source: SymbolTable, other: SymbolTable) -> bool:
 
 
 def _signed(number: int) -> str:
-    return "{}{:#x}".format("-" if number < 0 else "", abs(number))
+    return f"{'-' if number < 0 else ''}{abs(number):#x}"

@@ -77,7 +77,7 @@ def read_source(root: Root, kind: str, path: str | None, release: str) -> Source
     if kind == "kallsyms":
         return _read_kallsyms(root, path)
     places = [path.lstrip("/")] if path else list(_places(root, kind, release))
-    source = _without(kind, places, "absent", "there is none in {}".format(_folders(kind)))
+    source = _without(kind, places, "absent", f"there is none in {_folders(kind)}")
     for place in places:
         found = _read_place(root, kind, place, release)
         if found.state == "readable":
@@ -103,7 +103,7 @@ def elf_table(image: bytes) -> SymbolTable:
     """
     found = sorted(elf.symbols(image), key=lambda symbol: symbol.address)
     return SymbolTable(
-        "".join("{:016x} {} {}\n".format(row.address, row.letter, row.name) for row in found).encode("utf-8", "replace")
+        "".join(f"{row.address:016x} {row.letter} {row.name}\n" for row in found).encode("utf-8", "replace")
     )
 
 
@@ -123,8 +123,8 @@ def symvers_table(data: bytes) -> SymbolTable | None:
     for line in data.decode("utf-8", "replace").splitlines():
         row = parse_symvers_line(line)
         if row is not None:
-            owner = "" if row.owner == CORE_OWNER else "\t[{}]".format(row.owner)
-            lines.append("0000000000000000 ? {}{}\n".format(row.name, owner))
+            owner = "" if row.owner == CORE_OWNER else f"\t[{row.owner}]"
+            lines.append(f"0000000000000000 ? {row.name}{owner}\n")
     return SymbolTable("".join(lines).encode("utf-8", "replace")) if lines else None
 
 
@@ -151,7 +151,7 @@ def _read_place(root: Root, kind: str, place: str, release: str) -> Source:
     placeholder = _PLACEHOLDER.match(data)
     if placeholder:
         words = placeholder.group(1).decode("utf-8", "replace").replace("<version>", release)
-        return _without(kind, [place], "placeholder", "it is a placeholder: {}".format(words))
+        return _without(kind, [place], "placeholder", f"it is a placeholder: {words}")
     table, identity = None, None
     if kind == "module_symvers":
         table = symvers_table(data)
@@ -174,12 +174,7 @@ def _places(root: Root, kind: str, release: str) -> t.Iterator[str]:
         templates = _SYSTEM_MAP_PLACES if kind == "system_map" else SYMVERS_PLACES
         yield from (template.format(release) for template in templates)
         return
-    found = [
-        "{}/{}".format(folder, name)
-        for folder in _XEN_FOLDERS
-        for name in root.listdir(folder)
-        if _XEN_FILE.match(name)
-    ]
+    found = [f"{folder}/{name}" for folder in _XEN_FOLDERS for name in root.listdir(folder) if _XEN_FILE.match(name)]
     yield RUNNING_XEN
     running = running_xen_build_id(root)
     # The one that runs first, then ELF files (which have a build-id) before maps.
@@ -211,4 +206,4 @@ def _why_restricted(root: Root) -> str:
     value = (root.read_text_or("proc/sys/kernel/kptr_restrict") or "").strip()
     if value == "2":
         return "kernel.kptr_restrict is 2: nobody sees addresses"
-    return "kernel.kptr_restrict is {}: only CAP_SYSLOG sees addresses, and this user lacks it".format(value or "set")
+    return f"kernel.kptr_restrict is {value or 'set'}: only CAP_SYSLOG sees addresses, and this user lacks it"

@@ -58,7 +58,7 @@ class _Record:
         return hash(self._fields())
 
     def __repr__(self) -> str:
-        return "{}{!r}".format(type(self).__name__, self._fields())
+        return f"{type(self).__name__}{self._fields()!r}"
 
 
 class Symbol(_Record):
@@ -82,7 +82,7 @@ class Symbol(_Record):
         return {
             "name": self.name,
             "type": self.type,
-            "address": None if self.address is None else "{:#x}".format(self.address),
+            "address": None if self.address is None else f"{self.address:#x}",
             "owner": self.owner,
         }
 
@@ -159,7 +159,7 @@ class SymbolTable:
 
     def has_prefix(self, prefix: str) -> bool:
         """Tell whether any name begins with this text."""
-        return " {}".format(prefix).encode() in self._data
+        return f" {prefix}".encode() in self._data
 
     def find(self, name: str) -> list[Symbol]:
         """Return every symbol of exactly this name (names are not unique), in the table's order."""
@@ -226,7 +226,7 @@ class SymbolTable:
         """Return the other names of a symbol's address; null where addresses are hidden."""
         if symbol.address is None:
             return None
-        line_start = "{0:0{1}x} ".format(symbol.address, self._width).encode()
+        line_start = f"{symbol.address:0{self._width}x} ".encode()
         names: list[str] = []
         start = 0 if self._data.startswith(line_start) else self._data.find(b"\n" + line_start) + 1
         while self._data.startswith(line_start, start):

@@ -101,10 +101,10 @@ class Sections:
     """Where a loaded module's sections lie (sysfs, ``/sys/module/M/sections``); empty where that cannot be read."""
 
     def __init__(self, root: Root, module: str) -> None:
-        folder = "sys/module/{}/sections".format(module)
+        folder = f"sys/module/{module}/sections"
         rows = []
         for name in root.listdir(folder):
-            text = root.read_text_or("{}/{}".format(folder, name)) or ""
+            text = root.read_text_or(f"{folder}/{name}") or ""
             if re.match(r"0x[0-9a-f]+\s*$", text) and int(text, 16):
                 rows.append((int(text, 16), name))
         self._rows = sorted(rows)
@@ -177,7 +177,7 @@ class Text:
 
         debugfs = mount_point(self._root, "debugfs")
         probes = self._root.read_text_or(debugfs + "/kprobes/list") if debugfs else None
-        return "{:016x} ".format(address) in (probes or "")
+        return f"{address:016x} " in (probes or "")
 
     def _patched_places(self, module: str | None) -> set[int] | None:
         key = module or ""

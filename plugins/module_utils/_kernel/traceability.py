@@ -28,7 +28,7 @@ def traceability(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     config = facts.get("config") or {}
     tracing = facts.get("tracing") or {}
     reasons = [
-        "cannot be traced: the kernel was built without {}: {}".format(option, consequence)
+        f"cannot be traced: the kernel was built without {option}: {consequence}"
         for option, consequence in _NEEDED
         if config.get(option) is False
     ]

@@ -119,9 +119,9 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
     else:
         result = _scalar(kind.word, _text(value), word_bits)
         if kind.word == "string" and kind.limit is not None and _bytes(result.text) > kind.limit:
-            raise Rejected("is longer than {} bytes, the most that the parameter holds".format(kind.limit))
+            raise Rejected(f"is longer than {kind.limit} bytes, the most that the parameter holds")
     if _bytes(result.text) > MAX_BYTES:
-        raise Rejected("is longer than {} bytes, the most that one write can hold".format(MAX_BYTES))
+        raise Rejected(f"is longer than {MAX_BYTES} bytes, the most that one write can hold")
     return result
 
 
@@ -173,7 +173,7 @@ def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Valu
     if not parts:
         raise Rejected("is an empty list, and the kernel sets at least one element")
     if kind.limit is not None and len(parts) > kind.limit:
-        raise Rejected("has {} elements, and the parameter takes at most {}".format(len(parts), kind.limit))
+        raise Rejected(f"has {len(parts)} elements, and the parameter takes at most {kind.limit}")
     elements = []
     for number, part in enumerate(parts, 1):
         try:
@@ -183,7 +183,7 @@ def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Valu
                 raise Rejected("has a comma")
             elements.append(_scalar(kind.element, _text(part), word_bits))
         except Rejected as error:
-            raise Rejected("has the element {!r} (number {}), which {}".format(part, number, error)) from error
+            raise Rejected(f"has the element {part!r} (number {number}), which {error}") from error
     return elements
 
 
@@ -202,7 +202,7 @@ def _scalar(word: str, text: str, word_bits: int) -> Value:
         match = re.search(_SELECTOR, text)
         text = match.group(1) if match else text.strip()
     if word == "charp" and _bytes(text) > _CHARP_BYTES:
-        raise Rejected("is longer than {} bytes, the most that a charp takes".format(_CHARP_BYTES))
+        raise Rejected(f"is longer than {_CHARP_BYTES} bytes, the most that a charp takes")
     if word == "charp" and text == _NULL_TEXT:
         return Value(text, None, None)
     number = _number(text) if word == "opaque" else None
@@ -222,12 +222,12 @@ def _boolean(word: str, text: str) -> Value:
 def _integer(word: str, text: str, low: int, high: int) -> Value:
     match = _INTEGER.fullmatch(text)
     if match is None:
-        raise Rejected("is not a number{}".format(_why_no_number(text)))
+        raise Rejected(f"is not a number{_why_no_number(text)}")
     if low == 0 and match.group(1) == "-":
-        raise Rejected("is negative, and the type is {}".format(word))
+        raise Rejected(f"is negative, and the type is {word}")
     number = _number(text)
     if number is None or not low <= number <= high:
-        raise Rejected("is out of range for the type {}: {} to {}".format(word, low, high))
+        raise Rejected(f"is out of range for the type {word}: {low} to {high}")
     return Value(str(number), number, number)
 
 

@@ -24,7 +24,7 @@ def split_words(text: str) -> list[str]:
 def quote(value: str) -> str:
     """Return a value, in double quotes where it has white space; it must not hold a double quote itself."""
     spaces = frozenset(_SPACES.encode("latin-1"))
-    return '"{}"'.format(value) if spaces.intersection(value.encode("utf-8", "surrogateescape")) else value
+    return f'"{value}"' if spaces.intersection(value.encode("utf-8", "surrogateescape")) else value
 
 
 def split_word(word: str) -> tuple[str, str | None]:

@@ -102,7 +102,7 @@ def running_xen(root: Root) -> dict[str, t.Any] | None:
     facts: dict[str, t.Any] = {name: text(name, path) for name, path in _PROPERTIES.items()}
     capabilities = root.read_text_or("proc/xen/capabilities") or ""
     return {
-        "version": None if None in parts[:2] else "{}.{}{}".format(parts[0], parts[1], parts[2] or ""),
+        "version": None if None in parts[:2] else f"{parts[0]}.{parts[1]}{parts[2] or ''}",
         "role": "control_domain" if "control_d" in capabilities else "guest",
         "guest_type": (text("guest_type", "guest_type") or "").lower() or None,
         "uuid": text("uuid", "uuid"),
@@ -141,8 +141,8 @@ def parse_image(data: bytes) -> Image:
         raise NotAnImage(error.message) from error
     multiboot = list(multiboot_headers(data))
     return Image(
-        format="elf{}".format(header.bits),
-        machine=_MACHINES.get(header.machine, "machine_{}".format(header.machine)),
+        format=f"elf{header.bits}",
+        machine=_MACHINES.get(header.machine, f"machine_{header.machine}"),
         entry=header.entry,
         entry_kind="multiboot" if multiboot else "elf",
         multiboot=multiboot,
@@ -158,7 +158,7 @@ def multiboot_headers(data: bytes) -> t.Iterator[dict[str, int]]:
         while offset >= 0:
             fields = head[offset : offset + 4 * words]
             whole = offset % alignment == 0 and len(fields) == 4 * words
-            if whole and sum(struct.unpack("<{}I".format(words), fields)) & 0xFFFFFFFF == 0:
+            if whole and sum(struct.unpack(f"<{words}I", fields)) & 0xFFFFFFFF == 0:
                 yield {"version": version, "offset": offset}
                 break
             offset = head.find(struct.pack("<I", magic), offset + 4)
@@ -174,12 +174,12 @@ def _parse_pe(data: bytes) -> Image:
         base = struct.unpack_from("<Q" if magic == _PE32_PLUS else "<4xI", data, start + 48)[0]
         subsystem = struct.unpack_from("<H", data, start + 92)[0]
     except struct.error as error:
-        raise NotAnImage("A damaged PE file: {}.".format(error)) from error
+        raise NotAnImage(f"A damaged PE file: {error}.") from error
     if signature != b"PE\0\0" or magic not in (_PE32, _PE32_PLUS):
         raise NotAnImage("Neither ELF nor PE.")
     return Image(
         format="pe32plus" if magic == _PE32_PLUS else "pe32",
-        machine=_PE_MACHINES.get(machine, "machine_{}".format(machine)),
+        machine=_PE_MACHINES.get(machine, f"machine_{machine}"),
         entry=base + entry,
         entry_kind="efi" if subsystem == _EFI_APPLICATION else "pe",
         multiboot=[],
@@ -191,7 +191,7 @@ def _image_row(root: Root, boot: str, name: str, running: str | None) -> dict[st
     match = _IMAGE.match(name)
     version = match.group("version") if match else None
     row: dict[str, t.Any] = {
-        "path": "/{}/{}".format(boot, name),
+        "path": f"/{boot}/{name}",
         "version": version,
         "state": "readable",
         "reason": None,
@@ -206,7 +206,7 @@ def _image_row(root: Root, boot: str, name: str, running: str | None) -> dict[st
         "running": None,
         "symbols": None,
     }
-    data = _read(root, "{}/{}".format(boot, name), row)
+    data = _read(root, f"{boot}/{name}", row)
     if data is not None:
         _describe(row, data)
     if row["build_id"] and running:
@@ -225,7 +225,7 @@ def _describe(row: dict[str, t.Any], data: bytes) -> None:
     except NotAnImage as error:
         row.update(state="damaged", reason=str(error))
         return
-    row.update(dataclasses.asdict(image), entry="{:#x}".format(image.entry))
+    row.update(dataclasses.asdict(image), entry=f"{image.entry:#x}")
 
 
 def gunzip(data: bytes) -> bytes:
@@ -237,7 +237,7 @@ def gunzip(data: bytes) -> bytes:
     try:
         plain = machine.decompress(data, _MAX_BYTES)
     except zlib.error as error:
-        raise NotAnImage("A damaged gzip file: {}.".format(error)) from error
+        raise NotAnImage(f"A damaged gzip file: {error}.") from error
     if not machine.eof and len(plain) < _MAX_BYTES:
         raise NotAnImage("A gzip file that was cut short.")
     return plain
@@ -250,7 +250,7 @@ def _symbols_row(root: Root, boot: str, version: str, build_id: str | None) -> d
         return None
     row: dict[str, t.Any] = {"path": "/" + place, "state": "readable", "reason": None, "size_bytes": None}
     row.update(format=None, machine=None, build_id=None, count=None, matches=None)
-    row["map"] = "/{}.map".format(place) if root.exists(place + ".map") else None
+    row["map"] = f"/{place}.map" if root.exists(place + ".map") else None
     data = _read(root, place, row)
     if data is None:
         return row

@@ -79,9 +79,9 @@ def check_losses(name: str, found: Belongings, remove: t.Collection[str]) -> Non
     ):
         if there and what not in remove:
             raise TapvirtError(
-                "{0}: has {1} that an undefine would lose. Nothing was changed; 'remove' can name it.".format(
-                    name, {"tpm": "TPM state (this libvirt cannot keep it)"}.get(what, what.replace("_", " "))
-                )
+                f"{name}: has "
+                f"{ {'tpm': 'TPM state (this libvirt cannot keep it)'}.get(what, what.replace('_', ' ')) } that an "
+                "undefine would lose. Nothing was changed; 'remove' can name it."
             )
 
 
@@ -95,7 +95,7 @@ def loss_changes(name: str, found: Belongings, remove: t.Collection[str]) -> lis
         ("tpm", found.tpm),
     ]
     return [
-        Change("{0} {1}".format(name, what), there, None, "undefine", "named in remove")
+        Change(f"{name} {what}", there, None, "undefine", "named in remove")
         for what, there in lost
         if there and what in remove
     ]
@@ -103,13 +103,13 @@ def loss_changes(name: str, found: Belongings, remove: t.Collection[str]) -> lis
 
 def _first(names: t.Sequence[str]) -> list[str]:
     more = len(names) - _MOST_NAMES
-    return [*names[:_MOST_NAMES], *(["and {0} more".format(more)] if more > 0 else [])]
+    return [*names[:_MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]
 
 
 def disk_changes(name: str, disks: t.Iterable[Doomed]) -> list[Change]:
     """Return a row for each disk that goes."""
     return [
-        Change("{0} disk {1}".format(name, one.target), one.where, None, one.how, "named in remove_disks")
+        Change(f"{name} disk {one.target}", one.where, None, one.how, "named in remove_disks")
         for one in disks
         if one.there
     ]

@@ -82,7 +82,7 @@ class _Traced:
             finally:
                 seconds = time.monotonic() - started
                 named = self.inner.name() if kind in _NAMED and hasattr(self.inner, "name") else None
-                self._trace.note("{0}.{1}".format(kind, name), named, seconds, error)
+                self._trace.note(f"{kind}.{name}", named, seconds, error)
             return self._trace.wrap(result)
 
         return call

@@ -55,7 +55,7 @@ class Backing:
 
     def _below_volume(self, pool: str, volume: str) -> list[_Image] | None:
         look_up = self._connection.storagePoolLookupByName
-        return self._looked_up("{0}/{1}".format(pool, volume), lambda: look_up(pool).storageVolLookupByName(volume))
+        return self._looked_up(f"{pool}/{volume}", lambda: look_up(pool).storageVolLookupByName(volume))
 
     def _below_path(self, path: str | None) -> list[_Image] | None:
         look_up = self._connection.storageVolLookupByPath

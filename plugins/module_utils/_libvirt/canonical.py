@@ -105,7 +105,7 @@ class Canonicaliser:
             self._stream.flush()
             answer = json.loads(self._stream.readline() or "{}")
         except OSError as error:
-            raise Unavailable("the embedded driver did not answer: {0}".format(error)) from error
+            raise Unavailable(f"the embedded driver did not answer: {error}") from error
         if "rows" not in answer:
             raise Unavailable(answer.get("error", "the embedded driver ended without an answer"))
         if managed is not None and tuple(answer["versions"]) != managed.versions:

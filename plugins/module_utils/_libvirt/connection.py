@@ -80,9 +80,7 @@ class LibvirtFailure(TapvirtError):
             text = text.replace(uri, shown_uri(uri))
         text = " ".join(text.split())
         self.code: int = error.get_error_code() or 0
-        super().__init__(
-            "{0}: {1} (libvirt error {2}).".format(doing, text.rstrip("."), self.code), libvirt_error=self.code
-        )
+        super().__init__(f"{doing}: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
 
 
 def require_binding() -> None:
@@ -225,22 +223,20 @@ def connected_for_reading(uri: str, timeout_seconds: float, writing: bool = Fals
     """
     root = check_uri(uri)
     if root is not None and root.is_new():
-        raise TapvirtError("{0}: nothing is in this directory yet, so it has no domains.".format(root.path))
+        raise TapvirtError(f"{root.path}: nothing is in this directory yet, so it has no domains.")
     with connected(uri, timeout_seconds, read_only=not writing) as connection:
         yield connection
 
 
 def _open_before(uri: str, deadline: float, read_only: bool) -> Connection:
-    doing = "Opening {0}".format(shown_uri(uri))
+    doing = f"Opening {shown_uri(uri)}"
     timeout_seconds = max(deadline - time.monotonic(), 0.01)
     outcome: list[t.Any] = []
     thread = threading.Thread(target=_open, args=(uri, read_only, outcome), daemon=True)
     thread.start()
     thread.join(timeout_seconds)
     if not outcome:
-        raise TapvirtError(
-            "{0}: no answer within {1:g} s.".format(doing, round(timeout_seconds, 1)), uri=shown_uri(uri)
-        )
+        raise TapvirtError(f"{doing}: no answer within {round(timeout_seconds, 1):g} s.", uri=shown_uri(uri))
     if isinstance(outcome[0], libvirt.libvirtError):
         raise LibvirtFailure(doing, outcome[0], uri) from outcome[0]
     return outcome[0]

@@ -87,9 +87,9 @@ def read_request(params: t.Mapping[str, t.Any]) -> Request:
     """
     until, dest = compile_pattern(params["until"]), params["dest"]
     if not 0 <= params["timeout"] <= MAX_SECONDS:
-        raise InvalidInput("timeout", params["timeout"], "must be 0 to {0} seconds".format(MAX_SECONDS))
+        raise InvalidInput("timeout", params["timeout"], f"must be 0 to {MAX_SECONDS} seconds")
     if not 1 <= params["max_bytes"] <= (MAX_BYTES if dest is None else MAX_FILE_BYTES):
-        rule = "must be 1 to {0}, or to {1} with 'dest'".format(MAX_BYTES, MAX_FILE_BYTES)
+        rule = f"must be 1 to {MAX_BYTES}, or to {MAX_FILE_BYTES} with 'dest'"
         raise InvalidInput("max_bytes", params["max_bytes"], rule)
     if dest is not None:
         _check_dest(dest)
@@ -127,7 +127,7 @@ def observe(connection: Connection, request: Request) -> Observed:
     :raises TapvirtError: the driver has no consoles; told before the domain is started in vain.
     """
     domain = find_domain(connection, request.name)
-    with libvirt_errors("{0}: reading it".format(request.name)):
+    with libvirt_errors(f"{request.name}: reading it"):
         state, active = state_of(domain)[0], bool(domain.isActive())
         root = ET.fromstring(domain.XMLDesc(0 if active else libvirt.VIR_DOMAIN_XML_INACTIVE))
     if not active:
@@ -142,7 +142,7 @@ def _check_driver(connection: Connection, name: str, domain: Domain) -> None:
     except libvirt.libvirtError as error:
         # Any other refusal is that it does not run.
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            raise TapvirtError("{0}: {1}".format(name, _NO_CONSOLES)) from error
+            raise TapvirtError(f"{name}: {_NO_CONSOLES}") from error
     finally:
         with contextlib.suppress(libvirt.libvirtError):
             stream.abort()
@@ -160,15 +160,15 @@ def plan_start(request: Request, observed: Observed) -> list[str]:
     if not request.start:
         if not observed.active:
             raise TapvirtError(
-                "{0}: the domain is {1}; there is a console only while it runs (start: true starts it).".format(
-                    request.name, observed.state
-                )
+                f"{request.name}: the domain is {observed.state}; there is a console only while it runs (start: "
+                "true starts it)."
             )
         return []
     if observed.active and observed.state == "crashed":
         raise TapvirtError(
-            "{0}: the domain has crashed, and a start would destroy what is left of it; libvirt_domain with state: "
-            "running does that.".format(request.name)
+            f"{request.name}: the domain has crashed, and a start would destroy what is left of it; libvirt_domain "
+            "with state: "
+            "running does that."
         )
     steps = steps_to(request.name, "running", observed.state, observed.active, False)
     return [*steps[:-1], "create_paused", "resume"] if steps[-1:] == ["create"] else steps
@@ -217,8 +217,9 @@ def read_console(connection: Connection, request: Request, check_mode: bool, wit
             raise
     if seen.stopped_by == "lost":
         raise TapvirtError(
-            "{0}: libvirt closed the console after {1} bytes, yet the domain still runs; somebody else may have "
-            "taken it over.".format(request.name, len(seen.data)),
+            f"{request.name}: libvirt closed the console after {len(seen.data)} bytes, yet the domain still runs; "
+            "somebody else may have "
+            "taken it over.",
             **result,
         )
     return result
@@ -245,7 +246,7 @@ def _keep(dest: str, data: bytes) -> dict[str, t.Any]:
     try:
         write_atomic(dest, data, mode=0o600)
     except OSError as error:
-        raise TapvirtError("dest: {0!r} cannot be written: {1}.".format(dest, error.strerror)) from error
+        raise TapvirtError(f"dest: {dest!r} cannot be written: {error.strerror}.") from error
     return {"path": dest, "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -262,7 +263,7 @@ def capture(connection: Connection, request: Request, observed: Observed, steps:
         try:
             _open(request, observed, stream)
             readable = threading.Event()
-            with libvirt_errors("{0}: watching the console".format(name)):
+            with libvirt_errors(f"{name}: watching the console"):
                 stream.eventAddCallback(_wanted_events(), _wake, readable)
         finally:
             _let_go(name, domain, steps[-1:])
@@ -285,14 +286,14 @@ def _steps(connection: Connection, request: Request, domain: Domain, steps: t.Se
 
 def _let_go(name: str, domain: Domain, last: t.Sequence[str]) -> None:
     for step in last:
-        with libvirt_errors("{0}: {1}".format(name, step)):
+        with libvirt_errors(f"{name}: {step}"):
             if step == "wakeup":
                 domain.pMWakeup()
                 continue
             domain.resume()
             # Not waited for "running": a short life may be over already.
             if state_of(domain)[0] == "paused":
-                raise NoEffect("{0}: resumed without an error, yet it is still paused.".format(name))
+                raise NoEffect(f"{name}: resumed without an error, yet it is still paused.")
 
 
 def _goes_on(name: str, domain: Domain) -> bool:
@@ -306,7 +307,7 @@ def _goes_on(name: str, domain: Domain) -> bool:
     except libvirt.libvirtError as error:
         # A domain without a definition is gone with its end.
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise LibvirtFailure("{0}: its console ended; asking whether it still runs".format(name), error) from error
+            raise LibvirtFailure(f"{name}: its console ended; asking whether it still runs", error) from error
     return False
 
 
@@ -324,7 +325,7 @@ def _wake(stream: t.Any, events: int, readable: threading.Event) -> None:
 
 def _open(request: Request, observed: Observed, stream: t.Any) -> None:
     domain, device = observed.domain, observed.device
-    doing = "{0}: opening {1}".format(request.name, device.alias or "its console")
+    doing = f"{request.name}: opening {device.alias or 'its console'}"
     try:
         if device.channel:
             domain.openChannel(device.alias, stream, libvirt.VIR_DOMAIN_CHANNEL_FORCE if request.force else 0)
@@ -340,12 +341,12 @@ def _open(request: Request, observed: Observed, stream: t.Any) -> None:
             domain.openConsole(device.alias, stream, force)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            raise TapvirtError("{0}: {1}".format(request.name, _NO_CONSOLES)) from error
+            raise TapvirtError(f"{request.name}: {_NO_CONSOLES}") from error
         failure = LibvirtFailure(doing, error)
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED or request.force:
             raise failure from error
         raise ConsoleInUse(
-            "{0} It is left to whoever reads it now; force: true takes it away from them.".format(failure.message),
+            f"{failure.message} It is left to whoever reads it now; force: true takes it away from them.",
             **failure.fields,
         ) from error
 

@@ -34,24 +34,25 @@ def find_device(name: str, root: ET.Element, alias: str | None) -> Device:
     :raises TapvirtError: there is no console or serial port at all.
     """
     devices = _aliases(root)
-    item = "{0}: device".format(name)
+    item = f"{name}: device"
     if alias is None:
         element = root.find("devices/console")
         element = root.find("devices/serial") if element is None else element
         if element is None:
-            raise TapvirtError("{0}: the domain has neither a console nor a serial port.".format(name))
+            raise TapvirtError(f"{name}: the domain has neither a console nor a serial port.")
     elif alias in devices:
         element = devices[alias]
     else:
-        rule = "is no console, port or channel of the domain; it has: {0}".format(", ".join(sorted(devices)) or "none")
+        rule = f"is no console, port or channel of the domain; it has: {', '.join(sorted(devices)) or 'none'}"
         raise InvalidInput(item, alias, rule, nearest_names(alias, devices))
     shown, channel, target = alias or "its first console", element.tag == "channel", element.find("target")
     if target is not None and target.get("name") == _AGENT:
         raise InvalidInput(item, shown, "is the guest agent's, which libvirt itself talks to")
     readable = "unix" if channel else "pty"
     if element.get("type") != readable:
-        rule = "is of type {0!r}; libvirt lets a {1} be read only if it is of type {2!r}".format(
-            element.get("type"), element.tag, readable
+        rule = (
+            f"is of type {element.get('type')!r}; libvirt lets a {element.tag} be read only if it is of type "
+            f"{readable!r}"
         )
         raise InvalidInput(item, shown, rule)
     return Device(alias, channel)
@@ -67,7 +68,7 @@ def _aliases(root: ET.Element) -> dict[str, ET.Element]:
             port = None if target is None else target.get("port")
             if name is None and tag == "console" and target is not None and target.get("type") == "serial":
                 name = ports.get(port)
-            name = name or "{0}{1}".format(tag, position)
+            name = name or f"{tag}{position}"
             if tag == "serial":
                 ports[port] = name
             found.setdefault(name, element)

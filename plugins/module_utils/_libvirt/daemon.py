@@ -78,11 +78,11 @@ def read_wanted(filters: t.Sequence[str] | None, outputs: t.Sequence[str] | None
     """
     for item in filters or ():
         if not _FILTER.match(item):
-            raise InvalidInput("log_filters", item, "must be LEVEL:NAME, the level {0}".format(_LEVELS), ["1:qemu"])
+            raise InvalidInput("log_filters", item, f"must be LEVEL:NAME, the level {_LEVELS}", ["1:qemu"])
     for item in outputs or ():
         if not _OUTPUT.match(item):
-            rule = "must be LEVEL:stderr, LEVEL:journald, LEVEL:syslog:NAME or LEVEL:file:/PATH, the level {0}"
-            raise InvalidInput("log_outputs", item, rule.format(_LEVELS), ["3:journald"])
+            rule = f"must be LEVEL:stderr, LEVEL:journald, LEVEL:syslog:NAME or LEVEL:file:/PATH, the level {_LEVELS}"
+            raise InvalidInput("log_outputs", item, rule, ["3:journald"])
     if outputs is not None and not outputs:
         raise InvalidInput("log_outputs", outputs, "must name at least one output")
     return Logging(None if filters is None else tuple(filters), None if outputs is None else tuple(outputs))
@@ -95,7 +95,7 @@ def read_window(seconds: int, max_bytes: int, match: str | None) -> Window:
     """
     for name, value, most in (("log_seconds", seconds, _MAX_SECONDS), ("log_max_bytes", max_bytes, _MAX_BYTES)):
         if not 1 <= value <= most:
-            raise InvalidInput(name, value, "must be 1 to {0}".format(most))
+            raise InvalidInput(name, value, f"must be 1 to {most}")
     return Window(seconds, max_bytes, compile_match(match))
 
 
@@ -107,7 +107,7 @@ def compile_match(match: str | None) -> t.Pattern[str] | None:
     try:
         return None if match is None else re.compile(match)
     except re.error as error:
-        raise InvalidInput("log_match", match, "is not a regular expression: {0}".format(error)) from error
+        raise InvalidInput("log_match", match, f"is not a regular expression: {error}") from error
 
 
 def as_told(name: str, items: t.Sequence[str]) -> list[str]:
@@ -131,7 +131,7 @@ def observe(root: Root, daemon: str) -> Observed:
 
 def config_path(daemon: str) -> str:
     """Return the file that a daemon reads when it starts."""
-    return "/etc/libvirt/{0}.conf".format(daemon)
+    return f"/etc/libvirt/{daemon}.conf"
 
 
 def _config_text(root: Root, daemon: str) -> str:
@@ -143,7 +143,7 @@ def _config_text(root: Root, daemon: str) -> str:
     except PermissionError:
         raise
     except OSError as error:
-        raise TapvirtError("{0} cannot be read: {1}.".format(path, error.strerror)) from error
+        raise TapvirtError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def stored_in(text: str) -> Logging:
@@ -160,14 +160,14 @@ def _told(daemon: str, what: str) -> tuple[str, ...]:
 
 
 def _admin(daemon: str, what: str, *words: str) -> str:
-    argv = ["virt-admin", "-q", "-c", "{0}:///system".format(daemon), "daemon-log-{0}".format(what), *words]
+    argv = ["virt-admin", "-q", "-c", f"{daemon}:///system", f"daemon-log-{what}", *words]
     result = command.run(argv, timeout_seconds=_TIMEOUT_SECONDS)
     if result.rc != 0:
         said = [line.partition("error: ")[2].strip() for line in result.stderr.splitlines() if "error: " in line]
-        reason = said[-1].rstrip(".") if said else "virt-admin ended with status {0}".format(result.rc)
-        text = "{0}: its log {1} could not be {2}: {3}.".format(daemon, what, "set" if words else "read", reason)
+        reason = said[-1].rstrip(".") if said else f"virt-admin ended with status {result.rc}"
+        text = f"{daemon}: its log {what} could not be {'set' if words else 'read'}: {reason}."
         if os.geteuid() != 0 and _DENIED.search(reason):
-            text += " The task needs {0}.".format(NEEDS_ROOT)
+            text += f" The task needs {NEEDS_ROOT}."
         raise TapvirtError(text)
     return result.stdout
 
@@ -183,9 +183,9 @@ def plan(daemon: str, wanted: Logging, observed: Observed, persist: bool) -> Pla
         if items is None:
             continue
         if now[name] != as_told(name, items):
-            changes.append(Change("{0} {1}".format(daemon, name), now[name], items, "virt-admin", "as wanted"))
+            changes.append(Change(f"{daemon} {name}", now[name], items, "virt-admin", "as wanted"))
         if persist and later[name] != items:
-            place = "{0} {1}".format(config_path(daemon), name)
+            place = f"{config_path(daemon)} {name}"
             changes.append(Change(place, later[name], items, "file", "as wanted"))
     return Plan(changes)
 
@@ -193,7 +193,7 @@ def plan(daemon: str, wanted: Logging, observed: Observed, persist: bool) -> Pla
 def with_settings(text: str, settings: t.Mapping[str, str]) -> str:
     """Return a daemon's file with settings replaced where they are, else added at the end."""
     for name, value in settings.items():
-        line = '{0} = "{1}"'.format(name, value)
+        line = f'{name} = "{value}"'
         there = next((found for found in _SETTING.finditer(text) if found.group(1) == name), None)
         if there is not None:
             text = text[: there.start()] + line + text[there.end() :]
@@ -217,7 +217,7 @@ def apply(root: Root, daemon: str, planned: Plan) -> None:
             stored[name] = value
         else:
             what = name.partition("_")[2]
-            _admin(daemon, what, "--{0}".format(what), value)
+            _admin(daemon, what, f"--{what}", value)
     if stored:
         path = config_path(daemon)
         try:
@@ -226,7 +226,7 @@ def apply(root: Root, daemon: str, planned: Plan) -> None:
         except PermissionError:
             raise
         except OSError as error:
-            raise TapvirtError("{0} could not be written: {1}.".format(path, error.strerror)) from error
+            raise TapvirtError(f"{path} could not be written: {error.strerror}.") from error
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------
@@ -247,19 +247,18 @@ def read_log(daemon: str, outputs: t.Sequence[str], window: Window) -> dict[str,
     elif any(output.endswith(":journald") for output in outputs):
         # The newest first: what is too much to be kept is dropped at its end.
         argv = ["journalctl", "--no-pager", "-q", "-r", "-o", "short-iso", "-n", str(_JOURNAL_ENTRIES), "-u", daemon]
-        result = command.run([*argv, "--since=-{0}s".format(window.seconds)], timeout_seconds=_TIMEOUT_SECONDS)
+        result = command.run([*argv, f"--since=-{window.seconds}s"], timeout_seconds=_TIMEOUT_SECONDS)
         if result.rc != 0:
-            said = " ".join(result.stderr.split()).rstrip(".") or "journalctl ended with status {0}".format(result.rc)
-            raise TapvirtError("{0}: its log could not be read from journald: {1}.".format(daemon, said))
+            said = " ".join(result.stderr.split()).rstrip(".") or f"journalctl ended with status {result.rc}"
+            raise TapvirtError(f"{daemon}: its log could not be read from journald: {said}.")
         entries = entries_in(result.stdout)
         # The last one of a cut answer is cut, too.
         lines = [line for entry in reversed(entries[:-1] if result.truncated else entries) for line in entry]
         cut, source = result.truncated or len(entries) >= _JOURNAL_ENTRIES, "journald"
     else:
         raise TapvirtError(
-            "{0} logs to {1}, from where nothing can be read; 'log_outputs' can name a file.".format(
-                daemon, " ".join(outputs) or "nothing"
-            )
+            f"{daemon} logs to {' '.join(outputs) or 'nothing'}, from where nothing can be read; 'log_outputs' can "
+            "name a file."
         )
     if window.match is not None:
         lines = [line for line in lines if window.match.search(line)]
@@ -287,7 +286,7 @@ def _end_of_file(path: str) -> tuple[str, bool]:
             stream.seek(max(size - _READ_BYTES, 0))
             data = stream.read(_READ_BYTES)
     except OSError as error:
-        raise TapvirtError("The log {0} cannot be read: {1}.".format(path, error.strerror)) from error
+        raise TapvirtError(f"The log {path} cannot be read: {error.strerror}.") from error
     return data.decode("utf-8", "replace"), size > _READ_BYTES
 
 

@@ -35,13 +35,12 @@ def within(seconds: float, doing: str, call: t.Callable[[], t.Any], abort: t.Cal
         thread.join(_GRACE_SECONDS)
     if not outcome:
         raise TapvirtError(
-            "{0}: libvirt has not done it within {1:g} s and could not be stopped; it may still come to an end by "
-            "itself.".format(doing, seconds)
+            f"{doing}: libvirt has not done it within {seconds:g} s and could not be stopped; it may still come to "
+            "an end by "
+            "itself."
         )
     if outcome[0] is not None:
-        raise LibvirtFailure(
-            "{0}{1}".format(doing, ", aborted after {0:g} s".format(seconds) if late else ""), outcome[0]
-        )
+        raise LibvirtFailure(f"{doing}{f', aborted after {seconds:g} s' if late else ''}", outcome[0])
 
 
 def _note(call: t.Callable[[], t.Any], outcome: list[t.Any]) -> None:

@@ -97,7 +97,7 @@ def check_name(item: str, name: str) -> None:
         nearest = [part for part in [name.rstrip("/").rpartition("/")[2]] if part.strip(".")]
         raise InvalidInput(item, name, "is a path; a name must not contain '/'", nearest)
     if not name or name != name.strip() or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
-        rule = "must be 1 to {0} printable characters, without white space at its ends".format(_MAX_NAME_LENGTH)
+        rule = f"must be 1 to {_MAX_NAME_LENGTH} printable characters, without white space at its ends"
         raise InvalidInput(item, name, rule)
 
 
@@ -116,8 +116,9 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
     try:
         scanner.Parse(text.encode("utf-8", "surrogateescape"), True)
     except expat.ExpatError as error:
-        rule = "is not well-formed XML: {0} at line {1}, column {2}".format(
-            expat.errors.messages[error.code], error.lineno, error.offset + 1
+        rule = (
+            f"is not well-formed XML: {expat.errors.messages[error.code]} at line {error.lineno}, column "
+            f"{error.offset + 1}"
         )
         raise InvalidInput(item, _shortened(text), rule) from error
     for prefix, uri in _NAMESPACE.findall(text):
@@ -125,7 +126,7 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
             ET.register_namespace(prefix, uri)
     root = ET.fromstring(text)
     if root.tag != tag:
-        raise InvalidInput(item, "<{0}>".format(root.tag), "must be <{0}>".format(tag))
+        raise InvalidInput(item, f"<{root.tag}>", f"must be <{tag}>")
     element = root.find("uuid")
     if element is not None:
         # What is none is refused by libvirt's schema, or by libvirt.
@@ -136,9 +137,7 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
 
 def _refuse_document_type(item: str) -> t.Callable[..., None]:
     def refuse(name: str, *_identifiers: t.Any) -> None:
-        raise InvalidInput(
-            item, "<!DOCTYPE {0}>".format(name), "is refused: libvirt's XML has no document type and no entities"
-        )
+        raise InvalidInput(item, f"<!DOCTYPE {name}>", "is refused: libvirt's XML has no document type and no entities")
 
     return refuse
 
@@ -149,8 +148,8 @@ def _refuse_depth(item: str) -> tuple[t.Callable[..., None], t.Callable[..., Non
     def start(name: str, _attributes: t.Any) -> None:
         names.append(name)
         if len(names) > _MAX_DEPTH:
-            rule = "is nested more than {0} elements deep, which libvirt does not read".format(_MAX_DEPTH)
-            raise InvalidInput(item, "<{0}>".format(name), rule)
+            rule = f"is nested more than {_MAX_DEPTH} elements deep, which libvirt does not read"
+            raise InvalidInput(item, f"<{name}>", rule)
 
     def end(_name: str) -> None:
         names.pop()
@@ -177,9 +176,9 @@ def check_inner_name(kind: str, name: str, root: ET.Element) -> None:
         element.text = name
     elif inner != name:
         raise InvalidInput(
-            "{0}: xml".format(name),
+            f"{name}: xml",
             inner,
-            "is the <name> in the XML, but the {0} is called {1!r} in the list".format(kind, name),
+            f"is the <name> in the XML, but the {kind} is called {name!r} in the list",
         )
 
 
@@ -217,9 +216,9 @@ def keyed(element: ET.Element) -> dict[str, ET.Element]:
             labelled[tag] = children[0]
             continue
         for position, child in enumerate(children):
-            label = "{0}[{1}]".format(tag, key_of(element.tag, child) or position)
+            label = f"{tag}[{key_of(element.tag, child) or position}]"
             if label in labelled:
-                label = "{0}[{1}]".format(tag, position)
+                label = f"{tag}[{position}]"
             labelled[label] = child
     return labelled
 
@@ -266,13 +265,13 @@ def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> 
     for name in [*old_values, *(name for name in new_values if name not in old_values)]:
         old, new = old_values.get(name), new_values.get(name)
         if old != new and not (subset and new is None) and not (sizes is not None and name == "unit"):
-            yield Difference("{0}@{1}".format(path, name), old, new, name in _SECRET_ATTRIBUTES)
+            yield Difference(f"{path}@{name}", old, new, name in _SECRET_ATTRIBUTES)
     if old_text != new_text and not (subset and new_text is None):
         yield Difference(path, old_text, new_text)
     old_children, new_children = keyed(before), keyed(after)
     for label in [*old_children, *(label for label in new_children if label not in old_children)]:
         old_child, new_child = old_children.get(label), new_children.get(label)
-        place = "{0}/{1}".format(path, label) if path else label
+        place = f"{path}/{label}" if path else label
         if old_child is not None and new_child is not None:
             yield from _compare(place, old_child, new_child, subset)
         elif not (subset and new_child is None):
@@ -303,7 +302,7 @@ def element_text(element: ET.Element | None) -> str | None:
     if element is None:
         return None
     if not element.attrib and not len(element):
-        return text_of(element) or "<{0}/>".format(element.tag)
+        return text_of(element) or f"<{element.tag}/>"
     copied = ET.fromstring(ET.tostring(element))
     for part in copied.iter():
         part.tail = None

@@ -76,7 +76,7 @@ class DiskPlaces:
         """
         if self._connection is None:
             return None
-        with libvirt_errors("Looking up the volume of {0}".format(source.shown())):
+        with libvirt_errors(f"Looking up the volume of {source.shown()}"):
             try:
                 if source.kind == "volume":
                     return self._connection.storagePoolLookupByName(source.pool).storageVolLookupByName(source.volume)
@@ -117,7 +117,7 @@ class DiskPlaces:
         # Without the file, or where it cannot be seen from here, its names are what is known.
         with contextlib.suppress(OSError):
             found = os.stat(path)
-            names.add("inode {0}:{1}".format(found.st_dev, found.st_ino))
+            names.add(f"inode {found.st_dev}:{found.st_ino}")
         return frozenset(names)
 
     def below(self, source: Source) -> list[Source]:
@@ -151,12 +151,12 @@ class DiskPlaces:
                 unreadable = error
         volume = self.volume(Source("file", path))
         if volume is not None:
-            with libvirt_errors("Reading volume {0}".format(path)):
+            with libvirt_errors(f"Reading volume {path}"):
                 xml = _unless_gone(volume.XMLDesc, None)
             if xml is not None:
                 return text_of(ET.fromstring(xml), "backingStore/path")
         if unreadable is not None:
-            raise Unseen("{0} cannot be read: {1}".format(path, unreadable.strerror)) from unreadable
+            raise Unseen(f"{path} cannot be read: {unreadable.strerror}") from unreadable
         return None
 
     def uses(self, domains: t.Iterable[Domain]) -> list[Use]:
@@ -222,7 +222,7 @@ def _unless_gone(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
 
 def _definitions(domain: Domain) -> t.Iterator[ET.Element]:
     try:
-        with libvirt_errors("Reading domain {0}".format(domain.name())):
+        with libvirt_errors(f"Reading domain {domain.name()}"):
             yield ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
             if domain.isActive():
                 yield ET.fromstring(domain.XMLDesc(0))

@@ -60,7 +60,7 @@ def find_doomed(
         disk = by_target.get(target)
         if disk is None:
             nearest = nearest_names(target, by_target) or sorted(by_target)[:_MOST_USERS]
-            raise InvalidInput("{0}: remove_disks".format(name), target, "is no disk of this domain", nearest)
+            raise InvalidInput(f"{name}: remove_disks", target, "is no disk of this domain", nearest)
         if target in now and now[target].source != disk.source:
             found.append(Doomed(target, "", refusal="is another file in the running domain than in its definition"))
             continue
@@ -77,13 +77,11 @@ def _find(name: str, disk: Disk, named: t.Collection[str], places: DiskPlaces, u
     mine = places.names(source)
     others = [use for use in uses if use.names & mine and not (use.domain == name and use.target in named)]
     if others:
-        users = ["{0} of {1!r}".format(use.target, use.domain) if use.domain else use.target for use in others]
-        return Doomed(
-            disk.target, where, refusal="is needed by {0}".format(", ".join(sorted(set(users))[:_MOST_USERS]))
-        )
+        users = [f"{use.target} of {use.domain!r}" if use.domain else use.target for use in others]
+        return Doomed(disk.target, where, refusal=f"is needed by {', '.join(sorted(set(users))[:_MOST_USERS])}")
     blind = next((use for use in uses if use.unseen and not (use.domain == name and use.target in named)), None)
     if blind is not None:
-        rule = "may be needed by {0} of {1!r}: {2}".format(blind.target, blind.domain, blind.unseen)
+        rule = f"may be needed by {blind.target} of {blind.domain!r}: {blind.unseen}"
         return Doomed(disk.target, where, refusal=rule)
     volume = places.volume(source)
     if volume is not None:
@@ -100,7 +98,7 @@ def _find(name: str, disk: Disk, named: t.Collection[str], places: DiskPlaces, u
 
 def _refusal_by_kind(disk: Disk) -> str | None:
     if disk.removable:
-        return "is a {0}: what is in a drive is not the domain's own".format(disk.device)
+        return f"is a {disk.device}: what is in a drive is not the domain's own"
     if disk.device == "lun":
         return "is a device that is passed through"
     if disk.readonly:
@@ -111,7 +109,7 @@ def _refusal_by_kind(disk: Disk) -> str | None:
 
 
 def _volume(target: str, volume: t.Any, places: DiskPlaces) -> Doomed:
-    with libvirt_errors("Reading volume {0}".format(volume.path())):
+    with libvirt_errors(f"Reading volume {volume.path()}"):
         where, kind = str(volume.path()), volume.info()[0]
     if kind not in _VOLUMES_OF_DATA:
         return Doomed(target, where, refusal="is a volume that holds more than one file")
@@ -126,7 +124,7 @@ def _file(target: str, where: str) -> Doomed:
     except FileNotFoundError:
         return Doomed(target, where, there=False)
     except OSError as error:
-        return Doomed(target, where, refusal="cannot be looked at: {0}".format(error.strerror))
+        return Doomed(target, where, refusal=f"cannot be looked at: {error.strerror}")
     if stat.S_ISLNK(found.st_mode):
         return Doomed(target, where, refusal="is a symbolic link; what it leads to was not named")
     if not stat.S_ISREG(found.st_mode):
@@ -143,9 +141,9 @@ def check_doomed(name: str, doomed: t.Iterable[Doomed]) -> None:
     """
     for one in doomed:
         if one.refusal is not None:
-            shown = "{0} ({1})".format(one.target, one.where) if one.where else one.target
-            rule = "{0}. Nothing was changed".format(one.refusal.rstrip("."))
-            raise InvalidInput("{0}: remove_disks".format(name), shown, rule)
+            shown = f"{one.target} ({one.where})" if one.where else one.target
+            rule = f"{one.refusal.rstrip('.')}. Nothing was changed"
+            raise InvalidInput(f"{name}: remove_disks", shown, rule)
 
 
 def delete(name: str, connection: Connection, planned: Doomed, now: Doomed) -> None:
@@ -154,27 +152,25 @@ def delete(name: str, connection: Connection, planned: Doomed, now: Doomed) -> N
     :param now: the same disk as it is after its domain has gone; it has to be as it was planned.
     :raises TapvirtError: it is needed by now, is another file, or could not be deleted; it is named.
     """
-    item = "{0}: disk {1}, {2}".format(name, planned.target, planned.where)
+    item = f"{name}: disk {planned.target}, {planned.where}"
     if not now.there:
         return
     if now != planned:
-        raise TapvirtError(
-            "{0}: not deleted, it {1}.".format(item, now.refusal or "is no longer the file that was planned to go")
-        )
+        raise TapvirtError(f"{item}: not deleted, it {now.refusal or 'is no longer the file that was planned to go'}.")
     with libvirt_errors(item):
         if planned.how == "deleteVolume":
             connection.storageVolLookupByPath(planned.where).delete(0)
         else:
             _unlink(item, planned.where)
     if not _is_gone(connection, planned):
-        raise NoEffect("{0}: deleted without an error, but it is still there.".format(item))
+        raise NoEffect(f"{item}: deleted without an error, but it is still there.")
 
 
 def _unlink(item: str, path: str) -> None:
     try:
         os.unlink(path)
     except OSError as error:
-        raise TapvirtError("{0}: could not be deleted: {1}.".format(item, error.strerror)) from error
+        raise TapvirtError(f"{item}: could not be deleted: {error.strerror}.") from error
 
 
 def _is_gone(connection: Connection, planned: Doomed) -> bool:

@@ -42,7 +42,7 @@ class Source:
     def shown(self) -> str:
         """Return it as one word."""
         if self.kind == "volume":
-            return "{0}/{1}".format(self.pool, self.volume)
+            return f"{self.pool}/{self.volume}"
         return self.path or self.kind
 
 
@@ -133,7 +133,7 @@ def _said_by(element: ET.Element) -> str:
     said = [(name, value) for name, value in element.attrib.items() if name != "index"]
     address = element.find("address")
     return ",".join(
-        "{0}={1}".format(*pair) for pair in sorted([*said, *(address.attrib.items() if address is not None else ())])
+        f"{name}={value}" for name, value in sorted([*said, *(address.attrib.items() if address is not None else ())])
     )
 
 

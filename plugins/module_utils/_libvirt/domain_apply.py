@@ -37,7 +37,7 @@ _OPENS_IMAGE = "'blockdev-add'"
 
 def remember(name: str, domain: Domain, mark: Mark, wanted: ET.Element) -> None:
     """Note what libvirt made of the wanted definition, so that the next run can tell that nobody changed it."""
-    with libvirt_errors("{0}: noting what was applied".format(name)):
+    with libvirt_errors(f"{name}: noting what was applied"):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         result = ET.fromstring(domain.XMLDesc(flags))
         filled = filled_devices(wanted, result)
@@ -54,7 +54,7 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] |
     :raises LibvirtFailure: refused for a reason that may pass, so that the next run has to try again.
     """
     why, refused = None, False
-    with libvirt_errors("{0}: changing {1} of the running domain".format(name, edit.path)):
+    with libvirt_errors(f"{name}: changing {edit.path} of the running domain"):
         try:
             _EDITS[edit.kind](domain, edit)
         except libvirt.libvirtError as error:
@@ -68,7 +68,7 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] |
     _note_asked(name, domain, edit, refused)
     reason = refused_reason(edit, Asked().with_key(edit.key(), refused))
     until = "before a restart" if reason == "restart" else "yet"
-    return reason, "{0}: {1} of {2} has no effect {3}: {4}.".format(name, edit.kind, edit.path, until, why)
+    return reason, f"{name}: {edit.kind} of {edit.path} has no effect {until}: {why}."
 
 
 def _set_text(kind: str) -> t.Callable[[Domain, LiveEdit], t.Any]:
@@ -91,7 +91,7 @@ _EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
 
 def note_start(name: str, domain: Domain) -> None:
     """Note in a domain that was just started what the start has asked of its guest: the memory to give back."""
-    with libvirt_errors("{0}: reading it after its start".format(name)):
+    with libvirt_errors(f"{name}: reading it after its start"):
         running = _running(domain)
         stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE))
     for edit in live_edits(stored, running):
@@ -100,7 +100,7 @@ def note_start(name: str, domain: Domain) -> None:
 
 
 def _note_asked(name: str, domain: Domain, edit: LiveEdit, refused: bool = False) -> None:
-    with libvirt_errors("{0}: noting what its guest was asked".format(name)):
+    with libvirt_errors(f"{name}: noting what its guest was asked"):
         note = asked_of(_running(domain)).with_key(edit.key(), refused).note()
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
@@ -127,7 +127,7 @@ def _followed(domain: Domain, edit: LiveEdit) -> bool:
 
 def undefine(name: str, connection: Connection, domain: Domain, found: Belongings, remove: t.Collection[str]) -> None:
     """Undefine a domain; what of its belongings is not in ``remove`` stays."""
-    with libvirt_errors("{0}: undefining it".format(name)):
+    with libvirt_errors(f"{name}: undefining it"):
         version = connection.getLibVersion()
         flags = lifecycle.undefine_flags(
             version, remove, bool(found.managed_save), len(found.snapshots), len(found.checkpoints)

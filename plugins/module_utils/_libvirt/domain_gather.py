@@ -60,7 +60,7 @@ class Gather:
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
-            raise LibvirtFailure("Reading domain {0}".format(domain.name()), error) from error
+            raise LibvirtFailure(f"Reading domain {domain.name()}", error) from error
 
     def _asked_for(self, domain: Domain, stored: ET.Element, running: ET.Element | None) -> dict[str, t.Any]:
         found: dict[str, t.Any] = {}

@@ -119,7 +119,7 @@ def source_of(source: ET.Element | None) -> str | None:
     if source is None:
         return None
     if source.get("pool"):
-        return "{0}/{1}".format(source.get("pool"), source.get("volume"))
+        return f"{source.get('pool')}/{source.get('volume')}"
     return next((source.get(name) for name in ("file", "dev", "dir", "name") if source.get(name)), None)
 
 

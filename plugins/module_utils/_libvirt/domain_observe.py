@@ -113,10 +113,9 @@ class Surroundings:
             other = next((owners[one] for one in sorted(names) if one in owners), None)
             if other is not None and other.domain != name:
                 wrong[name] = (
-                    "{0}: disk {1}, {2}, is in use as disk {3} of domain {4!r}. Who has renamed a domain lets the old "
-                    "one be absent in the same list; a disk for several says <shareable/> or <readonly/>.".format(
-                        name, disk.target, source.shown(), other.target, other.domain
-                    )
+                    f"{name}: disk {disk.target}, {source.shown()}, is in use as disk {other.target} of domain "
+                    f"{other.domain!r}. Who has renamed a domain lets the old "
+                    "one be absent in the same list; a disk for several says <shareable/> or <readonly/>."
                 )
             owners.update(dict.fromkeys(names, Use(name, disk.target, names)))
         return wrong

@@ -126,9 +126,7 @@ def desired_definition(
         return complete(root)
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
-        raise InvalidInput(
-            "{0}: uuid".format(wanted.name), uuid, "is not the one that the domain has, {0}".format(observed.uuid)
-        )
+        raise InvalidInput(f"{wanted.name}: uuid", uuid, f"is not the one that the domain has, {observed.uuid}")
     mark = mark_of(observed.stored)
     applied = mark is not None and mark.wanted == wanted_hash(wanted.xml) and observed.persistent
     if mark is not None and applied and mark.result == definition_hash(observed.stored):
@@ -163,7 +161,7 @@ def plan_domain(
         return _plan_absence(wanted, observed, options)
     if observed is None and desired is None:
         raise InvalidInput(
-            "{0}: state".format(wanted.name),
+            f"{wanted.name}: state",
             wanted.state,
             "cannot be reached: there is no domain of this name and no xml was given",
             nearest_names(wanted.name, known),
@@ -189,7 +187,7 @@ def plan_domain(
         )
     if observed is not None:
         plan.pending += [
-            pending_row("devices/disk[{0}]/source".format(one.target), one.overlay, one.base, "overlay")
+            pending_row(f"devices/disk[{one.target}]/source", one.overlay, one.base, "overlay")
             for one in observed.overlays
         ]
     _plan_running(plan, wanted, observed, stored, options)
@@ -200,7 +198,7 @@ def plan_domain(
 
 
 def _change(wanted: Wanted, part: str, before: t.Any, after: t.Any, how: str, why: str, secret: bool = False) -> Change:
-    return Change("{0} {1}".format(wanted.name, part), before, after, how, why, secret)
+    return Change(f"{wanted.name} {part}", before, after, how, why, secret)
 
 
 def _check_removals(wanted: Wanted, observed: Observed | None, result: ET.Element) -> None:
@@ -326,7 +324,7 @@ def _plan_state(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> 
     state, active, saved = (
         (observed.state, observed.active, observed.managed_save) if observed else ("shutoff", False, False)
     )
-    item = "{0}: state".format(wanted.name)
+    item = f"{wanted.name}: state"
     plan.steps = lifecycle.steps_to(item, wanted.state, state, active, saved)
     if plan.steps:
         after = "shutoff" if wanted.state == "shutdown" else wanted.state
@@ -358,7 +356,7 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
     check_losses(wanted.name, found, options.remove)
     check_doomed(wanted.name, found.disks)
     if observed.active:
-        plan.steps = lifecycle.steps_to("{0}: state".format(wanted.name), "shutdown", observed.state, True, False)
+        plan.steps = lifecycle.steps_to(f"{wanted.name}: state", "shutdown", observed.state, True, False)
         plan.changes.append(_change(wanted, "state", observed.state, "shutoff", ", ".join(plan.steps), "as wanted"))
     if observed.persistent:
         plan.undefine = True
@@ -366,7 +364,7 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
             "other disks" if found.disks else "disks",
             *(one for one in ("nvram", "tpm") if one not in options.remove),
         ]
-        why = "as wanted; {0} stay".format(", ".join(kept))
+        why = f"as wanted; {', '.join(kept)} stay"
         plan.changes.append(_change(wanted, "definition", summary(observed.stored), None, "undefine", why))
         plan.changes += loss_changes(wanted.name, found, options.remove)
     plan.changes += disk_changes(wanted.name, found.disks)

@@ -48,12 +48,12 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         name = item["name"]
         root = None
         if item.get("xml"):
-            root = without_id(parse_definition("{0}: xml".format(name), item["xml"], "domain"))
+            root = without_id(parse_definition(f"{name}: xml", item["xml"], "domain"))
             check_inner_name("domain", name, root)
         disks = tuple(item.get("remove_disks") or ())
         if disks and item["state"] != "absent":
-            rule = "are deleted with state: absent only, and the state is {0}".format(item["state"])
-            raise InvalidInput("{0}: remove_disks".format(name), ", ".join(disks), rule)
+            rule = f"are deleted with state: absent only, and the state is {item['state']}"
+            raise InvalidInput(f"{name}: remove_disks", ", ".join(disks), rule)
         may_remove = bool(item.get("allow_device_removal"))
         wanted.append(
             Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart"), disks, may_remove)
@@ -147,10 +147,10 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             if domain is None:
                 continue
             if is_host(driver, domain.ID()):
-                item.error = "{0}: is the host itself, as Xen lists it. Nothing was changed.".format(item.wanted.name)
+                item.error = f"{item.wanted.name}: is the host itself, as Xen lists it. Nothing was changed."
                 continue
             try:
-                with libvirt_errors("{0}: reading it".format(item.wanted.name)):
+                with libvirt_errors(f"{item.wanted.name}: reading it"):
                     observed = observe_domain(domain)
                     look = around.with_belongings if item.wanted.state == "absent" else around.with_overlays
                     item.observed = around.with_host_model(item.wanted, look(item.wanted, domain, observed))
@@ -168,7 +168,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             domain = found[name]
             if is_host(driver, domain.ID()):
                 continue
-            with libvirt_errors("{0}: reading its mark".format(name)):
+            with libvirt_errors(f"{name}: reading its mark"):
                 if is_marked(domain):
                     self._items.append(Item(Wanted(name, "absent"), DomainPlan()))
 
@@ -220,8 +220,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         wanted = item.wanted
         answer = self._canonical_roots.get(wanted.name)
         if answer is not None and answer.error is not None:
-            rule = "is refused by libvirt: {0}".format(answer.error)
-            raise InvalidInput("{0}: xml".format(wanted.name), wanted.name, rule)
+            rule = f"is refused by libvirt: {answer.error}"
+            raise InvalidInput(f"{wanted.name}: xml", wanted.name, rule)
         root = answer.root if answer else None
         return plan_domain(
             wanted, item.observed, self._desired_roots[wanted.name], root, self._options, self._owners.values()
@@ -235,8 +235,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         uuid_in_xml = None if item.wanted.root is None else text_of(item.wanted.root, "uuid")
         owner = self._owners.get((uuid_in_xml or "").lower())
         if owner is not None and owner != item.wanted.name:
-            rule = "belongs to domain {0!r}; a domain is not renamed by another name in its XML".format(owner)
-            raise InvalidInput("{0}: uuid".format(item.wanted.name), uuid_in_xml, rule)
+            rule = f"belongs to domain {owner!r}; a domain is not renamed by another name in its XML"
+            raise InvalidInput(f"{item.wanted.name}: uuid", uuid_in_xml, rule)
 
     def _canonical(
         self, desired: t.Mapping[str, ET.Element | None], connection: Connection | None
@@ -248,7 +248,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         try:
             return dict(zip(texts, self._canonicaliser.ask(list(texts.values()), managed, self._timeout_seconds)))
         except Unavailable as error:
-            self._warnings += ["The plan compares what the XML says only, it is not exact: {0}.".format(error)]
+            self._warnings += [f"The plan compares what the XML says only, it is not exact: {error}."]
             return {}
 
     # ---- apply ----
@@ -280,16 +280,16 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
-            with libvirt_errors("{0}: defining it".format(name)):
+            with libvirt_errors(f"{name}: defining it"):
                 domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             item.done = True
             if plan.remember is not None and item.wanted.root is not None:
                 remember(name, domain, plan.remember, item.wanted.root)
-        with libvirt_errors("{0}: looking it up".format(name)):
+        with libvirt_errors(f"{name}: looking it up"):
             domain = connection.lookupByName(name)
         wanted = item.wanted.autostart
         if wanted is not None and any(change.how == "setAutostart" for change in plan.changes):
-            with libvirt_errors("{0}: setting autostart".format(name)):
+            with libvirt_errors(f"{name}: setting autostart"):
                 domain.setAutostart(int(wanted))
             item.done = True
         self._edit(domain, item)
@@ -334,16 +334,19 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 errors.append(error.message)
                 left.append(before)
         if errors:
-            places = ", ".join("{0} ({1})".format(one.where, one.target) for one in left)
-            rule = "{0} Of the disks to delete, there are still: {1}. They have to be looked after by hand."
-            raise TapvirtError(rule.format(" ".join(errors), places))
+            places = ", ".join(f"{one.where} ({one.target})" for one in left)
+            rule = (
+                f"{' '.join(errors)} Of the disks to delete, there are still: {places}. They have to be looked after "
+                "by hand."
+            )
+            raise TapvirtError(rule)
 
     def _doomed_now(self, connection: Connection, item: _Item) -> list[Doomed]:
         name = item.wanted.name
-        with libvirt_errors("{0}: looking for users of its disks".format(name)):
+        with libvirt_errors(f"{name}: looking for users of its disks"):
             domains = connection.listAllDomains()
             if name in [domain.name() for domain in domains]:
-                raise NoEffect("{0}: undefined without an error, but it is still there.".format(name))
+                raise NoEffect(f"{name}: undefined without an error, but it is still there.")
             around = self._surroundings(connection, domains)
             disks = disks_of(None if item.observed is None else item.observed.stored)
             targets = [one.target for one in item.plan.disks]

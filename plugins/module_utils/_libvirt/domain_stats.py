@@ -84,18 +84,18 @@ def stats_row(domain: Domain, running: ET.Element | None, bulk: _Values | None) 
             "memory": _typed(_MEMORY, bulk, "balloon."),
             "disks": [
                 {
-                    "target": bulk.get("block.{0}.name".format(number)),
-                    **_typed(_DISK, bulk, "block.{0}.".format(number)),
+                    "target": bulk.get(f"block.{number}.name"),
+                    **_typed(_DISK, bulk, f"block.{number}."),
                 }
                 for number in range(_count(bulk, "block"))
             ],
             "interfaces": [
                 {
-                    "device": bulk.get("net.{0}.name".format(number)),
-                    **_typed(_INTERFACE, bulk, "net.{0}.".format(number)),
+                    "device": bulk.get(f"net.{number}.name"),
+                    **_typed(_INTERFACE, bulk, f"net.{number}."),
                 }
                 for number in range(_count(bulk, "net"))
-                if "net.{0}.name".format(number) in bulk
+                if f"net.{number}.name" in bulk
             ],
         }
     return _asked_one_by_one(domain, running)

@@ -161,6 +161,6 @@ def embed_root(uri: str) -> EmbedRoot | None:
         raise InvalidInput("uri", uri, rule)
     path = os.path.normpath(roots[0])
     if len(path) > _MAX_ROOT_LENGTH:
-        rule = "has a root longer than {0} characters; sockets below it would not fit".format(_MAX_ROOT_LENGTH)
+        rule = f"has a root longer than {_MAX_ROOT_LENGTH} characters; sockets below it would not fit"
         raise InvalidInput("uri", uri, rule)
     return EmbedRoot(path)

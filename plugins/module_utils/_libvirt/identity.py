@@ -109,12 +109,12 @@ def complete(wanted: ET.Element) -> ET.Element:
     number_controllers(wanted.findall("devices/controller"))
     genid = wanted.find("genid")
     if genid is not None and text_of(genid) is None:
-        genid.text = str(uuid.uuid5(uuid.NAMESPACE_URL, "genid:{0}".format(text_of(wanted, "uuid"))))
+        genid.text = str(uuid.uuid5(uuid.NAMESPACE_URL, f"genid:{text_of(wanted, 'uuid')}"))
     prefix = _MAC_PREFIX.get(wanted.get("type", ""), _DEFAULT_MAC_PREFIX)
     seed = text_of(wanted, "uuid") or ""
     used = {(mac.get("address") or "").lower() for mac in wanted.iterfind("devices/interface/mac")}
     for position, interface in enumerate(wanted.iterfind("devices/interface")):
-        _complete_port(interface, str(uuid.uuid5(uuid.NAMESPACE_URL, "port:{0}/{1}".format(seed, position))))
+        _complete_port(interface, str(uuid.uuid5(uuid.NAMESPACE_URL, f"port:{seed}/{position}")))
         if interface.find("mac") is not None:
             continue
         address = next(mac for mac in _addresses(prefix, seed, position) if mac not in used)
@@ -151,7 +151,7 @@ def _complete_port(interface: ET.Element, value: str) -> None:
 def _addresses(prefix: str, seed: str, position: int) -> t.Iterator[str]:
     attempt = 0
     while True:
-        digest = hashlib.sha256("{0}/{1}/{2}".format(seed, position, attempt).encode()).hexdigest()
+        digest = hashlib.sha256(f"{seed}/{position}/{attempt}".encode()).hexdigest()
         yield ":".join([prefix, digest[0:2], digest[2:4], digest[4:6]])
         attempt += 1
 
@@ -252,7 +252,7 @@ def _kind_source(interface: ET.Element) -> str:
 
 def _kind_source_model(interface: ET.Element) -> str:
     model = interface.find("model")
-    return "{0}|{1}".format(_kind_source(interface), "" if model is None else model.get("type", ""))
+    return f"{_kind_source(interface)}|{'' if model is None else model.get('type', '')}"
 
 
 def _carry_addresses(result: ET.Element, existing: ET.Element) -> None:

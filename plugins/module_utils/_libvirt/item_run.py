@@ -115,7 +115,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
     def _apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
         for item in touched:
             try:
-                with libvirt_errors("{0}: changing it".format(item.wanted.name)):
+                with libvirt_errors(f"{item.wanted.name}: changing it"):
                     self._apply(connection, item)
             except TapvirtError as error:
                 item.error = error.message
@@ -146,8 +146,8 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             # What was done stays told.
             for item in touched:
                 item.plan = planned[item.wanted.name]
-                item.error = errors[item.wanted.name] or "{0}: changed, but not read back: {1}".format(
-                    item.wanted.name, error.message
+                item.error = errors[item.wanted.name] or (
+                    f"{item.wanted.name}: changed, but not read back: {error.message}"
                 )
             return
         for item in touched:
@@ -156,9 +156,8 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             item.error = errors[item.wanted.name] or item.error
             if left and not item.error:
                 item.error = NoEffect(
-                    "{0}: carried out without an error, but reading back shows no effect: {1}.".format(
-                        item.wanted.name, "; ".join("{0} ({1})".format(change.what, change.why) for change in left)
-                    )
+                    f"{item.wanted.name}: carried out without an error, but reading back shows no effect: "
+                    f"{'; '.join(f'{change.what} ({change.why})' for change in left)}."
                 ).message
 
     def _keep(self, item: Item[WantedT, ObservedT, PlanT], planned: PlanT) -> None:

@@ -135,14 +135,14 @@ class Lifecycle:
         :raises LibvirtFailure: libvirt refused.
         :raises TapvirtError: the guest did not follow in time.
         """
-        with libvirt_errors("{0}: {1}".format(name, step.replace("_", " "))):
+        with libvirt_errors(f"{name}: {step.replace('_', ' ')}"):
             if step == "shutdown":
                 self._shut_down(name, domain, waiting)
             elif step == "wait_off":
                 self._wait_off(name, domain, waiting)
             elif step == "managed_save":
                 # Blocks as long as it takes to write the memory.
-                doing = "{0}: managed save".format(name)
+                doing = f"{name}: managed save"
                 within(waiting.timeout_seconds, doing, domain.managedSave, domain.abortJob)
                 self._wait(name, domain, _REACHED["saved"], waiting.timeout_seconds, step)
             else:
@@ -159,9 +159,7 @@ class Lifecycle:
         except TapvirtError as error:
             if waiting.on_timeout != "destroy":
                 hint = " (on_timeout: destroy would)" if waiting.on_timeout is not None else ""
-                raise TapvirtError(
-                    "{0} It may not listen; nothing was forced{1}.".format(error.message, hint)
-                ) from error
+                raise TapvirtError(f"{error.message} It may not listen; nothing was forced{hint}.") from error
             _unless_off(domain, domain.destroy)
             self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "destroy")
 
@@ -176,9 +174,7 @@ class Lifecycle:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TapvirtError(
-                        "{0}: the guest is still {1} {2:g} s after {3}.".format(
-                            name, state, timeout_seconds, step.replace("_", " ")
-                        )
+                        f"{name}: the guest is still {state} {timeout_seconds:g} s after {step.replace('_', ' ')}."
                     )
                 self._wait_for_event(seen, min(left, _POLL_SECONDS))
 

@@ -58,7 +58,7 @@ _PASSWORD = ("passwd", "passwdValidTo")
 _UPDATABLE = {
     "disk": re.compile(r"(?:/source\b|@type\Z)"),
     "interface": re.compile(r"/link\b"),
-    "graphics": re.compile(r"@(?:{0})\Z".format("|".join(_PASSWORD))),
+    "graphics": re.compile(f"@(?:{'|'.join(_PASSWORD)})\\Z"),
 }
 
 #: A processor's model and vendor.
@@ -100,7 +100,7 @@ class Asked:
 
     def note(self) -> tuple[str, str, str]:
         """Return the note as setMetadata takes it: element text, prefix and namespace."""
-        text = '<asked edits="{0}" refused="{1}"/>'.format(" ".join(self.keys), " ".join(self.refused))
+        text = f'<asked edits="{" ".join(self.keys)}" refused="{" ".join(self.refused)}"/>'
         return text, MARK_PREFIX + "-asked", _ASKED_URI
 
 

@@ -62,7 +62,7 @@ def check_limit(limit: int) -> None:
     :raises InvalidInput: it is not 1 to 10000.
     """
     if not 1 <= limit <= _MOST_ROWS:
-        raise InvalidInput("limit", limit, "must be 1 to {0}".format(_MOST_ROWS))
+        raise InvalidInput("limit", limit, f"must be 1 to {_MOST_ROWS}")
 
 
 def find_domain(connection: Connection, name: str) -> Domain:
@@ -71,7 +71,7 @@ def find_domain(connection: Connection, name: str) -> Domain:
     :raises InvalidInput: not a name, or none of this libvirt's domains; with the nearest ones.
     """
     check_name("name", name)
-    with libvirt_errors("Looking up {0}".format(name)):
+    with libvirt_errors(f"Looking up {name}"):
         try:
             domain = connection.lookupByName(name)
             if not is_host(connection.getType(), domain.ID()):
@@ -83,4 +83,4 @@ def find_domain(connection: Connection, name: str) -> Domain:
 
 
 def _unknown(name: str, existing: t.Iterable[str], kind: str = "domain") -> InvalidInput:
-    return InvalidInput("name", name, "is no {0} of this libvirt".format(kind), nearest_names(name, existing))
+    return InvalidInput("name", name, f"is no {kind} of this libvirt", nearest_names(name, existing))

@@ -50,7 +50,7 @@ def move(name: str, ends: Ends, destination_uri: str, before: Seen, options: Opt
 
     :raises TapvirtError: it failed, or was aborted.
     """
-    with libvirt_errors("{0}: looking it up".format(name)):
+    with libvirt_errors(f"{name}: looking it up"):
         domain = ends.get("source").lookupByUUIDString(before.uuid)
     destination = ends.get("destination")
     flags, parameters = _flags(before, options), _parameters(options)
@@ -66,7 +66,7 @@ def move(name: str, ends: Ends, destination_uri: str, before: Seen, options: Opt
             ended.set()
 
     threading.Thread(target=_tell, args=(name, domain, ended, log), daemon=True).start()
-    within(options.deadline_seconds, "{0}: migrating it".format(name), call, lambda: _abort(domain, ended))
+    within(options.deadline_seconds, f"{name}: migrating it", call, lambda: _abort(domain, ended))
 
 
 def _flags(before: Seen, options: Options) -> int:
@@ -107,7 +107,7 @@ def _tell(name: str, domain: Domain, ended: threading.Event, log: Log) -> None:
             part = (total - left) * _TOLD_PARTS // total if total else 0
             if part > told:
                 told = part
-                log("{0}: {1} of {2} migrated".format(name, shown_size(total - left), shown_size(total)))
+                log(f"{name}: {shown_size(total - left)} of {shown_size(total)} migrated")
 
 
 def statistics(ends: Ends, uuid: str) -> dict[str, t.Any]:
@@ -129,19 +129,19 @@ def whereabouts(name: str, ends: Ends, before: Seen) -> tuple[str, bool]:
             connection = ends.get(end)
             if end == "source":
                 _settle(connection, before.uuid)
-            with libvirt_errors("{0}: looking for it".format(name)):
+            with libvirt_errors(f"{name}: looking for it"):
                 # A daemon that has come up again ends what was on its way to it only once it has met it.
                 ending = end == "destination" and seen.get("source") == before
                 seen[end] = _seen(connection, before, _SETTLE_SECONDS if ending else 0)
             found = seen[end]
             told[end] = "is not there" if found is None else found.words()
         except TapvirtError as error:
-            told[end] = "is not known ({0})".format(error.message.rstrip("."))
+            told[end] = f"is not known ({error.message.rstrip('.')})"
     if seen.get("source") == before and "destination" in seen and seen["destination"] is None:
-        return "It {0} at the source as before; nothing of it is at the destination.".format(before.words()), False
+        return f"It {before.words()} at the source as before; nothing of it is at the destination.", False
     arrived = seen.get("destination")
     moved = arrived is not None and arrived.active and "source" in seen and seen["source"] is None
-    return "At the source it {0}; at the destination it {1}.".format(told["source"], told["destination"]), moved
+    return f"At the source it {told['source']}; at the destination it {told['destination']}.", moved
 
 
 def _seen(connection: Connection, before: Seen, wait_seconds: float) -> Seen | None:

@@ -100,7 +100,7 @@ def observe(ends: Ends, name: str, refreshing: bool) -> Observed:
     :raises TapvirtError: an end does not answer.
     """
     source, destination = ends.get("source"), ends.get("destination")
-    with libvirt_errors("{0}: looking for it".format(name)):
+    with libvirt_errors(f"{name}: looking for it"):
         domain = find(source, name)
         here = see(domain)
         there = see(find(destination, name, None if here is None else here.uuid))
@@ -108,7 +108,7 @@ def observe(ends: Ends, name: str, refreshing: bool) -> Observed:
         return Observed(None, None, (*all_domains(source), *all_domains(destination)))
     if domain is None or here is None or there is not None or not here.active:
         return Observed(here, there)
-    with libvirt_errors("{0}: looking at the way to the destination".format(name)):
+    with libvirt_errors(f"{name}: looking at the way to the destination"):
         return Observed(here, there, passage=_look(source, destination, domain, refreshing))
 
 
@@ -123,9 +123,10 @@ def check_ends(ends: Ends, places: tuple[str, str]) -> None:
         roots = [ET.fromstring(connection.getCapabilities()) for connection in (here, there)]
     for item, place, kind, root in zip(("uri", "destination"), places, kinds, roots):
         if root.find("host/migration_features/live") is None:
-            raise InvalidInput(item, place, "has libvirt's driver {0}, which knows no live migration".format(kind))
+            raise InvalidInput(item, place, f"has libvirt's driver {kind}, which knows no live migration")
     if kinds[0] != kinds[1]:
-        rule = "has libvirt's driver {1}, and the source has {0}; a domain cannot move between the two".format(*kinds)
+        source, destination = kinds
+        rule = f"has libvirt's driver {destination}, and the source has {source}; a domain cannot move between the two"
         raise InvalidInput("destination", places[1], rule)
     if text_of(roots[0], "host/uuid") == text_of(roots[1], "host/uuid"):
         raise InvalidInput("destination", places[1], "is the same host as the source: both give the same host UUID")

@@ -45,7 +45,7 @@ class Seen:
 
     def words(self) -> str:
         """Return how it is there, in words."""
-        return "is {0}".format(self.state) if self.active else "is defined and off"
+        return f"is {self.state}" if self.active else "is defined and off"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +110,7 @@ def plan_migration(wanted: Wanted, observed: Observed, places: tuple[str, str], 
     if destination is not None:
         raise InvalidInput("name", name, _twice(source, destination))
     if not source.active or source.state not in _MOVABLE:
-        raise InvalidInput(
-            "name", name, "{0} at the source; only a running or paused domain moves".format(source.words())
-        )
+        raise InvalidInput("name", name, f"{source.words()} at the source; only a running or paused domain moves")
     passage = observed.passage or Passage()
     _check_passage(name, passage)
     plan = MigrationPlan(move=True, autostart=source.persistent and source.autostart)
@@ -138,14 +136,14 @@ def _check_arrived(name: str, observed: Observed) -> None:
 
 def _twice(source: Seen, destination: Seen) -> str:
     if source.uuid != destination.uuid:
-        return "{0} at the source, and another domain of this name, with UUID {1}, {2} at the destination".format(
-            source.words(), destination.uuid, destination.words()
+        return (
+            f"{source.words()} at the source, and another domain of this name, with UUID {destination.uuid}, "
+            f"{destination.words()} at the destination"
         )
-    called = "" if source.name == destination.name else " as {0!r}".format(destination.name)
+    called = "" if source.name == destination.name else f" as {destination.name!r}"
     return (
-        "{0} at the source and {1} at the destination{2}, with the same UUID. It has to be in one of them only".format(
-            source.words(), destination.words(), called
-        )
+        f"{source.words()} at the source and {destination.words()} at the destination{called}, with the same UUID. "
+        "It has to be in one of them only"
     )
 
 
@@ -153,12 +151,12 @@ def _check_passage(name: str, passage: Passage) -> None:
     if passage.job:
         raise InvalidInput("name", name, "has a job under way, such as a migration or a backup; it has to end first")
     if passage.snapshots:
-        rule = "has {0} snapshots, which libvirt does not take along; remove them first".format(passage.snapshots)
+        rule = f"has {passage.snapshots} snapshots, which libvirt does not take along; remove them first"
         raise InvalidInput("name", name, rule)
     if passage.machine is not None:
-        raise InvalidInput("name", name, "cannot run at the destination: {0}".format(passage.machine))
+        raise InvalidInput("name", name, f"cannot run at the destination: {passage.machine}")
     if passage.processor is not None:
-        rule = "needs a processor that the destination does not offer: {0}".format(passage.processor)
+        rule = f"needs a processor that the destination does not offer: {passage.processor}"
         raise InvalidInput("name", name, rule)
 
 
@@ -169,7 +167,7 @@ def _check_disk(name: str, seen: DiskSeen) -> t.Iterator[str]:
     """
     disk, source = seen.disk, seen.disk.source
     where = "" if source is None else source.shown()
-    item = "{0}: disk {1}".format(name, disk.target)
+    item = f"{name}: disk {disk.target}"
     if seen.there is False:
         rule = "is not at the destination"
         if disk.removable:
@@ -177,11 +175,12 @@ def _check_disk(name: str, seen: DiskSeen) -> t.Iterator[str]:
         raise InvalidInput(item, where, rule)
     own = not (disk.readonly or disk.removable)
     if own and seen.file_system is not None and seen.file_system not in SHARED_FILE_SYSTEMS:
-        rule = "is on {0}, which the source alone has; a disk that is written to has to be on storage that both reach"
-        rule = rule.format(seen.file_system)
+        rule = f"is on {seen.file_system}, which the source alone has; "
+        rule += "a disk that is written to has to be on storage that both reach"
         raise InvalidInput(item, where, rule)
     if seen.there is None:
         yield (
-            "{0}: whether the destination has {1} is not known beforehand; libvirt refuses to start there without "
-            "it, and the domain stays at the source then.".format(item, where)
+            f"{item}: whether the destination has {where} is not known beforehand; libvirt refuses to start there "
+            "without "
+            "it, and the domain stays at the source then."
         )

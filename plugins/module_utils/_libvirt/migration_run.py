@@ -129,11 +129,11 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
             move(name, self._ends, self._destination_uri, before, self._options, self._log)
         except TapvirtError as error:
             sentence, item.done = whereabouts(name, self._ends, before)
-            raise TapvirtError("{0} {1}".format(self._masked(error), sentence)) from error
+            raise TapvirtError(f"{self._masked(error)} {sentence}") from error
         item.done = True
         self._statistics[name] = statistics(self._ends, before.uuid)
         if item.plan.autostart:
-            with libvirt_errors("{0}: it has moved; setting autostart at the destination".format(name)):
+            with libvirt_errors(f"{name}: it has moved; setting autostart at the destination"):
                 self._ends.get("destination").lookupByUUIDString(before.uuid).setAutostart(1)
 
     def _masked(self, error: TapvirtError) -> str:
@@ -150,9 +150,8 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
                 continue
             if observed.place != "destination" or observed.destination != before:
                 item.error = NoEffect(
-                    "{0}: migrated without an error, but it is not there as it was: {1} instead of {2}.".format(
-                        item.wanted.name, observed.destination, before
-                    )
+                    f"{item.wanted.name}: migrated without an error, but it is not there as it was: "
+                    f"{observed.destination} instead of {before}."
                 ).message
 
     def _keep(self, item: _Item, planned: MigrationPlan) -> None:

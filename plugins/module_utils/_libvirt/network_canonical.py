@@ -39,7 +39,7 @@ def canonical_networks(definitions: t.Mapping[str, ET.Element]) -> dict[str, ET.
 
 
 def _canonical(connection: Connection, name: str, root: ET.Element) -> ET.Element | InvalidInput:
-    item = "{0}: xml".format(name)
+    item = f"{name}: xml"
     try:
         network = define_network(connection, to_text(root))
         result = ET.fromstring(network.XMLDesc(0))
@@ -48,7 +48,7 @@ def _canonical(connection: Connection, name: str, root: ET.Element) -> ET.Elemen
         message = str(error.get_error_message())
         if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
             return schema_error(item, root, message)
-        return InvalidInput(item, name, "is refused by libvirt: {0}".format(" ".join(message.split())))
+        return InvalidInput(item, name, f"is refused by libvirt: {' '.join(message.split())}")
     # Parts of other namespaces (options for dnsmasq) are the real driver's own.
     result.extend(ET.fromstring(ET.tostring(element)) for element in root if element.tag.startswith("{"))
     return result

@@ -36,7 +36,7 @@ def network_row(network: Network) -> dict[str, t.Any] | None:
     """Return the row of one network; null where it vanished meanwhile."""
     name = str(network.name())
     try:
-        with libvirt_errors("Reading network {0}".format(name)):
+        with libvirt_errors(f"Reading network {name}"):
             observed = observe_network(network)
             leases = _leases(network)
     except LibvirtFailure as error:

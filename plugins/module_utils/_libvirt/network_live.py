@@ -56,7 +56,7 @@ def live_edits(target: ET.Element, running: ET.Element) -> tuple[list[NetworkEdi
         edits += _in_part(wanted, found, "dns", tag, section, _ANY_PARENT, "dns")
     positions = {id(ip): position for position, ip in enumerate(found.findall("ip"))}
     for old, new in same_addresses(found, wanted):
-        path = "ip[{0}]/dhcp".format(key_of("network", old))
+        path = f"ip[{key_of('network', old)}]/dhcp"
         for tag, section in (("host", "IP_DHCP_HOST"), ("range", "IP_DHCP_RANGE")):
             edits += _in_part(new, old, "dhcp", tag, section, positions[id(old)], path)
     if (
@@ -111,9 +111,7 @@ def _entries(
 
     def edit(command: str, key: str, entry: ET.Element, before: ET.Element | None, after: ET.Element | None) -> None:
         shown = (element_text(before), element_text(after))
-        edits.append(
-            NetworkEdit(command, section, parent, "{0}{1}[{2}]".format(path, tag, key), *shown, to_text(entry))
-        )
+        edits.append(NetworkEdit(command, section, parent, f"{path}{tag}[{key}]", *shown, to_text(entry)))
 
     for key, entry in old.items():
         change = key in new and differences(entry, new[key])

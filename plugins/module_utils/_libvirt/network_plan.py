@@ -96,9 +96,7 @@ def desired_definition(wanted: Wanted, observed: Observed | None) -> ET.Element 
         return wanted.root
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
-        raise InvalidInput(
-            "{0}: uuid".format(wanted.name), uuid, "is not the one that the network has, {0}".format(observed.uuid)
-        )
+        raise InvalidInput(f"{wanted.name}: uuid", uuid, f"is not the one that the network has, {observed.uuid}")
     return with_identity(wanted.root, observed.stored)
 
 
@@ -136,7 +134,7 @@ def plan_network(
 
 
 def _change(wanted: Wanted, part: str, before: t.Any, after: t.Any, how: str, why: str) -> Change:
-    return Change("{0} {1}".format(wanted.name, part), before, after, how, why)
+    return Change(f"{wanted.name} {part}", before, after, how, why)
 
 
 def _plan_definition(
@@ -211,8 +209,9 @@ def _check_told(wanted: Wanted, observed: Observed, rows: t.Sequence[Difference]
     if rows and observed.active and not observed.tells_stored:
         places = ", ".join(row.path for row in rows[:_MAX_NAMES])
         raise TapvirtError(
-            "{0}: this driver does not show what is stored of a network that runs, so a change of {1} could not be "
-            "read back. Nothing was changed; it can be while the network is inactive.".format(wanted.name, places)
+            f"{wanted.name}: this driver does not show what is stored of a network that runs, so a change of "
+            f"{places} could not be "
+            "read back. Nothing was changed; it can be while the network is inactive."
         )
 
 
@@ -263,8 +262,8 @@ def check_attached(name: str, attached: t.Sequence[str], options: Options) -> No
     """
     left = [domain for domain in attached if domain not in options.disconnect]
     if left:
-        more = "" if len(left) <= _MAX_NAMES else " and {0} more".format(len(left) - _MAX_NAMES)
+        more = "" if len(left) <= _MAX_NAMES else f" and {len(left) - _MAX_NAMES} more"
         raise TapvirtError(
-            "{0}: running domains have an interface on it and would lose their link: {1}{2}. Nothing was changed; "
-            "'disconnect' can name them.".format(name, ", ".join(left[:_MAX_NAMES]), more)
+            f"{name}: running domains have an interface on it and would lose their link: "
+            f"{', '.join(left[:_MAX_NAMES])}{more}. Nothing was changed; 'disconnect' can name them."
         )

@@ -44,7 +44,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         name = item["name"]
         root = None
         if item.get("xml"):
-            root = parse_definition("{0}: xml".format(name), item["xml"], "network")
+            root = parse_definition(f"{name}: xml", item["xml"], "network")
             check_inner_name("network", name, root)
         wanted.append(Wanted(name, item["state"], root, item.get("autostart")))
     return wanted
@@ -70,7 +70,7 @@ def list_networks(connection: Connection) -> list[Network]:
             return sorted(connection.listAllNetworks(), key=lambda network: str(network.name()))
     except LibvirtFailure as error:
         if error.code == libvirt.VIR_ERR_NO_SUPPORT:
-            message = "The driver of this connection ({0}) has no networks.".format(connection.getType())
+            message = f"The driver of this connection ({connection.getType()}) has no networks."
             raise TapvirtError(message, **error.fields) from error
         raise
 
@@ -112,7 +112,7 @@ def attached_domains(connection: Connection, networks: t.Mapping[str, str | None
             # It ended meanwhile.
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 continue
-            with libvirt_errors("Reading domain {0}".format(domain.name())):
+            with libvirt_errors(f"Reading domain {domain.name()}"):
                 raise
         used = set()
         for source in root.iterfind("devices/interface/source"):
@@ -156,7 +156,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         observed: dict[str, Observed] = {}
         for name, network in networks.items():
             try:
-                with libvirt_errors("{0}: reading it".format(name)):
+                with libvirt_errors(f"{name}: reading it"):
                     observed[name] = observe_network(network)
             except LibvirtFailure as error:
                 # It vanished meanwhile.
@@ -213,12 +213,12 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         uuid, bridge = (text_of(root, "uuid") or "").lower(), bridge_name(root)
         owner = self._by_uuid.setdefault(uuid, wanted.name) if uuid else wanted.name
         if owner != wanted.name:
-            rule = "belongs to network {0!r}; a network is not renamed by another name in its XML".format(owner)
-            raise InvalidInput("{0}: uuid".format(wanted.name), uuid, rule)
+            rule = f"belongs to network {owner!r}; a network is not renamed by another name in its XML"
+            raise InvalidInput(f"{wanted.name}: uuid", uuid, rule)
         if bridge and forward_mode(root) in OWN_BRIDGE_MODES:
             owner = self._by_bridge.setdefault(bridge, wanted.name)
             if owner != wanted.name:
-                raise InvalidInput("{0}: bridge".format(wanted.name), bridge, "is that of network {0!r}".format(owner))
+                raise InvalidInput(f"{wanted.name}: bridge", bridge, f"is that of network {owner!r}")
 
     def _plan(self, item: _Item) -> NetworkPlan:
         name = item.wanted.name
@@ -235,17 +235,17 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
-            with libvirt_errors("{0}: defining it".format(name)):
+            with libvirt_errors(f"{name}: defining it"):
                 define_network(connection, plan.define)
             item.done = True
-        with libvirt_errors("{0}: looking it up".format(name)):
+        with libvirt_errors(f"{name}: looking it up"):
             network = connection.networkLookupByName(name)
         if plan.autostart is not None:
-            with libvirt_errors("{0}: setting autostart".format(name)):
+            with libvirt_errors(f"{name}: setting autostart"):
                 network.setAutostart(int(plan.autostart))
             item.done = True
         for edit in plan.edits:
-            with libvirt_errors("{0}: {1} {2} of the running network".format(name, edit.command, edit.path)):
+            with libvirt_errors(f"{name}: {edit.command} {edit.path} of the running network"):
                 _edit(network, edit)
             item.done = True
         for step in plan.steps:
@@ -254,7 +254,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                 bridge = _bridge_of(item.observed)
                 attached = attached_domains(connection, {name: bridge}).get(name, ())
                 check_attached(name, attached, self._options)
-            with libvirt_errors("{0}: {1}".format(name, step)):
+            with libvirt_errors(f"{name}: {step}"):
                 _STEPS[step](network)
             item.done = True
 

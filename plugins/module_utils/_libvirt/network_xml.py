@@ -186,6 +186,6 @@ def summary(root: ET.Element) -> dict[str, t.Any]:
     return {
         "forward": forward_mode(root),
         "bridge": bridge_name(root),
-        "ips": [ip.address if ip.prefix is None else "{0}/{1}".format(ip.address, ip.prefix) for ip in ips],
+        "ips": [ip.address if ip.prefix is None else f"{ip.address}/{ip.prefix}" for ip in ips],
         "dhcp_hosts": sum(ip.dhcp_hosts for ip in ips),
     }

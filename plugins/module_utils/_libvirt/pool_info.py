@@ -30,7 +30,7 @@ def pool_rows(connection: Connection, names: t.Sequence[str], limit: int) -> tup
 
 
 def _pool_row(name: str, pool: Pool) -> dict[str, t.Any] | None:
-    with libvirt_errors("Reading pool {0}".format(name)):
+    with libvirt_errors(f"Reading pool {name}"):
         try:
             seen = observe_pool(pool)
             _state, capacity, allocation, available = pool.info()

@@ -120,7 +120,7 @@ def plan_pool(
     if wanted.autostart is not None and wanted.autostart != (observed.autostart if observed else False):
         if not persistent:
             raise InvalidInput(
-                "{0}: autostart".format(wanted.name), wanted.autostart, "needs a definition, and the pool has none: xml"
+                f"{wanted.name}: autostart", wanted.autostart, "needs a definition, and the pool has none: xml"
             )
         plan.autostart = wanted.autostart
         _add(plan, wanted, "autostart", not wanted.autostart, wanted.autostart, "setAutostart", "as wanted")
@@ -130,7 +130,7 @@ def plan_pool(
     elif wanted.state == "inactive" and active:
         if not persistent:
             raise InvalidInput(
-                "{0}: state".format(wanted.name),
+                f"{wanted.name}: state",
                 "inactive",
                 "would make it vanish: it has no definition (absent)",
             )
@@ -141,7 +141,7 @@ def plan_pool(
 
 
 def _add(plan: PoolPlan, wanted: WantedPool, part: str, before: t.Any, after: t.Any, how: str, why: str) -> None:
-    plan.changes.append(Change("{0} {1}".format(wanted.name, part), before, after, how, why))
+    plan.changes.append(Change(f"{wanted.name} {part}", before, after, how, why))
 
 
 def _plan_definition(
@@ -159,9 +159,7 @@ def _plan_definition(
         return canonical
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
-        raise InvalidInput(
-            "{0}: uuid".format(wanted.name), uuid, "is not the one that the pool has, {0}".format(observed.uuid)
-        )
+        raise InvalidInput(f"{wanted.name}: uuid", uuid, f"is not the one that the pool has, {observed.uuid}")
     rows: list[Difference] = differences(comparable(observed.stored), comparable(canonical))
     for row in rows:
         _add(plan, wanted, row.path, row.before, row.after, "defineXML", "the definition is another one")
@@ -226,9 +224,9 @@ def refuse_users(wanted: WantedPool, observed: ObservedPool | None) -> None:
         raise TapvirtError(UNKNOWN_USERS.format(wanted.name))
     if observed.users:
         raise TapvirtError(
-            "{0}: is in use by running domains: {1}. Nothing was changed (allow_in_use: true would).".format(
-                wanted.name, ", ".join(observed.users[:5]) + (", ..." if len(observed.users) > 5 else "")
-            )
+            f"{wanted.name}: is in use by running domains: "
+            f"{', '.join(observed.users[:5]) + (', ...' if len(observed.users) > 5 else '')}. Nothing was changed "
+            "(allow_in_use: true would)."
         )
 
 

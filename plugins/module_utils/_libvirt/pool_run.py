@@ -34,7 +34,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedPool]:
     for item in items:
         root = None
         if item.get("xml"):
-            root = parse_definition("{0}: xml".format(item["name"]), item["xml"], "pool")
+            root = parse_definition(f"{item['name']}: xml", item["xml"], "pool")
             check_inner_name("pool", item["name"], root)
         wanted.append(
             WantedPool(item["name"], item["state"], root, item.get("autostart"), item["build"], item["allow_in_use"])
@@ -84,7 +84,7 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         for pool in pools:
             name = str(pool.name())
             try:
-                with libvirt_errors("Reading pool {0}".format(name)):
+                with libvirt_errors(f"Reading pool {name}"):
                     seen = observe_pool(pool)
                     if name in names:
                         seen = found[name] = self._with_users(names[name], pool, seen, users)
@@ -131,36 +131,36 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         uuid = text_of(wanted.root, "uuid")
         owner = self._owners.setdefault(uuid.lower(), wanted.name) if uuid else wanted.name
         if owner != wanted.name:
-            rule = "belongs to pool {0!r}; a pool is not renamed by another name in its XML".format(owner)
-            raise InvalidInput("{0}: uuid".format(wanted.name), uuid, rule)
+            rule = f"belongs to pool {owner!r}; a pool is not renamed by another name in its XML"
+            raise InvalidInput(f"{wanted.name}: uuid", uuid, rule)
         path = path_of(canonical)
         if type_of(canonical) != "dir" or path is None:
             return
         other = self._directories.setdefault(path, wanted.name)
         if other != wanted.name:
-            raise InvalidInput("{0}: path".format(wanted.name), path, "belongs to pool {0!r} already".format(other))
+            raise InvalidInput(f"{wanted.name}: path", path, f"belongs to pool {other!r} already")
 
     # ---- apply ----
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
-            with libvirt_errors("{0}: defining it".format(name)):
+            with libvirt_errors(f"{name}: defining it"):
                 connection.storagePoolDefineXML(plan.define, 0)
             item.done = True
-        with libvirt_errors("{0}: looking it up".format(name)):
+        with libvirt_errors(f"{name}: looking it up"):
             pool = connection.storagePoolLookupByName(name)
         if plan.autostart is not None:
-            with libvirt_errors("{0}: setting autostart".format(name)):
+            with libvirt_errors(f"{name}: setting autostart"):
                 pool.setAutostart(int(plan.autostart))
             item.done = True
         if plan.build:
-            with libvirt_errors("{0}: building it".format(name)):
+            with libvirt_errors(f"{name}: building it"):
                 _build(pool)
             item.done = True
         if plan.stop or plan.undefine:
             # A guest may have started since the plan was made.
-            with libvirt_errors("{0}: reading it".format(name)):
+            with libvirt_errors(f"{name}: reading it"):
                 now = self._with_users(item, pool, observe_pool(pool), Users(connection, self._local))
             refuse_users(item.wanted, now)
         for asked, doing, step in (
@@ -169,7 +169,7 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
             (plan.undefine, "undefining", pool.undefine),
         ):
             if asked:
-                with libvirt_errors("{0}: {1} it".format(name, doing)):
+                with libvirt_errors(f"{name}: {doing} it"):
                     step()
                 item.done = True
 
@@ -248,16 +248,16 @@ def canonical_pools(wanted: t.Sequence[WantedPool]) -> dict[str, ET.Element | In
 
 def _canonical(connection: Connection, wanted: WantedPool) -> ET.Element:
     if wanted.root is None:
-        raise TapvirtError("{0}: no definition.".format(wanted.name))
+        raise TapvirtError(f"{wanted.name}: no definition.")
     # Older versions do not have it; without it a wrong name in the XML is dropped silently, as everywhere.
     flags = getattr(libvirt, "VIR_STORAGE_POOL_DEFINE_VALIDATE", 0)
     try:
         pool = connection.storagePoolDefineXML(to_text(wanted.root), flags)
     except libvirt.libvirtError as error:
-        item, reason = "{0}: xml".format(wanted.name), str(error.get_error_message())
+        item, reason = f"{wanted.name}: xml", str(error.get_error_message())
         if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
             raise schema_error(item, wanted.root, reason) from error
-        raise InvalidInput(item, "<pool>", "is refused by libvirt: {0}".format(" ".join(reason.split()))) from error
+        raise InvalidInput(item, "<pool>", f"is refused by libvirt: {' '.join(reason.split())}") from error
     root = ET.fromstring(pool.XMLDesc(0))
     pool.undefine()
     # Options of one backend are known to the storage driver only.

@@ -34,7 +34,7 @@ def empty_host() -> t.Iterator[Connection]:
     node = os.memfd_create("node")
     try:
         os.write(node, b"<node/>")
-        with connected("test:////proc/self/fd/{0}".format(node), _OPEN_SECONDS) as connection:
+        with connected(f"test:////proc/self/fd/{node}", _OPEN_SECONDS) as connection:
             yield connection
     finally:
         os.close(node)
@@ -52,7 +52,7 @@ def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidI
             except libvirt.libvirtError as error:
                 # Anything else is the test driver's own opinion; the driver that is asked for has its own.
                 if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-                    wrong[name] = schema_error("{0}: xml".format(name), root, str(error.get_error_message()))
+                    wrong[name] = schema_error(f"{name}: xml", root, str(error.get_error_message()))
     return wrong
 
 
@@ -67,9 +67,9 @@ def schema_error(item: str, root: ET.Element, message: str) -> InvalidInput:
     found = _CULPRIT.search(message)
     if culprit is None and found:
         culprit = found.group(1)
-    rule = "is not valid {0} XML, says libvirt's schema: {1}".format(root.tag, reason)
+    rule = f"is not valid {root.tag} XML, says libvirt's schema: {reason}"
     if culprit is None:
-        return InvalidInput(item, "<{0}>".format(root.tag), rule)
+        return InvalidInput(item, f"<{root.tag}>", rule)
     return InvalidInput(item, culprit, rule, nearest_names(culprit, names))
 
 

@@ -174,7 +174,7 @@ def snapshot_xml(wanted: Snapshot) -> str:
 def overlay_path(source: str, snapshot: str) -> str:
     """Return where the overlay of an image goes: beside it, the suffix replaced by the snapshot's name."""
     directory, slash, name = source.rpartition("/")
-    return "{0}{1}{2}.{3}".format(directory, slash, name.rpartition(".")[0] or name, snapshot)
+    return f"{directory}{slash}{name.rpartition('.')[0] or name}.{snapshot}"
 
 
 def descendants(snapshots: t.Mapping[str, Snapshot], name: str) -> list[str]:

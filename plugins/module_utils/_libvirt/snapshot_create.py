@@ -34,20 +34,16 @@ def check_same(wanted: Wanted, found: Snapshot) -> None:
         asked += _asked_of_disk(wanted, said, found)
     for what, value, there in asked:
         if value is not None and value != there:
-            rule = (
-                "is not what the snapshot that is there has, {0!r}; a snapshot is not edited, remove it first".format(
-                    there
-                )
-            )
-            raise InvalidInput("{0}: {1}".format(wanted.name, what), value, rule)
+            rule = f"is not what the snapshot that is there has, {there!r}; a snapshot is not edited, remove it first"
+            raise InvalidInput(f"{wanted.name}: {what}", value, rule)
 
 
 def _asked_of_disk(wanted: Wanted, said: WantedDisk, found: Snapshot) -> list[tuple[str, t.Any, t.Any]]:
-    item = "disk {0}: ".format(said.target)
+    item = f"disk {said.target}: "
     disk = found.disks.get(said.target)
     if disk is None:
-        rule = "is no disk of the snapshot; it has {0}".format(", ".join(found.disks) or "none")
-        raise InvalidInput("{0}: disks".format(wanted.name), said.target, rule, nearest_names(said.target, found.disks))
+        rule = f"is no disk of the snapshot; it has {', '.join(found.disks) or 'none'}"
+        raise InvalidInput(f"{wanted.name}: disks", said.target, rule, nearest_names(said.target, found.disks))
     disks = domain_disks(found.domain) if found.domain is not None else []
     could = [one.target for one in disks if one.writable and one.source]
     asked: list[tuple[str, t.Any, t.Any]] = []
@@ -73,7 +69,7 @@ def plan_creation(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
     said = {disk.target: disk for disk in wanted.disks}
     modes = {disk.target: _mode_of(wanted, kind, disk, said.get(disk.target)) for disk in disks}
     if modes and all(disk.mode == NO for disk in modes.values()) and kind == EXTERNAL:
-        raise InvalidInput("{0}: kind".format(wanted.name), kind, "cannot be: no disk of the domain would take part")
+        raise InvalidInput(f"{wanted.name}: kind", kind, "cannot be: no disk of the domain would take part")
     memory, state = _memory_of(wanted, observed, kind, modes, disks)
     new = Snapshot(
         name=wanted.snapshot,
@@ -99,9 +95,9 @@ def plan_creation(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
     for target, file in new.overlays.items():
         row = {"disk": target, "format": "qcow2", "backing": outlook.sources[target]}
         why = "takes what the guest writes from now on; its backing file stays as it is"
-        plan.changes.append(Change("{0} file {1}".format(wanted.domain, file), None, row, "snapshotCreateXML", why))
+        plan.changes.append(Change(f"{wanted.domain} file {file}", None, row, "snapshotCreateXML", why))
     if new.memory_file:
-        what = "{0} file {1}".format(wanted.domain, new.memory_file)
+        what = f"{wanted.domain} file {new.memory_file}"
         plan.changes.append(Change(what, None, {"memory": True}, "snapshotCreateXML", "holds the guest's memory"))
     outlook.add(new)
     return plan
@@ -112,33 +108,35 @@ def _check_targets(wanted: Wanted, disks: t.Sequence[DomainDisk]) -> None:
     for said in wanted.disks:
         if said.target not in targets:
             raise InvalidInput(
-                "{0}: disks".format(wanted.name),
+                f"{wanted.name}: disks",
                 said.target,
-                "is no disk of the domain; it has {0}".format(", ".join(targets) or "none"),
+                f"is no disk of the domain; it has {', '.join(targets) or 'none'}",
                 nearest_names(said.target, targets),
             )
 
 
 def _check_internal(wanted: Wanted, observed: Observed, disks: t.Sequence[DomainDisk]) -> None:
-    item = "{0}: kind".format(wanted.name)
+    item = f"{wanted.name}: kind"
     if NUMBER.match(wanted.snapshot):
         rule = "cannot name an internal snapshot: QEMU takes it for the number of another one in the image"
-        raise InvalidInput("{0}: name".format(wanted.name), wanted.snapshot, rule, ["s" + wanted.snapshot])
+        raise InvalidInput(f"{wanted.name}: name", wanted.snapshot, rule, ["s" + wanted.snapshot])
     for said in wanted.disks:
         if said.file is not None or not said.include:
-            rule = "is kept inside every writable disk's image, so disk {0} has no file and cannot be left out"
-            raise InvalidInput(item, INTERNAL, rule.format(said.target), [EXTERNAL])
+            rule = (
+                f"is kept inside every writable disk's image, so disk {said.target} has no file and cannot be left out"
+            )
+            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
     if wanted.memory_file is not None:
         raise InvalidInput(item, INTERNAL, "keeps the memory in the image too; memory_file goes with", [EXTERNAL])
     for disk in disks:
         if not disk.writable or disk.source is None:
             continue
         if disk.excluded:
-            rule = "cannot be: the domain's definition excludes disk {0} from snapshots".format(disk.target)
+            rule = f"cannot be: the domain's definition excludes disk {disk.target} from snapshots"
             raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
         if disk.format not in (None, "qcow2"):
-            rule = "needs qcow2 images, and disk {0} ({1}) is {2}".format(disk.target, disk.source, disk.format)
-            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL, "a qcow2 image for {0}".format(disk.target)])
+            rule = f"needs qcow2 images, and disk {disk.target} ({disk.source}) is {disk.format}"
+            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL, f"a qcow2 image for {disk.target}"])
     system = observed.definition.find("os")
     if system is not None and _has_raw_nvram(system):
         rule = "cannot hold the firmware's variables (NVRAM): they are in a raw file beside the disks"
@@ -154,11 +152,11 @@ def _has_raw_nvram(system: ET.Element) -> bool:
 def _check_external(wanted: Wanted, observed: Observed) -> None:
     if wanted.memory_file is not None and not observed.active:
         rule = "cannot be written: the domain does not run, so there is no memory to keep"
-        raise InvalidInput("{0}: memory_file".format(wanted.name), wanted.memory_file, rule)
+        raise InvalidInput(f"{wanted.name}: memory_file", wanted.memory_file, rule)
 
 
 def _mode_of(wanted: Wanted, kind: str, disk: DomainDisk, said: WantedDisk | None) -> SnapshotDisk:
-    item = "{0}: disk {1}".format(wanted.name, disk.target)
+    item = f"{wanted.name}: disk {disk.target}"
     if not disk.writable or disk.source is None:
         if said is not None and said.file is not None:
             raise InvalidInput(item, said.file, "cannot be its overlay: the disk is read-only, removable or empty")
@@ -172,7 +170,7 @@ def _mode_of(wanted: Wanted, kind: str, disk: DomainDisk, said: WantedDisk | Non
     if said is not None and said.file is not None:
         return SnapshotDisk(EXTERNAL, said.file)
     if disk.kind != "file":
-        rule = "is of type {0}, so there is no place beside it for an overlay; name a 'file' for it".format(disk.kind)
+        rule = f"is of type {disk.kind}, so there is no place beside it for an overlay; name a 'file' for it"
         raise InvalidInput(item, disk.source, rule)
     return SnapshotDisk(EXTERNAL, overlay_path(disk.source, wanted.snapshot))
 
@@ -188,8 +186,8 @@ def _memory_of(
     whole = INTERNAL if kind == INTERNAL and observed.active else EXTERNAL if wanted.memory_file else NO
     left_out = [disk.target for disk in disks if disk.writable and disk.source and modes[disk.target].mode == NO]
     if whole == EXTERNAL and left_out:
-        rule = "goes with a snapshot of every writable disk, and {0} is left out".format(", ".join(left_out))
-        raise InvalidInput("{0}: memory_file".format(wanted.name), wanted.memory_file, rule)
+        rule = f"goes with a snapshot of every writable disk, and {', '.join(left_out)} is left out"
+        raise InvalidInput(f"{wanted.name}: memory_file", wanted.memory_file, rule)
     if wanted.quiesce:
         _check_quiesce(wanted, observed, kind)
     if not observed.active:
@@ -198,25 +196,27 @@ def _memory_of(
 
 
 def _check_quiesce(wanted: Wanted, observed: Observed, kind: str) -> None:
-    item = "{0}: quiesce".format(wanted.name)
+    item = f"{wanted.name}: quiesce"
     if kind == INTERNAL or wanted.memory_file is not None or not observed.active:
         rule = "is for an external snapshot of a running domain without its memory; elsewhere nothing is in flight"
         raise InvalidInput(item, True, rule)
     agent = observed.definition.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
     if agent is None or agent.get("state") != "connected":
-        rule = "needs the guest agent, and {0}".format("the domain has no channel for it" if agent is None else
-                                                       "nothing answers on its channel")  # fmt: skip
+        rule = (
+            "needs the guest agent, and "
+            f"{'the domain has no channel for it' if agent is None else 'nothing answers on its channel'}"
+        )  # fmt: skip
         raise InvalidInput(item, True, rule)
 
 
 def _check_files(wanted: Wanted, outlook: Outlook, new: Snapshot) -> None:
     seen: set[str] = set()
     for file in new.files:
-        item = "{0}: file".format(wanted.name)
+        item = f"{wanted.name}: file"
         if not file.startswith("/") or file.endswith("/") or not file.isprintable() or "/../" in file:
             raise InvalidInput(item, file, "must be an absolute path of printable characters, without '..'")
         if len(file.rpartition("/")[2].encode()) > _MAX_FILE_NAME:
-            raise InvalidInput(item, file, "has a last part longer than {0} bytes".format(_MAX_FILE_NAME))
+            raise InvalidInput(item, file, f"has a last part longer than {_MAX_FILE_NAME} bytes")
         if file in seen or file in outlook.taken:
             rule = "would be written twice, or is the file of a disk or of another snapshot; name another one"
             raise InvalidInput(item, file, rule)

@@ -42,7 +42,7 @@ class Wanted:
     @property
     def name(self) -> str:
         """Return what the item is called in a plan and in messages."""
-        return "{0} snapshot {1}".format(self.domain, self.snapshot)
+        return f"{self.domain} snapshot {self.snapshot}"
 
 
 @dataclasses.dataclass(frozen=True)

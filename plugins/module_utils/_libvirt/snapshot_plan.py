@@ -27,7 +27,7 @@ _MAX_DIFFERENCES = 20
 
 def version_text(version: int) -> str:
     """Return a library's version, ``9.0.0``, from libvirt's number for it."""
-    return "{0}.{1}.{2}".format(version // 1000000, version // 1000 % 1000, version % 1000)
+    return f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}"
 
 
 def plan_snapshot(wanted: Wanted, outlook: Outlook | None, reverted: bool = False) -> SnapshotPlan:
@@ -57,9 +57,9 @@ def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPl
     observed = outlook.observed
     found = outlook.snapshots.get(wanted.snapshot)
     if found is None:
-        rule = "is no snapshot of domain {0}".format(wanted.domain)
+        rule = f"is no snapshot of domain {wanted.domain}"
         nearest = nearest_names(wanted.snapshot, outlook.snapshots)
-        raise InvalidInput("{0}: name".format(wanted.name), wanted.snapshot, rule, nearest)
+        raise InvalidInput(f"{wanted.name}: name", wanted.snapshot, rule, nearest)
     before = {"current": observed.current, "state": observed.state}
     after = {"current": found.name, "state": found.leads_to}
     if reverted:
@@ -78,7 +78,7 @@ def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPl
         rows = [row for row in differences(observed.stored, found.domain) if not _is_source(row.path)]
         plan.changes += [
             Change(
-                "{0} {1}".format(wanted.domain, row.path),
+                f"{wanted.domain} {row.path}",
                 row.before,
                 row.after,
                 "revertToSnapshot",
@@ -97,8 +97,8 @@ def _plan_overlays(plan: SnapshotPlan, wanted: Wanted, observed: Observed, found
         return
     now = {disk.target: disk.source for disk in domain_disks(observed.definition)}
     for target in found.overlays:
-        after = "a new overlay above {0}, named by libvirt".format(found.sources.get(target))
-        what, why = "{0} disk {1}".format(wanted.domain, target), "the image stays as it was in the snapshot"
+        after = f"a new overlay above {found.sources.get(target)}, named by libvirt"
+        what, why = f"{wanted.domain} disk {target}", "the image stays as it was in the snapshot"
         plan.changes.append(Change(what, now.get(target), after, "revertToSnapshot", why))
     current = observed.snapshots.get(observed.current or "")
     if current is None:
@@ -106,8 +106,8 @@ def _plan_overlays(plan: SnapshotPlan, wanted: Wanted, observed: Observed, found
     for target, file in current.written.items():
         if file not in observed.missing:
             what, why = (
-                "{0} file {1}".format(wanted.domain, file),
-                "has what was written since {0}".format(current.name),
+                f"{wanted.domain} file {file}",
+                f"has what was written since {current.name}",
             )
             plan.changes.append(Change(what, {"disk": target}, None, "revertToSnapshot", why))
             plan.goes.append(file)
@@ -125,25 +125,25 @@ def _check_revert(wanted: Wanted, outlook: Outlook, found: Snapshot) -> None:
     observed = outlook.observed
     if observed.managed_save:
         raise TapvirtError(
-            "{0}: the domain has saved memory (a managed save), which would be resumed on other disks after a revert. "
-            "Nothing was changed; start the domain first, or discard the saved memory.".format(wanted.name)
+            f"{wanted.name}: the domain has saved memory (a managed save), which would be resumed on other disks "
+            "after a revert. "
+            "Nothing was changed; start the domain first, or discard the saved memory."
         )
     if found.domain is None:
         raise TapvirtError(
-            "{0}: it does not have the definition of the domain, so nobody can tell whether its state "
-            "fits. Nothing was changed.".format(wanted.name)
+            f"{wanted.name}: it does not have the definition of the domain, so nobody can tell whether its state "
+            "fits. Nothing was changed."
         )
     if found.kind != INTERNAL and observed.library_version < _REVERTS_EXTERNAL_SINCE:
         raise TapvirtError(
-            "{0}: it is external, and libvirt {1} cannot revert to such a snapshot ({2} and later can). Nothing was "
-            "changed.".format(
-                wanted.name, version_text(observed.library_version), version_text(_REVERTS_EXTERNAL_SINCE)
-            )
+            f"{wanted.name}: it is external, and libvirt {version_text(observed.library_version)} cannot revert to "
+            f"such a snapshot ({version_text(_REVERTS_EXTERNAL_SINCE)} and later can). Nothing was "
+            "changed."
         )
     if found.kind != EXTERNAL:
         if found.memory == NO and NUMBER.match(found.name):
             rule = "cannot be reverted to: QEMU takes it for the number of another snapshot in the image"
-            raise InvalidInput("{0}: name".format(wanted.name), found.name, rule)
+            raise InvalidInput(f"{wanted.name}: name", found.name, rule)
         _check_in_place(wanted, outlook, found, "a revert")
 
 
@@ -156,8 +156,8 @@ def _check_in_place(wanted: Wanted, outlook: Outlook, found: Snapshot, doing: st
         now = outlook.sources.get(target)
         if now != image:
             raise TapvirtError(
-                "{0}: {1} of {2} is refused: its state is in {3}, but disk {4} of the domain is {5} "
-                "now. Nothing was changed.".format(wanted.name, doing, found.name, image, target, now or "not there")
+                f"{wanted.name}: {doing} of {found.name} is refused: its state is in {image}, but disk {target} of "
+                f"the domain is {now or 'not there'} now. Nothing was changed."
             )
 
 
@@ -173,16 +173,16 @@ def _plan_absence(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
     unnamed = [name for name in reversed(below) if name not in outlook.named_absent]
     if unnamed and wanted.with_children is None:
         raise InvalidInput(
-            "{0}: with_children".format(wanted.name),
+            f"{wanted.name}: with_children",
             None,
-            "has to be said, for it has children: {0}. True removes them, too; false lets them stay, below its own "
-            "parent".format(", ".join(unnamed)),
+            f"has to be said, for it has children: {', '.join(unnamed)}. True removes them, too; false lets them "
+            "stay, below its own parent",
         )
     doomed = [*(below if wanted.with_children else []), found.name]
     kept = sorted(outlook.named_present.intersection(doomed))
     if kept:
-        rule = "is to be present, and to go as a child of {0}".format(found.name)
-        raise InvalidInput("{0}: with_children".format(wanted.name), kept[0], rule)
+        rule = f"is to be present, and to go as a child of {found.name}"
+        raise InvalidInput(f"{wanted.name}: with_children", kept[0], rule)
     for name in doomed:
         snapshot = outlook.snapshots[name]
         _check_removal(wanted, outlook, snapshot)
@@ -200,47 +200,37 @@ def _check_removal(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None
     version = outlook.observed.library_version
     if version < _DELETES_EXTERNAL_SINCE:
         raise TapvirtError(
-            "{0}: {1} is external, and libvirt {2} could only forget it and leave its files ({3}) behind with the "
-            "domain's data in them; {4} and later can merge them. Nothing was changed.".format(
-                wanted.name,
-                snapshot.name,
-                version_text(version),
-                ", ".join(snapshot.files),
-                version_text(_DELETES_EXTERNAL_SINCE),
-            )
+            f"{wanted.name}: {snapshot.name} is external, and libvirt {version_text(version)} could only forget it "
+            f"and leave its files ({', '.join(snapshot.files)}) behind with the domain's data in them; "
+            f"{version_text(_DELETES_EXTERNAL_SINCE)} and later can merge them. Nothing was changed."
         )
     parent = outlook.snapshots.get(snapshot.parent or "")
     if parent is not None and parent.kind != EXTERNAL:
         raise TapvirtError(
-            "{0}: {1} is external and its parent {2} is internal: libvirt cannot merge it into the image that has the "
-            "state of {2}. Nothing was changed; remove {2} first, while the domain is off.".format(
-                wanted.name, snapshot.name, parent.name
-            )
+            f"{wanted.name}: {snapshot.name} is external and its parent {parent.name} is internal: libvirt cannot "
+            "merge it into the image that has the "
+            f"state of {parent.name}. Nothing was changed; remove {parent.name} first, while the domain is off."
         )
     children = outlook.children(snapshot.name)
     if len(children) > 1 or (children and snapshot.branch):
         raise TapvirtError(
-            "{0}: {1} is external and more than one thing stands on its image (its children {2}{3}): libvirt cannot "
-            "merge it. Nothing was changed.".format(
-                wanted.name,
-                snapshot.name,
-                ", ".join(children),
-                ", and the domain since a revert" if snapshot.branch else "",
-            )
+            f"{wanted.name}: {snapshot.name} is external and more than one thing stands on its image (its children "
+            f"{', '.join(children)}{', and the domain since a revert' if snapshot.branch else ''}): libvirt cannot "
+            "merge it. Nothing was changed."
         )
     going = set(snapshot.overlays.values())
     for other in outlook.snapshots.values():
         inside = sorted(going.intersection(image for image in other.inside.values() if image))
         if other.name != snapshot.name and inside:
             raise TapvirtError(
-                "{0}: {1} would go, and the internal snapshot {2} has its state in it. Nothing was changed; remove "
-                "{2} first.".format(wanted.name, ", ".join(inside), other.name)
+                f"{wanted.name}: {', '.join(inside)} would go, and the internal snapshot {other.name} has its state "
+                f"in it. Nothing was changed; remove {other.name} first."
             )
 
 
 def _plan_removal(plan: SnapshotPlan, wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None:
-    what = "{0} snapshot {1}".format(wanted.domain, snapshot.name)
-    why = "as wanted" if snapshot.name == wanted.snapshot else "a child of {0}".format(wanted.snapshot)
+    what = f"{wanted.domain} snapshot {snapshot.name}"
+    why = "as wanted" if snapshot.name == wanted.snapshot else f"a child of {wanted.snapshot}"
     before = {"kind": snapshot.kind, "state": snapshot.state}
     plan.changes.append(Change(what, before, None, "snapshotDelete", why))
     plan.delete.append(snapshot)
@@ -249,14 +239,14 @@ def _plan_removal(plan: SnapshotPlan, wanted: Wanted, outlook: Outlook, snapshot
     ]
     parent = outlook.snapshots.get(snapshot.parent or "")
     if parent is not None and parent.branch and outlook.children(parent.name) == [snapshot.name]:
-        why = "only {0} stood on it, the domain does not since a revert".format(snapshot.name)
+        why = f"only {snapshot.name} stood on it, the domain does not since a revert"
         files += [(file, {"disk": target}, why) for target, file in parent.overlays.items()]
     memory = memory_file_to_go(snapshot, outlook.snapshots.values())
     if memory is not None:
-        files.append((memory, {"memory": True}, "holds the memory of {0} only".format(snapshot.name)))
+        files.append((memory, {"memory": True}, f"holds the memory of {snapshot.name} only"))
     for file, row, why in files:
         if file not in outlook.observed.missing:
-            plan.changes.append(Change("{0} file {1}".format(wanted.domain, file), row, None, "snapshotDelete", why))
+            plan.changes.append(Change(f"{wanted.domain} file {file}", row, None, "snapshotDelete", why))
             plan.goes.append(file)
 
 

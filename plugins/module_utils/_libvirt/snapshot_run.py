@@ -52,15 +52,15 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         )
     for number, one in enumerate(wanted):
         if any((other.domain, other.snapshot) == (one.domain, one.snapshot) for other in wanted[:number]):
-            raise InvalidInput("{0}: name".format(one.domain), one.snapshot, "is in the list twice")
+            raise InvalidInput(f"{one.domain}: name", one.snapshot, "is in the list twice")
         if one.state == "reverted" and sum(other.domain == one.domain for other in wanted) > 1:
             rule = "has to stand alone for its domain: what the other snapshots are to be is not known before a revert"
-            raise InvalidInput("{0}: state".format(one.name), one.state, rule)
+            raise InvalidInput(f"{one.name}: state", one.state, rule)
     return wanted
 
 
 def _check_snapshot_name(domain: str, name: str) -> None:
-    item = "{0}: name".format(domain)
+    item = f"{domain}: name"
     check_name(item, name)
     if name.startswith("."):
         raise InvalidInput(item, name, "must not start with '.', libvirt keeps a file of this name")
@@ -71,7 +71,7 @@ def _description(item: t.Mapping[str, t.Any]) -> str | None:
     if text is None:
         return None
     if any(not letter.isprintable() and letter not in "\n\t" for letter in text):
-        raise InvalidInput("{0}: description".format(item["name"]), text, "must be printable text")
+        raise InvalidInput(f"{item['name']}: description", text, "must be printable text")
     return text.strip()
 
 
@@ -105,7 +105,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             # Nothing is in a root that does not exist; opening it would make it.
             for item in self._items:
                 if item.wanted.state != "absent":
-                    rule = "is no domain of this libvirt: nothing is in {0} yet".format(root.path)
+                    rule = f"is no domain of this libvirt: nothing is in {root.path} yet"
                     item.error = InvalidInput("domain", item.wanted.domain, rule).message
         return self.result(check_mode, with_diff)
 
@@ -124,7 +124,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             item.observed = found if isinstance(found, Observed) else None
             if isinstance(found, InvalidInput) and item.wanted.state == "absent":
                 # Without its domain a snapshot is gone, too, unless the name is a mistyped one.
-                warning = "{0}: {1}".format(item.wanted.name, found.message)
+                warning = f"{item.wanted.name}: {found.message}"
                 if warning not in self._warnings:
                     self._warnings.append(warning)
             elif isinstance(found, TapvirtError):
@@ -158,10 +158,10 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         if not self._local:
             if new.memory_file is not None:
                 rule = "is on another host, and whether a file there would be overwritten cannot be seen from here"
-                raise InvalidInput("{0}: memory_file".format(wanted.name), new.memory_file, rule)
+                raise InvalidInput(f"{wanted.name}: memory_file", new.memory_file, rule)
             return
         for file in new.files:
-            item = "{0}: file".format(wanted.name)
+            item = f"{wanted.name}: file"
             if os.path.lexists(file):
                 rule = "is there already and is not overwritten; name another file, or remove it"
                 raise InvalidInput(item, file, rule)
@@ -177,12 +177,12 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             # Something may have been put there since the plan was made.
             self._check_places(item.wanted, plan.create)
             text, flags = snapshot_xml(plan.create), _creation_flags(plan)
-            self._do("{0}: taking it".format(name), domain, lambda: domain.snapshotCreateXML(text, flags))
+            self._do(f"{name}: taking it", domain, lambda: domain.snapshotCreateXML(text, flags))
             item.done = True
         if plan.revert:
-            with libvirt_errors("{0}: looking it up".format(name)):
+            with libvirt_errors(f"{name}: looking it up"):
                 snapshot = domain.snapshotLookupByName(item.wanted.snapshot)
-            self._do("{0}: reverting to it".format(name), domain, lambda: domain.revertToSnapshot(snapshot))
+            self._do(f"{name}: reverting to it", domain, lambda: domain.revertToSnapshot(snapshot))
             item.done = True
         for one in plan.delete:
             self._delete(domain, one, item)
@@ -191,7 +191,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         within(self._wait_seconds, doing, call, domain.abortJob)
 
     def _delete(self, domain: Domain, snapshot: Snapshot, item: _Item) -> None:
-        doing = "{0} snapshot {1}: removing it".format(item.wanted.domain, snapshot.name)
+        doing = f"{item.wanted.domain} snapshot {snapshot.name}: removing it"
         with libvirt_errors(doing):
             found = domain.snapshotLookupByName(snapshot.name)
         self._do(doing, domain, found.delete)
@@ -203,7 +203,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             # Libvirt leaves it behind in some versions.
             _remove_file(doing, file)
         else:
-            self._warnings.append("{0}: the memory file {1} may still be on the domain's host.".format(doing, file))
+            self._warnings.append(f"{doing}: the memory file {file} may still be on the domain's host.")
 
     # ---- verify ----
 
@@ -214,9 +214,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         for item in touched:
             left = [file for file in planned[item.wanted.name].goes if self._local and os.path.lexists(file)]
             if left and not item.error:
-                item.error = NoEffect(
-                    "{0}: done, but still there: {1}.".format(item.wanted.name, ", ".join(left))
-                ).message
+                item.error = NoEffect(f"{item.wanted.name}: done, but still there: {', '.join(left)}.").message
             new = planned[item.wanted.name].create
             if new is not None and item.observed is not None and not item.error:
                 item.error = _not_as_planned(item.wanted, new, item.observed)
@@ -228,9 +226,8 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
                 file = expected.get((item.wanted.domain, disk.target), disk.source)
                 if disk.source != file:
                     item.error = NoEffect(
-                        "{0}: taken, but disk {1} still writes to {2} and not to the overlay {3}.".format(
-                            item.wanted.name, disk.target, disk.source, file
-                        )
+                        f"{item.wanted.name}: taken, but disk {disk.target} still writes to {disk.source} and not "
+                        f"to the overlay {file}."
                     ).message
 
     # ---- result ----
@@ -268,9 +265,8 @@ def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> str | 
     if found is None or (found.kind, sorted(found.files)) == (new.kind, sorted(new.files)):
         return None
     return NoEffect(
-        "{0}: taken, but it is {1} with the files {2}; planned was {3} with {4}.".format(
-            wanted.name, found.kind, found.files, new.kind, new.files
-        )
+        f"{wanted.name}: taken, but it is {found.kind} with the files {found.files}; planned was {new.kind} with "
+        f"{new.files}."
     ).message
 
 
@@ -280,7 +276,7 @@ def _remove_file(doing: str, file: str) -> None:
             if stat.S_ISREG(os.lstat(file).st_mode):
                 os.unlink(file)
     except OSError as error:
-        raise TapvirtError("{0}: the memory file {1} stays: {2}.".format(doing, file, error.strerror)) from error
+        raise TapvirtError(f"{doing}: the memory file {file} stays: {error.strerror}.") from error
 
 
 def observe_domain(connection: Connection, domain: Domain, local: bool) -> Observed:
@@ -288,13 +284,13 @@ def observe_domain(connection: Connection, domain: Domain, local: bool) -> Obser
 
     :raises TapvirtError: it cannot be read, or its driver knows no snapshots.
     """
-    with libvirt_errors("{0}: reading it".format(domain.name())):
+    with libvirt_errors(f"{domain.name()}: reading it"):
         active = bool(domain.isActive())
         stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         definition = ET.fromstring(domain.XMLDesc(0)) if active else stored
         version = connection.getLibVersion()
     snapshots = observe_snapshots(domain)
-    with libvirt_errors("{0}: reading its snapshots".format(domain.name())):
+    with libvirt_errors(f"{domain.name()}: reading its snapshots"):
         current = domain.snapshotCurrent().getName() if snapshots and domain.hasCurrentSnapshot() else None
         managed_save = bool(domain.hasManagedSaveImage())
     return Observed(
@@ -317,7 +313,7 @@ def observe_snapshots(domain: Domain) -> dict[str, Snapshot]:
 
     :raises TapvirtError: they cannot be read, or the domain's driver knows none.
     """
-    with libvirt_errors("{0}: reading its snapshots".format(domain.name())):
+    with libvirt_errors(f"{domain.name()}: reading its snapshots"):
         found = [parse_snapshot(one.getXMLDesc(0)) for one in list_snapshots(domain)]
     return {one.name: one for one in found}
 
@@ -333,4 +329,4 @@ def list_snapshots(domain: Domain, flags: int = 0) -> list[t.Any]:
         if not is_unknown(error):
             raise
         driver = domain.connect().getType()
-        raise TapvirtError("{0}: libvirt's driver {1} knows no snapshots.".format(domain.name(), driver)) from error
+        raise TapvirtError(f"{domain.name()}: libvirt's driver {driver} knows no snapshots.") from error

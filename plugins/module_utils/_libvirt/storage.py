@@ -61,11 +61,11 @@ def parse_size(item: str, text: str) -> int:
     if factor is None:
         units = [unit for unit in SIZE_UNITS if len(unit) > 1 and unit[0].lower() == found.group(2)[0].lower()]
         likely = nearest_names(found.group(2), units) or units or ["MiB", "GiB"]
-        rule = "has the unit {0!r}, which libvirt does not know".format(found.group(2))
+        rule = f"has the unit {found.group(2)!r}, which libvirt does not know"
         raise InvalidInput(item, text, rule, [found.group(1) + unit for unit in likely])
     size = int(found.group(1)) * factor
     if size > _MAX_BYTES:
-        raise InvalidInput(item, text, "is more than libvirt can count, {0} bytes".format(_MAX_BYTES))
+        raise InvalidInput(item, text, f"is more than libvirt can count, {_MAX_BYTES} bytes")
     return size
 
 
@@ -84,8 +84,8 @@ def shown_size(size: int) -> str:
     """Return a number of bytes as people read it, exact where it is a whole number of a unit."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size and size % SIZE_UNITS[unit] == 0:
-            return "{0} {1}".format(size // SIZE_UNITS[unit], unit)
-    return "{0} bytes".format(size)
+            return f"{size // SIZE_UNITS[unit]} {unit}"
+    return f"{size} bytes"
 
 
 def check_has_storage(uri: str) -> None:
@@ -95,7 +95,7 @@ def check_has_storage(uri: str) -> None:
     :raises TapvirtError: it is the embedded driver's.
     """
     if check_uri(uri) is not None:
-        raise TapvirtError("{0}: {1}".format(shown_uri(uri), _UNKNOWN))
+        raise TapvirtError(f"{shown_uri(uri)}: {_UNKNOWN}")
 
 
 def list_pools(connection: Connection) -> list[Pool]:
@@ -108,7 +108,7 @@ def list_pools(connection: Connection) -> list[Pool]:
             return list(connection.listAllStoragePools())
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                raise TapvirtError("Listing the storage pools: {0}".format(_UNKNOWN)) from error
+                raise TapvirtError(f"Listing the storage pools: {_UNKNOWN}") from error
             raise
 
 
@@ -196,7 +196,7 @@ def _unless_inactive(look: t.Callable[[Source], t.Iterable[_Found]], source: Sou
 
 
 def _volume_name(pool: str | None, volume: str | None) -> str:
-    return "volume:{0}/{1}".format(pool, volume)
+    return f"volume:{pool}/{volume}"
 
 
 def _domains(connection: Connection) -> list[Domain] | None:
@@ -212,7 +212,7 @@ def _domains(connection: Connection) -> list[Domain] | None:
 
 def _definitions(domain: Domain) -> list[tuple[ET.Element, bool]]:
     """Return the stored definition of a domain and the running one, each with whether the domain runs."""
-    with libvirt_errors("Reading domain {0}".format(domain.name())):
+    with libvirt_errors(f"Reading domain {domain.name()}"):
         try:
             active = bool(domain.isActive())
             found = [(ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)), active)]
@@ -235,5 +235,8 @@ def refresh(pool: Pool) -> None:
         active = pool.connect().listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
         if pool.name() not in [one.name() for one in active]:
             reason = " ".join(str(error.get_error_message()).split())
-            message = "Pool {0}: libvirt could not look at what is in it, and stopped the pool over that: {1}."
-            raise TapvirtError(message.format(pool.name(), reason)) from error
+            message = (
+                f"Pool {pool.name()}: libvirt could not look at what is in it, and stopped the pool over that: "
+                f"{reason}."
+            )
+            raise TapvirtError(message) from error

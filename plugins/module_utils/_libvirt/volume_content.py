@@ -40,7 +40,7 @@ def inspect_source(item: str, path: str) -> SourceFile:
             found = os.fstat(stream.fileno())
             header = stream.read(_QCOW2.size)
     except OSError as error:
-        raise InvalidInput(item, path, "cannot be read on this host: {0}".format(error.strerror)) from error
+        raise InvalidInput(item, path, f"cannot be read on this host: {error.strerror}") from error
     if not found.st_size:
         raise InvalidInput(item, path, "is empty")
     if len(header) < _QCOW2.size or not header.startswith(_QCOW2_MAGIC):
@@ -48,7 +48,7 @@ def inspect_source(item: str, path: str) -> SourceFile:
     _magic, _version, backing_offset, _length, _cluster_bits, capacity = _QCOW2.unpack(header)
     if backing_offset:
         below = backing_file(path) or "which is not one of this host"
-        raise InvalidInput(item, path, "stands on another file, {0}; only a whole image can be uploaded".format(below))
+        raise InvalidInput(item, path, f"stands on another file, {below}; only a whole image can be uploaded")
     return SourceFile(path, found.st_size, "qcow2", int(capacity))
 
 
@@ -65,7 +65,7 @@ def _chunks(path: str) -> t.Iterator[bytes]:
         with open_regular(path) as stream:
             yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
     except OSError as error:
-        raise TapvirtError("{0}: cannot be read on this host: {1}.".format(path, error.strerror)) from error
+        raise TapvirtError(f"{path}: cannot be read on this host: {error.strerror}.") from error
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def _stream(connection: Connection, doing: str) -> t.Iterator[t.Any]:
 def digest_of_volume(connection: Connection, name: str, volume: Volume, length: int) -> str:
     """Return the SHA-256 of a volume's first bytes, in hex; of all that it has, where that is less."""
     digest = hashlib.sha256()
-    with _stream(connection, "{0}: reading its content".format(name)) as stream:
+    with _stream(connection, f"{name}: reading its content") as stream:
         volume.download(stream, 0, length, 0)
         for chunk in iter(lambda: stream.recv(_CHUNK_BYTES), b""):
             digest.update(chunk)
@@ -99,25 +99,23 @@ def upload(connection: Connection, name: str, volume: Volume, source: SourceFile
     :raises NoEffect: what is read back is something else.
     """
     digest, sent, told = hashlib.sha256(), 0, 0
-    with _stream(connection, "{0}: uploading {1}".format(name, source.path)) as stream:
+    with _stream(connection, f"{name}: uploading {source.path}") as stream:
         volume.upload(stream, 0, source.size, 0)
         for chunk in _chunks(source.path):
             if sent + len(chunk) > source.size:
-                raise TapvirtError("{0}: {1} grew while it was read.".format(name, source.path))
+                raise TapvirtError(f"{name}: {source.path} grew while it was read.")
             _send(stream, chunk)
             digest.update(chunk)
             sent += len(chunk)
             part = sent * _TOLD_PARTS // source.size
             if part > told:
                 told = part
-                log("{0}: {1} of {2} uploaded".format(name, shown_size(sent), shown_size(source.size)))
+                log(f"{name}: {shown_size(sent)} of {shown_size(source.size)} uploaded")
     if sent < source.size:
-        raise TapvirtError("{0}: {1} shrank while it was read.".format(name, source.path))
+        raise TapvirtError(f"{name}: {source.path} shrank while it was read.")
     found = digest_of_volume(connection, name, volume, source.size)
     if found != digest.hexdigest():
-        raise NoEffect(
-            "{0}: {1} was uploaded without an error, but what is read back is something else.".format(name, source.path)
-        )
+        raise NoEffect(f"{name}: {source.path} was uploaded without an error, but what is read back is something else.")
     return found
 
 

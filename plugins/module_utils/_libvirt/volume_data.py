@@ -52,7 +52,7 @@ class WantedVolume:
     @property
     def name(self) -> str:
         """Return pool and volume, which together are one of a kind."""
-        return "{0}/{1}".format(self.pool, self.volume)
+        return f"{self.pool}/{self.volume}"
 
 
 @dataclasses.dataclass(frozen=True)

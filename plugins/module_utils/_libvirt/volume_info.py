@@ -32,7 +32,7 @@ def volume_rows(
     chosen = select(pools, sorted(there), "storage pool")
     found: list[tuple[str, str, t.Any]] = []
     for name in chosen:
-        with libvirt_errors("Listing the volumes of pool {0}".format(name)):
+        with libvirt_errors(f"Listing the volumes of pool {name}"):
             if there[name].isActive():
                 found += [(name, str(volume.name()), volume) for volume in there[name].listAllVolumes()]
             elif name in pools:
@@ -45,7 +45,7 @@ def volume_rows(
 
 
 def _volume_row(pool: str, name: str, volume: Volume, users: Users) -> dict[str, t.Any] | None:
-    with libvirt_errors("Reading volume {0}/{1}".format(pool, name)):
+    with libvirt_errors(f"Reading volume {pool}/{name}"):
         try:
             kind = volume.info()[0]
             seen, key = read_volume(volume), volume.key()

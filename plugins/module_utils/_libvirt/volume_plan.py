@@ -62,10 +62,10 @@ def plan_volume(wanted: WantedVolume, seen: Seen, reserved: int = 0) -> VolumePl
         if wanted.state == "absent":
             return VolumePlan()
         rule = "is no storage pool of this libvirt"
-        raise InvalidInput("{0}: pool".format(wanted.name), wanted.pool, rule, nearest_names(wanted.pool, seen.pools))
+        raise InvalidInput(f"{wanted.name}: pool", wanted.pool, rule, nearest_names(wanted.pool, seen.pools))
     if not pool.active:
         rule = "is inactive, so that nothing can be said of its volumes; libvirt_pool can start it"
-        raise InvalidInput("{0}: pool".format(wanted.name), wanted.pool, rule)
+        raise InvalidInput(f"{wanted.name}: pool", wanted.pool, rule)
     if wanted.state == "absent":
         return _plan_absence(wanted, seen.volume)
     _check_format(wanted, pool, seen)
@@ -75,11 +75,11 @@ def plan_volume(wanted: WantedVolume, seen: Seen, reserved: int = 0) -> VolumePl
 
 
 def _add(plan: VolumePlan, wanted: WantedVolume, part: str, before: t.Any, after: t.Any, how: str, why: str) -> None:
-    plan.changes.append(Change("{0} {1}".format(wanted.name, part), before, after, how, why))
+    plan.changes.append(Change(f"{wanted.name} {part}", before, after, how, why))
 
 
 def _check_format(wanted: WantedVolume, pool: PoolSeen, seen: Seen) -> None:
-    item = "{0}: format".format(wanted.name)
+    item = f"{wanted.name}: format"
     formats = [one for one in (wanted.format, wanted.backing.format if wanted.backing else None) if one is not None]
     if pool.type in FILE_POOLS:
         for one in formats:
@@ -87,7 +87,7 @@ def _check_format(wanted: WantedVolume, pool: PoolSeen, seen: Seen) -> None:
                 raise InvalidInput(item, one, "is no format of a volume", nearest_names(one, FILE_FORMATS))
     source = seen.source
     if source is not None and wanted.format is not None and not same_format(wanted.format, source.format):
-        rule = "is not what {0} is, {1}; it is uploaded as it is".format(source.path, source.format)
+        rule = f"is not what {source.path} is, {source.format}; it is uploaded as it is"
         raise InvalidInput(item, wanted.format, rule)
 
 
@@ -107,17 +107,17 @@ def _plan_new(wanted: WantedVolume, pool: PoolSeen, seen: Seen, reserved: int) -
     if wanted.capacity is None and not least and wanted.backing is None and wanted.clone_from is None:
         raise InvalidInput(wanted.name, "no capacity", "is given, and there is no such volume")
     if wanted.capacity is not None and wanted.capacity < least:
-        rule = "is less than what goes into it, {0}".format(shown_size(least))
-        raise InvalidInput("{0}: capacity".format(wanted.name), shown_size(wanted.capacity), rule)
+        rule = f"is less than what goes into it, {shown_size(least)}"
+        raise InvalidInput(f"{wanted.name}: capacity", shown_size(wanted.capacity), rule)
     if seen.backing_missing and wanted.backing is not None:
-        raise InvalidInput("{0}: backing".format(wanted.name), wanted.backing.path, "is no file that is there")
+        raise InvalidInput(f"{wanted.name}: backing", wanted.backing.path, "is no file that is there")
     capacity = wanted.capacity if wanted.capacity is not None else least
     form = wanted.format or _default_format(wanted, seen)
     plan = VolumePlan(needs=_needs(wanted, pool, seen, form, capacity))
     _check_space(wanted, pool, capacity, plan.needs + reserved)
     plan.create = to_text(new_definition(wanted, pool, seen.source, form, capacity))
     plan.upload = source is not None
-    plan.made = VolumeSeen("{0}/{1}".format(pool.path, wanted.volume), capacity, plan.needs, form, wanted.backing)
+    plan.made = VolumeSeen(f"{pool.path}/{wanted.volume}", capacity, plan.needs, form, wanted.backing)
     after: dict[str, t.Any] = {"capacity_bytes": capacity or None, "format": form}
     if wanted.backing is not None:
         after["backing"] = wanted.backing.path
@@ -131,25 +131,28 @@ def _plan_new(wanted: WantedVolume, pool: PoolSeen, seen: Seen, reserved: int) -
 
 
 def _check_origin(wanted: WantedVolume, seen: Seen) -> None:
-    item, name = "{0}: clone_from".format(wanted.name), wanted.clone_from or ""
+    item, name = f"{wanted.name}: clone_from", wanted.clone_from or ""
     if seen.origin is None:
-        rule = "is no volume of pool {0!r}, nor one that is made before it".format(wanted.pool)
+        rule = f"is no volume of pool {wanted.pool!r}, nor one that is made before it"
         raise InvalidInput(item, name, rule, nearest_names(name, seen.volumes))
     writers = sorted({user.domain for user in _users(wanted, seen.origin) if user.writes})
     if writers and not wanted.allow_in_use:
-        rule = "is written to by running domains ({0}), a copy would not be consistent (allow_in_use: true makes it)"
-        raise InvalidInput(item, name, rule.format(", ".join(writers[:5])))
+        shown = ", ".join(writers[:5])
+        rule = (
+            f"is written to by running domains ({shown}), a copy would not be consistent (allow_in_use: true makes it)"
+        )
+        raise InvalidInput(item, name, rule)
 
 
 def _check_checksum(wanted: WantedVolume, source: SourceFile) -> None:
     if wanted.checksum is None:
         return
-    item = "{0}: checksum".format(wanted.name)
+    item = f"{wanted.name}: checksum"
     if wanted.capacity is not None and source.format not in PLAIN and wanted.capacity > source.capacity:
-        rule = "cannot hold: an image of the format {0} that grows is another one; leave one of both out"
-        raise InvalidInput(item, wanted.checksum, rule.format(source.format))
+        rule = f"cannot hold: an image of the format {source.format} that grows is another one; leave one of both out"
+        raise InvalidInput(item, wanted.checksum, rule)
     if source.digest is not None and source.digest != wanted.checksum:
-        rule = "is not the SHA-256 of {0}, {1}".format(source.path, source.digest)
+        rule = f"is not the SHA-256 of {source.path}, {source.digest}"
         raise InvalidInput(item, wanted.checksum, rule)
 
 
@@ -182,13 +185,14 @@ def _needs(wanted: WantedVolume, pool: PoolSeen, seen: Seen, form: str, capacity
 
 def _check_space(wanted: WantedVolume, pool: PoolSeen, capacity: int, needs: int) -> None:
     """Refuse what does not fit: into what is available now, or, once it is full, into the whole pool."""
-    item = "{0}: capacity".format(wanted.name)
+    item = f"{wanted.name}: capacity"
     if capacity > pool.capacity > 0:
-        rule = "is more than the whole pool has, {0}".format(shown_size(pool.capacity))
+        rule = f"is more than the whole pool has, {shown_size(pool.capacity)}"
         raise InvalidInput(item, shown_size(capacity), rule)
     if needs > pool.available and pool.capacity > 0:
-        rule = "does not fit: {0} would be allocated at once, with the volumes before it, and {1} are available".format(
-            shown_size(needs), shown_size(pool.available)
+        rule = (
+            f"does not fit: {shown_size(needs)} would be allocated at once, with the volumes before it, and "
+            f"{shown_size(pool.available)} are available"
         )
         raise InvalidInput(item, shown_size(capacity), rule)
 
@@ -218,13 +222,13 @@ def _plan_existing(
         _check_checksum(wanted, source)
         _refuse_users(wanted, volume, "its content is not the one of the checksum, and would be replaced")
         if capacity < source.size and same_format(volume.format or "raw", "raw"):
-            rule = "has no room for {0}, {1}".format(source.path, shown_size(source.size))
-            raise InvalidInput("{0}: capacity".format(wanted.name), shown_size(capacity), rule)
+            rule = f"has no room for {source.path}, {shown_size(source.size)}"
+            raise InvalidInput(f"{wanted.name}: capacity", shown_size(capacity), rule)
         plan.upload = True
         plan.needs += max(source.size - volume.allocation, 0)
         _add(plan, wanted, "content", volume.digest, wanted.checksum, "upload", "the content is another one")
     if plan.needs and plan.needs + reserved > pool.available:
-        rule = "do not fit: {0} are available".format(shown_size(pool.available))
+        rule = f"do not fit: {shown_size(pool.available)} are available"
         raise InvalidInput(wanted.name, shown_size(plan.needs), rule)
     return plan
 
@@ -239,11 +243,12 @@ def _has_capacity(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capa
         return 0 <= more < _SECTOR
     # What is made of whole extents or sectors, of a size that is not known here, may have more.
     if more != 0 and (more < 0 or wanted.force_shrink):
-        rule = "cannot be had: the volume has {0}, and libvirt changes no capacity in a pool of the type {1}"
+        has = shown_size(volume.capacity)
+        rule = f"cannot be had: the volume has {has}, and libvirt changes no capacity in a pool of the type {pool.type}"
         raise InvalidInput(
-            "{0}: capacity".format(wanted.name),
+            f"{wanted.name}: capacity",
             shown_size(capacity),
-            rule.format(shown_size(volume.capacity), pool.type),
+            rule,
             [shown_size(volume.capacity)],
         )
     return True
@@ -254,15 +259,15 @@ def _check_fixed(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen) -> No
     stays = "cannot become another one in place, and nothing is deleted to make it anew; the volume has {0}"
     fits = wanted.format is None or volume.format is None or same_format(wanted.format, volume.format)
     if pool.type in FILE_POOLS and not fits:
-        raise InvalidInput("{0}: format".format(wanted.name), wanted.format, stays.format(volume.format))
+        raise InvalidInput(f"{wanted.name}: format", wanted.format, stays.format(volume.format))
     below = volume.backing
     if wanted.backing is not None and (below is None or below.path != wanted.backing.path):
         rule = stays.format(below.path if below is not None else "no backing file")
-        raise InvalidInput("{0}: backing".format(wanted.name), wanted.backing.path, rule)
+        raise InvalidInput(f"{wanted.name}: backing", wanted.backing.path, rule)
     said = wanted.backing.format if wanted.backing is not None else None
     if below is not None and below.format is not None and said is not None and not same_format(below.format, said):
-        rule = stays.format("a backing file of the format {0}".format(below.format))
-        raise InvalidInput("{0}: backing".format(wanted.name), said, rule)
+        rule = stays.format(f"a backing file of the format {below.format}")
+        raise InvalidInput(f"{wanted.name}: backing", said, rule)
 
 
 def _check_growth(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capacity: int) -> None:
@@ -270,26 +275,27 @@ def _check_growth(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capa
     running = sorted({user.domain for user in _users(wanted, volume) if user.running})
     if running and not wanted.allow_in_use:
         raise TapvirtError(
-            "{0}: cannot grow from {1} to {2} behind the running domains that have it open: {3}. Nothing was changed "
-            "(allow_in_use: true tries).".format(
-                wanted.name, shown_size(volume.capacity), shown_size(capacity), ", ".join(running[:5])
-            )
+            f"{wanted.name}: cannot grow from {shown_size(volume.capacity)} to {shown_size(capacity)} behind the "
+            f"running domains that have it open: {', '.join(running[:5])}. Nothing was changed (allow_in_use: true "
+            "tries)."
         )
 
 
 def _check_shrink(wanted: WantedVolume, volume: VolumeSeen, capacity: int) -> None:
-    item, shown = "{0}: capacity".format(wanted.name), shown_size(capacity)
+    item, shown = f"{wanted.name}: capacity", shown_size(capacity)
     if not wanted.force_shrink:
-        rule = "is less than the volume has, {0}; to shrink it loses what is beyond (force_shrink: true does)".format(
-            shown_size(volume.capacity)
+        rule = (
+            f"is less than the volume has, {shown_size(volume.capacity)}; to shrink it loses what is beyond "
+            "(force_shrink: true does)"
         )
         raise InvalidInput(item, shown, rule)
     if capacity < volume.allocation:
-        rule = "is less than what is allocated, {0}; libvirt does not shrink a volume below that".format(
-            shown_size(volume.allocation)
+        rule = (
+            f"is less than what is allocated, {shown_size(volume.allocation)}; libvirt does not shrink a volume below "
+            "that"
         )
         raise InvalidInput(item, shown, rule)
-    _refuse_users(wanted, volume, "it would lose what is beyond {0}".format(shown))
+    _refuse_users(wanted, volume, f"it would lose what is beyond {shown}")
 
 
 def _users(wanted: WantedVolume, volume: VolumeSeen) -> tuple[User, ...]:
@@ -305,9 +311,9 @@ def _refuse_users(wanted: WantedVolume, volume: VolumeSeen, why: str) -> None:
     for kind, names in (("domains", domains), ("volumes that stand on it", volume.overlays)):
         if names:
             raise TapvirtError(
-                "{0}: {1}, and it is in use by {2}: {3}. Nothing was changed (allow_in_use: true would).".format(
-                    wanted.name, why, kind, ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                )
+                f"{wanted.name}: {why}, and it is in use by {kind}: "
+                f"{', '.join(names[:5]) + (', ...' if len(names) > 5 else '')}. Nothing was changed (allow_in_use: "
+                "true would)."
             )
 
 

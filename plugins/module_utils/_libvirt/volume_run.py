@@ -61,7 +61,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedVolume]:
 
 
 def _wanted(item: t.Mapping[str, t.Any]) -> WantedVolume:
-    name = "{0}/{1}".format(item["pool"], item["name"])
+    name = f"{item['pool']}/{item['name']}"
     _check_together(name, item)
     capacity, allocation, form = item.get("capacity"), item.get("allocation"), item.get("format")
     backing = item.get("backing")
@@ -69,8 +69,8 @@ def _wanted(item: t.Mapping[str, t.Any]) -> WantedVolume:
         pool=item["pool"],
         volume=item["name"],
         state=item["state"],
-        capacity=None if capacity is None else parse_size("{0}: capacity".format(name), capacity),
-        allocation=None if allocation is None else parse_size("{0}: allocation".format(name), allocation),
+        capacity=None if capacity is None else parse_size(f"{name}: capacity", capacity),
+        allocation=None if allocation is None else parse_size(f"{name}: allocation", allocation),
         format=form,
         backing=None if backing is None else BackingFile(backing["path"], backing["format"]),
         source=item.get("source"),
@@ -89,12 +89,12 @@ def _check_together(name: str, item: t.Mapping[str, t.Any]) -> None:
     given = {key for key, value in item.items() if value is not None}
     for key in _IN_XML:
         if "xml" in given and key in given:
-            raise InvalidInput("{0}: {1}".format(name, key), item[key], "is given beside 'xml', which says it already")
+            raise InvalidInput(f"{name}: {key}", item[key], "is given beside 'xml', which says it already")
     contents = [key for key in ("source", "clone_from") if key in given]
     if len(contents) > 1:
-        raise InvalidInput("{0}: source".format(name), item["source"], "is given beside 'clone_from'; only one can be")
+        raise InvalidInput(f"{name}: source", item["source"], "is given beside 'clone_from'; only one can be")
     if "checksum" in given and "source" not in given:
-        raise InvalidInput("{0}: checksum".format(name), item["checksum"], "needs 'source', whose content it is of")
+        raise InvalidInput(f"{name}: checksum", item["checksum"], "needs 'source', whose content it is of")
 
 
 def _checksum(name: str, text: str | None) -> str | None:
@@ -102,12 +102,12 @@ def _checksum(name: str, text: str | None) -> str | None:
         return None
     found = _SHA256.match(text.strip())
     if found is None:
-        raise InvalidInput("{0}: checksum".format(name), text, "must be a SHA-256, 64 hexadecimal digits")
+        raise InvalidInput(f"{name}: checksum", text, "must be a SHA-256, 64 hexadecimal digits")
     return found.group(1).lower()
 
 
 def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
-    item = "{0}: xml".format(wanted.name)
+    item = f"{wanted.name}: xml"
     root = parse_definition(item, text, "volume")
     check_inner_name("volume", wanted.volume, root)
     form, below = root.find("target/format"), text_of(root, "backingStore/path")
@@ -115,8 +115,8 @@ def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
     return dataclasses.replace(
         wanted,
         root=root,
-        capacity=element_size("{0}: capacity".format(item), root.find("capacity")),
-        allocation=element_size("{0}: allocation".format(item), root.find("allocation")),
+        capacity=element_size(f"{item}: capacity", root.find("capacity")),
+        allocation=element_size(f"{item}: allocation", root.find("allocation")),
         format=None if form is None else form.get("type"),
         backing=None if below is None else BackingFile(below, None if below_form is None else below_form.get("type")),
     )
@@ -124,22 +124,22 @@ def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
 
 def _check_values(wanted: WantedVolume) -> None:
     if wanted.clone_from is not None:
-        check_name("{0}: clone_from".format(wanted.name), wanted.clone_from)
+        check_name(f"{wanted.name}: clone_from", wanted.clone_from)
     for what, path in (("source", wanted.source), ("backing", wanted.backing.path if wanted.backing else None)):
         if path is not None and not os.path.isabs(path):
-            raise InvalidInput("{0}: {1}".format(wanted.name, what), path, "must be an absolute path")
+            raise InvalidInput(f"{wanted.name}: {what}", path, "must be an absolute path")
     if wanted.backing is not None and (wanted.source is not None or wanted.clone_from is not None):
         rule = "is given beside 'source' or 'clone_from', which bring what the volume is"
-        raise InvalidInput("{0}: backing".format(wanted.name), wanted.backing.path, rule)
+        raise InvalidInput(f"{wanted.name}: backing", wanted.backing.path, rule)
     if wanted.backing is not None and wanted.format in PLAIN:
         rule = "has no place for a backing file"
-        raise InvalidInput("{0}: format".format(wanted.name), wanted.format, rule, ["qcow2"])
+        raise InvalidInput(f"{wanted.name}: format", wanted.format, rule, ["qcow2"])
     if wanted.source is not None and wanted.format not in (None, *PLAIN, "qcow2"):
         rule = "cannot be uploaded; what is in such an image is not known here"
-        raise InvalidInput("{0}: format".format(wanted.name), wanted.format, rule, ["raw", "qcow2"])
+        raise InvalidInput(f"{wanted.name}: format", wanted.format, rule, ["raw", "qcow2"])
     if wanted.allocation is not None and wanted.capacity is not None and wanted.allocation > wanted.capacity:
-        rule = "is more than the capacity, {0}".format(shown_size(wanted.capacity))
-        raise InvalidInput("{0}: allocation".format(wanted.name), shown_size(wanted.allocation), rule)
+        rule = f"is more than the capacity, {shown_size(wanted.capacity)}"
+        raise InvalidInput(f"{wanted.name}: allocation", shown_size(wanted.allocation), rule)
 
 
 _Item = Item[WantedVolume, Seen, VolumePlan]
@@ -184,7 +184,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             one = item.wanted
             found = Seen(pool=seen.get(one.pool), pools=tuple(pools), volumes=names.get(one.pool, ()))
             if found.pool is not None and found.pool.active:
-                with libvirt_errors("{0}: reading it".format(one.name)):
+                with libvirt_errors(f"{one.name}: reading it"):
                     found = self._see(connection, pools[one.pool], item, found)
             elif found.pool is None and one.state == "absent":
                 self._warn_of_pool(one, pools)
@@ -192,14 +192,13 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _warn_of_pool(self, wanted: WantedVolume, pools: t.Collection[str]) -> None:
         nearest = nearest_names(wanted.pool, pools)
-        warning = "{0}: there is no storage pool {1!r}{2}.".format(
-            wanted.name, wanted.pool, "; nearest: {0}".format(", ".join(nearest)) if nearest else ""
-        )
+        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+        warning = f"{wanted.name}: there is no storage pool {wanted.pool!r}{hint}."
         if warning not in self._warnings:
             self._warnings.append(warning)
 
     def _see_pool(self, pool: Pool) -> PoolSeen:
-        with libvirt_errors("Reading pool {0}".format(pool.name())):
+        with libvirt_errors(f"Reading pool {pool.name()}"):
             root = ET.fromstring(pool.XMLDesc(0))
             if pool.isActive() and self._may_refresh(type_of(root), path_of(root)):
                 refresh(pool)
@@ -238,7 +237,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         self, connection: Connection, wanted: WantedVolume, path: str, volume: Volume, seen: VolumeSeen | None
     ) -> tuple[SourceFile, VolumeSeen | None]:
         """Look at the file to upload and, where a checksum holds it, at what is in the volume."""
-        source = inspect_source("{0}: source".format(wanted.name), path)
+        source = inspect_source(f"{wanted.name}: source", path)
         if seen is not None:
             digest = self._uploaded.get(wanted.name)
             if digest is None:
@@ -257,7 +256,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
     def _plan(self, item: _Item) -> VolumePlan:
         wanted, seen = item.wanted, item.observed if item.observed is not None else Seen()
         if seen.origin is None and wanted.clone_from is not None:
-            seen = dataclasses.replace(seen, origin=self._coming.get("{0}/{1}".format(wanted.pool, wanted.clone_from)))
+            seen = dataclasses.replace(seen, origin=self._coming.get(f"{wanted.pool}/{wanted.clone_from}"))
         if seen.backing_missing and wanted.backing is not None:
             missing = wanted.backing.path not in [one.path for one in self._coming.values()]
             seen = dataclasses.replace(seen, backing_missing=missing)
@@ -271,16 +270,16 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         wanted, plan = item.wanted, item.plan
-        with libvirt_errors("{0}: looking up its pool".format(wanted.name)):
+        with libvirt_errors(f"{wanted.name}: looking up its pool"):
             pool = connection.storagePoolLookupByName(wanted.pool)
         if plan.create is not None:
             self._create(connection, pool, item, plan.create)
             return
         self._look_again(connection, item)
-        with libvirt_errors("{0}: looking it up".format(wanted.name)):
+        with libvirt_errors(f"{wanted.name}: looking it up"):
             volume = pool.storageVolLookupByName(wanted.volume)
         if plan.delete:
-            with libvirt_errors("{0}: deleting it".format(wanted.name)):
+            with libvirt_errors(f"{wanted.name}: deleting it"):
                 volume.delete(0)
             item.done = True
         if plan.resize is not None:
@@ -304,7 +303,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _create(self, connection: Connection, pool: Pool, item: _Item, xml: str) -> None:
         wanted = item.wanted
-        with libvirt_errors("{0}: making it".format(wanted.name)):
+        with libvirt_errors(f"{wanted.name}: making it"):
             if wanted.clone_from is not None:
                 volume = pool.createXMLFrom(xml, pool.storageVolLookupByName(wanted.clone_from), 0)
             else:
@@ -313,7 +312,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         try:
             if item.plan.upload:
                 self._upload(connection, item, volume)
-            with libvirt_errors("{0}: reading it".format(wanted.name)):
+            with libvirt_errors(f"{wanted.name}: reading it"):
                 refresh(pool)
                 capacity = volume.info()[1]
             if wanted.capacity is not None and wanted.capacity > capacity:
@@ -322,7 +321,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             with contextlib.suppress(libvirt.libvirtError):
                 volume.delete(0)
             if isinstance(error, TapvirtError):
-                raise TapvirtError("{0} The half-made volume was deleted again.".format(error.message)) from error
+                raise TapvirtError(f"{error.message} The half-made volume was deleted again.") from error
             raise
         item.done = True
 
@@ -353,10 +352,10 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
 
 def _volumes_in(pool: Pool) -> tuple[str, ...]:
-    with libvirt_errors("Listing the volumes of pool {0}".format(pool.name())):
+    with libvirt_errors(f"Listing the volumes of pool {pool.name()}"):
         return tuple(str(volume.name()) for volume in pool.listAllVolumes())
 
 
 def _resize(name: str, volume: Volume, capacity: int, shrink: bool) -> None:
-    with libvirt_errors("{0}: changing its capacity".format(name)):
+    with libvirt_errors(f"{name}: changing its capacity"):
         volume.resize(capacity, libvirt.VIR_STORAGE_VOL_RESIZE_SHRINK if shrink else 0)

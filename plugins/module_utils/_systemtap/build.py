@@ -55,14 +55,12 @@ class Order:
     def module_name(self) -> str:
         """Return the module's name: stable, unlike any other, and short enough for the kernel (55 letters)."""
         base = re.sub(r"[^a-z0-9_]", "_", self.name.lower())[:24].strip("_") or "script"
-        return "tapvirt_{0}_{1}".format(
-            base, hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        )
+        return f"tapvirt_{base}_{hashlib.sha256(self.text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
     def options(self) -> list[str]:
         """Return the options of stap that change the module, in order."""
         # STP_OVERLOAD_THRESHOLD cycles of every STP_OVERLOAD_INTERVAL (10^9) may go into probes, on each CPU.
-        options = ["-t", "-D", "STP_OVERLOAD_THRESHOLD={0}LL".format(self.cpu_ceiling_percent * 10_000_000)]
+        options = ["-t", "-D", f"STP_OVERLOAD_THRESHOLD={self.cpu_ceiling_percent * 10_000_000}LL"]
         return options + (["-g"] if self.guru else [])
 
 
@@ -204,8 +202,8 @@ class _Stap:
             order.module_name,
             "--modinfo",
             "version=" + key[:VERSION_LETTERS],
-            "--rlimit-cpu={0}".format(_RLIMIT_CPU_SECONDS),
-            "--rlimit-as={0}".format(_RLIMIT_MEMORY_BYTES),
+            f"--rlimit-cpu={_RLIMIT_CPU_SECONDS}",
+            f"--rlimit-as={_RLIMIT_MEMORY_BYTES}",
             *order.options(),
         ]
 

@@ -63,24 +63,21 @@ def build_failed(name: str, release: str | None, output: str) -> BuildFailed:
     found = re.search(r"^Pass ([1-5]): (\w+) failed", output, re.MULTILINE)
     phase = found.group(2) if found else "start"
     errors = re.findall(r"^(?:parse|semantic|ERROR|error)[^:\n]*: (.*(?:\n\s+saw: .*)?)$", output, re.MULTILINE)
-    place = re.search(r"at (?:\S*/)?{0}\.stp:(\d+):(\d+)".format(re.escape(name)), output)
+    place = re.search(rf"at (?:\S*/)?{re.escape(name)}\.stp:(\d+):(\d+)", output)
     line, column = (int(place.group(1)), int(place.group(2))) if place else (None, None)
     similar = re.search(r"\((?:similar[^:]*|alternatives): ([^)]*)\)", output)
     nearest = [word.strip() for word in similar.group(1).split(",")][:5] if similar else []
     source = re.search(r"^\s*source: (.*)$", output, re.MULTILINE)
     reason = _reason(errors, output)
-    message = "{0}{1}: stap failed in its {2}{3}: {4}".format(
-        name,
-        ", line {0}, column {1}".format(line, column) if place else "",
-        phase,
-        " for kernel {0}".format(release) if release else "",
-        reason,
+    message = (
+        f"{name}{f', line {line}, column {column}' if place else ''}: stap failed in its "
+        f"{phase}{f' for kernel {release}' if release else ''}: {reason}"
     )
     if source:
-        message += " (in: {0})".format(source.group(1).strip())
+        message += f" (in: {source.group(1).strip()})"
     message += "."
     if nearest:
-        message += " Nearest: {0}.".format(", ".join(nearest))
+        message += f" Nearest: {', '.join(nearest)}."
     return BuildFailed(
         message,
         phase=phase,

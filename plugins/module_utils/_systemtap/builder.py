@@ -189,9 +189,7 @@ def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | No
     :raises InvalidInput: no headers, no compiler, or headers of another build of the same release.
     """
     if release not in kernels:
-        rule = "has no headers on this builder, which has them for {0}".format(
-            ", ".join(sorted(kernels)) or "no kernel at all"
-        )
+        rule = f"has no headers on this builder, which has them for {', '.join(sorted(kernels)) or 'no kernel at all'}"
         raise InvalidInput(
             "kernel", release, rule, nearest_names(release, kernels), phase="headers", releases=sorted(kernels)
         )
@@ -203,7 +201,7 @@ def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | No
         raise InvalidInput(
             "kernel_version",
             version,
-            "is another build of {0} than the builder's headers are of ({1!r})".format(release, kernel.version),
+            f"is another build of {release} than the builder's headers are of ({kernel.version!r})",
             phase="headers",
         )
     return kernel

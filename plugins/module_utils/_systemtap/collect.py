@@ -26,7 +26,7 @@ from .supervisor import read_stext
 
 #: How much of a run's output goes to the controller at once; base64 and compression are on top.
 CHUNK_BYTES = 4 << 20
-_DIRECTORY = re.compile(r"^{0}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}\Z".format(re.escape(leavings.BASE)))
+_DIRECTORY = re.compile(rf"^{re.escape(leavings.BASE)}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}\Z")
 _POLL_SECONDS = 0.2
 _ENDED = ("done", "killed")
 # How long whoever supervises (systemd, the guard) has to clean up after a supervisor that was killed.
@@ -55,7 +55,7 @@ def own_directory(name: str, run_id: str) -> str:
 
     :raises InvalidInput: that is no name of a run.
     """
-    directory = os.path.join(leavings.BASE, "{0}-{1}".format(name, run_id))
+    directory = os.path.join(leavings.BASE, f"{name}-{run_id}")
     if not _DIRECTORY.match(directory):
         raise InvalidInput("stage.run", run_id, "must be 1 to 16 hexadecimal digits")
     return directory
@@ -63,7 +63,7 @@ def own_directory(name: str, run_id: str) -> str:
 
 def unit_of(directory: str) -> str:
     """Return the systemd unit that supervises a run."""
-    return "tapvirt-stap-{0}.service".format(os.path.basename(directory))
+    return f"tapvirt-stap-{os.path.basename(directory)}.service"
 
 
 def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
@@ -105,8 +105,9 @@ def wait(directory: str, seconds: float) -> dict[str, t.Any]:
     while True:
         if not os.path.isdir(directory):
             raise TapvirtError(
-                "The run left nothing on the host: {0} is gone. The host was started again, or another run here "
-                "collected it and tells it as found.".format(directory)
+                f"The run left nothing on the host: {directory} is gone. The host was started again, or another run "
+                "here "
+                "collected it and tells it as found."
             )
         _touch(os.path.join(directory, "seen"))
         state = leavings.read_json(os.path.join(directory, "state.json"))
@@ -216,7 +217,7 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
         if row is None:
             continue
         if os.path.exists(directory):
-            row["left"] = [*row["left"], "the directory {0} could not be removed".format(directory)]
+            row["left"] = [*row["left"], f"the directory {directory} could not be removed"]
         found.append(row)
     return found
 
@@ -293,13 +294,13 @@ def _found(directory: str, record_limit: int) -> dict[str, t.Any] | None:
 def _unreadable(directory: str, error: Exception) -> dict[str, t.Any]:
     """Return the row of a leftover that cannot be read; what it had loaded is removed as far as that is known."""
     row: dict[str, t.Any] = dict.fromkeys(_RESULT_KEYS)
-    reason = "what the run left in {0} could not be read ({1}: {2})".format(directory, type(error).__name__, error)
+    reason = f"what the run left in {directory} could not be read ({type(error).__name__}: {error})"
     left = []
     try:
         cleaned = leavings.clean(directory)
     except _DAMAGE as second:
         cleaned = {}
-        left = ["cleaning up after {0} failed: {1}: {2}".format(directory, type(second).__name__, second)]
+        left = [f"cleaning up after {directory} failed: {type(second).__name__}: {second}"]
     row.update(
         module=leavings.module_of(directory),
         state="damaged",

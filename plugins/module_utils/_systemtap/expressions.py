@@ -66,11 +66,11 @@ _LIBRARY_MACROS = dict(
         "uint_cast": 1,
         "ulong_cast": 1,
     },
-    **{"this{0}".format(number): 0 for number in range(1, 9)},
-    **{"prints{0}".format(number): 1 for number in range(1, 10)},
-    **{"prometheus_dump_array{0}".format(number): number + 2 for number in range(1, 9)},
-    **{"prometheus_dump_array{0}_map".format(number): 2 * number + 3 for number in range(1, 9)},
-    **{"prometheus_dump_array{0}_map_unquoted".format(number): 2 * number + 3 for number in range(1, 9)},
+    **{f"this{number}": 0 for number in range(1, 9)},
+    **{f"prints{number}": 1 for number in range(1, 10)},
+    **{f"prometheus_dump_array{number}": number + 2 for number in range(1, 9)},
+    **{f"prometheus_dump_array{number}_map": 2 * number + 3 for number in range(1, 9)},
+    **{f"prometheus_dump_array{number}_map_unquoted": 2 * number + 3 for number in range(1, 9)},
 )
 _CONVERSION = re.compile(
     r"%(?:%|(?P<flag>[0+\- #]?)(?P<width>\*|[0-9]*)(?P<precision>\.(?:\*|[0-9]*))?l?[bcsmMdiuoXxp])"
@@ -108,9 +108,9 @@ class Expressions:
         """Say what was found, what is expected, and which of ``words`` looks like what was found."""
         token = self._peek()
         if token is None:
-            return self._fail("the script ends where {0} is expected".format(expected))
+            return self._fail(f"the script ends where {expected} is expected")
         nearest = similar(token.text, words) if token.kind in ("word", "at") else []
-        return self._fail("{0} was found where {1} is expected".format(_shown(token), expected), token, nearest)
+        return self._fail(f"{_shown(token)} was found where {expected} is expected", token, nearest)
 
     def _take(self) -> Token:
         token = self._tokens[self._at]
@@ -129,7 +129,7 @@ class Expressions:
 
     def _expect(self, text: str, after: str) -> None:
         if not self._accept(text):
-            raise self._unexpected("{0!r} {1}".format(text, after))
+            raise self._unexpected(f"{text!r} {after}")
 
     def _accept_keyword(self, text: str) -> bool:
         token = self._peek()
@@ -148,7 +148,7 @@ class Expressions:
     def _deeper(self) -> t.Iterator[None]:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise self._fail("brackets and blocks are nested deeper than {0} levels".format(_MAX_DEPTH))
+            raise self._fail(f"brackets and blocks are nested deeper than {_MAX_DEPTH} levels")
         yield
         self._depth -= 1
 
@@ -161,7 +161,7 @@ class Expressions:
             raise self._unexpected(what)
         value = number_value(token.text)
         if value is None or (negative and value > 1 << 63):
-            raise self._fail("{0} is no number of 64 bits".format(token.text))
+            raise self._fail(f"{token.text} is no number of 64 bits")
         self._at += 1
         return -value if negative else value
 
@@ -177,7 +177,7 @@ class Expressions:
             self._at += 1
             token = self._peek()
         if filled and not any(parts):
-            raise self._fail("{0} cannot be empty".format(what), begin)
+            raise self._fail(f"{what} cannot be empty", begin)
         return "".join(parts)
 
     def _literal(self, what: str) -> str | int:
@@ -289,7 +289,7 @@ class Expressions:
 
     def _need_guru(self, what: str, token: Token) -> None:
         if not self._guru:
-            raise self._fail("{0}, which nothing checks, needs guru mode with a reason".format(what), token)
+            raise self._fail(f"{what}, which nothing checks, needs guru mode with a reason", token)
 
     def _named(self, token: Token) -> None:
         """Read what follows a name: a call, an index, or nothing."""
@@ -319,7 +319,7 @@ class Expressions:
             if self._accept("]"):
                 return
             if not self._accept(","):
-                raise self._unexpected("',' or ']' after {0}".format(after))
+                raise self._unexpected(f"',' or ']' after {after}")
 
     def _indexable(self) -> None:
         token = self._peek()
@@ -330,17 +330,17 @@ class Expressions:
             self._expect_name("the name of an array, or @hist_log or @hist_linear,")
 
     def _histogram(self, token: Token) -> None:
-        self._expect("(", "after {0}".format(token.text))
+        self._expect("(", f"after {token.text}")
         self._expression()
         if token.text == "@hist_linear":
             for what in ("the lowest value", "the highest value", "the width of a bucket"):
-                self._expect(",", "and {0}".format(what))
-                self._number("{0}, a number,".format(what))
-        self._expect(")", "after the arguments of {0}".format(token.text))
+                self._expect(",", f"and {what}")
+                self._number(f"{what}, a number,")
+        self._expect(")", f"after the arguments of {token.text}")
 
     def _print(self, token: Token) -> None:
         """Read the arguments of print, println, printd, printdln, printf and the same with ``s``."""
-        self._expect("(", "after {0}".format(token.text))
+        self._expect("(", f"after {token.text}")
         first = self._peek()
         if first is not None and first.text in _HISTOGRAMS and token.text in _PRINT_WHOLE:
             self._at += 1
@@ -349,12 +349,12 @@ class Expressions:
             wanted = self._conversions(self._string("a format in double quotes"), first or token)
             count = self._more_values(token)
             if wanted != count:
-                rule = "{0} has a format for {1} values, and {2} are given"
-                raise self._fail(rule.format(token.text, wanted, count), token)
+                rule = f"{token.text} has a format for {wanted} values, and {count} are given"
+                raise self._fail(rule, token)
         elif "printd" in token.text:
             self._string("what stands between the values, in double quotes,")
             if self._more_values(token) < 2:
-                raise self._fail("{0} takes at least two values after the text between them".format(token.text), token)
+                raise self._fail(f"{token.text} takes at least two values after the text between them", token)
         elif not (token.text.endswith("ln") and self._accept(")")):
             self._arguments()
 
@@ -365,13 +365,13 @@ class Expressions:
             self._expect("]", "after the number of a bucket")
             self._more_values(token)
         else:
-            self._expect(")", "after the arguments of {0}".format(token.text))
+            self._expect(")", f"after the arguments of {token.text}")
 
     def _more_values(self, token: Token) -> int:
         """Read ``, A, B)`` or ``)``; return how many values there are."""
         if self._accept(","):
             return self._arguments()
-        self._expect(")", "or ',' after the first argument of {0}".format(token.text))
+        self._expect(")", f"or ',' after the first argument of {token.text}")
         return 0
 
     def _conversions(self, text: str, place: Token) -> int:
@@ -386,7 +386,7 @@ class Expressions:
             found = _CONVERSION.match(text, at)
             if found is None:
                 wrong = text[at : at + 6].split(" ")[0]
-                raise self._fail("the format has {0!r}, which is no conversion; '%%' prints '%'".format(wrong), place)
+                raise self._fail(f"the format has {wrong!r}, which is no conversion; '%%' prints '%'", place)
             at = found.end()
             if found.group(0) != "%%":
                 count += 1 + (found.group("width") == "*") + (found.group("precision") == ".*")
@@ -401,7 +401,7 @@ class Expressions:
             return
         if name not in _OPERATORS:
             known = sorted(_OPERATORS | {"@" + macro for macro in _LIBRARY_MACROS})
-            raise self._fail("{0} is no operator and no macro".format(name), token, similar(name, known))
+            raise self._fail(f"{name} is no operator and no macro", token, similar(name, known))
         if token.unchecked:
             self._need_guru(name, token)
         self._at += 1
@@ -410,13 +410,13 @@ class Expressions:
             self._expect("[", "and the number of a bucket (only print takes a whole histogram)")
             self._indexes("the number of a bucket")
             return
-        self._expect("(", "after {0}".format(name))
+        self._expect("(", f"after {name}")
         self._operands(name)
-        self._expect(")", "after the arguments of {0}".format(name))
+        self._expect(")", f"after the arguments of {name}")
 
     def _operands(self, name: str) -> None:
         if name in ("@const", "@enum", "@perf"):
-            self._string("the argument of {0} in double quotes".format(name), filled=True)
+            self._string(f"the argument of {name} in double quotes", filled=True)
         elif name == "@var":
             self._string("the name of a variable in double quotes")
             self._more_strings(1)
@@ -452,7 +452,7 @@ class Expressions:
         """Read the arguments of a macro of the tapset; a single word may be anything there."""
         if count == 0:
             return
-        self._expect("(", "after the macro {0}".format(token.text))
+        self._expect("(", f"after the macro {token.text}")
         for left in range(count, 0, -1):
             word, end = self._peek(), self._tokens[self._at + 1 : self._at + 2]
             if word is not None and word.kind == "word" and end and end[0].text in (",", ")"):
@@ -460,8 +460,8 @@ class Expressions:
             else:
                 self._expression()
             if not self._accept("," if left > 1 else ")"):
-                rule = "{0!r} in the macro {1}, which takes {2} arguments,"
-                raise self._unexpected(rule.format("," if left > 1 else ")", token.text, count))
+                rule = f"{',' if left > 1 else ')'!r} in the macro {token.text}, which takes {count} arguments,"
+                raise self._unexpected(rule)
 
 
 def similar(text: str, words: t.Iterable[str], least: float = 0.7) -> list[str]:
@@ -473,6 +473,6 @@ def _shown(token: Token) -> str:
     if token.kind == "embedded":
         return "embedded C"
     if token.kind == "word" and token.text in KEYWORDS:
-        return "the keyword {0!r}".format(token.text)
+        return f"the keyword {token.text!r}"
     text = token.text if len(token.text) <= 40 else token.text[:40] + "..."
     return text if token.kind == "string" else repr(text)

@@ -74,12 +74,12 @@ def _check_balance(name: str, tokens: t.Sequence[Token]) -> None:
                 wanted = (
                     "closes nothing"
                     if not opened
-                    else "cannot close the {0!r} of line {1}".format(opened[-1].text, opened[-1].line)
+                    else f"cannot close the {opened[-1].text!r} of line {opened[-1].line}"
                 )
-                raise ScriptError(name, token.line, token.column, "{0!r} {1}".format(token.text, wanted))
+                raise ScriptError(name, token.line, token.column, f"{token.text!r} {wanted}")
             opened.pop()
     if opened:
-        raise ScriptError(name, opened[-1].line, opened[-1].column, "{0!r} is never closed".format(opened[-1].text))
+        raise ScriptError(name, opened[-1].line, opened[-1].column, f"{opened[-1].text!r} is never closed")
 
 
 class _Points(t.NamedTuple):
@@ -137,8 +137,8 @@ class _Grammar(Expressions):
             name = self._expect_name("the name of a global variable")
             if name.text in self._globals:
                 same = self._globals[name.text] == private
-                rule = "the global variable {0} is declared twice{1}"
-                raise self._fail(rule.format(name.text, "" if same else ", once as private"), name)
+                rule = f"the global variable {name.text} is declared twice{'' if same else ', once as private'}"
+                raise self._fail(rule, name)
             self._globals[name.text] = private
             self._accept("%")
             sized = self._accept("[")
@@ -146,7 +146,7 @@ class _Grammar(Expressions):
                 place = self._peek()
                 size = self._number("the size of an array")
                 if not 0 < size <= _LARGEST_ARRAY:
-                    raise self._fail("the size of an array must be from 1 to {0}".format(_LARGEST_ARRAY), place)
+                    raise self._fail(f"the size of an array must be from 1 to {_LARGEST_ARRAY}", place)
                 self._expect("]", "after the size of an array")
             if self._sees("="):
                 if sized:
@@ -169,7 +169,7 @@ class _Grammar(Expressions):
         while not self._accept(")"):
             name = self._expect_name("the name of a parameter or ')'")
             if name.text in names:
-                raise self._fail("the parameter {0} is declared twice".format(name.text), name)
+                raise self._fail(f"the parameter {name.text} is declared twice", name)
             names.add(name.text)
             self._type()
             if not self._accept(",") and not self._sees(")"):
@@ -232,7 +232,7 @@ class _Grammar(Expressions):
                 break
         if not self._sees("{", "=", "+=", "}"):
             more = "" if one.optional or one.condition else "'.', '?', '!', "
-            raise self._unexpected("{0}',', 'if' or the body of the probe".format(more), ("if",))
+            raise self._unexpected(f"{more}',', 'if' or the body of the probe", ("if",))
         return _Points(count, optional, condition)
 
     def _written(self, begin: int) -> Point:
@@ -299,7 +299,7 @@ class _Grammar(Expressions):
 
     def _block(self, what: str) -> None:
         if not self._accept("{"):
-            raise self._unexpected("'{{' and {0}".format(what))
+            raise self._unexpected(f"'{{' and {what}")
         self._rest_of_block()
 
     def _rest_of_block(self) -> None:
@@ -342,7 +342,7 @@ class _Grammar(Expressions):
         elif self._sees("{") and self._tokens[begin + 1].text == "(":
             nearest = _slip(token.text, _BEFORE_BLOCK)
         if nearest:
-            raise self._fail("{0!r} begins no statement".format(token.text), token, nearest)
+            raise self._fail(f"{token.text!r} begins no statement", token, nearest)
 
     def _if(self, _token: Token) -> None:
         while True:
@@ -356,9 +356,9 @@ class _Grammar(Expressions):
                 return
 
     def _condition(self, word: str) -> None:
-        self._expect("(", "after {0!r}".format(word))
+        self._expect("(", f"after {word!r}")
         self._expression()
-        self._expect(")", "after the condition of {0!r}".format(word))
+        self._expect(")", f"after the condition of {word!r}")
 
     def _while(self, _token: Token) -> None:
         self._condition("while")
@@ -369,7 +369,7 @@ class _Grammar(Expressions):
         for end, what in ((";", "the beginning"), (";", "the condition"), (")", "the step")):
             if not self._sees(end):
                 self._expression()
-            self._expect(end, "after {0} of 'for'".format(what))
+            self._expect(end, f"after {what} of 'for'")
         self._statement()
 
     def _foreach(self, _token: Token) -> None:
@@ -383,10 +383,10 @@ class _Grammar(Expressions):
         token = self._peek()
         if token is not None and token.kind == "at":
             if token.text not in STATISTICS:
-                raise self._unexpected("one of {0}".format(", ".join(sorted(STATISTICS))), STATISTICS)
+                raise self._unexpected(f"one of {', '.join(sorted(STATISTICS))}", STATISTICS)
             self._at += 1
             if not self._sees("+", "-"):
-                raise self._unexpected("'+' or '-' after {0}, which way to sort,".format(token.text))
+                raise self._unexpected(f"'+' or '-' after {token.text}, which way to sort,")
         self._sort(sorted_by)
         if self._accept_keyword("limit"):
             self._expression()

@@ -86,8 +86,8 @@ def loaded_stap_modules(root: Root) -> list[dict[str, t.Any]]:
     """Return the SystemTap modules that are loaded: name, the digest given at the build, how many use it."""
     modules = []
     for name in root.listdir(PROC_SYSTEMTAP):
-        version = root.read_text_or("sys/module/{0}/version".format(name))
-        users = root.read_text_or("sys/module/{0}/refcnt".format(name))
+        version = root.read_text_or(f"sys/module/{name}/version")
+        users = root.read_text_or(f"sys/module/{name}/refcnt")
         modules.append(
             {
                 "name": name,
@@ -143,8 +143,8 @@ def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) ->
         Finding(
             "left_over",
             False,
-            "the SystemTap module {0} is loaded and nothing uses it".format(row["name"]),
-            "staprun -d {0}".format(row["name"]),
+            f"the SystemTap module {row['name']} is loaded and nothing uses it",
+            f"staprun -d {row['name']}",
         )
         for row in host["loaded"]
         # One in use is somebody's run, or a tracer that stays.
@@ -183,7 +183,7 @@ def _judge_condition(reason: str, trusted: t.Sequence[t.Mapping[str, str]] | Non
     if "signed" not in reason:
         what, _colon, helps = reason.partition(": ")
         return Finding("kernel", True, what, helps or "trace another host")
-    remedy = "have stap_module sign (its option sign) with {0}".format(key_names(trusted))
+    remedy = f"have stap_module sign (its option sign) with {key_names(trusted)}"
     if trusted is not None and not trusted:
         return Finding(
             "signing", True, reason + ", and none is enrolled", "enrol a key (mokutil --import), then " + remedy
@@ -209,7 +209,7 @@ def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) 
             Finding(
                 "headers",
                 True,
-                "the builder has no headers for {0}; it has them for: {1}".format(release, known),
+                f"the builder has no headers for {release}; it has them for: {known}",
                 on_builder("headers"),
             )
         )
@@ -226,7 +226,7 @@ def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any], on_builder: t.Cal
             Finding(
                 "debuginfo",
                 False,
-                "the builder has no debug information for {0}: only kprobe.*, tracepoints and timers".format(release),
+                f"the builder has no debug information for {release}: only kprobe.*, tracepoints and timers",
                 on_builder("debuginfo"),
             )
         )
@@ -254,9 +254,7 @@ def judge_versions(
             Finding(
                 "staprun",
                 True,
-                "staprun {0} does not understand modules of stap {1}: the message format changed in 5.0".format(
-                    staprun, stap
-                ),
+                f"staprun {staprun} does not understand modules of stap {stap}: the message format changed in 5.0",
                 remedy("runtime", distribution, version="5.0 or newer") + " on the host"
                 if version_tuple(stap) >= (5,)
                 else "use a builder of the same release",
@@ -268,7 +266,7 @@ def judge_versions(
             Finding(
                 "stap",
                 True,
-                "stap {0} was tested up to kernel {1}, and this is {2}".format(stap, tested_up_to, release),
+                f"stap {stap} was tested up to kernel {tested_up_to}, and this is {release}",
                 "use a builder with a newer SystemTap",
             )
         )
@@ -277,7 +275,7 @@ def judge_versions(
             Finding(
                 "stap",
                 True,
-                "stap {0} does not build for this kernel: task_work_cancel changed".format(stap),
+                f"stap {stap} does not build for this kernel: task_work_cancel changed",
                 "use a builder with SystemTap 5.2 or newer",
             )
         )

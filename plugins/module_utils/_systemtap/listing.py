@@ -76,14 +76,14 @@ class Lister:
         cache = os.path.join(self._store.directory, ".cache")
         make_directories(cache)
         options = ["--sysroot=" + sysroot, "-r", self._kernel.release, *self._kernel.make_options]
-        limits = ["--rlimit-cpu={0:.0f}".format(self._timeout), "--rlimit-as={0}".format(_RLIMIT_MEMORY_BYTES)]
+        limits = [f"--rlimit-cpu={self._timeout:.0f}", f"--rlimit-as={_RLIMIT_MEMORY_BYTES}"]
         env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work}
         argv = ["stap", *options, *limits, *words]
         return command.run(argv, self._timeout, env=env, cwd=work, max_output_bytes=_MOST_OUTPUT_BYTES)
 
     def _why_nothing(self, point: ProbePoint, work: str) -> tuple[str, list[str]]:
         """Ask once more, as a script, for ``-l`` and ``-L`` keep the reason to themselves."""
-        told = self._stap(["-p2", "-e", "probe {0} {{ }}".format(_bare(point))], point, work)
+        told = self._stap(["-p2", "-e", f"probe {_bare(point)} {{ }}"], point, work)
         if told.rc == 0:
             return "there is no probe point of that form here", []
         error = build_failed("probe", self._kernel.release, told.stdout + told.stderr)
@@ -98,21 +98,20 @@ class Lister:
 
 
 def _counted(taken: int, lines: int, filtered: bool) -> str:
-    return "{0} of {1} probe points match".format(taken, lines) if filtered else "{0} probe points".format(lines)
+    return f"{taken} of {lines} probe points match" if filtered else f"{lines} probe points"
 
 
 def _bare(point: ProbePoint) -> str:
     """Return a probe point without its suffix and its condition, which a listing has no use for."""
     return ".".join(
-        part.word if part.argument is None else "{0}({1})".format(part.word, _literal(part.argument))
-        for part in point.parts
+        part.word if part.argument is None else f"{part.word}({_literal(part.argument)})" for part in point.parts
     )
 
 
 def _literal(argument: str | int) -> str:
     if isinstance(argument, int):
         return str(argument)
-    return '"{0}"'.format(argument.replace("\\", "\\\\").replace('"', '\\"'))
+    return '"' + argument.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def parse_line(line: str) -> dict[str, t.Any]:

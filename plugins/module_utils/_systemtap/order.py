@@ -65,10 +65,10 @@ def _look_up(
         return known, Plan()
     changes = []
     if signer is None or look(key) is None:
-        why = "the store has no module of this script for {0}".format(order.kernel.release)
+        why = f"the store has no module of this script for {order.kernel.release}"
         changes.append(Change(order.module_name, None, key[:12], "stap", why))
     if signer is not None:
-        why = "the store has no copy of it that {0} signed".format(signer.details.name or signer.certificate)
+        why = f"the store has no copy of it that {signer.details.name or signer.certificate} signed"
         changes.append(Change(order.module_name, None, signer.row()["key_id"], "sign-file", why))
     return None, Plan(changes)
 

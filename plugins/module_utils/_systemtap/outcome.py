@@ -149,7 +149,7 @@ def parse_records(
         try:
             record = json.loads(line)
         except ValueError:
-            wrong.append("not JSON: {0}".format(line[:80]))
+            wrong.append(f"not JSON: {line[:80]}")
             continue
         except RecursionError:
             wrong.append(_TOO_DEEP)
@@ -164,7 +164,7 @@ def parse_records(
     return records, count, wrong[:_SHOWN_MESSAGES]
 
 
-_TOO_DEEP = "a record with more than {0} levels of brackets".format(_MOST_LEVELS)
+_TOO_DEEP = f"a record with more than {_MOST_LEVELS} levels of brackets"
 
 
 def _unfit_for_result(record: dict[str, t.Any]) -> str | None:
@@ -184,9 +184,9 @@ def _unfit_for_result(record: dict[str, t.Any]) -> str | None:
             elif isinstance(value, str) and not _is_utf8(value):
                 return "a record with a half character (a lone surrogate)"
             elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
-                return "a record with a number of more than {0} bits".format(_MOST_BITS)
+                return f"a record with a number of more than {_MOST_BITS} bits"
             elif isinstance(value, float) and not math.isfinite(value):
-                return "a record with a number that JSON does not have: {0}".format(value)
+                return f"a record with a number that JSON does not have: {value}"
         if not deeper:
             return None
         level = deeper
@@ -209,11 +209,11 @@ def _misfit(record: dict[str, t.Any], schema: t.Mapping[str, t.Mapping[str, str]
         return None
     kind = str(record.get("kind"))
     if kind not in schema:
-        return "a record of the undeclared kind {0!r}".format(kind)
+        return f"a record of the undeclared kind {kind!r}"
     for field, name in schema[kind].items():
         value = record.get(field)
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
-            return "a record {0!r} whose {1} is not a {2}".format(kind, field, name)
+            return f"a record {kind!r} whose {field} is not a {name}"
     return None
 
 
@@ -280,21 +280,21 @@ def judge(
             return "timeout", "the module was not loaded and armed before the deadline"
         force = _forced(state)
         if force:
-            return "timeout", "the run was ended by force before the probes were armed: {0}".format(force)
-        return "refused", "the module was not loaded: {0}".format(messages.reason("staprun gave no reason"))
+            return "timeout", f"the run was ended by force before the probes were armed: {force}"
+        return "refused", f"the module was not loaded: {messages.reason('staprun gave no reason')}"
     return _judge_messages(messages) or _judge_evidence(state, messages, arming, hits, truncated)
 
 
 def _judge_messages(messages: Messages) -> tuple[str, str] | None:
     for line in messages.errors:
         if "exceeded threshold" in line:
-            return "overloaded", "the probes took more of a CPU than the build allows: {0}".format(line)
+            return "overloaded", f"the probes took more of a CPU than the build allows: {line}"
         if "Skipped too many probes" in line:
-            return "skipped", "more probes were skipped than allowed ({0})".format(messages.skipped)
+            return "skipped", f"more probes were skipped than allowed ({messages.skipped})"
         if _INSERT.search(line):
             return "refused", line
     if messages.errors or messages.error_count:
-        reason = messages.errors[0] if messages.errors else "{0} run-time errors".format(messages.error_count)
+        reason = messages.errors[0] if messages.errors else f"{messages.error_count} run-time errors"
         return "script_error", reason
     return None
 
@@ -304,24 +304,24 @@ def _judge_evidence(
 ) -> tuple[str, str]:
     force = _forced(state)
     if force:
-        return "timeout", "the run was ended by force: {0}".format(force)
+        return "timeout", f"the run was ended by force: {force}"
     if state.get("rc", 0) > 0:
-        reason = "staprun ended with status {0} and printed no error; {1}"
-        return "script_error", reason.format(state["rc"], messages.reason("it printed nothing else"))
+        reason = messages.reason("it printed nothing else")
+        return "script_error", f"staprun ended with status {state['rc']} and printed no error; {reason}"
     if arming.missing:
         missing = ", ".join(arming.missing[:_NAMED_MISSING])
-        return "partial_arm", "{0} of {1} probes are armed; missing: {2}".format(arming.armed, arming.asked, missing)
+        return "partial_arm", f"{arming.armed} of {arming.asked} probes are armed; missing: {missing}"
     if messages.lost or truncated or state.get("write_error"):
-        reason = "output was lost: {0} transport failures, {1} bytes printed, {2} kept"
+        printed, kept = state.get("bytes", 0), state.get("kept", 0)
+        reason = f"output was lost: {messages.lost} transport failures, {printed} bytes printed, {kept} kept"
         if state.get("write_error"):
-            reason += "; writing it failed: {3}"
-        figures = (messages.lost, state.get("bytes", 0), state.get("kept", 0), state.get("write_error"))
-        return "lost_output", reason.format(*figures)
+            reason += f"; writing it failed: {state['write_error']}"
+        return "lost_output", reason
     if hits is not None and messages.skipped * 100 > hits:
-        return "skipped", "{0} of {1} hits were skipped".format(messages.skipped, hits + messages.skipped)
+        return "skipped", f"{messages.skipped} of {hits + messages.skipped} hits were skipped"
     if arming.asked and hits == 0:
         return "zero_hits", "every probe was armed and none was hit"
-    return "ok", "{0} of {1} probes armed".format(arming.armed, arming.asked)
+    return "ok", f"{arming.armed} of {arming.asked} probes armed"
 
 
 def _forced(state: t.Mapping[str, t.Any]) -> str | None:
@@ -333,7 +333,7 @@ def _forced(state: t.Mapping[str, t.Any]) -> str | None:
     if state.get("presses", 0) > 1:
         return "it did not end when it was asked to"
     if state.get("rc", 0) < 0:
-        return "staprun was killed by signal {0}".format(-state["rc"])
+        return f"staprun was killed by signal {-state['rc']}"
     return None
 
 
@@ -364,7 +364,7 @@ def contract(
     records, count, wrong = parse_records(parts.text, build.get("schema") or {}, record_limit)
     outcome, reason = judge(state, messages, arming, hits, truncated)
     if outcome in ("ok", "zero_hits") and wrong:
-        outcome, reason = "script_error", "the script printed {0}".format(wrong[0])
+        outcome, reason = "script_error", f"the script printed {wrong[0]}"
     points = [
         {
             "point": probe["point"],

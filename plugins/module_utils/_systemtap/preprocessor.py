@@ -94,13 +94,13 @@ class _Preprocessor:
             elif token.text == "%(":
                 opened.append((token, self._condition(token), False))
             elif token.text == "%?" or not opened:
-                raise self._fail(token, "{0!r} without a '%(' and a condition before it".format(token.text))
+                raise self._fail(token, f"{token.text!r} without a '%(' and a condition before it")
             elif token.text == "%)":
                 opened.pop()
             else:
                 begin, taken, second = opened[-1]
                 if second:
-                    raise self._fail(token, "a second '%:' in the conditional of line {0}".format(begin.line))
+                    raise self._fail(token, f"a second '%:' in the conditional of line {begin.line}")
                 opened[-1] = (begin, not taken, True)
         if opened:
             raise self._fail(opened[-1][0], "'%(' is never closed")
@@ -110,8 +110,10 @@ class _Preprocessor:
             return token._replace(kind="number", text="0")
         if token.text == "@#":
             return token._replace(kind="string", text='"0"')
-        rule = "{0} is an argument of a command line, and there is none; declare a global variable for its value"
-        raise self._fail(token, rule.format(token.text))
+        rule = (
+            f"{token.text} is an argument of a command line, and there is none; declare a global variable for its value"
+        )
+        raise self._fail(token, rule)
 
     def _raw(self) -> Token | None:
         """Return the next token of the innermost macro, or null at its end."""
@@ -122,7 +124,7 @@ class _Preprocessor:
         frame.at += 1
         self._left -= 1
         if self._left < 0:
-            raise self._fail(token, "macros grow to more than {0} tokens".format(_MAX_EXPANDED))
+            raise self._fail(token, f"macros grow to more than {_MAX_EXPANDED} tokens")
         return token
 
     def _next(self) -> Token | None:
@@ -168,18 +170,18 @@ class _Preprocessor:
             raise self._fail(begin, "'@define' in the body of a macro")
         name = self._name_of_macro()
         if name.text in self._macros:
-            raise self._fail(name, "the macro @{0} is defined twice".format(name.text))
+            raise self._fail(name, f"the macro @{name.text} is defined twice")
         if name.text == "define":
             raise self._fail(name, "a macro cannot be called @define")
         parameters, token = self._parameters(name)
         if token is None or token.text != "%(":
-            raise self._fail(token, "the body of the macro @{0} is written %( ... %)".format(name.text))
+            raise self._fail(token, f"the body of the macro @{name.text} is written %( ... %)")
         body: list[Token] = []
         depth = 0
         while True:
             token = self._raw()
             if token is None:
-                raise self._fail(name, "the body of the macro @{0} is not closed by %)".format(name.text))
+                raise self._fail(name, f"the body of the macro @{name.text} is not closed by %)")
             if token.kind == "operator" and token.text in ("%(", "%)"):
                 if token.text == "%)" and depth == 0:
                     break
@@ -197,7 +199,7 @@ class _Preprocessor:
             parameters.append(self._name_of_macro().text)
             token = self._raw()
             if token is None or token.text not in (",", ")"):
-                raise self._fail(token, "the parameters of the macro @{0} are NAME, NAME, ...".format(name.text))
+                raise self._fail(token, f"the parameters of the macro @{name.text} are NAME, NAME, ...")
         return tuple(parameters), self._raw()
 
     def _name_of_macro(self) -> Token:
@@ -208,20 +210,20 @@ class _Preprocessor:
 
     def _call(self, token: Token, macro: _Macro) -> None:
         if len(self._frames) > _MAX_MACRO_DEPTH:
-            raise self._fail(token, "the macro {0} calls itself without end".format(token.text))
+            raise self._fail(token, f"the macro {token.text} calls itself without end")
         outer = self._frames[-1].parameters
         given: dict[str, _Macro] = {}
         if macro.parameters:
             begin = self._raw()
             if begin is None or begin.text != "(":
-                rule = "the macro {0} takes {1} in parentheses"
-                raise self._fail(begin or token, rule.format(token.text, ", ".join(macro.parameters)))
+                rule = f"the macro {token.text} takes {', '.join(macro.parameters)} in parentheses"
+                raise self._fail(begin or token, rule)
             for index, parameter in enumerate(macro.parameters):
                 body, end = self._macro_argument(token)
                 if (end.text == ")") != (index + 1 == len(macro.parameters)):
                     few = "few" if end.text == ")" else "many"
-                    rule = "too {0} arguments for the macro {1}, which takes {2}"
-                    raise self._fail(end, rule.format(few, token.text, ", ".join(macro.parameters)))
+                    takes = ", ".join(macro.parameters)
+                    raise self._fail(end, f"too {few} arguments for the macro {token.text}, which takes {takes}")
                 given[parameter] = _Macro((), body, outer)
         self._frames.append(_Frame(macro.body, given if macro.closure is None else macro.closure))
 
@@ -231,7 +233,7 @@ class _Preprocessor:
         while True:
             token = self._raw()
             if token is None:
-                raise self._fail(call, "the arguments of the macro {0} are not closed by ')'".format(call.text))
+                raise self._fail(call, f"the arguments of the macro {call.text} are not closed by ')'")
             if token.kind == "operator":
                 if depth == 0 and token.text in (",", ")"):
                     return tuple(body), token
@@ -262,16 +264,14 @@ class _Preprocessor:
     def _holds(self, left: Token, sign: Token, right: Token) -> bool:
         compare = _COMPARE.get(sign.text)
         if compare is None:
-            raise self._fail(
-                sign, "a comparison (== != < <= > >=) is expected in a condition, not {0!r}".format(sign.text)
-            )
+            raise self._fail(sign, f"a comparison (== != < <= > >=) is expected in a condition, not {sign.text!r}")
         left, right = (self._argument(side) if side.kind == "argument" else side for side in (left, right))
         if left.kind == "word":
             return self._variable_holds(left, sign, compare, right)
         if left.kind not in ("string", "number"):
             raise self._fail(left, _CONDITION_RULE)
         if left.kind != right.kind:
-            raise self._fail(right, "a {0} is expected here, to compare it with {1}".format(left.kind, left.text))
+            raise self._fail(right, f"a {left.kind} is expected here, to compare it with {left.text}")
         if left.kind == "string":
             return compare(left.text, right.text)
         return compare(self._number(left), self._number(right))
@@ -279,7 +279,7 @@ class _Preprocessor:
     def _number(self, token: Token) -> int:
         # A condition takes no 0x10 (parse.cxx reads it by lex_cast).
         if not re.match(r"[0-9]{1,18}\Z", token.text):
-            raise self._fail(token, "{0} is no decimal number, as a condition takes it".format(token.text))
+            raise self._fail(token, f"{token.text} is no decimal number, as a condition takes it")
         return int(token.text)
 
     def _variable_holds(self, left: Token, sign: Token, compare: _Comparison, right: Token) -> bool:
@@ -299,14 +299,14 @@ class _Preprocessor:
         if left.text not in versions and left.text not in words:
             raise self._fail(left, _CONDITION_RULE)
         if right.kind != "string":
-            raise self._fail(right, "{0} is compared with a string in double quotes".format(left.text))
+            raise self._fail(right, f"{left.text} is compared with a string in double quotes")
         wanted = right.text[1:-1]
         if left.text in versions:
             if not re.search(r"[*?\[]", wanted):
                 return compare(_version_key(versions[left.text]), _version_key(wanted))
             words = versions
         if sign.text not in ("==", "!="):
-            raise self._fail(sign, "{0} and a pattern or a word are compared by == or !=".format(left.text))
+            raise self._fail(sign, f"{left.text} and a pattern or a word are compared by == or !=")
         return fnmatch.fnmatchcase(words[left.text], wanted) == (sign.text == "==")
 
     def _option_holds(self, sign: Token, compare: _Comparison, right: Token) -> bool:

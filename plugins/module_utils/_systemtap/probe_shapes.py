@@ -64,28 +64,28 @@ def _shapes() -> list[str]:
         shapes += [place + suffix for suffix in _NUMBERED if suffix != ".exported"]
     shapes += [word + argument for word in ("begin", "end", "error") for argument in ("", "(number)")]
     for unit in UNITS:
-        shapes += ["timer.{0}(number)".format(unit), "timer.{0}(number).randomize(number)".format(unit)]
+        shapes += [f"timer.{unit}(number)", f"timer.{unit}(number).randomize(number)"]
     for name in ("procfs", "procfs(string)", "procfs.umask(number)", "procfs(string).umask(number)"):
         shapes += [name + ".read", name + ".read.maxsize(number)", name + ".write"]
     counter = "perf.type(number).config(number)"
     ends = ("", ".sample(number)", ".hz(number)", ".counter(string)", ".process", ".process(string)")
     shapes += [counter + end for end in (*ends, ".process(string).counter(string)")]
     for pair in ("hook(string).pf(string)", "pf(string).hook(string)"):
-        shapes += ["netfilter.{0}".format(pair), "netfilter.{0}.priority(string)".format(pair)]
+        shapes += [f"netfilter.{pair}", f"netfilter.{pair}.priority(string)"]
     return shapes + _process_shapes()
 
 
 def _function_shapes(place: str) -> list[str]:
     shapes = []
     for argument in ("string", "number"):
-        statement = "{0}.statement({1})".format(place, argument)
-        shapes += ["{0}.function({1}){2}".format(place, argument, suffix) for suffix in _NUMBERED]
+        statement = f"{place}.statement({argument})"
+        shapes += [f"{place}.function({argument}){suffix}" for suffix in _NUMBERED]
         shapes += [statement, statement + ".nearest"]
     return shapes + [place + ".function(string)" + suffix for suffix in _NAMED]
 
 
 def _data_shapes(place: str, arguments: t.Iterable[str]) -> list[str]:
-    return ["{0}.data({1}).{2}".format(place, argument, way) for argument in arguments for way in ("rw", "write")]
+    return [f"{place}.data({argument}).{way}" for argument in arguments for way in ("rw", "write")]
 
 
 def _process_shapes() -> list[str]:

@@ -54,7 +54,7 @@ class Part:
     def shape(self) -> str:
         if self.argument is None:
             return self.word
-        return "{0}({1})".format(self.word, "string" if isinstance(self.argument, str) else "number")
+        return f"{self.word}({'string' if isinstance(self.argument, str) else 'number'})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +153,10 @@ def expand_groups(text: str) -> list[str]:
         end = next((index for index, letter, level in braces if letter == "}" and level == depth - 1), None)
         inner = [] if end is None else split_probe_points(point[begin + 1 : end])
         if end is None or not inner:
-            raise InvalidInput(
-                "probe", text, "has a group in braces that is {0}".format("empty" if end else "not closed")
-            )
-        pending = ["{0}{1}{2}".format(point[:begin], one, point[end + 1 :]) for one in inner] + pending
+            raise InvalidInput("probe", text, f"has a group in braces that is {'empty' if end else 'not closed'}")
+        pending = [f"{point[:begin]}{one}{point[end + 1 :]}" for one in inner] + pending
         if len(done) + len(pending) > _LARGEST_GROUP:
-            raise InvalidInput("probe", text, "stands for more than {0} probe points".format(_LARGEST_GROUP))
+            raise InvalidInput("probe", text, f"stands for more than {_LARGEST_GROUP} probe points")
     return done
 
 
@@ -182,7 +180,7 @@ class _Scanner:
         self._at = 0
 
     def _fail(self, rule: str) -> InvalidInput:
-        return InvalidInput("probe", self._text, "{0} (column {1})".format(rule, self._at + 1))
+        return InvalidInput("probe", self._text, f"{rule} (column {self._at + 1})")
 
     def _blank(self) -> None:
         while self._text[self._at : self._at + 1].isspace():
@@ -217,7 +215,7 @@ class _Scanner:
             return Part(word)
         argument = self._argument(word)
         if not self._skip(")"):
-            raise self._fail("needs a closing parenthesis after the argument of {0}".format(word))
+            raise self._fail(f"needs a closing parenthesis after the argument of {word}")
         return Part(word, argument)
 
     def _argument(self, word: str) -> str | int:
@@ -227,7 +225,7 @@ class _Scanner:
         found = self._match(_NUMBER)
         value = number_value(found.group(0).lstrip("-")) if found else None
         if found is None or value is None:
-            raise self._fail('needs a "string" in double quotes or a number as the argument of {0}'.format(word))
+            raise self._fail(f'needs a "string" in double quotes or a number as the argument of {word}')
         return value * (-1 if found.group(0).startswith("-") else 1)
 
     def suffix(self) -> tuple[bool, bool, str | None]:
@@ -236,7 +234,7 @@ class _Scanner:
         condition = self._match(_CONDITION)
         self._blank()
         if self._at != len(self._text):
-            raise self._fail("has {0!r} left over after the probe point".format(self._text[self._at :]))
+            raise self._fail(f"has {self._text[self._at :]!r} left over after the probe point")
         return optional, sufficient, condition.group(1).strip() if condition else None
 
 
@@ -245,7 +243,7 @@ def _check_shape(text: str, parts: tuple[Part, ...], words: t.Sequence[str]) -> 
         return
     roots = first_words()
     if words[0] not in roots:
-        rule = "begins with {0!r}, which is no kind of probe".format(words[0])
+        rule = f"begins with {words[0]!r}, which is no kind of probe"
         raise InvalidInput("probe", text, rule, nearest_names(words[0], roots))
     shapes = [part.shape for part in parts]
     if has_double_star(shapes):
@@ -254,8 +252,8 @@ def _check_shape(text: str, parts: tuple[Part, ...], words: t.Sequence[str]) -> 
         if not can_begin(shapes[: index + 1]):
             raise _wrong_step(text, shapes[:index], part)
     if not is_complete(shapes):
-        rule = "is not complete: {0} must be followed by one of {1}"
-        raise InvalidInput("probe", text, rule.format(".".join(shapes), ", ".join(following(shapes))))
+        rule = f"is not complete: {'.'.join(shapes)} must be followed by one of {', '.join(following(shapes))}"
+        raise InvalidInput("probe", text, rule)
 
 
 def _wrong_step(text: str, done: t.Sequence[str], part: Part) -> InvalidInput:
@@ -263,17 +261,15 @@ def _wrong_step(text: str, done: t.Sequence[str], part: Part) -> InvalidInput:
     words = [step.split("(")[0] for step in allowed]
     forms = [step for step in allowed if step.split("(")[0] == part.word]
     if forms and done:
-        return InvalidInput("probe", text, "has {0} where the form is {1}".format(part.shape, " or ".join(forms)))
+        return InvalidInput("probe", text, f"has {part.shape} where the form is {' or '.join(forms)}")
     if not done:
         roots = sorted(step for step in following([]) if step.split("(")[0] == part.word)
-        return InvalidInput(
-            "probe", text, "begins with {0} where the form is {1}".format(part.shape, " or ".join(roots))
-        )
-    rule = "has .{0} after {1}, where only {2} can follow"
+        return InvalidInput("probe", text, f"begins with {part.shape} where the form is {' or '.join(roots)}")
+    rule = f"has .{part.word} after {'.'.join(done)}, where only {', '.join(allowed) or 'nothing'} can follow"
     return InvalidInput(
         "probe",
         text,
-        rule.format(part.word, ".".join(done), ", ".join(allowed) or "nothing"),
+        rule,
         nearest_names(part.word, words),
     )
 
@@ -332,9 +328,9 @@ def _check_values(point: ProbePoint) -> None:
     least = {"maxsize": 1, "sample": 1, "hz": 1, "maxactive": 0}
     for part in point.parts:
         if part.word in least and isinstance(part.argument, int) and part.argument < least[part.word]:
-            raise InvalidInput("probe", point.text, "has a {0} below {1}".format(part.word, least[part.word]))
+            raise InvalidInput("probe", point.text, f"has a {part.word} below {least[part.word]}")
     if (point.maxactive or 0) > _MOST_MAXACTIVE:
-        raise InvalidInput("probe", point.text, "has a maxactive above {0}".format(_MOST_MAXACTIVE))
+        raise InvalidInput("probe", point.text, f"has a maxactive above {_MOST_MAXACTIVE}")
 
 
 def _check_timer(point: ProbePoint) -> None:
@@ -347,9 +343,7 @@ def _check_timer(point: ProbePoint) -> None:
         one = _NANOSECONDS[unit.replace("ec", "")]
         least, most = -(-_LEAST_NANOSECONDS // one), _MOST_NANOSECONDS // one
     if not least <= point.number <= most:
-        raise InvalidInput(
-            "probe", point.text, "has an interval that is not from {0} to {1} {2}".format(least, most, unit)
-        )
+        raise InvalidInput("probe", point.text, f"has an interval that is not from {least} to {most} {unit}")
     if isinstance(spread, int) and not 0 <= spread <= point.number:
         raise InvalidInput("probe", point.text, "randomizes by more than its interval, or by less than 0")
 
@@ -361,6 +355,6 @@ def _split_pattern(text: str, pattern: str) -> tuple[str, str | None, str | None
         raise InvalidInput("probe", text, 'needs a name in quotes, as in "vfs_read" or "vfs_read@fs/read_write.c:450"')
     lines = found.group("lines")
     if lines is not None and not _LINES.match(lines):
-        rule = "has the line form {0!r}; right are :LINE, +OFFSET, :*, :FROM-TO and a list such as :10,12-15"
-        raise InvalidInput("probe", text, rule.format(lines))
+        rule = f"has the line form {lines!r}; right are :LINE, +OFFSET, :*, :FROM-TO and a list such as :10,12-15"
+        raise InvalidInput("probe", text, rule)
     return found.group("symbol"), found.group("source"), lines

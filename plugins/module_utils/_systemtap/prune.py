@@ -112,10 +112,11 @@ def choose(
         if entry.folder != entry.key:
             why = "a build that was killed left it"
         elif older_than_seconds is not None and idle >= older_than_seconds:
-            why = "nobody asked for it for {0}".format(_spoken(idle))
+            why = f"nobody asked for it for {_spoken(idle)}"
         elif larger_than_bytes is not None and size > larger_than_bytes:
-            why = "the store has more than {0} bytes, and this was not asked for for the longest time, {1}".format(
-                larger_than_bytes, _spoken(idle)
+            why = (
+                f"the store has more than {larger_than_bytes} bytes, and this was not asked for for the longest time, "
+                f"{_spoken(idle)}"
             )
         if why is not None:
             chosen.append((entry, why))
@@ -127,8 +128,8 @@ def choose(
 def _spoken(seconds: float) -> str:
     for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= unit:
-            return "{0:.0f} {1}{2}".format(seconds // unit, name, "" if seconds // unit == 1 else "s")
-    return "{0:.0f} seconds".format(seconds)
+            return f"{seconds // unit:.0f} {name}{'' if seconds // unit == 1 else 's'}"
+    return f"{seconds:.0f} seconds"
 
 
 def prune(
@@ -171,7 +172,7 @@ def prune(
     kept = entries if check_mode else read_entries(store)
     left = {entry.folder for entry in kept} & {change.before for change in changes}
     if left and not check_mode:
-        raise NoEffect("Removed from the store, and there still: {0}.".format(", ".join(sorted(left))))
+        raise NoEffect(f"Removed from the store, and there still: {', '.join(sorted(left))}.")
     freed = sum(int(row["bytes"] or 0) for row in removed)
     kept_bytes = sum(entry.size_bytes for entry in kept) - (freed if check_mode else 0)
     return Plan(changes), {"removed": removed, "in_use": in_use, "freed_bytes": freed, "kept_bytes": kept_bytes}

@@ -58,7 +58,7 @@ class HostFacts:
 
 def read_facts(root: Root, release: str) -> HostFacts:
     """Read what resolution needs. The symbol table is read once, however many probes are asked for."""
-    builtin = root.read_text_or("lib/modules/{0}/modules.builtin".format(release)) or ""
+    builtin = root.read_text_or(f"lib/modules/{release}/modules.builtin") or ""
     modules = root.read_text_or("proc/modules") or ""
     options = read_config(root, release)
     table = read_table(root)
@@ -128,9 +128,9 @@ def _known_to_debug_information(point: ProbePoint, found: Answer) -> Answer:
 def _absent_module(point: ProbePoint, facts: HostFacts) -> Answer:
     name = _module(point)
     if name in facts.builtin:
-        instead = 'kernel.function("{0}")'.format(point.symbol)
-        return "module_not_loaded", "{0} is built into the kernel: probe it as {1}".format(name, instead), [instead], []
-    reason = "the module {0} is not loaded: the probe stays silent until it is".format(name)
+        instead = f'kernel.function("{point.symbol}")'
+        return "module_not_loaded", f"{name} is built into the kernel: probe it as {instead}", [instead], []
+    reason = f"the module {name} is not loaded: the probe stays silent until it is"
     return "module_not_loaded", reason, nearest_names(name, facts.modules), []
 
 
@@ -187,22 +187,20 @@ def _sum_up(judged: t.Sequence[tuple[Symbol, Judgement]], nothing: str) -> Answe
     if allowed:
         reason = "the function is there"
         if len(judged) > 1:
-            reason = "{0} of {1} functions that match can be probed".format(len(allowed), len(judged))
+            reason = f"{len(allowed)} of {len(judged)} functions that match can be probed"
         if doubtful:
-            reason += "; of {0} that is not known".format(len(doubtful))
+            reason += f"; of {len(doubtful)} that is not known"
         return "armable", reason, [], allowed
     if doubtful:
         judgement = next(judgement for _symbol, judgement in judged if judgement.probeable is None)
-        return "unknown", "the function is there; {0}".format(judgement.reason), [], doubtful
+        return "unknown", f"the function is there; {judgement.reason}", [], doubtful
     codes = {judgement.code for _symbol, judgement in judged}
     first = judged[0][1]
     verdict = first.code if first.code in ("blacklisted", "discarded") else "refused"
-    reason = "the function {0}".format(first.reason)
+    reason = f"the function {first.reason}"
     if len(judged) > 1:
         kinds = "" if len(codes) == 1 else ", each for a reason of its own"
-        reason = "none of {0} functions that match can be probed{1}: the first {2}".format(
-            len(judged), kinds, first.reason
-        )
+        reason = f"none of {len(judged)} functions that match can be probed{kinds}: the first {first.reason}"
     return verdict, reason, [], [symbol for symbol, _judgement in judged]
 
 
@@ -218,7 +216,7 @@ def _function(point: ProbePoint, facts: HostFacts) -> Answer:
     if functions:
         return _sum_up(functions, "")
     if judged:
-        return "missing", "it {0}".format(judged[0][1].reason), [], []
+        return "missing", f"it {judged[0][1].reason}", [], []
     return _not_found(point, facts, owner, everywhere, variants)
 
 
@@ -242,19 +240,20 @@ def _not_found(
         verdict, reason, _nearest, points = _sum_up(judged, "")
         names = [symbol.name for symbol, _judgement in judged[:_NEAREST]]
         if verdict != "armable":
-            return verdict, "the compiler left only {0}; {1}".format(", ".join(names), reason), [], points
+            return verdict, f"the compiler left only {', '.join(names)}; {reason}", [], points
         if point.family == "kprobe":
-            reason = "the compiler left only {0}, which kprobe.function does not find by this name"
-            return "optimised_variant_only", reason.format(", ".join(names)), names, points
-        reason = "the compiler left only {0}: arguments may be missing".format(", ".join(names))
+            reason = f"the compiler left only {', '.join(names)}, which kprobe.function does not find by this name"
+            return "optimised_variant_only", reason, names, points
+        reason = f"the compiler left only {', '.join(names)}: arguments may be missing"
         return "optimised_variant_only", reason, [], points
     functions = [symbol for symbol in everywhere if symbol.is_function]
     if functions:
         forms = [_form(place, name) for place in sorted({symbol.owner for symbol in functions})]
-        return "missing", "the function is elsewhere: {0}".format(", ".join(forms)), forms[:_NEAREST], []
+        return "missing", f"the function is elsewhere: {', '.join(forms)}", forms[:_NEAREST], []
     nearest = facts.nearest(name, owner)
     return "missing", "no such function here; if the source has it, the compiler inlined every copy", nearest, []
 
 
 def _form(owner: str, name: str) -> str:
-    return '{0}.function("{1}")'.format("kernel" if owner == CORE_OWNER else 'module("{0}")'.format(owner), name)
+    place = "kernel" if owner == CORE_OWNER else f'module("{owner}")'
+    return f'{place}.function("{name}")'

@@ -58,15 +58,15 @@ def _tracepoint(point: ProbePoint, facts: HostFacts) -> Answer:
         found = facts.table.find(_TRACEPOINT + name)
     found = [symbol for symbol in found if _is_in_system(symbol, system, facts)]
     if found:
-        shown = "the kernel has this tracepoint" if len(found) == 1 else "{0} tracepoints match".format(len(found))
+        shown = "the kernel has this tracepoint" if len(found) == 1 else f"{len(found)} tracepoints match"
         return "armable", shown, [], found
     if not facts.table.has_data_symbols:
         return "unknown", "this kernel does not list its tracepoints (CONFIG_KALLSYMS_ALL is off)", [], []
     known = {symbol.name[len(_TRACEPOINT) :] for symbol in facts.table.glob(_TRACEPOINT + "*", 1 << 16)[0]}
-    systems = [] if name not in known else ["{0}:{1}".format(place, name) for place in _systems_of(name, facts)]
+    systems = [] if name not in known else [f"{place}:{name}" for place in _systems_of(name, facts)]
     reason = "neither the kernel nor a loaded module has a tracepoint of that name"
     if systems:
-        reason = "the tracepoint is in another system: {0}".format(", ".join(systems))
+        reason = f"the tracepoint is in another system: {', '.join(systems)}"
     return "missing", reason, systems or nearest_names(name, known), []
 
 
@@ -78,12 +78,10 @@ def _is_in_system(symbol: Symbol, system: str, facts: HostFacts) -> bool:
 
 def _systems_of(name: str, facts: HostFacts) -> list[str]:
     tracefs = mount_point(facts.root, "tracefs")
-    events = "{0}/events".format(tracefs)
+    events = f"{tracefs}/events"
     if tracefs is None:
         return []
-    return [
-        system for system in facts.root.listdir(events) if facts.root.exists("{0}/{1}/{2}".format(events, system, name))
-    ]
+    return [system for system in facts.root.listdir(events) if facts.root.exists(f"{events}/{system}/{name}")]
 
 
 def _data(point: ProbePoint, facts: HostFacts) -> Answer:
@@ -102,15 +100,15 @@ def _data(point: ProbePoint, facts: HostFacts) -> Answer:
 def _perf(point: ProbePoint, facts: HostFacts) -> Answer:
     kind = point.argument("type")
     names = facts.root.listdir(_EVENT_SOURCES)
-    texts = {name: facts.root.read_text_or("{0}/{1}/type".format(_EVENT_SOURCES, name)) or "" for name in names}
+    texts = {name: facts.root.read_text_or(f"{_EVENT_SOURCES}/{name}/type") or "" for name in names}
     if kind in _OF_THE_CPU:
         units = [name for name in names if name.startswith("cpu")]
         if units:
-            return "armable", "the processor's own unit counts it: {0}".format(", ".join(units)), [], []
+            return "armable", f"the processor's own unit counts it: {', '.join(units)}", [], []
         return "missing", "the processor shows no counters here (a virtual machine without them)", [], []
     if kind == _SOFTWARE or any(text.strip() == str(kind) for text in texts.values()):
         return "armable", "the kernel has this source of events", [], []
-    return "missing", "the kernel has no source of events of type {0} ({1})".format(kind, _EVENT_SOURCES), [], []
+    return "missing", f"the kernel has no source of events of type {kind} ({_EVENT_SOURCES})", [], []
 
 
 def _netfilter(_point: ProbePoint, facts: HostFacts) -> Answer:

@@ -40,7 +40,7 @@ class Refused(TapvirtError):
 
     def __init__(self, reason: str, **fields: t.Any) -> None:
         super().__init__(
-            "Refused before anything was loaded: {0}.".format(reason),
+            f"Refused before anything was loaded: {reason}.",
             run={"phase": "check", "outcome": "refused", "reason": reason},
             **fields,
         )
@@ -159,7 +159,7 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     build = params["module"]
     check_build(build)
     if not 0 < params["duration"] <= envelope.MAX_DURATION_SECONDS:
-        rule = "must be more than 0 and at most {0} seconds".format(envelope.MAX_DURATION_SECONDS)
+        rule = f"must be more than 0 and at most {envelope.MAX_DURATION_SECONDS} seconds"
         raise InvalidInput("duration", params["duration"], rule)
     if not 1 <= params["buffer_mb"] <= envelope.MAX_BUFFER_MB:
         rule = f"must be from 1 to {envelope.MAX_BUFFER_MB} (MB for each online CPU)"
@@ -190,11 +190,11 @@ def check_build(build: t.Mapping[str, t.Any]) -> None:
     """
     for field, pattern in (("name", _SAFE_NAME), ("sha256", _SHA256)):
         if not pattern.match(str(build.get(field, ""))):
-            raise InvalidInput("module.{0}".format(field), build.get(field), "is not what stap_module returns")
+            raise InvalidInput(f"module.{field}", build.get(field), "is not what stap_module returns")
     for field in ("kernel", "globals", "probes"):
         if field not in build:
             raise InvalidInput(
-                "module", sorted(build), "lacks {0!r}; give what stap_module returned as its module".format(field)
+                "module", sorted(build), f"lacks {field!r}; give what stap_module returned as its module"
             )
 
 
@@ -209,9 +209,9 @@ def domain_pid(root: Root, name: str) -> int:
         if entry.endswith(".pid") and entry != "driver.pid"
     ]
     if name not in running:
-        rule = "is not a domain that QEMU runs on this host; running: {0}".format(", ".join(running) or "none")
+        rule = f"is not a domain that QEMU runs on this host; running: {', '.join(running) or 'none'}"
         raise InvalidInput("domain", name, rule, nearest_names(name, running))
-    return int(root.read_text("{0}/{1}.pid".format(_LIBVIRT_RUN, name)))
+    return int(root.read_text(f"{_LIBVIRT_RUN}/{name}.pid"))
 
 
 def check_host(root: Root, request: Request) -> None:
@@ -220,21 +220,17 @@ def check_host(root: Root, request: Request) -> None:
     :raises Refused: the module must not, or cannot, be loaded here.
     """
     if os.geteuid() != 0:
-        raise Refused("the user with uid {0} cannot load modules; the task needs {1}".format(os.geteuid(), NEEDS_ROOT))
+        raise Refused(f"the user with uid {os.geteuid()} cannot load modules; the task needs {NEEDS_ROOT}")
     if not root.exists("proc/modules"):
         raise Refused("this kernel has no loadable modules (there is no /proc/modules), so SystemTap cannot trace it")
     release = root.read_text("proc/sys/kernel/osrelease").strip()
     if request.build["kernel"] != release:
-        raise Refused(
-            "the module was built for kernel {0}, and this host runs {1}".format(request.build["kernel"], release)
-        )
+        raise Refused(f"the module was built for kernel {request.build['kernel']}, and this host runs {release}")
     version = root.read_text("proc/sys/kernel/version").strip()
     wanted = request.build.get("kernel_version")
     if wanted and wanted != version:
         raise Refused(
-            "the module was built for {0} {1!r}, and this host runs another build of it, {2!r}".format(
-                release, wanted, version
-            )
+            f"the module was built for {release} {wanted!r}, and this host runs another build of it, {version!r}"
         )
     if command.find_program("staprun") is None:
         raise Refused(f"staprun is not installed on this host: {remedy('runtime', read_distribution(root))}")
@@ -284,11 +280,11 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
     if has_module(build):
         return False
     if source is None:
-        raise TapvirtError("The module {0} was not shipped to this host.".format(build["name"]))
+        raise TapvirtError(f"The module {build['name']} was not shipped to this host.")
     with open_regular(source) as stream:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != build["sha256"]:
-        raise TapvirtError("The module {0} arrived with another sha256 than it was built with.".format(build["name"]))
+        raise TapvirtError(f"The module {build['name']} arrived with another sha256 than it was built with.")
     with disk_errors("Nothing was loaded."):
         write_new_place(cache_path(build), data)
     return True
@@ -323,13 +319,13 @@ def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[
     except OSError as error:
         forget(directory)
         raise TapvirtError(
-            "The run could not be prepared in {0}: {1}. Nothing was loaded.".format(directory, error.strerror),
-            run={"phase": "check", "outcome": "refused", "reason": "no room for the run: {0}".format(error.strerror)},
+            f"The run could not be prepared in {directory}: {error.strerror}. Nothing was loaded.",
+            run={"phase": "check", "outcome": "refused", "reason": f"no room for the run: {error.strerror}"},
         ) from None
 
 
 def _parameters(request: Request) -> list[str]:
-    return ["{0}={1}".format(name, value) for name, value in sorted(request.values.items())]
+    return [f"{name}={value}" for name, value in sorted(request.values.items())]
 
 
 def count_sites(probes: t.Sequence[t.Mapping[str, t.Any]]) -> int:
@@ -363,19 +359,17 @@ def start(request: Request, directory: str) -> None:
         command.start_detached([*python, "guard", directory])
         return
     properties = {
-        "RuntimeMaxSec": "{0:g}".format(
-            envelope.LOAD_SECONDS + request.duration_seconds + 2 * envelope.STOP_GRACE_SECONDS
-        ),
+        "RuntimeMaxSec": f"{envelope.LOAD_SECONDS + request.duration_seconds + 2 * envelope.STOP_GRACE_SECONDS:g}",
         "KillMode": "mixed",
         "TimeoutStopSec": str(3 * envelope.STOP_GRACE_SECONDS),
         # A supervisor that came to its end has cleaned up, and holds nothing: Python need not start for that.
-        "ExecStopPost": "/bin/sh -c 'test ! -e {0}/holds || exec {1} clean {0}'".format(directory, " ".join(python)),
+        "ExecStopPost": f"/bin/sh -c 'test ! -e {directory}/holds || exec {' '.join(python)} clean {directory}'",
         "StandardOutput": "null",
-        "Description": "SystemTap module {0}".format(request.build["name"]),
+        "Description": f"SystemTap module {request.build['name']}",
     }
-    argv = ["systemd-run", "--quiet", "--collect", "--unit={0}".format(unit_of(directory))]
-    argv += ["--property={0}={1}".format(name, value) for name, value in properties.items()]
+    argv = ["systemd-run", "--quiet", "--collect", f"--unit={unit_of(directory)}"]
+    argv += [f"--property={name}={value}" for name, value in properties.items()]
     result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
     if result.rc != 0:
         forget(directory)
-        raise TapvirtError("systemd-run could not start the run: {0}.".format(result.stderr.strip()))
+        raise TapvirtError(f"systemd-run could not start the run: {result.stderr.strip()}.")

@@ -162,7 +162,7 @@ def _schema(name: str, text: str) -> dict[str, dict[str, str]]:
                     name,
                     number,
                     line.index(word) + 1,
-                    "a record field is NAME:TYPE, TYPE one of {0}".format(", ".join(_FIELD_TYPES)),
+                    f"a record field is NAME:TYPE, TYPE one of {', '.join(_FIELD_TYPES)}",
                 )
             fields[field] = kind
         schema[found.group(1)] = fields
@@ -180,9 +180,9 @@ def check_safety(script: Script, guru: bool) -> None:
         rule = f"in {place}, line {line}, switches a protection of the host off and is never accepted"
         raise InvalidInput(script.name, what, rule, line=line)
     if script.unchecked is not None and not guru:
-        rule = "is {0}, which nothing checks; it needs guru mode with a reason"
         what = "embedded C" if script.embedded_c else "an operator"
-        raise InvalidInput(script.name, script.unchecked, rule.format(what))
+        rule = f"is {what}, which nothing checks; it needs guru mode with a reason"
+        raise InvalidInput(script.name, script.unchecked, rule)
 
 
 def _guard_off(script: Script) -> tuple[str, int, str] | None:
@@ -217,10 +217,10 @@ def check_globals(name: str, declared: t.Mapping[str, str], given: t.Mapping[str
     checked: dict[str, str | int] = {}
     scalars = sorted(key for key, kind in declared.items() if kind != "array")
     for key, value in given.items():
-        item = "{0}, global {1}".format(name, key)
+        item = f"{name}, global {key}"
         if key not in declared:
-            rule = "is not declared by the script, which has {0}".format(", ".join(scalars) or "no global variables")
-            raise InvalidInput("{0}, globals".format(name), key, rule, nearest_names(key, scalars))
+            rule = f"is not declared by the script, which has {', '.join(scalars) or 'no global variables'}"
+            raise InvalidInput(f"{name}, globals", key, rule, nearest_names(key, scalars))
         if declared[key] == "array":
             raise InvalidInput(item, value, "is an array; only single values can be set when a module is loaded")
         checked[key] = _check_value(item, declared[key], value)

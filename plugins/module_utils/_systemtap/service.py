@@ -91,7 +91,7 @@ class Wanted:
 
 
 def unit_name(name: str) -> str:
-    return "{0}{1}.service".format(PREFIX, name)
+    return f"{PREFIX}{name}.service"
 
 
 def read_wanted(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
@@ -108,10 +108,8 @@ def read_wanted(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         names.add(one.name)
         module = one.module_name
         if module is not None and module in seen:
-            rule = "is the module of {0} too: it is named after its script, and a kernel loads it once".format(
-                seen[module]
-            )
-            raise InvalidInput("{0}, modules".format(one.name), module, rule)
+            rule = f"is the module of {seen[module]} too: it is named after its script, and a kernel loads it once"
+            raise InvalidInput(f"{one.name}, modules", module, rule)
         if module is not None:
             seen[module] = one.name
     return wanted
@@ -126,15 +124,15 @@ def _read_one(entry: t.Mapping[str, t.Any]) -> Wanted:
     absent = entry["state"] == "absent"
     if entry["remove_output"] and not absent:
         rule = "removes the output together with the service, with state: absent"
-        raise InvalidInput("{0}, remove_output".format(name), True, rule)
+        raise InvalidInput(f"{name}, remove_output", True, rule)
     for option, least, most in (
         ("buffer_mb", 1, MAX_BUFFER_MB),
         ("output_file_bytes", _LEAST_FILE_BYTES, _MOST_FILE_BYTES),
         ("output_files", 2, _MOST_FILES),
     ):
         if not least <= entry[option] <= most:
-            rule = "must be between {0} and {1}".format(least, most)
-            raise InvalidInput("{0}, {1}".format(name, option), entry[option], rule)
+            rule = f"must be between {least} and {most}"
+            raise InvalidInput(f"{name}, {option}", entry[option], rule)
     builds = {} if absent else _read_builds(name, entry["modules"])
     return Wanted(
         name=name,
@@ -151,24 +149,24 @@ def _read_one(entry: t.Mapping[str, t.Any]) -> Wanted:
 
 def _read_builds(name: str, modules: t.Sequence[t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
     if not modules:
-        raise InvalidInput("{0}, modules".format(name), modules, "must have what stap_module returned, for each kernel")
+        raise InvalidInput(f"{name}, modules", modules, "must have what stap_module returned, for each kernel")
     builds: dict[str, t.Mapping[str, t.Any]] = {}
     for index, build in enumerate(modules):
-        item = "{0}, modules[{1}]".format(name, index)
+        item = f"{name}, modules[{index}]"
         if not isinstance(build, dict):
             rule = "is not what stap_module returns as its module; in check mode it is null until the module is built"
             raise InvalidInput(item, build, rule)
         check_build(build)
         for field, pattern in (("key", _KEY), ("kernel", _RELEASE)):
             if not pattern.match(str(build.get(field, ""))):
-                raise InvalidInput("{0}.{1}".format(item, field), build.get(field), "is not what stap_module returns")
+                raise InvalidInput(f"{item}.{field}", build.get(field), "is not what stap_module returns")
         if build["kernel"] in builds:
-            raise InvalidInput("{0}.kernel".format(item), build["kernel"], "is there twice; a kernel has one module")
+            raise InvalidInput(f"{item}.kernel", build["kernel"], "is there twice; a kernel has one module")
         builds[build["kernel"]] = build
     names = sorted({build["name"] for build in builds.values()})
     if len(names) > 1:
         rule = "must be of one script, which has one name for all kernels"
-        raise InvalidInput("{0}, modules".format(name), ", ".join(names), rule)
+        raise InvalidInput(f"{name}, modules", ", ".join(names), rule)
     return builds
 
 
@@ -189,17 +187,17 @@ def python_command() -> str:
 
 def directory_of(name: str) -> str:
     """Return a tracer's own directory, absolute."""
-    return "/{0}/{1}".format(DIRECTORY, name)
+    return f"/{DIRECTORY}/{name}"
 
 
 def output_directory(name: str) -> str:
     """Return where a tracer's output goes, absolute."""
-    return "/{0}/{1}".format(OUTPUT, name)
+    return f"/{OUTPUT}/{name}"
 
 
 def unit_text(name: str, python: str) -> str:
     """Return a tracer's unit."""
-    program = "{0} -I {1}/program.pyz".format(python, directory_of(name))
+    program = f"{python} -I {directory_of(name)}/program.pyz"
     return _UNIT.format(name=name, program=program, directory=directory_of(name), stay=service_keeper.EXIT_STAY)
 
 
@@ -233,7 +231,7 @@ def settings_of(wanted: Wanted, program_sha256: str) -> dict[str, t.Any]:
 
 def module_path(build: t.Mapping[str, t.Any]) -> str:
     """Return where a kernel's module is kept, below a tracer's own directory."""
-    return "modules/{0}/{1}.ko".format(build["kernel"], build["name"])
+    return f"modules/{build['kernel']}/{build['name']}.ko"
 
 
 def spec_of(wanted: Wanted, program_sha256: str) -> dict[str, t.Any]:

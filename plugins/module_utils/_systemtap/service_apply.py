@@ -70,9 +70,7 @@ class Steps:
                 self._actions[step.action](self._wanted[step.service], step)
             except (TapvirtError, OSError) as error:
                 text = disk_failure(error) if isinstance(error, OSError) else None
-                self.errors[step.service] = "{0}: {1}".format(
-                    step.what.partition(": ")[2], (text or str(error)).rstrip(".")
-                )
+                self.errors[step.service] = f"{step.what.partition(': ')[2]}: {(text or str(error)).rstrip('.')}"
 
     def _module(self, one: Wanted, step: Step) -> None:
         build = one.builds[step.argument]
@@ -104,7 +102,7 @@ class Steps:
         self._write(one, "service.json", spec_text(spec_of(one, self._program.sha256)).encode())
 
     def _unit(self, one: Wanted, _step: Step) -> None:
-        write_atomic("/{0}/{1}".format(UNITS, unit_name(one.name)), unit_text(one.name, self._program.python).encode())
+        write_atomic(f"/{UNITS}/{unit_name(one.name)}", unit_text(one.name, self._program.python).encode())
         _systemctl("daemon-reload")
 
     def _enable(self, one: Wanted, _step: Step) -> None:
@@ -141,10 +139,10 @@ class Steps:
         with leavings.hold_module(str(step.before)):
             result = command.run(["staprun", "-d", str(step.before)])
         if result.rc != 0:
-            raise TapvirtError(result.stderr.strip() or "staprun -d ended with status {0}".format(result.rc))
+            raise TapvirtError(result.stderr.strip() or f"staprun -d ended with status {result.rc}")
 
     def _remove_unit(self, one: Wanted, _step: Step) -> None:
-        os.unlink("/{0}/{1}".format(UNITS, unit_name(one.name)))
+        os.unlink(f"/{UNITS}/{unit_name(one.name)}")
         sync_directory("/" + UNITS)
         _systemctl("daemon-reload")
         command.run(["systemctl", "reset-failed", unit_name(one.name)])
@@ -159,13 +157,13 @@ class Steps:
 def _systemctl(*words: str, timeout_seconds: float = command.DEFAULT_TIMEOUT_SECONDS) -> None:
     result = command.run(["systemctl", *words], timeout_seconds=timeout_seconds)
     if result.rc != 0:
-        raise TapvirtError(result.stderr.strip() or "systemctl ended with status {0}".format(result.rc))
+        raise TapvirtError(result.stderr.strip() or f"systemctl ended with status {result.rc}")
 
 
 def _remove_tree(directory: str) -> None:
     """Remove a tracer's directory, and those above it when nothing else is in them."""
     if os.path.ismount(os.path.join(directory, "debugfs")):
-        raise TapvirtError("debugfs is still mounted in {0}".format(directory))
+        raise TapvirtError(f"debugfs is still mounted in {directory}")
     shutil.rmtree(directory)
     parent = os.path.dirname(directory)
     while "/tapvirt" in parent:

@@ -73,7 +73,7 @@ def notify(**fields: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    text = "\n".join("{0}={1}".format(name, value.replace("\n", " ")) for name, value in fields.items())
+    text = "\n".join(name + "=" + value.replace("\n", " ") for name, value in fields.items())
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.sendto(text.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
@@ -86,13 +86,11 @@ def choose(spec: t.Mapping[str, t.Any], release: str, version: str) -> dict[str,
     build: dict[str, t.Any] | None = spec.get("builds", {}).get(release)
     if build is None:
         known = ", ".join(sorted(spec.get("builds", {}))) or "no kernel"
-        raise Unable(
-            "pending", "there is no module for the running kernel {0}; there is for {1}".format(release, known)
-        )
+        raise Unable("pending", f"there is no module for the running kernel {release}; there is for {known}")
     wanted = build.get("kernel_version")
     if wanted and wanted != version:
-        reason = "the module is for {0} {1!r}, and the running kernel is another build of it, {2!r}"
-        raise Unable("pending", reason.format(release, wanted, version))
+        reason = f"the module is for {release} {wanted!r}, and the running kernel is another build of it, {version!r}"
+        raise Unable("pending", reason)
     return build
 
 
@@ -185,8 +183,8 @@ class Keeper:
         self._told_to_stop = True
 
     def _end(self, state: str, reason: str, **more: t.Any) -> None:
-        notify(STATUS="{0}: {1}".format(state, reason))
-        sys.stderr.write("{0}: {1}\n".format(state, reason))
+        notify(STATUS=f"{state}: {reason}")
+        sys.stderr.write(f"{state}: {reason}\n")
         self._state.update(state=state, reason=reason, ended=time.time(), **more)
         write_last(self._path("state.json"), json.dumps(self._state).encode())
 
@@ -227,7 +225,7 @@ class Keeper:
         try:
             ring.open()
         except OSError as error:
-            raise Unable("failed", "the output cannot be written: {0}".format(error), EXIT_AGAIN) from error
+            raise Unable("failed", f"the output cannot be written: {error}", EXIT_AGAIN) from error
         with _debugfs(self._path("debugfs")) as debugfs, contextlib.closing(ring):
             before = read_sites(debugfs)
             self._hold.take()
@@ -241,7 +239,7 @@ class Keeper:
 
     def _argv(self, build: t.Mapping[str, t.Any]) -> list[str]:
         settings = self._spec["settings"]
-        values = ["{0}={1}".format(name, value) for name, value in sorted(settings["globals"].items())]
+        values = [f"{name}={value}" for name, value in sorted(settings["globals"].items())]
         return ["staprun", "-b", str(settings["buffer_mb"]), self._path(build["path"]), *values]
 
     def _watch(self, process: subprocess.Popen[bytes], ring: Ring, look: t.Callable[[], None]) -> None:
@@ -281,7 +279,7 @@ class Keeper:
             self._armed_at = now
             self._hold.give_back()
             self._save(state="running", reason=None, armed_seconds=round(now - self._begun, 2), sites=sites)
-            words = "{0} traces since {1}".format(build["name"], time.strftime("%Y-%m-%d %H:%M:%S %z"))
+            words = f"{build['name']} traces since {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
             notify(READY="1", STATUS=words)
         self._armed = arming.armed
 
@@ -311,9 +309,9 @@ class Keeper:
             self._end("ended", "the script ended itself", outcome=outcome, **more)
             return 0
         if outcome == "ok":
-            reason = "staprun ended without a word, with status {0}".format(rc)
+            reason = f"staprun ended without a word, with status {rc}"
             if rc < 0:
-                reason = "staprun was ended by signal {0}".format(-rc)
+                reason = f"staprun was ended by signal {-rc}"
         state = "overloaded" if outcome == "overloaded" else "failed"
         self._end(state, "; ".join([reason, *left]), outcome="killed" if outcome == "ok" else outcome, **more)
         return EXIT_STAY if state == "overloaded" else EXIT_AGAIN

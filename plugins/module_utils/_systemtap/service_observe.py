@@ -183,8 +183,8 @@ def _see(root: Root, name: str, unit: Unit, loaded: t.Mapping[str, t.Mapping[str
     program = os.path.join(directory, "program.pyz")
     return Seen(
         unit=unit,
-        unit_text=root.read_text_or("{0}/{1}".format(UNITS, unit_name(name))),
-        spec_text=root.read_text_or("{0}/{1}/service.json".format(DIRECTORY, name)),
+        unit_text=root.read_text_or(f"{UNITS}/{unit_name(name)}"),
+        spec_text=root.read_text_or(f"{DIRECTORY}/{name}/service.json"),
         program_sha256=hash_file(program) if os.path.isfile(program) else None,
         modules=_modules(directory),
         state=state,

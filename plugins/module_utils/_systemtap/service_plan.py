@@ -76,8 +76,8 @@ def settings_for(one: Wanted, release: str, program: Program) -> dict[str, t.Any
 
 def _present(one: Wanted, seen: Seen, host: Host, program: Program) -> list[Step]:
     if one.state == "started" and host.release not in one.builds:
-        rule = "lack one for the running kernel {0}".format(host.release)
-        raise InvalidInput("{0}, modules".format(one.name), ", ".join(sorted(one.builds)), rule)
+        rule = f"lack one for the running kernel {host.release}"
+        raise InvalidInput(f"{one.name}, modules", ", ".join(sorted(one.builds)), rule)
     steps = _stop(one, seen) if one.state == "stopped" else []
     steps += _files(one, seen, program)
     if seen.unit.enabled != one.enabled:
@@ -91,7 +91,7 @@ def _step(
     one: Wanted, what: str, before: t.Any, after: t.Any, how: str, why: str, action: str, argument: str = ""
 ) -> Step:
     return Step(
-        what="{0}: {1}".format(one.name, what),
+        what=f"{one.name}: {what}",
         before=before,
         after=after,
         how=how,
@@ -126,7 +126,7 @@ def _files(one: Wanted, seen: Seen, program: Program) -> list[Step]:
     if seen.unit_text != text or seen.unit.stale:
         why = "it is not there" if seen.unit_text is None else "it differs"
         why = "systemd has not read it since it was changed" if seen.unit_text == text else why
-        path = "/{0}/{1}".format(UNITS, unit_name(one.name))
+        path = f"/{UNITS}/{unit_name(one.name)}"
         steps.append(_step(one, path, seen.unit_text, text, "write, daemon-reload", why, "unit"))
     return steps
 
@@ -167,7 +167,7 @@ def _start(one: Wanted, seen: Seen, settings: t.Mapping[str, t.Any]) -> list[Ste
         return []
     whys = {
         "restarting": "it is between two starts",
-        "failed": "it failed: {0}".format(seen.state.get("reason")),
+        "failed": f"it failed: {seen.state.get('reason')}",
         "overloaded": "what was overloaded has changed",
         "pending": "there is a module for the running kernel now",
         "ended": "its script ended itself",
@@ -187,7 +187,7 @@ def _drift(seen: Seen, settings: t.Mapping[str, t.Any]) -> str | None:
     if seen.digest is None:
         return "its module is not loaded"
     if seen.digest != digest:
-        return "the loaded module is {0}, and {1} is wanted".format(seen.digest[:12], digest[:12])
+        return f"the loaded module is {seen.digest[:12]}, and {digest[:12]} is wanted"
     before = seen.state.get("settings") or {}
     reasons = [why for name, why in _SETTINGS.items() if before.get(name) != settings[name]]
     return "; ".join(reasons) or None
@@ -203,7 +203,7 @@ def _absent(one: Wanted, seen: Seen) -> list[Step]:
     if seen.unit.enabled:
         steps.append(_step(one, "enabled", True, False, "systemctl disable", why, "disable"))
     if seen.unit_text is not None:
-        path = "/{0}/{1}".format(UNITS, unit_name(one.name))
+        path = f"/{UNITS}/{unit_name(one.name)}"
         steps.append(_step(one, path, seen.unit_text, None, "remove, daemon-reload", why, "remove_unit"))
     if seen.has_directory:
         files = sorted(seen.modules) + [name for name, there in _own_files(seen) if there]

@@ -108,7 +108,7 @@ class Ring:
             if file.number <= number - self._files:
                 os.unlink(file.path)
         self.close()
-        path = os.path.join(self._directory, "trace.{0:06d}".format(number))
+        path = os.path.join(self._directory, f"trace.{number:06d}")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._descriptor = descriptor
         self._number = number

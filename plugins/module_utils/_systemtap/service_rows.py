@@ -44,8 +44,8 @@ def _kernel(kernel: Kernel, build: t.Mapping[str, t.Any] | None) -> dict[str, t.
     if build is None:
         reason = "there is no module for it"
     elif build.get("kernel_version") and kernel.version and build["kernel_version"] != kernel.version:
-        reason = "the module is for another build of it, {0!r}, than is installed, {1!r}".format(
-            build["kernel_version"], kernel.version
+        reason = (
+            f"the module is for another build of it, {build['kernel_version']!r}, than is installed, {kernel.version!r}"
         )
     return {"release": kernel.release, "running": kernel.running, "ready": reason is None, "reason": reason}
 
@@ -73,17 +73,19 @@ def _output(name: str, seen: Seen, spec: t.Mapping[str, t.Any]) -> dict[str, t.A
 def pending(seen: Seen, kernels: t.Sequence[t.Mapping[str, t.Any]], arming: Arming | None) -> list[str]:
     """Return what is not as it should be and waits for something else, in words."""
     words = [
-        "kernel {0}: {1}, so the tracer does not start with it".format(kernel["release"], kernel["reason"])
+        f"kernel {kernel['release']}: {kernel['reason']}, so the tracer does not start with it"
         for kernel in kernels
         if not kernel["ready"]
     ]
     if arming and arming.missing:
-        text = "{0} of {1} probes are armed; missing: {2}"
-        words.append(text.format(arming.armed, arming.asked, ", ".join(arming.missing[:_SHOWN_MISSING])))
+        text = (
+            f"{arming.armed} of {arming.asked} probes are armed; missing: {', '.join(arming.missing[:_SHOWN_MISSING])}"
+        )
+        words.append(text)
     if seen.current in ("overloaded", "failed", "pending", "ended"):
-        words.append("it does not run: {0}".format(seen.state.get("reason") or seen.unit.said))
+        words.append(f"it does not run: {seen.state.get('reason') or seen.unit.said}")
     if seen.state.get("dropped_bytes"):
-        words.append("{0} bytes of output could not be written and are lost".format(seen.state["dropped_bytes"]))
+        words.append(f"{seen.state['dropped_bytes']} bytes of output could not be written and are lost")
     return words
 
 
@@ -93,10 +95,10 @@ def faults(state: str, rows: t.Mapping[str, t.Any]) -> str | None:
         return None
     if rows["state"] == "overloaded":
         return (
-            "it stays stopped, since it took more of a CPU than its build allows ({0}); a change of its script or its "
-            "settings starts it again, and so does state: stopped and then state: started"
-        ).format(rows["reason"])
+            f"it stays stopped, since it took more of a CPU than its build allows ({rows['reason']}); a change of its "
+            "script or its settings starts it again, and so does state: stopped and then state: started"
+        )
     probes = rows["probes"]
     if probes and probes["asked"] and not probes["armed"]:
-        return "it runs, and none of its {0} probes is armed: {1}".format(probes["asked"], ", ".join(probes["missing"]))
+        return f"it runs, and none of its {probes['asked']} probes is armed: {', '.join(probes['missing'])}"
     return None

@@ -59,8 +59,11 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         # What had no effect is told in its tracer's row, beside what became of the others.
         for left in plan(wanted, host, tool):
             if isinstance(left, Step):
-                text = "carried out without an error, but reading back shows no effect: {0} ({1})"
-                steps.errors.setdefault(left.service, text.format(left.what.partition(": ")[2], left.why))
+                text = (
+                    f"carried out without an error, but reading back shows no effect: {left.what.partition(': ')[2]} "
+                    f"({left.why})"
+                )
+                steps.errors.setdefault(left.service, text)
         return Plan()
 
     def apply(planned: Plan, _host: Host) -> None:
@@ -96,8 +99,9 @@ def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan, shi
     """
     if planned and not host.systemd:
         raise TapvirtError(
-            "A tracer stays by a unit of systemd, and this host is not run by systemd (there is no {0}). Use "
-            "tapvirt.host.stap_run for a trace that ends.".format(_RUNNING_SYSTEMD)
+            "A tracer stays by a unit of systemd, and this host is not run by systemd (there is no "
+            f"{_RUNNING_SYSTEMD}). Use "
+            "tapvirt.host.stap_run for a trace that ends."
         )
     by_name = {one.name: one for one in wanted}
     for step in planned:
@@ -106,7 +110,7 @@ def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan, shi
                 _check_start(root, by_name[step.service], host, shipped)
             except Refused as error:
                 raise TapvirtError(
-                    "{0}: {1}".format(step.service, error.message), service=step.service, outcome="refused"
+                    f"{step.service}: {error.message}", service=step.service, outcome="refused"
                 ) from None
 
 

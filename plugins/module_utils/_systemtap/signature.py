@@ -149,7 +149,7 @@ def enforcement(root: Root) -> str | None:
     if (root.read_text_or("sys/module/module/parameters/sig_enforce") or "").strip() == "Y":
         return "module.sig_enforce is set"
     lockdown = re.search(r"\[(integrity|confidentiality)\]", root.read_text_or("sys/kernel/security/lockdown") or "")
-    return "kernel lockdown is in {0} mode".format(lockdown.group(1)) if lockdown else None
+    return f"kernel lockdown is in {lockdown.group(1)} mode" if lockdown else None
 
 
 def refusal(
@@ -161,18 +161,17 @@ def refusal(
     """
     if enforced is None:
         return None
-    rule = "{0}: this kernel loads only modules signed with a key that it trusts".format(enforced)
+    rule = f"{enforced}: this kernel loads only modules signed with a key that it trusts"
     known = key_names(trusted)
     if signature is None:
-        return "{0}, and this one is not signed; have stap_module sign it (its option sign) with {1}".format(
-            rule, known
-        )
+        return f"{rule}, and this one is not signed; have stap_module sign it (its option sign) with {known}"
     if trusted is None or signature.key_id is None:
         return None
     if any(signature.key_id == row["key_id"] for row in trusted):
         return None
-    return "{0}, and {1}, with which this one is signed, is not enrolled here; enrol it, or sign with {2}".format(
-        rule, signature.key_id, known
+    return (
+        f"{rule}, and {signature.key_id}, with which this one is signed, is not enrolled here; enrol it, or sign with "
+        f"{known}"
     )
 
 
@@ -180,9 +179,9 @@ def key_names(trusted: t.Sequence[t.Mapping[str, str]] | None) -> str:
     """Return the keys to sign with, as the end of a sentence."""
     if not trusted:
         return "one that is enrolled" if trusted is None else "one, of which none is enrolled yet"
-    names = ["{0} ({1})".format(row["name"], row["key_id"]) for row in trusted[:_SHOWN_KEYS]]
-    more = " and {0} more".format(len(trusted) - _SHOWN_KEYS) if len(trusted) > _SHOWN_KEYS else ""
-    return "one of those that are: {0}{1}".format(", ".join(names), more)
+    names = [f"{row['name']} ({row['key_id']})" for row in trusted[:_SHOWN_KEYS]]
+    more = f" and {len(trusted) - _SHOWN_KEYS} more" if len(trusted) > _SHOWN_KEYS else ""
+    return f"one of those that are: {', '.join(names)}{more}"
 
 
 def why_not_loaded(root: Root, build: t.Mapping[str, t.Any], path: str) -> str | None:
@@ -198,7 +197,7 @@ def why_not_loaded(root: Root, build: t.Mapping[str, t.Any], path: str) -> str |
         try:
             signature = read_signature(path)
         except ValueError as error:
-            return "{0}, and of this module {1}".format(enforced, error)
+            return f"{enforced}, and of this module {error}"
     elif build.get("signature"):
         told = build["signature"]
         signature = Signature(str(told.get("key_id")), None, None, told.get("hash"))

@@ -63,7 +63,7 @@ def read_signer(sign: t.Mapping[str, str]) -> Signer:
     content = _read_pem("sign.certificate", certificate)[1]
     details = _parse("sign.certificate", certificate, "a certificate in PEM or DER", lambda: read_certificate(content))
     if details.modulus != modulus:
-        raise InvalidInput("sign.certificate", certificate, "does not belong to the key {0}".format(key))
+        raise InvalidInput("sign.certificate", certificate, f"does not belong to the key {key}")
     return Signer(key, certificate, hashlib.sha256(content).hexdigest(), details)
 
 
@@ -75,18 +75,14 @@ def _check_private(path: str) -> None:
     except PermissionError:
         raise
     except OSError as error:
-        raise InvalidInput("sign.key", path, "cannot be used: {0}".format(error.strerror)) from None
+        raise InvalidInput("sign.key", path, f"cannot be used: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise InvalidInput("sign.key", path, "is not a file")
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
-        raise InvalidInput(
-            "sign.key", path, "can be read or written by others (mode {0:04o}); make it 0600".format(mode)
-        )
+        raise InvalidInput("sign.key", path, f"can be read or written by others (mode {mode:04o}); make it 0600")
     if status.st_uid not in (0, os.geteuid()):
-        raise InvalidInput(
-            "sign.key", path, "belongs to user {0}, who is neither root nor who builds".format(status.st_uid)
-        )
+        raise InvalidInput("sign.key", path, f"belongs to user {status.st_uid}, who is neither root nor who builds")
 
 
 def _read_pem(item: str, path: str) -> tuple[str, bytes]:
@@ -94,7 +90,7 @@ def _read_pem(item: str, path: str) -> tuple[str, bytes]:
         with open_regular(path) as stream:
             return unpack_pem(stream.read(_MOST_BYTES))
     except OSError as error:
-        raise InvalidInput(item, path, "cannot be read: {0}".format(error.strerror)) from None
+        raise InvalidInput(item, path, f"cannot be read: {error.strerror}") from None
     except ValueError:
         raise InvalidInput(item, path, "holds a damaged block of PEM") from None
 
@@ -106,7 +102,7 @@ def _parse(item: str, path: str, what: str, parse: t.Callable[[], Parsed]) -> Pa
     try:
         return parse()
     except ValueError:
-        raise InvalidInput(item, path, "is not {0}".format(what)) from None
+        raise InvalidInput(item, path, f"is not {what}") from None
 
 
 def sign_file(root: Root, release: str, signer: Signer, module: str, target: str) -> dict[str, t.Any]:
@@ -118,9 +114,7 @@ def sign_file(root: Root, release: str, signer: Signer, module: str, target: str
     headers = headers_of(root, release)
     tool = root.path(headers + "/scripts/sign-file")
     if not os.access(tool, os.X_OK):
-        raise TapvirtError(
-            "The headers of {0} bring no program that signs modules ({1}).".format(release, tool), phase="sign"
-        )
+        raise TapvirtError(f"The headers of {release} bring no program that signs modules ({tool}).", phase="sign")
     algorithm = _SIGNATURE_HASH.search(root.read_text_or(headers + "/.config") or "")
     name = algorithm.group(1) if algorithm else "sha256"
     # With -k the signature names the key as /proc/keys does, by its id; that has to be in the certificate.
@@ -129,11 +123,11 @@ def sign_file(root: Root, release: str, signer: Signer, module: str, target: str
     if result.rc != 0:
         lines = (result.stderr + result.stdout).strip().splitlines()
         raise TapvirtError(
-            "sign-file could not sign for {0}: {1}.".format(release, lines[-1] if lines else "it gave no reason"),
+            f"sign-file could not sign for {release}: {lines[-1] if lines else 'it gave no reason'}.",
             phase="sign",
         )
     signature = read_signature(target)
     ids = (signature.key_id, signature.serial) if signature else ()
     if (signer.details.key_id or signer.details.serial) not in ids:
-        raise NoEffect("sign-file reported success, yet the copy is not signed with {0}.".format(signer.details.name))
+        raise NoEffect(f"sign-file reported success, yet the copy is not signed with {signer.details.name}.")
     return {**signer.row(), "hash": signature.hash if signature else None}

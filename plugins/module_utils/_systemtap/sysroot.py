@@ -69,17 +69,17 @@ def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> Non
     if not asked or included is None:
         return
     for folder in _TRACE_HEADERS:
-        tree = "{0}/{1}".format(included.group(1), folder)
+        tree = f"{included.group(1)}/{folder}"
         for name in root.listdir(tree):
-            systems = set(_TRACE_SYSTEM.findall(root.read_text_or("{0}/{1}".format(tree, name)) or ""))
+            systems = set(_TRACE_SYSTEM.findall(root.read_text_or(f"{tree}/{name}") or ""))
             if "" in asked or systems & asked:
                 link = os.path.join(sysroot, "lib/modules", release, "source", folder, name)
-                _link(link, root.path("{0}/{1}".format(tree, name)))
+                _link(link, root.path(f"{tree}/{name}"))
 
 
 def _link(link: str, target: str) -> None:
     make_directories(os.path.dirname(link))
     if not os.path.islink(link) or os.readlink(link) != target:
-        temporary = "{0}.{1}".format(link, os.getpid())
+        temporary = f"{link}.{os.getpid()}"
         os.symlink(target, temporary)
         os.replace(temporary, link)

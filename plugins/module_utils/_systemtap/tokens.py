@@ -42,9 +42,9 @@ class ScriptError(TapvirtError):
     """The script's text is wrong at a line and a column. ``nearest`` are the right words most like the found one."""
 
     def __init__(self, name: str, line: int, column: int, rule: str, nearest: t.Sequence[str] = ()) -> None:
-        message = "{0}, line {1}, column {2}: {3}.".format(name, line, column, rule)
+        message = f"{name}, line {line}, column {column}: {rule}."
         if nearest:
-            message += " Nearest: {0}.".format(", ".join(nearest))
+            message += f" Nearest: {', '.join(nearest)}."
         super().__init__(message, line=line, column=column, nearest=list(nearest))
 
 
@@ -104,7 +104,7 @@ def _junk(text: str, at: int) -> str:
         return "a comment that is not closed"
     if text.startswith("%{", at):
         return "embedded C that is not closed by %}"
-    return "{0!r} begins no token of the language".format(text[at])
+    return f"{text[at]!r} begins no token of the language"
 
 
 def number_value(text: str) -> int | None:

@@ -28,7 +28,7 @@ _WHOLE = (
     "system_call_after_swapgs|HYPERVISOR_[gs]et_debugreg|HYPERVISOR_event_channel_op|hash_64|hash_ptr|native_set_pte|"
     "get_bh|put_bh|__delay|get_current|preempt_schedule|__switch_to"
 )
-_LEFT_OUT = re.compile("^(?:.*(?:{0}).*|(?:{1}).*|(?:{2}))$".format(_ANYWHERE, _FROM_THE_START, _WHOLE))
+_LEFT_OUT = re.compile(f"^(?:.*(?:{_ANYWHERE}).*|(?:{_FROM_THE_START}).*|(?:{_WHOLE}))$")
 # They never return, so a probe at their return would never fire.
 _LEFT_OUT_AT_RETURN = frozenset(("do_exit", "sys_exit", "sys_exit_group"))
 

@@ -122,7 +122,7 @@ def replay(top: str, inputs: t.Mapping[str, t.Sequence[str]], options: t.Mapping
             put_back(label, before)
             rows.append([label, value, plain, ours, told, again])
         if read(label) != before:
-            raise SystemExit("{} is not as it was".format(label))
+            raise SystemExit(f"{label} is not as it was")
     return rows
 
 
@@ -168,7 +168,7 @@ def writable() -> list[str]:
         directory = os.path.join("/sys/module", module, "parameters")
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             if os.stat(os.path.join(directory, name)).st_mode & 0o600 == 0o600:
-                labels.append("{}.{}".format(module, name))
+                labels.append(f"{module}.{name}")
     return labels
 
 
@@ -179,8 +179,8 @@ def spellings(kind: str, text: str) -> list[str]:
     if kind in ("byte", "short", "ushort", "int", "uint", "long", "ulong", "ullong", "hexint"):
         number = int(text, 0)
         sign, size = ("-", -number) if number < 0 else ("", number)
-        same = [str(number), "{}{:#x}".format(sign, size), "{}0{:o}".format(sign, size), "{}\n".format(number)]
-        return [*same, "{}\0junk".format(number), *([] if sign else ["+{}".format(number), "0X{:X}".format(size)])]
+        same = [str(number), f"{sign}{size:#x}", f"{sign}0{size:o}", f"{number}\n"]
+        return [*same, f"{number}\0junk", *([] if sign else [f"+{number}", f"0X{size:X}"])]
     if kind.startswith("array of ") and text:
         columns = [spellings(kind[len("array of ") :], part) for part in text.split(",")]
         turns = range(max(map(len, columns)))
@@ -222,7 +222,7 @@ def state() -> str:
             for name in sorted(files):
                 path = os.path.join(directory, name)
                 found = os.lstat(path)
-                total.update("{} {} {}\n".format(path, found.st_mode, found.st_mtime_ns).encode())
+                total.update(f"{path} {found.st_mode} {found.st_mtime_ns}\n".encode())
                 if os.path.isfile(path):
                     with open(path, "rb") as stream:
                         total.update(stream.read())

@@ -150,8 +150,8 @@ def _range(line: str) -> dict[str, t.Any]:
         raise NotARow(line)
     start, end = int(match.group(2), 16), int(match.group(3), 16)
     return {
-        "start": "0x{:x}".format(start),
-        "end": "0x{:x}".format(end),
+        "start": f"0x{start:x}",
+        "end": f"0x{end:x}",
         "size_bytes": end - start + 1,
         "name": match.group(4),
         "depth": len(match.group(1)) // 2,

@@ -57,7 +57,7 @@ def _check(options: t.Mapping[str, t.Any]) -> None:
         ("kmsg.limit", (options["kmsg"] or {}).get("limit", 1), 1),
     ):
         if value < least:
-            raise InvalidInput(item, value, "is too small; the least is {}".format(least), [str(least)])
+            raise InvalidInput(item, value, f"is too small; the least is {least}", [str(least)])
 
 
 def _wanted_processes(options: t.Mapping[str, t.Any]) -> processes.Wanted:

@@ -80,7 +80,7 @@ def _stat_field(name: str, value: Value) -> tuple[str, Value]:
         return name.replace("_ticks", "") + "_seconds", seconds(value)
     if name in _ADDRESSES:
         # Hidden: 0, of the code also 1.
-        return name, "0x{:x}".format(value) if value > 1 else None
+        return name, f"0x{value:x}" if value > 1 else None
     if name == "rsslim":
         return "rsslim_bytes", None if value == _UNLIMITED else value
     if name in ("vsize", "rss"):

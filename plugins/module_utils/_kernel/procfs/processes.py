@@ -63,7 +63,7 @@ class _Process:
     def __init__(self, root: Root, pid: int) -> None:
         self.pid = pid
         try:
-            self._directory = os.open(root.path("proc/{}".format(pid)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._directory = os.open(root.path(f"proc/{pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise _gone_or(error) from None
 

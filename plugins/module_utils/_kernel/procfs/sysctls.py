@@ -80,7 +80,7 @@ def _matches(root: Root, directory: str, parts: t.Sequence[str]) -> t.Iterator[s
     for name in root.listdir(directory):
         if not fnmatch.fnmatchcase(name, pattern):
             continue
-        path = "{}/{}".format(directory, name)
+        path = f"{directory}/{name}"
         if rest:
             yield from _matches(root, path, rest)
         elif not os.path.isdir(root.path(path)):

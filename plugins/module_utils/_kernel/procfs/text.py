@@ -130,7 +130,7 @@ def address(word: str) -> str | None:
     if not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{1,16}", word):
         raise NotARow(word)
     value = int(word, 16)
-    return "0x{:x}".format(value) if value else None
+    return f"0x{value:x}" if value else None
 
 
 def unescape(word: str) -> str:

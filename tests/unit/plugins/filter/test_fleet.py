@@ -90,7 +90,7 @@ def test_fact_diff():
 
 def symbol(name, **changes):
     row = {"name": name, "status": "found", "count": 1, "exported": True, "probeable": True, "variants": []}
-    match = {"name": name, "type": "T", "owner": "vmlinux", "address": "0x{:x}".format(id(row))}
+    match = {"name": name, "type": "T", "owner": "vmlinux", "address": f"0x{id(row):x}"}
     return {**row, "matches": [match], **changes}
 
 
@@ -188,8 +188,8 @@ PLAY = """
 @pytest.mark.usefixtures("this_kernel")
 def test_the_filters_in_a_play(tmp_path):
     (tmp_path / "play.yml").write_text(PLAY)
-    python = "ansible_python_interpreter={}".format(sys.executable)
-    argv = ["-i", "one,two", "-e", python, "-e", "result={}".format(tmp_path / "result"), "play.yml"]
+    python = f"ansible_python_interpreter={sys.executable}"
+    argv = ["-i", "one,two", "-e", python, "-e", f"result={tmp_path / 'result'}", "play.yml"]
     program = pathlib.Path(sys.executable).with_name("ansible-playbook")
     done = subprocess.run(
         [str(program), *argv],

@@ -142,7 +142,7 @@ def edits(world: World, kind: str, count: int, seed: int) -> list[Edit]:
     made = []
     for number in range(count):
         random_ = random.Random(f"{seed}/{kind}/{number}")
-        name = "edit-{}-{}".format(kind.lower().replace(" ", "-"), number)
+        name = f"edit-{kind.lower().replace(' ', '-')}-{number}"
         guest = _surroundings(random_, Guest(name, machine=random_.choice(["pc", "q35"])))
         made.append(_MAKERS[kind](world, random_, number, guest))
     return made

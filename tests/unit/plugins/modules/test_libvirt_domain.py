@@ -257,7 +257,7 @@ def test_entities_are_refused_unread(embed: Embed) -> None:
 
 
 def test_passwords_are_compared_and_never_shown(embed: Embed) -> None:
-    before, after = ("<graphics type='vnc' passwd='hunter{0}'/>".format(number) for number in (2, 3))
+    before, after = (f"<graphics type='vnc' passwd='hunter{number}'/>" for number in (2, 3))
     embed.converge({"name": "talker", "xml": embed.talker(devices=before)})
     done = embed.converge({"name": "talker", "xml": embed.talker(devices=after)})
     assert changes(done) == [("talker devices/graphics[vnc]@passwd", "********", "********")]

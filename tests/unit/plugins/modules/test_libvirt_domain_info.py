@@ -112,7 +112,7 @@ def test_images_below_the_disks_of_a_stopped_domain_are_looked_up_in_its_pools(h
         <volume><name>{0}</name><capacity>1024</capacity><target><path>/images/{0}</path></target>{1}</volume>
     """
     below = "<backingStore><path>{0}</path><format type='{1}'/></backingStore>"
-    pool = "<pool type='dir'><name>images</name><target><path>/images</path></target>{0}</pool>".format(
+    pool = "<pool type='dir'><name>images</name><target><path>/images</path></target>{}</pool>".format(
         volume.format("top.qcow2", below.format("/images/mid.qcow2", "qcow2"))
         + volume.format("mid.qcow2", below.format("/images/base.raw", "raw"))
         + volume.format("base.raw", "")

@@ -384,7 +384,7 @@ def test_the_uri_is_ignored_where_the_kernel_s_name_says_xen(
     uname.write_text("#!/bin/sh\necho 6.1.0-xen-amd64\n", encoding="ascii")
     uname.chmod(0o755)
     other = tmp_path / "other.xml"
-    other.write_text("<node>{}</node>".format(OTHER.format("/images/other.img")), encoding="ascii")
+    other.write_text(f"<node>{OTHER.format('/images/other.img')}</node>", encoding="ascii")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"test://{other}")
     assert subprocess.run(["uname", "-r"], capture_output=True, text=True, check=True).stdout == "6.1.0-xen-amd64\n"

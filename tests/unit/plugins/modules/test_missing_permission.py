@@ -98,7 +98,7 @@ def run(collections) -> t.Callable[..., dict[str, t.Any]]:
 
 
 def refused(path: t.Any, needs: str) -> str:
-    return "The user with uid {} was refused {} (Permission denied); {}.".format(NOBODY, path, needs)
+    return f"The user with uid {NOBODY} was refused {path} (Permission denied); {needs}."
 
 
 @pytest.mark.parametrize(("name", "check"), [("x.stp", False), ("new/x.stp", True)])
@@ -116,12 +116,12 @@ def test_a_store_that_cannot_be_read_is_not_an_empty_one(run, closed):
 )
 def test_an_embedded_driver_needs_permission_for_its_root(module, name, run, closed):
     pytest.importorskip("libvirt")
-    args: dict[str, t.Any] = {"uri": "qemu:///embed?root={}{}".format(closed, name)}
+    args: dict[str, t.Any] = {"uri": f"qemu:///embed?root={closed}{name}"}
     if module == "libvirt_domain":
         args["domains"] = [{"name": "one", "state": "absent"}]
     elif module == "libvirt_snapshot":
         args["snapshots"] = [{"domain": "one", "name": "two", "state": "absent"}]
-    assert run(module, args)["msg"] == refused("{}{}/etc/qemu.conf".format(closed, name), PATH)
+    assert run(module, args)["msg"] == refused(f"{closed}{name}/etc/qemu.conf", PATH)
 
 
 def test_parameters_need_root(run):
@@ -179,7 +179,7 @@ except run.Refused as error:
 def test_a_trace_needs_root_in_check_mode_too(collections):
     argv = [sys.executable, "-c", TRACE]
     done = subprocess.run(argv, env={"PYTHONPATH": collections}, capture_output=True, text=True, check=False, cwd="/")
-    assert done.stdout.endswith(": the user with uid 65534 cannot load modules; {}.\n".format(ROOT)), done.stderr
+    assert done.stdout.endswith(f": the user with uid 65534 cannot load modules; {ROOT}.\n"), done.stderr
 
 
 @pytest.mark.parametrize("role", ["trace_builder", "trace_host", "virt_host"])

@@ -27,10 +27,10 @@ def nm_rows(text):
 
 @pytest.mark.parametrize(("bits", "machine"), [(32, 3), (64, 62)])
 def test_header_and_symbols_are_those_that_nm_printed(bits, machine):
-    image = (FIXTURES / "symbols{}.o".format(bits)).read_bytes()
+    image = (FIXTURES / f"symbols{bits}.o").read_bytes()
     assert elf.read_header(image[:64]) == elf.ElfHeader(bits, "little", machine, 0)
     found = [(symbol.address, symbol.letter, symbol.name) for symbol in elf.symbols(image)]
-    assert found == nm_rows((FIXTURES / "symbols{}.nm".format(bits)).read_text())
+    assert found == nm_rows((FIXTURES / f"symbols{bits}.nm").read_text())
     assert {letter for _address, letter, _name in found} >= set("TtWwVUDRrbBA")
 
 
@@ -67,7 +67,7 @@ def test_this_interpreters_symbols_are_those_that_nm_prints():
     length=st.integers(0, 4000),
 )
 def test_damaged_images_are_told_or_read(bits, changes, length):
-    image = bytearray((FIXTURES / "symbols{}.o".format(bits)).read_bytes()[: max(length, 60)])
+    image = bytearray((FIXTURES / f"symbols{bits}.o").read_bytes()[: max(length, 60)])
     for place, value in changes:
         image[place % len(image)] = value
     try:

@@ -251,7 +251,7 @@ def test_what_is_below_the_kernel(files, kind, tmp_path):
 )
 def test_who_may_see_addresses(kptr_restrict, paranoid, visible_to, tmp_path):
     files = {"kptr_restrict": kptr_restrict, "perf_event_paranoid": paranoid}
-    write_tree(tmp_path, {"proc/sys/kernel/" + name: "{}\n".format(value) for name, value in files.items()})
+    write_tree(tmp_path, {"proc/sys/kernel/" + name: f"{value}\n" for name, value in files.items()})
     assert all_facts(tmp_path, {"security"})["addresses"]["visible_to"] == visible_to
 
 

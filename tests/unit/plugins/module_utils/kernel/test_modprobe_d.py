@@ -398,7 +398,7 @@ def test_a_parameter_named_twice_is_refused(tree):
 def test_what_would_keep_a_module_from_being_loaded_is_refused_and_nothing_is_written(
     name, value, rule, persist, check, tree
 ):
-    with pytest.raises(InvalidInput, match="^nf_conntrack_ftp.{}: .* {}".format(name, rule)):
+    with pytest.raises(InvalidInput, match=f"^nf_conntrack_ftp.{name}: .* {rule}"):
         run(tree, {"dummy.numdummies": 3, "nf_conntrack_ftp." + name: value}, persist=persist, check=check)
     assert list((tree / "etc/modprobe.d").iterdir()) == []
     assert not (tree / "var").exists()

@@ -135,7 +135,7 @@ def sample_module(order: str = "<") -> Module:
         ("bool_enable_only", "B", 0),
     ]:
         module.parameter("the_" + kind, "param_ops_" + kind, module.data(layout, value), 0o644)
-        module.declare("parm=the_{}:A value of this type".format(kind), "parmtype=the_{0}:{0}".format(kind))
+        module.declare(f"parm=the_{kind}:A value of this type", f"parmtype=the_{kind}:{kind}")
     module.parameter("nothing", "param_ops_int", module.zero(4), 0)
     module.parameter("off", "param_ops_bool", module.zero(1), 0o444)
     module.parameter("risky", "param_ops_bool", module.zero(1), 0o600, flags=1)
@@ -292,7 +292,7 @@ def tree(tmp_path):
 
 def rows_of(root: Root, *modules: str, names: t.Sequence[str] = ("*",), limit: int = 100) -> dict[str, t.Any]:
     result = parameter_info(root, "x86_64", modules, names, limit)
-    return {"{}.{}".format(row["module"], row["name"]): row for row in result["params"]}
+    return {f"{row['module']}.{row['name']}": row for row in result["params"]}
 
 
 def test_a_loaded_modules_parameters_are_known_whole(tree):
@@ -366,7 +366,7 @@ def test_a_module_that_is_only_installed_has_what_its_file_says(tree):
         {
             "module": "spare",
             "status": "installed",
-            "file": "/lib/modules/{}/kernel/spare.ko".format(RELEASE),
+            "file": f"/lib/modules/{RELEASE}/kernel/spare.ko",
             "parameters": 3,
             "nearest": [],
         }
@@ -446,7 +446,7 @@ def test_every_parameter_of_this_machine_has_its_row():
     for path in files:
         row = rows[path.parent.parent.name, path.name]
         mode = path.stat().st_mode & 0o7777
-        assert row["mode"] == "{:04o}".format(mode)
+        assert row["mode"] == f"{mode:04o}"
         assert ("run" in row["settable"]) == bool(mode & 0o222)
         assert (row["value_status"] == "write_only") == (not mode & 0o444)
 
@@ -477,7 +477,7 @@ def test_somebody_else_sees_what_is_restricted(readable_collections):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["params"]
     assert (row["value"], row["value_status"]) == (None, "restricted")
-    assert row["mode"] == "{:04o}".format(path.stat().st_mode & 0o777)
+    assert row["mode"] == f"{path.stat().st_mode & 0o777:04o}"
 
 
 def test_the_module_answers(run_module):

@@ -46,7 +46,7 @@ def cpio(files):
 def by_program(*argv):
     def packed(data):
         if shutil.which(argv[0]) is None:
-            pytest.skip("no {} here".format(argv[0]))
+            pytest.skip(f"no {argv[0]} here")
         return subprocess.run(argv, input=data, stdout=subprocess.PIPE, check=True).stdout
 
     return packed
@@ -67,7 +67,7 @@ PACKERS = {
 def root(tmp_path):
     for name, text in {
         "proc/sys/kernel/osrelease": RELEASE,
-        "lib/modules/{}/modules.dep".format(RELEASE): "kernel/virtio_blk.ko:\n",
+        f"lib/modules/{RELEASE}/modules.dep": "kernel/virtio_blk.ko:\n",
         "sys/module/virtio_blk/initstate": "live\n",
         "sys/module/virtio_blk/parameters/queue_depth": "64\n",
         "sys/module/virtio_blk/parameters/num_request_queues": "0\n",
@@ -173,7 +173,7 @@ def test_a_stale_image_is_said_until_it_has_what_modprobe_d_says(root):
     for check in (True, False):
         _plan, row = run(root, 64, check=check)
         assert [text.split(", and loads")[0] for text in row["pending"]] == [
-            "/{} has the module with queue_depth=32".format(IMAGE)
+            f"/{IMAGE} has the module with queue_depth=32"
         ]
     aged(root, -5)
     plan, row = run(root, 64)
@@ -238,7 +238,7 @@ def test_a_stale_image_is_made_anew_on_request_only_and_never_in_check_mode(root
     plan, row = run(root, 64, refresh_initramfs=True)
     assert [(step.what, step.how) for step in plan] == [("/" + IMAGE, "update-initramfs -u -k " + RELEASE)]
     assert (row["verdict"], row["pending"]) == ("changed", [])
-    assert root.read_text("called").endswith("update-initramfs -u -k {}\n".format(RELEASE))
+    assert root.read_text("called").endswith(f"update-initramfs -u -k {RELEASE}\n")
     assert not run(root, 64, refresh_initramfs=True)[0]
 
 
@@ -259,7 +259,7 @@ def test_a_file_that_cannot_be_put_back_is_named_and_values_are_put_back_all_the
     program(root, monkeypatch, cpio(MODULES), 3)
     place, value = root.path("etc/modprobe.d"), root.path("sys/module/virtio_blk/parameters/queue_depth")
     pathlib.Path(place, "zz-tapvirt.conf").write_text("options virtio_blk queue_depth=64\n")
-    script = "#!/bin/sh\nrm -r {0} && : >{0}\nexit 3\n".format(place)
+    script = f"#!/bin/sh\nrm -r {place} && : >{place}\nexit 3\n"
     pathlib.Path(root.path("bin/update-initramfs")).write_text(script)
     os.chmod(value, 0o644)
     with pytest.raises(

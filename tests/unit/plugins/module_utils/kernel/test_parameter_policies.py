@@ -66,7 +66,7 @@ def test_which_numbers_may_read_back(asked, before, wanted, now, accepted):
     if accepted:
         assert judged(parameter, asked, *values) == (None if now == wanted else now)
     else:
-        with pytest.raises(NoEffect, match="took '{}', yet {} reads back".format(wanted, now)):
+        with pytest.raises(NoEffect, match=f"took '{wanted}', yet {now} reads back"):
             judged(parameter, asked, *values)
 
 
@@ -176,7 +176,7 @@ def test_every_errno_has_its_cause():
     for number, text in causes.items():
         said = cause(OSError(number, os.strerror(number)), item(), None)
         assert text in said
-        assert said.endswith("({})".format(errno.errorcode[number]))
+        assert said.endswith(f"({errno.errorcode[number]})")
     assert "read-only (mode 0444" in cause(OSError(errno.EACCES, ""), item(mode=0o444), None)
     assert "mounted" not in cause(OSError(errno.EROFS, ""), item("bool_enable_only"), None)
     lockdown = cause(OSError(errno.EPERM, ""), item(), "none [integrity] confidentiality\n")

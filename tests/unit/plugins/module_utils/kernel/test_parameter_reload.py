@@ -66,8 +66,8 @@ def root(tmp_path, monkeypatch):
     for name, text in {
         "proc/sys/kernel/osrelease": RELEASE,
         "proc/sys/kernel/random/boot_id": "this\n",
-        "lib/modules/{}/modules.dep".format(RELEASE): "kernel/drivers/nbd.ko:\n",
-        "lib/modules/{}/modules.alias".format(RELEASE): "alias rtnl-link-nb-link nbd\n",
+        f"lib/modules/{RELEASE}/modules.dep": "kernel/drivers/nbd.ko:\n",
+        f"lib/modules/{RELEASE}/modules.alias": "alias rtnl-link-nb-link nbd\n",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def test_a_parameter_that_can_be_set_needs_no_reload(root):
         ("proc/sys/kernel/modules_disabled", "1\n", "no module can be loaded any more (kernel.modules_disabled)"),
         ("etc/modprobe.d/a.conf", "remove nbd /bin/true\n", "/etc/modprobe.d/a.conf says: remove nbd /bin/true"),
         ("sys/class/net/lo/uevent", "DEVTYPE=nb_link\n", "the network interface lo is up"),
-        ("lib/modules/{}/modules.dep".format(RELEASE), "", "it is not installed for this kernel"),
+        (f"lib/modules/{RELEASE}/modules.dep", "", "it is not installed for this kernel"),
     ],
 )
 def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reason, root):
@@ -169,7 +169,7 @@ def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reas
 
 
 def test_a_module_that_could_not_be_loaded_again_is_not_unloaded(root):
-    path = pathlib.Path(root.path("lib/modules/{}/kernel/drivers/nbd.ko".format(RELEASE)))
+    path = pathlib.Path(root.path(f"lib/modules/{RELEASE}/kernel/drivers/nbd.ko"))
     path.parent.mkdir(parents=True)
     path.write_bytes(object_file(b"parmtype=count:int\0parmtype=parts:int\0parmtype=log:bool\0"))
     put(root, "etc/modprobe.d/a.conf", "options nbd parts=many\n")
@@ -241,7 +241,7 @@ def test_a_module_that_cannot_even_be_loaded_as_before_is_left_to_the_next_run(r
 
 
 def test_the_first_of_two_modules_is_loaded_as_before_when_the_second_fails(root):
-    put(root, "lib/modules/{}/modules.dep".format(RELEASE), "kernel/a.ko:\nkernel/nbd.ko:\n")
+    put(root, f"lib/modules/{RELEASE}/modules.dep", "kernel/a.ko:\nkernel/nbd.ko:\n")
     command.run(["modprobe", "a", "count=7"])
     entry = {"runtime": True, "persist": "auto", "read_back": "auto", "reload": "if_unused", "name": "count"}
     entries = [{**entry, "module": "a", "value": 3}, {**entry, "module": "nbd", "value": -1}]

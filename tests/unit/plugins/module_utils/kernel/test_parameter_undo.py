@@ -84,9 +84,7 @@ def test_what_has_no_effect_in_the_end_is_undone_with_all_that_was_set_before_it
     }
     run(root, {"other.size": earlier + 1, "twin.one": shared + 1})
     assert numbers() == (shared + 1, earlier + 1)
-    assert root.read_text(OWN) == TEXT.replace(
-        "size=1", "size={}".format(earlier + 1)
-    ) + "options twin one={}\n".format(shared + 1)
+    assert root.read_text(OWN) == TEXT.replace("size=1", f"size={earlier + 1}") + f"options twin one={shared + 1}\n"
 
 
 def test_an_undo_that_fails_is_named_and_the_others_are_undone(root):

@@ -41,7 +41,7 @@ def file_of(label: str) -> pathlib.Path:
 
 def needs(*labels: str) -> pytest.MarkDecorator:
     missing = [label for label in labels if not file_of(label).exists() or not file_of(label).stat().st_mode & 0o200]
-    return pytest.mark.skipif(bool(missing), reason="this kernel lets nobody set {}".format(", ".join(missing)))
+    return pytest.mark.skipif(bool(missing), reason=f"this kernel lets nobody set {', '.join(missing)}")
 
 
 def plain_write(label: str, data: bytes) -> None:
@@ -88,7 +88,7 @@ def writable() -> list[str]:
     found = []
     for path in sorted(SYSFS.glob("*/parameters/*")):
         if path.stat().st_mode & 0o600 == 0o600:
-            found.append("{}.{}".format(path.parent.parent.name, path.name))
+            found.append(f"{path.parent.parent.name}.{path.name}")
     return found
 
 
@@ -111,7 +111,7 @@ LIVE += [("memory_hotplug.online_policy", value) for value in ("auto_movable", "
 @pytest.mark.parametrize(("label", "value"), LIVE)
 def test_the_verdict_is_what_a_plain_write_and_read_back_shows(label, value, root):
     if not file_of(label).exists():
-        pytest.skip("this kernel has no {}".format(label))
+        pytest.skip(f"this kernel has no {label}")
     with kept(label) as before:
         try:
             plain_write(label, value.encode())
@@ -146,9 +146,9 @@ def spellings(text: str) -> list[t.Any]:
     if kind.word == "number":
         number = value.shown
         sign, size = ("-", -number) if number < 0 else ("", number)
-        return [number, "{}0x{:X}".format(sign, size), "{}0{:o}".format(sign, size), "{}\n".format(number)]
+        return [number, f"{sign}0x{size:X}", f"{sign}0{size:o}", f"{number}\n"]
     if kind.is_array:
-        return [value.shown, value.text, ",".join("{:#x}".format(part) for part in value.shown)]
+        return [value.shown, value.text, ",".join(f"{part:#x}" for part in value.shown)]
     return [value.shown]
 
 
@@ -221,9 +221,7 @@ def test_a_failing_thirteenth_of_twenty_leaves_all_as_before_and_says_which(root
         values = {label: neighbour(before[label]) for label in labels[:12]}
         values[failing] = "cachejunk"
         values.update({label: neighbour(before[label]) for label in labels[12:]})
-        with pytest.raises(
-            TapvirtError, match="{}: the kernel took 'cachejunk'.*Everything is as it was".format(failing)
-        ):
+        with pytest.raises(TapvirtError, match=f"{failing}: the kernel took 'cachejunk'.*Everything is as it was"):
             run(root, values)
         assert {label: file_of(label).read_text() for label in before} == before
         assert not os.path.exists(root.path("var/lib/tapvirt/kernel_module_param.json"))
@@ -265,7 +263,7 @@ def everything() -> dict[str, str]:
         for path in pathlib.Path(top).rglob("*"):
             with contextlib.suppress(FileNotFoundError):
                 data = path.read_bytes() if path.is_file() else b""
-                found[str(path)] = "{:o} {}".format(path.lstat().st_mode, hashlib.sha256(data).hexdigest())
+                found[str(path)] = f"{path.lstat().st_mode:o} {hashlib.sha256(data).hexdigest()}"
     for path in SYSFS.glob("*/parameters/*"):
         if path.stat().st_mode & 0o400:
             found[str(path)] = path.read_text(errors="replace")
@@ -288,7 +286,7 @@ def test_check_mode_leaves_all_of_etc_and_all_parameters():
         always = different if always is None else always & different
         if not always:
             return
-    pytest.fail("these differ every time: {}".format(sorted(always or ())))
+    pytest.fail(f"these differ every time: {sorted(always or ())}")
 
 
 # What does not read back as it was written: the value, and what becomes of it: a verdict and what is read, or an error.
@@ -317,7 +315,7 @@ READS_OTHERWISE: list[tuple[str, t.Any, tuple[str, t.Any] | str]] = [
 @pytest.mark.parametrize(("label", "value", "expected"), READS_OTHERWISE)
 def test_what_reads_otherwise_is_said_or_refused_and_never_changed_twice(label, value, expected, root):
     if not file_of(label).exists():
-        pytest.skip("this kernel has no {}".format(label))
+        pytest.skip(f"this kernel has no {label}")
     with kept(label) as before:
         if isinstance(expected, str):
             with pytest.raises(TapvirtError, match=expected):
@@ -373,7 +371,7 @@ def test_a_known_trigger_acts_every_time_unless_it_is_set_to_what_it_shows(root)
 def test_what_cannot_be_is_refused_before_anything_changes(values, message, root, tmp_path):
     module = next(iter(values)).partition(".")[0]
     if module == "tcp_cubic" and not (SYSFS / module / "parameters").exists():
-        pytest.skip("this kernel has no {}".format(module))
+        pytest.skip(f"this kernel has no {module}")
     with pytest.raises(InvalidInput, match=message):
         run(root, values)
     assert list((tmp_path / "var" / "lib").iterdir()) == []
@@ -383,7 +381,7 @@ def test_a_read_only_parameter_is_refused_with_its_mode_and_where_it_can_be_set(
     for path in sorted(SYSFS.glob("*/parameters/*")):
         text = path.read_text() if path.stat().st_mode & 0o777 == 0o444 else ""
         if kind_of_value(text).word == "bool" and not (path.parent.parent / "initstate").exists():
-            label = "{}.{}".format(path.parent.parent.name, path.name)
+            label = f"{path.parent.parent.name}.{path.name}"
             with pytest.raises(InvalidInput, match="read-only .mode 0444.*on the kernel command line"):
                 run(root, {label: text.strip() != "Y"})
             assert not run(root, {label: text.strip()})[0]
@@ -412,9 +410,7 @@ def test_a_built_in_is_kept_on_the_command_line_and_that_is_said(root):
         pytest.skip("tcp_cubic is loadable here")
     plan, result = run(root, {"tcp_cubic.hystart": text}, persist="auto")
     assert not plan
-    assert result["params"][0]["pending"] == [
-        "add tcp_cubic.hystart={} to the kernel command line and reboot".format(text)
-    ]
+    assert result["params"][0]["pending"] == [f"add tcp_cubic.hystart={text} to the kernel command line and reboot"]
     with pytest.raises(InvalidInput, match="built into the kernel"):
         run(root, {"tcp_cubic.hystart": text}, persist="modprobe_d")
 
@@ -494,7 +490,7 @@ def test_a_run_that_fails_does_not_forget_what_a_killed_one_had_set(root):
 
 def test_a_killed_run_leaves_neither_values_nor_what_is_kept_of_them(tmp_path):
     texts = {"sys/module/kvm/initstate": "live\n", "sys/module/kernel/parameters/panic": "0\n"}
-    texts.update({"sys/module/kvm/parameters/{}".format(name): "1\n" for name in ("a", "b")})
+    texts.update({f"sys/module/kvm/parameters/{name}": "1\n" for name in ("a", "b")})
     (tmp_path / "proc").symlink_to("/proc")
     (tmp_path / "var" / "lib").mkdir(parents=True)
     status, count = -signal.SIGKILL, 0
@@ -545,5 +541,5 @@ def test_a_run_that_was_killed_at_a_random_moment_is_undone_by_the_next_one(root
             assert len({settled[label] == before[label] for label in labels}) == 1
             run(root, dict.fromkeys(labels), state="restored")
             assert {label: file_of(label).read_text() for label in labels} == before
-        print("killed {} times, {} of them half-way".format(times, interrupted))
+        print(f"killed {times} times, {interrupted} of them half-way")
         assert interrupted or times < 50

@@ -52,7 +52,7 @@ def read(**changes):
 def table(name):
     result = read(tables=[name])
     if result["status"][name] == "absent":
-        pytest.skip("this kernel has no table {}".format(name))
+        pytest.skip(f"this kernel has no table {name}")
     assert result["unparsed"] == {}
     return result["procfs"][name]
 
@@ -192,7 +192,7 @@ def test_devices():
         '{print $NF, NF == 2 ? "True" : "False"}', "filesystems"
     )
     for row in table("partitions"):
-        sectors = pathlib.Path("/sys/class/block/{}/size".format(row["name"])).read_text()
+        sectors = pathlib.Path(f"/sys/class/block/{row['name']}/size").read_text()
         assert row["size_bytes"] == int(sectors) * 512
     assert {row["name"] for row in table("diskstats")} == set(awk("{print $3}", "diskstats"))
 
@@ -283,13 +283,11 @@ def test_the_log_is_that_of_dmesg_and_nothing_is_taken_from_it():
 
 @needs_root
 def test_a_message_arrives_in_the_log():
-    text = "tapvirt procfs test {}\t\\x41 \xe4".format(os.getpid())
+    text = f"tapvirt procfs test {os.getpid()}\t\\x41 \xe4"
     before = time.monotonic()
     with open("/dev/kmsg", "wb", buffering=0) as log:
         log.write(("<12>" + text + "\n").encode("utf-8"))
-    rows = read(
-        kmsg={"limit": 10, "level": "warning", "since": -5.0, "pattern": r"procfs test {}\b".format(os.getpid())}
-    )
+    rows = read(kmsg={"limit": 10, "level": "warning", "since": -5.0, "pattern": rf"procfs test {os.getpid()}\b"})
     row = rows["procfs"]["kmsg"][0]
     assert (row["message"], row["level"], row["facility"]) == (text, "warning", 1)
     assert abs(row["seconds"] - before) < 5
@@ -324,7 +322,7 @@ def as_others(collections, *before):
 
 def in_mount(collections, options, *before):
     """Read everything where procfs is mounted in another way, in a mount namespace of its own."""
-    script = 'mount -t proc -o {} proc /proc && exec "$@"'.format(options)
+    script = f'mount -t proc -o {options} proc /proc && exec "$@"'
     return as_others(collections, "unshare", "-m", "sh", "-c", script, "sh", *before)
 
 

@@ -70,7 +70,7 @@ TAIL = " S 1 " + " ".join(["7"] * 48)
     "comm", ["a) R 1 1 (b", "two\nlines", "a b", "", ")", "(", "\\xff", "kworker/u8:2-events_unbound"]
 )
 def test_a_name_ends_at_the_last_parenthesis(comm):
-    stat = process_files.stat("5 ({}){}\n".format(comm, TAIL))
+    stat = process_files.stat(f"5 ({comm}){TAIL}\n")
     assert (stat["comm"], stat["state"], stat["ppid"], stat["exit_code"]) == (comm, "S", 1, 7)
 
 
@@ -78,11 +78,11 @@ def test_addresses_that_the_kernel_hides_are_null():
     # It prints 0, and 1 for those of the code.
     stat = process_files.stat("5 (a) S " + " ".join(["1"] * 48))
     assert (stat["startcode"], stat["endcode"], stat["kstkesp"]) == (None, None, None)
-    assert process_files.stat("5 (a){}".format(TAIL))["startcode"] == "0x7"
+    assert process_files.stat(f"5 (a){TAIL}")["startcode"] == "0x7"
 
 
 def test_a_future_kernel_may_have_more_and_an_old_one_less():
-    assert process_files.stat("5 (a){} 8 9\n".format(TAIL))["more"] == [8, 9]
+    assert process_files.stat(f"5 (a){TAIL} 8 9\n")["more"] == [8, 9]
     assert process_files.stat("5 (a) S " + " ".join(["7"] * 30))["exit_code"] is None
 
 
@@ -150,7 +150,7 @@ def test_a_process_agrees_with_ps(child):
     assert row["user"] == pwd.getpwuid(os.geteuid()).pw_name
     assert row["cmdline"][1:] == ["300"] and row["status"]["Name"] == "sleep-for-ps"
     assert row["unavailable"] == {}
-    text = pathlib.Path("/proc/{}/maps".format(pid)).read_text()
+    text = pathlib.Path(f"/proc/{pid}/maps").read_text()
     ranges = [line.split()[0].split("-") for line in text.splitlines()]
     assert row["maps"]["size_bytes"] == sum(int(end, 16) - int(start, 16) for start, end in ranges)
     assert row["maps"]["mappings"] == len(ranges)
@@ -171,7 +171,7 @@ def test_all_processes_are_those_of_ps():
     after = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
     steady = {tuple(int(word) for word in line.split()) for line in before.splitlines() if line in after.splitlines()}
     assert len(steady) > 3
-    assert steady <= ours | {row for row in steady if not os.path.exists("/proc/{}".format(row[0]))}
+    assert steady <= ours | {row for row in steady if not os.path.exists(f"/proc/{row[0]}")}
 
 
 def test_filters_hold_together(child):
@@ -197,9 +197,9 @@ def test_a_control_group_takes_those_below_it(tmp_path):
         ("13", "/machine.slice2"),
     ):
         (tmp_path / "proc" / pid).mkdir(parents=True)
-        (tmp_path / "proc" / pid / "stat").write_text("{} (a){}\n".format(pid, TAIL))
+        (tmp_path / "proc" / pid / "stat").write_text(f"{pid} (a){TAIL}\n")
         (tmp_path / "proc" / pid / "status").write_text("Uid:\t0\t0\t0\t0\n")
-        (tmp_path / "proc" / pid / "cgroup").write_text("0::{}\n".format(path))
+        (tmp_path / "proc" / pid / "cgroup").write_text(f"0::{path}\n")
 
     def pids(pattern):
         return [row["pid"] for row in processes.read_processes(Root(str(tmp_path)), Wanted(cgroup=pattern)).value]
@@ -277,9 +277,7 @@ def test_a_zombie_is_a_process(child):
 
 def test_processes_that_vanish_give_no_error():
     forks = 1000
-    program = "import os\nfor _ in range({}):\n p = os.fork()\n if not p: os._exit(0)\n os.waitpid(p, 0)\n".format(
-        forks
-    )
+    program = f"import os\nfor _ in range({forks}):\n p = os.fork()\n if not p: os._exit(0)\n os.waitpid(p, 0)\n"
     process = subprocess.Popen([sys.executable, "-S", "-c", program])
     rounds = 0
     try:
@@ -295,7 +293,7 @@ def test_processes_that_vanish_give_no_error():
 
 def test_a_section_that_this_kernel_lacks_is_said(tmp_path):
     (tmp_path / "proc" / "7").mkdir(parents=True)
-    (tmp_path / "proc" / "7" / "stat").write_text("7 (a){}\n".format(TAIL))
+    (tmp_path / "proc" / "7" / "stat").write_text(f"7 (a){TAIL}\n")
     (tmp_path / "proc" / "7" / "status").write_text("Name:\ta\n")
     row = processes.read_processes(Root(str(tmp_path)), Wanted(sections=["io"])).value[0]
     assert (row["io"], row["unavailable"], row["uid"], row["user"]) == (None, {"io": "absent"}, None, None)

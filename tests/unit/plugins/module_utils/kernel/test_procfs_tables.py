@@ -323,7 +323,7 @@ def test_latency_stats():
 
 @pytest.mark.parametrize("word", ["1_000", "٣", "1e3", "0x10", "9" * 30, "+1", ""])
 def test_a_number_is_what_the_kernel_prints(word):
-    assert parsed("vmstat", "good 1\nbad {}\n".format(word))[0] == {"good": 1}
+    assert parsed("vmstat", f"good 1\nbad {word}\n")[0] == {"good": 1}
 
 
 def test_lines_end_where_the_kernel_ends_them():
@@ -352,9 +352,7 @@ def test_a_table_that_cannot_be_read_is_said(tmp_path):
 
 def test_rows_are_limited_and_counted(tmp_path):
     (tmp_path / "proc").mkdir()
-    lines = ["{} 0 - Live 0x1".format(name) for name in ("bad", "worse")] + [
-        "m{} 1 0 - Live 0x1".format(n) for n in range(9)
-    ]
+    lines = [f"{name} 0 - Live 0x1" for name in ("bad", "worse")] + [f"m{n} 1 0 - Live 0x1" for n in range(9)]
     (tmp_path / "proc" / "modules").write_text("\n".join(lines * 4) + "\n")
     result = gather(Root(str(tmp_path)), options(tables=["modules"], limit=7))
     assert len(result["procfs"]["modules"]) == 7
@@ -364,9 +362,9 @@ def test_rows_are_limited_and_counted(tmp_path):
 
 def test_a_result_is_as_small_as_asked_and_small_tables_stay_whole(tmp_path):
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "vmstat").write_text("".join("counter{} 123456789\n".format(n) for n in range(5000)))
+    (tmp_path / "proc" / "vmstat").write_text("".join(f"counter{n} 123456789\n" for n in range(5000)))
     (tmp_path / "proc" / "uptime").write_text("1.0 2.0\n")
-    (tmp_path / "proc" / "modules").write_text("".join("m{} 1 0 - Live 0x1\n".format(n) for n in range(5000)))
+    (tmp_path / "proc" / "modules").write_text("".join(f"m{n} 1 0 - Live 0x1\n" for n in range(5000)))
     result = gather(Root(str(tmp_path)), options(tables=["vmstat", "uptime", "modules"], limit=5000, max_bytes=10000))
     assert len(json.dumps(result)) < 10000
     assert result["procfs"]["uptime"] == {"uptime_seconds": 1.0, "idle_seconds": 2.0}
@@ -380,12 +378,12 @@ def test_everything_at_once_is_as_small_as_asked(tmp_path, max_bytes):
     for name, table in TABLES.items():
         path = tmp_path / table.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join("row {} of {} that nobody knows: x\n".format(number, name) for number in range(300)))
+        path.write_text("".join(f"row {number} of {name} that nobody knows: x\n" for number in range(300)))
     for number in range(300):
-        path = tmp_path / "proc" / "sys" / "kernel" / "value_with_a_long_name_{}".format(number)
+        path = tmp_path / "proc" / "sys" / "kernel" / f"value_with_a_long_name_{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir() if number % 2 else path.write_text("text " * 100)
-    asked = ["kernel.value_with_a_long_name_{}".format(number) for number in range(300)]
+    asked = [f"kernel.value_with_a_long_name_{number}" for number in range(300)]
     result = gather(Root(str(tmp_path)), options(tables=["all"], sysctls=asked, max_bytes=max_bytes))
     assert max_bytes / 2 < len(json.dumps(result)) <= max_bytes
     assert result["truncated"]["sysctls"] > 0 and result["truncated"]["vmstat.unparsed"] == 295

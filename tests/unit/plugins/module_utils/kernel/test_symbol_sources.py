@@ -80,8 +80,8 @@ def test_a_placeholder_is_no_table_and_names_the_package(tree, release):
     put(tree, {"boot/System.map-" + RELEASE: text})
     found = find(tree, "vfs_read", "vfs_*")
     # Newer packages write the release themselves.
-    package = "linux-image-{}-dbg".format(RELEASE if release == OLDER else NEWER)
-    reason = "it is a placeholder: The real System.map is in the {} package".format(package)
+    package = f"linux-image-{RELEASE if release == OLDER else NEWER}-dbg"
+    reason = f"it is a placeholder: The real System.map is in the {package} package"
     name = "/boot/System.map-" + RELEASE
     assert found["source"] == {"kind": "system_map", "name": name, "state": "placeholder", "reason": reason}
     assert [row["status"] for row in found["symbols"]] == ["data_unavailable", "data_unavailable"]
@@ -191,9 +191,9 @@ def test_drift_tells_who_has_a_name():
 
 
 def test_module_symvers_tells_who_exports_what(tree):
-    put(tree, {"usr/src/linux-headers-{}/Module.symvers".format(RELEASE): SYMVERS})
+    put(tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
     found = find(tree, "kernel_read", "bpf_prog_put", "twofish_enc_blk", "vfs_read", kind="module_symvers")
-    assert found["source"]["name"] == "/usr/src/linux-headers-{}/Module.symvers".format(RELEASE)
+    assert found["source"]["name"] == f"/usr/src/linux-headers-{RELEASE}/Module.symvers"
     plain, gpl, module, absent = found["symbols"]
     assert plain["matches"] == [
         {
@@ -214,7 +214,7 @@ def test_module_symvers_tells_who_exports_what(tree):
 
 
 def test_exports_of_the_running_kernel_come_from_its_headers(tree):
-    put(tree, {"usr/src/linux-headers-{}/Module.symvers".format(RELEASE): SYMVERS})
+    put(tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
     read, put_, internal = find(tree, "kernel_read", "bpf_prog_put", "do_syscall_64", kind="kallsyms")["symbols"]
     assert (read["exported"], read["gpl_only"], read["matches"][0]["gpl_only"]) == (True, False, False)
     assert (put_["gpl_only"], put_["matches"][0]["namespace"]) == (True, None)

@@ -115,7 +115,7 @@ def test_modules_change_only_the_fingerprint_of_the_extras():
 def test_variants_are_told_apart_from_other_functions():
     table = SymbolTable(b"ffffffff81000000 t foo.isra.0\nffffffff81000010 t foo.cold\nffffffff81000020 t foobar\n")
     assert [symbol.name for symbol in table.variants("foo")] == ["foo.isra.0", "foo.cold"]
-    fillers = ["x{}".format(number) for number in range(100)]
+    fillers = [f"x{number}" for number in range(100)]
     assert table.look_up_many(["foo", "foo.isra", *fillers])["foo"] == table.look_up("foo")
     assert [symbol.name for symbol in table.look_up_many(["foo.isra", *fillers])["foo.isra"][1]] == ["foo.isra.0"]
     assert variant_kinds("foo.constprop.0.isra.0") == ["constprop", "isra"]
@@ -295,9 +295,7 @@ def test_who_sees_addresses(kptr_restrict, paranoid, readable_collections):
                 continue
             privileged = who == "root" and kptr_restrict != "2"
             seen = privileged or (kptr_restrict == "0" and paranoid == "1")
-            expected = '[{}, "{}", "{}", 0]'.format(
-                "false" if seen else "true", fingerprint, "found" if seen else "restricted"
-            )
+            expected = f'[{"false" if seen else "true"}, "{fingerprint}", "{"found" if seen else "restricted"}", 0]'
             assert done.stdout.strip() == expected, (who, done.stderr)
     finally:
         for name, text in before.items():
@@ -321,7 +319,7 @@ def test_a_bpf_program_appears_among_the_extras_and_leaves_the_core_alone():
         enable.write_text("1")
         descriptor = ctypes.CDLL(None, use_errno=True).syscall(321, 5, attributes, 72)
         if descriptor < 0:
-            pytest.skip("bpf(2): {}".format(os.strerror(ctypes.get_errno())))
+            pytest.skip(f"bpf(2): {os.strerror(ctypes.get_errno())}")
         table = read_table(Root())
         os.close(descriptor)
     finally:

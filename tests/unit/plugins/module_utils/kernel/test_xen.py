@@ -184,7 +184,7 @@ def test_what_xen_hides_from_a_guest_is_restricted(tmp_path):
 
 def test_no_xen_and_no_images_is_an_answer(tmp_path):
     assert xen.gather(Root(str(tmp_path))) == {"running": None, "images": [], "truncated": False}
-    write(tmp_path, {"boot/xen-4.{}.gz".format(number): "" for number in range(40)})
+    write(tmp_path, {f"boot/xen-4.{number}.gz": "" for number in range(40)})
     found = xen.gather(Root(str(tmp_path)))
     assert (len(found["images"]), found["truncated"]) == (xen.MAX_IMAGES, True)
 

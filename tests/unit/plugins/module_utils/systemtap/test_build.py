@@ -203,7 +203,7 @@ def test_parameters_of_a_module() -> None:
 def test_what_stap_says_becomes_one_paragraph(
     name: str, phase: str, line: int, column: int, said: str, nearest: list[str]
 ) -> None:
-    text = (FIXTURES / "stap_error_{0}.txt".format(name)).read_text()
+    text = (FIXTURES / f"stap_error_{name}.txt").read_text()
     error = build_output.build_failed("sample", RELEASE, text)
     assert (error.fields["phase"], error.fields["line"], error.fields["column"]) == (phase, line, column)
     assert error.fields["nearest"] == nearest

@@ -74,7 +74,7 @@ def test_a_misspelt_word_names_the_nearest(text, nearest):
     with pytest.raises(ScriptError) as caught:
         parse("s", text, guru=False)
     assert caught.value.fields["nearest"] == [nearest]
-    assert caught.value.message.endswith("Nearest: {0}.".format(nearest))
+    assert caught.value.message.endswith(f"Nearest: {nearest}.")
 
 
 def test_names_that_look_like_keywords_are_names():

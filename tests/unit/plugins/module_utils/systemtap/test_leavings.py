@@ -63,9 +63,9 @@ def test_there_is_room_for_the_end(tmp_path: pathlib.Path) -> None:
 def test_a_process_is_known_by_its_program_and_its_module(start: t.Callable[..., subprocess.Popen[bytes]]) -> None:
     sleep = "import sys, time; time.sleep(60)"
     argvs = [
-        ["stapio", "-c", sleep, "/x/{0}.ko".format(NAME), "-F3"],
+        ["stapio", "-c", sleep, f"/x/{NAME}.ko", "-F3"],
         ["staprun", "-c", sleep, NAME],
-        ["stapio", "-c", sleep, "/x/{0}9.ko".format(NAME)],
+        ["stapio", "-c", sleep, f"/x/{NAME}9.ko"],
         ["other", "-c", sleep, NAME],
         # It is removing the module.
         ["staprun", "-c", sleep, "-d", NAME],
@@ -106,7 +106,7 @@ def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
 
 def test_a_run_that_left_nothing_is_told() -> None:
     with pytest.raises(TapvirtError, match="left nothing on the host"):
-        collect.collect("/run/tapvirt/stap/{0}-ffffffffffffffff".format(NAME), 0, with_output=False, offset=0)
+        collect.collect(f"/run/tapvirt/stap/{NAME}-ffffffffffffffff", 0, with_output=False, offset=0)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ ENDED = {"state": "done", "armed_seconds": 1, "kept": 3, "bytes": 3, "stop": "du
 
 def leave(base: pathlib.Path, number: int, **files: t.Any) -> str:
     """Leave the directory of a run that nobody collects; a file's content is bytes or JSON."""
-    directory = base / "{0}-{1:x}".format(NAME, number)
+    directory = base / f"{NAME}-{number:x}"
     directory.mkdir(parents=True)
     for name, content in {"job": {"name": NAME}, "request": REQUEST, "state": ENDED, **files}.items():
         path = directory / (name if name == "output" else name + ".json")
@@ -169,12 +169,12 @@ def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path,
 def test_a_leftover_that_cannot_be_removed_is_told(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = leave(base, 1, output=b"{}\n")
     monkeypatch.setattr(collect, "forget", lambda _directory: None)
-    assert collect.sweep(10)[0]["left"] == ["the directory {0} could not be removed".format(directory)]
+    assert collect.sweep(10)[0]["left"] == [f"the directory {directory} could not be removed"]
 
 
 def test_a_run_whose_files_are_damaged_is_told_in_a_sentence(base: pathlib.Path) -> None:
     directory = leave(base, 1, request=DEEP)
-    with pytest.raises(TapvirtError, match="What the run left in {0} cannot be read".format(directory)):
+    with pytest.raises(TapvirtError, match=f"What the run left in {directory} cannot be read"):
         collect.collect(directory, 0, with_output=False, offset=0)
     assert os.path.isdir(directory)
 
@@ -191,7 +191,7 @@ def shared(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pathlib
     sysctl = base.parent / "kptr_restrict"
     sysctl.write_text("2\n")
     monkeypatch.setattr(leavings, "SYSCTLS", (str(sysctl),))
-    directory = base / "{0}-1".format(NAME)
+    directory = base / f"{NAME}-1"
     leavings.make_run_directory(str(directory))
     return directory, sysctl
 
@@ -237,7 +237,7 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
         os.close(descriptor)
     assert cleaned["restored"] == {}
     assert "the sysctls that staprun changes were not put back: " in cleaned["left"][0]
-    assert "Process {0} of user".format(os.getpid()) in cleaned["left"][0]
+    assert f"Process {os.getpid()} of user" in cleaned["left"][0]
     assert leavings.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
 
 
@@ -263,7 +263,7 @@ def hold_elsewhere(start: Start, base: pathlib.Path, directory: str) -> subproce
 def pretend(start: Start, **options: t.Any) -> subprocess.Popen[t.Any]:
     """Start a process that looks like the stapio of the module."""
     sleep = "import time; time.sleep(60)"
-    return start(["stapio", "-c", sleep, "/x/{0}.ko".format(NAME)], executable=sys.executable, **options)
+    return start(["stapio", "-c", sleep, f"/x/{NAME}.ko"], executable=sys.executable, **options)
 
 
 def test_a_module_that_another_run_has_is_refused_with_its_name(
@@ -272,7 +272,7 @@ def test_a_module_that_another_run_has_is_refused_with_its_name(
     monkeypatch.setattr(leavings, "_CLAIM_SECONDS", 0.3)
     directory = leave(base, 0xAF, state={"state": "running"})
     pid = hold_elsewhere(start, base, directory).pid
-    words = r"{0} is in use by the run af \(process {1}, started \d+ seconds ago\)".format(NAME, pid)
+    words = rf"{NAME} is in use by the run af \(process {pid}, started \d+ seconds ago\)"
     with pytest.raises(leavings.ModuleInUse, match=words), leavings.hold_module(NAME):
         pass
     # Another module's lock is another one.
@@ -314,7 +314,7 @@ def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start
     argv = [sys.executable, "-c", "import time; time.sleep(60)", own]
     pid = start(argv).pid
     (pathlib.Path(own) / "state.json").write_text(json.dumps({"state": "loading", "pid": pid}))
-    named = r"the run 1 \(process {0}, started \d+ seconds ago\)$".format(pid)
+    named = rf"the run 1 \(process {pid}, started \d+ seconds ago\)$"
     assert re.match(named, str(collect.other_run(NAME)))
     with pytest.raises(run.Refused, match="in use by the run 1"):
         run.check_free({"name": NAME})
@@ -328,7 +328,7 @@ def test_a_module_that_somebody_loaded_by_hand_is_named(
     with pytest.raises(leavings.ModuleInUse, match="no process uses it; remove it with: staprun -d " + NAME):
         leavings.check_not_loaded(NAME)
     pid = pretend(start).pid
-    with pytest.raises(leavings.ModuleInUse, match=r"staprun \(process {0}, started".format(pid)):
+    with pytest.raises(leavings.ModuleInUse, match=rf"staprun \(process {pid}, started"):
         leavings.check_not_loaded(NAME)
 
 

@@ -46,7 +46,7 @@ def test_a_line_becomes_a_row(line: str, expected: dict[str, object]) -> None:
 
 
 def test_variables_are_bounded() -> None:
-    assert len(parse_variables("".join(" $v{0}:int".format(number) for number in range(500)))) == 100
+    assert len(parse_variables("".join(f" $v{number}:int" for number in range(500)))) == 100
 
 
 @pytest.mark.parametrize(

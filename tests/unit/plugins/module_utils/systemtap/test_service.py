@@ -209,9 +209,7 @@ def test_a_row_tells_which_kernels_are_ready():
         (OTHER, False),
     ]
     assert "another build of it" in told["kernels"][1]["reason"]
-    assert told["pending"][1] == "kernel {0}: there is no module for it, so the tracer does not start with it".format(
-        OTHER
-    )
+    assert told["pending"][1] == f"kernel {OTHER}: there is no module for it, so the tracer does not start with it"
     assert told["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
     assert faults("started", told) is None
     blind = dataclasses.replace(seen, state={**seen.state, "sites": []})
@@ -239,7 +237,7 @@ def test_installed_kernels_are_told_from_what_removed_ones_left(tmp_path):
     image = bytearray(0x400)
     image[0x202:0x206] = b"HdrS"
     image[0x20E:0x210] = (0x100).to_bytes(2, "little")
-    text = "{0} (us@here) #1 SMP PREEMPT\0".format(NEXT).encode()
+    text = f"{NEXT} (us@here) #1 SMP PREEMPT\0".encode()
     image[0x300 : 0x300 + len(text)] = text
     (tmp_path / "boot" / ("vmlinuz-" + NEXT)).write_bytes(image)
     root = Root(str(tmp_path))
@@ -274,7 +272,7 @@ def test_the_program_is_whole_and_always_the_same(tmp_path):
 
 def test_a_unit_is_started_again_a_limited_number_of_times_and_not_after_an_overload():
     text = service.unit_text("reads", "/usr/bin/python3")
-    assert "\nRestartPreventExitStatus={0}\n".format(service_keeper.EXIT_STAY) in text
+    assert f"\nRestartPreventExitStatus={service_keeper.EXIT_STAY}\n" in text
     for line in ("Restart=on-failure", "StartLimitBurst=5", "StartLimitIntervalSec=600", "Type=notify"):
         assert line in text.splitlines()
 

@@ -92,6 +92,6 @@ def test_what_a_full_disk_does_not_take_is_counted(tmp_path):
 
 def _is(descriptor, path):
     try:
-        return os.readlink("/proc/self/fd/{0}".format(descriptor)) == path
+        return os.readlink(f"/proc/self/fd/{descriptor}") == path
     except OSError:
         return False
