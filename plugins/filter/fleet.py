@@ -10,7 +10,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import TapvirtError
-from ..module_utils._kernel.identity import version_code
+from ..module_utils._kernel.image.identity import version_code
 from ..plugin_utils import _fleet
 from ..plugin_utils._edge import ANY, Each, Need, parse, parse_all, warn
 

@@ -183,7 +183,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts import chosen_subsets, gather
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts.facts import chosen_subsets, gather
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "gather_subset": {"type": "list", "elements": "str", "default": ["all"]},

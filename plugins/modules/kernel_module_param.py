@@ -232,8 +232,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.lock import read_timeout
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
 
 PARAM_SPEC: dict[str, t.Any] = {
     "module": {"type": "str", "required": True},

@@ -202,7 +202,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_info import parameter_info
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.info import parameter_info
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "modules": {"type": "list", "elements": "str", "required": True},

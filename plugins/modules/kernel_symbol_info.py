@@ -228,8 +228,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import Place, look_up
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbol_sources import SOURCES
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.lookup import Place, look_up
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.sources import SOURCES
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "symbols": {"type": "list", "elements": "str", "required": True},

@@ -170,11 +170,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection i
     CONNECTION_SPEC,
     connected_for_reading,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import (
-    ADDRESSES,
-    PARTS,
-    domain_rows,
-)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import ADDRESSES, PARTS, domain_rows
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import check_limit
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 

@@ -116,10 +116,7 @@ truncated:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
-    CONNECTION_SPEC,
-    connected,
-)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC, connected
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import check_limit
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_info import network_rows

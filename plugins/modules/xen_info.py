@@ -205,7 +205,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.xen import gather
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.xen import gather
 
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "boot": {"type": "path", "default": "/boot"},

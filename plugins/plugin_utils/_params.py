@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ..module_utils._kernel.modinfo import canonical
+from ..module_utils._kernel.modules.modinfo import canonical
 from ._edge import ANY, TEXT, Need, parse
 from ._text import shown
 

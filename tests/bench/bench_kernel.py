@@ -13,7 +13,7 @@ from host import COLLECTION, HOST_PYTHON, packed, packed_empty, show, sources
 HEAD = (
     f"import sys; sys.path.insert(0, {str(COLLECTION.parents[2])!r})\n"
     "from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
-    "from ansible_collections.tapvirt.host.plugins.module_utils._kernel import symbols\n"
+    "from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols import table as symbols\n"
 )
 NAMES = ["vfs_read", "vfs_write", "do_sys_openat2", "tcp_sendmsg", "kmem_cache_alloc_noprof", "no_such_function"]
 LOOK_UP = HEAD + f"table = symbols.read_table(Root())\n[table.look_up(n) for n in {NAMES!r}]\n"

@@ -11,9 +11,9 @@ import re
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.reconcile import compare
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbol_sources import Source, map_table
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols import SymbolTable
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.compare import compare
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.sources import Source, map_table
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table import SymbolTable
 
 HOSTS = ("trace1", "trace2", "trace3")
 NAMES = ["vfs_read", "do_sys_openat2", "init_once", "schedule", "no_such_name"]

@@ -13,8 +13,8 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import modprobe_d
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import canonical
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import modprobe_d
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modinfo import canonical
 
 COUNT = 5000 if os.environ.get("TAPVIRT_SOAK") else 500
 SCRIPT = pathlib.Path(__file__).resolve().parent / "files" / "modprobe.py"

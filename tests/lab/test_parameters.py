@@ -19,8 +19,8 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_layers import load_flaws
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import Reader
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.layers import load_flaws
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import Reader
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULE_UTILS = ["host/plugins/module_utils/_core", "host/plugins/module_utils/_kernel"]

@@ -19,15 +19,7 @@ from .definition import check_inner_name, parse_definition, text_of
 from .item_run import Item, ItemRun, check_names
 from .network_canonical import Network, canonical_networks, define_network
 from .network_live import NetworkEdit
-from .network_plan import (
-    NetworkPlan,
-    Observed,
-    Options,
-    Wanted,
-    check_attached,
-    desired_definition,
-    plan_network,
-)
+from .network_plan import NetworkPlan, Observed, Options, Wanted, check_attached, desired_definition, plan_network
 from .network_xml import OWN_BRIDGE_MODES, bridge_name, forward_mode
 
 _Item = Item[Wanted, Observed, NetworkPlan]

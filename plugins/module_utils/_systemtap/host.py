@@ -17,7 +17,7 @@ import typing as t
 from .._core import command
 from .._core.packages import Distribution, packages, read_distribution, remedy
 from .._core.root import Root
-from .._kernel.facts import gather
+from .._kernel.facts.facts import gather
 from .envelope import BUFFER_BYTES_PER_CPU, Memory, buffer_check, buffer_remedy, read_memory
 from .signature import key_names, trusted_keys
 

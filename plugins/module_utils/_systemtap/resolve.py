@@ -16,9 +16,9 @@ import typing as t
 
 from .._core.errors import nearest_names
 from .._core.root import Root
-from .._kernel.config import read_config
-from .._kernel.probeability import Judgement, Probeability
-from .._kernel.symbols import CORE_OWNER, Symbol, SymbolTable, read_table
+from .._kernel.image.config import read_config
+from .._kernel.symbols.probeability import Judgement, Probeability
+from .._kernel.symbols.table import CORE_OWNER, Symbol, SymbolTable, read_table
 from .probe_shapes import WILD
 from .probes import ProbePoint
 from .translator_list import is_left_out
@@ -31,7 +31,7 @@ _PART = re.compile(r"^__(?:pfx|cfi)_|\.cold\b")
 #: verdict, reason, nearest, points
 Answer = t.Tuple[str, str, t.List[str], t.List[Symbol]]
 if t.TYPE_CHECKING:
-    from .._kernel.symbols import Found
+    from .._kernel.symbols.table import Found
 
 
 @dataclasses.dataclass

@@ -13,8 +13,8 @@ import re
 import typing as t
 
 from .._core.errors import nearest_names
-from .._kernel.mounts import mount_point
-from .._kernel.symbols import Symbol
+from .._kernel.procfs.mounts import mount_point
+from .._kernel.symbols.table import Symbol
 from .probe_shapes import WILD
 from .probes import ProbePoint
 

@@ -15,16 +15,7 @@ from .._core.errors import TapvirtError
 from .._core.plan import Plan, converge
 from .._core.root import Root
 from .run import Refused, Request, check_free, check_host
-from .service import (
-    Wanted,
-    directory_of,
-    module_path,
-    program,
-    python_command,
-    read_wanted,
-    sha256_of,
-    spec_of,
-)
+from .service import Wanted, directory_of, module_path, program, python_command, read_wanted, sha256_of, spec_of
 from .service_apply import Steps
 from .service_observe import Host, is_own, known_names, observe
 from .service_plan import Program, Step, is_resting, plan, settings_for

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import typing as t
 
-from .text import Value
+from .parse import Value
 
 
 def size(value: Value) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .text import NotARow, at_least, integer, integers, lines_of, named, parse_rows, unescape, words_of
+from .parse import NotARow, at_least, integer, integers, lines_of, named, parse_rows, unescape, words_of
 
 _SECTOR_BYTES = 512
 _MILLISECONDS = 1000

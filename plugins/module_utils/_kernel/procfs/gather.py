@@ -11,9 +11,9 @@ import typing as t
 from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from . import bounds, kmsg, processes
+from .parse import Value
 from .sysctls import parts_of, read_sysctls
 from .tables import TABLES, Reading, read_table
-from .text import Value
 
 _UNPARSED_ROWS = 5
 _UNPARSED_CHARACTERS = 200

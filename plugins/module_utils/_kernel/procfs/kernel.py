@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..identity import TAINTS, parse_command_line
-from .text import NotARow, address, at_least, integer, lines_of, parse_rows, words_of
+from ..image.identity import TAINTS, parse_command_line
+from .parse import NotARow, address, at_least, integer, lines_of, parse_rows, words_of
 
 _TAINT_LETTERS = "PFSRMBUDAWCIOELKXTNJ"
 _VERSION = re.compile(r"Linux version (\S+) \((.*?)\) \((.*)\) (#.*)")

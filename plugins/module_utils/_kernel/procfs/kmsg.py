@@ -18,8 +18,8 @@ import typing as t
 
 from ..._core.errors import InvalidInput
 from ..._core.root import Root
+from .parse import NotARow, decode, integers
 from .tables import PRESENT, Reading, status_of
-from .text import NotARow, decode, integers
 
 LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 _RECORD_BYTES = 16384

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .text import NotARow, at_least, integer, integers, labelled, lines_of, parse_rows, sized, unescape, words_of
+from .parse import NotARow, at_least, integer, integers, labelled, lines_of, parse_rows, sized, unescape, words_of
 
 # Lines of a zone that come after those of its CPUs.
 _OF_THE_ZONE = ("node_unreclaimable", "all_unreclaimable", "start_pfn", "reserved_highatomic")

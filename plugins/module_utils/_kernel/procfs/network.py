@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .text import NotARow, integers, lines_of, parse_rows, words_of
+from .parse import NotARow, integers, lines_of, parse_rows, words_of
 
 
 def net_dev(text: str, unparsed: list[str]) -> list[dict[str, t.Any]]:

@@ -20,8 +20,8 @@ import typing as t
 
 from ..._core.root import Root
 from . import devices, process_files
+from .parse import NotARow, Value, decode
 from .tables import ABSENT, PRESENT, RESTRICTED, Reading, status_of
-from .text import NotARow, Value, decode
 
 SECTIONS: dict[str, t.Callable[[str, list[str]], Value]] = {
     "stat": lambda text, _unparsed: process_files.stat(text),

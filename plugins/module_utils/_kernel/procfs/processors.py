@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .text import (
+from .parse import (
     NotARow,
     at_least,
     decimal,

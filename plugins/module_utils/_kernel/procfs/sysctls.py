@@ -16,8 +16,8 @@ import typing as t
 
 from ..._core.errors import InvalidInput
 from ..._core.root import Root
+from .parse import Value, decode
 from .tables import ABSENT, PRESENT, Reading, status_of
-from .text import Value, decode
 
 _TOP = "proc/sys"
 _VALUE_BYTES = 8192

@@ -14,7 +14,7 @@ import typing as t
 
 from ..._core.root import Root
 from . import devices, kernel, memory, network, processors
-from .text import Parser, Value, decode
+from .parse import Parser, Value, decode
 
 PRESENT, ABSENT, RESTRICTED, UNREADABLE = "present", "absent", "restricted", "unreadable"
 # The largest table that was ever seen, slabinfo of a large machine, has 100 kB; mountinfo of a container host more.

@@ -121,7 +121,9 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
 @DISKS
 def test_nothing_is_added_to_a_store(disk: tuple[str, str, str], tmp_path: pathlib.Path) -> None:
     code = (
-        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, builder, store\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import store\n"
         "    kernel = builder.Kernel('6.1', 'v', 14, 'gcc-14', None, 'x')\n"
         "    from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
         f"    order = build.Order('x', {SCRIPT!r} * 9000, kernel, False, 10)\n"

@@ -138,7 +138,8 @@ def test_parameters_need_root(run):
 RESTORE = """
 import os, sys
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import parameter_run, parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import run as parameter_run
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import model as parameters
 entry = {"module": "kernel", "name": "panic", "value": 5, "runtime": True, "persist": "none", "read_back": "auto"}
 os.setgroups([])
 os.setuid(65534)

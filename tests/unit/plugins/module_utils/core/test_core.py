@@ -10,12 +10,7 @@ import stat
 import time
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core import (
-    command,
-    errors,
-    plan,
-    write,
-)
+from ansible_collections.tapvirt.host.plugins.module_utils._core import command, errors, plan, write
 from ansible_collections.tapvirt.host.plugins.module_utils._core.journal import Journal
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 

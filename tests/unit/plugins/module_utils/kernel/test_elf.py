@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import elf
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import elf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

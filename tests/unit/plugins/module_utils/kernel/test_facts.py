@@ -15,9 +15,10 @@ import sys
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import config, elf, facts, identity
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.mounts import mount_point
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.traceability import traceability
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts import facts
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts.traceability import traceability
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import config, elf, identity
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.mounts import mount_point
 
 pytestmark = pytest.mark.usefixtures("this_kernel")
 
@@ -183,7 +184,7 @@ UNPRIVILEGED = """
 import json, os, sys
 sys.path.insert(0, {collections!r})
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import facts
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts import facts
 print(json.dumps(facts.gather(Root(), set(facts.SUBSETS), [], "")))
 """
 

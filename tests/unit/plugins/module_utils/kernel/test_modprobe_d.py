@@ -12,15 +12,16 @@ import pathlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import elf, modprobe_d
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import (
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import elf
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.cmdline import split_word, split_words
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import modprobe_d
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modinfo import (
     InstalledModules,
     parameters_of,
     parse_modinfo,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.words import split_word, split_words
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
 from ansible_collections.tapvirt.host.tests.unit.plugins.module_utils.kernel.module_object import object_file
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"

@@ -17,11 +17,14 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.elf import ElfError
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modinfo import ParameterInfo, parameters_of
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.module_file import entries_printed
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_info import parameter_info
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_table import Declared, declared_parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.elf import ElfError
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.kernel_param_section import (
+    Declared,
+    declared_parameters,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modinfo import ParameterInfo, parameters_of
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.module_file import entries_printed
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.info import parameter_info
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
 RELEASE = "6.12.107+deb13-cloud-amd64"
@@ -466,7 +469,7 @@ def test_somebody_else_sees_what_is_restricted(readable_collections):
     code = (
         "import json, os, sys\n"
         "from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
-        "from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_info import parameter_info\n"
+        "from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.info import parameter_info\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "print(json.dumps(parameter_info(Root(), 'x86_64', [sys.argv[1]], [sys.argv[2]], 5)))"
     )

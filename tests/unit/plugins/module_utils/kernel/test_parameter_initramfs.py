@@ -16,9 +16,9 @@ import subprocess
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import initramfs
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import initramfs
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
 
 RELEASE = "6.12.107"
 IMAGE = "boot/initrd.img-" + RELEASE

@@ -11,10 +11,10 @@ import os
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_write import cause, judged
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import Item, wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.values import Kind, read_value, said_value
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import Item, wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import Kind, read_value, said_value
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.write import cause, judged
 
 
 def item(word="uint", module="some", name="parameter", mode=0o644, text=None):

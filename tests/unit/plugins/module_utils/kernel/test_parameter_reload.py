@@ -14,9 +14,10 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core import command
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import modprobe_d, module_reload
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import modprobe_d
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import reload
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
 from ansible_collections.tapvirt.host.tests.unit.plugins.module_utils.kernel.module_object import object_file
 
 RELEASE = "6.12.107"
@@ -124,7 +125,7 @@ def test_one_reload_for_all_parameters_of_a_module_and_none_in_the_second_run(ro
 
 
 def test_values_that_nothing_configures_are_not_lost(root):
-    module_reload.unload("nbd")
+    reload.unload("nbd")
     command.run(["modprobe", "nbd", "count=7"])
     put(root, "sys/module/nbd/parameters/log", "Y\n")
     run(root, {"parts": 3})
@@ -186,18 +187,18 @@ def test_a_device_that_is_bound_to_the_module_is_in_the_way(root):
     os.makedirs(root.path("sys/module/nbd/drivers"))
     os.symlink("../../../bus/virtio/drivers/nbd", root.path("sys/module/nbd/drivers/virtio:nbd"))
     lines: list[modprobe_d.Line] = []
-    assert module_reload.in_the_way(root, "nbd", lines, "") == []
+    assert reload.in_the_way(root, "nbd", lines, "") == []
     os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/module"))
     os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/virtio7"))
-    assert module_reload.in_the_way(root, "nbd", lines, "") == ["it drives virtio7"]
+    assert reload.in_the_way(root, "nbd", lines, "") == ["it drives virtio7"]
 
 
 def test_an_interface_that_is_down_or_of_another_kind_is_not_in_the_way(root):
     put(root, "sys/class/net/lo/flags", "0x8\n")
     put(root, "sys/class/net/lo/uevent", "DEVTYPE=nb_link\n")
-    assert module_reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
+    assert reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
     put(root, "sys/class/net/lo/flags", "0x9\n")
-    assert module_reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
+    assert reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
 
 
 def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before(root):
@@ -275,7 +276,7 @@ def test_restored_loads_it_again_with_what_was_there(root):
 
 
 def test_a_module_that_a_killed_run_had_unloaded_is_loaded_by_the_next_one(root):
-    module_reload.unload("nbd")
+    reload.unload("nbd")
     journal = {"boot_id": "this", "in_progress": {}, "reloading": {"nbd": {"count": "7", "log": "Y", "parts": "17"}}}
     put(root, JOURNAL, json.dumps(journal))
     put(root, "sys/module/kernel/parameters/panic", "0\n")

@@ -19,9 +19,9 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.values import kind_of_value, read_value
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import kind_of_value, read_value
 
 SYSFS = pathlib.Path("/sys/module")
 ARCH = os.uname().machine
@@ -419,8 +419,8 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, {collections!r})
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameter_run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import wanted_list
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
 entries = [dict(module=label.partition(".")[0], name=label.partition(".")[2], value=value, runtime=True,
                 persist={persist!r}, read_back="auto") for label, value in {values!r}.items()]
 run = Parameters(Root({root!r}), {arch!r}, wanted_list(entries, "present"), "present")

@@ -18,8 +18,8 @@ import time
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs import process_files, processes
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.parse import NotARow, decode
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.processes import SECTIONS, Wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.text import NotARow, decode
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "procfs"
 KERNELS = ["6.1.0-50-cloud-amd64", "7.2.12+deb14-cloud-amd64"]

@@ -15,8 +15,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs import bounds, kmsg, sysctls
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.devices import ranges_hidden
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.gather import gather
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.parse import decode
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.tables import TABLES
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.text import decode
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "procfs"
 OLD, NEW = "6.1.0-50-cloud-amd64", "7.2.12+deb14-cloud-amd64"

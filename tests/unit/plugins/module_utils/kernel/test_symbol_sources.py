@@ -12,17 +12,17 @@ import re
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.exports import parse_symvers_line
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import Place, look_up
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.probeability import in_ftrace
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.reconcile import compare, drift
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbol_sources import (
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.compare import compare, drift
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.exports import parse_symvers_line
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.lookup import Place, look_up
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.probeability import in_ftrace
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.sources import (
     Source,
     map_table,
     read_source,
     symvers_table,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols import SymbolTable
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table import SymbolTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

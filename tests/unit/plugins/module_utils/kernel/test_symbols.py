@@ -16,8 +16,8 @@ import sys
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import look_up
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols import (
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.lookup import look_up
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table import (
     SymbolTable,
     read_table,
     variant_kinds,
@@ -263,8 +263,8 @@ AS_OTHERS = """
 import json, sys
 sys.path.insert(0, {collections!r})
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.lookup import look_up
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols import read_table
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.lookup import look_up
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table import read_table
 table = read_table(Root())
 row = look_up(Root(), ["vfs_read", "vfs_reed"], None, 5)["symbols"]
 print(json.dumps([table.restricted, table.counts().core_fingerprint, row[0]["status"], row[1]["count"]]))

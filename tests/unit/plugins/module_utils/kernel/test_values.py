@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.values import (
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import (
     Kind,
     Rejected,
     kind_of_value,

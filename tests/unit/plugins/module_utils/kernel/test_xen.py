@@ -16,7 +16,7 @@ import sys
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import elf, xen
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import elf, xen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,7 +193,7 @@ AS_NOBODY = """
 import json, sys
 sys.path.insert(0, {collections!r})
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel import xen
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import xen
 print(json.dumps(xen.gather(Root({root!r}))))
 """
 

@@ -19,10 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan
     pending_of,
     plan_network,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_xml import (
-    differences,
-    with_identity,
-)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_xml import differences, with_identity
 
 UUID = "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
 NAT_PORTS = "<port start='1024' end='65535'/>"

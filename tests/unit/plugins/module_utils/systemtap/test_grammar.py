@@ -13,10 +13,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import prepare
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.grammar import parse
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import (
-    check_safety,
-    read_script,
-)
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import check_safety, read_script
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.tokens import ScriptError, number_value
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -15,7 +15,7 @@ import dataclasses
 import struct
 import typing as t
 
-from .elf import ElfError, Section, sections
+from ..image.elf import ElfError, Section, sections
 
 _ENTRY_BYTES = 40  # name, module, operations, then 16 bits of mode, level, flags, padding, then the variable
 _UNSAFE = 1

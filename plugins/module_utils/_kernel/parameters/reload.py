@@ -19,14 +19,14 @@ import struct
 import time
 import typing as t
 
-from .._core.command import run
-from .._core.errors import TapvirtError
-from .._core.root import Root
-from . import modprobe_d
-from .modinfo import canonical
-from .parameter_write import write_parameter
-from .parameters import Item, parameter_file
+from ..._core.command import run
+from ..._core.errors import TapvirtError
+from ..._core.root import Root
+from ..modules import modprobe_d
+from ..modules.modinfo import canonical
+from .model import Item, parameter_file
 from .values import Value, is_put_back, read_value
+from .write import write_parameter
 
 _LOAD_SECONDS = 120.0
 _IN_USE_SECONDS = 20.0

@@ -14,9 +14,9 @@ import fnmatch
 import re
 import typing as t
 
-from .._core.root import Root
+from ..._core.root import Root
+from ..image.cmdline import quote, split_word, split_words
 from .modinfo import canonical
-from .words import quote, split_word, split_words
 
 DIRECTORIES = (
     "etc/modprobe.d",

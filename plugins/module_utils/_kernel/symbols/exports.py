@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._core.root import Root
-from .symbols import CORE_OWNER, Symbol, SymbolTable
+from ..._core.root import Root
+from .table import CORE_OWNER, Symbol, SymbolTable
 
 #: Where Module.symvers of a release lies (of Debian's and Fedora's headers, and of a kernel built on the host).
 SYMVERS_PLACES = (

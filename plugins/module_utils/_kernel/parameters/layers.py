@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import typing as t
 
-from .._core.errors import InvalidInput, nearest_names
-from . import modprobe_d
-from .modinfo import canonical
-from .parameters import Item, Observed, Wanted
+from ..._core.errors import InvalidInput, nearest_names
+from ..image.cmdline import quote
+from ..modules import modprobe_d
+from ..modules.modinfo import canonical
+from .model import Item, Observed, Wanted
 from .values import Rejected, Value, said_value, same, wanted_value
-from .words import quote
 
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 

@@ -12,9 +12,9 @@ import errno
 import os
 import re
 
-from .._core.errors import NoEffect
-from .._core.root import Root
-from .parameters import Item, read_only_reason
+from ..._core.errors import NoEffect
+from ..._core.root import Root
+from .model import Item, read_only_reason
 from .values import Value, is_in_effect
 
 #: "U" in ``/proc/sys/kernel/tainted``: a user did what the kernel's developers do not answer for.

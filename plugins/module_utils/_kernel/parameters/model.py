@@ -15,16 +15,16 @@ import stat
 import string
 import typing as t
 
-from .._core.errors import InvalidInput, nearest_names
-from .._core.root import Root
-from . import modprobe_d
-from .known_parameters import MORE_THAN_DECLARED, READ_BACK, unsafe_built_in
-from .modinfo import InstalledModules, canonical
+from ..._core.errors import InvalidInput, nearest_names
+from ..._core.root import Root
+from ..modules import modprobe_d
+from ..modules.modinfo import InstalledModules, canonical
+from .quirks import MORE_THAN_DECLARED, READ_BACK, unsafe_built_in
 from .values import Kind, Value, known_kind, listed_words, read_value
 
 if t.TYPE_CHECKING:
-    from .initramfs import Image
-    from .module_reload import LoadedModule
+    from ..modules.initramfs import Image
+    from .reload import LoadedModule
 
 _NAME_SIGNS = frozenset(string.ascii_letters + string.digits + "_.-")
 # Patterns that few runs need: compiled when they are used.

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import io
 
-from .._core.files import open_regular
-from .._core.root import Root
+from ..._core.files import open_regular
+from ..._core.root import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class SymbolTable:
 
     def nearest(self, name: str, limit: int = 3, owner: str | None = None) -> list[str]:
         """Return the functions whose names look most like an absent one, without the names the build derives."""
-        from .._core.errors import nearest_names
+        from ..._core.errors import nearest_names
 
         base = name.partition(".")[0]
         return nearest_names(base, self._functions_like(base, owner), limit)

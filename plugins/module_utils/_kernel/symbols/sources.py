@@ -14,12 +14,12 @@ import dataclasses
 import re
 import typing as t
 
-from .._core.root import Root
-from . import elf
+from ..._core.root import Root
+from ..image import elf
+from ..image.identity import build_id, build_id_of
+from ..image.xen import running_build_id as running_xen_build_id
 from .exports import SYMVERS_PLACES, parse_symvers_line
-from .identity import build_id, build_id_of
-from .symbols import CORE_OWNER, KALLSYMS, SymbolTable, read_table
-from .xen import running_build_id as running_xen_build_id
+from .table import CORE_OWNER, KALLSYMS, SymbolTable, read_table
 
 SOURCES = ("kallsyms", "system_map", "module_symvers", "xen_syms")
 _SYSTEM_MAP_PLACES = (

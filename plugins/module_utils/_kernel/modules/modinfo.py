@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._core.root import Root
+from ..._core.root import Root
 
 if t.TYPE_CHECKING:
+    from .kernel_param_section import Declared
     from .module_file import ModuleFiles
-    from .parameter_table import Declared
 
 _BUILT_IN_FILE = r"(?m)([^/\s]+)\.ko$"  # few runs need it: compiled when it is used
 

@@ -13,20 +13,21 @@ import dataclasses
 import os
 import typing as t
 
-from .._core.disk import disk_errors
-from .._core.errors import NoEffect, TapvirtError
-from .._core.journal import Journal
-from .._core.plan import Plan
-from .._core.root import Root
-from .._core.write import make_directories, sync_directory, write_atomic
-from . import initramfs, modprobe_d, module_reload
-from .identity import taint_flags
-from .parameter_layers import OWN_FILE, wanted_of
-from .parameter_plan import Persist, Refresh, Reload, Step, Write, is_restored, plan, undo_text
-from .parameter_rows import failed_row, steps_of
-from .parameter_write import TAINT_USER, cause, judged, tainted, write_parameter
-from .parameters import Item, Key, Observed, Reader, Wanted, parameter_file
+from ..._core.disk import disk_errors
+from ..._core.errors import NoEffect, TapvirtError
+from ..._core.journal import Journal
+from ..._core.plan import Plan
+from ..._core.root import Root
+from ..._core.write import make_directories, sync_directory, write_atomic
+from ..image.identity import taint_flags
+from ..modules import initramfs, modprobe_d
+from . import reload as module_reload
+from .layers import OWN_FILE, wanted_of
+from .model import Item, Key, Observed, Reader, Wanted, parameter_file
+from .plan import Persist, Refresh, Reload, Step, Write, is_restored, plan, undo_text
+from .result import failed_row, steps_of
 from .values import Value, is_put_back, read_value, said_value
+from .write import TAINT_USER, cause, judged, tainted, write_parameter
 
 _UNDER_WAY = ("in_progress", "persisting", "reloading")
 

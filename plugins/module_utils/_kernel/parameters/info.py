@@ -12,13 +12,13 @@ import fnmatch
 import re
 import typing as t
 
-from .._core.errors import InvalidInput, nearest_names
-from .._core.root import Root
-from . import modprobe_d
-from .modinfo import SOURCE_NAMES, canonical
-from .parameter_layers import flaw, flaw_sentence, said
-from .parameter_table import Declared
-from .parameters import Item, Key, Observed, Reader
+from ..._core.errors import InvalidInput, nearest_names
+from ..._core.root import Root
+from ..modules import modprobe_d
+from ..modules.kernel_param_section import Declared
+from ..modules.modinfo import SOURCE_NAMES, canonical
+from .layers import flaw, flaw_sentence, said
+from .model import Item, Key, Observed, Reader
 from .values import Value, kind_of_value, read_value, same
 
 _ASKED = re.compile(r"^[A-Za-z0-9_.\-*?\[\]!]+\Z")

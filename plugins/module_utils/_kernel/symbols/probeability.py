@@ -16,10 +16,10 @@ import os
 import re
 import typing as t
 
-from .._core.root import Root
-from .mounts import mount_point
-from .symbols import CORE_OWNER, Symbol, SymbolTable
-from .text import Text
+from ..._core.root import Root
+from ..procfs.mounts import mount_point
+from .code import Text
+from .table import CORE_OWNER, Symbol, SymbolTable
 
 _BLACKLIST_LINE = re.compile(r"^0x(\S+?)-0x(\S+?)\s+(\S+)", re.MULTILINE)
 # Innermost first: the last one holds all of them but init.

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from .._core.root import Root
-from .procfs.devices import mounts
+from ..._core.root import Root
+from .devices import mounts
 
 
 def mount_point(root: Root, kind: str) -> str | None:

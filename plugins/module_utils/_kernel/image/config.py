@@ -10,8 +10,8 @@ import re
 import typing as t
 import zlib
 
-from .._core.errors import InvalidInput
-from .._core.root import Root
+from ..._core.errors import InvalidInput
+from ..._core.root import Root
 
 PREFIX = "CONFIG_"
 

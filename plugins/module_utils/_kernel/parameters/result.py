@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import typing as t
 
-from .._core.plan import Plan
-from .parameter_layers import OWN_FILE, layer_of, notes_of, waits_in_image, wanted_of
-from .parameter_plan import Persist, Refresh, Reload, Step, Write
-from .parameters import Item, Observed, Wanted
+from ..._core.plan import Plan
+from .layers import OWN_FILE, layer_of, notes_of, waits_in_image, wanted_of
+from .model import Item, Observed, Wanted
+from .plan import Persist, Refresh, Reload, Step, Write
 from .values import is_in_effect, is_put_back, said_value
 
 

@@ -9,10 +9,10 @@ import re
 import sys
 import typing as t
 
-from .._core.errors import TapvirtError
-from .._core.root import Root
+from ..._core.errors import TapvirtError
+from ..._core.root import Root
+from .cmdline import split_word, split_words
 from .elf import Note, parse_notes, program_notes
-from .words import split_word, split_words
 
 _NT_GNU_BUILD_ID = 3
 _NT_LINUX_VERSION = 0

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .symbol_sources import Source
-from .symbols import SymbolTable
+from .sources import Source
+from .table import SymbolTable
 
 START = "_stext"
 _EXAMPLES = 5

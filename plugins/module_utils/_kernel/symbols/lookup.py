@@ -10,20 +10,20 @@ import fnmatch
 import re
 import typing as t
 
-from .._core.errors import InvalidInput
-from .._core.root import Root
-from .config import read_config
+from ..._core.errors import InvalidInput
+from ..._core.root import Root
+from ..image.config import read_config
+from .compare import compare, drift
 from .exports import SYMVERS_PLACES, Export, Exports
 from .probeability import Probeability, Sections, in_ftrace
-from .reconcile import compare, drift
-from .symbol_sources import Source, read_source
-from .symbols import CORE_OWNER, Symbol, variant_kinds
+from .sources import Source, read_source
+from .table import CORE_OWNER, Symbol, variant_kinds
 
 _VARIANTS_SHOWN = 10
 _NEAREST_FOR_NAMES = 10
 _NAME = re.compile(r"^[^\s\[\]*?~]+\Z")
 if t.TYPE_CHECKING:
-    from .symbols import Found
+    from .table import Found
 
 
 class Query:

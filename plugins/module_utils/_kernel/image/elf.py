@@ -13,7 +13,7 @@ import struct
 import sys
 import typing as t
 
-from .._core.errors import TapvirtError
+from ..._core.errors import TapvirtError
 
 _PT_NOTE = 4
 _NOTE_HEADER_BYTES = 12

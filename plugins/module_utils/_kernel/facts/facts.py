@@ -13,13 +13,13 @@ import os
 import re
 import typing as t
 
-from .._core.errors import InvalidInput, nearest_names
-from .._core.root import Root
-from . import config as kernel_config
-from . import identity
-from .mounts import mount_point
-from .procfs.memory import meminfo
-from .symbols import KALLSYMS, SymbolTable, read_table
+from ..._core.errors import InvalidInput, nearest_names
+from ..._core.root import Root
+from ..image import config as kernel_config
+from ..image import identity
+from ..procfs.memory import meminfo
+from ..procfs.mounts import mount_point
+from ..symbols.table import KALLSYMS, SymbolTable, read_table
 from .traceability import traceability
 
 SUBSETS = (
@@ -162,7 +162,7 @@ class _Gatherer:
 
     def _hypervisor(self) -> dict[str, t.Any]:
         if self._root.exists("sys/hypervisor/type"):
-            from .xen import running_xen
+            from ..image.xen import running_xen
 
             xen = running_xen(self._root)
             if xen is not None:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One run over module parameters: looking, planning, and telling what became of them.
 
-Private to the collection. What changes anything is in parameter_apply.py, which most runs have no use for.
+Private to the collection. What changes anything is in apply.py, which most runs have no use for.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import contextlib
 import dataclasses
 import typing as t
 
-from .._core import journal as core_journal
-from .._core.journal import Journal
-from .._core.lock import WAIT_SECONDS
-from .._core.plan import Plan, converge
-from .._core.root import Root
-from .parameter_layers import layer_of, load_flaws
-from .parameter_plan import Step, is_restored, persist_change, plan
-from .parameter_rows import row, steps_of
-from .parameters import Observed, Reader, Wanted
+from ..._core import journal as core_journal
+from ..._core.journal import Journal
+from ..._core.lock import WAIT_SECONDS
+from ..._core.plan import Plan, converge
+from ..._core.root import Root
+from .layers import layer_of, load_flaws
+from .model import Observed, Reader, Wanted
+from .plan import Step, is_restored, persist_change, plan
+from .result import row, steps_of
 from .values import Kind
 
 if t.TYPE_CHECKING:
-    from .initramfs import Image
-    from .module_reload import LoadedModule
-    from .parameter_apply import Steps
+    from ..modules.initramfs import Image
+    from .apply import Steps
+    from .reload import LoadedModule
 
 JOURNAL_NAME = "kernel_module_param"
 
@@ -69,7 +69,7 @@ class Parameters:
         return self._result(planned, recovered, last, check_mode)
 
     def _steps(self) -> Steps:
-        from .parameter_apply import Steps
+        from .apply import Steps
 
         return Steps(self._root, self._reader, self._journal, self._wanted, self._state)
 
@@ -107,20 +107,20 @@ class Parameters:
             item = observed.items[entry.key]
             if entry.reload == "never" or item.built_in or not item.loaded or entry.module in found:
                 continue
-            from . import module_reload
+            from . import reload
 
-            in_the_way = module_reload.in_the_way(self._root, entry.module, observed.lines, self._reader.aliases())
+            in_the_way = reload.in_the_way(self._root, entry.module, observed.lines, self._reader.aliases())
             if self._reader.installed.file_of(entry.module) is None:
                 in_the_way.append("it is not installed for this kernel, so it could not be loaded again")
             in_the_way += observed.load_flaws.get(entry.module, [])
-            found[entry.module] = module_reload.LoadedModule(in_the_way)
+            found[entry.module] = reload.LoadedModule(in_the_way)
         return found
 
     def _image(self, observed: Observed) -> Image | None:
         """Look into the initramfs, unless nothing can have changed since it was made."""
         if not any(self._is_for_modprobe_d(entry, observed) for entry in self._wanted):
             return None
-        from . import initramfs
+        from ..modules import initramfs
 
         name = initramfs.image_of(self._root, self._reader.release)
         if name is None:
@@ -171,6 +171,6 @@ class Parameters:
 def _taints(flags: int) -> list[str]:
     if not flags:
         return []
-    from .identity import taint_flags
+    from ..image.identity import taint_flags
 
     return taint_flags(flags)

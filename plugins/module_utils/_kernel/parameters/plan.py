@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._core.errors import InvalidInput
-from .._core.plan import Change, Plan
-from . import modprobe_d
-from .parameter_layers import OWN_FILE, flaw, layer_of, own_says, said, waits_in_image, wanted_of
-from .parameters import Item, Key, Observed, Wanted, read_only_reason
+from ..._core.errors import InvalidInput
+from ..._core.plan import Change, Plan
+from ..modules import modprobe_d
+from .layers import OWN_FILE, flaw, layer_of, own_says, said, waits_in_image, wanted_of
+from .model import Item, Key, Observed, Wanted, read_only_reason
 from .values import Value, is_in_effect, is_put_back, said_value
 
 _UNVERIFIED = ("trigger", "opaque")

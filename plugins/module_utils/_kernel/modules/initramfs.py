@@ -22,9 +22,9 @@ import tempfile
 import typing as t
 import zlib
 
-from .._core.command import CommandMissing, CommandTimeout, find_program, run
-from .._core.errors import TapvirtError
-from .._core.root import Root
+from ..._core.command import CommandMissing, CommandTimeout, find_program, run
+from ..._core.errors import TapvirtError
+from ..._core.root import Root
 from . import modprobe_d
 from .modinfo import canonical
 

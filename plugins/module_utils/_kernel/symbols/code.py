@@ -16,10 +16,10 @@ import re
 import struct
 import typing as t
 
-from .._core.root import Root
+from ..._core.root import Root
 
 if t.TYPE_CHECKING:
-    from .symbols import SymbolTable
+    from .table import SymbolTable
 
 _KCORE = "proc/kcore"
 _HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
@@ -173,7 +173,7 @@ class Text:
 
     def _is_probed(self, address: int) -> bool:
         """Tell whether what looks like padding is the breakpoint of a probe that is there already."""
-        from .mounts import mount_point
+        from ..procfs.mounts import mount_point
 
         debugfs = mount_point(self._root, "debugfs")
         probes = self._root.read_text_or(debugfs + "/kprobes/list") if debugfs else None

@@ -18,7 +18,7 @@ import struct
 import typing as t
 import zlib
 
-from .._core.root import Root
+from ..._core.root import Root
 from . import elf
 from .identity import build_id_of
 

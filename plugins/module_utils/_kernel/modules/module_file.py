@@ -9,11 +9,11 @@ import gzip
 import lzma
 import zlib
 
-from .._core.command import CommandMissing, run
-from .._core.root import Root
-from .elf import ElfError, section
+from ..._core.command import CommandMissing, run
+from ..._core.root import Root
+from ..image.elf import ElfError, section
+from .kernel_param_section import Declared, declared_parameters
 from .modinfo import parse_modinfo
-from .parameter_table import Declared, declared_parameters
 
 _UNPACKED_HERE = (".ko", ".ko.xz", ".ko.gz")
 # A damaged file is one without parameters: the kernel would not load it either, and says so when it is tried.
