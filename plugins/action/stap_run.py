@@ -17,8 +17,8 @@ import typing as t
 
 from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.utils.display import Display
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import envelope
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import own_directory, unit_of
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import limits
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import own_directory, unit_of
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
@@ -37,7 +37,7 @@ _START_SECONDS = 120.0
 # For how long a host that does not answer is asked to start a run, and to remove what has been collected.
 _PERSIST_SECONDS = 60.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
-_AFTER_SECONDS = 3 * envelope.STOP_GRACE_SECONDS + 45
+_AFTER_SECONDS = 3 * limits.STOP_GRACE_SECONDS + 45
 
 _Answer = t.TypeVar("_Answer")
 
@@ -100,7 +100,7 @@ class ActionModule(SourceAction):
         name = self._task_vars.get("inventory_hostname", "")
         told = _progress.Teller(name, directory, _TERMINAL, display.display)
         started = time.monotonic()
-        deadline = started + envelope.LOAD_SECONDS + self._params["duration"] + _AFTER_SECONDS
+        deadline = started + limits.LOAD_SECONDS + self._params["duration"] + _AFTER_SECONDS
         stage = {"do": "collect", "directory": directory, "wait": _COLLECT_SECONDS, "offset": 0}
         stage["output"] = self._params["output"] is not None
         left = self._params["duration"] + _POLL_SECONDS

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
 from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
 
-# Where stap_service keeps modules on a host (module_utils/_systemtap/service.py).
+# Where stap_service keeps modules on a host (module_utils/_systemtap/service/model.py).
 _HOST_PATH = "/var/lib/tapvirt/services/{0}/modules/{1}/{2}.ko"
 
 

@@ -194,13 +194,13 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.builder import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import (
     builder_row,
     missing_to_build,
     missing_to_run,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, read_host
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import judge, read_host
 
 ARGUMENT_SPEC = {
     "kernels": {"type": "list", "elements": "str"},

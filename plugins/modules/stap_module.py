@@ -203,8 +203,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.order import place_order
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import place_order
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE, Store
 
 ARGUMENT_SPEC = {
     "script": {"type": "raw", "required": True},

@@ -167,9 +167,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import ProbePoint, parse_probe_points
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve import read_facts, resolve_all
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import (
+    ProbePoint,
+    parse_probe_points,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import read_facts, resolve_all
 
 ARGUMENT_SPEC = {
     "probes": {"type": "list", "elements": "str", "required": True},
@@ -209,7 +212,7 @@ def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[
 
 def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str, list[dict[str, t.Any]]]:
     """List probe points of one of this builder's kernels."""
-    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder, listing, store
+    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import listing, store, toolchain
 
     try:
         accept = re.compile(params["match"]).search if params["match"] else None
@@ -217,17 +220,17 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
         raise InvalidInput("match", params["match"], f"is not a regular expression: {error}") from error
     store.check_owner(params["store"])
     root = Root()
-    tools = builder.read_toolchain(root)
+    tools = toolchain.read_toolchain(root)
     if tools.stap is None:
         from ansible_collections.tapvirt.host.plugins.module_utils._core import packages
 
         helps = packages.remedy("toolchain", packages.read_distribution(root))
         raise InvalidInput("list", True, f"needs SystemTap's translator (stap) here: ask a builder, or {helps}")
-    kernels = builder.read_kernels(root, tools.compilers)
+    kernels = toolchain.read_kernels(root, tools.compilers)
     release = params["kernel"] or (next(iter(kernels)) if len(kernels) == 1 else None)
     if release is None:
         raise InvalidInput("kernel", None, f"is needed: there are headers for {', '.join(sorted(kernels))}")
-    kernel = builder.find_kernel(kernels, release, None)
+    kernel = toolchain.find_kernel(kernels, release, None)
     lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout"])
     return release, [lister.row(point, accept, params["limit"]) for point in points]
 

@@ -243,8 +243,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import MAX_OUTPUT_BYTES
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.outcome import OUTCOMES
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.limits import MAX_OUTPUT_BYTES
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import OUTCOMES
 
 ARGUMENT_SPEC = {
     "module": {"type": "dict", "required": True},
@@ -273,15 +273,15 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
         raise TapvirtError("stap_run is run by its action plugin, which asks for one stage after the other.")
     if stage and stage["do"] == "collect":
         # A busy host is not to read what only the start needs.
-        from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import collect
+        from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import collect
 
         return _answer(
             module,
             collect(stage["directory"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"])),
         )
-    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
+    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start
 
-    plan, result = run.run(module.params, stage is None)
+    plan, result = start.run(module.params, stage is None)
     return {**_answer(module, result), **plan.result(stage.get("diff", False) if stage else module._diff)}
 
 

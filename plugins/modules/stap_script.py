@@ -137,7 +137,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import deploy, prepare
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import deploy, prepare
 
 ARGUMENT_SPEC = {
     "src": {"type": "path", "required": True},

@@ -212,7 +212,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import service_run
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service import run
 
 ARGUMENT_SPEC = {
     "services": {
@@ -238,7 +238,7 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Bring the tracers into the wanted state, and fail when one of them is not as it was asked for."""
-    plan, result = service_run.run(module.params, module.check_mode)
+    plan, result = run.run(module.params, module.check_mode)
     answer = {**result, **plan.result(module._diff)}
     wrong = [f"{row['name']}: {row['error']}" for row in result["services"] if row["error"]]
     if wrong:

@@ -63,13 +63,13 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import service_run
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service import run
 
 ARGUMENT_SPEC = {"names": {"type": "list", "elements": "str", "default": []}, **TRANSPORT}
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    return service_run.info(module.params["names"])
+    return run.info(module.params["names"])
 
 
 def main() -> None:

@@ -103,8 +103,12 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.prune import prune
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import DEFAULT_STORE, Store, as_owner
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.prune import prune
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import (
+    DEFAULT_STORE,
+    Store,
+    as_owner,
+)
 
 ARGUMENT_SPEC = {
     "older_than": {"type": "str"},

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ..module_utils._systemtap.envelope import Memory
-from ..module_utils._systemtap.host import Finding, judge
+from ..module_utils._systemtap.limits import Memory
+from ..module_utils._systemtap.readiness import Finding, judge
 from ._edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, parse, parse_all
 
 Row = t.Mapping[str, t.Any]

@@ -15,7 +15,7 @@ import typing as t
 
 from ..module_utils._core.errors import InvalidInput, nearest_names
 from ..module_utils._kernel.image.identity import taint_flags
-from ..module_utils._systemtap.outcome import OUTCOMES
+from ..module_utils._systemtap.supervise.outcome import OUTCOMES
 from ._edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
 from ._records import counter_plots, histogram_plots, sound
 

@@ -9,10 +9,10 @@ import re
 import typing as t
 
 from ..module_utils._core.errors import TapvirtError
-from ..module_utils._systemtap.grammar import parse
-from ..module_utils._systemtap.preprocessor import Target
-from ..module_utils._systemtap.probes import ProbePoint, parse_probe_point, split_probe_points
-from ..module_utils._systemtap.tokens import tokenize
+from ..module_utils._systemtap.language.grammar import parse
+from ..module_utils._systemtap.language.preprocessor import Target
+from ..module_utils._systemtap.language.probe_point import ProbePoint, parse_probe_point, split_probe_points
+from ..module_utils._systemtap.language.tokens import tokenize
 
 Row = t.Mapping[str, t.Any]
 

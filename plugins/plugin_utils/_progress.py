@@ -24,7 +24,7 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
 from ..module_utils._core.errors import InvalidInput
 from ..module_utils._core.write import check_target, make_directories
-from ..module_utils._systemtap.collect import CHUNK_BYTES
+from ..module_utils._systemtap.trace.collect import CHUNK_BYTES
 from ._edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
 from ._status import CHANNEL
 
@@ -38,7 +38,7 @@ _AWAITED = {
     "running": "tracing",
 }
 _NUMBERS = ("elapsed_seconds", "of_seconds", "bytes", "records", "armed", "sites")
-# What module_utils/_systemtap/supervisor.py writes, and what collect.py returns of a run's output.
+# What module_utils/_systemtap/supervise/supervisor.py writes, and what collect.py returns of a run's output.
 _PROGRESS = {"state": TEXT, **dict.fromkeys(_NUMBERS, NUMBER)}
 _CHUNK = Need({"bytes": Need(WHOLE), "sha256": Need(TEXT), "data": Need(TEXT)})
 _PRINTED = {"bytes": Need(WHOLE), "sha256": TEXT}
@@ -204,7 +204,7 @@ def put(
 ) -> dict[str, t.Any]:
     """Write what a host sent to a file, whole and checked, or not at all; return ``path, bytes, sha256, truncated``.
 
-    :param first: the first chunk, as module_utils/_systemtap/collect.py returns it; ``more(offset)`` the others.
+    :param first: the first chunk, as module_utils/_systemtap/trace/collect.py returns it; ``more(offset)`` the others.
     :param run: the result: ``bytes`` and ``sha256`` of all that was printed (null: not known).
     :raises AnsibleActionFail: the file cannot be written, or what arrived is not what the host has.
     """

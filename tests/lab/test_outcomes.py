@@ -159,7 +159,7 @@ def test_a_script_that_cannot_be_built_says_where(seen):
 
 
 def test_every_outcome_of_the_contract_has_its_script():
-    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.outcome import OUTCOMES
+    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import OUTCOMES
 
     assert sorted([*(case.outcome for case in CASES), "build_failed"]) == sorted(OUTCOMES)
 

@@ -15,8 +15,8 @@ import tarfile
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import prepare
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.grammar import parse
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.grammar import parse
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[1] / "unit" / "fixtures" / "systemtap"
 # What a script's command line can be: none, numbers, or names.

@@ -18,7 +18,7 @@ from . import stubs
 # What the module returns on a host whose files are in a tree, where SystemTap is what stap.txt contains.
 LOOK = """
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import toolchain as builder
 tree = FOLDER / "tree"
 root = Root(str(tree))
 row = {**builder.builder_row(root, str(FOLDER / "store")), "stap": "5.6" if (tree / "stap").exists() else None}

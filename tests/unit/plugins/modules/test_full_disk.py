@@ -121,10 +121,10 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
 @DISKS
 def test_nothing_is_added_to_a_store(disk: tuple[str, str, str], tmp_path: pathlib.Path) -> None:
     code = (
-        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build\n"
-        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder\n"
-        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import store\n"
-        "    kernel = builder.Kernel('6.1', 'v', 14, 'gcc-14', None, 'x')\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import toolchain\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import store\n"
+        "    kernel = toolchain.Kernel('6.1', 'v', 14, 'gcc-14', None, 'x')\n"
         "    from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
         f"    order = build.Order('x', {SCRIPT!r} * 9000, kernel, False, 10)\n"
         "    build.key_of = lambda *_: 'a' * 64\n"
@@ -142,7 +142,7 @@ def test_nothing_is_added_to_a_store(disk: tuple[str, str, str], tmp_path: pathl
 def test_a_module_that_does_not_fit_is_not_loaded(disk: tuple[str, str, str], tmp_path: pathlib.Path) -> None:
     code = (
         "    import hashlib\n"
-        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start as run\n"
         f"    run.CACHE = {str(tmp_path)!r}\n"
         "    data = open(run.__file__, 'rb').read() * 9\n"
         "    open('/dev/shm/tapvirt-test.ko', 'wb').write(data)\n"

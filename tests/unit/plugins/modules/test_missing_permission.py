@@ -167,7 +167,7 @@ def test_what_a_parameter_was_is_not_guessed_where_the_journal_cannot_be_read(cl
 TRACE = """
 import os
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import run
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start as run
 os.setgroups([])
 os.setuid(65534)
 try:

@@ -11,15 +11,16 @@ import pathlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, build_output, sysroot
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder as builders
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.compilers import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import stap_output
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build, sysroot
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import toolchain as builders
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.compilers import (
     Compiler,
     Origin,
     choose_compiler,
     find_compilers,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store, hash_file
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store, hash_file
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
 RELEASE = "6.12.107+deb13-cloud-amd64"
@@ -151,7 +152,7 @@ def test_a_damaged_build_counts_as_absent(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_listing_of_pass_two() -> None:
-    rows = build_output.parse_probe_rows((FIXTURES / "pass2_listing.txt").read_text())
+    rows = stap_output.parse_probe_rows((FIXTURES / "pass2_listing.txt").read_text())
     assert [(row["place"], row["helper"], row["optional"]) for row in rows] == [
         ("_stext+0x430990", False, False),
         ("_stext+0x431230", True, False),
@@ -168,11 +169,11 @@ def test_the_listing_of_pass_two() -> None:
 
 
 def test_parameters_of_a_module() -> None:
-    assert build_output.parse_parameters((FIXTURES / "modinfo_parm.txt").read_text()) == {
+    assert stap_output.parse_parameters((FIXTURES / "modinfo_parm.txt").read_text()) == {
         "target_pid": "long",
         "threshold_us": "long",
     }
-    assert build_output.parse_parameters("name: (string)\n") == {"name": "string"}
+    assert stap_output.parse_parameters("name: (string)\n") == {"name": "string"}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_what_stap_says_becomes_one_paragraph(
     name: str, phase: str, line: int, column: int, said: str, nearest: list[str]
 ) -> None:
     text = (FIXTURES / f"stap_error_{name}.txt").read_text()
-    error = build_output.build_failed("sample", RELEASE, text)
+    error = stap_output.build_failed("sample", RELEASE, text)
     assert (error.fields["phase"], error.fields["line"], error.fields["column"]) == (phase, line, column)
     assert error.fields["nearest"] == nearest
     assert said in error.message
@@ -213,5 +214,5 @@ def test_what_stap_says_becomes_one_paragraph(
 
 def test_a_reason_is_found_where_there_is_no_pass() -> None:
     text = 'Checking "/lib/modules/6.9.9/build/.config" failed with error: No such file or directory\nTip: x\n'
-    assert "No such file" in build_output.build_failed("s", RELEASE, text).message
-    assert "no reason" in build_output.build_failed("s", None, "").message
+    assert "No such file" in stap_output.build_failed("s", RELEASE, text).message
+    assert "no reason" in stap_output.build_failed("s", None, "").message

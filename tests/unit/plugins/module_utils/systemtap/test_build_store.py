@@ -18,16 +18,16 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import build, prune, signing
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.der import Certificate
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build, prune, signing
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.signature.der import Certificate
 
 DAY = 86400
 KEYS = [letter * 64 for letter in "abcdef"]
 # Holds the lock of a key in another process, as a build does, until its standard input ends.
 HOLD = """
 import sys
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 with Store(sys.argv[1]).locked(sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,11 +11,11 @@ import re
 import jinja2
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import (
     parse_probe_point,
     split_probe_points,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.check import (
     Script,
     check_globals,
     check_safety,

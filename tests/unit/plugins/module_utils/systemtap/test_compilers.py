@@ -17,8 +17,8 @@ import yaml
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import PACKAGES, packages, read_distribution
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import builder, compilers, sysroot
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import compilers, sysroot, toolchain
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 
 ROLES = pathlib.Path(__file__).resolve().parents[5] / "roles"
 GCC = """#!/bin/sh
@@ -208,13 +208,13 @@ def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -
     found = compilers.find_compilers(root)
     place = str(tmp_path)
     assert [(one.kind, one.major, one.command.replace(place, "ROOT")) for one in found] == layout.found
-    (kernel,) = builder.read_kernels(root, found).values()
+    (kernel,) = toolchain.read_kernels(root, found).values()
     assert (kernel.release, kernel.version) == (layout.release, "#1 SMP PREEMPT_DYNAMIC")
     assert kernel.compiler is not None and kernel.compiler.command.replace(place, "ROOT") == layout.chosen
     assert (kernel.vmlinux or "").replace(place + "/", "") == layout.vmlinux
     assert packages("headers", read_distribution(root), layout.release) == (layout.headers_package,)
-    row = {**builder.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
-    lacking = [one["what"] for one in builder.missing_to_build(root, row, [layout.release])]
+    row = {**toolchain.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
+    lacking = [one["what"] for one in toolchain.missing_to_build(root, row, [layout.release])]
     assert lacking == ([] if layout.vmlinux else ["debuginfo"])
 
 
@@ -225,7 +225,7 @@ def test_the_full_version_of_a_plain_command_is_kept(tmp_path: pathlib.Path) -> 
 
 def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
     root = make(LAYOUTS["Arch, a kernel that clang compiled"], tmp_path)
-    (kernel,) = builder.read_kernels(root, compilers.find_compilers(root)).values()
+    (kernel,) = toolchain.read_kernels(root, compilers.find_compilers(root)).values()
     assert kernel.make_options == ["-B", "CC=clang", "-B", "LLVM=1"]
     versioned = compilers.Compiler("clang", 18, "clang-18")
     assert compilers.make_options(kernel.origin, versioned) == ["-B", "CC=clang-18", "-B", "LLVM=-18"]
@@ -237,11 +237,11 @@ def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
 def test_a_kernel_that_clang_compiled_is_not_built_for_by_gcc(tmp_path: pathlib.Path) -> None:
     layout = LAYOUTS["Arch, a kernel that clang compiled"]
     root = make(dataclasses.replace(layout, programs={"usr/bin/gcc": GCC.format("14.2.1")}), tmp_path)
-    kernels = builder.read_kernels(root, compilers.find_compilers(root))
+    kernels = toolchain.read_kernels(root, compilers.find_compilers(root))
     with pytest.raises(InvalidInput, match="was compiled with clang 18, and this builder has no clang"):
-        builder.find_kernel(kernels, layout.release, None)
-    row = {**builder.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
-    lacking = {one["what"]: one for one in builder.missing_to_build(root, row, [layout.release])}
+        toolchain.find_kernel(kernels, layout.release, None)
+    row = {**toolchain.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
+    lacking = {one["what"]: one for one in toolchain.missing_to_build(root, row, [layout.release])}
     assert lacking["compiler"]["packages"] == ["clang", "lld"]
     assert lacking["compiler"]["reason"] == f"there is no clang, and {layout.release} was compiled with clang 18"
 
@@ -293,7 +293,7 @@ def test_the_links_for_stap_lead_to_modules_and_symbols(tmp_path: pathlib.Path) 
         root = make(layout, tmp_path / name)
         if symbols:
             write(tmp_path / name / symbols, "x" * 5000)
-        (kernel,) = builder.read_kernels(root, compilers.find_compilers(root)).values()
+        (kernel,) = toolchain.read_kernels(root, compilers.find_compilers(root)).values()
         links = pathlib.Path(sysroot.make_sysroot(Store(str(tmp_path / name / "store")), kernel, root))
         modules = links / "lib/modules" / layout.release
         assert os.readlink(modules / "kernel") == str(tmp_path / name / kept)

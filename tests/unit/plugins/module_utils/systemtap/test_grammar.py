@@ -11,10 +11,10 @@ import time
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import prepare
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.grammar import parse
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import check_safety, read_script
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.tokens import ScriptError, number_value
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.grammar import parse
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.tokens import ScriptError, number_value
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.check import check_safety, read_script
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

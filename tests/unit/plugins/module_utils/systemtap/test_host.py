@@ -10,14 +10,14 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.envelope import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.limits import (
     Memory,
     buffer_check,
     buffer_remedy,
     count_cpus,
     read_memory,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.host import judge, parse_tested_range
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import judge, parse_tested_range
 
 TESTED = {"4.8": "6.1-rc3", "5.1": "6.9-rc0", "5.6": "7.3.0-rc3"}
 K61, K612, K72 = "6.1.0-50-cloud-amd64", "6.12.117+deb13-cloud-amd64", "7.2.12+deb14-cloud-amd64"

@@ -20,7 +20,9 @@ import zlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core import lock
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import collect, leavings, run, supervisor
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup, supervisor
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import collect
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start as run
 
 NAME = "tapvirt_x_12345678"
 
@@ -42,21 +44,21 @@ def test_the_program_is_whole_and_runs_from_a_folder(tmp_path: pathlib.Path) -> 
 
 def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "state.json")
-    leavings.write_json(path, {"a": 1})
-    leavings.write_json(path, {"a": 2})
-    assert leavings.read_json(path) == {"a": 2}
+    cleanup.write_json(path, {"a": 1})
+    cleanup.write_json(path, {"a": 2})
+    assert cleanup.read_json(path) == {"a": 2}
     assert os.listdir(str(tmp_path)) == ["state.json"]
     (tmp_path / "damaged").write_text("{")
-    assert leavings.read_json(str(tmp_path / "damaged")) == leavings.read_json(str(tmp_path / "absent")) == {}
+    assert cleanup.read_json(str(tmp_path / "damaged")) == cleanup.read_json(str(tmp_path / "absent")) == {}
 
 
 def test_there_is_room_for_the_end(tmp_path: pathlib.Path) -> None:
-    leavings.reserve(str(tmp_path))
-    assert os.stat(str(tmp_path / "spare")).st_blocks * 512 >= leavings.SPARE_BYTES
-    assert leavings.write_last(str(tmp_path / "state.json"), b"{}")
+    cleanup.reserve(str(tmp_path))
+    assert os.stat(str(tmp_path / "spare")).st_blocks * 512 >= cleanup.SPARE_BYTES
+    assert cleanup.write_last(str(tmp_path / "state.json"), b"{}")
     assert os.listdir(str(tmp_path)) == ["state.json"]
     begun = time.monotonic()
-    assert not leavings.write_last(str(tmp_path / "no" / "folder"), b"")
+    assert not cleanup.write_last(str(tmp_path / "no" / "folder"), b"")
     assert time.monotonic() - begun < 60
 
 
@@ -71,14 +73,14 @@ def test_a_process_is_known_by_its_program_and_its_module(start: t.Callable[...,
         ["staprun", "-c", sleep, "-d", NAME],
     ]
     processes = [start(argv, executable=sys.executable) for argv in argvs]
-    assert sorted(leavings.processes_of(NAME)) == sorted(process.pid for process in processes[:2])
+    assert sorted(cleanup.processes_of(NAME)) == sorted(process.pid for process in processes[:2])
 
 
 def test_a_supervisor_is_known_by_its_directory(start: t.Callable[..., subprocess.Popen[bytes]]) -> None:
-    assert not leavings.is_supervised("/run/x", {})
-    assert not leavings.is_supervised("/run/x", {"pid": os.getpid()})
+    assert not cleanup.is_supervised("/run/x", {})
+    assert not cleanup.is_supervised("/run/x", {"pid": os.getpid()})
     argv = [sys.executable, "-c", "import time; time.sleep(60)", "/run/x"]
-    assert leavings.is_supervised("/run/x", {"pid": start(argv).pid})
+    assert cleanup.is_supervised("/run/x", {"pid": start(argv).pid})
 
 
 def test_what_was_printed_goes_in_chunks(tmp_path: pathlib.Path) -> None:
@@ -99,7 +101,7 @@ def test_only_a_directory_of_a_run_is_collected(directory: str) -> None:
 
 @pytest.mark.parametrize("run_id", ["", "../x", "0/../..", "g", "0" * 17])
 def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
-    assert collect.own_directory(NAME, "0f") == leavings.BASE + "/" + NAME + "-0f"
+    assert collect.own_directory(NAME, "0f") == cleanup.BASE + "/" + NAME + "-0f"
     with pytest.raises(InvalidInput, match="hexadecimal"):
         collect.own_directory(NAME, run_id)
 
@@ -112,8 +114,8 @@ def test_a_run_that_left_nothing_is_told() -> None:
 @pytest.fixture
 def base(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A place for the runs of a host of its own."""
-    monkeypatch.setattr(leavings, "BASE", str(tmp_path / "stap"))
-    monkeypatch.setattr(leavings, "LOCKS", str(tmp_path / "lock"))
+    monkeypatch.setattr(cleanup, "BASE", str(tmp_path / "stap"))
+    monkeypatch.setattr(cleanup, "LOCKS", str(tmp_path / "lock"))
     pattern = collect._DIRECTORY.pattern.replace("/run/tapvirt/stap", str(tmp_path / "stap"))
     monkeypatch.setattr(collect, "_DIRECTORY", re.compile(pattern))
     return tmp_path / "stap"
@@ -190,9 +192,9 @@ def shared(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pathlib
     """A run's directory, and a file in the place of a sysctl that staprun changes."""
     sysctl = base.parent / "kptr_restrict"
     sysctl.write_text("2\n")
-    monkeypatch.setattr(leavings, "SYSCTLS", (str(sysctl),))
+    monkeypatch.setattr(cleanup, "SYSCTLS", (str(sysctl),))
     directory = base / f"{NAME}-1"
-    leavings.make_run_directory(str(directory))
+    cleanup.make_run_directory(str(directory))
     return directory, sysctl
 
 
@@ -200,23 +202,23 @@ def test_only_known_sysctls_are_written_back(shared: tuple[pathlib.Path, pathlib
     directory, sysctl = shared
     other = sysctl.with_name("core_pattern")
     other.write_text("core\n")
-    leavings.hold_sysctls(str(directory))
+    cleanup.hold_sysctls(str(directory))
     snapshot = directory.parent / "sysctls.json"
     assert json.loads(snapshot.read_text()) == {str(sysctl): "2"}
     snapshot.write_text(json.dumps({str(sysctl): "2", str(other): "|/tmp/x"}))
     sysctl.write_text("0\n")
-    assert leavings.release_sysctls(str(directory)) == {str(sysctl): ["0", "2"]}
+    assert cleanup.release_sysctls(str(directory)) == {str(sysctl): ["0", "2"]}
     assert (sysctl.read_text(), other.read_text()) == ("2\n", "core\n")
-    leavings.hold_sysctls(str(directory))
+    cleanup.hold_sysctls(str(directory))
     snapshot.write_text(json.dumps({str(sysctl): 5}))
-    assert leavings.release_sysctls(str(directory)) == {}
+    assert cleanup.release_sysctls(str(directory)) == {}
 
 
 @pytest.mark.parametrize("mask", [0, 0o002])
 def test_only_root_can_enter_what_runs_share(base: pathlib.Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        leavings.make_run_directory(str(base / "x-1"))
+        cleanup.make_run_directory(str(base / "x-1"))
     finally:
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in (base, base / "x-1")] == [0o700, 0o700]
@@ -227,23 +229,23 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
 ) -> None:
     """A lock that cannot be had is told by the clean-up, and the note that sysctls are held stays for the next one."""
     directory, sysctl = shared
-    leavings.hold_sysctls(str(directory))
+    cleanup.hold_sysctls(str(directory))
     sysctl.write_text("0\n")
-    path = os.path.join(leavings.LOCKS, "sysctls")
+    path = os.path.join(cleanup.LOCKS, "sysctls")
     with monkeypatch.context() as patch:
         patch.setattr(lock, "hold", functools.partial(lock.hold, wait_seconds=0))
         descriptor = lock.take(path, "the test")
-        cleaned = leavings.clean(str(directory))
+        cleaned = cleanup.clean(str(directory))
         os.close(descriptor)
     assert cleaned["restored"] == {}
     assert "the sysctls that staprun changes were not put back: " in cleaned["left"][0]
     assert f"Process {os.getpid()} of user" in cleaned["left"][0]
-    assert leavings.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
+    assert cleanup.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
 
 
 HOLD = """
 import sys, time
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import leavings
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup as leavings
 leavings.BASE, leavings.LOCKS = sys.argv[1:3]
 with leavings.hold_module(sys.argv[3]):
     print("held", flush=True)
@@ -254,7 +256,7 @@ Start = t.Callable[..., "subprocess.Popen[t.Any]"]
 
 def hold_elsewhere(start: Start, base: pathlib.Path, directory: str) -> subprocess.Popen[t.Any]:
     """Hold the module's lock in another process, which looks like the supervisor of a run."""
-    argv = [sys.executable, "-c", HOLD, str(base), leavings.LOCKS, NAME, directory]
+    argv = [sys.executable, "-c", HOLD, str(base), cleanup.LOCKS, NAME, directory]
     process = start(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
@@ -269,27 +271,27 @@ def pretend(start: Start, **options: t.Any) -> subprocess.Popen[t.Any]:
 def test_a_module_that_another_run_has_is_refused_with_its_name(
     base: pathlib.Path, start: Start, monkeypatch: t.Any
 ) -> None:
-    monkeypatch.setattr(leavings, "_CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
     directory = leave(base, 0xAF, state={"state": "running"})
     pid = hold_elsewhere(start, base, directory).pid
     words = rf"{NAME} is in use by the run af \(process {pid}, started \d+ seconds ago\)"
-    with pytest.raises(leavings.ModuleInUse, match=words), leavings.hold_module(NAME):
+    with pytest.raises(cleanup.ModuleInUse, match=words), cleanup.hold_module(NAME):
         pass
     # Another module's lock is another one.
-    with leavings.hold_module(NAME + "9"):
+    with cleanup.hold_module(NAME + "9"):
         pass
 
 
 def test_only_what_a_run_has_loaded_is_removed(base: pathlib.Path, start: Start, monkeypatch: t.Any) -> None:
-    monkeypatch.setattr(leavings, "_CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
     other = pretend(start)
     never_loaded = leave(base, 1, state={"state": "starting"})
-    assert leavings.clean(never_loaded) == {"removed": False, "restored": {}, "left": []}
+    assert cleanup.clean(never_loaded) == {"removed": False, "restored": {}, "left": []}
     # It had begun to load the module, and another run has it now.
     killed = leave(base, 2, state={"state": "loading"})
     (base / os.path.basename(killed) / "holds").touch()
     holder = hold_elsewhere(start, base, leave(base, 3, state={"state": "running"}))
-    assert leavings.clean(killed)["left"] == []
+    assert cleanup.clean(killed)["left"] == []
     assert other.poll() is None and holder.poll() is None
 
 
@@ -298,7 +300,7 @@ def test_processes_of_another_session_are_not_the_runs(base: pathlib.Path, start
     own = pretend(start, start_new_session=True)
     directory = leave(base, 1, state={"state": "running", "staprun": own.pid})
     (base / os.path.basename(directory) / "holds").touch()
-    assert leavings.clean(directory)["left"] == []
+    assert cleanup.clean(directory)["left"] == []
     # Python ends with status 1 where the signal comes while it starts.
     assert own.wait(10) != 0 and theirs.poll() is None
 
@@ -323,17 +325,17 @@ def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start
 def test_a_module_that_somebody_loaded_by_hand_is_named(
     base: pathlib.Path, start: Start, tmp_path: pathlib.Path, monkeypatch: t.Any
 ) -> None:
-    monkeypatch.setattr(leavings, "_PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
     (tmp_path / "proc" / NAME).mkdir(parents=True)
-    with pytest.raises(leavings.ModuleInUse, match="no process uses it; remove it with: staprun -d " + NAME):
-        leavings.check_not_loaded(NAME)
+    with pytest.raises(cleanup.ModuleInUse, match="no process uses it; remove it with: staprun -d " + NAME):
+        cleanup.check_not_loaded(NAME)
     pid = pretend(start).pid
-    with pytest.raises(leavings.ModuleInUse, match=rf"staprun \(process {pid}, started"):
-        leavings.check_not_loaded(NAME)
+    with pytest.raises(cleanup.ModuleInUse, match=rf"staprun \(process {pid}, started"):
+        cleanup.check_not_loaded(NAME)
 
 
 def test_of_many_messages_the_first_and_the_last_are_kept() -> None:
     kept = b""
     for number in range(5000):
-        kept = leavings.keep_ends(kept + b"WARNING: %d\n" % number, 1000)
+        kept = cleanup.keep_ends(kept + b"WARNING: %d\n" % number, 1000)
     assert len(kept) <= 1000 and kept.startswith(b"WARNING: 0\n") and kept.endswith(b"WARNING: 4999\n")

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.listing import parse_line, parse_variables
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.translator_list import is_left_out
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.listing import (
+    parse_line,
+    parse_variables,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.stap_blocklist import is_left_out
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import outcome
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervisor import Sites, Supervisor
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import outcome
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.supervisor import Sites, Supervisor
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "systemtap"
 STEXT = 0xFFFFFFFFA1E00000

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probe_shapes import SHAPES
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.probes import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import (
     expand_groups,
     parse_probe_point,
     parse_probe_points,
     split_probe_points,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_syntax import SHAPES
 
 
 def test_a_function_probe_is_taken_apart() -> None:

@@ -8,17 +8,17 @@ import re
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.collect import own_directory
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.deploy import script_name
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.order import read_order
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.prune import parse_age
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.run import check_build
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.tokens import ScriptError, tokenize
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.prune import parse_age
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import read_order
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.check import (
     check_globals,
     check_safety,
     read_script,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.tokens import ScriptError, tokenize
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import script_name
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import own_directory
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.start import check_build
 
 SCRIPT = r"""
 #: record histogram key:string count:integer buckets:list

@@ -16,8 +16,8 @@ import zipfile
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import service, service_keeper
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_observe import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service import model
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.observe import (
     Host,
     Kernel,
     Seen,
@@ -28,14 +28,15 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_ob
     observe,
     parse_units,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_plan import (
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.plan import (
     Program,
     Step,
     plan,
     settings_for,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_rows import faults, row
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_run import check
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.result import faults, row
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.run import check
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import tracer_daemon
 
 RUNNING, NEXT, OTHER = "6.12.1-amd64", "6.12.2-amd64", "6.12.3-amd64"
 PROGRAM = Program(b"program", "e" * 64, "/usr/bin/python3")
@@ -71,7 +72,7 @@ def entry(**more):
 
 
 def one(**more):
-    (wanted,) = service.read_wanted([entry(**more)])
+    (wanted,) = model.read_wanted([entry(**more)])
     return wanted
 
 
@@ -82,10 +83,10 @@ def kept(wanted, **more):
     state["settings"] = settings_for(wanted, RUNNING, PROGRAM)
     seen = Seen(
         unit=Unit("active", True, False, 0, 0, ""),
-        unit_text=service.unit_text(wanted.name, PROGRAM.python),
-        spec_text=service.spec_text(service.spec_of(wanted, PROGRAM.sha256)),
+        unit_text=model.unit_text(wanted.name, PROGRAM.python),
+        spec_text=model.spec_text(model.spec_of(wanted, PROGRAM.sha256)),
         program_sha256=PROGRAM.sha256,
-        modules={service.module_path(module): module["sha256"] for module in wanted.builds.values()},
+        modules={model.module_path(module): module["sha256"] for module in wanted.builds.values()},
         state=state,
         digest="a" * 40,
         users=1,
@@ -126,14 +127,14 @@ def means(wanted, seen):
 )
 def test_what_cannot_be_is_named(more, words):
     with pytest.raises(InvalidInput, match=words):
-        service.read_wanted([entry(**more)])
+        model.read_wanted([entry(**more)])
 
 
 def test_two_tracers_are_two():
     with pytest.raises(InvalidInput, match="'reads' is there twice"):
-        service.read_wanted([entry(), entry()])
+        model.read_wanted([entry(), entry()])
     with pytest.raises(InvalidInput, match="writes, modules: 'tapvirt_reads_01234567' is the module of reads too"):
-        service.read_wanted([entry(), entry(name="writes")])
+        model.read_wanted([entry(), entry(name="writes")])
 
 
 def test_nothing_is_planned_for_what_is_as_wanted():
@@ -183,7 +184,7 @@ def test_what_was_too_much_rests_until_it_changes():
     assert means(one(), resting) == []
     assert means(one(state="stopped"), resting) == ["forget"]
     assert means(one(globals={"threshold": 9}), resting) == ["write", "systemctl start"]
-    told = row("reads", resting, host(resting), None, service.spec_of(one(), PROGRAM.sha256))
+    told = row("reads", resting, host(resting), None, model.spec_of(one(), PROGRAM.sha256))
     assert "state: stopped" in str(faults("started", told))
 
 
@@ -202,7 +203,7 @@ def test_the_running_kernel_must_have_a_module():
 def test_a_row_tells_which_kernels_are_ready():
     wanted = one(modules=[build(), build(NEXT, "b", kernel_version="#2 " + NEXT)])
     seen = kept(wanted)
-    told = row("reads", seen, host(seen), 0x1000, service.spec_of(wanted, PROGRAM.sha256))
+    told = row("reads", seen, host(seen), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
     assert [(kernel["release"], kernel["ready"]) for kernel in told["kernels"]] == [
         (RUNNING, True),
         (NEXT, False),
@@ -213,7 +214,7 @@ def test_a_row_tells_which_kernels_are_ready():
     assert told["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
     assert faults("started", told) is None
     blind = dataclasses.replace(seen, state={**seen.state, "sites": []})
-    told = row("reads", blind, host(blind), 0x1000, service.spec_of(wanted, PROGRAM.sha256))
+    told = row("reads", blind, host(blind), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
     assert "none of its 1 probes is armed" in str(faults("started", told))
 
 
@@ -247,19 +248,19 @@ def test_installed_kernels_are_told_from_what_removed_ones_left(tmp_path):
 
 
 def test_the_module_for_a_kernel_is_chosen_at_its_start():
-    spec = service.spec_of(one(), PROGRAM.sha256)
-    chosen = service_keeper.choose(spec, NEXT, "#1 " + NEXT)
+    spec = model.spec_of(one(), PROGRAM.sha256)
+    chosen = tracer_daemon.choose(spec, NEXT, "#1 " + NEXT)
     assert chosen["path"] == "modules/6.12.2-amd64/tapvirt_reads_01234567.ko"
-    with pytest.raises(service_keeper.Unable, match="another build of it") as error:
-        service_keeper.choose(spec, NEXT, "#2 " + NEXT)
-    assert (error.value.state, error.value.code) == ("pending", service_keeper.EXIT_STAY)
-    with pytest.raises(service_keeper.Unable, match="no module for the running kernel 7.0; there is for 6.12.1-amd64,"):
-        service_keeper.choose(spec, "7.0", "")
+    with pytest.raises(tracer_daemon.Unable, match="another build of it") as error:
+        tracer_daemon.choose(spec, NEXT, "#2 " + NEXT)
+    assert (error.value.state, error.value.code) == ("pending", tracer_daemon.EXIT_STAY)
+    with pytest.raises(tracer_daemon.Unable, match="no module for the running kernel 7.0; there is for 6.12.1-amd64,"):
+        tracer_daemon.choose(spec, "7.0", "")
 
 
 def test_the_program_is_whole_and_always_the_same(tmp_path):
-    data = service.program()
-    assert data == service.program()
+    data = model.program()
+    assert data == model.program()
     assert {info.date_time for info in zipfile.ZipFile(io.BytesIO(data)).infolist()} == {(1980, 1, 1, 0, 0, 0)}
     path = tmp_path / "program.pyz"
     path.write_bytes(data)
@@ -271,8 +272,8 @@ def test_the_program_is_whole_and_always_the_same(tmp_path):
 
 
 def test_a_unit_is_started_again_a_limited_number_of_times_and_not_after_an_overload():
-    text = service.unit_text("reads", "/usr/bin/python3")
-    assert f"\nRestartPreventExitStatus={service_keeper.EXIT_STAY}\n" in text
+    text = model.unit_text("reads", "/usr/bin/python3")
+    assert f"\nRestartPreventExitStatus={tracer_daemon.EXIT_STAY}\n" in text
     for line in ("Restart=on-failure", "StartLimitBurst=5", "StartLimitIntervalSec=600", "Type=notify"):
         assert line in text.splitlines()
 
@@ -308,7 +309,7 @@ BAD_STATES = [{"sites": 5}, {"sites": [5]}, {"module": ["a"]}, {"sites": [{"addr
 
 
 def test_a_damaged_tracer_hides_no_other(tmp_path):
-    directory = tmp_path / service.DIRECTORY
+    directory = tmp_path / model.DIRECTORY
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)
     (tmp_path / "proc/sys/kernel/osrelease").write_text(RUNNING)
     good = one()
@@ -320,7 +321,7 @@ def test_a_damaged_tracer_hides_no_other(tmp_path):
     for number, state in enumerate(BAD_STATES):
         (directory / f"bad{len(BAD_SPECS) + number}" / "state.json").write_text(json.dumps(state))
     (directory / "reads").mkdir()
-    (directory / "reads" / "service.json").write_text(service.spec_text(service.spec_of(good, PROGRAM.sha256)))
+    (directory / "reads" / "service.json").write_text(model.spec_text(model.spec_of(good, PROGRAM.sha256)))
     (directory / "not a tracer").mkdir()
     root = Root(str(tmp_path))
     names = known_names(root)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service_ring import Ring, list_files
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.ring import Ring, list_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,8 @@ import subprocess
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import der, signature, signing
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import signing
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.signature import der, signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,0 +1,96 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what a task asks for to a module in the store: check the order, look it up, build it.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ..._core import lock
+from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.plan import Change, Plan
+from ..._core.root import Root
+from ..script.check import check_safety, read_script
+from ..script.deploy import prepare
+from .build import Order, build_once, key_of, sign_once, signed_key
+from .signing import Signer, read_signer
+from .store import Store, check_owner
+from .toolchain import find_kernel, read_kernels, read_toolchain
+
+
+def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any] | None]:
+    """Carry out a task of ``stap_module``.
+
+    Return the plan (a change when it had to be built, and one when it had to be signed) and the module's description
+    (null when only planned).
+
+    :raises InvalidInput: the script, the kernel or an option is not acceptable.
+    :raises BuildFailed: stap refuses the script for this kernel.
+    """
+    ceiling = params["cpu_ceiling_percent"]
+    if not 1 <= ceiling <= 50:
+        raise InvalidInput("cpu_ceiling_percent", ceiling, "must be between 1 and 50")
+    row = read_order(params["script"])
+    signer = read_signer(params["sign"]) if params["sign"] else None
+    check_owner(params["store"])
+    root = Root()
+    tools = read_toolchain(root)
+    if tools.stap is None:
+        raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
+    kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
+    order = Order(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
+    store = Store(params["store"], lock.read_timeout(params))
+    key = key_of(order, tools)
+    known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
+    done: dict[str, bool] = {}
+    if known is None and not check_mode:
+        known, done["stap"] = build_once(order, tools, store, root)
+        if signer:
+            known, done["sign-file"] = sign_once(known, signer, store, root)
+        # What another task did meanwhile is no change of this one.
+        plan = Plan(change for change in plan if done[change.how])
+    return plan, dict(known, schema=row["schema"], assigned=row["assigned"]) if known else None
+
+
+def _look_up(
+    order: Order, key: str, signer: Signer | None, look: t.Callable[[str], dict[str, t.Any] | None]
+) -> tuple[dict[str, t.Any] | None, Plan]:
+    """Return what the store has of an order (null: not all of it), and what is to be done."""
+    known = look(signed_key(key, signer) if signer else key)
+    if known is not None:
+        return known, Plan()
+    changes = []
+    if signer is None or look(key) is None:
+        why = f"the store has no module of this script for {order.kernel.release}"
+        changes.append(Change(order.module_name, None, key[:12], "stap", why))
+    if signer is not None:
+        why = f"the store has no copy of it that {signer.details.name or signer.certificate} signed"
+        changes.append(Change(order.module_name, None, signer.row()["key_id"], "sign-file", why))
+    return None, Plan(changes)
+
+
+def read_order(script: t.Any) -> dict[str, t.Any]:
+    """Return the description of a script, given as one or as a path on this host.
+
+    :raises InvalidInput: neither, the file cannot be read, or the script switches a protection off.
+    :raises ScriptError: the script is not in the language.
+    """
+    if isinstance(script, str):
+        if not script.startswith("/"):
+            raise InvalidInput(
+                "script", script, "must be the absolute path of a script on the builder, or what stap_script returned"
+            )
+        try:
+            text = Root().read_text(script)
+        except OSError as error:
+            raise InvalidInput("script", script, f"cannot be read on the builder: {error.strerror}") from None
+        return prepare(script, text, {}, guru=False)[0]
+    if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
+        raise InvalidInput("script", script, "is not what stap_script returned as its script")
+    guru = bool(script.get("guru"))
+    check_safety(read_script(str(script["name"]), str(script["text"]), guru), guru)
+    return script

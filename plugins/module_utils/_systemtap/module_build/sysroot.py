@@ -1,0 +1,85 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The root of links in which stap finds what belongs to a kernel, whichever way its packages laid it out.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from ..._core.root import Root
+from ..._core.write import make_directories
+from .store import Store
+from .toolchain import Kernel, expand, headers_of, modules_of
+
+_DEBUG_MODULES = ("usr/lib/debug/lib/modules/{0}/kernel", "usr/lib/debug/usr/lib/modules/{0}/kernel")
+_SYMBOL_MAPS = ("usr/lib/debug/boot/System.map-{0}", "usr/lib/debug/lib/modules/{0}/System.map", "boot/System.map-{0}")
+# Fedora and SUSE keep the map beside the modules, Arch in the headers.
+_OWN_SYMBOL_MAPS = ("System.map", "build/System.map")
+_TRACE_HEADERS = ("include/trace/events", "arch/x86/include/asm/trace")
+_COMMON_MAKEFILE = re.compile(r"^include\s+/?(\S+)/Makefile\s*$", re.MULTILINE)
+_TRACE_SYSTEM = re.compile(r"^#define TRACE_SYSTEM (\w+)", re.MULTILINE)
+_TRACEPOINT = re.compile(r'\bkernel\.trace\(\s*"(?:(\w+):)?')
+# Debian ships a placeholder of 83 bytes in the place of /boot/System.map.
+_LEAST_REAL_MAP_BYTES = 4096
+
+
+def make_sysroot(store: Store, kernel: Kernel, root: Root) -> str:
+    """Make the links through which stap finds headers, debug information and symbols, whichever way they were packed.
+
+    Debian compresses modules and leaves a placeholder for System.map; stap looks for neither where the -dbg package
+    puts them. A root of links costs nothing and changes nothing outside the store.
+    """
+    base = os.path.join(store.directory, ".root")
+    modules = os.path.join(base, "lib/modules", kernel.release)
+    links = {
+        os.path.join(modules, "build"): root.path(headers_of(root, kernel.release)),
+        os.path.join(base, "usr/lib/debug"): root.path("usr/lib/debug"),
+    }
+    own = modules_of(root, kernel.release)
+    trees = [name for name in expand(_DEBUG_MODULES, kernel.release) if _has_modules(root.path(name))]
+    links[os.path.join(modules, "kernel")] = root.path(trees[0] if trees else own + "/kernel")
+    for name in [*expand(_SYMBOL_MAPS, kernel.release), *(f"{own}/{name}" for name in _OWN_SYMBOL_MAPS)]:
+        if root.exists(name) and os.path.getsize(root.path(name)) > _LEAST_REAL_MAP_BYTES:
+            links[os.path.join(base, "boot", "System.map-" + kernel.release)] = root.path(name)
+            break
+    for link, target in links.items():
+        _link(link, target)
+    return base
+
+
+def _has_modules(tree: str) -> bool:
+    """Tell whether a tree of debug information has whole modules (Debian), and not NAME.ko.debug alone (Red Hat)."""
+    return any(name.endswith(".ko") for _folder, _folders, names in os.walk(tree) for name in names)
+
+
+def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> None:
+    """Link the headers of the tracepoints that a script names into a sysroot.
+
+    Debian keeps a kernel's headers in two trees, and from a sysroot stap looks into the first only. It compiles every
+    header of tracepoints that it finds, which takes minutes for all 200 of a kernel: so those of the named systems are
+    linked (``kernel.trace("sched:sched_switch")``: sched), all of them where a tracepoint is named without its system.
+    """
+    asked = set(_TRACEPOINT.findall(text))
+    included = _COMMON_MAKEFILE.search(root.read_text_or(headers_of(root, release) + "/Makefile") or "")
+    if not asked or included is None:
+        return
+    for folder in _TRACE_HEADERS:
+        tree = f"{included.group(1)}/{folder}"
+        for name in root.listdir(tree):
+            systems = set(_TRACE_SYSTEM.findall(root.read_text_or(f"{tree}/{name}") or ""))
+            if "" in asked or systems & asked:
+                link = os.path.join(sysroot, "lib/modules", release, "source", folder, name)
+                _link(link, root.path(f"{tree}/{name}"))
+
+
+def _link(link: str, target: str) -> None:
+    make_directories(os.path.dirname(link))
+    if not os.path.islink(link) or os.readlink(link) != target:
+        temporary = f"{link}.{os.getpid()}"
+        os.symlink(target, temporary)
+        os.replace(temporary, link)

@@ -1,0 +1,207 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a builder has: kernels that there are headers for, SystemTap, and what it lacks for other kernels.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing as t
+
+from ..._core import command
+from ..._core.errors import InvalidInput, nearest_names
+from ..._core.packages import Distribution, packages, read_distribution, remedy
+from ..._core.root import Root
+from ..readiness import parse_tested_range, parse_version
+from .compilers import Compiler, Origin, choose_compiler, find_compilers, make_options, read_origin
+from .store import Store, hash_file
+
+# A distribution that has not merged /usr (SUSE up to 15) keeps modules in /lib.
+_MODULES = ("usr/lib/modules", "lib/modules")
+# The last three are SUSE's.
+_DEBUG_KERNELS = (
+    "usr/lib/debug/boot/vmlinux-{0}",
+    "usr/lib/debug/lib/modules/{0}/vmlinux",
+    "usr/lib/debug/usr/lib/modules/{0}/vmlinux",
+    "usr/lib/debug/boot/vmlinux-{0}.debug",
+    "usr/lib/debug/lib/modules/{0}/vmlinux.debug",
+    "usr/lib/debug/usr/lib/modules/{0}/vmlinux.debug",
+)
+_UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel that a builder has headers for.
+
+    ``version`` is what ``uname -v`` says there; ``origin`` what compiled it, ``compiler`` the builder's own to build
+    for it (``None``: it has none of that kind); ``vmlinux`` the file with debug information.
+    """
+
+    release: str
+    version: str | None
+    origin: Origin
+    compiler: Compiler | None
+    vmlinux: str | None
+    symvers_sha256: str
+
+    @property
+    def make_options(self) -> list[str]:
+        """Return the options of stap by which make uses the chosen compiler."""
+        return make_options(self.origin, self.compiler) if self.compiler else []
+
+
+def modules_of(root: Root, release: str) -> str:
+    """Return the directory of a kernel's modules, below the root."""
+    places = [f"{base}/{release}" for base in _MODULES]
+    return next(filter(root.exists, places), places[0])
+
+
+def headers_of(root: Root, release: str) -> str:
+    """Return the directory of a kernel's headers, below the root."""
+    return modules_of(root, release) + "/build"
+
+
+def read_kernels(root: Root, compilers: t.Sequence[Compiler]) -> dict[str, Kernel]:
+    """Return the kernels that there are headers for, by release."""
+    kernels = {}
+    for release in sorted({name for base in _MODULES for name in root.listdir(base)}):
+        headers = headers_of(root, release)
+        config = root.read_text_or(headers + "/.config")
+        if config is not None:
+            kernels[release] = _read_kernel(root, release, headers, config, compilers)
+    return kernels
+
+
+def _read_kernel(root: Root, release: str, headers: str, config: str, compilers: t.Sequence[Compiler]) -> Kernel:
+    origin = read_origin(config)
+    generated = [
+        root.read_text_or(headers + "/include/generated/" + name) or "" for name in ("utsversion.h", "compile.h")
+    ]
+    version = _UTS_VERSION.search("".join(generated))
+    symvers = root.path(headers + "/Module.symvers")
+    return Kernel(
+        release=release,
+        version=version.group(1) if version else None,
+        origin=origin,
+        compiler=choose_compiler(origin, compilers),
+        vmlinux=next((root.path(name) for name in expand(_DEBUG_KERNELS, release) if root.exists(name)), None),
+        symvers_sha256=hash_file(symvers) if os.path.exists(symvers) else "",
+    )
+
+
+def expand(names: t.Iterable[str], release: str) -> list[str]:
+    """Return the file names of a release."""
+    return [name.format(release) for name in names]
+
+
+@dataclasses.dataclass(frozen=True)
+class Toolchain:
+    """What a builder builds with. ``tested`` are the lowest and highest kernels that this stap was tested with."""
+
+    stap: str | None
+    stap_text: str
+    tested: tuple[str, str] | None
+    compilers: list[Compiler]
+
+
+def read_toolchain(root: Root) -> Toolchain:
+    """Ask the builder's stap for its version; a host without stap has none."""
+    text = ""
+    if command.find_program("stap") is not None:
+        result = command.run(["stap", "--version"], timeout_seconds=30)
+        text = result.stdout + result.stderr
+    first = next(iter(text.splitlines()), "")
+    return Toolchain(parse_version(first), first, parse_tested_range(text), find_compilers(root))
+
+
+def builder_row(root: Root, store: str) -> dict[str, t.Any]:
+    """Return a builder's facts for ``stap_host_info``: versions, compilers, kernels and what its store holds."""
+    tools = read_toolchain(root)
+    kernels = read_kernels(root, tools.compilers)
+    return {
+        "distribution": dataclasses.asdict(read_distribution(root)),
+        "stap": tools.stap,
+        "tested": list(tools.tested) if tools.tested else None,
+        "compilers": [compiler.command for compiler in tools.compilers],
+        "kernels": {release: _kernel_row(kernel) for release, kernel in sorted(kernels.items())},
+        "store": Store(store).row(),
+    }
+
+
+def _kernel_row(kernel: Kernel) -> dict[str, t.Any]:
+    return {
+        "version": kernel.version,
+        "compiled_with": kernel.origin.text,
+        "compiler": kernel.compiler.command if kernel.compiler else None,
+        "debuginfo": kernel.vmlinux is not None,
+    }
+
+
+def missing_to_run(root: Root, host: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """Return what a host (facts of ``read_host``) lacks to run modules, in rows as those of ``missing_to_build``."""
+    if host["staprun"] is not None:
+        return []
+    return [_lack(read_distribution(root), "runtime", "runtime", "staprun is not installed")]
+
+
+def missing_to_build(root: Root, row: t.Mapping[str, t.Any], releases: t.Iterable[str]) -> list[dict[str, t.Any]]:
+    """Return what a builder (a row of ``builder_row``) lacks to build for kernels, and the packages that bring it."""
+    distribution = read_distribution(root)
+    rows = []
+    if not row["stap"]:
+        rows.append(_lack(distribution, "toolchain", "toolchain", "SystemTap's translator (stap) is not installed"))
+    elif not row["compilers"]:
+        rows.append(_lack(distribution, "toolchain", "toolchain", "there is no compiler"))
+    for release in releases:
+        kernel = row["kernels"].get(release)
+        if kernel is None:
+            reason = f"there are no headers for {release}"
+            rows.append(_lack(distribution, "headers", "headers", reason, release))
+        elif kernel["compiler"] is None and row["compilers"]:
+            kind = kernel["compiled_with"].partition(" ")[0]
+            reason = f"there is no {kind}, and {release} was compiled with {kernel['compiled_with']}"
+            rows.append({**_lack(distribution, "compiler", kind, reason), "kernel": release})
+        if kernel is None or not kernel["debuginfo"]:
+            reason = f"there is no debug information for {release}"
+            rows.append(_lack(distribution, "debuginfo", "debuginfo", reason, release))
+    return rows
+
+
+def _lack(distribution: Distribution, what: str, need: str, reason: str, release: str = "") -> dict[str, t.Any]:
+    return {
+        "what": what,
+        "kernel": release or None,
+        "packages": list(packages(need, distribution, release)),
+        "reason": reason,
+        "remedy": remedy(need, distribution, release),
+    }
+
+
+def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | None) -> Kernel:
+    """Return the builder's kernel of a release.
+
+    :raises InvalidInput: no headers, no compiler, or headers of another build of the same release.
+    """
+    if release not in kernels:
+        rule = f"has no headers on this builder, which has them for {', '.join(sorted(kernels)) or 'no kernel at all'}"
+        raise InvalidInput(
+            "kernel", release, rule, nearest_names(release, kernels), phase="headers", releases=sorted(kernels)
+        )
+    kernel = kernels[release]
+    if kernel.compiler is None:
+        rule = f"was compiled with {kernel.origin.text}, and this builder has no {kernel.origin.kind} to build for it"
+        raise InvalidInput("kernel", release, rule, phase="compiler")
+    if version is not None and kernel.version is not None and kernel.version != version:
+        raise InvalidInput(
+            "kernel_version",
+            version,
+            f"is another build of {release} than the builder's headers are of ({kernel.version!r})",
+            phase="headers",
+        )
+    return kernel

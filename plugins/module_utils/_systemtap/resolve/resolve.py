@@ -1,0 +1,259 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tell from a host's own facts, without any compile, whether a probe point can be armed there.
+
+Private to the collection. What registration refuses is known to ``_kernel.probeability``, what SystemTap itself leaves
+out to ``translator_list``; this finds the functions that a probe point means. What only debug information or a tapset
+can tell is ``unknown``, never guessed. ``resolve_events`` has the probes that are at no function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+from ..._core.errors import nearest_names
+from ..._core.root import Root
+from ..._kernel.image.config import read_config
+from ..._kernel.symbols.probeability import Judgement, Probeability
+from ..._kernel.symbols.table import CORE_OWNER, Symbol, SymbolTable, read_table
+from ..language.probe_point import ProbePoint
+from ..language.probe_syntax import WILD
+from .stap_blocklist import is_left_out
+
+_NEAREST = 3
+_NEAREST_FOR_PROBES = 3
+_MOST_MATCHES = 1 << 18
+# What the compiler makes beside a function, under a name of its own: no function of the source.
+_PART = re.compile(r"^__(?:pfx|cfi)_|\.cold\b")
+#: verdict, reason, nearest, points
+Answer = t.Tuple[str, str, t.List[str], t.List[Symbol]]
+if t.TYPE_CHECKING:
+    from ..._kernel.symbols.table import Found
+
+
+@dataclasses.dataclass
+class HostFacts:
+    """What a host tells of its functions; ``modules`` are loaded, ``builtin`` are those that the kernel image holds."""
+
+    root: Root
+    table: SymbolTable
+    modules: frozenset[str]
+    builtin: frozenset[str]
+    probes: Probeability
+    found: dict[str, Found] = dataclasses.field(default_factory=dict)
+    nearest_left: int = _NEAREST_FOR_PROBES
+
+    def look_up(self, name: str) -> Found:
+        """Return the symbols of a name and its variants; those that ``resolve_all`` asks for were found at once."""
+        return self.found[name] if name in self.found else self.table.look_up(name)
+
+    def nearest(self, name: str, owner: str) -> list[str]:
+        """Return the functions most like an absent one, for the first few of a task: each takes a walk."""
+        self.nearest_left -= 1
+        return self.table.nearest(name, _NEAREST, owner) if self.nearest_left >= 0 else []
+
+
+def read_facts(root: Root, release: str) -> HostFacts:
+    """Read what resolution needs. The symbol table is read once, however many probes are asked for."""
+    builtin = root.read_text_or(f"lib/modules/{release}/modules.builtin") or ""
+    modules = root.read_text_or("proc/modules") or ""
+    options = read_config(root, release)
+    table = read_table(root)
+    return HostFacts(
+        root=root,
+        table=table,
+        modules=frozenset(line.split(" ", 1)[0] for line in modules.splitlines()),
+        builtin=frozenset(re.findall(r"([^/\n]+)\.ko$", builtin.replace("-", "_"), re.MULTILINE)),
+        probes=Probeability(root, table, None if options is None else bool(options.get("CONFIG_KPROBES"))),
+    )
+
+
+def resolve_all(points: t.Sequence[ProbePoint], facts: HostFacts, limit: int) -> list[dict[str, t.Any]]:
+    """Return the rows of many probes; their names are looked up together."""
+    facts.found.update(facts.table.look_up_many({point.symbol for point in points if point.symbol and not point.wild}))
+    return [resolve(point, facts, limit) for point in points]
+
+
+def resolve(point: ProbePoint, facts: HostFacts, limit: int) -> dict[str, t.Any]:
+    """Return a probe's row, as the documentation of ``stap_probe_info`` has it; of its points up to ``limit``."""
+    verdict, reason, nearest, points = _answer(point, facts)
+    return {
+        "probe": point.text,
+        "family": point.family,
+        "synchronous": point.synchronous,
+        "verdict": verdict,
+        "reason": reason,
+        "nearest": nearest,
+        "points": [{"name": symbol.name, "owner": symbol.owner} for symbol in points[:limit]],
+        "point_count": len(points),
+        "truncated": len(points) > limit,
+    }
+
+
+def _answer(point: ProbePoint, facts: HostFacts) -> Answer:
+    if point.family not in ("function", "statement", "kprobe"):
+        from .events import answer  # most tasks ask for functions only
+
+        return answer(point, facts)
+    if facts.table.empty:
+        return "unknown", "this kernel shows no symbols", [], []
+    if point.symbol is None:
+        return "unknown", "it is an address: what stands there is known when it is armed", [], []
+    if point.module is not None and not WILD.search(point.module) and _module(point) not in facts.modules:
+        return _absent_module(point, facts)
+    found = _glob(point, facts) if point.wild else _function(point, facts)
+    return _known_to_debug_information(point, found)
+
+
+def _module(point: ProbePoint) -> str:
+    return (point.module or "").replace("-", "_")
+
+
+def _known_to_debug_information(point: ProbePoint, found: Answer) -> Answer:
+    """Turn what holds for the function into what can be said of a place in it."""
+    verdict, reason, nearest, points = found
+    if point.variant == "inline":
+        reason = "inlined copies are known to debug information only: ask the builder"
+        return "unknown", reason, nearest, points
+    inside = point.family == "statement" or point.source or point.variant in ("callee", "callees", "label")
+    if inside and verdict in ("armable", "optimised_variant_only"):
+        reason += "; source files, lines, labels and callees are known to debug information only: ask the builder"
+        return "unknown", reason, nearest, points
+    return found
+
+
+def _absent_module(point: ProbePoint, facts: HostFacts) -> Answer:
+    name = _module(point)
+    if name in facts.builtin:
+        instead = f'kernel.function("{point.symbol}")'
+        return "module_not_loaded", f"{name} is built into the kernel: probe it as {instead}", [instead], []
+    reason = f"the module {name} is not loaded: the probe stays silent until it is"
+    return "module_not_loaded", reason, nearest_names(name, facts.modules), []
+
+
+def _patterns(point: ProbePoint) -> list[str]:
+    """Return the shell patterns of a function name; ``kprobe.function`` takes ``{a,b}`` as well (tapsets.cxx)."""
+    patterns = [point.symbol or ""]
+    while point.family == "kprobe" and any("{" in pattern for pattern in patterns):
+        pattern = next(pattern for pattern in patterns if "{" in pattern)
+        before, _brace, rest = pattern.partition("{")
+        inner, _brace, after = rest.partition("}")
+        patterns.remove(pattern)
+        patterns += [before + word + after for word in inner.split(",")]
+    return patterns
+
+
+def _glob(point: ProbePoint, facts: HostFacts) -> Answer:
+    accept = re.compile("|".join(_regex(pattern) for pattern in _patterns(point))).match
+    owner = re.compile(_regex(_module(point))).match if point.module is not None else None
+    listed, _count = facts.table.search(
+        accept, _MOST_MATCHES, CORE_OWNER if point.module is None else None, functions_only=True
+    )
+    judged = [
+        (symbol, _judge(point, symbol, facts))
+        for symbol in sorted(listed, key=lambda symbol: symbol.address or 0)
+        if not _PART.search(symbol.name) and (owner is None or (symbol.owner in facts.modules and owner(symbol.owner)))
+    ]
+    judged = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
+    return _sum_up(judged, "no function matches")
+
+
+def _regex(pattern: str) -> str:
+    import fnmatch
+
+    return fnmatch.translate(pattern)
+
+
+def _judge(point: ProbePoint, symbol: Symbol, facts: HostFacts) -> Judgement:
+    """Return what the kernel says of a function, or SystemTap where it leaves the function out by itself."""
+    name = symbol.name.partition(".")[0]
+    if point.family != "kprobe" and is_left_out(name, point.variant == "return"):
+        judgement = facts.probes.judge(symbol)
+        if judgement.probeable is not False:
+            return Judgement(False, "blacklisted", "is one of those that SystemTap itself leaves out")
+        return judgement
+    return facts.probes.judge(symbol)
+
+
+def _sum_up(judged: t.Sequence[tuple[Symbol, Judgement]], nothing: str) -> Answer:
+    """Make one verdict of several functions: what can be armed counts, then what is not known, then the refusals."""
+    if not judged:
+        return "missing", nothing, [], []
+    allowed = [symbol for symbol, judgement in judged if judgement.probeable]
+    doubtful = [symbol for symbol, judgement in judged if judgement.probeable is None]
+    if allowed:
+        reason = "the function is there"
+        if len(judged) > 1:
+            reason = f"{len(allowed)} of {len(judged)} functions that match can be probed"
+        if doubtful:
+            reason += f"; of {len(doubtful)} that is not known"
+        return "armable", reason, [], allowed
+    if doubtful:
+        judgement = next(judgement for _symbol, judgement in judged if judgement.probeable is None)
+        return "unknown", f"the function is there; {judgement.reason}", [], doubtful
+    codes = {judgement.code for _symbol, judgement in judged}
+    first = judged[0][1]
+    verdict = first.code if first.code in ("blacklisted", "discarded") else "refused"
+    reason = f"the function {first.reason}"
+    if len(judged) > 1:
+        kinds = "" if len(codes) == 1 else ", each for a reason of its own"
+        reason = f"none of {len(judged)} functions that match can be probed{kinds}: the first {first.reason}"
+    return verdict, reason, [], [symbol for symbol, _judgement in judged]
+
+
+def _function(point: ProbePoint, facts: HostFacts) -> Answer:
+    name = point.symbol or ""
+    owner = CORE_OWNER if point.module is None else _module(point)
+    everywhere, variants = facts.look_up(name)
+    here = _of_owner(point, everywhere, owner)
+    judged = [(symbol, _judge(point, symbol, facts)) for symbol in here]
+    functions = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
+    if point.variant == "exported" and functions and not any(symbol.type in "TW" for symbol, _judgement in functions):
+        return "missing", "the function is local to its source file, so it is not one of the exported", [], []
+    if functions:
+        return _sum_up(functions, "")
+    if judged:
+        return "missing", f"it {judged[0][1].reason}", [], []
+    return _not_found(point, facts, owner, everywhere, variants)
+
+
+def _of_owner(point: ProbePoint, symbols: list[Symbol], owner: str) -> list[Symbol]:
+    found = [symbol for symbol in symbols if symbol.owner == owner]
+    # kprobe.* is registered by name, and the kernel takes the first symbol of that name, of whatever kind.
+    return found[:1] if point.family == "kprobe" else [symbol for symbol in found if symbol.is_function] or found[:1]
+
+
+def _not_found(
+    point: ProbePoint, facts: HostFacts, owner: str, everywhere: list[Symbol], variants: list[Symbol]
+) -> Answer:
+    name = point.symbol or ""
+    judged = [
+        (symbol, _judge(point, symbol, facts))
+        for symbol in variants
+        if symbol.is_function and symbol.owner == owner and not _PART.search(symbol.name)
+    ]
+    judged = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
+    if judged:
+        verdict, reason, _nearest, points = _sum_up(judged, "")
+        names = [symbol.name for symbol, _judgement in judged[:_NEAREST]]
+        if verdict != "armable":
+            return verdict, f"the compiler left only {', '.join(names)}; {reason}", [], points
+        if point.family == "kprobe":
+            reason = f"the compiler left only {', '.join(names)}, which kprobe.function does not find by this name"
+            return "optimised_variant_only", reason, names, points
+        reason = f"the compiler left only {', '.join(names)}: arguments may be missing"
+        return "optimised_variant_only", reason, [], points
+    functions = [symbol for symbol in everywhere if symbol.is_function]
+    if functions:
+        forms = [_form(place, name) for place in sorted({symbol.owner for symbol in functions})]
+        return "missing", f"the function is elsewhere: {', '.join(forms)}", forms[:_NEAREST], []
+    nearest = facts.nearest(name, owner)
+    return "missing", "no such function here; if the source has it, the compiler inlined every copy", nearest, []
+
+
+def _form(owner: str, name: str) -> str:
+    place = "kernel" if owner == CORE_OWNER else f'module("{owner}")'
+    return f'{place}.function("{name}")'

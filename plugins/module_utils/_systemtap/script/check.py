@@ -1,0 +1,250 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be known of a SystemTap script from its text alone: grammar, globals, probes, record schema, unsafe parts.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import typing as t
+
+from ..._core.errors import InvalidInput, nearest_names
+from ..language.grammar import Point, parse
+from ..language.tokens import EMBEDDED_C, ScriptError, Token, number_value, tokenize
+
+# A line "#: record KIND field:type ..." in a script declares one kind of record that it prints as JSON lines.
+_SCHEMA_LINE = re.compile(r"^\s*#:\s*record\s+([a-z][a-z0-9_]*)\s*(.*)$")
+_FIELD_TYPES = ("string", "integer", "list")
+_INT64 = 1 << 63
+_MAX_STRING_BYTES = 511  # MAXSTRINGLEN is 512 with the end mark (runtime/linux/runtime_defines.h, 64-bit)
+# Macros of SystemTap's runtime that end probes which overload the host (runtime/runtime_defines.h, tapsets.cxx), and
+# those that --suppress-time-limits and --suppress-handler-errors define (session.cxx).
+_GUARD_MACROS = (
+    r"(?:STP_OVERLOAD(?:_THRESHOLD|_INTERVAL)?|STA?P_NO_OVERLOAD|STAP_SUPPRESS_(?:TIME_LIMITS_ENABLE|HANDLER_ERRORS))"
+)
+# "%:" is C's other spelling of "#".
+_REDEFINITION = re.compile(r"^[ \t]*(?:#|%:)[ \t]*(?:define|undef)[ \t]+(" + _GUARD_MACROS + r")\b", re.MULTILINE)
+# getopt_long(3) takes the beginning of an option's name as well.
+_GUARD_OPTION = re.compile(r"(?<!\S)(--suppress-[th]\S*|-D\s*" + _GUARD_MACROS + r"(?!\w))")
+_C_SPLICE = re.compile(r"\\[ \t]*\r?\n")
+_C_COMMENT_OR_TEXT = re.compile(r"""/\*.*?(?:\*/|\Z)|//[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """A global variable: its type ``long``, ``string``, ``array`` or ``unknown`` (no initial value tells)."""
+
+    name: str
+    kind: str
+    initial: str | int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """What a script declares.
+
+    ``globals`` are those of every branch of a conditional, ``probes`` and ``points`` (those of aliases too) those of
+    the branches that were read. ``aliases`` are the names of its own probe aliases. ``schema`` maps a record kind to
+    its fields' types. ``unchecked`` is the first thing in it that needs guru mode, such as ``@const``, or null.
+    """
+
+    name: str
+    text: str
+    globals: dict[str, Global]
+    probes: tuple[str, ...]
+    points: tuple[Point, ...]
+    aliases: frozenset[str]
+    schema: dict[str, dict[str, str]]
+    unchecked: str | None
+
+    @property
+    def embedded_c(self) -> bool:
+        return self.unchecked == EMBEDDED_C
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_script(name: str, text: str, guru: bool = True) -> Script:
+    """Check a script's grammar and read its declarations.
+
+    :raises ScriptError: it is not in the language, or in guru mode only; no probe at all; a bad schema line.
+    """
+    tokens = tokenize(name, text)
+    parsed = parse(name, text, guru)
+    if not parsed.probes:
+        raise ScriptError(name, max(text.count("\n"), 1), 1, "the script has no probe")
+    unchecked = (EMBEDDED_C if token.kind == "embedded" else token.text for token in tokens if token.unchecked)
+    return Script(
+        name=name,
+        text=text,
+        # A branch that this check does not take may be the right one for the kernel that the script is built for.
+        globals={**_globals(tokens), **_globals(parsed.tokens)},
+        probes=parsed.probes,
+        points=parsed.points,
+        aliases=parsed.aliases,
+        schema=_schema(name, text),
+        unchecked=next(unchecked, None),
+    )
+
+
+def _globals(tokens: t.Sequence[Token]) -> dict[str, Global]:
+    """Find ``[private] global a = 1, b[10], c`` and ``private a`` at depth 0 (man stap, VARIABLES)."""
+    found: dict[str, Global] = {}
+    depth = 0
+    index = 0
+    while index < len(tokens):
+        token = tokens[index]
+        if token.kind == "operator" and token.text in "({[":
+            depth += 1
+        elif token.kind == "operator" and token.text in ")}]":
+            depth -= 1
+        elif depth == 0 and token.text in ("global", "private"):
+            index = _declarators(tokens, index + 1, found)
+            continue
+        index += 1
+    return found
+
+
+def _declarators(tokens: t.Sequence[Token], index: int, found: dict[str, Global]) -> int:
+    while index < len(tokens) and tokens[index].is_name:
+        name, kind, initial = tokens[index].text, "unknown", None
+        value: str | int | None = initial
+        index += 1
+        # "%" asks for wrapping when the array is full, "[n]" sets its size.
+        if index < len(tokens) and tokens[index].text == "%":
+            kind, index = "array", index + 1
+        if index < len(tokens) and tokens[index].text == "[":
+            kind = "array"
+            while index < len(tokens) and tokens[index].text != "]":
+                index += 1
+            index += 1
+        if index < len(tokens) and tokens[index].text == "=":
+            kind, value, index = _initial(tokens, index + 1)
+        found[name] = Global(name, kind, value)
+        if index >= len(tokens) or tokens[index].text != ",":
+            break
+        index += 1
+    return index
+
+
+def _initial(tokens: t.Sequence[Token], index: int) -> tuple[str, str | int | None, int]:
+    negative = index < len(tokens) and tokens[index].text == "-"
+    index += 1 if negative else 0
+    if index >= len(tokens):
+        return "unknown", None, index
+    token = tokens[index]
+    if token.kind == "string":
+        return "string", re.sub(r"\\(.)", r"\1", token.text[1:-1]), index + 1
+    number = number_value(token.text) if token.kind == "number" else None
+    if number is not None:
+        return "long", -number if negative else number, index + 1
+    return "unknown", None, index + 1
+
+
+def _schema(name: str, text: str) -> dict[str, dict[str, str]]:
+    schema: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        found = _SCHEMA_LINE.match(line)
+        if found is None:
+            continue
+        fields: dict[str, str] = {}
+        for word in found.group(2).split():
+            field, separator, kind = word.partition(":")
+            if not separator or kind not in _FIELD_TYPES:
+                raise ScriptError(
+                    name,
+                    number,
+                    line.index(word) + 1,
+                    f"a record field is NAME:TYPE, TYPE one of {', '.join(_FIELD_TYPES)}",
+                )
+            fields[field] = kind
+        schema[found.group(1)] = fields
+    return schema
+
+
+def check_safety(script: Script, guru: bool) -> None:
+    """Refuse what switches SystemTap's protections off.
+
+    :raises InvalidInput: embedded C without guru mode, or a guard switched off.
+    """
+    found = _guard_off(script)
+    if found is not None:
+        what, line, place = found
+        rule = f"in {place}, line {line}, switches a protection of the host off and is never accepted"
+        raise InvalidInput(script.name, what, rule, line=line)
+    if script.unchecked is not None and not guru:
+        what = "embedded C" if script.embedded_c else "an operator"
+        rule = f"is {what}, which nothing checks; it needs guru mode with a reason"
+        raise InvalidInput(script.name, script.unchecked, rule)
+
+
+def _guard_off(script: Script) -> tuple[str, int, str] | None:
+    """Return what switches a guard off, its line and where that is; comments and strings of the script do not count."""
+    first = script.text.split("\n", 1)[0]
+    option = _GUARD_OPTION.search(first) if first.startswith("#!") else None
+    if option is not None:
+        return option.group(1), 1, "the interpreter line"
+    for token in tokenize(script.name, script.text):
+        if token.kind == "embedded":
+            macro = _REDEFINITION.search(_c_code(token.text[2:-2]))
+            if macro is not None:
+                return macro.group(1), token.line, "embedded C"
+    return None
+
+
+def _c_code(text: str) -> str:
+    """Return embedded C with its lines joined as the preprocessor joins them, without comments and literals."""
+
+    def blank(found: re.Match[str]) -> str:
+        return " " if found.group(0).startswith("/") else '""'
+
+    return _C_COMMENT_OR_TEXT.sub(blank, _C_SPLICE.sub("", text))
+
+
+def check_globals(name: str, declared: t.Mapping[str, str], given: t.Mapping[str, t.Any]) -> dict[str, str | int]:
+    """Check values for global variables against a script's declarations, given as name to type.
+
+    :returns: the values, as numbers and strings.
+    :raises InvalidInput: the script does not declare the name, it is an array, or the value has the wrong type.
+    """
+    checked: dict[str, str | int] = {}
+    scalars = sorted(key for key, kind in declared.items() if kind != "array")
+    for key, value in given.items():
+        item = f"{name}, global {key}"
+        if key not in declared:
+            rule = f"is not declared by the script, which has {', '.join(scalars) or 'no global variables'}"
+            raise InvalidInput(f"{name}, globals", key, rule, nearest_names(key, scalars))
+        if declared[key] == "array":
+            raise InvalidInput(item, value, "is an array; only single values can be set when a module is loaded")
+        checked[key] = _check_value(item, declared[key], value)
+    return checked
+
+
+def _check_value(item: str, kind: str, value: t.Any) -> str | int:
+    if isinstance(value, bool):
+        value = int(value)
+    if kind == "string":
+        return _check_string(item, str(value))
+    if isinstance(value, str) and re.match(r"-?[0-9]+\Z", value):
+        value = int(value)
+    if isinstance(value, int):
+        if not -_INT64 <= value < _INT64:
+            raise InvalidInput(item, value, "is not a 64-bit number")
+        return value
+    if kind == "unknown" and isinstance(value, str):
+        return _check_string(item, value)
+    raise InvalidInput(item, value, "must be a whole number, as the script's own value is")
+
+
+def _check_string(item: str, value: str) -> str:
+    # staprun hands the value over as a module parameter: name=value, split at blanks (linux/kernel/params.c).
+    if re.search(r'[\s"!]', value) or len(value.encode()) > _MAX_STRING_BYTES:
+        raise InvalidInput(item, value, "must be without blanks, quotes and exclamation marks, at most 511 bytes long")
+    return value

@@ -1,0 +1,137 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check a rendered script without a kernel, and put it on a host.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import typing as t
+
+from ..._core import command
+from ..._core.disk import disk_errors
+from ..._core.errors import InvalidInput
+from ..._core.plan import Change, Plan, converge
+from ..._core.root import Root
+from ..._core.write import check_target, make_directories, write_atomic, write_new_place
+from ..language.expressions import similar
+from ..language.grammar import Point
+from ..language.probe_point import parse_probe_point
+from ..language.probe_syntax import first_words
+from ..language.tokens import ScriptError
+from ..stap_output import build_failed
+from .check import check_globals, check_safety, read_script
+
+# The least that stap takes for a kernel's build tree: three files, two of them empty.
+_STUB_TREE = (".config", "Module.symvers", "include/config/kernel.release")
+_STUB_RELEASE = "6.12.0"
+
+
+def prepare(path: str, text: str | None, values: t.Mapping[str, t.Any], guru: bool) -> tuple[dict[str, t.Any], str]:
+    """Check a rendered script; return its description and who checked it (``stap`` or ``grammar``).
+
+    :raises ScriptError: wrong at a line and a column.
+    :raises InvalidInput: a wrong probe point, an undeclared global variable, a protection switched off.
+    :raises BuildFailed: stap's own parser refuses it.
+    """
+    if text is None:
+        raise InvalidInput("content", None, "is missing: the action plugin renders the template on the controller")
+    name = script_name(path)
+    script = read_script(name, text, guru)
+    check_safety(script, guru)
+    declared = {key: variable.kind for key, variable in script.globals.items()}
+    checked = check_globals(name, declared, values)
+    aliases = {alias.split(".")[0] for alias in script.aliases}
+    for point in script.points:
+        _check_point(name, point, aliases)
+    checked_by = "grammar"
+    if command.find_program("stap") is not None:
+        parse_with_stap(name, text, guru)
+        checked_by = "stap"
+    row = {
+        "name": name,
+        "text": text,
+        "sha256": script.sha256,
+        "globals": declared,
+        "assigned": checked,
+        "probes": list(script.probes),
+        "schema": script.schema,
+        "guru": guru,
+    }
+    return row, checked_by
+
+
+def script_name(path: str) -> str:
+    """Return a script's name: its file name without ``.stp`` and ``.j2``.
+
+    :raises InvalidInput: it is not made of letters, digits, dots, dashes and underlines.
+    """
+    name = re.sub(r"(\.stp)?(\.j2)?\Z", "", os.path.basename(path))
+    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", name):
+        raise InvalidInput("script", path, "needs a file name of letters, digits, dots, dashes and underlines")
+    return name
+
+
+def _check_point(name: str, point: Point, aliases: t.Container[str]) -> None:
+    """Check a probe point's form. A group of points, and a family that only some tapset knows, are left to stap."""
+    first = re.split(r"[.(\s?!]", point.text, maxsplit=1)[0]
+    known = first_words()
+    # "perl" and "perf" differ by a quarter, and are no slip for each other.
+    if point.group or first in aliases or (first not in known and not similar(first, known, least=0.8)):
+        return
+    try:
+        parse_probe_point(point.text)
+    except InvalidInput as error:
+        raise ScriptError(name, point.line, point.column, error.message.rstrip(".")) from error
+
+
+def parse_with_stap(name: str, text: str, guru: bool) -> None:
+    """Have stap's own parser read the script, with a stub in the place of a kernel.
+
+    :raises BuildFailed: it is not in the language; with line and column.
+    """
+    with disk_errors("Nothing was changed."), tempfile.TemporaryDirectory(prefix="tapvirt-") as work:
+        tree = os.path.join(work, "tree")
+        for file_name in _STUB_TREE:
+            make_directories(os.path.dirname(os.path.join(tree, file_name)))
+            with open(os.path.join(tree, file_name), "w", encoding="ascii") as stream:
+                stream.write(_STUB_RELEASE + "\n" if file_name.endswith("release") else "")
+        path = os.path.join(work, name + ".stp")
+        write_atomic(path, text.encode("utf-8", "surrogateescape"))
+        result = command.run(
+            ["stap", "-p1", *(["-g"] if guru else []), "-r", tree, path],
+            timeout_seconds=120,
+            env={"SYSTEMTAP_DIR": work, "HOME": work},
+        )
+        if result.rc != 0:
+            raise build_failed(name, None, result.stderr)
+
+
+def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
+    """Put a script on the host unless it is there already; return the plan that was carried out."""
+    if dest is None:
+        return Plan()
+    if not dest.startswith("/"):
+        raise InvalidInput("dest", dest, "must be an absolute path")
+    check_target("dest", dest)
+    path = dest
+
+    def observe() -> str | None:
+        return Root().read_text_or(path)
+
+    def plan(found: str | None) -> Plan:
+        if found == text:
+            return Plan()
+        why = "the script is not there" if found is None else "the script differs"
+        return Plan([Change(path, found, text, "write", why)])
+
+    def apply(_plan: Plan, _found: str | None) -> None:
+        with disk_errors("Nothing was changed."):
+            write_new_place(path, text.encode("utf-8", "surrogateescape"))
+
+    return converge(check_mode, observe, plan, apply)[0]

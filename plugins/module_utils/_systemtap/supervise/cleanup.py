@@ -1,0 +1,451 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run may leave on the host that is traced: processes, a module, a mount, changed sysctls; and its removal.
+
+Private to the collection. It goes to the host together with ``supervisor.py`` and imports only the standard library and
+files that do the same.
+
+Signals follow "ABNORMAL TERMINATION" of staprun(8): SIGINT first, SIGKILL last, since a killed stapio leaves its
+module loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+import typing as t
+
+from ..._core import lock
+from ..._core.errors import TapvirtError
+from ..._core.write import make_directories, make_directory
+
+BASE = "/run/tapvirt/stap"
+LOCKS = "/run/tapvirt/lock"
+#: The directories of the tracers that stay (service/model.py).
+SERVICES = "/var/lib/tapvirt/services"
+#: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
+SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
+#: Room that a run keeps on its file system, so that its end can be written when others have filled it.
+SPARE_BYTES = 256 << 10
+_PROC = "/proc/systemtap"
+_ASKED_SECONDS = 10
+_FORCED_SECONDS = 5
+_SPACE_SECONDS = 5
+_ATTEMPTS = 100
+# Whoever ends a run writes its result a moment before the lock of its module is free.
+_CLAIM_SECONDS = 5
+
+
+class ModuleInUse(TapvirtError):
+    """A run, a tracer or a person has loaded the module, or is about to."""
+
+
+if t.TYPE_CHECKING:
+    _Popen = subprocess.Popen[bytes]
+else:
+    _Popen = subprocess.Popen  # it takes no type in Python 3.8
+
+
+class Child(_Popen):
+    """A program in a session of its own, with nothing to read; its output is dropped unless a pipe is asked for."""
+
+    def __init__(self, argv: t.Sequence[str], output: int = subprocess.DEVNULL) -> None:
+        env = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+        super().__init__(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+
+
+def read_both(process: subprocess.Popen[bytes], seconds: t.Callable[[], float]) -> t.Iterator[tuple[bytes, bytes]]:
+    """Yield what a program prints, as a pair of standard output and standard error, until it has closed both.
+
+    :param seconds: asked each time for how long to wait at most; then both may be empty.
+    """
+    with selectors.DefaultSelector() as selector:
+        for place, stream in enumerate((process.stdout, process.stderr)):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ, place)
+        while selector.get_map():
+            said = [b"", b""]
+            for key, _mask in selector.select(seconds()):
+                said[key.data] = os.read(key.fd, 65536)
+                if not said[key.data]:
+                    selector.unregister(key.fileobj)
+            yield said[0], said[1]
+
+
+def read_json(path: str) -> dict[str, t.Any]:
+    """Return a JSON object; an absent or damaged file is empty.
+
+    A RecursionError is what json raises for about 990 nested brackets up to Python 3.11.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            value = json.load(stream)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_json(path: str, value: t.Mapping[str, t.Any]) -> None:
+    """Replace a JSON file so that a reader never sees half of it.
+
+    :raises OSError: as the file system says; nothing was replaced then.
+    """
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(value, stream)
+    os.replace(temporary, path)
+
+
+def module_of(directory: str) -> str:
+    """Return the name of a run's module, from its directory BASE/NAME-RUN."""
+    return os.path.basename(directory).rpartition("-")[0]
+
+
+def run_of(directory: str) -> str:
+    """Return the name that a controller gave to a run, from its directory BASE/NAME-RUN."""
+    return os.path.basename(directory).rpartition("-")[2]
+
+
+def reserve(directory: str) -> None:
+    """Keep room for what is written at the end of a run.
+
+    :raises OSError: there is none.
+    """
+    descriptor = os.open(os.path.join(directory, "spare"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, SPARE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def write_last(path: str, data: bytes) -> bool:
+    """Write a file at the end of a run: into the room kept for that, and once more when the disk is full for a while.
+
+    :returns: whether it was written.
+    """
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(os.path.dirname(path), "spare"))
+    end = time.monotonic() + _SPACE_SECONDS
+    while True:
+        try:
+            with open(path + ".new", "wb") as stream:
+                stream.write(data)
+            os.replace(path + ".new", path)
+            return True
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".new")
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+
+
+def loaded(name: str | None = None) -> bool:
+    """Tell whether a SystemTap module, or any one, is loaded."""
+    if name is not None:
+        return os.path.isdir(os.path.join(_PROC, name))
+    try:
+        return bool(os.listdir(_PROC))
+    except OSError:
+        return False
+
+
+def _words_of(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            return stream.read().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return []
+
+
+def processes_of(name: str, session: int | None = None) -> list[int]:
+    """Return the processes of staprun and stapio that run a module; not those that are removing it.
+
+    :param session: only those of this session: every run has one of its own (:class:`Child`).
+    """
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        words = _words_of(pid)
+        if os.path.basename(words[0] if words else "") not in ("staprun", "stapio") or "-d" in words:
+            continue
+        if any(os.path.basename(word) in (name, name + ".ko") for word in words[1:]) and _is_in(pid, session):
+            found.append(pid)
+    return found
+
+
+def _is_in(pid: int, session: int | None) -> bool:
+    try:
+        return session is None or os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
+
+
+def describe_process(pid: int) -> str:
+    """Return what a process that uses a module is, with its id and its age, for a message."""
+    places = [word for word in _words_of(pid) if os.path.dirname(word) in (BASE, SERVICES)]
+    if not places:
+        what = "another task"
+    elif os.path.dirname(places[-1]) == BASE:
+        what = f"the run {run_of(places[-1])}"
+    else:
+        what = f"the tracer {os.path.basename(places[-1])}"
+    return f"{what} (process {pid}, started {_age_seconds(pid):.0f} seconds ago)"
+
+
+def _age_seconds(pid: int) -> float:
+    """Return how long ago a process was started (proc(5): field 22 of stat, in ticks since the boot)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat, open("/proc/uptime", encoding="ascii") as uptime:
+            ticks = int(stat.read().rpartition(b") ")[2].split()[19])
+            return max(0.0, float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+@contextlib.contextmanager
+def hold_module(name: str) -> t.Iterator[None]:
+    """Hold the lock of a module's name: whoever checks for, loads, runs or removes the module does.
+
+    :raises ModuleInUse: another process held it for some seconds; the message names that one.
+    :raises TapvirtError: the lock is not safe to use.
+    :raises OSError: the lock's file cannot be made.
+    """
+    path = _lock_path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            held = lock.hold(path, f"the module {name}", wait_seconds=_CLAIM_SECONDS, temporary=True)
+            stack.enter_context(held)
+        except lock.LockTimeout:
+            pid = _holder_of(path)
+            user = "another task" if pid is None else describe_process(pid)
+            raise ModuleInUse(f"the module {name} is in use by {user}") from None
+        yield
+
+
+def _lock_path(name: str) -> str:
+    return os.path.join(LOCKS, "module-" + name)
+
+
+def _holder_of(path: str) -> int | None:
+    """Return the process that holds a lock, from what it wrote into the lock's file."""
+    pid = read_json(path).get("pid")
+    return pid if isinstance(pid, int) and os.path.isdir(f"/proc/{pid}") else None
+
+
+def check_not_loaded(name: str) -> None:
+    """Refuse a module that is loaded.
+
+    :raises ModuleInUse: it is loaded; the message names who uses it.
+    """
+    if not loaded(name):
+        return
+    holder = _holder_of(_lock_path(name))
+    if holder is not None and holder != os.getpid():
+        raise ModuleInUse(f"the module {name} is in use by {describe_process(holder)}")
+    pids = processes_of(name)
+    if pids:
+        user = f"staprun (process {pids[0]}, started {_age_seconds(pids[0]):.0f} seconds ago)"
+        raise ModuleInUse(f"the module {name} is in use by {user}, which no task of this collection started")
+    raise ModuleInUse(f"the module {name} is loaded and no process uses it; remove it with: staprun -d {name}")
+
+
+def is_supervised(directory: str, state: t.Mapping[str, t.Any]) -> bool:
+    """Tell whether the process that supervises a run is there: process ids are used again."""
+    return isinstance(state.get("pid"), int) and directory in _words_of(state["pid"])
+
+
+def _lock() -> t.ContextManager[str]:
+    return lock.hold(os.path.join(LOCKS, "sysctls"), "the sysctls that runs on this host share", temporary=True)
+
+
+def _running_jobs(but: str) -> list[str]:
+    """Return the other runs on this host that still hold the snapshot of the sysctls."""
+    jobs = []
+    for name in os.listdir(BASE):
+        path = os.path.join(BASE, name)
+        if path != but and os.path.exists(os.path.join(path, "holds")):
+            jobs.append(path)
+    return jobs
+
+
+def make_run_directory(directory: str, exist_ok: bool = False) -> None:
+    """Make a run's directory, which only root can enter.
+
+    :raises FileExistsError: it exists, and must not.
+    :raises OSError: as the file system says.
+    """
+    for attempt in range(_ATTEMPTS):
+        make_directories(BASE, 0o700)
+        try:
+            make_directory(directory, 0o700)
+        except FileExistsError:
+            if not (exist_ok and os.path.isdir(directory)):
+                raise
+        except FileNotFoundError:
+            # A run that has just ended took the directory above away.
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            continue
+        return
+
+
+def hold_sysctls(directory: str) -> None:
+    """Remember what staprun will change; the first run on a host does it for all that run beside it.
+
+    :raises OSError: it cannot be written down, so nothing may be changed.
+    :raises TapvirtError: another process held the lock for too long.
+    """
+    with _lock():
+        snapshot = os.path.join(BASE, "sysctls.json")
+        if not _running_jobs(directory) or not os.path.exists(snapshot):
+            values = {}
+            for path in SYSCTLS:
+                with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
+                    values[path] = stream.read().strip()
+            write_json(snapshot, values)
+        with open(os.path.join(directory, "holds"), "w", encoding="ascii"):
+            pass
+
+
+def release_sysctls(directory: str) -> dict[str, list[str]]:
+    """Put the sysctls back when this was the last run; return what was put back: path -> [from, to].
+
+    Only the sysctls that staprun changes are written, whatever the file of their values contains.
+
+    :raises OSError: the lock's file or the run's note cannot be written.
+    :raises TapvirtError: another process held the lock for too long.
+    """
+    restored: dict[str, list[str]] = {}
+    with _lock():
+        holds = os.path.join(directory, "holds")
+        if not os.path.exists(holds):
+            return restored
+        os.unlink(holds)
+        snapshot = os.path.join(BASE, "sysctls.json")
+        if _running_jobs(directory):
+            return restored
+        values = read_json(snapshot)
+        for path in SYSCTLS:
+            value = values.get(path)
+            if not isinstance(value, str):
+                continue
+            with contextlib.suppress(OSError), open(path, "r+", encoding="ascii") as stream:
+                now = stream.read().strip()
+                if now != value:
+                    stream.seek(0)
+                    stream.write(value + "\n")
+                    restored[path] = [now, value]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(snapshot)
+    return restored
+
+
+def clean(directory: str, held: bool = False) -> dict[str, t.Any]:
+    """Remove what a run may have left: process, module, mount, changed sysctls. May be called at any time, and again.
+
+    A run makes the file ``holds`` when it has the lock of its module, has seen that it is not loaded, and is about to
+    load it (:func:`hold_sysctls`). Without that file it has loaded nothing.
+
+    :param held: whether the caller holds the lock of the module.
+    :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``left``
+        (what could not be removed, in words).
+    """
+    removed = False
+    left: list[str] = []
+    if os.path.exists(os.path.join(directory, "holds")):
+        session = read_json(os.path.join(directory, "state.json")).get("staprun")
+        removed, left = remove_module(module_of(directory), held, session if isinstance(session, int) else None)
+    unmount(directory)
+    restored: dict[str, list[str]] = {}
+    try:
+        restored = release_sysctls(directory)
+    except (OSError, TapvirtError) as error:
+        left.append(f"the sysctls that staprun changes were not put back: {error}")
+    return {"removed": removed, "restored": restored, "left": left}
+
+
+def unmount(directory: str) -> None:
+    """Unmount the debugfs of a run or a tracer."""
+    mount = os.path.join(directory, "debugfs")
+    if os.path.ismount(mount):
+        Child(["umount", mount]).wait()
+
+
+def remove_module(name: str, held: bool, session: int | None = None) -> tuple[bool, list[str]]:
+    """End the processes of a module that a run or a tracer has loaded, and remove it, but not that of another.
+
+    :param held: whether the caller holds the lock of the module.
+    :param session: the session of the run's own processes, if it is known.
+    :returns: whether the module had to be removed, and what could not be removed, in words.
+    """
+    with contextlib.ExitStack() as stack:
+        if not held:
+            try:
+                stack.enter_context(hold_module(name))
+            except ModuleInUse:
+                # That one could load it only after what was loaded here had gone.
+                return False, []
+            except (OSError, TapvirtError):
+                # A full disk is no reason to leave a trace running.
+                pass
+        _end_processes(name, session)
+        left = [f"the process {pid} of {name} could not be ended" for pid in processes_of(name, session)]
+        if not loaded(name) or set(processes_of(name)) - set(processes_of(name, session)):
+            return False, left
+        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, _ASKED_SECONDS)
+        _wait(lambda: not loaded(name), _FORCED_SECONDS)
+        if loaded(name):
+            left.append(f"the module {name} could not be removed")
+        return True, left
+
+
+def _end_processes(name: str, session: int | None) -> None:
+    for number, seconds in ((signal.SIGINT, _ASKED_SECONDS), (signal.SIGKILL, _FORCED_SECONDS)):
+        for pid in processes_of(name, session):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        _wait(lambda: not processes_of(name, session), seconds)
+
+
+def keep_ends(data: bytes, limit_bytes: int) -> bytes:
+    """Return the beginning and the end of what was printed, in at most this many bytes; a line parts them.
+
+    staprun prints its counters and what ended it last.
+    """
+    if len(data) <= limit_bytes:
+        return data
+    half = limit_bytes // 2
+    return data[: half - 1] + b"\n" + data[-half:]
+
+
+def forget_progress(directory: str) -> None:
+    """Take away what is said about a run under way: it is ending."""
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(directory, "progress.json"))
+
+
+def end_killed(directory: str) -> dict[str, t.Any]:
+    """Clean up after a run whose supervisor is gone, unless it had come to its end; return its last state."""
+    path = os.path.join(directory, "state.json")
+    state = read_json(path)
+    if state.get("state") in ("done", "killed"):
+        return state
+    forget_progress(directory)
+    state = dict(state, state="killed", **clean(directory))
+    with contextlib.suppress(OSError):
+        size = os.path.getsize(os.path.join(directory, "output"))
+        state.update(kept=size, bytes=max(size, int(state.get("bytes", 0))))
+    write_last(path, json.dumps(state).encode())
+    return state
+
+
+def _wait(done: t.Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.2)

@@ -1,0 +1,371 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Supervise one run of staprun on the host that is traced, whatever happens to the controller.
+
+Private to the collection. This file, ``cleanup.py`` and four files of ``_core`` are also a program: :func:`program`
+returns its files, which are put next to the job; it is started under systemd or by itself, with the words
+``run|guard|clean DIRECTORY``. So they import the standard library only. The directory holds ``job.json`` (what to do),
+``output`` and ``errors`` (what staprun printed, bounded), ``state.json`` (how far it is, and how it ended) and
+``progress.json`` (a few words, every second).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+import typing as t
+
+from ..._core import errors, files, lock, write
+from . import cleanup
+from .cleanup import (
+    BASE,
+    LOCKS,
+    SYSCTLS,
+    Child,
+    check_not_loaded,
+    clean,
+    end_killed,
+    forget_progress,
+    hold_module,
+    hold_sysctls,
+    keep_ends,
+    loaded,
+    read_both,
+    read_json,
+    release_sysctls,
+    write_json,
+    write_last,
+)
+
+__all__ = [
+    "BASE",
+    "LOCKS",
+    "SYSCTLS",
+    "Child",
+    "Sites",
+    "Supervisor",
+    "clean",
+    "debugfs_mount",
+    "end_killed",
+    "hold_sysctls",
+    "loaded",
+    "program",
+    "read_json",
+    "read_sites",
+    "read_stext",
+    "release_sysctls",
+    "write_json",
+]
+
+_SITE = re.compile(
+    r"^(?P<address>[0-9a-f]+)\s+(?P<kind>[a-z])\s+(?P<symbol>\S+?)\+(?P<offset>0x[0-9a-f]+)\s*(?P<rest>.*)$"
+)
+_TAIL_BYTES = 64 << 10
+_ERROR_BYTES = 64 << 10
+_MOST_SITES = 2000
+_LINES_BEFORE_STEXT = 5000
+_ARM_SECONDS = 10.0
+_PROGRESS_SECONDS = 1.0
+_PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+_PACKAGE = "tapvirt_stap"
+
+
+def program() -> dict[str, str]:
+    """Return the files of this program, by name below a folder of their own, which Python runs."""
+    packed = {"__main__.py": f"from {_PACKAGE}._systemtap.supervise import supervisor\n\nsupervisor.main()\n"}
+    for package in ("", "/_core", "/_systemtap", "/_systemtap/supervise"):
+        packed[f"{_PACKAGE}{package}/__init__.py"] = ""
+    for module in (errors, files, lock, write, cleanup, sys.modules[__name__]):
+        packed[packed_name(module)] = source_of(module)
+    return packed
+
+
+def packed_name(module: types.ModuleType) -> str:
+    """Return the name of a module's file in the program: its place below ``module_utils`` stays."""
+    place = module.__name__.rpartition(".module_utils.")[2]
+    return f"{_PACKAGE}/{place.replace('.', '/')}.py"
+
+
+def source_of(module: types.ModuleType) -> str:
+    """Return a module's source: whatever brought it here (a file, a zip archive, standard input) has it (PEP 302)."""
+    source: str = t.cast("t.Any", module.__spec__).loader.get_source(module.__name__)
+    return source
+
+
+class Sites(t.NamedTuple):
+    """The entries of debugfs kprobes/list: what is armed in the kernel, whoever did it.
+
+    A line is made by ``report_probe`` in kernel/kprobes.c: address, kind (``k`` kprobe, ``r`` kretprobe), place, the
+    module's name where there is one, and flags such as ``[GONE]`` and ``[FTRACE]``.
+    """
+
+    lines: list[str]
+
+    def added_since(self, before: Sites) -> list[dict[str, t.Any]]:
+        """Return the entries that were not there before, parsed; the same place may be armed several times."""
+        left = list(before.lines)
+        rows = []
+        for line in self.lines:
+            if line in left:
+                left.remove(line)
+                continue
+            found = _SITE.match(line)
+            if found is not None:
+                rows.append(
+                    {
+                        "address": found.group("address"),
+                        "kind": found.group("kind"),
+                        "symbol": found.group("symbol"),
+                        "offset": int(found.group("offset"), 16),
+                        "rest": found.group("rest").split(),
+                    }
+                )
+        return rows[:_MOST_SITES]
+
+
+def read_sites(debugfs: str) -> Sites:
+    """Read what is armed; empty where debugfs shows no list."""
+    try:
+        with open(os.path.join(debugfs, "kprobes/list"), encoding="ascii", errors="replace") as stream:
+            return Sites(stream.read().splitlines())
+    except OSError:
+        return Sites([])
+
+
+def read_stext() -> int | None:
+    """Return the address of _stext, to which stap relates kernel places; it is among the first lines of kallsyms."""
+    with open("/proc/kallsyms", "rb") as stream:
+        for line in itertools.islice(stream, _LINES_BEFORE_STEXT):
+            if line.endswith(b" _stext\n"):
+                return int(line.split(b" ", 1)[0], 16) or None
+    return None
+
+
+def debugfs_mount() -> str | None:
+    """Return where debugfs is mounted, or null."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
+        for line in stream:
+            fields = line.split(" ")
+            if fields[2] == "debugfs":
+                return fields[1]
+    return None
+
+
+class Supervisor:
+    """One run: start, watch, stop, collect, clean."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._job = read_json(os.path.join(directory, "job.json"))
+        self._state: dict[str, t.Any] = {
+            "state": "starting",
+            "name": self._job["name"],
+            "pid": os.getpid(),
+            "stop": None,
+        }
+        self._digest = hashlib.sha256()
+        self._kept_digest = hashlib.sha256()
+        self._tail = b""
+        self._records = 0
+        self._errors = b""
+        self._kept = 0
+        self._told_to_stop = False
+        self._mounted: str | None = None
+        self._begun = time.monotonic()
+        self._told_at = 0.0
+        self._loaded_at: float | None = None
+        self._armed_at: float | None = None
+        self._stop_at: float | None = None
+        self._whole = False
+        self._presses = 0
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    def _save(self, **more: t.Any) -> None:
+        self._state.update(more)
+        with contextlib.suppress(OSError):  # a full disk must not end a run; the last state has room of its own
+            write_json(self._path("state.json"), self._state)
+
+    def run(self) -> None:
+        """Carry the job out and leave ``state.json`` with ``state`` done."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._stop_signal)
+        self._save()
+        # The lock of the module is held from the check to its removal.
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(hold_module(self._job["name"]))
+                check_not_loaded(self._job["name"])
+                hold_sysctls(self._directory)
+            except (OSError, errors.TapvirtError) as error:
+                self._errors = f"ERROR: {error}\n".encode("utf-8", "surrogateescape")
+                self._finish(1)
+                return
+            self._trace()
+
+    def _trace(self) -> None:
+        before = read_sites(self._debugfs())
+        process = Child(self._job["argv"], output=subprocess.PIPE)
+        self._save(state="loading", started=time.time(), staprun=process.pid)
+        with open(self._path("output"), "wb", buffering=0) as output:
+            self._watch(process, output, before)
+        self._finish(process.wait())
+
+    def _stop_signal(self, _number: int, _frame: object) -> None:
+        self._told_to_stop = True
+
+    def _debugfs(self) -> str:
+        mount = debugfs_mount()
+        if mount is None:
+            mount = self._path("debugfs")
+            write.make_directories(mount, 0o700)
+            Child(["mount", "-t", "debugfs", "none", mount]).wait()
+            self._mounted = mount
+        return mount
+
+    def _watch(self, process: subprocess.Popen[bytes], output: t.IO[bytes], before: Sites) -> None:
+        """Read both streams until they end; arm, stop and press harder at the right times."""
+        debugfs = self._mounted or debugfs_mount() or ""
+        for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 0.5):
+            if printed:
+                self._keep(output, printed)
+            self._errors = keep_ends(self._errors + said, _ERROR_BYTES)
+            self._observe(debugfs, before)
+            self._press(process.pid)
+            self._tell()
+        if self._armed_at is not None and self._stop_at is None:
+            self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
+
+    def _observe(self, debugfs: str, before: Sites) -> None:
+        """Note when the module is loaded, and when its probes are armed or have had time enough."""
+        now = time.monotonic()
+        if self._loaded_at is None and loaded(self._job["name"]):
+            self._loaded_at = now
+            self._save(state="loaded", load_seconds=round(now - self._begun, 2))
+        if self._loaded_at is None or self._whole:
+            return
+        # Places in modules, or on a busy host, may become armed later than the rest: look until all are there.
+        sites = read_sites(debugfs).added_since(before)
+        self._whole = len(sites) >= self._job["sites"]
+        if self._armed_at is None and (self._whole or now - self._loaded_at > _ARM_SECONDS):
+            self._armed_at = now
+            self._save(state="running", armed_seconds=round(now - self._begun, 2))
+        if self._armed_at is not None and len(sites) >= len(self._state.get("sites", ())):
+            self._save(sites=sites)
+
+    def _press(self, pid: int) -> None:
+        """End the run when its time is over: ask, ask again, then force."""
+        now = time.monotonic()
+        if self._stop_at is None:
+            reason = self._reason_to_stop(now)
+            if reason is None:
+                return
+            self._stop_at = now
+            self._state["stop"] = reason
+        if self._presses < len(_PRESSES) and now >= self._stop_at + self._presses * float(self._job["grace"]):
+            number = _PRESSES[self._presses]
+            self._presses += 1
+            ran = self._stop_at - (self._armed_at or self._begun)
+            self._save(state="stopping", presses=self._presses, ran_seconds=round(ran, 2))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _reason_to_stop(self, now: float) -> str | None:
+        if self._told_to_stop:
+            return "signal"
+        if self._armed_at is None:
+            return "load" if now - self._begun > float(self._job["load"]) else None
+        return "duration" if now - self._armed_at >= float(self._job["duration"]) else None
+
+    def _tell(self) -> None:
+        """Say every second how far it is: ``elapsed_seconds`` in this state, of at most ``of_seconds``."""
+        now = time.monotonic()
+        if now - self._told_at < _PROGRESS_SECONDS:
+            return
+        self._told_at = now
+        since, of = self._begun, self._job["load"]
+        if self._armed_at is not None:
+            since, of = self._armed_at, self._job["duration"]
+        if self._stop_at is not None:
+            since, of = self._stop_at, len(_PRESSES) * float(self._job["grace"])
+        progress = {
+            "state": self._state["state"],
+            "elapsed_seconds": round(now - since, 1),
+            "of_seconds": float(of),
+            "bytes": self._state.get("bytes", 0),
+            "records": self._records,
+            "armed": len(self._state.get("sites", ())),
+            "sites": self._job["sites"],
+        }
+        with contextlib.suppress(OSError):
+            write_json(self._path("progress.json"), progress)
+
+    def _keep(self, output: t.IO[bytes], data: bytes) -> None:
+        self._digest.update(data)
+        self._state["bytes"] = self._state.get("bytes", 0) + len(data)
+        # Lines that begin as a record does: whether each is one is told when all of them are there.
+        self._records += (self._tail[-1:] in (b"", b"\n") and data[:1] == b"{") + data.count(b"\n{")
+        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        left = memoryview(data)[: max(int(self._job["limit"]) - self._kept, 0)]
+        try:
+            while left:
+                written = output.write(left)
+                self._kept_digest.update(left[:written])
+                self._kept += written
+                left = left[written:]
+        except OSError as error:
+            # A full disk must not end a run; what is lost is told.
+            self._lost(str(error.strerror))
+            self._job["limit"] = 0
+
+    def _lost(self, reason: str) -> None:
+        self._state["write_error"] = reason
+
+    def _finish(self, rc: int) -> None:
+        self._save(rc=rc)
+        forget_progress(self._directory)
+        cleaned = clean(self._directory, held=True)
+        for name, data in (("errors", self._errors), ("tail", self._tail)):
+            if not write_last(self._path(name), data):
+                self._lost("what staprun said could not be kept")
+        ended = {
+            "state": "done",
+            "kept": self._kept,
+            "sha256": self._digest.hexdigest(),
+            "kept_sha256": self._kept_digest.hexdigest(),
+            "ended": time.time(),
+        }
+        self._state.update(ended, **cleaned)
+        write_last(self._path("state.json"), json.dumps(self._state).encode())
+
+
+def guard(directory: str) -> None:
+    """Run the job in a child and clean up after it, should it be killed: for hosts without systemd."""
+    child = os.fork()
+    if child == 0:
+        Supervisor(directory).run()
+        return
+    os.waitpid(child, 0)
+    end_killed(directory)
+
+
+def main() -> None:
+    """``run|guard|clean DIRECTORY``."""
+    what, directory = sys.argv[1:]
+    if what == "clean":
+        end_killed(directory)
+    elif what == "guard":
+        guard(directory)
+    else:
+        Supervisor(directory).run()

@@ -1,0 +1,318 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What runs leave in their directories: waited for, made into results, and cleaned up after.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import time
+import typing as t
+import zlib
+
+from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.root import Root
+from .. import limits
+from ..supervise import cleanup
+from ..supervise.outcome import contract
+from ..supervise.supervisor import read_stext
+
+#: How much of a run's output goes to the controller at once; base64 and compression are on top.
+CHUNK_BYTES = 4 << 20
+_DIRECTORY = re.compile(rf"^{re.escape(cleanup.BASE)}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}\Z")
+_POLL_SECONDS = 0.2
+_ENDED = ("done", "killed")
+# How long whoever supervises (systemd, the guard) has to clean up after a supervisor that was killed.
+_CLEAN_SECONDS = 20
+# A run whose controller was heard of within that time is the controller's to collect.
+_LEASE_SECONDS = 20
+# How long a run that is starting may take to write which process it is.
+_NAME_SECONDS = 5
+_SHOWN_CHARS = 500
+# What files with any content may lead to while they are read.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TapvirtError,
+    TypeError,
+    ValueError,
+)
+
+
+def own_directory(name: str, run_id: str) -> str:
+    """Return the directory of a run of a module; its controller names the run, in hexadecimal digits.
+
+    :raises InvalidInput: that is no name of a run.
+    """
+    directory = os.path.join(cleanup.BASE, f"{name}-{run_id}")
+    if not _DIRECTORY.match(directory):
+        raise InvalidInput("stage.run", run_id, "must be 1 to 16 hexadecimal digits")
+    return directory
+
+
+def unit_of(directory: str) -> str:
+    """Return the systemd unit that supervises a run."""
+    return f"tapvirt-stap-{os.path.basename(directory)}.service"
+
+
+def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
+    """Wait for a run's end for some time; return ``progress`` when it has not come, else the result contract.
+
+    Nothing is removed, so that it can be asked again when the answer was lost on its way: the directory goes when the
+    controller says that it has the result.
+
+    :param with_output: return ``output`` as well, what was printed, in chunks; a chunk after the first comes alone.
+    :raises InvalidInput: not the directory of a run.
+    :raises TapvirtError: the run left nothing here, or nothing that can be read.
+    """
+    if not _DIRECTORY.match(directory):
+        raise InvalidInput("stage.directory", directory, "is not the directory of a run")
+    if offset:
+        return {"output": read_output(directory, offset)}
+    state = wait(directory, wait_seconds)
+    if state.get("state") not in _ENDED:
+        return {"progress": cleanup.read_json(os.path.join(directory, "progress.json"))}
+    try:
+        result = read_result(directory, state)
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARS]
+        raise TapvirtError(f"What the run left in {directory} cannot be read ({reason}).") from None
+    if with_output:
+        result["output"] = read_output(directory, 0)
+    return result
+
+
+def wait(directory: str, seconds: float) -> dict[str, t.Any]:
+    """Wait until a run has ended, or the time is over; return its last state.
+
+    A run whose supervisor and whatever watches over it were all killed is cleaned up after.
+
+    :raises TapvirtError: the directory is not there.
+    """
+    end = time.monotonic() + seconds
+    missed_since: float | None = None
+    while True:
+        if not os.path.isdir(directory):
+            raise TapvirtError(
+                f"The run left nothing on the host: {directory} is gone. The host was started again, or another run "
+                "here "
+                "collected it and tells it as found."
+            )
+        _touch(os.path.join(directory, "seen"))
+        state = cleanup.read_json(os.path.join(directory, "state.json"))
+        if state.get("state") in _ENDED:
+            return state
+        now = time.monotonic()
+        if cleanup.is_supervised(directory, state) or _young(directory):
+            missed_since = None
+        elif missed_since is None:
+            missed_since = now
+        elif now - missed_since > _CLEAN_SECONDS:
+            return cleanup.end_killed(directory)
+        if now >= end:
+            return state
+        time.sleep(_POLL_SECONDS)
+
+
+def _touch(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        os.utime(path)
+
+
+def _young(directory: str) -> bool:
+    """Tell whether a run may just be starting, and has not yet said which process it is."""
+    state = os.path.join(directory, "state.json")
+    return not os.path.exists(state) and time.time() - os.stat(directory).st_mtime < limits.LOAD_SECONDS
+
+
+def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the result contract of a run that has ended, from its directory."""
+    request = cleanup.read_json(os.path.join(directory, "request.json"))
+    texts = {name: _read_text(os.path.join(directory, name)) for name in ("output", "tail", "errors")}
+    build = request["build"]
+    result = contract(
+        dict(build, schema=request["schema"]),
+        state,
+        texts["output"],
+        texts["tail"],
+        texts["errors"],
+        read_stext(),
+        request["record_limit"],
+    )
+    result["kernel"] = build["kernel"]
+    result["builder"] = request["builder"]
+    result["module"] = {"name": build["name"], "sha256": build["sha256"], "path": request["path"]}
+    result["restored"] = state.get("restored", {})
+    result["left"] = state.get("left", [])
+    result["tainted"] = [request["tainted"], int(Root().read_text("proc/sys/kernel/tainted"))]
+    return result
+
+
+def _read_text(path: str) -> str:
+    """Return what was printed, for a result: bytes that are not UTF-8 cannot be in it and are replaced."""
+    try:
+        return Root().read_bytes(path).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def read_output(directory: str, offset: int) -> dict[str, t.Any]:
+    """Return a chunk of what a run printed and kept, and what the whole is: ``bytes`` and ``sha256`` of the file."""
+    digest = hashlib.sha256()
+    size = 0
+    chunk = b""
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, "output"), "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+            size += len(block)
+        stream.seek(offset)
+        chunk = stream.read(CHUNK_BYTES)
+    return {
+        "bytes": size,
+        "sha256": digest.hexdigest(),
+        "chunk_bytes": len(chunk),
+        "data": base64.b64encode(zlib.compress(chunk, 1)).decode("ascii"),
+    }
+
+
+def forget(directory: str) -> None:
+    """Remove a run's directory, and those above it when no other run needs them."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for parent in (cleanup.BASE, os.path.dirname(cleanup.BASE)):
+        try:
+            os.rmdir(parent)
+        except OSError:
+            return
+
+
+def sweep(record_limit: int) -> list[dict[str, t.Any]]:
+    """Clean up after runs that nobody collects any more; return what each of them was, and what it had kept.
+
+    No leftover ends the run that found it: one that cannot be read is removed all the same, and reported as such.
+    """
+    found = []
+    for name in Root(cleanup.BASE).listdir(""):
+        directory = os.path.join(cleanup.BASE, name)
+        if not _DIRECTORY.match(directory):
+            continue
+        try:
+            if _is_in_hands(directory):
+                continue
+            row = _found(directory, record_limit)
+        except _DAMAGE as error:
+            row = _unreadable(directory, error)
+        forget(directory)
+        if row is None:
+            continue
+        if os.path.exists(directory):
+            row["left"] = [*row["left"], f"the directory {directory} could not be removed"]
+        found.append(row)
+    return found
+
+
+def other_run(name: str, own: str = "") -> str | None:
+    """Return the run of a module that is starting or under way on this host, for a message; None without one.
+
+    Of a run that is starting the process becomes known in a moment; that is waited for.
+
+    :param own: the directory of the run that asks.
+    """
+    end = time.monotonic() + _NAME_SECONDS
+    while True:
+        directories = [directory for directory in _alive_runs(name) if directory != own]
+        if not directories:
+            return None
+        directory = directories[0]
+        state = cleanup.read_json(os.path.join(directory, "state.json"))
+        if cleanup.is_supervised(directory, state):
+            return cleanup.describe_process(state["pid"])
+        if time.monotonic() > end:
+            return f"the run {cleanup.run_of(directory)}, which is starting"
+        time.sleep(_POLL_SECONDS)
+
+
+def _alive_runs(name: str) -> list[str]:
+    """Return the directories of the runs of a module that have not ended."""
+    found = []
+    for entry in Root(cleanup.BASE).listdir(""):
+        directory = os.path.join(cleanup.BASE, entry)
+        if not _DIRECTORY.match(directory) or cleanup.module_of(directory) != name:
+            continue
+        state = cleanup.read_json(os.path.join(directory, "state.json"))
+        # Whoever collects it may remove the directory at any time.
+        with contextlib.suppress(FileNotFoundError):
+            if state.get("state") not in _ENDED and _is_alive(directory, state):
+                found.append(directory)
+    return found
+
+
+def _is_alive(directory: str, state: t.Mapping[str, t.Any]) -> bool:
+    return _young(directory) or cleanup.is_supervised(directory, state)
+
+
+def _is_in_hands(directory: str) -> bool:
+    """Tell whether a run is under way, or was asked for by its controller a moment ago."""
+    state = cleanup.read_json(os.path.join(directory, "state.json"))
+    if state.get("state") not in _ENDED:
+        return _is_alive(directory, state)
+    seen = os.path.join(directory, "seen" if os.path.exists(os.path.join(directory, "seen")) else "request.json")
+    try:
+        return time.time() - os.stat(seen).st_mtime < _LEASE_SECONDS
+    except OSError:
+        return False
+
+
+_RESULT_KEYS = "outcome reason hits skipped bytes sha256 duration_seconds record_count restored left".split()
+
+
+def _found(directory: str, record_limit: int) -> dict[str, t.Any] | None:
+    """Clean up after a run and return what it was; None when it had not been prepared."""
+    before = cleanup.read_json(os.path.join(directory, "state.json")).get("state") or "never started"
+    if before == "never started" and not os.path.exists(os.path.join(directory, "job.json")):
+        return None
+    state = cleanup.end_killed(directory)
+    result = read_result(directory, state)
+    name = cleanup.module_of(directory)
+    row = {"module": name, "state": before, "started": state.get("started"), "removed": state.get("removed")}
+    row.update({key: result[key] for key in _RESULT_KEYS})
+    row.update(kept_bytes=state.get("kept", 0), records=result["records"][:record_limit])
+    return row
+
+
+def _unreadable(directory: str, error: Exception) -> dict[str, t.Any]:
+    """Return the row of a leftover that cannot be read; what it had loaded is removed as far as that is known."""
+    row: dict[str, t.Any] = dict.fromkeys(_RESULT_KEYS)
+    reason = f"what the run left in {directory} could not be read ({type(error).__name__}: {error})"
+    left = []
+    try:
+        cleaned = cleanup.clean(directory)
+    except _DAMAGE as second:
+        cleaned = {}
+        left = [f"cleaning up after {directory} failed: {type(second).__name__}: {second}"]
+    row.update(
+        module=cleanup.module_of(directory),
+        state="damaged",
+        started=None,
+        removed=cleaned.get("removed"),
+        outcome="lost_output",
+        reason=reason[:_SHOWN_CHARS],
+        restored=cleaned.get("restored", {}),
+        left=cleaned.get("left", left),
+        kept_bytes=0,
+        record_count=0,
+        records=[],
+    )
+    return row

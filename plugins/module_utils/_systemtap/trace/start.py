@@ -1,0 +1,376 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A bounded run on this host: check, install the module, start the supervisor. What it leaves is for ``collect.py``.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import sys
+import typing as t
+
+from ..._core import command
+from ..._core.disk import disk_errors
+from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names
+from ..._core.files import open_regular
+from ..._core.packages import read_distribution, remedy
+from ..._core.plan import Change, Plan
+from ..._core.root import Root
+from ..._core.write import make_directories, write_atomic, write_new_place
+from .. import limits
+from ..script.check import check_globals
+from ..signature.signature import why_not_loaded
+from ..supervise import cleanup, supervisor
+from .collect import forget, other_run, own_directory, sweep, unit_of
+
+CACHE = "/var/cache/tapvirt/modules"
+_LIBVIRT_RUN = "run/libvirt/qemu"
+_SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}\Z")
+_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
+
+
+class Refused(TapvirtError):
+    """The run was not started; nothing was changed on the host."""
+
+    def __init__(self, reason: str, **fields: t.Any) -> None:
+        super().__init__(
+            f"Refused before anything was loaded: {reason}.",
+            run={"phase": "check", "outcome": "refused", "reason": reason},
+            **fields,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a run is asked to do: ``build`` is what ``stap_module`` returned, ``values`` are checked globals."""
+
+    build: t.Mapping[str, t.Any]
+    values: t.Mapping[str, str | int]
+    duration_seconds: float
+    buffer_mb: int
+    output_limit_bytes: int
+    record_limit: int
+
+    def kept(self) -> dict[str, t.Any]:
+        """Return what has to be known to make a result of what the run leaves, whoever collects it."""
+        build = self.build
+        return {
+            "build": {key: build[key] for key in ("name", "sha256", "kernel", "probes")},
+            "schema": build.get("schema") or {},
+            "builder": {key: build.get(key) for key in ("stap", "compiler", "key")},
+            "path": cache_path(build),
+            "duration": self.duration_seconds,
+            "record_limit": self.record_limit,
+        }
+
+
+def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
+    """Start a run; return what is kept on the host as a plan, and what there is to tell.
+
+    That is ``ship`` when the host lacks the module, else what to put into the run's result once
+    :func:`.collect.collect` has it, ``supervisor`` and ``found``. A controller that lost the answer asks again with the
+    same ``stage.run``, and gets it once more: the run is not started twice.
+
+    :raises InvalidInput: an option is not acceptable.
+    :raises Refused: the host or the module forbids the run.
+    """
+    root = Root()
+    request = read_request(params, root)
+    directory = "" if check_mode else own_directory(request.build["name"], params["stage"]["run"])
+    if os.path.isdir(directory):
+        return begun(request, directory)
+    check_host(root, request)
+    unsigned = why_not_loaded(root, request.build, params["shipped"] or cache_path(request.build))
+    if unsigned:
+        raise Refused(unsigned)
+    plan = keeping(request, params["shipped"] is None and has_module(request.build))
+    if check_mode:
+        check_free(request.build)
+        return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
+    if plan and params["shipped"] is None:
+        return plan, {"ship": True}
+    found = sweep(request.record_limit)
+    try:
+        check_free(request.build)
+    except Refused as refused:
+        refused.fields["run"]["found"] = found
+        raise
+    install_module(request.build, params["shipped"])
+    try:
+        claim(request, root, directory, {"found": found, "kept_before": not plan})
+    except FileExistsError:
+        # The answer to an earlier question was lost while its process still worked.
+        return begun(request, directory)
+    except Refused as refused:
+        refused.fields["run"]["found"] = found
+        raise
+    start(request, directory)
+    return begun(request, directory)
+
+
+def claim(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
+    """Check once more that nobody else runs the module, and make the run's directory, under the module's lock.
+
+    The directory is what other runs see from then on; the supervisor takes the lock again, and holds it to the end.
+
+    :raises FileExistsError: the run has its directory already.
+    :raises Refused: another run has the module.
+    :raises TapvirtError: there is no room for the run.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(cleanup.hold_module(request.build["name"]))
+        except cleanup.ModuleInUse as error:
+            if os.path.isdir(directory):
+                raise FileExistsError(directory) from None
+            raise Refused(str(error)) from None
+        except OSError as error:
+            raise Refused(f"no room for the lock of the module: {error}") from None
+        check_free(request.build, directory)
+        prepare(request, root, directory, begun_with)
+
+
+def keeping(request: Request, kept_before: bool) -> Plan:
+    """Return what a run adds to the host: the module, unless the host kept it before."""
+    if kept_before:
+        return Plan()
+    path, sha256 = cache_path(request.build), request.build["sha256"]
+    return Plan([Change(path, None, sha256, "copy", "the host does not have the module")])
+
+
+def begun(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
+    """Return what there is to tell of a run that has been prepared."""
+    told = cleanup.read_json(os.path.join(directory, "begun.json"))
+    row = {"supervisor": "systemd" if has_systemd() else "guard", "found": told.get("found", [])}
+    return keeping(request, told.get("kept_before", True)), row
+
+
+def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
+    """Check a task's options; nothing is changed by then.
+
+    :raises InvalidInput: an option is not acceptable.
+    """
+    build = params["module"]
+    check_build(build)
+    if not 0 < params["duration"] <= limits.MAX_DURATION_SECONDS:
+        rule = f"must be more than 0 and at most {limits.MAX_DURATION_SECONDS} seconds"
+        raise InvalidInput("duration", params["duration"], rule)
+    if not 1 <= params["buffer_mb"] <= limits.MAX_BUFFER_MB:
+        rule = f"must be from 1 to {limits.MAX_BUFFER_MB} (MB for each online CPU)"
+        raise InvalidInput("buffer_mb", params["buffer_mb"], rule)
+    values = check_globals(
+        build.get("script", build["name"]), build["globals"], {**build.get("assigned", {}), **params["globals"]}
+    )
+    if params["domain"] is not None:
+        if "target_pid" not in build["globals"]:
+            raise InvalidInput(
+                "domain", params["domain"], "cannot narrow this trace: its script has no global variable target_pid"
+            )
+        values["target_pid"] = domain_pid(root, params["domain"])
+    return Request(
+        build=build,
+        values=values,
+        duration_seconds=params["duration"],
+        buffer_mb=params["buffer_mb"],
+        output_limit_bytes=params["output_limit_bytes"],
+        record_limit=params["record_limit"],
+    )
+
+
+def check_build(build: t.Mapping[str, t.Any]) -> None:
+    """Check that a module's description is one that ``stap_module`` returned.
+
+    :raises InvalidInput: a field is missing or has the wrong form.
+    """
+    for field, pattern in (("name", _SAFE_NAME), ("sha256", _SHA256)):
+        if not pattern.match(str(build.get(field, ""))):
+            raise InvalidInput(f"module.{field}", build.get(field), "is not what stap_module returns")
+    for field in ("kernel", "globals", "probes"):
+        if field not in build:
+            raise InvalidInput(
+                "module", sorted(build), f"lacks {field!r}; give what stap_module returned as its module"
+            )
+
+
+def domain_pid(root: Root, name: str) -> int:
+    """Return the process id of a running libvirt domain's QEMU, from the daemon's pid file.
+
+    :raises InvalidInput: no domain of that name runs on this host.
+    """
+    running = [
+        entry[: -len(".pid")]
+        for entry in root.listdir(_LIBVIRT_RUN)
+        if entry.endswith(".pid") and entry != "driver.pid"
+    ]
+    if name not in running:
+        rule = f"is not a domain that QEMU runs on this host; running: {', '.join(running) or 'none'}"
+        raise InvalidInput("domain", name, rule, nearest_names(name, running))
+    return int(root.read_text(f"{_LIBVIRT_RUN}/{name}.pid"))
+
+
+def check_host(root: Root, request: Request) -> None:
+    """Compare the envelope and the build with the host.
+
+    :raises Refused: the module must not, or cannot, be loaded here.
+    """
+    if os.geteuid() != 0:
+        raise Refused(f"the user with uid {os.geteuid()} cannot load modules; the task needs {NEEDS_ROOT}")
+    if not root.exists("proc/modules"):
+        raise Refused("this kernel has no loadable modules (there is no /proc/modules), so SystemTap cannot trace it")
+    release = root.read_text("proc/sys/kernel/osrelease").strip()
+    if request.build["kernel"] != release:
+        raise Refused(f"the module was built for kernel {request.build['kernel']}, and this host runs {release}")
+    version = root.read_text("proc/sys/kernel/version").strip()
+    wanted = request.build.get("kernel_version")
+    if wanted and wanted != version:
+        raise Refused(
+            f"the module was built for {release} {wanted!r}, and this host runs another build of it, {version!r}"
+        )
+    if command.find_program("staprun") is None:
+        raise Refused(f"staprun is not installed on this host: {remedy('runtime', read_distribution(root))}")
+    if "[confidentiality]" in (root.read_text_or("sys/kernel/security/lockdown") or ""):
+        raise Refused("kernel lockdown is in confidentiality mode")
+    bytes_per_cpu = request.buffer_mb << 20
+    shortage = limits.buffer_check(limits.read_memory(root), bytes_per_cpu)
+    if shortage:
+        raise Refused(f"{shortage}: {limits.buffer_remedy(bytes_per_cpu)}")
+
+
+def check_free(build: t.Mapping[str, t.Any], own: str = "") -> None:
+    """Refuse a second load of the same module; name who has it.
+
+    :param own: the directory of the run that asks.
+    :raises Refused: another run is about to load it or runs it, or it is loaded.
+    """
+    name = str(build["name"])
+    user = other_run(name, own)
+    if user:
+        raise Refused(f"the module {name} is in use by {user}")
+    try:
+        cleanup.check_not_loaded(name)
+    except cleanup.ModuleInUse as error:
+        raise Refused(str(error)) from None
+
+
+def cache_path(build: t.Mapping[str, t.Any]) -> str:
+    """Return where the host keeps a module: a folder named after its content."""
+    return os.path.join(CACHE, build["sha256"], build["name"] + ".ko")
+
+
+def has_module(build: t.Mapping[str, t.Any]) -> bool:
+    """Tell whether the host keeps the whole module."""
+    try:
+        with open_regular(cache_path(build)) as stream:
+            return hashlib.sha256(stream.read()).hexdigest() == str(build["sha256"])
+    except OSError:
+        return False
+
+
+def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
+    """Put the module into the host's cache; return whether it was not there yet.
+
+    :raises TapvirtError: it was not shipped, or not as it was built.
+    """
+    if has_module(build):
+        return False
+    if source is None:
+        raise TapvirtError(f"The module {build['name']} was not shipped to this host.")
+    with open_regular(source) as stream:
+        data = stream.read()
+    if hashlib.sha256(data).hexdigest() != build["sha256"]:
+        raise TapvirtError(f"The module {build['name']} arrived with another sha256 than it was built with.")
+    with disk_errors("Nothing was loaded."):
+        write_new_place(cache_path(build), data)
+    return True
+
+
+def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
+    """Make a new run's directory (on a file system that is empty after a reboot), with all that the run needs.
+
+    :raises FileExistsError: the run has its directory already.
+    :raises TapvirtError: there is no room for it.
+    """
+    job = {
+        "name": request.build["name"],
+        "argv": ["staprun", "-b", str(request.buffer_mb), cache_path(request.build), *_parameters(request)],
+        "duration": request.duration_seconds,
+        "load": limits.LOAD_SECONDS,
+        "grace": limits.STOP_GRACE_SECONDS,
+        "limit": request.output_limit_bytes,
+        "sites": count_sites(request.build["probes"]),
+    }
+    kept = dict(request.kept(), tainted=int(root.read_text("proc/sys/kernel/tainted")))
+    _make_directory(directory)
+    try:
+        cleanup.write_json(os.path.join(directory, "begun.json"), begun_with)
+        for name, source in supervisor.program().items():
+            path = os.path.join(directory, "program", name)
+            make_directories(os.path.dirname(path), 0o700)
+            write_atomic(path, source.encode(), mode=0o600)
+        cleanup.reserve(directory)
+        cleanup.write_json(os.path.join(directory, "request.json"), kept)
+        cleanup.write_json(os.path.join(directory, "job.json"), job)
+    except OSError as error:
+        forget(directory)
+        raise TapvirtError(
+            f"The run could not be prepared in {directory}: {error.strerror}. Nothing was loaded.",
+            run={"phase": "check", "outcome": "refused", "reason": f"no room for the run: {error.strerror}"},
+        ) from None
+
+
+def _parameters(request: Request) -> list[str]:
+    return [f"{name}={value}" for name, value in sorted(request.values.items())]
+
+
+def count_sites(probes: t.Sequence[t.Mapping[str, t.Any]]) -> int:
+    """Return how many entries of debugfs kprobes/list the probes of a build make when all of them are armed."""
+    return sum(1 for probe in probes if probe.get("place") or probe["point"].startswith("kprobe."))
+
+
+def _make_directory(directory: str) -> None:
+    try:
+        cleanup.make_run_directory(directory)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise TapvirtError(
+            f"The directory {directory} cannot be made: {error.strerror}. Nothing was changed."
+        ) from None
+
+
+def has_systemd() -> bool:
+    """Tell whether systemd runs this host (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def start(request: Request, directory: str) -> None:
+    """Start the supervisor, under systemd where there is one.
+
+    :raises TapvirtError: systemd does not start it.
+    """
+    python = [sys.executable, "-IB", os.path.join(directory, "program")]
+    if not has_systemd():
+        command.start_detached([*python, "guard", directory])
+        return
+    properties = {
+        "RuntimeMaxSec": f"{limits.LOAD_SECONDS + request.duration_seconds + 2 * limits.STOP_GRACE_SECONDS:g}",
+        "KillMode": "mixed",
+        "TimeoutStopSec": str(3 * limits.STOP_GRACE_SECONDS),
+        # A supervisor that came to its end has cleaned up, and holds nothing: Python need not start for that.
+        "ExecStopPost": f"/bin/sh -c 'test ! -e {directory}/holds || exec {' '.join(python)} clean {directory}'",
+        "StandardOutput": "null",
+        "Description": f"SystemTap module {request.build['name']}",
+    }
+    argv = ["systemd-run", "--quiet", "--collect", f"--unit={unit_of(directory)}"]
+    argv += [f"--property={name}={value}" for name, value in properties.items()]
+    result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
+    if result.rc != 0:
+        forget(directory)
+        raise TapvirtError(f"systemd-run could not start the run: {result.stderr.strip()}.")
