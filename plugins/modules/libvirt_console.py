@@ -146,12 +146,12 @@ sha256:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
     CONNECTION_SPEC,
     connected_for_reading,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import read_console, read_request
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.capture import read_console, read_request
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,

@@ -128,7 +128,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.plan import converge
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import daemon as daemons
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon import logging as daemons
 
 ARGUMENT_SPEC = {
     "daemon": {"type": "str", "choices": list(daemons.DAEMONS), "default": "libvirtd"},

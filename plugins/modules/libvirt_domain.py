@@ -222,11 +222,11 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan import Options
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_run import DomainRun, read_wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import Waiting
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import DomainRun, read_wanted
 
 _DOMAIN_SPEC = {
     "name": {"type": "str"},

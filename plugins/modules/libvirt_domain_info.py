@@ -166,13 +166,17 @@ truncated:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
     CONNECTION_SPEC,
     connected_for_reading,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import ADDRESSES, PARTS, domain_rows
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import check_limit
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import check_limit
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.info.gather import (
+    ADDRESSES,
+    PARTS,
+    domain_rows,
+)
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,

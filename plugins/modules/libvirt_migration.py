@@ -132,10 +132,10 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration_apply import Options
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration_run import MigrationRun, read_wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.apply import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.run import MigrationRun, read_wanted
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,

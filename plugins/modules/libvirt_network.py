@@ -174,10 +174,10 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan import Options
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_run import NetworkRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.plan import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.run import NetworkRun, read_wanted
 
 _NETWORK_SPEC = {
     "name": {"type": "str"},

@@ -116,11 +116,14 @@ truncated:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC, connected
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import check_limit
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_info import network_rows
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_run import check_has_networks
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
+    CONNECTION_SPEC,
+    connected,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import check_limit
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.info import network_rows
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.run import check_has_networks
 
 ARGUMENT_SPEC = {
     **CONNECTION_SPEC,

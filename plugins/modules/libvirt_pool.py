@@ -148,9 +148,9 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_run import PoolRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.pool_run import PoolRun, read_wanted
 
 _POOL_SPEC = {
     "name": {"type": "str"},

@@ -214,9 +214,9 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_run import SnapshotRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.run import SnapshotRun, read_wanted
 
 _SNAPSHOT_SPEC = {
     "domain": {"type": "str"},

@@ -228,9 +228,9 @@ plan:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import CONNECTION_SPEC
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.module import run_libvirt_module
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_run import VolumeRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.volume_run import VolumeRun, read_wanted
 
 _VOLUME_SPEC = {
     "pool": {"type": "str"},

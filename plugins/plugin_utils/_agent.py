@@ -16,14 +16,14 @@ import typing as t
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import read_distribution, remedy
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
     LibvirtFailure,
     connected,
     libvirt,
     shown_uri,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.deadline import within
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import find_domain
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import within
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import find_domain
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent_messages import (
     MOST_STDERR,
     MOST_STDOUT,

@@ -17,7 +17,11 @@ import typing as t
 from urllib.parse import urlsplit
 
 import ansible
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import INTERPRETERS, libvirt, shown_uri
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
+    INTERPRETERS,
+    libvirt,
+    shown_uri,
+)
 
 _MODULE = "ansible_collections.tapvirt.host.plugins.modules.libvirt_domain_info"
 _COLLECTIONS = str(pathlib.Path(__file__).resolve().parents[5])

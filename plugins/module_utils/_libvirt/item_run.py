@@ -14,8 +14,8 @@ import typing as t
 
 from .._core.errors import InvalidInput, NoEffect, TapvirtError
 from .._core.plan import Change, Plan
-from .connection import Connection, libvirt_errors
-from .definition import check_name
+from .connection.connection import Connection, libvirt_errors
+from .connection.xml import check_name
 
 
 class Named(t.Protocol):

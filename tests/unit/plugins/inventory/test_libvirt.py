@@ -14,7 +14,7 @@ import sys
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import shown_uri
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import shown_uri
 from ansible_collections.tapvirt.host.plugins.plugin_utils import _domains
 
 NODE = """

@@ -24,7 +24,7 @@ from unittest import mock
 import libvirt
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import storage
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import storage
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 
 NOBODY = 65534

@@ -162,7 +162,7 @@ def test_a_module_that_does_not_fit_is_not_loaded(disk: tuple[str, str, str], tm
 @DISKS
 def test_a_root_of_the_embedded_driver_is_not_begun(disk: tuple[str, str, str], tmp_path: pathlib.Path) -> None:
     code = (
-        "    from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import embed\n"
+        "    from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import embed\n"
         f"    embed.EmbedRoot({str(tmp_path / 'e')!r}).prepare()"
     )
     message, _files = run_code_on(disk, str(tmp_path), code)

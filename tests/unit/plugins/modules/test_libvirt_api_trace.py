@@ -10,7 +10,7 @@ import typing as t
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.api_trace import ApiTrace
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.api_trace import ApiTrace
 
 Run = t.Callable[..., t.Dict[str, t.Any]]
 

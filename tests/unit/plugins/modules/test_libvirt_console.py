@@ -13,8 +13,8 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import Observed, Request, plan_start
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console_device import Device
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.capture import Observed, Request, plan_start
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.device import Device
 
 if t.TYPE_CHECKING:
     from .conftest import Embed
@@ -117,7 +117,7 @@ def test_a_console_in_use_is_left_alone_unless_force_is_told(embed: Embed) -> No
         """
         import json
         from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console import Request, read_console
+        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.capture import Request, read_console
         domain = connection.lookupByName("talker")
         domain.memoryStats()  # waits until the driver has met its guest again
         results = {}

@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.plan import Change, Plan
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon.logging import (
     Logging,
     apply,
     compile_match,

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.deadline import within
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import within
 
 
 def test_a_call_that_does_not_end_is_left_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

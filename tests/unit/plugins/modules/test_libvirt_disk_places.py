@@ -13,13 +13,13 @@ import xml.etree.ElementTree as ET
 import libvirt
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_places import DiskPlaces
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_removal import find_doomed
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disks import Source, disks_of
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_observe import observe_domain
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan import Options, Wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_run import DomainRun
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Source, disks_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import DiskPlaces
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.removal import find_doomed
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.observe import observe_domain
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import Options, Wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import DomainRun
 
 VOLUME = "<volume><name>{0}</name><capacity>1024</capacity></volume>"
 DOMAIN = (

@@ -17,14 +17,14 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import (
     Observed,
     Options,
     desired_definition,
     plan_domain,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_run import read_wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import read_wanted
 
 if t.TYPE_CHECKING:
     from .conftest import Embed

@@ -12,8 +12,8 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import libvirt
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_gather import PARTS, Gather, domain_rows
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import libvirt
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.info.gather import PARTS, Gather, domain_rows
 
 if t.TYPE_CHECKING:
     from .conftest import Embed
@@ -188,7 +188,7 @@ def test_bulk_statistics_and_backing_chains_of_a_running_domain(embed: Embed) ->
             """
             import json
             import xml.etree.ElementTree as ET
-            from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_stats import stats_row
+            from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.info.stats import stats_row
             domain = connection.lookupByName("talker")
             domain.memoryStats()
             print(json.dumps(stats_row(domain, ET.fromstring(domain.XMLDesc(0)), None)))

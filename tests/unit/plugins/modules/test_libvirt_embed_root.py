@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import domain_run
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.kvm import kvm_warning
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.kvm import kvm_warning
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain import run
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.conftest import Embed
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import run_here
 
@@ -36,7 +36,7 @@ def test_nothing_is_written_to_a_new_root_of_another_user(embed: Embed) -> None:
 
 
 def test_a_broken_kvm_is_reported_once(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(domain_run, "kvm_warning", lambda: kvm_warning("/dev/null"))
+    monkeypatch.setattr(run, "kvm_warning", lambda: kvm_warning("/dev/null"))
     domains = [{"name": "one", "xml": embed.talker("one")}]
     domains += [{"name": "two", "xml": embed.talker("two").replace("talker.img", "other.img")}]
     result = run_here("libvirt_domain", {"uri": embed.uri, "domains": domains}, check=True)

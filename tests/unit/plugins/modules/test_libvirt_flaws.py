@@ -133,7 +133,7 @@ def test_what_cannot_be_read_counts_as_standing_on_nothing(embed: Embed) -> None
     program = textwrap.dedent(
         """
         import os, sys
-        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_places import DiskPlaces
+        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import DiskPlaces
         import xml.etree.ElementTree as ET
         os.setresuid(65534, 65534, 65534)
         for kind in ("qcow2", "raw"):

@@ -12,11 +12,11 @@ import xml.etree.ElementTree as ET
 import libvirt
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_canonical import canonical_networks
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_info import network_rows
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan import Options
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_run import NetworkRun, read_wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_xml import summary
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.canonical import canonical_networks
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.info import network_rows
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.plan import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.run import NetworkRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.xml import summary
 
 URI = "test:///default"
 XML = """

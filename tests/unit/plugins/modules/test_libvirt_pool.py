@@ -15,9 +15,9 @@ import uuid
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import pool_run
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_run import PoolRun, read_wanted
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import list_pools
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import pool_run
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.pool_run import PoolRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.storage import list_pools
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
     SessionDaemon,
     run_here,

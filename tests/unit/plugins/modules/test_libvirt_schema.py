@@ -11,9 +11,9 @@ import xml.etree.ElementTree as ET
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml import Mark, with_mark
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import with_identity
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.schema import schema_errors
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.schema import schema_errors
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import with_identity
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import Mark, with_mark
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "libvirt"
 EXISTING = """

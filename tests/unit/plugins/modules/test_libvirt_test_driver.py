@@ -10,7 +10,7 @@ import typing as t
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import _unless_off
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import _unless_off
 
 NODE = """
 <node>

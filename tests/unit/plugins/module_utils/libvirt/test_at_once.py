@@ -9,7 +9,7 @@ import os
 import threading
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.at_once import Turns, for_each
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.workers import Turns, for_each
 
 
 def test_twenty_wait_together_and_few_work_at_a_time() -> None:

@@ -9,7 +9,7 @@ import random
 import re
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console_text import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.text import (
     PlainText,
     _plain,
     compile_pattern,

@@ -13,25 +13,25 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.absence import (
-    Belongings,
-    check_losses,
-    loss_changes,
-)
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_places import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import is_host
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Disk, Source, disks_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import (
     DiskPlaces,
     Use,
     backing_file,
     is_of_this_host,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk_removal import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.removal import (
     Doomed,
     check_doomed,
     find_doomed,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disks import Disk, Source, disks_of
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import with_disks_of
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import is_host
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import with_disks_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.undefine import (
+    Belongings,
+    check_losses,
+    loss_changes,
+)
 
 DEVICES = """
 <domain><devices>

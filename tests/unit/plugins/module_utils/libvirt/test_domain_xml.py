@@ -11,23 +11,23 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.definition import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.xml import (
     check_name,
     parse_definition,
     size_bytes,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import (
+    complete,
+    filled_devices,
+    with_identity,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import (
     Mark,
     definition_hash,
     differences,
     mark_of,
     with_mark,
     without_mark,
-)
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import (
-    complete,
-    filled_devices,
-    with_identity,
 )
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "libvirt"

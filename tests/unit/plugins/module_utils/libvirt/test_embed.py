@@ -11,7 +11,7 @@ import time
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import embed
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import embed
 
 OTHER = 4321
 

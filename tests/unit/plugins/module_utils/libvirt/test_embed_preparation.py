@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.embed import EmbedRoot
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.embed import EmbedRoot
 
 # Every step is an event of Python's own audit (PEP 578): directories, files and renames below the root.
 PREPARE = """
 import os, signal, sys
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.embed import EmbedRoot
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.embed import EmbedRoot
 path, left = sys.argv[1], int(sys.argv[2])
 def step(event, arguments):
     global left

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.kvm import kvm_warning
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.kvm import kvm_warning
 
 
 def test_a_node_without_kvm_behind_it_is_reported() -> None:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt import lifecycle
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import STATES, steps_to, undefine_flags
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain import lifecycle
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import (
+    STATES,
+    steps_to,
+    undefine_flags,
+)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.live import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.live.edits import (
     Asked,
     HostModel,
     LiveEdit,

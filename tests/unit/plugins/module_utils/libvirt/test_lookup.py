@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lookup import is_host, select
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import is_host, select
 
 EXISTING = ["db1", "odd[1]", "web1", "web2", "web30"]
 

@@ -10,9 +10,9 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disks import Disk, Source
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration_observe import file_system_of
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration_plan import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Disk, Source
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.observe import file_system_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.plan import (
     DiskSeen,
     MigrationPlan,
     Observed,

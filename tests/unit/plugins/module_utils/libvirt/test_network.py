@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_canonical import canonical_networks
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_live import live_edits
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.canonical import canonical_networks
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.live import live_edits
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.plan import (
     NetworkPlan,
     Observed,
     Options,
@@ -19,7 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_plan
     pending_of,
     plan_network,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network_xml import differences, with_identity
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.xml import differences, with_identity
 
 UUID = "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
 NAT_PORTS = "<port start='1024' end='65535'/>"

@@ -11,19 +11,19 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.model import (
     Snapshot,
     overlay_path,
     parse_snapshot,
     snapshot_xml,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_outlook import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.plan import plan_snapshot
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.projection import (
     Observed,
     Outlook,
     SnapshotPlan,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_plan import plan_snapshot
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot_run import read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.run import read_wanted
 
 DOMAIN = """
 <domain type='kvm'>

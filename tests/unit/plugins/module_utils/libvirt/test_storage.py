@@ -11,22 +11,22 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.definition import differences
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.pool_plan import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.xml import differences
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.pool_plan import (
     ObservedPool,
     WantedPool,
     comparable,
     plan_pool,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import User, parse_size, shown_size
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_data import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.storage import User, parse_size, shown_size
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.volume_data import (
     PoolSeen,
     Seen,
     SourceFile,
     VolumeSeen,
     WantedVolume,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.volume_plan import plan_volume
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.volume_plan import plan_volume
 
 GIB = 1 << 30
 # virScaleInteger of libvirt: a letter alone and with iB counts in 1024, with B in 1000, in any case.

@@ -11,8 +11,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.definition import keyed, parse_definition
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan import (
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.xml import keyed, parse_definition
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import filled_devices, with_identity
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import Mark, differences, with_mark
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import (
     DomainPlan,
     Observed,
     Options,
@@ -20,9 +23,6 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_plan 
     desired_definition,
     plan_domain,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain_xml import Mark, differences, with_mark
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.identity import filled_devices, with_identity
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.lifecycle import Waiting
 
 UUID = "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
 TEXT = """

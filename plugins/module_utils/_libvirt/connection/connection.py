@@ -1,0 +1,266 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One way to reach libvirt: the binding, the event loop, a connection with a deadline, errors as sentences.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import re
+import sys
+import threading
+import time
+import typing as t
+
+from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+
+from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.packages import read_distribution, remedy
+from ..._core.root import Root
+from . import api_trace
+from .embed import EmbedRoot, embed_root
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+
+__all__ = [
+    "CONNECTION_SPEC",
+    "INTERPRETERS",
+    "Connection",
+    "Domain",
+    "LibvirtFailure",
+    "check_uri",
+    "connected",
+    "connected_for_reading",
+    "is_unknown",
+    "libvirt",
+    "libvirt_errors",
+    "require_binding",
+    "shown_uri",
+    "start_event_loop",
+    "unless_unknown",
+]
+
+# What the binding's objects are; it ships no types.
+Connection = t.Any
+Domain = t.Any
+_Answer = t.TypeVar("_Answer")
+
+# The options that every module with a connection has (documentation fragment _libvirt).
+CONNECTION_SPEC = {
+    "uri": {"type": "str", "default": "qemu:///system"},
+    "connect_timeout_seconds": {"type": "int", "default": 60},
+    "trace_api": {"type": "bool", "default": False},
+}
+
+# Where a distribution's package of the binding is found.
+INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
+_URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
+# A password goes up to the last "@", whatever it has that should have been escaped; a port with a path is none.
+_PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
+_KEEPALIVE_SECONDS = 5
+_KEEPALIVE_COUNT = 3
+_WAKE_MILLISECONDS = 200
+_END_SECONDS = 2.0
+
+
+class LibvirtFailure(TapvirtError):
+    """Libvirt refused something: what was tried, its own words, its error number."""
+
+    def __init__(self, doing: str, error: t.Any, uri: str = "") -> None:
+        text = str(error.get_error_message() or error)
+        if uri:  # libvirt repeats one that it cannot parse
+            text = text.replace(uri, shown_uri(uri))
+        text = " ".join(text.split())
+        self.code: int = error.get_error_code() or 0
+        super().__init__(f"{doing}: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
+
+
+def require_binding() -> None:
+    """Make sure that libvirt's binding is there; starts the module again under the Python that owns it if need be.
+
+    :raises TapvirtError: no Python of this host has it.
+    """
+    if libvirt is not None:
+        return
+    # Only a module as Ansible sends it can be started again.
+    if hasattr(sys.modules["__main__"], "_module_fqn") and not has_respawned():
+        interpreter = probe_interpreters_for_module(list(INTERPRETERS), "libvirt")
+        if interpreter is not None:
+            respawn_module(interpreter)
+    raise TapvirtError(
+        f"No Python of this host can import 'libvirt' (looked at this module's and at {', '.join(INTERPRETERS)}). "
+        f"What helps: {remedy('libvirt', read_distribution(Root()))}."
+    )
+
+
+@contextlib.contextmanager
+def libvirt_errors(doing: str) -> t.Iterator[None]:
+    """Turn libvirt's exceptions into ``LibvirtFailure``; ``doing`` names the item and the step."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise LibvirtFailure(doing, error) from error
+
+
+def is_unknown(error: t.Any) -> bool:
+    """Tell whether an error says that the driver does not know at all what it was asked."""
+    return error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
+
+
+def unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
+    """Return an answer, or the default where the driver does not know the thing at all."""
+    try:
+        return ask()
+    except libvirt.libvirtError as error:
+        if is_unknown(error):
+            return default
+        raise
+
+
+def shown_uri(uri: str) -> str:
+    """Return a URI as it may be shown: without a password."""
+    return _PASSWORD.sub(r"\1:********@", uri)
+
+
+def password_of(uri: str) -> str | None:
+    """Return the password that a URI has."""
+    found = _PASSWORD.search(uri)
+    return found[2] if found else None
+
+
+def check_uri(uri: str) -> EmbedRoot | None:
+    """Check what a user gave as URI; return the root directory where it is one of the embedded driver.
+
+    :raises InvalidInput: not a URI, or one of the embedded driver without a usable root.
+    """
+    if not _URI.match(uri):
+        raise InvalidInput(
+            "uri", shown_uri(uri), "is not a libvirt URI", ["qemu:///system", "qemu:///session", "test:///default"]
+        )
+    return embed_root(uri)
+
+
+@functools.lru_cache(maxsize=None)
+def start_event_loop() -> None:
+    """Run libvirt's event loop in a thread: the embedded driver, streams, events and keep-alive need it.
+
+    Must be called before the first connection of the process is opened.
+    """
+    libvirt.registerErrorHandler(_ignore, None)
+    libvirt.virEventRegisterDefaultImpl()
+    ending = threading.Event()
+    # The timer wakes the loop, so that it sees the end of the process: a thread that is inside libvirt when the
+    # interpreter goes crashes it now and then.
+    timer = libvirt.virEventAddTimeout(_WAKE_MILLISECONDS, _ignore_timer, None)
+    loop = threading.Thread(target=_run_events, args=(ending,), name="libvirt-events", daemon=True)
+    loop.start()
+    atexit.register(_end_events, loop, ending, timer)
+
+
+def _end_events(loop: threading.Thread, ending: threading.Event, timer: int) -> None:
+    ending.set()
+    libvirt.virEventUpdateTimeout(timer, 0)  # wakes the loop at once
+    loop.join(_END_SECONDS)
+
+
+def _ignore_timer(_timer: int, _context: t.Any) -> None:
+    return
+
+
+def _ignore(_context: t.Any, _error: t.Any) -> None:
+    # The binding prints every error on stderr by default, those that are expected too; they are raised anyway.
+    return
+
+
+def _run_events(ending: threading.Event) -> None:
+    while not ending.is_set():
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextlib.contextmanager
+def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.Iterator[Connection]:
+    """Open a connection, yield it, close it.
+
+    One process at a time may use a root of the embedded driver; others of ours wait for it until the deadline.
+
+    :raises InvalidInput: the URI is none.
+    :raises TapvirtError: nobody answered before the deadline, or libvirt refused; names the URI without its password.
+    """
+    root = check_uri(uri)
+    deadline = time.monotonic() + timeout_seconds
+    start_event_loop()
+    if root:
+        root.acquire(deadline)
+    started = time.monotonic()
+    connection = _open_before(uri, deadline, read_only)
+    connection = api_trace.opened(connection, shown_uri(uri), time.monotonic() - started)
+    try:
+        if root:
+            _settle(connection)
+        else:
+            _keep_alive(connection)
+        yield connection
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+
+
+@contextlib.contextmanager
+def connected_for_reading(uri: str, timeout_seconds: float, writing: bool = False) -> t.Iterator[Connection]:
+    """Open a connection for looking only: no domain is where a root of the embedded driver is not there yet.
+
+    A console can be opened, and a guest's agent asked, by a connection that may write only.
+
+    :raises TapvirtError: as ``connected`` does, and for a root that does not exist.
+    """
+    root = check_uri(uri)
+    if root is not None and root.is_new():
+        raise TapvirtError(f"{root.path}: nothing is in this directory yet, so it has no domains.")
+    with connected(uri, timeout_seconds, read_only=not writing) as connection:
+        yield connection
+
+
+def _open_before(uri: str, deadline: float, read_only: bool) -> Connection:
+    doing = f"Opening {shown_uri(uri)}"
+    timeout_seconds = max(deadline - time.monotonic(), 0.01)
+    outcome: list[t.Any] = []
+    thread = threading.Thread(target=_open, args=(uri, read_only, outcome), daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if not outcome:
+        raise TapvirtError(f"{doing}: no answer within {round(timeout_seconds, 1):g} s.", uri=shown_uri(uri))
+    if isinstance(outcome[0], libvirt.libvirtError):
+        raise LibvirtFailure(doing, outcome[0], uri) from outcome[0]
+    return outcome[0]
+
+
+def _open(uri: str, read_only: bool, outcome: list[t.Any]) -> None:
+    try:
+        outcome.append(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri))
+    except libvirt.libvirtError as error:
+        outcome.append(error)
+
+
+def _keep_alive(connection: Connection) -> None:
+    # Only remote connections know it; for the others there is nothing to lose.
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
+
+
+def _settle(connection: Connection) -> None:
+    """Wait until the embedded driver has met its running guests again.
+
+    It does so in threads of its own after the open, and says "running" of a dead guest meanwhile. A question that the
+    guest's monitor has to answer waits for that.
+    """
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.memoryStats()

@@ -1,0 +1,57 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A deadline for calls of libvirt that take none themselves and may block as long as a guest or a disk does.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import typing as t
+
+from ..._core.errors import TapvirtError
+from .connection import LibvirtFailure, libvirt
+
+_GRACE_SECONDS = 5.0
+
+
+def within(seconds: float, doing: str, call: t.Callable[[], t.Any], abort: t.Callable[[], t.Any]) -> None:
+    """Call something of libvirt and wait for it; past the deadline, ask for its end and wait a moment more.
+
+    :raises LibvirtFailure: libvirt refused.
+    :raises TapvirtError: it was aborted past the deadline, or goes on without us: the hypervisor ends it by itself.
+    """
+    outcome: list[t.Any] = []
+    thread = threading.Thread(target=_note, args=(call, outcome), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    late = not outcome
+    if late:
+        # May block, too: a guest's monitor that does not answer the one does not answer the other.
+        threading.Thread(target=_ignore_refusal, args=(abort,), daemon=True).start()
+        thread.join(_GRACE_SECONDS)
+    if not outcome:
+        raise TapvirtError(
+            f"{doing}: libvirt has not done it within {seconds:g} s and could not be stopped; it may still come to "
+            "an end by "
+            "itself."
+        )
+    if outcome[0] is not None:
+        raise LibvirtFailure(f"{doing}{f', aborted after {seconds:g} s' if late else ''}", outcome[0])
+
+
+def _note(call: t.Callable[[], t.Any], outcome: list[t.Any]) -> None:
+    try:
+        call()
+    except libvirt.libvirtError as error:
+        outcome.append(error)
+    else:
+        outcome.append(None)
+
+
+def _ignore_refusal(abort: t.Callable[[], t.Any]) -> None:
+    with contextlib.suppress(libvirt.libvirtError):
+        abort()

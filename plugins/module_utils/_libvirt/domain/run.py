@@ -1,0 +1,378 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many domains in one go: check the input, observe, plan, apply domain by domain, verify.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+import uuid
+import xml.etree.ElementTree as ET
+
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError
+from ..._core.plan import Change
+from ..connection.connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
+from ..connection.embed import EmbedRoot
+from ..connection.kvm import kvm_warning
+from ..connection.lookup import is_host
+from ..connection.schema import schema_errors
+from ..connection.workers import Turns, for_each
+from ..connection.xml import check_inner_name, parse_definition, text_of, to_text
+from ..disk.disks import disks_of
+from ..disk.removal import Doomed, delete, find_doomed
+from ..item_run import Item, ItemRun, check_names
+from .apply import edit_running, note_start, remember, undefine
+from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
+from .lifecycle import Lifecycle
+from .mark import Mark, wanted_hash, with_mark, without_id
+from .observe import Surroundings, is_marked, observe_domain
+from .plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain, plan_restart
+
+# The states in which a domain gives back what others may need.
+_ENDS = ("absent", "shutdown", "saved")
+_ANY_HASH = wanted_hash("")
+
+
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+    """Turn a user's list into ``Wanted``, all of it checked.
+
+    :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
+    """
+    check_names(item["name"] for item in items)
+    wanted: list[Wanted] = []
+    for item in items:
+        name = item["name"]
+        root = None
+        if item.get("xml"):
+            root = without_id(parse_definition(f"{name}: xml", item["xml"], "domain"))
+            check_inner_name("domain", name, root)
+        disks = tuple(item.get("remove_disks") or ())
+        if disks and item["state"] != "absent":
+            rule = f"are deleted with state: absent only, and the state is {item['state']}"
+            raise InvalidInput(f"{name}: remove_disks", ", ".join(disks), rule)
+        may_remove = bool(item.get("allow_device_removal"))
+        wanted.append(
+            Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart"), disks, may_remove)
+        )
+    return wanted
+
+
+_Item = Item[Wanted, Observed, DomainPlan]
+
+
+class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
+    """Converges domains on one connection."""
+
+    rows = "domains"
+
+    def __init__(
+        self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options, purge: bool = False
+    ) -> None:
+        """Prepare the run.
+
+        :param purge: the list is full: domains with our mark that are not in it have to be absent.
+        :raises InvalidInput: the list is full and empty.
+        """
+        if purge and not wanted:
+            rule = "would remove every domain of ours from an empty list; name them with state: absent instead"
+            raise InvalidInput("purge", True, rule)
+        super().__init__(wanted, DomainPlan)
+        self._uri = uri
+        self._timeout_seconds = timeout_seconds
+        self._options = options
+        self._purge = purge
+        self._canonicaliser: Canonicaliser | None = None
+        # What is handed to libvirt, and what that makes of it, by domain.
+        self._desired_roots: dict[str, ET.Element | None] = {}
+        self._canonical_roots: dict[str, Canonical] = {}
+        # The names of all domains, by UUID.
+        self._owners: dict[str, str] = {}
+        # Of a root that is still to be made: nothing.
+        self._around = Surroundings(None, uri, [])
+        self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
+
+    def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+        """Plan, apply unless in check mode, verify; return the module's result.
+
+        :raises TapvirtError: at least one domain failed; the rows of all are in its fields.
+        """
+        root = check_uri(self._uri)
+        if can_stand_for(self._uri) and any(item.wanted.root is not None for item in self._items):
+            self._canonicaliser = Canonicaliser()
+            warning = kvm_warning()
+            if warning is not None:
+                self._warnings.append(warning)
+        try:
+            preparation = self._run(root, check_mode)
+        finally:
+            if self._canonicaliser is not None:
+                self._canonicaliser.end()
+        return self.result(check_mode, with_diff, preparation)
+
+    def _run(self, root: EmbedRoot | None, check_mode: bool) -> list[Change]:
+        if root is None or not root.is_new():
+            with connected(self._uri, self._timeout_seconds) as connection:
+                self.run(connection, check_mode)
+            return []
+        # Nothing is in a root that does not exist; opening it would make it.
+        change = Change(root.config_path, None, root.config_text(), "file", "the embedded driver's root is new")
+        self._plan_all(None)
+        if not any(item.plan.changes for item in self._items):
+            return []
+        if not check_mode and not self._any_error():
+            root.acquire(time.monotonic() + self._timeout_seconds)
+            root.prepare()
+            with connected(self._uri, self._timeout_seconds) as connection:
+                self.run(connection, check_mode)
+        return [change]
+
+    # ---- observe ----
+
+    def _observe(self, connection: Connection) -> None:
+        with libvirt_errors("Listing the domains"):
+            driver = connection.getType()
+            domains = connection.listAllDomains()
+        self._owners = {domain.UUIDString(): str(domain.name()) for domain in domains}
+        found = {str(domain.name()): domain for domain in domains}
+        if self._purge:
+            self._add_forgotten(driver, found)
+        around = self._around = self._surroundings(connection, domains)
+        for item in self._items:
+            domain = found.get(item.wanted.name)
+            item.observed = None
+            if domain is None:
+                continue
+            if is_host(driver, domain.ID()):
+                item.error = f"{item.wanted.name}: is the host itself, as Xen lists it. Nothing was changed."
+                continue
+            try:
+                with libvirt_errors(f"{item.wanted.name}: reading it"):
+                    observed = observe_domain(domain)
+                    look = around.with_belongings if item.wanted.state == "absent" else around.with_overlays
+                    item.observed = around.with_host_model(item.wanted, look(item.wanted, domain, observed))
+            except TapvirtError as error:
+                item.error = error.message
+
+    def _surroundings(self, connection: Connection, domains: t.Sequence[Domain]) -> Surroundings:
+        return Surroundings(connection, self._uri, domains, [item.wanted for item in self._items])
+
+    def _add_forgotten(self, driver: str, found: t.Mapping[str, Domain]) -> None:
+        """Add the domains that we once defined and that are not in the list. Once: what comes later is not ours."""
+        self._purge = False
+        named = {item.wanted.name for item in self._items}
+        for name in sorted(set(found) - named):
+            domain = found[name]
+            if is_host(driver, domain.ID()):
+                continue
+            with libvirt_errors(f"{name}: reading its mark"):
+                if is_marked(domain):
+                    self._items.append(Item(Wanted(name, "absent"), DomainPlan()))
+
+    # ---- plan ----
+
+    def _plan_all(self, connection: Connection | None) -> None:
+        """Plan every domain. What cannot be planned is told for all of them before anything is changed for any."""
+        desired: dict[str, ET.Element | None] = {}
+        leaving = [item.wanted.name for item in self._items if item.wanted.state == "absent"]
+        shared = self._shared_disks(leaving)
+        for item in self._items:
+            name = item.wanted.name
+            if item.error:
+                continue
+            try:
+                desired[name] = self._desired(item)
+                self._check_uuid(item)
+                item.error = shared.get(name)
+            except TapvirtError as error:
+                item.error = error.message
+        # A definition that was applied before was valid then. Others are checked with a mark, as libvirt gets them.
+        mark = Mark(_ANY_HASH, _ANY_HASH)
+        wrong = schema_errors({name: with_mark(root, mark) for name, root in desired.items() if root is not None})
+        for item in self._items:
+            if item.wanted.name in wrong:
+                item.error = wrong[item.wanted.name].message
+                desired[item.wanted.name] = None
+        canonical = self._canonical(desired, connection)
+        misplaced = {name for name, answer in canonical.items() if answer.error is not None}
+        again = {
+            item.wanted.name: self._desired(item, with_addresses=False)
+            for item in self._items
+            if item.wanted.name in misplaced and item.observed is not None
+        }
+        desired.update(again)
+        canonical.update(self._canonical(again, connection))
+        self._desired_roots, self._canonical_roots = desired, canonical
+        super()._plan_all(connection)
+
+    def _shared_disks(self, leaving: t.Collection[str]) -> dict[str, str]:
+        """Return why domains cannot be added, by name; ``leaving`` are the names of those that go before."""
+        new = [item.wanted for item in self._items if item.observed is None and item.wanted.state != "absent"]
+        try:
+            return self._around.shared_disks(new, leaving)
+        except TapvirtError as error:
+            return dict.fromkeys((one.name for one in new), error.message)
+
+    def _plan(self, item: _Item) -> DomainPlan:
+        wanted = item.wanted
+        answer = self._canonical_roots.get(wanted.name)
+        if answer is not None and answer.error is not None:
+            rule = f"is refused by libvirt: {answer.error}"
+            raise InvalidInput(f"{wanted.name}: xml", wanted.name, rule)
+        root = answer.root if answer else None
+        return plan_domain(
+            wanted, item.observed, self._desired_roots[wanted.name], root, self._options, self._owners.values()
+        )
+
+    def _desired(self, item: _Item, with_addresses: bool = True) -> ET.Element | None:
+        new_uuid = self._new_uuids.get(item.wanted.name, "")
+        return desired_definition(item.wanted, item.observed, new_uuid, with_addresses)
+
+    def _check_uuid(self, item: _Item) -> None:
+        uuid_in_xml = None if item.wanted.root is None else text_of(item.wanted.root, "uuid")
+        owner = self._owners.get((uuid_in_xml or "").lower())
+        if owner is not None and owner != item.wanted.name:
+            rule = f"belongs to domain {owner!r}; a domain is not renamed by another name in its XML"
+            raise InvalidInput(f"{item.wanted.name}: uuid", uuid_in_xml, rule)
+
+    def _canonical(
+        self, desired: t.Mapping[str, ET.Element | None], connection: Connection | None
+    ) -> dict[str, Canonical]:
+        texts = {name: to_text(root) for name, root in desired.items() if root is not None}
+        if not texts or self._canonicaliser is None:
+            return {}
+        managed = None if connection is None else managed_by(connection, self._uri)
+        try:
+            return dict(zip(texts, self._canonicaliser.ask(list(texts.values()), managed, self._timeout_seconds)))
+        except Unavailable as error:
+            self._warnings += [f"The plan compares what the XML says only, it is not exact: {error}."]
+            return {}
+
+    # ---- apply ----
+
+    def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        """Apply to several domains at once; what ends goes before what begins, which may need its disks and memory."""
+        turns = Turns()
+        self._lifecycle = Lifecycle(connection, turns)
+        if any(item.plan.steps for item in touched):
+            self._lifecycle.watch()
+        apply_each = super()._apply_all
+        try:
+            ending = [item for item in touched if item.wanted.state in _ENDS and item.observed is not None]
+            for_each(lambda item: apply_each(connection, [item]), ending, turns)
+            self._refuse_what_did_not_go()
+            beginning = [item for item in touched if item not in ending and not item.error]
+            for_each(lambda item: apply_each(connection, [item]), beginning, turns)
+        finally:
+            self._lifecycle.close()
+
+    def _refuse_what_did_not_go(self) -> None:
+        """Refuse new domains whose disks are those of domains that were to go, and are still there."""
+        absent = [item for item in self._items if item.wanted.state == "absent"]
+        if any(item.error for item in absent):
+            shared = self._shared_disks([item.wanted.name for item in absent if not item.error])
+            for item in self._items:
+                item.error = item.error or shared.get(item.wanted.name)
+
+    def _apply(self, connection: Connection, item: _Item) -> None:
+        name, plan = item.wanted.name, item.plan
+        if plan.define is not None:
+            with libvirt_errors(f"{name}: defining it"):
+                domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            item.done = True
+            if plan.remember is not None and item.wanted.root is not None:
+                remember(name, domain, plan.remember, item.wanted.root)
+        with libvirt_errors(f"{name}: looking it up"):
+            domain = connection.lookupByName(name)
+        wanted = item.wanted.autostart
+        if wanted is not None and any(change.how == "setAutostart" for change in plan.changes):
+            with libvirt_errors(f"{name}: setting autostart"):
+                domain.setAutostart(int(wanted))
+            item.done = True
+        self._edit(domain, item)
+        for step in plan.steps:
+            self._lifecycle.step(name, domain, step, self._options.waiting)
+            item.done = True
+            if step in ("create", "create_paused"):
+                note_start(name, domain)
+        if plan.undefine and item.observed is not None:
+            undefine(name, connection, domain, item.observed.belongings, self._options.remove)
+            item.done = True
+        if plan.disks:
+            self._delete_disks(connection, item)
+
+    def _edit(self, domain: Domain, item: _Item) -> None:
+        for edit in item.plan.edits:
+            in_vain = edit_running(item.wanted.name, domain, edit)
+            if in_vain is not None:
+                reason, why = in_vain
+                self._warnings.append(why)
+                if reason == "restart" and self._options.apply == "restart_if_needed":
+                    plan_restart(item.plan, item.wanted, item.observed)
+            item.done = True
+
+    def _delete_disks(self, connection: Connection, item: _Item) -> None:
+        """Delete the named disks of a domain that is gone. Who needs them is looked at once more: time has passed.
+
+        No later run can find those that stay, so all of them are named.
+        """
+        name, planned = item.wanted.name, item.plan.disks
+        errors: list[str] = []
+        left: list[Doomed] = []
+        try:
+            now = self._doomed_now(connection, item)
+        except TapvirtError as error:
+            errors, left, now = [error.message], planned, []
+        for before, after in zip(planned, now):
+            try:
+                delete(name, connection, before, after)
+                item.done = True
+            except TapvirtError as error:
+                errors.append(error.message)
+                left.append(before)
+        if errors:
+            places = ", ".join(f"{one.where} ({one.target})" for one in left)
+            rule = (
+                f"{' '.join(errors)} Of the disks to delete, there are still: {places}. They have to be looked after "
+                "by hand."
+            )
+            raise TapvirtError(rule)
+
+    def _doomed_now(self, connection: Connection, item: _Item) -> list[Doomed]:
+        name = item.wanted.name
+        with libvirt_errors(f"{name}: looking for users of its disks"):
+            domains = connection.listAllDomains()
+            if name in [domain.name() for domain in domains]:
+                raise NoEffect(f"{name}: undefined without an error, but it is still there.")
+            around = self._surroundings(connection, domains)
+            disks = disks_of(None if item.observed is None else item.observed.stored)
+            targets = [one.target for one in item.plan.disks]
+            return find_doomed(name, targets, disks, [], around.places, around.all_uses())
+
+    def _keep(self, item: _Item, planned: DomainPlan) -> None:
+        super()._keep(item, planned)
+        item.plan.fidelity = planned.fidelity
+
+    def _row(self, item: _Item, check_mode: bool) -> dict[str, t.Any]:
+        wanted, observed, plan = item.wanted, item.observed, item.plan
+        state = "absent" if observed is None else observed.state
+        if check_mode and plan.changes and not item.error:
+            state = _planned_state(wanted, state)
+        return {
+            "name": wanted.name,
+            "uuid": observed.uuid if observed else None,
+            "state": state,
+            "changed": item.changed(check_mode),
+            "pending": plan.pending,
+            "plan_fidelity": plan.fidelity,
+            "error": item.error,
+        }
+
+
+def _planned_state(wanted: Wanted, state: str) -> str:
+    if wanted.state == "present":
+        return "shutoff" if state == "absent" else state
+    return {"shutdown": "shutoff", "saved": "shutoff"}.get(wanted.state, wanted.state)

@@ -1,0 +1,302 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many networks in one go: check the input, observe, plan, apply network by network, verify.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import typing as t
+import xml.etree.ElementTree as ET
+
+from ..._core.errors import InvalidInput, TapvirtError
+from ..connection.connection import Connection, LibvirtFailure, check_uri, connected, libvirt, libvirt_errors, shown_uri
+from ..connection.xml import check_inner_name, parse_definition, text_of
+from ..item_run import Item, ItemRun, check_names
+from .canonical import Network, canonical_networks, define_network
+from .live import NetworkEdit
+from .plan import NetworkPlan, Observed, Options, Wanted, check_attached, desired_definition, plan_network
+from .xml import OWN_BRIDGE_MODES, bridge_name, forward_mode
+
+_Item = Item[Wanted, Observed, NetworkPlan]
+
+
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+    """Turn a user's list into ``Wanted``, all of it checked.
+
+    :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
+    """
+    check_names(item["name"] for item in items)
+    wanted: list[Wanted] = []
+    for item in items:
+        name = item["name"]
+        root = None
+        if item.get("xml"):
+            root = parse_definition(f"{name}: xml", item["xml"], "network")
+            check_inner_name("network", name, root)
+        wanted.append(Wanted(name, item["state"], root, item.get("autostart")))
+    return wanted
+
+
+def check_has_networks(uri: str) -> None:
+    """Refuse a URI of the embedded driver.
+
+    :raises InvalidInput: it is one, or none at all.
+    """
+    if check_uri(uri) is not None:
+        rule = "has no networks: libvirt's embedded driver knows domains only"
+        raise InvalidInput("uri", shown_uri(uri), rule, ["qemu:///system"])
+
+
+def list_networks(connection: Connection) -> list[Network]:
+    """Return all networks, by name.
+
+    :raises TapvirtError: the driver knows none, or libvirt refused.
+    """
+    try:
+        with libvirt_errors("Listing the networks"):
+            return sorted(connection.listAllNetworks(), key=lambda network: str(network.name()))
+    except LibvirtFailure as error:
+        if error.code == libvirt.VIR_ERR_NO_SUPPORT:
+            message = f"The driver of this connection ({connection.getType()}) has no networks."
+            raise TapvirtError(message, **error.fields) from error
+        raise
+
+
+def observe_network(network: Network) -> Observed:
+    """Read one network."""
+    active, persistent = bool(network.isActive()), bool(network.isPersistent())
+    running = ET.fromstring(network.XMLDesc(0)) if active else None
+    tells_stored = True
+    try:
+        stored = ET.fromstring(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+            raise
+        # Libvirt's test driver does not know the flag. Off, a network shows what is stored anyway.
+        tells_stored = not active
+        stored = running if running is not None else ET.fromstring(network.XMLDesc(0))
+    return Observed(
+        uuid=network.UUIDString(),
+        active=active,
+        persistent=persistent,
+        autostart=bool(network.autostart()) if persistent else False,
+        stored=stored,
+        running=running,
+        tells_stored=tells_stored,
+    )
+
+
+def attached_domains(connection: Connection, networks: t.Mapping[str, str | None]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the running domains with an interface on each network (name -> its bridge or null)."""
+    by_bridge = {bridge: name for name, bridge in networks.items() if bridge}
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    with libvirt_errors("Listing the running domains"):
+        domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+    for domain in domains:
+        try:
+            root = ET.fromstring(domain.XMLDesc(0))
+        except libvirt.libvirtError as error:
+            # It ended meanwhile.
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                continue
+            with libvirt_errors(f"Reading domain {domain.name()}"):
+                raise
+        used = set()
+        for source in root.iterfind("devices/interface/source"):
+            used |= {source.get("network"), by_bridge.get(source.get("bridge") or "")}
+        for name in used & set(networks):
+            found[str(name)].append(str(domain.name()))
+    return {name: tuple(sorted(names)) for name, names in found.items()}
+
+
+class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
+    """Converges networks on one connection."""
+
+    rows = "networks"
+
+    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options) -> None:
+        super().__init__(wanted, NetworkPlan)
+        self._uri = uri
+        self._timeout_seconds = timeout_seconds
+        self._options = options
+        # What is handed to libvirt, and what that makes of it, by network.
+        self._desired: dict[str, ET.Element] = {}
+        self._canonical: dict[str, ET.Element] = {}
+        # The names of all networks that there are or will be, by UUID and by bridge.
+        self._by_uuid: dict[str, str] = {}
+        self._by_bridge: dict[str, str] = {}
+
+    def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+        """Plan, apply unless in check mode, verify; return the module's result.
+
+        :raises TapvirtError: at least one network failed; the rows of all are in its fields.
+        """
+        check_has_networks(self._uri)
+        with connected(self._uri, self._timeout_seconds) as connection:
+            self.run(connection, check_mode)
+        return self.result(check_mode, with_diff)
+
+    # ---- observe ----
+
+    def _observe(self, connection: Connection) -> None:
+        networks = {str(network.name()): network for network in list_networks(connection)}
+        observed: dict[str, Observed] = {}
+        for name, network in networks.items():
+            try:
+                with libvirt_errors(f"{name}: reading it"):
+                    observed[name] = observe_network(network)
+            except LibvirtFailure as error:
+                # It vanished meanwhile.
+                if error.code != libvirt.VIR_ERR_NO_NETWORK:
+                    raise
+        going = {item.wanted.name for item in self._items if item.wanted.state == "absent"}
+        staying = {name: found for name, found in observed.items() if name not in going}
+        self._by_uuid = {found.uuid: name for name, found in staying.items()}
+        self._by_bridge = {bridge: name for name, found in staying.items() for bridge in _bridges(found)}
+        for item in self._items:
+            item.observed = observed.get(item.wanted.name)
+        self._observe_attached(connection)
+
+    def _observe_attached(self, connection: Connection) -> None:
+        """Look for the guests of the networks that may be stopped; of the others nobody asks."""
+        restart = self._options.apply == "restart_if_needed"
+        stopped = {
+            item.wanted.name: _bridge_of(item.observed)
+            for item in self._items
+            if item.observed is not None
+            and item.observed.active
+            and (restart or item.wanted.state in ("inactive", "absent"))
+        }
+        attached = attached_domains(connection, stopped) if stopped else {}
+        for item in self._items:
+            if item.observed is not None and item.wanted.name in attached:
+                item.observed = dataclasses.replace(item.observed, attached=attached[item.wanted.name])
+
+    # ---- plan ----
+
+    def _plan_all(self, connection: Connection | None) -> None:
+        """Plan every network. What cannot be planned is told for all of them before anything is changed for any."""
+        self._desired = {}
+        for item in self._items:
+            try:
+                root = desired_definition(item.wanted, item.observed)
+                if root is not None:
+                    self._check_free(item.wanted, root)
+                    self._desired[item.wanted.name] = root
+            except TapvirtError as error:
+                item.error = error.message
+        self._canonical = {}
+        answers = canonical_networks(self._desired)
+        for item in self._items:
+            answer = answers.get(item.wanted.name)
+            if isinstance(answer, InvalidInput):
+                item.error = item.error or answer.message
+            elif answer is not None:
+                self._canonical[item.wanted.name] = answer
+        super()._plan_all(connection)
+
+    def _check_free(self, wanted: Wanted, root: ET.Element) -> None:
+        """Refuse the UUID and the bridge of another network, one of this task or one that is not to go."""
+        uuid, bridge = (text_of(root, "uuid") or "").lower(), bridge_name(root)
+        owner = self._by_uuid.setdefault(uuid, wanted.name) if uuid else wanted.name
+        if owner != wanted.name:
+            rule = f"belongs to network {owner!r}; a network is not renamed by another name in its XML"
+            raise InvalidInput(f"{wanted.name}: uuid", uuid, rule)
+        if bridge and forward_mode(root) in OWN_BRIDGE_MODES:
+            owner = self._by_bridge.setdefault(bridge, wanted.name)
+            if owner != wanted.name:
+                raise InvalidInput(f"{wanted.name}: bridge", bridge, f"is that of network {owner!r}")
+
+    def _plan(self, item: _Item) -> NetworkPlan:
+        name = item.wanted.name
+        return plan_network(
+            item.wanted, item.observed, self._desired.get(name), self._canonical.get(name), self._options
+        )
+
+    # ---- apply ----
+
+    def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        """Take away first what goes: others may get its UUID or bridge."""
+        super()._apply_all(connection, sorted(touched, key=lambda item: item.wanted.state != "absent"))
+
+    def _apply(self, connection: Connection, item: _Item) -> None:
+        name, plan = item.wanted.name, item.plan
+        if plan.define is not None:
+            with libvirt_errors(f"{name}: defining it"):
+                define_network(connection, plan.define)
+            item.done = True
+        with libvirt_errors(f"{name}: looking it up"):
+            network = connection.networkLookupByName(name)
+        if plan.autostart is not None:
+            with libvirt_errors(f"{name}: setting autostart"):
+                network.setAutostart(int(plan.autostart))
+            item.done = True
+        for edit in plan.edits:
+            with libvirt_errors(f"{name}: {edit.command} {edit.path} of the running network"):
+                _edit(network, edit)
+            item.done = True
+        for step in plan.steps:
+            if step == "destroy":
+                # A guest may have started since the plan was made.
+                bridge = _bridge_of(item.observed)
+                attached = attached_domains(connection, {name: bridge}).get(name, ())
+                check_attached(name, attached, self._options)
+            with libvirt_errors(f"{name}: {step}"):
+                _STEPS[step](network)
+            item.done = True
+
+    def _row(self, item: _Item, check_mode: bool) -> dict[str, t.Any]:
+        observed, plan = item.observed, item.plan
+        state = "absent" if observed is None else "active" if observed.active else "inactive"
+        if check_mode and plan.changes and not item.error:
+            state = _planned_state(item.wanted, state)
+        return {
+            "name": item.wanted.name,
+            "uuid": observed.uuid if observed else None,
+            "state": state,
+            "bridge": bridge_name(observed.stored) if observed else None,
+            "changed": item.changed(check_mode),
+            "pending": plan.pending,
+            "error": item.error,
+        }
+
+
+def _planned_state(wanted: Wanted, state: str) -> str:
+    if wanted.state == "present":
+        return "inactive" if state == "absent" else state
+    return wanted.state
+
+
+def _bridge_of(observed: Observed | None) -> str | None:
+    """Return the bridge that goes when a running network stops; null where it is none of libvirt's own."""
+    if observed is None or observed.running is None or forward_mode(observed.running) not in OWN_BRIDGE_MODES:
+        return None
+    return bridge_name(observed.running)
+
+
+def _bridges(observed: Observed) -> list[str]:
+    """Return the bridges that a network names: the one that is there and the one that is stored."""
+    roots = [root for root in (observed.stored, observed.running) if root is not None]
+    return [bridge for bridge in map(bridge_name, roots) if bridge]
+
+
+_STEPS: dict[str, t.Callable[[Network], t.Any]] = {
+    "create": lambda network: network.create(),
+    "destroy": lambda network: network.destroy(),
+    "undefine": lambda network: network.undefine(),
+}
+
+
+def _edit(network: Network, edit: NetworkEdit) -> None:
+    command = {
+        "add": libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST,
+        "modify": libvirt.VIR_NETWORK_UPDATE_COMMAND_MODIFY,
+        "delete": libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE,
+    }[edit.command]
+    section = getattr(libvirt, "VIR_NETWORK_SECTION_" + edit.section)
+    network.update(command, section, edit.parent, edit.xml, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)

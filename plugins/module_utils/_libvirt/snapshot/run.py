@@ -1,0 +1,332 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots of domains in one go: check the input, observe, plan, apply one after another, verify.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import typing as t
+import xml.etree.ElementTree as ET
+
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError
+from ..connection.connection import Connection, Domain, check_uri, connected, is_unknown, libvirt, libvirt_errors
+from ..connection.deadline import within
+from ..connection.lookup import find_domain
+from ..connection.xml import check_name
+from ..disk.images import is_of_this_host
+from ..domain.lifecycle import state_of
+from ..item_run import Item, ItemRun
+from .model import NO, Snapshot, domain_disks, parse_snapshot, snapshot_xml
+from .plan import memory_file_to_go, plan_snapshot
+from .projection import Observed, Outlook, SnapshotPlan, Wanted, WantedDisk
+
+
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+    """Turn a user's list into ``Wanted``, all of it checked.
+
+    :raises InvalidInput: a name that is none, an item given twice, or a revert beside other items of its domain.
+    """
+    wanted = []
+    for item in items:
+        check_name("domain", item["domain"])
+        _check_snapshot_name(item["domain"], item["name"])
+        disks = tuple(WantedDisk(disk["target"], disk["file"], disk["include"]) for disk in item["disks"] or ())
+        wanted.append(
+            Wanted(
+                domain=item["domain"],
+                snapshot=item["name"],
+                state=item["state"],
+                description=_description(item),
+                kind=item["kind"],
+                memory_file=item["memory_file"],
+                quiesce=item["quiesce"],
+                disks=disks,
+                with_children=item["with_children"],
+            )
+        )
+    for number, one in enumerate(wanted):
+        if any((other.domain, other.snapshot) == (one.domain, one.snapshot) for other in wanted[:number]):
+            raise InvalidInput(f"{one.domain}: name", one.snapshot, "is in the list twice")
+        if one.state == "reverted" and sum(other.domain == one.domain for other in wanted) > 1:
+            rule = "has to stand alone for its domain: what the other snapshots are to be is not known before a revert"
+            raise InvalidInput(f"{one.name}: state", one.state, rule)
+    return wanted
+
+
+def _check_snapshot_name(domain: str, name: str) -> None:
+    item = f"{domain}: name"
+    check_name(item, name)
+    if name.startswith("."):
+        raise InvalidInput(item, name, "must not start with '.', libvirt keeps a file of this name")
+
+
+def _description(item: t.Mapping[str, t.Any]) -> str | None:
+    text: str | None = item["description"]
+    if text is None:
+        return None
+    if any(not letter.isprintable() and letter not in "\n\t" for letter in text):
+        raise InvalidInput(f"{item['name']}: description", text, "must be printable text")
+    return text.strip()
+
+
+_Item = Item[Wanted, Observed, SnapshotPlan]
+
+
+class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
+    """Converges snapshots on one connection."""
+
+    rows = "snapshots"
+
+    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], wait_seconds: float) -> None:
+        super().__init__(wanted, SnapshotPlan)
+        self._uri = uri
+        self._timeout_seconds = timeout_seconds
+        self._wait_seconds = wait_seconds
+        self._outlooks: dict[str, Outlook] = {}
+        # Who has the files of the domains: whether they can be looked at from here.
+        self._local = is_of_this_host(uri)
+
+    def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+        """Plan, apply unless in check mode, verify; return the module's result.
+
+        :raises TapvirtError: at least one snapshot failed; the rows of all are in its fields.
+        """
+        root = check_uri(self._uri)
+        if root is None or not root.is_new():
+            with connected(self._uri, self._timeout_seconds) as connection:
+                self.run(connection, check_mode)
+        else:
+            # Nothing is in a root that does not exist; opening it would make it.
+            for item in self._items:
+                if item.wanted.state != "absent":
+                    rule = f"is no domain of this libvirt: nothing is in {root.path} yet"
+                    item.error = InvalidInput("domain", item.wanted.domain, rule).message
+        return self.result(check_mode, with_diff)
+
+    # ---- observe ----
+
+    def _observe(self, connection: Connection) -> None:
+        seen: dict[str, Observed | TapvirtError] = {}
+        for item in self._items:
+            name = item.wanted.domain
+            if name not in seen:
+                try:
+                    seen[name] = observe_domain(connection, find_domain(connection, name), self._local)
+                except TapvirtError as error:
+                    seen[name] = error
+            found = seen[name]
+            item.observed = found if isinstance(found, Observed) else None
+            if isinstance(found, InvalidInput) and item.wanted.state == "absent":
+                # Without its domain a snapshot is gone, too, unless the name is a mistyped one.
+                warning = f"{item.wanted.name}: {found.message}"
+                if warning not in self._warnings:
+                    self._warnings.append(warning)
+            elif isinstance(found, TapvirtError):
+                item.error = found.message
+
+    # ---- plan ----
+
+    def _plan_all(self, connection: Connection | None) -> None:
+        wanted = [item.wanted for item in self._items]
+        taken: set[str] = set()
+        self._outlooks = {
+            item.wanted.domain: Outlook(
+                item.observed, [one for one in wanted if one.domain == item.wanted.domain], taken
+            )
+            for item in self._items
+            if item.observed is not None
+        }
+        super()._plan_all(connection)
+
+    def _plan(self, item: _Item) -> SnapshotPlan:
+        plan = plan_snapshot(item.wanted, self._outlooks.get(item.wanted.domain), item.done)
+        if plan.create is not None:
+            self._check_places(item.wanted, plan.create)
+        return plan
+
+    def _check_places(self, wanted: Wanted, new: Snapshot) -> None:
+        """Refuse files that are there, and those with no directory to go to.
+
+        Libvirt refuses to put an overlay over a file, but empties the one that the memory goes to.
+        """
+        if not self._local:
+            if new.memory_file is not None:
+                rule = "is on another host, and whether a file there would be overwritten cannot be seen from here"
+                raise InvalidInput(f"{wanted.name}: memory_file", new.memory_file, rule)
+            return
+        for file in new.files:
+            item = f"{wanted.name}: file"
+            if os.path.lexists(file):
+                rule = "is there already and is not overwritten; name another file, or remove it"
+                raise InvalidInput(item, file, rule)
+            if not os.path.isdir(os.path.dirname(file)):
+                raise InvalidInput(item, file, "cannot be written: its directory does not exist")
+
+    # ---- apply ----
+
+    def _apply(self, connection: Connection, item: _Item) -> None:
+        plan, name = item.plan, item.wanted.name
+        domain = find_domain(connection, item.wanted.domain)
+        if plan.create is not None:
+            # Something may have been put there since the plan was made.
+            self._check_places(item.wanted, plan.create)
+            text, flags = snapshot_xml(plan.create), _creation_flags(plan)
+            self._do(f"{name}: taking it", domain, lambda: domain.snapshotCreateXML(text, flags))
+            item.done = True
+        if plan.revert:
+            with libvirt_errors(f"{name}: looking it up"):
+                snapshot = domain.snapshotLookupByName(item.wanted.snapshot)
+            self._do(f"{name}: reverting to it", domain, lambda: domain.revertToSnapshot(snapshot))
+            item.done = True
+        for one in plan.delete:
+            self._delete(domain, one, item)
+
+    def _do(self, doing: str, domain: Domain, call: t.Callable[[], t.Any]) -> None:
+        within(self._wait_seconds, doing, call, domain.abortJob)
+
+    def _delete(self, domain: Domain, snapshot: Snapshot, item: _Item) -> None:
+        doing = f"{item.wanted.domain} snapshot {snapshot.name}: removing it"
+        with libvirt_errors(doing):
+            found = domain.snapshotLookupByName(snapshot.name)
+        self._do(doing, domain, found.delete)
+        item.done = True
+        file = memory_file_to_go(snapshot, observe_snapshots(domain).values())
+        if file is None:
+            return
+        if self._local:
+            # Libvirt leaves it behind in some versions.
+            _remove_file(doing, file)
+        else:
+            self._warnings.append(f"{doing}: the memory file {file} may still be on the domain's host.")
+
+    # ---- verify ----
+
+    def _verify(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+        planned = {item.wanted.name: item.plan for item in touched}
+        super()._verify(connection, touched)
+        expected: dict[tuple[str, str], str] = {}
+        for item in touched:
+            left = [file for file in planned[item.wanted.name].goes if self._local and os.path.lexists(file)]
+            if left and not item.error:
+                item.error = NoEffect(f"{item.wanted.name}: done, but still there: {', '.join(left)}.").message
+            new = planned[item.wanted.name].create
+            if new is not None and item.observed is not None and not item.error:
+                item.error = _not_as_planned(item.wanted, new, item.observed)
+                expected.update({(item.wanted.domain, target): file for target, file in new.overlays.items()})
+        for item in touched:
+            if item.observed is None or item.error or planned[item.wanted.name].create is None:
+                continue
+            for disk in domain_disks(item.observed.definition):
+                file = expected.get((item.wanted.domain, disk.target), disk.source)
+                if disk.source != file:
+                    item.error = NoEffect(
+                        f"{item.wanted.name}: taken, but disk {disk.target} still writes to {disk.source} and not "
+                        f"to the overlay {file}."
+                    ).message
+
+    # ---- result ----
+
+    def _row(self, item: _Item, check_mode: bool) -> dict[str, t.Any]:
+        wanted, observed = item.wanted, item.observed
+        row = {"domain": wanted.domain, "name": wanted.snapshot, "state": "absent", "current": False, "kind": None}
+        row.update(files=[], domain_state=None, disks=[])
+        outlook = self._outlooks.get(wanted.domain) if check_mode and not item.error else None
+        if outlook is None and observed is not None:
+            outlook = Outlook(observed, [])
+        if outlook is not None:
+            found = outlook.snapshots.get(wanted.snapshot)
+            row["domain_state"] = outlook.state
+            row["disks"] = [{"target": target, "source": source} for target, source in outlook.sources.items()]
+            if found is not None:
+                current = outlook.current == found.name
+                row.update(state="present", current=current, kind=found.kind, files=found.files)
+        return {**row, "changed": item.changed(check_mode), "error": item.error}
+
+
+def _creation_flags(plan: SnapshotPlan) -> int:
+    flags = 0
+    if plan.create is not None and plan.create.overlays:
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        if plan.create.memory == NO:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    if plan.quiesce:
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+    return flags
+
+
+def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> str | None:
+    found = observed.snapshots.get(new.name)
+    if found is None or (found.kind, sorted(found.files)) == (new.kind, sorted(new.files)):
+        return None
+    return NoEffect(
+        f"{wanted.name}: taken, but it is {found.kind} with the files {found.files}; planned was {new.kind} with "
+        f"{new.files}."
+    ).message
+
+
+def _remove_file(doing: str, file: str) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISREG(os.lstat(file).st_mode):
+                os.unlink(file)
+    except OSError as error:
+        raise TapvirtError(f"{doing}: the memory file {file} stays: {error.strerror}.") from error
+
+
+def observe_domain(connection: Connection, domain: Domain, local: bool) -> Observed:
+    """Read one domain and all of its snapshots; ``local``: their files can be looked at from here.
+
+    :raises TapvirtError: it cannot be read, or its driver knows no snapshots.
+    """
+    with libvirt_errors(f"{domain.name()}: reading it"):
+        active = bool(domain.isActive())
+        stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        definition = ET.fromstring(domain.XMLDesc(0)) if active else stored
+        version = connection.getLibVersion()
+    snapshots = observe_snapshots(domain)
+    with libvirt_errors(f"{domain.name()}: reading its snapshots"):
+        current = domain.snapshotCurrent().getName() if snapshots and domain.hasCurrentSnapshot() else None
+        managed_save = bool(domain.hasManagedSaveImage())
+    return Observed(
+        state=state_of(domain)[0],
+        active=active,
+        managed_save=managed_save,
+        definition=definition,
+        stored=stored,
+        snapshots=snapshots,
+        current=current,
+        library_version=version,
+        missing=frozenset(file for one in snapshots.values() for file in one.files if not os.path.lexists(file))
+        if local
+        else frozenset(),
+    )
+
+
+def observe_snapshots(domain: Domain) -> dict[str, Snapshot]:
+    """Read all snapshots of a domain, by name.
+
+    :raises TapvirtError: they cannot be read, or the domain's driver knows none.
+    """
+    with libvirt_errors(f"{domain.name()}: reading its snapshots"):
+        found = [parse_snapshot(one.getXMLDesc(0)) for one in list_snapshots(domain)]
+    return {one.name: one for one in found}
+
+
+def list_snapshots(domain: Domain, flags: int = 0) -> list[t.Any]:
+    """Return the binding's objects for the snapshots of a domain.
+
+    :raises TapvirtError: the domain's driver knows none.
+    """
+    try:
+        return list(domain.listAllSnapshots(flags))
+    except libvirt.libvirtError as error:
+        if not is_unknown(error):
+            raise
+        driver = domain.connect().getType()
+        raise TapvirtError(f"{domain.name()}: libvirt's driver {driver} knows no snapshots.") from error
