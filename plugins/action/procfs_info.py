@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.pipelined import SourceAction
 
 
 class ActionModule(SourceAction):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.tapvirt.host.plugins.plugin_utils._edge import TEXT, Need, Odd, parse
-from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
-from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import fetch_once
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import fetch_once
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.edge import TEXT, Need, Odd, parse
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction
 
 
 class ActionModule(ModuleAction):

@@ -19,9 +19,9 @@ from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, Ansi
 from ansible.utils.display import Display
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import limits
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import own_directory, unit_of
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
-from ansible_collections.tapvirt.host.plugins.plugin_utils._source import SourceAction
-from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path, has_file
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.pipelined import SourceAction
 
 # The linear and free strategies load this file in the main process, before workers lose its standard output.
 _TERMINAL = os.isatty(1)

@@ -11,7 +11,7 @@ import typing as t
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.loader import lookup_loader
 from ansible_collections.tapvirt.host.plugins.module_utils._core.files import kind_of
-from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction
 
 
 class ActionModule(ModuleAction):

@@ -10,8 +10,8 @@ import shlex
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.tapvirt.host.plugins.plugin_utils._module_action import ModuleAction
-from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path, has_file
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path, has_file
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction
 
 # Where stap_service keeps modules on a host (module_utils/_systemtap/service/model.py).
 _HOST_PATH = "/var/lib/tapvirt/services/{0}/modules/{1}/{2}.ko"

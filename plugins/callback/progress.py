@@ -63,7 +63,7 @@ import typing as t
 from ansible.errors import AnsibleError
 from ansible.plugins.callback import CallbackBase
 
-from ..plugin_utils._status import CHANNEL, LastLine, Status
+from ..plugin_utils._fleet.status import CHANNEL, LastLine, Status
 
 _REDRAW_SECONDS = 0.5
 

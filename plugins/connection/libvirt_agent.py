@@ -117,8 +117,8 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _agent
-from ansible_collections.tapvirt.host.plugins.plugin_utils._agent_messages import NotReached
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent import agent
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import NotReached
 
 display = Display()
 
@@ -141,13 +141,13 @@ class Connection(ConnectionBase):
                 self._guest, self._connected = guest, True
         return self
 
-    def _found(self) -> _agent.Guest:
+    def _found(self) -> agent.Guest:
         given = [self.get_option(name) for name in ("libvirt_uri", "domain", "domain_row", "remote_addr")]
         variables = ("tapvirt_libvirt_uri", "tapvirt_libvirt_domain", "tapvirt_domain")
-        _agent.refuse_facts(self.get_option("facts"), dict(zip(variables, given, strict=False)))
-        uri, name = _agent.place(*given)
+        agent.refuse_facts(self.get_option("facts"), dict(zip(variables, given, strict=False)))
+        uri, name = agent.place(*given)
         seconds = [self.get_option(name) for name in ("answer_timeout_seconds", "command_timeout_seconds")]
-        return _agent.Guest(uri, name, *seconds)
+        return agent.Guest(uri, name, *seconds)
 
     @contextlib.contextmanager
     def _errors(self) -> t.Iterator[None]:

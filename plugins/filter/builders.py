@@ -9,8 +9,8 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..plugin_utils import _builders
-from ..plugin_utils._edge import Odd
+from ..plugin_utils._trace import builders as _builders
+from ..plugin_utils._transport.edge import Odd
 
 
 def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:

@@ -10,13 +10,14 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import InvalidInput, TapvirtError
-from ..plugin_utils import _campaign, _catalogue, _probe_points
+from ..plugin_utils._trace import campaign, probe_points
+from ..plugin_utils._trace import catalogue as _catalogue
 
 
 def trace_outcomes(value: t.Any, name: str) -> list[str]:
     """Return the outcomes that are no failure."""
     try:
-        return _campaign.trace_outcomes(value, name)
+        return campaign.trace_outcomes(value, name)
     except InvalidInput as error:
         raise AnsibleFilterError(error.message) from None
 
@@ -43,7 +44,7 @@ def trace_points(script: t.Any, release: str) -> list[str]:
     if not isinstance(script, t.Mapping):
         raise AnsibleFilterError(f"trace_points: {script!r} is not a script, as stap_script returns it.")
     try:
-        return _probe_points.probe_points(script, release)
+        return probe_points.probe_points(script, release)
     except TapvirtError as error:
         raise AnsibleFilterError(error.message) from None
 
@@ -53,8 +54,8 @@ def trace_refusal(probes: t.Any, release: str, listed: t.Any = ()) -> dict[str, 
     for name, value in (("probes", probes), ("listed", listed)):
         if isinstance(value, str) or not isinstance(value, t.Sequence):
             raise AnsibleFilterError(f"trace_refusal: {name}: {value!r} is not a list of rows of stap_probe_info.")
-    undecided = _probe_points.undecided_points(probes)
-    return {"reason": _probe_points.refusal(probes, listed, release), "undecided": undecided}
+    undecided = probe_points.undecided_points(probes)
+    return {"reason": probe_points.refusal(probes, listed, release), "undecided": undecided}
 
 
 def trace_verdict(
@@ -64,7 +65,7 @@ def trace_verdict(
     for name, value in (("the run", run), ("before", before or {}), ("after", after or {})):
         if not isinstance(value, t.Mapping):
             raise AnsibleFilterError(f"trace_verdict: {name}: {value!r} is not a result, which is a dictionary.")
-    return _campaign.trace_verdict(run, failure or None, before or {}, after or {}, accept)
+    return campaign.trace_verdict(run, failure or None, before or {}, after or {}, accept)
 
 
 def trace_summary(verdicts: t.Any, runs: t.Any = None, left_out: t.Any = None) -> dict[str, t.Any]:
@@ -72,7 +73,7 @@ def trace_summary(verdicts: t.Any, runs: t.Any = None, left_out: t.Any = None) -
     for name, value in (("the verdicts", verdicts), ("runs", runs or {}), ("left_out", left_out or {})):
         if not isinstance(value, t.Mapping):
             raise AnsibleFilterError(f"trace_summary: {name}: {value!r} is not a dictionary of host names.")
-    return _campaign.trace_summary(verdicts, runs or {}, left_out or {})
+    return campaign.trace_summary(verdicts, runs or {}, left_out or {})
 
 
 class FilterModule:

@@ -9,14 +9,14 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..plugin_utils import _domain_drift
-from ..plugin_utils._edge import Odd
+from ..plugin_utils._fleet import domain_drift
+from ..plugin_utils._transport.edge import Odd
 
 
 def domains_drift(result: t.Any) -> dict[str, t.Any]:
     """Return what is not as wanted."""
     try:
-        return _domain_drift.domains_drift(result)
+        return domain_drift.domains_drift(result)
     except Odd as error:
         raise AnsibleFilterError(f"the result is not one of libvirt_domain: {error}.") from None
 

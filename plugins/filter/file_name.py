@@ -9,15 +9,15 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..plugin_utils import _progress
+from ..plugin_utils._fleet import progress
 
 
 def file_name(value: t.Any, suffix: str = "") -> str:
     if not isinstance(value, str) or not value:
         raise AnsibleFilterError(f"tapvirt.host.file_name: {value!r} is not the name of anything.")
     try:
-        return _progress.encoded(value, suffix)
-    except _progress.NameTooLong as error:
+        return progress.encoded(value, suffix)
+    except progress.NameTooLong as error:
         raise AnsibleFilterError(f"tapvirt.host.file_name: {error}") from None
 
 

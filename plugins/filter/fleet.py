@@ -11,8 +11,8 @@ from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import TapvirtError
 from ..module_utils._kernel.image.identity import version_code
-from ..plugin_utils import _fleet
-from ..plugin_utils._edge import ANY, Each, Need, parse, parse_all, warn
+from ..plugin_utils._fleet import fleet
+from ..plugin_utils._transport.edge import ANY, Each, Need, parse, parse_all, warn
 
 _LARGEST_CODE = (1 << 32) - 1
 _FACTS = Need(Each(ANY))
@@ -41,18 +41,18 @@ def kernel_version_from_code(code: t.Any) -> str:
 
 def fact_diff(facts: t.Any, ignore: t.Any = ()) -> list[dict[str, t.Any]]:
     """Return the facts that are not the same on all hosts."""
-    return _fleet.fact_diff(_by_host("fact_diff", facts, _FACTS, "facts"), _names("fact_diff", "ignore", ignore))
+    return fleet.fact_diff(_by_host("fact_diff", facts, _FACTS, "facts"), _names("fact_diff", "ignore", ignore))
 
 
 def symbol_diff(symbols: t.Any) -> list[dict[str, t.Any]]:
     """Return the symbols that are not the same on all hosts."""
-    return _fleet.symbol_diff(_by_host("symbol_diff", symbols, Need([_fleet.SYMBOL]), "rows of kernel_symbol_info"))
+    return fleet.symbol_diff(_by_host("symbol_diff", symbols, Need([fleet.SYMBOL]), "rows of kernel_symbol_info"))
 
 
 def group_hosts_by(facts: t.Any, names: t.Any) -> list[dict[str, t.Any]]:
     """Return the groups of hosts that have the same values of some facts."""
     checked = _names("group_hosts_by", "facts", [names] if isinstance(names, str) else names)
-    return _fleet.group_hosts_by(_by_host("group_hosts_by", facts, _FACTS, "facts"), checked)
+    return fleet.group_hosts_by(_by_host("group_hosts_by", facts, _FACTS, "facts"), checked)
 
 
 def _by_host(name: str, values: t.Any, shape: t.Any, what: str) -> dict[str, t.Any]:

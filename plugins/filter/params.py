@@ -9,16 +9,16 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..plugin_utils import _params
-from ..plugin_utils._edge import Odd
+from ..plugin_utils._fleet import params
+from ..plugin_utils._transport.edge import Odd
 
 
 def merge_params(tables: t.Any, **defaults: t.Any) -> list[dict[str, t.Any]]:
     if not isinstance(tables, t.Mapping):
         raise AnsibleFilterError(f"the tables: {tables!r} is not a dictionary of names with tables.")
     try:
-        return _params.merge_params(tables, defaults)
-    except _params.BadTable as error:
+        return params.merge_params(tables, defaults)
+    except params.BadTable as error:
         raise AnsibleFilterError(str(error)) from error
 
 
@@ -26,7 +26,7 @@ def params_drift(result: t.Any) -> list[str]:
     if not isinstance(result, t.Mapping):
         raise AnsibleFilterError(f"the result: {result!r} is not one of kernel_module_param.")
     try:
-        return _params.params_drift(result)
+        return params.params_drift(result)
     except Odd as error:
         raise AnsibleFilterError(f"the result is not one of kernel_module_param: {error}.") from None
 

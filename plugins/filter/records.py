@@ -9,15 +9,15 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..plugin_utils import _records
-from ..plugin_utils._edge import display
+from ..plugin_utils._trace import records
+from ..plugin_utils._transport.edge import display
 
 
 def _filter(merge: t.Callable[[t.Any], list[dict[str, t.Any]]]) -> t.Callable[[t.Any], list[dict[str, t.Any]]]:
     def checked(runs: t.Any) -> list[dict[str, t.Any]]:
         if not isinstance(runs, t.Mapping):
             raise AnsibleFilterError(f"the runs: {runs!r} is not a dictionary of host names with lists of runs.")
-        good, odd = _records.sound(runs)
+        good, odd = records.sound(runs)
         for host, why in odd.items():
             display.warning(f"{host}: {why}; it is left out.")
         return merge(good)
@@ -30,6 +30,6 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[[t.Any], list[dict[str, t.Any]]]]:
         return {
-            "histogram_plots": _filter(_records.histogram_plots),
-            "counter_plots": _filter(_records.counter_plots),
+            "histogram_plots": _filter(records.histogram_plots),
+            "counter_plots": _filter(records.counter_plots),
         }

@@ -10,8 +10,8 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import nearest_names
-from ..plugin_utils import _report
-from ..plugin_utils._text import escaped
+from ..plugin_utils._format import escaped
+from ..plugin_utils._report import findings
 
 
 def fleet_report(variables: t.Any, hosts: t.Any, lost: t.Any = (), html: bool = False) -> dict[str, t.Any]:
@@ -33,8 +33,8 @@ def fleet_report(variables: t.Any, hosts: t.Any, lost: t.Any = (), html: bool = 
     known = {}
     for host in dict.fromkeys(hosts):
         own = variables[host]
-        known[host] = {name: own[name] for name in _report.VARIABLES if name in own}
-    report = _report.fleet_report(known, set(lost))
+        known[host] = {name: own[name] for name in findings.VARIABLES if name in own}
+    report = findings.fleet_report(known, set(lost))
     return t.cast("dict[str, t.Any]", escaped(report)) if html else report
 
 

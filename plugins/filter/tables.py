@@ -10,7 +10,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
 
-from ..plugin_utils import _tables
+from ..plugin_utils._fleet import tables
 
 display = Display()
 
@@ -19,14 +19,14 @@ def missing_tables(hostvars: t.Any, hosts: t.Sequence[str], prefix: str) -> str:
     """Return a sentence when no host has a table; empty when one has."""
     if not isinstance(hostvars, t.Mapping):
         raise AnsibleFilterError(f"missing_tables: {hostvars!r} is not a dictionary of hosts with their variables.")
-    return _tables.missing_tables(hostvars, hosts, prefix)
+    return tables.missing_tables(hostvars, hosts, prefix)
 
 
 def near_tables(variables: t.Any, prefix: str) -> dict[str, str]:
     """Warn of variables that hold a table under a name that is almost one of ours, and return them."""
     if not isinstance(variables, t.Mapping):
         raise AnsibleFilterError(f"near_tables: {variables!r} is not a dictionary of variables.")
-    found = _tables.near_tables(variables, prefix)
+    found = tables.near_tables(variables, prefix)
     for given, ours in found.items():
         display.warning(f"The variable {given} is not used. Did you mean {ours}?")
     return found

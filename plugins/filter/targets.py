@@ -11,21 +11,21 @@ from ansible import context
 from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import InvalidInput
-from ..plugin_utils import _targets
+from ..plugin_utils._fleet import targets
 
 # With these options ansible-playbook reads the playbook and contacts no host.
 _READ_ONLY = ("syntax", "listhosts", "listtasks", "listtags")
 
 
 def play_hosts(
-    value: t.Any, name: str, default: _targets.Pattern, groups: t.Mapping[str, t.Any], limited: bool = True
-) -> _targets.Pattern:
+    value: t.Any, name: str, default: targets.Pattern, groups: t.Mapping[str, t.Any], limited: bool = True
+) -> targets.Pattern:
     """Return the pattern of a play's hosts, which matches at least one."""
     if any(context.CLIARGS.get(option) for option in _READ_ONLY):
         return value or default
     limit = context.CLIARGS.get("subset") if limited else None
     try:
-        return _targets.check_hosts(value or "", name=name, default=default, groups=groups, limit=limit)
+        return targets.check_hosts(value or "", name=name, default=default, groups=groups, limit=limit)
     except InvalidInput as error:
         raise AnsibleFilterError(error.message) from None
 
@@ -33,5 +33,5 @@ def play_hosts(
 class FilterModule:
     """The filters by name."""
 
-    def filters(self) -> dict[str, t.Callable[..., _targets.Pattern]]:
+    def filters(self) -> dict[str, t.Callable[..., targets.Pattern]]:
         return {"play_hosts": play_hosts}

@@ -10,7 +10,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ..module_utils._core.errors import InvalidInput
-from ..plugin_utils import _waves
+from ..plugin_utils._fleet import waves as _waves
 
 
 def waves(value: t.Any, default: t.Sequence[_waves.Wave], name: str) -> list[_waves.Wave]:

@@ -86,7 +86,7 @@ import typing as t
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 from ansible.utils.unsafe_proxy import wrap_var
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _domains
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import domains
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
@@ -108,7 +108,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         key = self.get_cache_key(path)
         if cache and self.get_option("cache") and key in self._cache:
             return t.cast("list[dict[str, t.Any]]", self._cache[key])
-        rows, errors = _domains.ask_all(
+        rows, errors = domains.ask_all(
             self.get_option("uris"), self.get_option("timeout_seconds"), self.get_option("parallel")
         )
         for error in errors:
@@ -120,7 +120,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         return rows
 
     def _add(self, row: dict[str, t.Any]) -> None:
-        if not _domains.is_wanted(row, self.get_option("names"), self.get_option("states")):
+        if not domains.is_wanted(row, self.get_option("names"), self.get_option("states")):
             return
         row = wrap_var(row)  # what guests and their owners wrote is never a template
         host = wrap_var(str(self._compose(self.get_option("host_name"), row)))

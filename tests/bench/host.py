@@ -59,10 +59,10 @@ def _pack(name: str, path: pathlib.Path, arguments: dict[str, t.Any], target: pa
 
 def sources(name: str, arguments: dict[str, t.Any], target: pathlib.Path) -> pathlib.Path:
     """Write what the transport ``source`` sends for a module of this collection."""
-    from ansible_collections.tapvirt.host.plugins.plugin_utils import _source
+    from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import pipelined
 
     full = "ansible_collections.tapvirt.host.plugins.modules." + name
-    target.write_bytes(_source.payload(full, arguments))
+    target.write_bytes(pipelined.payload(full, arguments))
     return target
 
 

@@ -20,8 +20,8 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.plugin_utils._agent import Guest
-from ansible_collections.tapvirt.host.plugins.plugin_utils._agent_messages import MOST_STDOUT, NotReached
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.agent import Guest
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import MOST_STDOUT, NotReached
 from ansible_collections.tapvirt.host.tests.lab import agent_guest
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder

@@ -16,10 +16,10 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _campaign
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
 from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs
 
-COLLECTIONS = pathlib.Path(_campaign.__file__).resolve().parents[5]
+COLLECTIONS = pathlib.Path(campaign.__file__).resolve().parents[6]
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 AWX = ROOT / "docs" / "awx"
 BIN = pathlib.Path(sys.executable).parent

@@ -23,7 +23,9 @@ from ansible_collections.tapvirt.host.plugins.filter import (
     report,
     waves,
 )
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _edge, _progress, _report
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils._report import findings
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import edge
 from ansible_collections.tapvirt.host.tests.unit.report.render import lay_out
 
 from .mutations import GONE, ODD, mutations
@@ -109,7 +111,7 @@ BUILDER = {
 def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collect the warnings of filters."""
     lines: list[str] = []
-    monkeypatch.setattr(_edge.display, "warning", lines.append)
+    monkeypatch.setattr(edge.display, "warning", lines.append)
     return lines
 
 
@@ -165,7 +167,7 @@ def test_a_page_tells_an_odd_host_and_shows_the_others() -> None:
     def troubles(report: dict[str, t.Any]) -> str:
         return "; ".join(row["text"] for row in report["findings"] if row["section"] == "hosts")
 
-    without = {name: sound(_report.fleet_report({**fine, "odd": {**HOST, name: None}})) for name in HOST}
+    without = {name: sound(findings.fleet_report({**fine, "odd": {**HOST, name: None}})) for name in HOST}
     excluded = 0
     for what, changed in mutations(HOST, 300):
         if not isinstance(changed, dict):

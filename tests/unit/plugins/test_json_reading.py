@@ -10,7 +10,7 @@ import pathlib
 
 PLUGINS = pathlib.Path(__file__).parents[3] / "plugins"
 # They read what this collection itself wrote a moment ago, for a process of its own.
-OWN = {"plugin_utils/_source_host.py", "module_utils/_libvirt/domain/canonical.py"}
+OWN = {"plugin_utils/_transport/bootstrap.py", "module_utils/_libvirt/domain/canonical.py"}
 GUARDS = {"RecursionError", "making_sense", "Exception"}
 
 

@@ -12,9 +12,9 @@ import typing as t
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.report import fleet_report as report_filter
-from ansible_collections.tapvirt.host.plugins.plugin_utils._records import series_plots, sound
-from ansible_collections.tapvirt.host.plugins.plugin_utils._report import fleet_report
-from ansible_collections.tapvirt.host.plugins.plugin_utils._text import escaped, listed, measured, short, shown, word
+from ansible_collections.tapvirt.host.plugins.plugin_utils._format import escaped, listed, measured, short, shown, word
+from ansible_collections.tapvirt.host.plugins.plugin_utils._report.findings import fleet_report
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.records import series_plots, sound
 
 from . import fleet
 

@@ -20,7 +20,7 @@ import typing as t
 
 import pyte
 import pytest
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _status
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import status as _status
 
 COLLECTIONS = pathlib.Path(_status.__file__).resolve().parents[5]
 ROWS, COLUMNS = 24, 132
@@ -45,7 +45,7 @@ PLAY = """
 ACTION = """
 import time
 from ansible.plugins.action import ActionBase
-from ansible_collections.tapvirt.host.plugins.plugin_utils._status import CHANNEL
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.status import CHANNEL
 
 class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):

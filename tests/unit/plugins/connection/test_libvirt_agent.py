@@ -19,8 +19,8 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.plugin_utils._agent import WRITE_BYTES, Guest, place
-from ansible_collections.tapvirt.host.plugins.plugin_utils._agent_messages import (
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.agent import WRITE_BYTES, Guest, place
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import (
     MOST_REQUEST,
     NEEDED,
     NotReached,
@@ -151,7 +151,7 @@ def test_a_controller_without_the_binding_is_told_the_package() -> None:
     code = """
 import sys
 sys.modules["libvirt"] = sys.modules["libvirt_qemu"] = None
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _agent
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent import agent as _agent
 try:
     _agent.Guest("test:///default", "test", 30, 60).open()
 except _agent.NotReached as error:

@@ -15,7 +15,7 @@ import sys
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter import fleet
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _edge
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import edge
 
 HERE = pathlib.Path(__file__).resolve()
 
@@ -150,7 +150,7 @@ def test_wrong_input_is_refused(call, words):
 )
 def test_a_host_with_something_else_is_left_out_and_named(compare, fine, odd, why, monkeypatch):
     warnings: list[str] = []
-    monkeypatch.setattr(_edge.display, "warning", warnings.append)
+    monkeypatch.setattr(edge.display, "warning", warnings.append)
     rows = compare({"a": fine[0], "b": fine[1]})
     assert rows
     assert compare({"a": fine[0], "odd1": odd, "b": fine[1]}) == rows

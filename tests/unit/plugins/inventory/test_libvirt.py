@@ -15,7 +15,7 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import shown_uri
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _domains
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import domains
 
 NODE = """
 <node>
@@ -95,7 +95,7 @@ def test_one_that_does_not_answer_is_named_without_its_password(inventory: Inven
 
 @pytest.mark.parametrize("uri", UNREADABLE)
 def test_a_uri_that_cannot_be_read_is_named_without_its_password(uri: str) -> None:
-    rows, (said,) = _domains.ask_all([uri], 5, 1)
+    rows, (said,) = domains.ask_all([uri], 5, 1)
     assert rows == []
     assert "Unable to parse URI qemu+tcp://admin:********@127.0.0.1:1/system" in said
     assert "cret" not in said
@@ -141,12 +141,12 @@ def test_another_python_is_asked_where_ansible_s_own_has_no_binding(
     (without / "libvirt.py").write_text("raise ImportError", encoding="ascii")
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="ascii")
     python.chmod(0o755)
-    monkeypatch.setattr(_domains, "libvirt", None)
+    monkeypatch.setattr(domains, "libvirt", None)
     monkeypatch.syspath_prepend(without)
-    monkeypatch.setattr(_domains, "INTERPRETERS", [str(tmp_path / "none"), str(python)])
-    assert [row["name"] for row in _domains.ask_all(["test:///default"], 30, 1)[0]] == ["test"]
-    monkeypatch.setattr(_domains, "INTERPRETERS", [])
-    rows, (said,) = _domains.ask_all(["test:///default"], 30, 1)
+    monkeypatch.setattr(domains, "INTERPRETERS", [str(tmp_path / "none"), str(python)])
+    assert [row["name"] for row in domains.ask_all(["test:///default"], 30, 1)[0]] == ["test"]
+    monkeypatch.setattr(domains, "INTERPRETERS", [])
+    rows, (said,) = domains.ask_all(["test:///default"], 30, 1)
     assert rows == []
     assert "No Python of this host can import 'libvirt'" in said
 
@@ -157,10 +157,10 @@ def test_who_asks_ends_in_time_with_all_that_it_started(
     pids, command = tmp_path / "pids", tmp_path / "ssh"
     command.write_text(f"#!/bin/sh\nps -o sid= -p $$ > {pids}; echo $$ >> {pids}; exec sleep 600\n")
     command.chmod(0o755)
-    monkeypatch.setattr(_domains, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(domains, "_GRACE_SECONDS", 0)
     # The module would keep the deadline; it is stopped before it can.
     uri = f"qemu+ssh://nobody.invalid/system?command={command}"
-    rows, (said,) = _domains.ask_all([uri], 3, 1)
+    rows, (said,) = domains.ask_all([uri], 3, 1)
     assert (rows, said) == ([], f"{uri}: no answer within 3 s.")
     session, pid = pids.read_text(encoding="ascii").split()
     assert int(session) != os.getsid(0)

@@ -15,11 +15,11 @@ import sys
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _campaign
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 
-COLLECTIONS = pathlib.Path(_campaign.__file__).resolve().parents[5]
+COLLECTIONS = pathlib.Path(campaign.__file__).resolve().parents[6]
 CALLBACKS = pathlib.Path(__file__).resolve().parents[3] / "lab" / "callback"
 BIN = pathlib.Path(sys.executable).parent
 RESULT_CHARACTERS = 700_000  # AWX leaves out what is longer

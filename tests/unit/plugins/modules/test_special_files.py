@@ -15,7 +15,7 @@ from ansible.errors import AnsibleActionFail, AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.controller_path import controller_path
 from ansible_collections.tapvirt.host.plugins.module_utils._core import write
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress
 
 RunModule = t.Callable[..., t.Dict[str, t.Any]]
 SCRIPT = "probe begin { exit() }\n"
@@ -133,6 +133,6 @@ def test_a_file_of_the_controller_is_not_put_there(
 
 def test_the_output_of_a_trace_is_not_put_there(tmp_path: pathlib.Path) -> None:
     with pytest.raises(AnsibleActionFail, match="output: .* is a FIFO, not a directory"):
-        _progress.check_directory(str(make("fifo", tmp_path / "x")))
-    _progress.check_directory(str(tmp_path))
-    _progress.check_directory(str(tmp_path / "new"))
+        progress.check_directory(str(make("fifo", tmp_path / "x")))
+    progress.check_directory(str(tmp_path))
+    progress.check_directory(str(tmp_path / "new"))

@@ -10,7 +10,7 @@ import typing as t
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.builders import trace_builder_for as checked
-from ansible_collections.tapvirt.host.plugins.plugin_utils._builders import trace_builder_for
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.builders import trace_builder_for
 
 OLD, NEW = "6.1.0-50-amd64", "7.2.12-amd64"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.tapvirt.host.plugins.plugin_utils._systemtap import cache_path
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 64 + "\n", "0" * 64 + "/../x", "A" * 64])

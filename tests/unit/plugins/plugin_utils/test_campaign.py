@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.campaign import FilterModule
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _campaign
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 ACCEPT = ("ok", "zero_hits")
@@ -29,9 +29,7 @@ def read(tainted, *messages, first=100, facility=0):
 
 
 def verdict(run=None, failure=None, before=None, after=None):
-    return _campaign.trace_verdict(
-        OK if run is None else run, failure, before or read(0, "x"), after or read(0), ACCEPT
-    )
+    return campaign.trace_verdict(OK if run is None else run, failure, before or read(0, "x"), after or read(0), ACCEPT)
 
 
 def test_a_good_run_stops_nothing():
@@ -96,7 +94,7 @@ def test_a_new_taint_stops_and_an_old_one_does_not():
 
 def test_a_host_that_no_longer_answers_stops():
     for after in ({"unreachable": True, "msg": "ssh"}, {}):
-        row = _campaign.trace_verdict({}, None, read(0), after, ACCEPT)
+        row = campaign.trace_verdict({}, None, read(0), after, ACCEPT)
         assert row["outcome"] == "lost"
         assert len(row["brake"]) == 1
 
@@ -106,7 +104,7 @@ def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
     row = verdict(after=killed)
     assert (row["outcome"], row["accepted"], row["hits"]) == ("ok", True, 4)
     assert row["brake"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
-    row = _campaign.trace_verdict({}, "MODULE FAILURE", killed, read(0), ACCEPT)
+    row = campaign.trace_verdict({}, "MODULE FAILURE", killed, read(0), ACCEPT)
     assert (row["outcome"], row["brake"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
 
 
@@ -118,7 +116,7 @@ def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
 def test_traced_is_a_host_that_had_a_run(run, ran):
     row = verdict(run, failure="x")
     assert row["ran"] is ran
-    assert _campaign.trace_summary({"a": row}, {}, {})["traced"] == int(ran)
+    assert campaign.trace_summary({"a": row}, {}, {})["traced"] == int(ran)
 
 
 @pytest.mark.parametrize("value", ["ok,partial_arm", " ok , partial_arm", ["ok", "partial_arm"], ("ok", "partial_arm")])
@@ -144,7 +142,7 @@ def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):
 
 def test_what_cannot_be_read_is_no_reason():
     nothing = {"procfs": {"sysctls": None, "kmsg": None}}
-    assert _campaign.trace_verdict(OK, None, nothing, nothing, ACCEPT)["brake"] == []
+    assert campaign.trace_verdict(OK, None, nothing, nothing, ACCEPT)["brake"] == []
 
 
 def test_a_summary_counts_merges_and_names():
@@ -154,7 +152,7 @@ def test_a_summary_counts_merges_and_names():
         {"kind": "histogram", "key": "f", "unit": "us", "buckets": [[1, 2, 3]]},
     ]
     runs = {host: [{"title": "t", "run": {"records": records}}] for host in "ab"}
-    told = _campaign.trace_summary(verdicts, runs, {"d": "no answer"})
+    told = campaign.trace_summary(verdicts, runs, {"d": "no answer"})
     assert told["outcomes"] == {"ok": 2, "overloaded": 1}
     assert (told["traced"], told["left_out_count"], told["braked"], told["truncated"]) == (3, 1, True, False)
     assert list(told["hosts"]) == ["c", "a", "b"]
@@ -169,7 +167,7 @@ def test_a_summary_of_thousands_is_small_and_keeps_the_trouble():
     many = {f"host{number:05}.example.com": verdict() for number in range(5000)}
     many["zz"] = verdict({"outcome": "overloaded", "reason": "too much " * 200}, "x")
     left_out = {f"dead{number:05}": "no answer " * 100 for number in range(3000)}
-    told = _campaign.trace_summary(many, {}, left_out)
+    told = campaign.trace_summary(many, {}, left_out)
     assert len(json.dumps(told)) < 100_000
     assert told["truncated"] and next(iter(told["hosts"])) == "zz"
     assert (told["traced"], told["left_out_count"]) == (5001, 3000)

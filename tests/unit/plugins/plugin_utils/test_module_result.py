@@ -13,10 +13,10 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _module_result, _source
-from ansible_collections.tapvirt.host.plugins.plugin_utils._edge import MOST_LEVELS, Odd
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import module_result, pipelined
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.edge import MOST_LEVELS, Odd
 
-PLUGINS = pathlib.Path(_module_result.__file__).parents[1]
+PLUGINS = pathlib.Path(module_result.__file__).parents[1]
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 WITH_ACTION = sorted(path.stem for path in (PLUGINS / "action").glob("*.py"))
 CONTROLLERS = {
@@ -42,20 +42,20 @@ def full_name(module: str) -> str:
 @pytest.mark.parametrize("module", MODULES)
 def test_the_keys_and_types_are_those_of_the_documentation(module: str) -> None:
     returns = yaml.safe_load(importlib.import_module(full_name(module)).RETURN)
-    found = _module_result.documented(full_name(module))
+    found = module_result.documented(full_name(module))
     assert set(found) - {"diff"} == set(returns)
     assert ("diff" in found) == ("plan" in returns)
     for key, row in returns.items():
         if key == "ansible_facts":
             assert set(found[key]) == set(row["contains"])
         else:
-            assert found[key] is _module_result._KINDS[row["type"]], key
+            assert found[key] is module_result._KINDS[row["type"]], key
 
 
 @pytest.mark.parametrize("module", WITH_ACTION)
 def test_no_field_of_an_error_is_lost(module: str) -> None:
-    known = {*_module_result.ALWAYS, *_module_result.documented(full_name(module))}
-    for name, text in _source.sources(full_name(module)).items():
+    known = {*module_result.ALWAYS, *module_result.documented(full_name(module))}
+    for name, text in pipelined.sources(full_name(module)).items():
         calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         for call in calls:
             called = ast.unparse(call.func).rpartition(".")[2]
@@ -70,7 +70,7 @@ def test_no_field_of_an_error_is_lost(module: str) -> None:
 @pytest.mark.parametrize("key", CONTROLLERS)
 def test_a_key_that_a_controller_acts_on_does_not_come_through(key: str) -> None:
     sent = {"changed": False, "ansible_facts": {"tapvirt_kernel": {}}, key: CONTROLLERS[key]}
-    result = _module_result.keep_documented(full_name("kernel_facts"), sent)
+    result = module_result.keep_documented(full_name("kernel_facts"), sent)
     assert result == {"changed": False, "ansible_facts": {"tapvirt_kernel": {}}}
 
 
@@ -80,9 +80,9 @@ def test_of_the_facts_only_those_that_the_module_documents_come_through() -> Non
         "tapvirt_libvirt_uri": "qemu+ext://x",
         "ansible_connection": "local",
     }
-    kernel = _module_result.keep_documented(full_name("kernel_facts"), {"ansible_facts": facts})
+    kernel = module_result.keep_documented(full_name("kernel_facts"), {"ansible_facts": facts})
     assert kernel == {"ansible_facts": {"tapvirt_kernel": {"release": "6.12"}}}
-    assert _module_result.keep_documented(full_name("procfs_info"), {"ansible_facts": facts}) == {}
+    assert module_result.keep_documented(full_name("procfs_info"), {"ansible_facts": facts}) == {}
 
 
 def test_what_ansible_adds_to_a_result_stays() -> None:
@@ -92,7 +92,7 @@ def test_what_ansible_adds_to_a_result_stays() -> None:
         "ansible_facts": {"discovered_interpreter_python": "/usr/bin/python3", "x": 1},
         "ansible_job_id": "j1.2",
     }
-    result = _module_result.keep_of_ansible(full_name("procfs_info"), sent)
+    result = module_result.keep_of_ansible(full_name("procfs_info"), sent)
     kept = {"changed", "ansible_facts", "ansible_job_id", "invocation", "exception", "deprecations"}
     assert set(result) == kept | {"_ansible_no_log", "_ansible_notify"}
     assert result["ansible_facts"] == {"discovered_interpreter_python": "/usr/bin/python3"}
@@ -100,13 +100,13 @@ def test_what_ansible_adds_to_a_result_stays() -> None:
 
 def test_a_changing_module_has_its_diff() -> None:
     sent = {"changed": True, "plan": [], "diff": {"before": "a", "after": "b", "prepared": "x"}}
-    result = _module_result.keep_documented(full_name("stap_run"), sent)
+    result = module_result.keep_documented(full_name("stap_run"), sent)
     assert result["diff"] == {"before": "a", "after": "b"}
 
 
 def test_warnings_are_few_and_printable() -> None:
     sent = {"warnings": ["\x1b[2Jgone\n"] + ["x" * 9000] * 99}
-    warnings = _module_result.keep_documented(full_name("procfs_info"), sent)["warnings"]
+    warnings = module_result.keep_documented(full_name("procfs_info"), sent)["warnings"]
     assert len(warnings) == 20 and warnings[0] == "?[2Jgone?" and len(warnings[1]) == 500
 
 
@@ -127,7 +127,7 @@ def test_warnings_are_few_and_printable() -> None:
 )
 def test_a_value_of_another_shape_is_named(sent: dict[str, t.Any], said: str) -> None:
     with pytest.raises(Odd) as caught:
-        _module_result.keep_documented(full_name("kernel_facts"), sent)
+        module_result.keep_documented(full_name("kernel_facts"), sent)
     assert said in str(caught.value)
 
 
@@ -136,7 +136,7 @@ def test_deep_nesting_is_refused_and_not_a_recursion() -> None:
     for _level in range(MOST_LEVELS + 9):
         nested = [nested]
     with pytest.raises(Odd, match="nested deeper than"):
-        _module_result.keep_documented(full_name("procfs_info"), {"procfs": {"deep": nested}})
+        module_result.keep_documented(full_name("procfs_info"), {"procfs": {"deep": nested}})
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_deep_nesting_is_refused_and_not_a_recursion() -> None:
 )
 def test_an_output_without_a_result_is_told(output: str, said: str) -> None:
     with pytest.raises(Odd, match=said):
-        _module_result.parse_json(output)
+        module_result.parse_json(output)
 
 
 def test_the_last_object_of_the_output_is_the_result() -> None:
     output = "a banner\n" + json.dumps({"changed": True}) + "\n" + json.dumps({"changed": False}) + "\nbye\n"
-    assert _module_result.parse_json(output) == {"changed": False}
+    assert module_result.parse_json(output) == {"changed": False}

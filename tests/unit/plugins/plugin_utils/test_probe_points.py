@@ -8,7 +8,11 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.plugin_utils._probe_points import probe_points, refusal, undecided_points
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.probe_points import (
+    probe_points,
+    refusal,
+    undecided_points,
+)
 
 SCRIPT = """
 probe kernel.function("a").call, kernel.function("b").return ?, vm.pagefault, kernel.trace("x:y") {}

@@ -13,7 +13,8 @@ import zlib
 
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _progress, _status
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import status
 
 DIRECTORY = "/run/tapvirt/stap/tapvirt_x_12345678-18eaa"
 RUNNING = {
@@ -43,14 +44,14 @@ def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
 
 def test_who_shows_the_whole_run_is_told_instead() -> None:
     told, lines = teller(terminal=True)
-    _status.CHANNEL.open()
+    status.CHANNEL.open()
     try:
         told.tell(RUNNING)
         told.tell({**RUNNING, "elapsed_seconds": 5.0})
         told.cut("Connection refused")
-        heard = list(_status.CHANNEL.heard())
+        heard = list(status.CHANNEL.heard())
     finally:
-        _status.CHANNEL.close()
+        status.CHANNEL.close()
     assert heard == [
         ("web1", f"tracing, {n} of 10 s, 2 of 2 places armed, 9 records, 812 bytes so far") for n in (4, 5)
     ]

@@ -18,9 +18,9 @@ import types
 
 import pytest
 from ansible.module_utils import basic
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _source, _source_host
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import bootstrap, pipelined
 
-PLUGINS = pathlib.Path(_source.__file__).parents[1]
+PLUGINS = pathlib.Path(pipelined.__file__).parents[2]
 SENT = sorted(path.stem for path in (PLUGINS / "action").glob("*.py") if "SourceAction" in path.read_text())
 PYTHONS = [sys.executable, *filter(None, (shutil.which(f"python3.{minor}") for minor in range(8, 15)))]
 
@@ -37,7 +37,7 @@ def defaults(module):
 
 def run(module, options, python=sys.executable, **surroundings):
     """Run what is sent to a host, and return the process."""
-    program = _source.payload(full_name(module), {**defaults(module), **options})
+    program = pipelined.payload(full_name(module), {**defaults(module), **options})
     return subprocess.run([python, "-IS", "-"], input=program, capture_output=True, check=False, **surroundings)
 
 
@@ -51,7 +51,7 @@ def names_of(name, node):
 
 @pytest.mark.parametrize("module", SENT)
 def test_all_that_is_imported_is_sent_and_only_the_standard_library_is_asked_for(module):
-    texts = _source.sources(full_name(module))
+    texts = pipelined.sources(full_name(module))
     for name, text in texts.items():
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -98,7 +98,7 @@ def test_an_error_is_a_result_as_a_module_gives_it():
 )
 def test_imports_are_found_wherever_they_stand(text, expected):
     head = "ansible_collections.tapvirt.host.plugins.module_utils."
-    assert _source.imported(full_name("some_module"), text) == [head + name for name in expected]
+    assert pipelined.imported(full_name("some_module"), text) == [head + name for name in expected]
 
 
 def test_a_path_is_the_hosts(tmp_path):
@@ -142,8 +142,8 @@ def module_parts(text):
 
 @pytest.mark.parametrize("module", SENT)
 def test_the_stand_in_has_all_that_is_used_of_ansiblemodule(module):
-    offered = set(dir(_source_host.AnsibleModule))
-    for name, text in _source.sources(full_name(module)).items():
+    offered = set(dir(bootstrap.AnsibleModule))
+    for name, text in pipelined.sources(full_name(module)).items():
         used, imported = module_parts(text)
         assert used <= offered, (name, used - offered)
         assert imported <= {"ansible.module_utils.basic.AnsibleModule"}, name
@@ -194,10 +194,10 @@ def test_a_body_that_warns_has_its_warnings(monkeypatch, check_mode):
     name = full_name("warns")
     texts = {name: BODY}
     for part in ("errors", "module"):
-        texts.update(_source.sources(f"ansible_collections.tapvirt.host.plugins.module_utils._core.{part}"))
-    monkeypatch.setattr(_source, "sources", lambda _name: texts)
+        texts.update(pipelined.sources(f"ansible_collections.tapvirt.host.plugins.module_utils._core.{part}"))
+    monkeypatch.setattr(pipelined, "sources", lambda _name: texts)
     monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(ARGUMENT_SPEC={}))
-    program = _source.payload(name, {}, check_mode, True)
+    program = pipelined.payload(name, {}, check_mode, True)
     done = subprocess.run([sys.executable, "-IS", "-"], input=program, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     own = ["once", "Deprecated: Option old does nothing. It will be removed in version 2.0.0."]

@@ -11,8 +11,8 @@ import typing as t
 
 import pyte
 import pytest
-from ansible_collections.tapvirt.host.plugins.plugin_utils import _status
-from ansible_collections.tapvirt.host.plugins.plugin_utils._status import Channel, LastLine, Status, clock, cut
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import status as _status
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.status import Channel, LastLine, Status, clock, cut
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ import typing as t
 
 import pytest
 from ansible.errors import AnsibleUndefinedVariable
-from ansible_collections.tapvirt.host.plugins.plugin_utils._tables import missing_tables, near_tables
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.tables import missing_tables, near_tables
 
 TABLE = [{"module": "kvm", "name": "halt_poll_ns", "value": 1}]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.plugin_utils._targets import Pattern, check_hosts
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.targets import Pattern, check_hosts
 
 GROUPS = {"all": ["web1", "web2", "b1"], "web": ["web1", "web2"], "builder": ["b1"], "ungrouped": [], "empty": []}
 NONE = "matches no host of the inventory, whose groups are builder, web."

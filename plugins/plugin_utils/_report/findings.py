@@ -14,11 +14,11 @@ import json
 import re
 import typing as t
 
-from . import _report_traces
-from ._edge import ANY, TEXT, Need, Odd, parse
-from ._fleet import SYMBOL, groups_of, symbol_diff
-from ._records import sound
-from ._text import listed, shown, word
+from .._fleet.fleet import SYMBOL, groups_of, symbol_diff
+from .._format import listed, shown, word
+from .._trace.records import sound
+from .._transport.edge import ANY, TEXT, Need, Odd, parse
+from . import traces as _report_traces
 
 Row = t.Mapping[str, t.Any]
 Rows = list[dict[str, t.Any]]

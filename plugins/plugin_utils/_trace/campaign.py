@@ -13,11 +13,11 @@ import json
 import re
 import typing as t
 
-from ..module_utils._core.errors import InvalidInput, nearest_names
-from ..module_utils._kernel.image.identity import taint_flags
-from ..module_utils._systemtap.supervise.outcome import OUTCOMES
-from ._edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
-from ._records import counter_plots, histogram_plots, sound
+from ...module_utils._core.errors import InvalidInput, nearest_names
+from ...module_utils._kernel.image.identity import taint_flags
+from ...module_utils._systemtap.supervise.outcome import OUTCOMES
+from .._transport.edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
+from .records import counter_plots, histogram_plots, sound
 
 SUMMARY_BYTES = 90_000
 """The size of a summary as JSON, below the 100 kB that an artifact of an AWX job may sensibly have."""

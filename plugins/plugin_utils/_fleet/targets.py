@@ -10,7 +10,7 @@ import typing as t
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 
-from ..module_utils._core.errors import InvalidInput, nearest_names
+from ...module_utils._core.errors import InvalidInput, nearest_names
 
 Pattern: t.TypeAlias = str | t.Sequence[str]
 

@@ -10,8 +10,8 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ._edge import Odd
-from ._module_result import keep_of_ansible
+from .edge import Odd
+from .module_result import keep_of_ansible
 
 COLLECTION = "ansible_collections.tapvirt.host."
 

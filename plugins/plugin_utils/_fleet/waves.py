@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..module_utils._core.errors import InvalidInput
+from ...module_utils._core.errors import InvalidInput
 
 Wave: t.TypeAlias = int | str
 

@@ -22,11 +22,11 @@ import zlib
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
-from ..module_utils._core.errors import InvalidInput
-from ..module_utils._core.write import check_target, make_directories
-from ..module_utils._systemtap.trace.collect import CHUNK_BYTES
-from ._edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
-from ._status import CHANNEL
+from ...module_utils._core.errors import InvalidInput
+from ...module_utils._core.write import check_target, make_directories
+from ...module_utils._systemtap.trace.collect import CHUNK_BYTES
+from .._transport.edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
+from .status import CHANNEL
 
 # How often a host's run is told of, in seconds, on a terminal and in a log.
 _TERMINAL_SECONDS = 2.5

@@ -17,7 +17,7 @@ import itertools
 import statistics
 import typing as t
 
-from ._edge import ANY, Kind, Need, Odd, parse
+from .._transport.edge import ANY, Kind, Need, Odd, parse
 
 OUTLIER_FACTOR = 4.0
 """A host stands out when what is compared is this many times the median of all hosts' (three or more)."""

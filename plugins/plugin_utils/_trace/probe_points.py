@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..module_utils._core.errors import TapvirtError
-from ..module_utils._systemtap.language.grammar import parse
-from ..module_utils._systemtap.language.preprocessor import Target
-from ..module_utils._systemtap.language.probe_point import ProbePoint, parse_probe_point, split_probe_points
-from ..module_utils._systemtap.language.tokens import tokenize
+from ...module_utils._core.errors import TapvirtError
+from ...module_utils._systemtap.language.grammar import parse
+from ...module_utils._systemtap.language.preprocessor import Target
+from ...module_utils._systemtap.language.probe_point import ProbePoint, parse_probe_point, split_probe_points
+from ...module_utils._systemtap.language.tokens import tokenize
 
 Row = t.Mapping[str, t.Any]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ._edge import ANY, TEXT, Need, parse
-from ._text import shown
+from .._format import shown
+from .._transport.edge import ANY, TEXT, Need, parse
 
 _CHANGE = {"what": Need(TEXT), "before": ANY, "after": ANY, "how": TEXT, "why": TEXT}
 _WAIT = {"what": Need(TEXT), "running": ANY, "stored": ANY, "reason": TEXT}

@@ -16,7 +16,7 @@ import json
 import re
 import typing as t
 
-from ._edge import ANY, FLAG, NUMBER, TEXT, WHOLE, Kind, Odd, parse
+from .edge import ANY, FLAG, NUMBER, TEXT, WHOLE, Kind, Odd, parse
 
 _COMMON = {"changed": FLAG, "failed": FLAG, "msg": TEXT, "warnings": [TEXT]}
 # The fields of the errors that modules with an action plugin raise (see _core/errors.py).

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..module_utils._core.errors import InvalidInput, TapvirtError, nearest_names
-from ..module_utils._systemtap.limits import MAX_DURATION_SECONDS
+from ...module_utils._core.errors import InvalidInput, TapvirtError, nearest_names
+from ...module_utils._systemtap.limits import MAX_DURATION_SECONDS
 
 Catalogue = t.Mapping[str, t.Mapping[str, t.Any]]
 _EXAMPLES = {"function": "vfs_read", "functions": "vfs_read", "module": "kvm"}

@@ -24,7 +24,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.c
 )
 
 _MODULE = "ansible_collections.tapvirt.host.plugins.modules.libvirt_domain_info"
-_COLLECTIONS = str(pathlib.Path(__file__).resolve().parents[5])
+_COLLECTIONS = str(pathlib.Path(__file__).resolve().parents[6])
 _ANSIBLE = str(pathlib.Path(ansible.__file__).resolve().parents[1])
 _MOST_DOMAINS = 10000
 # A process starts and ends, too; the module keeps the deadline of the connection itself.

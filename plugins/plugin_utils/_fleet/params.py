@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ..module_utils._kernel.modules.modinfo import canonical
-from ._edge import ANY, TEXT, Need, parse
-from ._text import shown
+from ...module_utils._kernel.modules.modinfo import canonical
+from .._format import shown
+from .._transport.edge import ANY, TEXT, Need, parse
 
 _ENTRIES = "entries such as {module: kvm, name: halt_poll_ns, value: 200000}"
 

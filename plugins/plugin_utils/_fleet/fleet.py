@@ -12,7 +12,7 @@ import fnmatch
 import json
 import typing as t
 
-from ._edge import ANY, TEXT, WHOLE, Need
+from .._transport.edge import ANY, TEXT, WHOLE, Need
 
 Facts = t.Mapping[str, t.Any]
 _MISSING = object()

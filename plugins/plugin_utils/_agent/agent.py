@@ -24,7 +24,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.c
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import within
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import find_domain
-from ansible_collections.tapvirt.host.plugins.plugin_utils._agent_messages import (
+from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import (
     MOST_STDERR,
     MOST_STDOUT,
     Done,

@@ -21,11 +21,11 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import UnsupportedError
 
-from ._edge import Odd
-from ._module_action import COLLECTION, ModuleAction
-from ._module_result import keep_documented, parse_json
+from .edge import Odd
+from .module_action import COLLECTION, ModuleAction
+from .module_result import keep_documented, parse_json
 
-_TREE = pathlib.Path(__file__).resolve().parents[2]
+_TREE = pathlib.Path(__file__).resolve().parents[3]
 _IMPORT = re.compile(r"^[ \t]*from (\.*)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
 
 
@@ -56,7 +56,7 @@ def sources(name: str) -> dict[str, str]:
 
 def payload(name: str, params: t.Mapping[str, t.Any], check_mode: bool = False, diff: bool = False) -> bytes:
     """Return the program that runs a module on a host, with options that were checked but for their paths."""
-    host_side = _file(COLLECTION + "plugins.plugin_utils._source_host").read_text(encoding="utf-8")
+    host_side = _file(COLLECTION + "plugins.plugin_utils._transport.bootstrap").read_text(encoding="utf-8")
     spec = importlib.import_module(name).ARGUMENT_SPEC
     paths = [option for option, rule in spec.items() if rule["type"] == "path"]
     task = {"params": params, "check_mode": check_mode, "diff": diff}

@@ -15,8 +15,8 @@ import math
 import statistics
 import typing as t
 
-from ._records import counter_plots, histogram_plots, series_plots
-from ._text import listed, measured, short, word
+from .._format import listed, measured, short, word
+from .._trace.records import counter_plots, histogram_plots, series_plots
 
 Row = t.Mapping[str, t.Any]
 Rows = list[dict[str, t.Any]]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ..module_utils._systemtap.limits import Memory
-from ..module_utils._systemtap.readiness import Finding, judge
-from ._edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, parse, parse_all
+from ...module_utils._systemtap.limits import Memory
+from ...module_utils._systemtap.readiness import Finding, judge
+from .._transport.edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, parse, parse_all
 
 Row = t.Mapping[str, t.Any]
 _REASONS = Need([TEXT])
