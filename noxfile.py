@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ARCHIVE_FILES = {
     "MANIFEST.json",
     "README.md",
 }
+LEAST_MODULES = 200
 ARCHIVE_FOLDERS = {"LICENSES", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"}
 
 # As a URL: both split the variable at spaces, and the repository may lie in a folder of any name.
@@ -36,6 +38,24 @@ def changelog(session: nox.Session) -> None:
     """Check the changelog's fragments."""
     session.install("antsibull-changelog", "ansible-core")
     session.run("antsibull-changelog", "lint")
+
+
+@nox.session(default=True, name="import-linter")
+def import_linter(session: nox.Session) -> None:
+    """Check which modules import which, by the contracts in pyproject.toml."""
+    session.install("import-linter")
+    top = Path(session.create_tmp()) / "imports"
+    collection = top / "ansible_collections" / "tapvirt" / "host"
+    collection.parent.mkdir(parents=True, exist_ok=True)
+    collection.unlink(missing_ok=True)
+    collection.symlink_to(HERE)
+    session.chdir(top)  # lint-imports finds packages in the current directory
+    text = str(session.run("lint-imports", "--no-cache", str(HERE / "pyproject.toml"), silent=True))
+    found = re.search(r"Analyzed (\d+) files, (\d+) dependencies", text)
+    # The collection has no __init__.py: a graph that lost its modules would keep every contract.
+    if not found or int(found[1]) <= LEAST_MODULES:
+        session.error(f"lint-imports saw {found[1] if found else 'no'} modules; more than {LEAST_MODULES} exist.")
+    session.log(found[0])
 
 
 def unexpected(names: list[str]) -> list[str]:

@@ -172,7 +172,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
     parse_probe_points,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import read_facts, resolve_all
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import read_facts
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import resolve_all
 
 ARGUMENT_SPEC = {
     "probes": {"type": "list", "elements": "str", "required": True},

@@ -33,6 +33,7 @@ LINT_SESSIONS = {
     "codeqa": "ruff check",
     "formatters": "ruff format, checking only",
     "typing": "mypy --strict",
+    "import-linter": "which modules import which",
     "yamllint": "YAML files, and the YAML inside documentation",
     "antsibull-nox-config": "the nox configuration itself",
     "license-check": "REUSE: every file names its licence",

@@ -17,7 +17,7 @@ from ansible.module_utils.basic import AnsibleModule
 from .disk import disk_failure
 from .errors import NEEDS_ROOT, TapvirtError, missing_permission
 
-# The option of every module that only reads; its action plugin (plugin_utils/_transport/pipelined.py) does what it says.
+# The option of every module that only reads. Its action plugin (plugin_utils/_transport/pipelined.py) obeys it.
 TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"], "default": "auto"}}
 
 

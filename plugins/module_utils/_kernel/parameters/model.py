@@ -18,13 +18,13 @@ import typing as t
 from ..._core.errors import InvalidInput, nearest_names
 from ..._core.root import Root
 from ..modules import modprobe_d
-from ..modules.modinfo import InstalledModules, canonical
+from ..modules.installed import InstalledModules
+from ..modules.modinfo import canonical
 from .quirks import MORE_THAN_DECLARED, READ_BACK, unsafe_built_in
 from .values import Kind, Value, known_kind, listed_words, read_value
 
 if t.TYPE_CHECKING:
     from ..modules.initramfs import Image
-    from .reload import LoadedModule
 
 _NAME_SIGNS = frozenset(string.ascii_letters + string.digits + "_.-")
 # Patterns that few runs need: compiled when they are used.
@@ -56,6 +56,13 @@ class Wanted(t.NamedTuple):
     def label(self) -> str:
         """Return the parameter's name as the command line and people write it."""
         return f"{self.module}.{self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModule:
+    """A module that is loaded, and why it cannot be loaded again, in words (empty: it can)."""
+
+    in_the_way: list[str]
 
 
 class Item(t.NamedTuple):

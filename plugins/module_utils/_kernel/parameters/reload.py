@@ -10,7 +10,6 @@ its devices, and a network interface disappears with its module whether it is up
 from __future__ import annotations
 
 import array
-import dataclasses
 import fcntl
 import os
 import re
@@ -37,13 +36,6 @@ _UP = 1
 _FEW = 5
 # What some drivers of virtual interfaces call themselves, although no link type of their module has that name.
 _OTHER_NAMES = {"802.1Q VLAN Support": "vlan"}
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModule:
-    """A module that is loaded, and why it cannot be loaded again, in words (empty: it can)."""
-
-    in_the_way: list[str]
 
 
 def in_the_way(root: Root, module: str, lines: t.Sequence[modprobe_d.Line], aliases: str) -> list[str]:

@@ -18,7 +18,7 @@ from ..._core.lock import WAIT_SECONDS
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
 from .layers import layer_of, load_flaws
-from .model import Observed, Reader, Wanted
+from .model import LoadedModule, Observed, Reader, Wanted
 from .plan import Step, is_restored, persist_change, plan
 from .result import row, steps_of
 from .values import Kind
@@ -26,7 +26,6 @@ from .values import Kind
 if t.TYPE_CHECKING:
     from ..modules.initramfs import Image
     from .apply import Steps
-    from .reload import LoadedModule
 
 JOURNAL_NAME = "kernel_module_param"
 
@@ -113,7 +112,7 @@ class Parameters:
             if self._reader.installed.file_of(entry.module) is None:
                 in_the_way.append("it is not installed for this kernel, so it could not be loaded again")
             in_the_way += observed.load_flaws.get(entry.module, [])
-            found[entry.module] = reload.LoadedModule(in_the_way)
+            found[entry.module] = LoadedModule(in_the_way)
         return found
 
     def _image(self, observed: Observed) -> Image | None:

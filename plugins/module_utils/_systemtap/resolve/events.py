@@ -17,9 +17,7 @@ from ..._kernel.procfs.mounts import mount_point
 from ..._kernel.symbols.table import Symbol
 from ..language.probe_point import ProbePoint
 from ..language.probe_syntax import WILD
-
-if t.TYPE_CHECKING:
-    from .resolve import Answer, HostFacts
+from .host_facts import Answer, HostFacts
 
 _TRACEPOINT = "__tracepoint_"
 _EVENT_SOURCES = "sys/bus/event_source/devices"

@@ -15,8 +15,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import elf
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.cmdline import split_word, split_words
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import modprobe_d
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.installed import InstalledModules
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modinfo import (
-    InstalledModules,
     parameters_of,
     parse_modinfo,
 )
