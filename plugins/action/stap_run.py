@@ -18,7 +18,7 @@ import typing as t
 from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.utils.display import Display
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import limits
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import own_directory, unit_of
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import run_directory, unit_of
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path, has_file
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.pipelined import SourceAction
@@ -47,7 +47,7 @@ display = Display()
 class ActionModule(SourceAction):
     _supports_async = False
 
-    def _gathered(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         build = self._task.args.get("module")
         if not isinstance(build, dict) or not {"name", "sha256"} <= set(build):
             raise AnsibleActionFail("module: give what tapvirt.host.stap_module returned as its module.")
@@ -73,7 +73,7 @@ class ActionModule(SourceAction):
         if begun.get("failed") or "supervisor" not in (begun.get("run") or {}):
             return begun
         # It is removed in the end, so it is not the host's to name.
-        directory = own_directory(build["name"], stage["run"])
+        directory = run_directory(build["name"], stage["run"])
         ended = self._collect(directory)
         ended.pop("invocation", None)
         if "outcome" in (ended.get("run") or {}):
@@ -86,7 +86,7 @@ class ActionModule(SourceAction):
     def _ask(self, stage: dict[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
         """Run a stage of the module, from its sources where that is possible."""
         interpreter = self._interpreter(self._task_vars)
-        if self._obstacle(interpreter):
+        if self._why_not_pipelined(interpreter):
             args = {**self._task.args, **more, "stage": stage}
             return self._run_module(self._task_vars, module_args=args)
         return self._run_sources({**self._params, **more, "stage": stage}, interpreter)
@@ -98,7 +98,7 @@ class ActionModule(SourceAction):
         :raises AnsibleActionFail: the host says that the run goes on long after it must have ended.
         """
         name = self._task_vars.get("inventory_hostname", "")
-        told = _progress.Teller(name, directory, _TERMINAL, display.display)
+        told = _progress.ProgressReporter(name, directory, _TERMINAL, display.display)
         started = time.monotonic()
         deadline = started + limits.LOAD_SECONDS + self._params["duration"] + _AFTER_SECONDS
         stage = {"do": "collect", "directory": directory, "wait": _COLLECT_SECONDS, "offset": 0}
@@ -121,12 +121,14 @@ class ActionModule(SourceAction):
                     raise AnsibleActionFail(_progress.endless(directory, time.monotonic() - started))
             except AnsibleConnectionFailure as error:
                 if time.monotonic() > deadline:
-                    raise AnsibleConnectionFailure(_progress.lost(directory, time.monotonic() - started)) from error
+                    raise AnsibleConnectionFailure(
+                        _progress.unreachable_message(directory, time.monotonic() - started)
+                    ) from error
                 patience *= 2 if isinstance(error, _progress.NoAnswer) else 1
                 told.cut(str(error))
                 self._connect_again()
 
-    def _look(self, directory: str, told: _progress.Teller, patience: float) -> float:
+    def _look(self, directory: str, told: _progress.ProgressReporter, patience: float) -> float:
         """Read how far the run is, as cheaply as can be; return after how many seconds it is to end (0: it has)."""
         quoted = shlex.quote(directory)
         command = f"cd {quoted} && : >seen; cat {quoted}/progress.json"
@@ -180,7 +182,7 @@ class ActionModule(SourceAction):
             return (answer.get("run") or {}).get("output")
 
         path = os.path.join(self._output_directory(), _progress.file_name(host, name))
-        return _progress.put(path, run.pop("output", None), more, run, self._params["output_limit_bytes"])
+        return _progress.save_output(path, run.pop("output", None), more, run, self._params["output_limit_bytes"])
 
     def _forget(self, directory: str) -> None:
         """Remove the run's directory now that its result is here; the next run does it otherwise.

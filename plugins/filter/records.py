@@ -17,7 +17,7 @@ def _filter(merge: t.Callable[[t.Any], list[dict[str, t.Any]]]) -> t.Callable[[t
     def checked(runs: t.Any) -> list[dict[str, t.Any]]:
         if not isinstance(runs, t.Mapping):
             raise AnsibleFilterError(f"the runs: {runs!r} is not a dictionary of host names with lists of runs.")
-        good, odd = records.sound(runs)
+        good, odd = records.valid_records(runs)
         for host, why in odd.items():
             display.warning(f"{host}: {why}; it is left out.")
         return merge(good)

@@ -200,7 +200,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
     missing_to_build,
     missing_to_run,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import judge, read_host
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems, read_host
 
 ARGUMENT_SPEC = {
     "kernels": {"type": "list", "elements": "str"},
@@ -215,7 +215,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     root = Root()
     host = read_host(root, os.uname().machine)
     own = builder_row(root, module.params["store"])
-    findings = judge(host, module.params["builder"])
+    findings = find_problems(host, module.params["builder"])
     blocking = [finding for finding in findings if finding.blocks]
     kernels = module.params["kernels"]
     fine = f"kernel {host['kernel']['release']} can be traced, staprun {host['staprun']}"

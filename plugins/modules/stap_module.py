@@ -203,7 +203,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import place_order
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import build_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE, Store
 
 ARGUMENT_SPEC = {
@@ -226,7 +226,7 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Check the order, then build it or find it in the store."""
     started = time.monotonic()
-    plan, built = place_order(module.params, module.check_mode)
+    plan, built = build_module(module.params, module.check_mode)
     return {
         "module": built,
         "built": any(change.how == "stap" for change in plan),

@@ -12,7 +12,7 @@ import os
 import typing as t
 
 _FEW_NAMES = 2000
-_SHOWN_LETTERS = 200
+_SHOWN_CHARS = 200
 
 #: What a task needs where the user has no permission, as the end of a sentence.
 NEEDS_ROOT = "root: run it with become: true"
@@ -47,8 +47,8 @@ class InvalidInput(TapvirtError):
         **fields: t.Any,
     ) -> None:
         shown = repr(value)
-        if len(shown) > _SHOWN_LETTERS:
-            shown = shown[:_SHOWN_LETTERS] + "..."
+        if len(shown) > _SHOWN_CHARS:
+            shown = shown[:_SHOWN_CHARS] + "..."
         message = f"{item}: {shown} {rule.rstrip('.')}."
         if nearest:
             message += f" Nearest: {', '.join(nearest)}."

@@ -48,7 +48,7 @@ def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t
 
 
 class _Failures:
-    """Turns whatever leaves its block as an exception into a failed result."""
+    """Converts an exception that leaves its block into a failed result."""
 
     def __init__(self, module: AnsibleModule, needs: str) -> None:
         self._module = module

@@ -126,7 +126,7 @@ def read_host(root: Root, arch: str) -> dict[str, t.Any]:
     }
 
 
-def judge(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) -> list[Finding]:
+def find_problems(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | None) -> list[Finding]:
     """Return everything that speaks against tracing this host, by itself and with a given builder."""
     findings = [
         Finding("kernel", True, reason, "boot a kernel with loadable modules and kprobes, or trace another host")
@@ -216,7 +216,7 @@ def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) 
     else:
         findings += _judge_kernel(release, kernels[release], on_builder)
     tested_up_to = (builder.get("tested") or [None, None])[1]
-    return findings + judge_versions(release, stap, host["staprun"], tested_up_to, _distribution(host))
+    return findings + check_versions(release, stap, host["staprun"], tested_up_to, _distribution(host))
 
 
 def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any], on_builder: t.Callable[[str], str]) -> list[Finding]:
@@ -238,7 +238,7 @@ def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any], on_builder: t.Cal
     return findings
 
 
-def judge_versions(
+def check_versions(
     release: str, stap: str, staprun: str | None, tested_up_to: str | None, distribution: Distribution
 ) -> list[Finding]:
     """Judge the versions of kernel, stap and staprun together.

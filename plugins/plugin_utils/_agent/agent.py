@@ -22,7 +22,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.c
     libvirt,
     shown_uri,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import within
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import call_with_deadline
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import find_domain
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import (
     MOST_STDERR,
@@ -255,7 +255,7 @@ class Guest:
             except TapvirtError as error:
                 outcome.append(error)
 
-        within(self._answer_seconds - _GRACE_SECONDS, doing, note, lambda: None)
+        call_with_deadline(self._answer_seconds - _GRACE_SECONDS, doing, note, lambda: None)
         if isinstance(outcome[0], TapvirtError):
             raise outcome[0]
         return outcome[0]

@@ -54,7 +54,7 @@ class NameTooLong(ValueError):
     """A file cannot have this name."""
 
 
-class Teller:
+class ProgressReporter:
     """Tells of one host's run: to the callback plugin tapvirt.host.progress, else in a line now and then."""
 
     def __init__(self, host: str, directory: str, terminal: bool, show: t.Callable[[str], t.Any]) -> None:
@@ -116,7 +116,7 @@ def progress_text(progress: t.Mapping[str, t.Any]) -> str:
     return text + f", {progress['bytes']} bytes so far"
 
 
-def lost(directory: str, seconds: float) -> str:
+def unreachable_message(directory: str, seconds: float) -> str:
     """Return what is known of a run whose host no longer answers."""
     return (
         f"The host has not answered until {seconds:.0f} s after the start of the run, which ends by itself on the "
@@ -195,7 +195,7 @@ def check_directory(path: str) -> None:
         raise AnsibleActionFail(error.message) from None
 
 
-def put(
+def save_output(
     path: str,
     first: t.Mapping[str, t.Any],
     more: t.Callable[[int], t.Any],

@@ -16,7 +16,7 @@ import typing as t
 
 from .._fleet.fleet import SYMBOL, groups_of, symbol_diff
 from .._format import listed, shown, word
-from .._trace.records import sound
+from .._trace.records import valid_records
 from .._transport.edge import ANY, TEXT, Need, Odd, parse
 from . import traces as _report_traces
 
@@ -125,7 +125,9 @@ def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> di
 def _usable(hosts: t.Mapping[str, Row]) -> tuple[dict[str, Row], dict[str, list[str]]]:
     """Return what can be used of what hosts hold, and host -> what cannot, in words; a variable is used as a whole."""
     usable: dict[str, Row] = {}
-    runs, odd_runs = sound({host: known["trace_runs"] for host, known in hosts.items() if "trace_runs" in known})
+    runs, odd_runs = valid_records(
+        {host: known["trace_runs"] for host, known in hosts.items() if "trace_runs" in known}
+    )
     odd: dict[str, list[str]] = {host: [problem] for host, problem in odd_runs.items()}
     for host, known in hosts.items():
         own: dict[str, t.Any] = {}

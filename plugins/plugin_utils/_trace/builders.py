@@ -9,7 +9,7 @@ import dataclasses
 import typing as t
 
 from ...module_utils._systemtap.limits import Memory
-from ...module_utils._systemtap.readiness import Finding, judge
+from ...module_utils._systemtap.readiness import Finding, find_problems
 from .._transport.edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, parse, parse_all
 
 Row = t.Mapping[str, t.Any]
@@ -65,8 +65,8 @@ def trace_builder_for(host: Row, builders: t.Mapping[str, Row | None]) -> dict[s
     """
     odd = parse_all(builders, lambda facts: parse(facts, _BUILDER))[1]
     builders = {name: None if name in odd else facts for name, facts in builders.items()}
-    own = judge(host, None)
-    found = {name: judge(host, facts)[len(own) :] for name, facts in builders.items() if facts}
+    own = find_problems(host, None)
+    found = {name: find_problems(host, facts)[len(own) :] for name, facts in builders.items() if facts}
     able = [name for name, findings in found.items() if not any(finding.blocks for finding in findings)]
     able.sort(key=lambda name: any(finding.check == "debuginfo" for finding in found[name]))
     chosen = able[0] if able else ""

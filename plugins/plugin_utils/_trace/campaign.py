@@ -17,7 +17,7 @@ from ...module_utils._core.errors import InvalidInput, nearest_names
 from ...module_utils._kernel.image.identity import taint_flags
 from ...module_utils._systemtap.supervise.outcome import OUTCOMES
 from .._transport.edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
-from .records import counter_plots, histogram_plots, sound
+from .records import counter_plots, histogram_plots, valid_records
 
 SUMMARY_BYTES = 90_000
 """The size of a summary as JSON, below the 100 kB that an artifact of an AWX job may sensibly have."""
@@ -165,7 +165,7 @@ def trace_summary(
     verdicts, odd = parse_all(verdicts, lambda verdict: parse(verdict, _VERDICT))
     reasons, unclear = parse_all(left_out, lambda reason: parse(reason, Need(TEXT)))
     left_out = {**reasons, **{host: f"its verdict cannot be read: {why}" for host, why in {**unclear, **odd}.items()}}
-    runs, trouble = sound(runs)
+    runs, trouble = valid_records(runs)
     hosts = sorted(verdicts, key=lambda host: (not verdicts[host]["brake"], bool(verdicts[host]["accepted"]), host))
     missing, troubled = sorted(left_out), sorted(trouble)
     summary: dict[str, t.Any] = {

@@ -7,7 +7,7 @@ A record is a row that a script printed: a histogram (``{"kind": "histogram", "k
 [[low, high, count], ...]}``, buckets closed below and open above), a counter (``{"kind": "count", "key", "count"}``),
 or a series (``{"kind": "series", "key", "unit", "step_ms", "count", "values": [...]}``, counts in steps of time since
 the probes were armed). Buckets of one script have the same bounds on every host, so they add; so do steps. A script may
-print anything: :func:`sound` leaves out what is no such row, and tells of it.
+print anything: :func:`valid_records` leaves out what is no such row, and tells of it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Histogram:
         return bounds
 
 
-def sound(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]], dict[str, str]]:
+def valid_records(runs: t.Mapping[str, t.Any]) -> tuple[dict[str, list[dict[str, t.Any]]], dict[str, str]]:
     """Return the runs with the records that can be merged, and host -> what is wrong with the first that cannot."""
     good: dict[str, list[dict[str, t.Any]]] = {}
     odd: dict[str, str] = {}
@@ -161,7 +161,7 @@ _RECORDS: dict[str, t.Any] = {
 def histogram_plots(runs: Runs) -> list[dict[str, t.Any]]:
     """Merge the histograms of many hosts.
 
-    :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``, as :func:`sound` returns them.
+    :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``, as :func:`valid_records` returns them.
     :returns: a plot for each (title, key): ``{title, key, unit, merged, usual: {p50, p99}, hosts: [{host, count, p50,
         p99, buckets, outlier, outlier_in}]}``, in order of first appearance; all buckets of a plot lie on one axis.
         ``outlier_in`` is ``p99`` or ``p50`` of a host that stands out, else null.

@@ -76,15 +76,15 @@ class SourceAction(ModuleAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         try:
-            result.update(self._gathered(task_vars or {}))
+            result.update(self._run_task(task_vars or {}))
         except AnsibleActionFail as error:
             result.update(failed=True, msg=error.message)
         return result
 
-    def _gathered(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         params = self._checked_options(self._module())
         interpreter = self._interpreter(task_vars)
-        reason = self._obstacle(interpreter)
+        reason = self._why_not_pipelined(interpreter)
         if params["transport"] == "source" and reason:
             raise AnsibleActionFail(f"transport: 'source' is not possible: {reason}.")
         if params["transport"] == "module" or reason:
@@ -114,7 +114,7 @@ class SourceAction(ModuleAction):
             return str(task_vars.get("ansible_facts", {}).get("discovered_interpreter_python", ""))
         return wanted
 
-    def _obstacle(self, interpreter: str) -> str:
+    def _why_not_pipelined(self, interpreter: str) -> str:
         """Return why the sources cannot be sent, or nothing."""
         if self._task.async_val:
             return "the task is asynchronous"

@@ -290,5 +290,5 @@ def test_tables_and_drift_are_refused_in_words() -> None:
 def test_progress_of_any_shape_ends_the_wait() -> None:
     progress = {"state": "running", "elapsed_seconds": 4, "of_seconds": 10, "bytes": 8, "armed": 2, "sites": 2}
     for what, odd in mutations(progress, 200):
-        told = _progress.Teller("h", "/run/tapvirt/stap/x-1", True, lambda _line: None)
+        told = _progress.ProgressReporter("h", "/run/tapvirt/stap/x-1", True, lambda _line: None)
         assert told.tell(odd) >= 0.0, what

@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import typing as t
 
 import yaml
 
@@ -97,7 +98,8 @@ class Builder:
         }
         (self.top / "calls").touch()
         argv = [str(pathlib.Path(sys.executable).with_name("ansible-playbook")), str(self.top / "play.yml"), *options]
-        return subprocess.run(argv, env=env, cwd=self.top, capture_output=True, text=True, timeout=120, check=False)
+        quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        return subprocess.run(argv, env=env, cwd=self.top, timeout=120, check=False, **quiet)
 
 
 def test_a_red_hat_builder_is_ready_after_one_run_and_the_second_changes_nothing(tmp_path: pathlib.Path) -> None:

@@ -280,7 +280,7 @@ def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed
     done = play.run(trace_waves="100%", answers=answers)
     assert done.code == 2, done.said
     assert sorted(done.asked("stap_probe_info")) == ["b1", "h1", "h3"]
-    assert done.asked("stap_run") == ["h1", "h2"]
+    assert sorted(done.asked("stap_run")) == ["h1", "h2"]
     assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
     assert "2 of 3 hosts were traced." in done.said
 

@@ -14,7 +14,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.tapvirt.host.plugins.filter.report import fleet_report as report_filter
 from ansible_collections.tapvirt.host.plugins.plugin_utils._format import escaped, listed, measured, short, shown, word
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report.findings import fleet_report
-from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.records import series_plots, sound
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.records import series_plots, valid_records
 
 from . import fleet
 
@@ -116,7 +116,7 @@ def test_time_lines_of_unlike_length_are_added_step_by_step() -> None:
         record = {"kind": "series", "key": "f", "unit": "calls", "step_ms": 100, "count": 9, "values": values}
         return [{"title": "f", "run": {"outcome": "ok", "records": [record, record]}}]
 
-    (plot,) = series_plots(sound({"a": run([1, 2, 3]), "b": run([1])})[0])
+    (plot,) = series_plots(valid_records({"a": run([1, 2, 3]), "b": run([1])})[0])
     assert plot["values"] == [4, 4, 6]
     assert [row["values"] for row in plot["hosts"]] == [[2, 4, 6], [2, 0, 0]]
     assert [row["count"] for row in plot["hosts"]] == [18, 18]

@@ -26,13 +26,13 @@ from .layers import OWN_FILE, wanted_of
 from .model import Item, Key, Observed, Reader, Wanted, parameter_file
 from .plan import Persist, Refresh, Reload, Step, Write, is_restored, plan, undo_text
 from .result import failed_row, steps_of
-from .values import Value, is_put_back, read_value, said_value
-from .write import TAINT_USER, cause, judged, tainted, write_parameter
+from .values import Value, is_put_back, parse_value, read_value
+from .write import TAINT_USER, check_read_back, explain_errno, tainted, write_parameter
 
 _UNDER_WAY = ("in_progress", "persisting", "reloading")
 
 
-class Steps:
+class Applier:
     """What a run over a list of parameters does to the host, and how it undoes it."""
 
     def __init__(self, root: Root, reader: Reader, journal: Journal, wanted: t.Sequence[Wanted], state: str) -> None:
@@ -182,7 +182,7 @@ class Steps:
         record.update(originals=originals, in_progress=unfinished, persisting=persisting, boot_id=observed.boot_id)
         self._journal.write(record)
 
-    def settle(self, observed: Observed) -> None:
+    def finish_journal(self, observed: Observed) -> None:
         """Write down that nothing is under way any more, what was restored, and what the kernel made of values."""
         touched = self._touched
         record = _settled(self._journal.read())
@@ -209,14 +209,14 @@ class Steps:
             write_parameter(self._root.path(name), write.text)
         except OSError as error:
             lockdown = self._root.read_text_or("sys/kernel/security/lockdown")
-            reason = f"{write.what}: the kernel refused {write.text!r}: {cause(error, item, lockdown)}"
+            reason = f"{write.what}: the kernel refused {write.text!r}: {explain_errno(error, item, lockdown)}"
             raise TapvirtError(reason, value=write.text, errno=error.errno) from error
         self._check_taint(write.what, before, write.allow_taint)
         if write.read_back in ("trigger", "opaque"):
             return {}
         now = read_value(item.kind, self._root.read_text(name), item.word_bits)
-        intended = said_value(item.kind, write.text, item.word_bits)
-        made = judged(item, write.read_back, item.current, intended, now)
+        intended = parse_value(item.kind, write.text, item.word_bits)
+        made = check_read_back(item, write.read_back, item.current, intended, now)
         return {} if made is None else {write.what: {"wanted": write.text, "read": made}}
 
     def _check_taint(self, what: str, before: int, allowed: bool) -> None:
@@ -260,8 +260,8 @@ class Steps:
             now = self._root.read_text_or(parameter_file(reload.module, name))
             if now is None or read_back in ("trigger", "opaque"):
                 continue
-            intended = said_value(item.kind, text, item.word_bits)
-            made = judged(item, read_back, item.current, intended, read_value(item.kind, now, item.word_bits))
+            intended = parse_value(item.kind, text, item.word_bits)
+            made = check_read_back(item, read_back, item.current, intended, read_value(item.kind, now, item.word_bits))
             if made is not None:
                 adjusted[item.label] = {"wanted": text, "read": made}
         return adjusted
@@ -275,7 +275,7 @@ class Steps:
         kept: dict[str, tuple[Item, Value]] = {}
         for name, text in values.items():
             item = self._reader.item(module, name)
-            kept[name] = (item, said_value(item.kind, text, item.word_bits))
+            kept[name] = (item, parse_value(item.kind, text, item.word_bits))
         return kept
 
     def _refresh(self) -> None:
@@ -340,7 +340,7 @@ class Steps:
 
     def _undo_write(self, item: Item, text: str) -> None:
         name = parameter_file(item.module, item.name)
-        before = said_value(item.kind, text, item.word_bits)
+        before = parse_value(item.kind, text, item.word_bits)
         if is_put_back(item.kind, read_value(item.kind, self._root.read_text(name), item.word_bits), before):
             return
         write_parameter(self._root.path(name), text)

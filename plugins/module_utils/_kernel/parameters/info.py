@@ -17,7 +17,7 @@ from ..._core.root import Root
 from ..modules import modprobe_d
 from ..modules.kernel_param_section import Declared
 from ..modules.modinfo import SOURCE_NAMES, canonical
-from .layers import flaw, flaw_sentence, said
+from .layers import flaw, flaw_sentence, value_of
 from .model import Item, Key, Observed, Reader
 from .values import Value, kind_of_value, read_value, same
 
@@ -152,7 +152,7 @@ def _values(item: Item, declared: Declared | None, option: modprobe_d.Option | N
     """Return what a parameter is, was built with and would be."""
     current = item.current
     default = None if declared is None or declared.default is None else _built_with(item, declared.default)
-    configured = None if option is None else said(option, item)
+    configured = None if option is None else value_of(option, item)
     return {
         "value": None if current is None else current.shown,
         "value_status": _value_status(item),

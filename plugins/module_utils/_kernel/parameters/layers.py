@@ -15,7 +15,7 @@ from ..image.cmdline import quote
 from ..modules import modprobe_d
 from ..modules.modinfo import canonical
 from .model import Item, Observed, Wanted
-from .values import Rejected, Value, said_value, same, wanted_value
+from .values import Rejected, Value, parse_value, same, wanted_value
 
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 
@@ -80,7 +80,7 @@ def layer_of(entry: Wanted, item: Item, observed: Observed) -> Layer:
     value = wanted_of(entry, item)
     on_command_line = observed.command_line.get(entry.key)
     flaws = [] if item.built_in else observed.load_flaws.get(entry.module, [])
-    if on_command_line is not None and says(on_command_line, item, value):
+    if on_command_line is not None and matches(on_command_line, item, value):
         return Layer(name, on_command_line.source, list(flaws), flaws)
     if name == "command_line":
         word = f"{item.command_line_word}={quote(value.text)}"
@@ -89,8 +89,8 @@ def layer_of(entry: Wanted, item: Item, observed: Observed) -> Layer:
         rule = "is built into the kernel, so modprobe.d does not reach it; say persist: command_line or auto"
         raise InvalidInput("module", item.module, rule)
     winner = observed.file_options.get(entry.key)
-    set_in = winner.source if winner is not None and says(winner, item, value) else None
-    return Layer(name, set_in, [*flaws, *_in_the_way(entry, observed, winner, set_in)], flaws)
+    set_in = winner.source if winner is not None and matches(winner, item, value) else None
+    return Layer(name, set_in, [*flaws, *_overriding_settings(entry, observed, winner, set_in)], flaws)
 
 
 def flaw(option: modprobe_d.Option, item: Item) -> str | None:
@@ -150,7 +150,7 @@ def notes_of(item: Item, observed: Observed) -> list[str]:
     return found
 
 
-def waits_in_image(entry: Wanted, item: Item, state: str, observed: Observed) -> bool:
+def is_stale_in_initramfs(entry: Wanted, item: Item, state: str, observed: Observed) -> bool:
     """Tell whether the initramfs loads the module with another value than modprobe.d says (or is about to)."""
     image = observed.image
     if image is None or item.built_in or entry.module not in image.modules:
@@ -161,34 +161,34 @@ def waits_in_image(entry: Wanted, item: Item, state: str, observed: Observed) ->
         left = modprobe_d.effective(others).get(entry.key)
         if there is None or there.source != OWN_FILE:
             return False
-        value = None if left is None else said(left, item)
-        return value is None or not says(there, item, value)
+        value = None if left is None else value_of(left, item)
+        return value is None or not matches(there, item, value)
     layer = layer_of(entry, item, observed)
     if layer.name != "modprobe_d" or layer.set_in == "/" + modprobe_d.COMMAND_LINE:
         return False
-    if layer.set_in is None and own_says(entry, item, observed):
+    if layer.set_in is None and own_file_matches(entry, item, observed):
         return False
-    return there is None or not says(there, item, wanted_of(entry, item))
+    return there is None or not matches(there, item, wanted_of(entry, item))
 
 
-def own_says(entry: Wanted, item: Item, observed: Observed) -> bool:
+def own_file_matches(entry: Wanted, item: Item, observed: Observed) -> bool:
     """Tell whether our own file has the wanted value, whoever wins."""
     own = observed.own.get(entry.key)
-    return own is not None and says(own, item, wanted_of(entry, item))
+    return own is not None and matches(own, item, wanted_of(entry, item))
 
 
-def says(option: modprobe_d.Option, item: Item, value: Value) -> bool:
+def matches(option: modprobe_d.Option, item: Item, value: Value) -> bool:
     """Tell whether an option gives a value."""
-    given = said(option, item)
+    given = value_of(option, item)
     return given is not None and same(item.kind, given, value)
 
 
-def said(option: modprobe_d.Option, item: Item) -> Value | None:
+def value_of(option: modprobe_d.Option, item: Item) -> Value | None:
     """Return the value that an option gives; ``None``: a bare name, and the parameter is no boolean."""
     if option.value is not None:
-        return said_value(item.kind, option.value, item.word_bits)
+        return parse_value(item.kind, option.value, item.word_bits)
     # param_set_bool in the kernel's kernel/params.c.
-    return said_value(item.kind, "1", item.word_bits) if item.kind.word in _BARE or not item.strict else None
+    return parse_value(item.kind, "1", item.word_bits) if item.kind.word in _BARE or not item.strict else None
 
 
 def _is_choice(value: Value, choices: t.Collection[str], word: str) -> bool:
@@ -197,7 +197,7 @@ def _is_choice(value: Value, choices: t.Collection[str], word: str) -> bool:
     return value.text in choices
 
 
-def _in_the_way(
+def _overriding_settings(
     entry: Wanted, observed: Observed, winner: modprobe_d.Option | None, set_in: str | None
 ) -> t.Iterator[str]:
     on_command_line = observed.command_line.get(entry.key)

@@ -26,7 +26,7 @@ from .values import Kind, Value, known_kind, listed_words, read_value
 if t.TYPE_CHECKING:
     from ..modules.initramfs import Image
 
-_NAME_SIGNS = frozenset(string.ascii_letters + string.digits + "_.-")
+_NAME_CHARS = frozenset(string.ascii_letters + string.digits + "_.-")
 # Patterns that few runs need: compiled when they are used.
 _CRYPTO_ALIAS = r"(?m)^alias crypto-(\S+) "
 _CRYPTO_NAME = r"(?m)^name\s*:\s*(\S+)$"
@@ -62,7 +62,7 @@ class Wanted(t.NamedTuple):
 class LoadedModule:
     """A module that is loaded, and why it cannot be loaded again, in words (empty: it can)."""
 
-    in_the_way: list[str]
+    reload_blockers: list[str]
 
 
 class Item(t.NamedTuple):
@@ -194,7 +194,7 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
     wanted: dict[Key, Wanted] = {}
     for entry in entries:
         for key in ("module", "name"):
-            if not _NAME_SIGNS.issuperset(entry[key]) or entry[key][:1] in ("", ".", "-"):
+            if not _NAME_CHARS.issuperset(entry[key]) or entry[key][:1] in ("", ".", "-"):
                 raise InvalidInput(f"params: {key}", entry[key], "is not a name of letters, digits, - and _")
         item = Wanted(
             module=canonical(entry["module"]),

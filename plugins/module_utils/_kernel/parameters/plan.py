@@ -14,9 +14,9 @@ import typing as t
 from ..._core.errors import InvalidInput
 from ..._core.plan import Change, Plan
 from ..modules import modprobe_d
-from .layers import OWN_FILE, flaw, layer_of, own_says, said, waits_in_image, wanted_of
+from .layers import OWN_FILE, flaw, is_stale_in_initramfs, layer_of, own_file_matches, value_of, wanted_of
 from .model import Item, Key, Observed, Wanted, read_only_reason
-from .values import Value, is_in_effect, is_put_back, said_value
+from .values import Value, is_in_effect, is_put_back, parse_value
 
 _UNVERIFIED = ("trigger", "opaque")
 
@@ -99,9 +99,7 @@ def is_reached(entry: Wanted, item: Item, observed: Observed) -> bool:
     return is_in_effect(item.kind, current, value) or bool(known == {"wanted": value.text, "read": current.text})
 
 
-def waits_for_load(
-    entry: Wanted, item: Item, state: str, observed: Observed, persisting: t.Collection[Key] = ()
-) -> bool:
+def needs_reload(entry: Wanted, item: Item, state: str, observed: Observed, persisting: t.Collection[Key] = ()) -> bool:
     """Tell whether a parameter only waits for its loaded module to be loaded again, and that was asked for.
 
     ``persisting`` are the parameters that a plan is about to write to modprobe.d: of one that cannot be read nothing
@@ -114,7 +112,7 @@ def waits_for_load(
         current = item.current
         if original is None or current is None:
             return False
-        return not is_put_back(item.kind, current, said_value(item.kind, original, item.word_bits))
+        return not is_put_back(item.kind, current, parse_value(item.kind, original, item.word_bits))
     if not entry.runtime or is_reached(entry, item, observed):
         return False
     kept = item.text is not None and layer_of(entry, item, observed).set_in is not None
@@ -126,7 +124,7 @@ def is_restored(entry: Wanted, observed: Observed) -> bool:
     item, original = observed.items[entry.key], observed.originals.get(entry.label)
     if original is None or item.current is None or item.writable:
         return True
-    return is_put_back(item.kind, item.current, said_value(item.kind, original, item.word_bits))
+    return is_put_back(item.kind, item.current, parse_value(item.kind, original, item.word_bits))
 
 
 def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Persist]:
@@ -144,7 +142,7 @@ def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[
         modprobe_d.check_writable(value.text)
     except modprobe_d.Unwritable as error:
         raise InvalidInput(entry.label, entry.value, f"cannot be persisted: it {error}") from error
-    if own_says(entry, item, observed):
+    if own_file_matches(entry, item, observed):
         return
     winner = observed.file_options.get(entry.key)
     why = "nothing sets it when the module is loaded"
@@ -166,7 +164,7 @@ def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[
 
 def _shown(option: modprobe_d.Option | None, item: Item) -> t.Any:
     """Return the value that an option gives, as it is returned; ``None``: it gives none."""
-    value = None if option is None else said(option, item)
+    value = None if option is None else value_of(option, item)
     return None if value is None else value.shown
 
 
@@ -228,9 +226,9 @@ def _reloads(
         entries = [
             entry
             for entry in wanted
-            if entry.module == module and waits_for_load(entry, observed.items[entry.key], state, observed, changing)
+            if entry.module == module and needs_reload(entry, observed.items[entry.key], state, observed, changing)
         ]
-        if not entries or loaded.in_the_way:
+        if not entries or loaded.reload_blockers:
             continue
         before: dict[str, t.Any] = {}
         after: dict[str, t.Any] = {}
@@ -241,7 +239,7 @@ def _reloads(
             before[entry.name] = None if item.current is None else item.current.shown
             if state == "restored":
                 given[entry.name] = observed.originals[entry.label]
-                after[entry.name] = said_value(item.kind, given[entry.name], item.word_bits).shown
+                after[entry.name] = parse_value(item.kind, given[entry.name], item.word_bits).shown
             else:
                 _check_taint(entry, item)
                 value = wanted_of(entry, item)
@@ -266,7 +264,7 @@ def _refresh(
     image = observed.image
     if not refresh_initramfs or image is None:
         return
-    stale = [entry for entry in wanted if waits_in_image(entry, observed.items[entry.key], state, observed)]
+    stale = [entry for entry in wanted if is_stale_in_initramfs(entry, observed.items[entry.key], state, observed)]
     if not stale:
         return
     if not image.maker:
@@ -287,7 +285,7 @@ def _restore(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[Step]:
     original = observed.originals.get(entry.label)
     current = item.current
     if original is not None and current is not None and item.writable:
-        first = said_value(item.kind, original, item.word_bits)
+        first = parse_value(item.kind, original, item.word_bits)
         if not is_put_back(item.kind, current, first):
             yield Write(
                 what=entry.label,
@@ -333,7 +331,7 @@ def _recovery(named: t.Collection[Key], observed: Observed) -> t.Iterator[Step]:
         item = observed.items.get((module, name))
         if (module, name) in named or item is None or item.current is None:
             continue
-        first = said_value(item.kind, before, item.word_bits)
+        first = parse_value(item.kind, before, item.word_bits)
         if not is_put_back(item.kind, item.current, first):
             yield Write(
                 what=label,

@@ -38,7 +38,7 @@ _FEW = 5
 _OTHER_NAMES = {"802.1Q VLAN Support": "vlan"}
 
 
-def in_the_way(root: Root, module: str, lines: t.Sequence[modprobe_d.Line], aliases: str) -> list[str]:
+def reload_blockers(root: Root, module: str, lines: t.Sequence[modprobe_d.Line], aliases: str) -> list[str]:
     """Return what uses a module, or else keeps it from being unloaded and loaded again, in words.
 
     :param lines: the commands of modprobe.d, :param aliases: the text of ``modules.alias``.

@@ -11,10 +11,10 @@ from __future__ import annotations
 import typing as t
 
 from ..._core.plan import Plan
-from .layers import OWN_FILE, layer_of, notes_of, waits_in_image, wanted_of
+from .layers import OWN_FILE, is_stale_in_initramfs, layer_of, notes_of, wanted_of
 from .model import Item, Observed, Wanted
 from .plan import Persist, Refresh, Reload, Step, Write
-from .values import is_in_effect, is_put_back, said_value
+from .values import is_in_effect, is_put_back, parse_value
 
 
 def steps_of(planned: Plan) -> list[Step]:
@@ -136,7 +136,7 @@ def _pending_restored(entry: Wanted, item: Item, last: Observed, steps: t.Sequen
     if original is None or item.current is None:
         stays = any(isinstance(step, Persist) for step in steps)
     else:
-        stays = not is_put_back(item.kind, item.current, said_value(item.kind, original, item.word_bits))
+        stays = not is_put_back(item.kind, item.current, parse_value(item.kind, original, item.word_bits))
     if stays:
         yield _not_done_now("the running value stays until the module is loaded again", entry, last)
 
@@ -144,9 +144,9 @@ def _pending_restored(entry: Wanted, item: Item, last: Observed, steps: t.Sequen
 def _not_done_now(text: str, entry: Wanted, observed: Observed) -> str:
     """Return the text, with what was in the way of a reload that was asked for."""
     loaded = observed.modules.get(entry.module)
-    if entry.reload == "never" or loaded is None or not loaded.in_the_way:
+    if entry.reload == "never" or loaded is None or not loaded.reload_blockers:
         return text
-    return f"{text}; that was not done now: {'; '.join(loaded.in_the_way)}"
+    return f"{text}; that was not done now: {'; '.join(loaded.reload_blockers)}"
 
 
 def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) -> t.Iterator[str]:
@@ -155,7 +155,7 @@ def _pending_image(entry: Wanted, item: Item, state: str, observed: Observed) ->
         return
     if image.unreadable is not None:
         yield f"it cannot be seen whether {image.path} has the module with other options: {image.unreadable}"
-    elif waits_in_image(entry, item, state, observed):
+    elif is_stale_in_initramfs(entry, item, state, observed):
         option = image.options.get(entry.key)
         has = "without this option" if option is None else f"with {option.word}"
         how = f" with {' '.join(image.maker)} (refresh_initramfs: true)" if image.maker else ""

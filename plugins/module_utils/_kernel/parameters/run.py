@@ -25,7 +25,7 @@ from .values import Kind
 
 if t.TYPE_CHECKING:
     from ..modules.initramfs import Image
-    from .apply import Steps
+    from .apply import Applier
 
 JOURNAL_NAME = "kernel_module_param"
 
@@ -64,13 +64,13 @@ class Parameters:
             with self._journal.locked():
                 self._seen.clear()
                 planned, last = converge(False, self._observe, self._plan, steps.apply, self._verify, steps.undo)
-                steps.settle(self._seen[0])
+                steps.finish_journal(self._seen[0])
         return self._result(planned, recovered, last, check_mode)
 
-    def _steps(self) -> Steps:
-        from .apply import Steps
+    def _steps(self) -> Applier:
+        from .apply import Applier
 
-        return Steps(self._root, self._reader, self._journal, self._wanted, self._state)
+        return Applier(self._root, self._reader, self._journal, self._wanted, self._state)
 
     def _is_reloading(self) -> bool:
         """Tell whether an interrupted run may have left a module unloaded."""
@@ -108,11 +108,11 @@ class Parameters:
                 continue
             from . import reload
 
-            in_the_way = reload.in_the_way(self._root, entry.module, observed.lines, self._reader.aliases())
+            reload_blockers = reload.reload_blockers(self._root, entry.module, observed.lines, self._reader.aliases())
             if self._reader.installed.file_of(entry.module) is None:
-                in_the_way.append("it is not installed for this kernel, so it could not be loaded again")
-            in_the_way += observed.load_flaws.get(entry.module, [])
-            found[entry.module] = LoadedModule(in_the_way)
+                reload_blockers.append("it is not installed for this kernel, so it could not be loaded again")
+            reload_blockers += observed.load_flaws.get(entry.module, [])
+            found[entry.module] = LoadedModule(reload_blockers)
         return found
 
     def _image(self, observed: Observed) -> Image | None:

@@ -127,11 +127,11 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
 
 def read_value(kind: Kind, text: str, word_bits: int) -> Value:
     """Return the value that a parameter's file in sysfs holds, to which the kernel has added a line end."""
-    return said_value(kind, _without_line_end(text), word_bits)
+    return parse_value(kind, _without_line_end(text), word_bits)
 
 
 @functools.lru_cache(maxsize=None)
-def said_value(kind: Kind, value: str, word_bits: int) -> Value:
+def parse_value(kind: Kind, value: str, word_bits: int) -> Value:
     """Return the value that a text says, in whole; text that does not fit the type is compared as it is."""
     if kind.element in _TEXTS and not kind.is_array:
         shown = None if kind.word == "charp" and value == _NULL_TEXT else value

@@ -42,7 +42,7 @@ def tainted(root: Root) -> int:
     return int(root.read_text_or("proc/sys/kernel/tainted") or "0")
 
 
-def judged(item: Item, read_back: str, before: Value | None, intended: Value, now: Value) -> str | None:
+def check_read_back(item: Item, read_back: str, before: Value | None, intended: Value, now: Value) -> str | None:
     """Judge what reads back after a value was set: null when it is the value, else what the kernel made of it.
 
     :raises NoEffect: it is something that the policy ``read_back`` does not allow.
@@ -63,7 +63,7 @@ def judged(item: Item, read_back: str, before: Value | None, intended: Value, no
     )
 
 
-def cause(error: OSError, item: Item, lockdown: str | None) -> str:
+def explain_errno(error: OSError, item: Item, lockdown: str | None) -> str:
     """Say why the kernel refused a write (kernel/params.c, fs/kernfs/file.c, kernel/module/sysfs.c).
 
     ``lockdown`` is the text of ``/sys/kernel/security/lockdown``; null where there is none, or it cannot be read.

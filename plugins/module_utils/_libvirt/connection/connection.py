@@ -39,13 +39,13 @@ __all__ = [
     "check_uri",
     "connected",
     "connected_for_reading",
-    "is_unknown",
+    "default_if_unsupported",
+    "is_unsupported",
     "libvirt",
     "libvirt_errors",
     "require_binding",
     "shown_uri",
     "start_event_loop",
-    "unless_unknown",
 ]
 
 # What the binding's objects are; it ships no types.
@@ -110,17 +110,17 @@ def libvirt_errors(doing: str) -> t.Iterator[None]:
         raise LibvirtFailure(doing, error) from error
 
 
-def is_unknown(error: t.Any) -> bool:
+def is_unsupported(error: t.Any) -> bool:
     """Tell whether an error says that the driver does not know at all what it was asked."""
     return error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
 
 
-def unless_unknown(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
+def default_if_unsupported(ask: t.Callable[[], _Answer], default: _Answer) -> _Answer:
     """Return an answer, or the default where the driver does not know the thing at all."""
     try:
         return ask()
     except libvirt.libvirtError as error:
-        if is_unknown(error):
+        if is_unsupported(error):
             return default
         raise
 
@@ -204,7 +204,7 @@ def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.It
     connection = api_trace.opened(connection, shown_uri(uri), time.monotonic() - started)
     try:
         if root:
-            _settle(connection)
+            _wait_for_reconnect(connection)
         else:
             _keep_alive(connection)
         yield connection
@@ -255,7 +255,7 @@ def _keep_alive(connection: Connection) -> None:
         connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
 
 
-def _settle(connection: Connection) -> None:
+def _wait_for_reconnect(connection: Connection) -> None:
     """Wait until the embedded driver has met its running guests again.
 
     It does so in threads of its own after the open, and says "running" of a dead guest meanwhile. A question that the

@@ -18,7 +18,7 @@ from .connection import LibvirtFailure, libvirt
 _GRACE_SECONDS = 5.0
 
 
-def within(seconds: float, doing: str, call: t.Callable[[], t.Any], abort: t.Callable[[], t.Any]) -> None:
+def call_with_deadline(seconds: float, doing: str, call: t.Callable[[], t.Any], abort: t.Callable[[], t.Any]) -> None:
     """Call something of libvirt and wait for it; past the deadline, ask for its end and wait a moment more.
 
     :raises LibvirtFailure: libvirt refused.

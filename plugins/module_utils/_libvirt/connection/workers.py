@@ -18,7 +18,7 @@ _MOST_WAITING = 32
 _Item = t.TypeVar("_Item")
 
 
-class Turns:
+class WorkerSlots:
     """Who may work: at most as many at once as there are processors, and no more than four."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Turns:
             yield
 
     @contextlib.contextmanager
-    def given_up(self) -> t.Iterator[None]:
+    def released(self) -> t.Iterator[None]:
         """Let others work for as long as the block, which only waits, lasts."""
         self._free.release()
         try:
@@ -40,7 +40,7 @@ class Turns:
             self._free.acquire()
 
 
-def for_each(work: t.Callable[[_Item], None], items: t.Sequence[_Item], turns: Turns) -> None:
+def for_each(work: t.Callable[[_Item], None], items: t.Sequence[_Item], turns: WorkerSlots) -> None:
     """Call ``work(item)`` for all items, each in its turn; return when all are done.
 
     Libvirt's binding lets go of the interpreter while it waits for an answer; any thread may use its objects.

@@ -162,7 +162,7 @@ def _shortened(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
-def check_inner_name(kind: str, name: str, root: ET.Element) -> None:
+def fill_or_check_name(kind: str, name: str, root: ET.Element) -> None:
     """Put the name into a user's XML that leaves it out.
 
     :raises InvalidInput: the XML says another one.
@@ -204,7 +204,7 @@ def size_bytes(element: ET.Element | None) -> int | None:
     return None if factor is None else int(value) * factor
 
 
-def keyed(element: ET.Element) -> dict[str, ET.Element]:
+def children_by_key(element: ET.Element) -> dict[str, ET.Element]:
     """Return the children of an element by label, ``disk[vda]``: the tag where it stands alone, else tag and key."""
     by_tag: dict[str, list[ET.Element]] = {}
     for child in element:
@@ -268,7 +268,7 @@ def _compare(path: str, before: ET.Element, after: ET.Element, subset: bool) -> 
             yield Difference(f"{path}@{name}", old, new, name in _SECRET_ATTRIBUTES)
     if old_text != new_text and not (subset and new_text is None):
         yield Difference(path, old_text, new_text)
-    old_children, new_children = keyed(before), keyed(after)
+    old_children, new_children = children_by_key(before), children_by_key(after)
     for label in [*old_children, *(label for label in new_children if label not in old_children)]:
         old_child, new_child = old_children.get(label), new_children.get(label)
         place = f"{path}/{label}" if path else label
@@ -314,5 +314,5 @@ def element_text(element: ET.Element | None) -> str | None:
 
 def normal_form(element: ET.Element) -> t.Any:
     """Return what an element means as data that can be hashed: without the order of keyed elements."""
-    children = {label: normal_form(child) for label, child in keyed(element).items()}
+    children = {label: normal_form(child) for label, child in children_by_key(element).items()}
     return [element.attrib, text_of(element), children]

@@ -21,7 +21,7 @@ import xml.etree.ElementTree as ET
 from ..._core.errors import InvalidInput, NoEffect, TapvirtError
 from ..._core.plan import Change, Plan
 from ..._core.write import write_atomic
-from ..connection.connection import Connection, Domain, LibvirtFailure, is_unknown, libvirt, libvirt_errors
+from ..connection.connection import Connection, Domain, LibvirtFailure, is_unsupported, libvirt, libvirt_errors
 from ..connection.lookup import find_domain
 from ..domain.lifecycle import Lifecycle, Waiting, state_of, steps_to
 from .device import Device, find_device
@@ -336,7 +336,7 @@ def _open(request: Request, observed: Observed, stream: t.Any) -> None:
             domain.openConsole(device.alias, stream, libvirt.VIR_DOMAIN_CONSOLE_SAFE | force)
         except libvirt.libvirtError as error:
             # Xen's driver calls the flag an invalid argument.
-            if not is_unknown(error) and error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+            if not is_unsupported(error) and error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
                 raise
             domain.openConsole(device.alias, stream, force)
     except libvirt.libvirtError as error:

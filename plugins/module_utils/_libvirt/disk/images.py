@@ -61,7 +61,7 @@ class Unseen(TapvirtError):
     """An image is there and cannot be looked into: what it stands on is not known."""
 
 
-class DiskPlaces:
+class ImageLocator:
     """Finds sources by libvirt's storage pools and, where the files are of this host, by the files themselves."""
 
     def __init__(self, connection: Connection | None, local: bool) -> None:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Deleting the disks that a user named, once their domain is gone: nothing else, and nothing that anybody still needs.
 
-Private to the collection. ``find_doomed`` reads, ``check_doomed`` is pure, ``delete`` writes.
+Private to the collection. ``find_disks_to_delete`` reads, ``refuse_unsafe_deletes`` is pure, ``delete`` writes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typing as t
 from ..._core.errors import InvalidInput, NoEffect, TapvirtError, nearest_names
 from ..connection.connection import Connection, libvirt, libvirt_errors
 from .disks import Disk
-from .images import DiskPlaces, Use
+from .images import ImageLocator, Use
 
 # virStorageVolType: what holds one disk's data (a directory holds more).
 _VOLUMES_OF_DATA = (0, 1, 3)
@@ -24,7 +24,7 @@ _MOST_USERS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Doomed:
+class DiskToDelete:
     """One named disk: where it is, how it goes (``deleteVolume``, ``unlink``), or why it cannot.
 
     ``identity`` tells whether it is still the same file later; ``there`` is false where nothing is left to delete.
@@ -38,14 +38,14 @@ class Doomed:
     identity: tuple[int, int] | None = None
 
 
-def find_doomed(
+def find_disks_to_delete(
     name: str,
     wanted: t.Sequence[str],
     disks: t.Sequence[Disk],
     running: t.Sequence[Disk],
-    places: DiskPlaces,
+    places: ImageLocator,
     uses: t.Sequence[Use],
-) -> list[Doomed]:
+) -> list[DiskToDelete]:
     """Look at the named disks of a domain.
 
     :param disks: those of its definition; ``running`` those it runs with, which have to be the same ones.
@@ -62,37 +62,39 @@ def find_doomed(
             nearest = nearest_names(target, by_target) or sorted(by_target)[:_MOST_USERS]
             raise InvalidInput(f"{name}: remove_disks", target, "is no disk of this domain", nearest)
         if target in now and now[target].source != disk.source:
-            found.append(Doomed(target, "", refusal="is another file in the running domain than in its definition"))
+            found.append(
+                DiskToDelete(target, "", refusal="is another file in the running domain than in its definition")
+            )
             continue
         found.append(_find(name, disk, set(wanted), places, uses))
     return found
 
 
-def _find(name: str, disk: Disk, named: t.Collection[str], places: DiskPlaces, uses: t.Sequence[Use]) -> Doomed:
+def _find(name: str, disk: Disk, named: t.Collection[str], places: ImageLocator, uses: t.Sequence[Use]) -> DiskToDelete:
     source = disk.source
     where = "" if source is None else source.shown()
     refusal = _refusal_by_kind(disk)
     if refusal is not None or source is None:
-        return Doomed(disk.target, where, refusal=refusal or "has no medium")
+        return DiskToDelete(disk.target, where, refusal=refusal or "has no medium")
     mine = places.names(source)
     others = [use for use in uses if use.names & mine and not (use.domain == name and use.target in named)]
     if others:
         users = [f"{use.target} of {use.domain!r}" if use.domain else use.target for use in others]
-        return Doomed(disk.target, where, refusal=f"is needed by {', '.join(sorted(set(users))[:_MOST_USERS])}")
+        return DiskToDelete(disk.target, where, refusal=f"is needed by {', '.join(sorted(set(users))[:_MOST_USERS])}")
     blind = next((use for use in uses if use.unseen and not (use.domain == name and use.target in named)), None)
     if blind is not None:
         rule = f"may be needed by {blind.target} of {blind.domain!r}: {blind.unseen}"
-        return Doomed(disk.target, where, refusal=rule)
+        return DiskToDelete(disk.target, where, refusal=rule)
     volume = places.volume(source)
     if volume is not None:
         return _volume(disk.target, volume, places)
     if source.kind == "volume":
-        return Doomed(disk.target, where, there=False)
+        return DiskToDelete(disk.target, where, there=False)
     if source.kind != "file":
-        return Doomed(disk.target, where, refusal="is neither a plain file nor a volume of an active pool")
+        return DiskToDelete(disk.target, where, refusal="is neither a plain file nor a volume of an active pool")
     if not places.local:
         rule = "is no volume of an active pool; a file of another host is not deleted otherwise"
-        return Doomed(disk.target, where, refusal=rule)
+        return DiskToDelete(disk.target, where, refusal=rule)
     return _file(disk.target, where)
 
 
@@ -108,33 +110,33 @@ def _refusal_by_kind(disk: Disk) -> str | None:
     return None
 
 
-def _volume(target: str, volume: t.Any, places: DiskPlaces) -> Doomed:
+def _volume(target: str, volume: t.Any, places: ImageLocator) -> DiskToDelete:
     with libvirt_errors(f"Reading volume {volume.path()}"):
         where, kind = str(volume.path()), volume.info()[0]
     if kind not in _VOLUMES_OF_DATA:
-        return Doomed(target, where, refusal="is a volume that holds more than one file")
+        return DiskToDelete(target, where, refusal="is a volume that holds more than one file")
     if places.local and os.path.islink(where) and kind == 0:
-        return Doomed(target, where, refusal="is a symbolic link; what it leads to was not named")
-    return Doomed(target, where, "deleteVolume")
+        return DiskToDelete(target, where, refusal="is a symbolic link; what it leads to was not named")
+    return DiskToDelete(target, where, "deleteVolume")
 
 
-def _file(target: str, where: str) -> Doomed:
+def _file(target: str, where: str) -> DiskToDelete:
     try:
         found = os.lstat(where)
     except FileNotFoundError:
-        return Doomed(target, where, there=False)
+        return DiskToDelete(target, where, there=False)
     except OSError as error:
-        return Doomed(target, where, refusal=f"cannot be looked at: {error.strerror}")
+        return DiskToDelete(target, where, refusal=f"cannot be looked at: {error.strerror}")
     if stat.S_ISLNK(found.st_mode):
-        return Doomed(target, where, refusal="is a symbolic link; what it leads to was not named")
+        return DiskToDelete(target, where, refusal="is a symbolic link; what it leads to was not named")
     if not stat.S_ISREG(found.st_mode):
-        return Doomed(target, where, refusal="is not a plain file")
+        return DiskToDelete(target, where, refusal="is not a plain file")
     if not os.access(os.path.dirname(where), os.W_OK | os.X_OK):
-        return Doomed(target, where, refusal="lies in a directory that this user may not change")
-    return Doomed(target, where, "unlink", identity=(found.st_dev, found.st_ino))
+        return DiskToDelete(target, where, refusal="lies in a directory that this user may not change")
+    return DiskToDelete(target, where, "unlink", identity=(found.st_dev, found.st_ino))
 
 
-def check_doomed(name: str, doomed: t.Iterable[Doomed]) -> None:
+def refuse_unsafe_deletes(name: str, doomed: t.Iterable[DiskToDelete]) -> None:
     """Refuse what must stay.
 
     :raises InvalidInput: a named disk must stay; says which and why.
@@ -146,7 +148,7 @@ def check_doomed(name: str, doomed: t.Iterable[Doomed]) -> None:
             raise InvalidInput(f"{name}: remove_disks", shown, rule)
 
 
-def delete(name: str, connection: Connection, planned: Doomed, now: Doomed) -> None:
+def delete(name: str, connection: Connection, planned: DiskToDelete, now: DiskToDelete) -> None:
     """Delete one disk, and make sure that it is gone.
 
     :param now: the same disk as it is after its domain has gone; it has to be as it was planned.
@@ -173,7 +175,7 @@ def _unlink(item: str, path: str) -> None:
         raise TapvirtError(f"{item}: could not be deleted: {error.strerror}.") from error
 
 
-def _is_gone(connection: Connection, planned: Doomed) -> bool:
+def _is_gone(connection: Connection, planned: DiskToDelete) -> bool:
     if planned.how == "unlink":
         return not os.path.lexists(planned.where)
     try:

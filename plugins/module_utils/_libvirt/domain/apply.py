@@ -14,12 +14,12 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from ..connection.connection import Connection, Domain, libvirt, libvirt_errors
-from ..connection.xml import keyed
+from ..connection.xml import children_by_key
 from . import lifecycle
 from .identity import filled_devices
-from .live.edits import Asked, LiveEdit, asked_of, live_edits, refused_reason, same_memory
+from .live.edits import LiveEdit, RefusedEdits, asked_of, live_edits, refused_reason, same_memory
 from .mark import Mark, definition_hash
-from .undefine import Belongings
+from .undefine import DomainArtifacts
 
 _FOLLOW_SECONDS = 3.0
 # Refusals whose reason may be gone the next time: a file that is missing, closed or held by somebody.
@@ -35,7 +35,7 @@ _PASSING = (
 _OPENS_IMAGE = "'blockdev-add'"
 
 
-def remember(name: str, domain: Domain, mark: Mark, wanted: ET.Element) -> None:
+def write_mark(name: str, domain: Domain, mark: Mark, wanted: ET.Element) -> None:
     """Note what libvirt made of the wanted definition, so that the next run can tell that nobody changed it."""
     with libvirt_errors(f"{name}: noting what was applied"):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
@@ -66,7 +66,7 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] |
     if why is None:
         return None
     _note_asked(name, domain, edit, refused)
-    reason = refused_reason(edit, Asked().with_key(edit.key(), refused))
+    reason = refused_reason(edit, RefusedEdits().with_key(edit.key(), refused))
     until = "before a restart" if reason == "restart" else "yet"
     return reason, f"{name}: {edit.kind} of {edit.path} has no effect {until}: {why}."
 
@@ -89,7 +89,7 @@ _EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
 }
 
 
-def note_start(name: str, domain: Domain) -> None:
+def record_balloon_request(name: str, domain: Domain) -> None:
     """Note in a domain that was just started what the start has asked of its guest: the memory to give back."""
     with libvirt_errors(f"{name}: reading it after its start"):
         running = _running(domain)
@@ -117,7 +117,7 @@ def _followed(domain: Domain, edit: LiveEdit) -> bool:
             done = same_memory(int(domain.memoryStats().get("actual", 0)), edit.after)
         elif edit.kind == "detach":
             devices = _running(domain).find("devices")
-            done = devices is None or edit.path.partition("/")[2] not in keyed(devices)
+            done = devices is None or edit.path.partition("/")[2] not in children_by_key(devices)
         else:
             return True
         if done or time.monotonic() > deadline:
@@ -125,7 +125,9 @@ def _followed(domain: Domain, edit: LiveEdit) -> bool:
         time.sleep(0.1)
 
 
-def undefine(name: str, connection: Connection, domain: Domain, found: Belongings, remove: t.Collection[str]) -> None:
+def undefine(
+    name: str, connection: Connection, domain: Domain, found: DomainArtifacts, remove: t.Collection[str]
+) -> None:
     """Undefine a domain; what of its belongings is not in ``remove`` stays."""
     with libvirt_errors(f"{name}: undefining it"):
         version = connection.getLibVersion()

@@ -55,7 +55,7 @@ class Unavailable(Exception):
     """There is no embedded driver here, or it is not the libvirt that is managed."""
 
 
-def can_stand_for(uri: str) -> bool:
+def embedded_driver_matches(uri: str) -> bool:
     """Tell whether the embedded driver of this host, run by this user, can speak for a URI."""
     scheme, _slashes, rest = uri.partition(":///")
     path = rest.partition("?")[0]
@@ -63,12 +63,12 @@ def can_stand_for(uri: str) -> bool:
 
 
 def managed_by(connection: Connection, uri: str) -> Managed:
-    """Describe the libvirt behind a connection that ``can_stand_for`` accepted."""
+    """Describe the libvirt behind a connection that ``embedded_driver_matches`` accepted."""
     return Managed((connection.getLibVersion(), connection.getVersion()), state_directory(uri))
 
 
 def state_directory(uri: str) -> str:
-    """Return where the libvirt of a URI that ``can_stand_for`` accepted keeps its state."""
+    """Return where the libvirt of a URI that ``embedded_driver_matches`` accepted keeps its state."""
     root = embed_root(uri)
     if root is not None:
         return os.path.join(root.path, "lib")
@@ -78,7 +78,7 @@ def state_directory(uri: str) -> str:
     return _HOST_STATE
 
 
-class Canonicaliser:
+class Canonicalizer:
     """The child process and its two questions: which versions, and what becomes of these definitions."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Canonicaliser:
         self._socket = ours
         self._stream = ours.makefile("rw", encoding="utf-8", errors="surrogateescape")
 
-    def ask(self, texts: t.Sequence[str], managed: Managed | None, timeout_seconds: float) -> list[Canonical]:
+    def canonicalize(self, texts: t.Sequence[str], managed: Managed | None, timeout_seconds: float) -> list[Canonical]:
         """Return one answer for each definition.
 
         :param managed: null: this host's embedded driver itself, on a root that is still to be made.
@@ -115,7 +115,7 @@ class Canonicaliser:
             for row in answer["rows"]
         ]
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the child: it does so by itself when nobody can ask any more, or is ended."""
         self._stream.close()
         self._socket.close()

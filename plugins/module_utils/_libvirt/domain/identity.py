@@ -14,7 +14,7 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from ..connection.xml import keyed, text_of
+from ..connection.xml import children_by_key, text_of
 from ..disk.disks import target_of
 from .device_keys import fill_keys, number_controllers
 from .mark import MARK_URI, add_at_top, mark_of
@@ -76,8 +76,8 @@ def filled_devices(wanted: ET.Element, result: ET.Element) -> tuple[str, ...]:
     said = ET.fromstring(ET.tostring(wanted))
     _carry_keys(said, result)
     devices = said.find("devices")
-    known = keyed(devices) if devices is not None else {}
-    labels = keyed(found) if found is not None else {}
+    known = children_by_key(devices) if devices is not None else {}
+    labels = children_by_key(found) if found is not None else {}
     return tuple(label for label in labels if label not in known and " " not in label)
 
 
@@ -259,8 +259,8 @@ def _carry_addresses(result: ET.Element, existing: ET.Element) -> None:
     new_devices, old_devices = result.find("devices"), existing.find("devices")
     if new_devices is None or old_devices is None:
         return
-    old_by_label = keyed(old_devices)
-    for label, new in keyed(new_devices).items():
+    old_by_label = children_by_key(old_devices)
+    for label, new in children_by_key(new_devices).items():
         existing_device = old_by_label.get(label)
         if existing_device is None or new.find("address") is not None or existing_device.find("address") is None:
             continue

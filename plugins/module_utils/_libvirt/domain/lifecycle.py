@@ -16,8 +16,8 @@ import typing as t
 
 from ..._core.errors import InvalidInput, TapvirtError
 from ..connection.connection import Connection, Domain, libvirt, libvirt_errors
-from ..connection.deadline import within
-from ..connection.workers import Turns
+from ..connection.deadline import call_with_deadline
+from ..connection.workers import WorkerSlots
 
 # virDomainState, in libvirt's order.
 STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
@@ -103,7 +103,7 @@ class Lifecycle:
     Many threads may use one, each for a domain of its own; a turn that one has is given up while it waits.
     """
 
-    def __init__(self, connection: Connection, turns: Turns | None = None) -> None:
+    def __init__(self, connection: Connection, turns: WorkerSlots | None = None) -> None:
         self._connection = connection
         self._turns = turns
         self._woken = threading.Condition()
@@ -143,7 +143,7 @@ class Lifecycle:
             elif step == "managed_save":
                 # Blocks as long as it takes to write the memory.
                 doing = f"{name}: managed save"
-                within(waiting.timeout_seconds, doing, domain.managedSave, domain.abortJob)
+                call_with_deadline(waiting.timeout_seconds, doing, domain.managedSave, domain.abortJob)
                 self._wait(name, domain, _REACHED["saved"], waiting.timeout_seconds, step)
             else:
                 _CALLS[step](domain)
@@ -165,7 +165,7 @@ class Lifecycle:
 
     def _wait(self, name: str, domain: Domain, states: t.Sequence[str], timeout_seconds: float, step: str) -> None:
         deadline = time.monotonic() + timeout_seconds
-        with self._turns.given_up() if self._turns is not None else contextlib.nullcontext():
+        with self._turns.released() if self._turns is not None else contextlib.nullcontext():
             while True:
                 seen = self._events
                 state = state_of(domain)[0]

@@ -12,12 +12,12 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..connection.connection import Connection, Domain, libvirt, unless_unknown
+from ..connection.connection import Connection, Domain, default_if_unsupported, libvirt
 from ..connection.xml import text_of
 from ..disk.disks import Disk, Source, disks_of
-from ..disk.images import DiskPlaces, Use, is_of_this_host
-from ..disk.removal import find_doomed
-from .canonical import can_stand_for, state_directory
+from ..disk.images import ImageLocator, Use, is_of_this_host
+from ..disk.removal import find_disks_to_delete
+from .canonical import embedded_driver_matches, state_directory
 from .lifecycle import state_of
 from .live.edits import HostModel, is_expanded, model_of
 from .mark import MARK_URI
@@ -33,8 +33,8 @@ def observe_domain(domain: Domain) -> Observed:
     running = domain.XMLDesc(secure) if active else None
     persistent = bool(domain.isPersistent())
     stored = domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
-    managed_save = unless_unknown(lambda: bool(domain.hasManagedSaveImage(0)), False)
-    saved = unless_unknown(lambda: domain.managedSaveGetXMLDesc(secure), None) if managed_save else None
+    managed_save = default_if_unsupported(lambda: bool(domain.hasManagedSaveImage(0)), False)
+    saved = default_if_unsupported(lambda: domain.managedSaveGetXMLDesc(secure), None) if managed_save else None
     return Observed(
         uuid=domain.UUIDString(),
         state=state,
@@ -61,14 +61,14 @@ def is_marked(domain: Domain) -> bool:
         raise
 
 
-class Surroundings:
+class HostContext:
     """What lies around domains - their disks' places, other users of these; read once, when first asked for."""
 
     def __init__(
         self, connection: Connection | None, uri: str, domains: t.Sequence[Domain], wanted: t.Sequence[Wanted] = ()
     ) -> None:
         """Prepare; without a connection there is nothing yet. ``wanted`` are the domains of the task."""
-        self.places = DiskPlaces(connection, is_of_this_host(uri))
+        self.places = ImageLocator(connection, is_of_this_host(uri))
         self._connection: Connection = connection
         self._uri = uri
         self._domains = domains
@@ -127,10 +127,10 @@ class Surroundings:
         """
         if self._version is None:
             self._version = int(self._connection.getLibVersion())
-        directory = state_directory(self._uri) if can_stand_for(self._uri) else None
+        directory = state_directory(self._uri) if embedded_driver_matches(self._uri) else None
         found = find_belongings(domain, observed.stored, observed.managed_save, directory, self._version)
         if wanted.remove_disks:
-            doomed = find_doomed(
+            doomed = find_disks_to_delete(
                 wanted.name,
                 wanted.remove_disks,
                 disks_of(observed.stored),
@@ -173,7 +173,7 @@ class Surroundings:
             running.get("type"),
         )
         if where not in self._host_models:
-            text = unless_unknown(lambda: self._connection.getDomainCapabilities(*where, 0), None)
+            text = default_if_unsupported(lambda: self._connection.getDomainCapabilities(*where, 0), None)
             mode = None if text is None else ET.fromstring(text).find("cpu/mode[@name='host-model'][@supported='yes']")
             self._host_models[where] = None if mode is None else model_of(mode)
         return dataclasses.replace(observed, host_model=self._host_models[where])
@@ -192,7 +192,7 @@ class Surroundings:
 def _below_by_snapshots(domain: Domain, target: str, source: Source) -> list[Source]:
     """Return what a source stands on by what the domain's external snapshots tell, nearest first."""
     below: dict[Source, Source] = {}
-    snapshots: list[t.Any] = unless_unknown(domain.listAllSnapshots, [])
+    snapshots: list[t.Any] = default_if_unsupported(domain.listAllSnapshots, [])
     for snapshot in snapshots:
         root = ET.fromstring(snapshot.getXMLDesc(0))
         before = next((disk.source for disk in disks_of(root.find("domain")) if disk.target == target), None)

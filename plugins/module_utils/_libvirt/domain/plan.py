@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ET
 from ..._core.errors import InvalidInput, TapvirtError, nearest_names
 from ..._core.plan import Change
 from ..connection.xml import Difference, size_bytes, text_of, to_text
-from ..disk.removal import Doomed, check_doomed
+from ..disk.removal import DiskToDelete, refuse_unsafe_deletes
 from . import lifecycle
 from .identity import complete, filled_devices, with_disks_of, with_identity
 from .live.edits import (
@@ -31,7 +31,7 @@ from .live.edits import (
 from .mark import Mark, add_at_top, definition_hash, differences, mark_of, wanted_hash, with_mark
 from .stored_devices import device_title, removed_devices
 from .undeclared import definition_rows
-from .undefine import Belongings, check_losses, disk_changes, loss_changes
+from .undefine import DomainArtifacts, disk_changes, loss_changes, refuse_unnamed_losses
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
@@ -46,7 +46,7 @@ class Options:
     remove: tuple[str, ...] = ()
 
     @property
-    def stores(self) -> bool:
+    def may_redefine(self) -> bool:
         """Tell whether the stored definition of a domain that is there may be changed."""
         return self.apply != "live"
 
@@ -96,7 +96,7 @@ class Observed:
     stored: ET.Element
     running: ET.Element | None
     saved: ET.Element | None = None
-    belongings: Belongings = dataclasses.field(default_factory=Belongings)
+    belongings: DomainArtifacts = dataclasses.field(default_factory=DomainArtifacts)
     overlays: tuple[Overlay, ...] = ()
     host_model: HostModel | None = None
 
@@ -110,11 +110,11 @@ class DomainPlan:
     fidelity: str | None = None
     define: str | None = None
     # The mark to note once libvirt has made its own of the definition, where that is not known before.
-    remember: Mark | None = None
+    write_mark: Mark | None = None
     edits: list[LiveEdit] = dataclasses.field(default_factory=list)
     steps: list[str] = dataclasses.field(default_factory=list)
     undefine: bool = False
-    disks: list[Doomed] = dataclasses.field(default_factory=list)
+    disks: list[DiskToDelete] = dataclasses.field(default_factory=list)
 
 
 def desired_definition(
@@ -181,7 +181,7 @@ def plan_domain(
     stored = observed.stored if observed is not None else None
     if desired is not None and wanted.xml is not None:
         _check_removals(wanted, observed, canonical if canonical is not None else desired)
-        if observed is None or not observed.persistent or options.stores:
+        if observed is None or not observed.persistent or options.may_redefine:
             stored = _plan_definition(plan, wanted, wanted.xml, observed, desired, canonical)
         else:
             # Only what runs may change: the definition that was asked for waits.
@@ -263,7 +263,7 @@ def _plan_definition(
     if not plan.changes:
         return observed.stored if observed is not None else desired
     plan.define = to_text(with_mark(desired, mark))
-    plan.remember = mark if mark.result is None else None
+    plan.write_mark = mark if mark.result is None else None
     return canonical if canonical is not None else desired
 
 
@@ -362,8 +362,8 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
     if observed is None:
         return plan
     found = observed.belongings
-    check_losses(wanted.name, found, options.remove)
-    check_doomed(wanted.name, found.disks)
+    refuse_unnamed_losses(wanted.name, found, options.remove)
+    refuse_unsafe_deletes(wanted.name, found.disks)
     if observed.active:
         plan.steps = lifecycle.steps_to(f"{wanted.name}: state", "shutdown", observed.state, True, False)
         plan.changes.append(_change(wanted, "state", observed.state, "shutoff", ", ".join(plan.steps), "as wanted"))

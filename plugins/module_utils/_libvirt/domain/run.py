@@ -20,16 +20,16 @@ from ..connection.embed import EmbedRoot
 from ..connection.kvm import kvm_warning
 from ..connection.lookup import is_host
 from ..connection.schema import schema_errors
-from ..connection.workers import Turns, for_each
-from ..connection.xml import check_inner_name, parse_definition, text_of, to_text
+from ..connection.workers import WorkerSlots, for_each
+from ..connection.xml import fill_or_check_name, parse_definition, text_of, to_text
 from ..disk.disks import disks_of
-from ..disk.removal import Doomed, delete, find_doomed
+from ..disk.removal import DiskToDelete, delete, find_disks_to_delete
 from ..item_run import Item, ItemRun, check_names
-from .apply import edit_running, note_start, remember, undefine
-from .canonical import Canonical, Canonicaliser, Unavailable, can_stand_for, managed_by
+from .apply import edit_running, record_balloon_request, undefine, write_mark
+from .canonical import Canonical, Canonicalizer, Unavailable, embedded_driver_matches, managed_by
 from .lifecycle import Lifecycle
 from .mark import Mark, wanted_hash, with_mark, without_id
-from .observe import Surroundings, is_marked, observe_domain
+from .observe import HostContext, is_marked, observe_domain
 from .plan import DomainPlan, Observed, Options, Wanted, desired_definition, plan_domain, plan_restart
 
 # The states in which a domain gives back what others may need.
@@ -49,7 +49,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         root = None
         if item.get("xml"):
             root = without_id(parse_definition(f"{name}: xml", item["xml"], "domain"))
-            check_inner_name("domain", name, root)
+            fill_or_check_name("domain", name, root)
         disks = tuple(item.get("remove_disks") or ())
         if disks and item["state"] != "absent":
             rule = f"are deleted with state: absent only, and the state is {item['state']}"
@@ -85,14 +85,14 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         self._timeout_seconds = timeout_seconds
         self._options = options
         self._purge = purge
-        self._canonicaliser: Canonicaliser | None = None
+        self._canonicalizer: Canonicalizer | None = None
         # What is handed to libvirt, and what that makes of it, by domain.
         self._desired_roots: dict[str, ET.Element | None] = {}
         self._canonical_roots: dict[str, Canonical] = {}
         # The names of all domains, by UUID.
         self._owners: dict[str, str] = {}
         # Of a root that is still to be made: nothing.
-        self._around = Surroundings(None, uri, [])
+        self._host = HostContext(None, uri, [])
         self._new_uuids = {one.name: str(uuid.uuid4()) for one in wanted if one.root is not None}
 
     def converge(self, check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
@@ -101,16 +101,16 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         :raises TapvirtError: at least one domain failed; the rows of all are in its fields.
         """
         root = check_uri(self._uri)
-        if can_stand_for(self._uri) and any(item.wanted.root is not None for item in self._items):
-            self._canonicaliser = Canonicaliser()
+        if embedded_driver_matches(self._uri) and any(item.wanted.root is not None for item in self._items):
+            self._canonicalizer = Canonicalizer()
             warning = kvm_warning()
             if warning is not None:
                 self._warnings.append(warning)
         try:
             preparation = self._run(root, check_mode)
         finally:
-            if self._canonicaliser is not None:
-                self._canonicaliser.end()
+            if self._canonicalizer is not None:
+                self._canonicalizer.close()
         return self.result(check_mode, with_diff, preparation)
 
     def _run(self, root: EmbedRoot | None, check_mode: bool) -> list[Change]:
@@ -140,7 +140,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         found = {str(domain.name()): domain for domain in domains}
         if self._purge:
             self._add_forgotten(driver, found)
-        around = self._around = self._surroundings(connection, domains)
+        host = self._host = self._host_context(connection, domains)
         for item in self._items:
             domain = found.get(item.wanted.name)
             item.observed = None
@@ -152,13 +152,13 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             try:
                 with libvirt_errors(f"{item.wanted.name}: reading it"):
                     observed = observe_domain(domain)
-                    look = around.with_belongings if item.wanted.state == "absent" else around.with_overlays
-                    item.observed = around.with_host_model(item.wanted, look(item.wanted, domain, observed))
+                    look = host.with_belongings if item.wanted.state == "absent" else host.with_overlays
+                    item.observed = host.with_host_model(item.wanted, look(item.wanted, domain, observed))
             except TapvirtError as error:
                 item.error = error.message
 
-    def _surroundings(self, connection: Connection, domains: t.Sequence[Domain]) -> Surroundings:
-        return Surroundings(connection, self._uri, domains, [item.wanted for item in self._items])
+    def _host_context(self, connection: Connection, domains: t.Sequence[Domain]) -> HostContext:
+        return HostContext(connection, self._uri, domains, [item.wanted for item in self._items])
 
     def _add_forgotten(self, driver: str, found: t.Mapping[str, Domain]) -> None:
         """Add the domains that we once defined and that are not in the list. Once: what comes later is not ours."""
@@ -212,7 +212,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         """Return why domains cannot be added, by name; ``leaving`` are the names of those that go before."""
         new = [item.wanted for item in self._items if item.observed is None and item.wanted.state != "absent"]
         try:
-            return self._around.shared_disks(new, leaving)
+            return self._host.shared_disks(new, leaving)
         except TapvirtError as error:
             return dict.fromkeys((one.name for one in new), error.message)
 
@@ -242,11 +242,13 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         self, desired: t.Mapping[str, ET.Element | None], connection: Connection | None
     ) -> dict[str, Canonical]:
         texts = {name: to_text(root) for name, root in desired.items() if root is not None}
-        if not texts or self._canonicaliser is None:
+        if not texts or self._canonicalizer is None:
             return {}
         managed = None if connection is None else managed_by(connection, self._uri)
         try:
-            return dict(zip(texts, self._canonicaliser.ask(list(texts.values()), managed, self._timeout_seconds)))
+            return dict(
+                zip(texts, self._canonicalizer.canonicalize(list(texts.values()), managed, self._timeout_seconds))
+            )
         except Unavailable as error:
             self._warnings += [f"The plan compares what the XML says only, it is not exact: {error}."]
             return {}
@@ -255,7 +257,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
 
     def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
         """Apply to several domains at once; what ends goes before what begins, which may need its disks and memory."""
-        turns = Turns()
+        turns = WorkerSlots()
         self._lifecycle = Lifecycle(connection, turns)
         if any(item.plan.steps for item in touched):
             self._lifecycle.watch()
@@ -283,8 +285,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             with libvirt_errors(f"{name}: defining it"):
                 domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             item.done = True
-            if plan.remember is not None and item.wanted.root is not None:
-                remember(name, domain, plan.remember, item.wanted.root)
+            if plan.write_mark is not None and item.wanted.root is not None:
+                write_mark(name, domain, plan.write_mark, item.wanted.root)
         with libvirt_errors(f"{name}: looking it up"):
             domain = connection.lookupByName(name)
         wanted = item.wanted.autostart
@@ -297,7 +299,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             self._lifecycle.step(name, domain, step, self._options.waiting)
             item.done = True
             if step in ("create", "create_paused"):
-                note_start(name, domain)
+                record_balloon_request(name, domain)
         if plan.undefine and item.observed is not None:
             undefine(name, connection, domain, item.observed.belongings, self._options.remove)
             item.done = True
@@ -321,7 +323,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         """
         name, planned = item.wanted.name, item.plan.disks
         errors: list[str] = []
-        left: list[Doomed] = []
+        left: list[DiskToDelete] = []
         try:
             now = self._doomed_now(connection, item)
         except TapvirtError as error:
@@ -341,16 +343,16 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             )
             raise TapvirtError(rule)
 
-    def _doomed_now(self, connection: Connection, item: _Item) -> list[Doomed]:
+    def _doomed_now(self, connection: Connection, item: _Item) -> list[DiskToDelete]:
         name = item.wanted.name
         with libvirt_errors(f"{name}: looking for users of its disks"):
             domains = connection.listAllDomains()
             if name in [domain.name() for domain in domains]:
                 raise NoEffect(f"{name}: undefined without an error, but it is still there.")
-            around = self._surroundings(connection, domains)
+            host = self._host_context(connection, domains)
             disks = disks_of(None if item.observed is None else item.observed.stored)
             targets = [one.target for one in item.plan.disks]
-            return find_doomed(name, targets, disks, [], around.places, around.all_uses())
+            return find_disks_to_delete(name, targets, disks, [], host.places, host.all_uses())
 
     def _keep(self, item: _Item, planned: DomainPlan) -> None:
         super()._keep(item, planned)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..connection.xml import keyed
+from ..connection.xml import children_by_key
 from .mark import Mark, comparable, mark_of
 
 # What libvirt adds to a definition: domain_conf.c, virDomainDefAddImplicitDevices and virDomainDefAddConsoleCompat;
@@ -69,10 +69,10 @@ def carried_devices(devices: ET.Element, stored: ET.Element, mark: Mark | None) 
 
     Libvirt would add most of them again, but in other places, or as its defaults are today.
     """
-    declared = keyed(devices)
+    declared = children_by_key(devices)
     return [
         ET.fromstring(ET.tostring(device))
-        for label, device in keyed(stored).items()
+        for label, device in children_by_key(stored).items()
         if label not in declared
         and is_added_by_libvirt(label, device, devices, stored, mark)
         and _stays(device, devices, stored, mark is not None)
@@ -114,10 +114,10 @@ def removed_devices(existing: ET.Element, result: ET.Element) -> dict[str, ET.El
     mark = mark_of(existing)
     stored, devices = comparable(existing).find("devices"), comparable(result).find("devices")
     stored, devices = _EMPTY if stored is None else stored, _EMPTY if devices is None else devices
-    kept = keyed(devices)
+    kept = children_by_key(devices)
     host_devices = devices.findall("hostdev")
     removed: dict[str, ET.Element] = {}
-    for label, device in keyed(stored).items():
+    for label, device in children_by_key(stored).items():
         if device.tag == "hostdev":
             same = next((one for one in host_devices if _is_same_host_device(device, one)), None)
             if same is None:

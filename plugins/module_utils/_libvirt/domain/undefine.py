@@ -15,16 +15,16 @@ import xml.etree.ElementTree as ET
 
 from ..._core.errors import TapvirtError
 from ..._core.plan import Change
-from ..connection.connection import Domain, unless_unknown
+from ..connection.connection import Domain, default_if_unsupported
 from ..disk.disks import nvram_path
-from ..disk.removal import Doomed
+from ..disk.removal import DiskToDelete
 from .lifecycle import TPM_KEPT_SINCE
 
 _MOST_NAMES = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Belongings:
+class DomainArtifacts:
     """What a domain has beside its definition and disks; a file that is known not to be there is null.
 
     ``keeps_tpm`` tells whether this libvirt can undefine a domain without taking its TPM's state.
@@ -36,12 +36,12 @@ class Belongings:
     nvram: str | None = None
     tpm: str | None = None
     keeps_tpm: bool = True
-    disks: tuple[Doomed, ...] = ()
+    disks: tuple[DiskToDelete, ...] = ()
 
 
 def find_belongings(
     domain: Domain, stored: ET.Element, managed_save: bool, state_directory: str | None, library_version: int
-) -> Belongings:
+) -> DomainArtifacts:
     """Find what goes, or could go, with a domain.
 
     :param state_directory: where the managed libvirt keeps its state, on this host; null: not known, or elsewhere.
@@ -52,10 +52,12 @@ def find_belongings(
     if stored.find("devices/tpm/backend[@type='emulator']") is not None:
         tpm = _below(state_directory, "swtpm", uuid) or "the TPM's state"
     saved = _below(state_directory, "qemu", "save", name + ".save") or "saved memory"
-    return Belongings(
+    return DomainArtifacts(
         managed_save=saved if managed_save else None,
-        snapshots=unless_unknown(lambda: tuple(str(one.getName()) for one in domain.listAllSnapshots()), ()),
-        checkpoints=unless_unknown(lambda: tuple(str(one.getName()) for one in domain.listAllCheckpoints()), ()),
+        snapshots=default_if_unsupported(lambda: tuple(str(one.getName()) for one in domain.listAllSnapshots()), ()),
+        checkpoints=default_if_unsupported(
+            lambda: tuple(str(one.getName()) for one in domain.listAllCheckpoints()), ()
+        ),
         nvram=None if state_directory is not None and nvram and not os.path.exists(nvram) else nvram,
         tpm=None if state_directory is not None and tpm and not os.path.isdir(tpm) else tpm,
         keeps_tpm=library_version >= TPM_KEPT_SINCE,
@@ -66,7 +68,7 @@ def _below(directory: str | None, *parts: str) -> str | None:
     return None if directory is None else os.path.join(directory, *parts)
 
 
-def check_losses(name: str, found: Belongings, remove: t.Collection[str]) -> None:
+def refuse_unnamed_losses(name: str, found: DomainArtifacts, remove: t.Collection[str]) -> None:
     """Refuse to lose what was not named.
 
     :raises TapvirtError: an undefine would take something that ``remove`` does not name.
@@ -85,7 +87,7 @@ def check_losses(name: str, found: Belongings, remove: t.Collection[str]) -> Non
             )
 
 
-def loss_changes(name: str, found: Belongings, remove: t.Collection[str]) -> list[Change]:
+def loss_changes(name: str, found: DomainArtifacts, remove: t.Collection[str]) -> list[Change]:
     """Return a row for everything beside definition and disks that goes: files by their path, the rest by its names."""
     lost: list[tuple[str, t.Any]] = [
         ("managed_save", found.managed_save),
@@ -106,7 +108,7 @@ def _first(names: t.Sequence[str]) -> list[str]:
     return [*names[:_MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]
 
 
-def disk_changes(name: str, disks: t.Iterable[Doomed]) -> list[Change]:
+def disk_changes(name: str, disks: t.Iterable[DiskToDelete]) -> list[Change]:
     """Return a row for each disk that goes."""
     return [
         Change(f"{name} disk {one.target}", one.where, None, one.how, "named in remove_disks")

@@ -16,10 +16,10 @@ import typing as t
 
 from ..._core.errors import TapvirtError
 from ..connection.connection import Connection, Domain, libvirt, libvirt_errors
-from ..connection.deadline import within
+from ..connection.deadline import call_with_deadline
 from ..storage.storage import shown_size
 from ..storage.volume_content import Log
-from .observe import Ends, find, see
+from .observe import Endpoints, find, see
 from .plan import Seen
 
 _TOLD_PARTS = 10
@@ -43,7 +43,7 @@ class Options:
     bandwidth_mib_per_second: int | None = None
 
 
-def move(name: str, ends: Ends, destination_uri: str, before: Seen, options: Options, log: Log) -> None:
+def move(name: str, ends: Endpoints, destination_uri: str, before: Seen, options: Options, log: Log) -> None:
     """Migrate a domain; past the deadline it is aborted, again and again until libvirt heeds that.
 
     Progress goes to the host's log, in at most ten lines.
@@ -66,7 +66,7 @@ def move(name: str, ends: Ends, destination_uri: str, before: Seen, options: Opt
             ended.set()
 
     threading.Thread(target=_tell, args=(name, domain, ended, log), daemon=True).start()
-    within(options.deadline_seconds, f"{name}: migrating it", call, lambda: _abort(domain, ended))
+    call_with_deadline(options.deadline_seconds, f"{name}: migrating it", call, lambda: _abort(domain, ended))
 
 
 def _flags(before: Seen, options: Options) -> int:
@@ -110,7 +110,7 @@ def _tell(name: str, domain: Domain, ended: threading.Event, log: Log) -> None:
                 log(f"{name}: {shown_size(total - left)} of {shown_size(total)} migrated")
 
 
-def statistics(ends: Ends, uuid: str) -> dict[str, t.Any]:
+def statistics(ends: Endpoints, uuid: str) -> dict[str, t.Any]:
     """Return what libvirt counted of a migration that is done; null for what it does not say."""
     found: dict[str, t.Any] = {}
     with contextlib.suppress(libvirt.libvirtError, TapvirtError):
@@ -120,7 +120,7 @@ def statistics(ends: Ends, uuid: str) -> dict[str, t.Any]:
     return {**times, **{key: found.get(word) for key, word in _BYTES.items()}}
 
 
-def whereabouts(name: str, ends: Ends, before: Seen) -> tuple[str, bool]:
+def whereabouts(name: str, ends: Endpoints, before: Seen) -> tuple[str, bool]:
     """Return a sentence on where a domain is after a failure, and whether it runs at the destination alone."""
     told: dict[str, str] = {}
     seen: dict[str, Seen | None] = {}

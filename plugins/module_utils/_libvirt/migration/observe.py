@@ -19,14 +19,14 @@ from ..connection.connection import (
     Domain,
     LibvirtFailure,
     connected,
+    default_if_unsupported,
     libvirt,
     libvirt_errors,
-    unless_unknown,
 )
 from ..connection.lookup import all_domains
 from ..connection.xml import text_of, to_text
 from ..disk.disks import Disk, Source, disks_of
-from ..disk.images import DiskPlaces
+from ..disk.images import ImageLocator
 from ..domain.lifecycle import state_of
 from ..storage.storage import is_local, refresh
 from .plan import DiskSeen, Observed, Passage, Seen
@@ -34,7 +34,7 @@ from .plan import DiskSeen, Observed, Passage, Seen
 _MOUNTS = "/proc/self/mountinfo"
 
 
-class Ends:
+class Endpoints:
     """The connections to source and destination; one that was lost is opened again when it is next asked for."""
 
     def __init__(self, source_uri: str, destination_uri: str, timeout_seconds: float) -> None:
@@ -43,7 +43,7 @@ class Ends:
         self._stack = contextlib.ExitStack()
         self._open: dict[str, Connection] = {}
 
-    def __enter__(self) -> Ends:
+    def __enter__(self) -> Endpoints:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -102,7 +102,7 @@ def see(domain: Domain | None) -> Seen | None:
         raise
 
 
-def observe(ends: Ends, name: str, refreshing: bool) -> Observed:
+def observe(ends: Endpoints, name: str, refreshing: bool) -> Observed:
     """Read one domain at both ends; ``refreshing`` lets the destination look at what is in its pools now.
 
     :raises TapvirtError: an end does not answer.
@@ -120,7 +120,7 @@ def observe(ends: Ends, name: str, refreshing: bool) -> Observed:
         return Observed(here, there, passage=_look(source, destination, domain, refreshing))
 
 
-def check_ends(ends: Ends, places: tuple[str, str]) -> None:
+def check_ends(ends: Endpoints, places: tuple[str, str]) -> None:
     """Refuse two ends between which nothing can move; ``places`` are their URIs as they may be shown.
 
     :raises InvalidInput: a driver that knows no live migration, two different ones, or the same host twice.
@@ -146,8 +146,8 @@ def _look(source: Connection, destination: Connection, domain: Domain, refreshin
     return Passage(
         machine=_machine(destination, root),
         processor=_processor(destination, root, host),
-        job=unless_unknown(lambda: bool(domain.jobInfo()[0]), False),
-        snapshots=unless_unknown(lambda: int(domain.snapshotNum()), 0),
+        job=default_if_unsupported(lambda: bool(domain.jobInfo()[0]), False),
+        snapshots=default_if_unsupported(lambda: int(domain.snapshotNum()), 0),
         disks=tuple(_disks(source, destination, root, refreshing)),
     )
 
@@ -161,7 +161,7 @@ def _target(root: ET.Element) -> tuple[str | None, str | None, str | None, str |
 def _machine(destination: Connection, root: ET.Element) -> str | None:
     """Return why the destination cannot have such a machine: emulator, machine type or kind of virtualization."""
     try:
-        unless_unknown(lambda: destination.getDomainCapabilities(*_target(root)), None)
+        default_if_unsupported(lambda: destination.getDomainCapabilities(*_target(root)), None)
     except libvirt.libvirtError as error:
         return _said(error)
     return None
@@ -176,11 +176,11 @@ def _processor(destination: Connection, root: ET.Element, host: ET.Element | Non
     try:
         if cpu.get("mode", "custom") == "custom":
             arguments = (*_target(root), to_text(cpu), fail)
-            unless_unknown(lambda: destination.compareHypervisorCPU(*arguments), None)
+            default_if_unsupported(lambda: destination.compareHypervisorCPU(*arguments), None)
         elif host is not None:
             # The guest has the source's own processor.
             text = to_text(host)
-            unless_unknown(lambda: destination.compareCPU(text, fail), None)
+            default_if_unsupported(lambda: destination.compareCPU(text, fail), None)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_CPU_INCOMPATIBLE:
             raise
@@ -200,7 +200,7 @@ def _disks(source: Connection, destination: Connection, root: ET.Element, refres
     wanted = {os.path.dirname(disk.source.path) for disk in disks if disk.source is not None and disk.source.path}
     # A refresh can stop a pool, so check mode asks for none; a list that may be old does not tell what is missing.
     directories = _directories(destination, wanted) if refreshing else ()
-    places = DiskPlaces(destination, False)
+    places = ImageLocator(destination, False)
     for disk in disks:
         yield DiskSeen(disk, _is_there(places, directories, disk), _file_system(disk) if local else None)
 
@@ -208,7 +208,7 @@ def _disks(source: Connection, destination: Connection, root: ET.Element, refres
 def _directories(destination: Connection, wanted: t.Collection[str]) -> set[str]:
     """Return which directories active pools of the destination have, after a fresh look at what is in these."""
     kind = libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
-    pools: list[t.Any] = unless_unknown(lambda: destination.listAllStoragePools(kind), [])
+    pools: list[t.Any] = default_if_unsupported(lambda: destination.listAllStoragePools(kind), [])
     found = set()
     for pool in pools:
         path = (text_of(ET.fromstring(pool.XMLDesc(0)), "target/path") or "").rstrip("/")
@@ -218,7 +218,7 @@ def _directories(destination: Connection, wanted: t.Collection[str]) -> set[str]
     return found
 
 
-def _is_there(places: DiskPlaces, directories: t.Collection[str], disk: Disk) -> bool | None:
+def _is_there(places: ImageLocator, directories: t.Collection[str], disk: Disk) -> bool | None:
     source = disk.source
     if source is None or source.kind == "network":
         # On a server that the destination asks by the same name.

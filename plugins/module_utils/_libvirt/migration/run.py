@@ -16,7 +16,7 @@ from ..connection.connection import Connection, check_uri, libvirt_errors, shown
 from ..item_run import Item, ItemRun, check_names
 from ..storage.volume_content import Log
 from .apply import NO_STATISTICS, Options, move, statistics, whereabouts
-from .observe import Ends, check_ends, observe
+from .observe import Endpoints, check_ends, observe
 from .plan import MigrationPlan, Observed, Seen, Wanted, plan_migration
 
 _MIGRATE_URI = re.compile(
@@ -80,7 +80,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
         self._places = (shown_uri(uri), shown_uri(destination))
         self._options = options
         self._log = log
-        self._ends = Ends(uri, destination, timeout_seconds)
+        self._ends = Endpoints(uri, destination, timeout_seconds)
         self._check_mode = False
         self._before: dict[str, Seen] = {}
         self._statistics: dict[str, dict[str, t.Any]] = {}

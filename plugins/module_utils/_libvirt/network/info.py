@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ..connection.connection import Connection, LibvirtFailure, libvirt, libvirt_errors, unless_unknown
+from ..connection.connection import Connection, LibvirtFailure, default_if_unsupported, libvirt, libvirt_errors
 from ..connection.lookup import select
 from .canonical import Network
 from .plan import Observed, pending_of
@@ -57,7 +57,7 @@ def network_row(network: Network) -> dict[str, t.Any] | None:
 
 def _leases(network: Network) -> list[dict[str, t.Any]] | None:
     # The driver has no leases, or (a network on a bridge of the host's) this network has none.
-    return unless_unknown(lambda: list(network.DHCPLeases()), None)
+    return default_if_unsupported(lambda: list(network.DHCPLeases()), None)
 
 
 def describe(observed: Observed) -> dict[str, t.Any]:

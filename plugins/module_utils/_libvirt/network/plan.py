@@ -31,7 +31,7 @@ class Options:
     disconnect: tuple[str, ...] = ()
 
     @property
-    def stores(self) -> bool:
+    def may_redefine(self) -> bool:
         """Tell whether the stored definition of a network that is there may be changed."""
         return self.apply != "live"
 
@@ -152,7 +152,7 @@ def _plan_definition(
         plan.define = to_text(desired)
         return
     rows = differences(observed.stored, canonical)
-    if observed.persistent and not options.stores:
+    if observed.persistent and not options.may_redefine:
         # Only what runs may change: the definition that was asked for waits.
         if observed.running is None or wanted.state == "inactive":
             plan.pending += [pending_row(row.path, None, row.after, "apply") for row in rows[:_MAX_PENDING]]
@@ -198,7 +198,7 @@ def _plan_running(
     else:
         plan.pending += _pending_rows([row for row in differences(running, target) if row not in rest], "apply")
     # What runs from now on, or was asked for, but is not stored.
-    unstored = [] if options.stores or not observed.persistent else differences(target, observed.stored)
+    unstored = [] if options.may_redefine or not observed.persistent else differences(target, observed.stored)
     unstored_places, waiting = {row.path for row in unstored}, {row.path for row in rest}
     plan.pending += _pending_rows([row for row in rest if row.path not in unstored_places], "restart")
     plan.pending += _pending_rows([row for row in rest if row.path in unstored_places], "apply")

@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ET
 
 from ..._core.errors import InvalidInput, TapvirtError
 from ..connection.connection import Connection, LibvirtFailure, check_uri, connected, libvirt, libvirt_errors, shown_uri
-from ..connection.xml import check_inner_name, parse_definition, text_of
+from ..connection.xml import fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun, check_names
 from .canonical import Network, canonical_networks, define_network
 from .live import NetworkEdit
@@ -37,7 +37,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
         root = None
         if item.get("xml"):
             root = parse_definition(f"{name}: xml", item["xml"], "network")
-            check_inner_name("network", name, root)
+            fill_or_check_name("network", name, root)
         wanted.append(Wanted(name, item["state"], root, item.get("autostart")))
     return wanted
 

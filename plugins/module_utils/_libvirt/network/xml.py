@@ -15,7 +15,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from ..connection import xml
-from ..connection.xml import Difference, keyed, text_of
+from ..connection.xml import Difference, children_by_key, text_of
 
 # The forward modes of networks whose bridge libvirt makes itself; null: isolated.
 OWN_BRIDGE_MODES = frozenset([None, "nat", "route", "open"])
@@ -167,8 +167,8 @@ def differences(before: ET.Element, after: ET.Element) -> list[Difference]:
 
 def same_addresses(before: ET.Element, after: ET.Element) -> t.Iterator[tuple[ET.Element, ET.Element]]:
     """Return the <ip> elements that both of two normal forms have, in pairs."""
-    new = keyed(after)
-    for label, element in keyed(before).items():
+    new = children_by_key(after)
+    for label, element in children_by_key(before).items():
         if element.tag == "ip" and label in new:
             yield element, new[label]
 

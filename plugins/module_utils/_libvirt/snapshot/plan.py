@@ -18,7 +18,7 @@ from ..connection.xml import Difference
 from ..domain.mark import differences
 from .model import EXTERNAL, INTERNAL, NO, Snapshot, descendants, domain_disks
 from .plan_create import NUMBER, check_same, plan_creation
-from .projection import Observed, Outlook, SnapshotPlan, Wanted
+from .projection import Observed, ProjectedState, SnapshotPlan, Wanted
 
 _DELETES_EXTERNAL_SINCE = 9000000
 _REVERTS_EXTERNAL_SINCE = 9009000
@@ -30,7 +30,7 @@ def version_text(version: int) -> str:
     return f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}"
 
 
-def plan_snapshot(wanted: Wanted, outlook: Outlook | None, reverted: bool = False) -> SnapshotPlan:
+def plan_snapshot(wanted: Wanted, outlook: ProjectedState | None, reverted: bool = False) -> SnapshotPlan:
     """Return the plan for one snapshot, and note its effect in ``outlook`` (null: there is no such domain).
 
     :param reverted: the revert was done; only what it did not reach is planned.
@@ -53,7 +53,7 @@ def plan_snapshot(wanted: Wanted, outlook: Outlook | None, reverted: bool = Fals
 # ---- reverted ----
 
 
-def _plan_revert(wanted: Wanted, outlook: Outlook, reverted: bool) -> SnapshotPlan:
+def _plan_revert(wanted: Wanted, outlook: ProjectedState, reverted: bool) -> SnapshotPlan:
     observed = outlook.observed
     found = outlook.snapshots.get(wanted.snapshot)
     if found is None:
@@ -121,7 +121,7 @@ def _is_source(path: str) -> bool:
     return bool(re.match(r"devices/disk\[[^]]*\]/(source|backingStore)", path))
 
 
-def _check_revert(wanted: Wanted, outlook: Outlook, found: Snapshot) -> None:
+def _check_revert(wanted: Wanted, outlook: ProjectedState, found: Snapshot) -> None:
     observed = outlook.observed
     if observed.managed_save:
         raise TapvirtError(
@@ -147,7 +147,7 @@ def _check_revert(wanted: Wanted, outlook: Outlook, found: Snapshot) -> None:
         _check_in_place(wanted, outlook, found, "a revert")
 
 
-def _check_in_place(wanted: Wanted, outlook: Outlook, found: Snapshot, doing: str) -> None:
+def _check_in_place(wanted: Wanted, outlook: ProjectedState, found: Snapshot, doing: str) -> None:
     """Refuse to touch internal state where the domain's disks are others now.
 
     Images that later overlays stand on would change below them, or the state is not where libvirt looks for it.
@@ -164,7 +164,7 @@ def _check_in_place(wanted: Wanted, outlook: Outlook, found: Snapshot, doing: st
 # ---- absent ----
 
 
-def _plan_absence(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
+def _plan_absence(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
     plan = SnapshotPlan()
     found = outlook.snapshots.get(wanted.snapshot)
     if found is None:
@@ -191,7 +191,7 @@ def _plan_absence(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
     return plan
 
 
-def _check_removal(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None:
+def _check_removal(wanted: Wanted, outlook: ProjectedState, snapshot: Snapshot) -> None:
     if snapshot.kind != EXTERNAL and outlook.observed.active:
         # While the domain is off libvirt looks for the state where it was put.
         _check_in_place(wanted, outlook, snapshot, "the removal")
@@ -228,7 +228,7 @@ def _check_removal(wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None
             )
 
 
-def _plan_removal(plan: SnapshotPlan, wanted: Wanted, outlook: Outlook, snapshot: Snapshot) -> None:
+def _plan_removal(plan: SnapshotPlan, wanted: Wanted, outlook: ProjectedState, snapshot: Snapshot) -> None:
     what = f"{wanted.domain} snapshot {snapshot.name}"
     why = "as wanted" if snapshot.name == wanted.snapshot else f"a child of {wanted.snapshot}"
     before = {"kind": snapshot.kind, "state": snapshot.state}

@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ET
 from ..._core.errors import InvalidInput, nearest_names
 from ..._core.plan import Change
 from .model import EXTERNAL, INTERNAL, NO, DomainDisk, Snapshot, SnapshotDisk, domain_disks, overlay_path
-from .projection import Observed, Outlook, SnapshotPlan, Wanted, WantedDisk
+from .projection import Observed, ProjectedState, SnapshotPlan, Wanted, WantedDisk
 
 _MAX_FILE_NAME = 255
 # qemu-img takes such a name for the number that the image gave a snapshot, and finds another snapshot by it.
@@ -55,7 +55,7 @@ def _asked_of_disk(wanted: Wanted, said: WantedDisk, found: Snapshot) -> list[tu
     return asked
 
 
-def plan_creation(wanted: Wanted, outlook: Outlook) -> SnapshotPlan:
+def plan_creation(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
     observed = outlook.observed
     kind = wanted.kind or INTERNAL
     disks = [
@@ -209,7 +209,7 @@ def _check_quiesce(wanted: Wanted, observed: Observed, kind: str) -> None:
         raise InvalidInput(item, True, rule)
 
 
-def _check_files(wanted: Wanted, outlook: Outlook, new: Snapshot) -> None:
+def _check_files(wanted: Wanted, outlook: ProjectedState, new: Snapshot) -> None:
     seen: set[str] = set()
     for file in new.files:
         item = f"{wanted.name}: file"

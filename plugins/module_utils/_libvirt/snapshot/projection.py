@@ -77,7 +77,7 @@ class SnapshotPlan:
     goes: list[str] = dataclasses.field(default_factory=list)
 
 
-class Outlook:
+class ProjectedState:
     """A domain as it will be once the steps planned so far are done: later items of a task are planned on that."""
 
     def __init__(self, observed: Observed, wanted: t.Sequence[Wanted], taken: set[str] | None = None) -> None:

@@ -15,8 +15,8 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from ..._core.errors import InvalidInput, NoEffect, TapvirtError
-from ..connection.connection import Connection, Domain, check_uri, connected, is_unknown, libvirt, libvirt_errors
-from ..connection.deadline import within
+from ..connection.connection import Connection, Domain, check_uri, connected, is_unsupported, libvirt, libvirt_errors
+from ..connection.deadline import call_with_deadline
 from ..connection.lookup import find_domain
 from ..connection.xml import check_name
 from ..disk.images import is_of_this_host
@@ -24,7 +24,7 @@ from ..domain.lifecycle import state_of
 from ..item_run import Item, ItemRun
 from .model import NO, Snapshot, domain_disks, parse_snapshot, snapshot_xml
 from .plan import memory_file_to_go, plan_snapshot
-from .projection import Observed, Outlook, SnapshotPlan, Wanted, WantedDisk
+from .projection import Observed, ProjectedState, SnapshotPlan, Wanted, WantedDisk
 
 
 def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
@@ -88,7 +88,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         self._uri = uri
         self._timeout_seconds = timeout_seconds
         self._wait_seconds = wait_seconds
-        self._outlooks: dict[str, Outlook] = {}
+        self._outlooks: dict[str, ProjectedState] = {}
         # Who has the files of the domains: whether they can be looked at from here.
         self._local = is_of_this_host(uri)
 
@@ -136,7 +136,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         wanted = [item.wanted for item in self._items]
         taken: set[str] = set()
         self._outlooks = {
-            item.wanted.domain: Outlook(
+            item.wanted.domain: ProjectedState(
                 item.observed, [one for one in wanted if one.domain == item.wanted.domain], taken
             )
             for item in self._items
@@ -188,7 +188,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             self._delete(domain, one, item)
 
     def _do(self, doing: str, domain: Domain, call: t.Callable[[], t.Any]) -> None:
-        within(self._wait_seconds, doing, call, domain.abortJob)
+        call_with_deadline(self._wait_seconds, doing, call, domain.abortJob)
 
     def _delete(self, domain: Domain, snapshot: Snapshot, item: _Item) -> None:
         doing = f"{item.wanted.domain} snapshot {snapshot.name}: removing it"
@@ -238,7 +238,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         row.update(files=[], domain_state=None, disks=[])
         outlook = self._outlooks.get(wanted.domain) if check_mode and not item.error else None
         if outlook is None and observed is not None:
-            outlook = Outlook(observed, [])
+            outlook = ProjectedState(observed, [])
         if outlook is not None:
             found = outlook.snapshots.get(wanted.snapshot)
             row["domain_state"] = outlook.state
@@ -326,7 +326,7 @@ def list_snapshots(domain: Domain, flags: int = 0) -> list[t.Any]:
     try:
         return list(domain.listAllSnapshots(flags))
     except libvirt.libvirtError as error:
-        if not is_unknown(error):
+        if not is_unsupported(error):
             raise
         driver = domain.connect().getType()
         raise TapvirtError(f"{domain.name()}: libvirt's driver {driver} knows no snapshots.") from error

@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ET
 from ..._core.errors import InvalidInput, TapvirtError
 from ..connection.connection import Connection, LibvirtFailure, connected, libvirt, libvirt_errors
 from ..connection.schema import empty_host, schema_error
-from ..connection.xml import check_inner_name, parse_definition, text_of, to_text
+from ..connection.xml import fill_or_check_name, parse_definition, text_of, to_text
 from ..item_run import Item, ItemRun, check_names
 from .pool_plan import ObservedPool, PoolPlan, WantedPool, path_of, plan_pool, refuse_users, type_of
 from .storage import Pool, Users, check_has_storage, is_local, list_pools
@@ -35,7 +35,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedPool]:
         root = None
         if item.get("xml"):
             root = parse_definition(f"{item['name']}: xml", item["xml"], "pool")
-            check_inner_name("pool", item["name"], root)
+            fill_or_check_name("pool", item["name"], root)
         wanted.append(
             WantedPool(item["name"], item["state"], root, item.get("autostart"), item["build"], item["allow_in_use"])
         )

@@ -19,7 +19,7 @@ from ..._core.errors import InvalidInput, TapvirtError, nearest_names
 from ..connection.connection import Connection, Domain, LibvirtFailure, check_uri, libvirt, libvirt_errors, shown_uri
 from ..connection.xml import SIZE_UNITS, text_of
 from ..disk.disks import ANY_HOST, Source, disks_of, nvram_path
-from ..disk.images import DiskPlaces, is_of_this_host
+from ..disk.images import ImageLocator, is_of_this_host
 
 #: What to say where a driver of storage cannot tell who stands on it.
 UNKNOWN_USERS = (
@@ -133,7 +133,7 @@ class Users:
     """
 
     def __init__(self, connection: Connection, local: bool) -> None:
-        self._places = DiskPlaces(connection, local)
+        self._places = ImageLocator(connection, local)
         self._by_name: dict[str, set[User]] = {}
         domains = _domains(connection)
         self.known = domains is not None

@@ -14,12 +14,12 @@ import xml.etree.ElementTree as ET
 from ..connection.connection import Connection, libvirt
 from ..connection.xml import text_of
 from ..disk.disks import Source
-from ..disk.images import DiskPlaces
+from ..disk.images import ImageLocator
 from .storage import Pool, Users, Volume
 from .volume_data import BackingFile, VolumeSeen, WantedVolume
 
 
-def endangers(wanted: WantedVolume, seen: VolumeSeen) -> bool:
+def may_lose_data(wanted: WantedVolume, seen: VolumeSeen) -> bool:
     """Tell whether what stands on a volume has to be known before it becomes what is wanted."""
     resized = wanted.capacity is not None and wanted.capacity != seen.capacity
     replaced = wanted.checksum is not None and wanted.checksum != seen.digest
@@ -57,7 +57,7 @@ def _format(root: ET.Element, path: str) -> str | None:
     return None if element is None else element.get("type")
 
 
-class Standing:
+class BackingUsers:
     """What stands on volumes, domains and other volumes; looked up when it is first asked for."""
 
     def __init__(self, connection: Connection, local: bool) -> None:
@@ -67,7 +67,7 @@ class Standing:
 
     def upon(self, pool: str, name: str, seen: VolumeSeen) -> VolumeSeen:
         """Return what a volume is, completed by what stands on it."""
-        places = DiskPlaces(self._connection, self._local)
+        places = ImageLocator(self._connection, self._local)
         if self._users is None:
             self._users = Users(self._connection, self._local)
             self._below = [(use.target, use.names) for use in places.volume_uses()]

@@ -17,7 +17,7 @@ import xml.etree.ElementTree as ET
 
 from ..._core.errors import InvalidInput, TapvirtError, nearest_names
 from ..connection.connection import Connection, connected, libvirt, libvirt_errors
-from ..connection.xml import check_inner_name, check_name, parse_definition, text_of
+from ..connection.xml import check_name, fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun
 from .pool_plan import path_of, type_of
 from .schema import check_schema
@@ -35,7 +35,7 @@ from .storage import (
 from .volume_content import Log, digest_of_file, digest_of_volume, inspect_source, upload
 from .volume_data import FILE_POOLS, PLAIN, BackingFile, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
 from .volume_plan import VolumePlan, plan_volume
-from .volume_read import Standing, endangers, find_volume
+from .volume_read import BackingUsers, find_volume, may_lose_data
 
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z", re.IGNORECASE)
 _IN_XML = ("capacity", "allocation", "format", "backing")
@@ -109,7 +109,7 @@ def _checksum(name: str, text: str | None) -> str | None:
 def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
     item = f"{wanted.name}: xml"
     root = parse_definition(item, text, "volume")
-    check_inner_name("volume", wanted.volume, root)
+    fill_or_check_name("volume", wanted.volume, root)
     form, below = root.find("target/format"), text_of(root, "backingStore/path")
     below_form = root.find("backingStore/format")
     return dataclasses.replace(
@@ -179,7 +179,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         wanted = {item.wanted.pool for item in self._items}
         seen = {name: self._see_pool(pool) for name, pool in pools.items() if name in wanted}
         names = {name: _volumes_in(pools[name]) for name, pool in seen.items() if pool.active}
-        self._standing = Standing(connection, self._local)
+        self._standing = BackingUsers(connection, self._local)
         for item in self._items:
             one = item.wanted
             found = Seen(pool=seen.get(one.pool), pools=tuple(pools), volumes=names.get(one.pool, ()))
@@ -227,7 +227,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         if seen is None and wanted.clone_from is not None:
             origin = find_volume(pool, wanted.clone_from)[1]
             origin = None if origin is None else self._standing.upon(wanted.pool, wanted.clone_from, origin)
-        elif seen is not None and endangers(wanted, seen):
+        elif seen is not None and may_lose_data(wanted, seen):
             seen = self._standing.upon(wanted.pool, wanted.volume, seen)
         below = wanted.backing.path if wanted.backing is not None and seen is None and self._local else None
         missing = below is not None and not os.path.exists(below)
@@ -296,7 +296,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         """
         wanted, seen = item.wanted, item.observed
         if seen is not None and seen.volume is not None:
-            standing = Standing(connection, self._local)
+            standing = BackingUsers(connection, self._local)
             plan_volume(
                 wanted, dataclasses.replace(seen, volume=standing.upon(wanted.pool, wanted.volume, seen.volume))
             )

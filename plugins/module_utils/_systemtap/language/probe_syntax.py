@@ -101,8 +101,8 @@ def _process_shapes() -> list[str]:
     return [shape for shape in shapes if "maxactive" not in shape]
 
 
-SHAPES = tuple(_shapes())
-_STEPS = [tuple(shape.split(".")) for shape in SHAPES]
+FORMS = tuple(_shapes())
+_STEPS = [tuple(shape.split(".")) for shape in FORMS]
 
 
 def first_words() -> list[str]:

@@ -34,7 +34,7 @@ _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
 _NOTHING_ADDED = "No module was added to the store."
-VERSION_LETTERS = 40
+VERSION_CHARS = 40
 """How much of a build's key its module bears as its version."""
 # stap compiles the report of hits into a module only when its own output is a terminal (STP_STDOUT_NOT_ATTY); it prints
 # no more than a file name there.
@@ -42,7 +42,7 @@ _WITH_TERMINAL = "import os, subprocess, sys; sys.exit(subprocess.call(sys.argv[
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class BuildRequest:
     """What is to be built: a script for a kernel, with the options that change the result."""
 
     name: str
@@ -64,7 +64,7 @@ class Order:
         return options + (["-g"] if self.guru else [])
 
 
-def key_of(order: Order, tools: Toolchain) -> str:
+def key_of(order: BuildRequest, tools: Toolchain) -> str:
     """Return the key of a build: everything that the module's bytes depend on."""
     kernel = order.kernel
     parts = {
@@ -90,10 +90,10 @@ def signed_key(key: str, signer: Signer) -> str:
 
     Its first 40 letters are those of the build, which the module bears as its version.
     """
-    return key[:VERSION_LETTERS] + hashlib.sha256((key + signer.fingerprint).encode()).hexdigest()[VERSION_LETTERS:]
+    return key[:VERSION_CHARS] + hashlib.sha256((key + signer.fingerprint).encode()).hexdigest()[VERSION_CHARS:]
 
 
-def build_once(order: Order, tools: Toolchain, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
+def build_once(order: BuildRequest, tools: Toolchain, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
     """Return the build of an order, and whether it had to be compiled now.
 
     :raises BuildFailed: a pass of stap failed.
@@ -135,7 +135,7 @@ def _work_folder(store: Store, key: str) -> t.Iterator[str]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _compile(order: Order, tools: Toolchain, store: Store, key: str, root: Root, work: str) -> dict[str, t.Any]:
+def _compile(order: BuildRequest, tools: Toolchain, store: Store, key: str, root: Root, work: str) -> dict[str, t.Any]:
     started = time.monotonic()
     sysroot = make_sysroot(store, order.kernel, root)
     link_trace_headers(sysroot, order.kernel.release, root, order.text)
@@ -187,7 +187,7 @@ def _keep(store: Store, work: str, row: dict[str, t.Any]) -> dict[str, t.Any]:
 class _Stap:
     """Runs stap for one order, away from the user's own settings, within limits."""
 
-    def __init__(self, order: Order, store: Store, sysroot: str, work: str, key: str) -> None:
+    def __init__(self, order: BuildRequest, store: Store, sysroot: str, work: str, key: str) -> None:
         self._order = order
         self._work = work
         cache = os.path.join(store.directory, ".cache")
@@ -201,7 +201,7 @@ class _Stap:
             "-m",
             order.module_name,
             "--modinfo",
-            "version=" + key[:VERSION_LETTERS],
+            "version=" + key[:VERSION_CHARS],
             f"--rlimit-cpu={_RLIMIT_CPU_SECONDS}",
             f"--rlimit-as={_RLIMIT_MEMORY_BYTES}",
             *order.options(),

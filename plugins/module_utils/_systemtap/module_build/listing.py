@@ -19,7 +19,7 @@ from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from ..._core.write import make_directories
 from ..language.probe_point import ProbePoint, parse_probe_point
-from ..resolve.stap_blocklist import is_left_out
+from ..resolve.stap_blocklist import is_blocklisted
 from ..stap_output import build_failed
 from .store import Store
 from .sysroot import link_trace_headers, make_sysroot
@@ -90,7 +90,7 @@ class Lister:
         if (
             point.symbol is not None
             and point.family != "kprobe"
-            and is_left_out(point.symbol, point.variant == "return")
+            and is_blocklisted(point.symbol, point.variant == "return")
         ):
             return "SystemTap itself leaves functions of this name out", []
         reason = error.message.partition(self._kernel.release + ": ")[2].partition(" (in: ")[0]

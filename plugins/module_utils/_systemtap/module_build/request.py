@@ -16,13 +16,13 @@ from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..script.check import check_safety, read_script
 from ..script.deploy import prepare
-from .build import Order, build_once, key_of, sign_once, signed_key
+from .build import BuildRequest, build_once, key_of, sign_once, signed_key
 from .signing import Signer, read_signer
 from .store import Store, check_owner
 from .toolchain import find_kernel, read_kernels, read_toolchain
 
 
-def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any] | None]:
+def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any] | None]:
     """Carry out a task of ``stap_module``.
 
     Return the plan (a change when it had to be built, and one when it had to be signed) and the module's description
@@ -42,7 +42,7 @@ def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, 
     if tools.stap is None:
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
-    order = Order(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
+    order = BuildRequest(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
     store = Store(params["store"], lock.read_timeout(params))
     key = key_of(order, tools)
     known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
@@ -57,7 +57,7 @@ def place_order(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, 
 
 
 def _look_up(
-    order: Order, key: str, signer: Signer | None, look: t.Callable[[str], dict[str, t.Any] | None]
+    order: BuildRequest, key: str, signer: Signer | None, look: t.Callable[[str], dict[str, t.Any] | None]
 ) -> tuple[dict[str, t.Any] | None, Plan]:
     """Return what the store has of an order (null: not all of it), and what is to be done."""
     known = look(signed_key(key, signer) if signer else key)

@@ -20,7 +20,7 @@ from ..language.probe_point import ProbePoint
 from ..language.probe_syntax import WILD
 from .events import answer
 from .host_facts import Answer, HostFacts
-from .stap_blocklist import is_left_out
+from .stap_blocklist import is_blocklisted
 
 _NEAREST = 3
 _MOST_MATCHES = 1 << 18
@@ -125,7 +125,7 @@ def _regex(pattern: str) -> str:
 def _judge(point: ProbePoint, symbol: Symbol, facts: HostFacts) -> Judgement:
     """Return what the kernel says of a function, or SystemTap where it leaves the function out by itself."""
     name = symbol.name.partition(".")[0]
-    if point.family != "kprobe" and is_left_out(name, point.variant == "return"):
+    if point.family != "kprobe" and is_blocklisted(name, point.variant == "return"):
         judgement = facts.probes.judge(symbol)
         if judgement.probeable is not False:
             return Judgement(False, "blacklisted", "is one of those that SystemTap itself leaves out")

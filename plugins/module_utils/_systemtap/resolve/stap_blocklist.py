@@ -33,6 +33,6 @@ _LEFT_OUT = re.compile(f"^(?:.*(?:{_ANYWHERE}).*|(?:{_FROM_THE_START}).*|(?:{_WH
 _LEFT_OUT_AT_RETURN = frozenset(("do_exit", "sys_exit", "sys_exit_group"))
 
 
-def is_left_out(function: str, at_return: bool) -> bool:
+def is_blocklisted(function: str, at_return: bool) -> bool:
     """Tell whether SystemTap makes no probe for a function of this name, or none at its return."""
     return _LEFT_OUT.match(function) is not None or (at_return and function in _LEFT_OUT_AT_RETURN)

@@ -34,7 +34,7 @@ _START_SECONDS = 150
 _STOP_SECONDS = 120
 
 
-class Steps:
+class Applier:
     """Takes the steps of one task. ``shipped`` says where the modules that came with it lie, by their SHA-256."""
 
     def __init__(self, wanted: t.Sequence[Wanted], program: Program, shipped: t.Mapping[str, str]) -> None:

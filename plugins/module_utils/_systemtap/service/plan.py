@@ -15,7 +15,7 @@ from ..._core.errors import InvalidInput
 from ..._core.plan import Change, Plan
 from .model import (
     UNITS,
-    VERSION_LETTERS,
+    VERSION_CHARS,
     Wanted,
     directory_of,
     module_path,
@@ -136,7 +136,7 @@ def _shown(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     builds = spec.get("builds", {})
     return {
         "settings": {name: value for name, value in spec.get("settings", {}).items() if name != "program"},
-        "modules": {release: build.get("key", "")[:VERSION_LETTERS] for release, build in builds.items()},
+        "modules": {release: build.get("key", "")[:VERSION_CHARS] for release, build in builds.items()},
     }
 
 
@@ -183,7 +183,7 @@ def is_resting(seen: Seen, settings: t.Mapping[str, t.Any]) -> bool:
 
 def _drift(seen: Seen, settings: t.Mapping[str, t.Any]) -> str | None:
     """Return why a tracer that runs is not the one that is wanted."""
-    digest = settings["key"][:VERSION_LETTERS]
+    digest = settings["key"][:VERSION_CHARS]
     if seen.digest is None:
         return "its module is not loaded"
     if seen.digest != digest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ..supervise.outcome import Arming, prove_arming
-from .model import VERSION_LETTERS, output_directory
+from .model import VERSION_CHARS, output_directory
 from .observe import Host, Kernel, Seen
 
 _SHOWN_MISSING = 20
@@ -31,7 +31,7 @@ def row(name: str, seen: Seen, host: Host, stext: int | None, spec: t.Mapping[st
         "enabled": seen.unit.enabled,
         "restarts": seen.unit.restarts,
         "started": seen.state.get("started"),
-        "digest": {"loaded": seen.digest, "wanted": build["key"][:VERSION_LETTERS] if build else None},
+        "digest": {"loaded": seen.digest, "wanted": build["key"][:VERSION_CHARS] if build else None},
         "kernels": kernels,
         "probes": _probes(arming) if arming else None,
         "output": _output(name, seen, spec),

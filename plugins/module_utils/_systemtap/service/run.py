@@ -14,10 +14,10 @@ from ..._core.disk import disk_errors
 from ..._core.errors import TapvirtError
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
-from ..signature.signature import why_not_loaded
+from ..signature.signature import signature_refusal
 from ..supervise.supervisor import LOCKS, read_stext
 from ..trace.start import Refused, Request, check_free, check_host
-from .apply import Steps
+from .apply import Applier
 from .model import Wanted, directory_of, module_path, program, python_command, read_wanted, sha256_of, spec_of
 from .observe import Host, is_own, known_names, observe
 from .plan import Program, Step, is_resting, plan, settings_for
@@ -38,7 +38,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     data = program()
     tool = Program(data, sha256_of(data), python_command())
     shipped = params["shipped"] or {}
-    steps = Steps(wanted, tool, shipped)
+    steps = Applier(wanted, tool, shipped)
     names = [one.name for one in wanted]
 
     def checked_plan(host: Host) -> Plan:
@@ -112,7 +112,7 @@ def _check_start(root: Root, one: Wanted, host: Host, shipped: t.Mapping[str, st
         check_free(build)
     kept = os.path.join(directory_of(one.name), module_path(build))
     path = kept if seen.modules.get(module_path(build)) == build["sha256"] else ""
-    unsigned = why_not_loaded(root, build, shipped.get(build["sha256"]) or path)
+    unsigned = signature_refusal(root, build, shipped.get(build["sha256"]) or path)
     if unsigned:
         raise Refused(unsigned)
 

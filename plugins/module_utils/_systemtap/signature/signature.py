@@ -184,7 +184,7 @@ def key_names(trusted: t.Sequence[t.Mapping[str, str]] | None) -> str:
     return f"one of those that are: {', '.join(names)}{more}"
 
 
-def why_not_loaded(root: Root, build: t.Mapping[str, t.Any], path: str) -> str | None:
+def signature_refusal(root: Root, build: t.Mapping[str, t.Any], path: str) -> str | None:
     """Return why this host's kernel would refuse a module, null when nothing speaks against it.
 
     ``build`` is what ``stap_module`` returned; what the module's file says counts, once it is here.

@@ -112,7 +112,7 @@ def run_of(directory: str) -> str:
     return os.path.basename(directory).rpartition("-")[2]
 
 
-def reserve(directory: str) -> None:
+def reserve_space(directory: str) -> None:
     """Keep room for what is written at the end of a run.
 
     :raises OSError: there is none.
@@ -124,7 +124,7 @@ def reserve(directory: str) -> None:
         os.close(descriptor)
 
 
-def write_last(path: str, data: bytes) -> bool:
+def write_with_reserve(path: str, data: bytes) -> bool:
     """Write a file at the end of a run: into the room kept for that, and once more when the disk is full for a while.
 
     :returns: whether it was written.
@@ -430,7 +430,7 @@ def forget_progress(directory: str) -> None:
         os.unlink(os.path.join(directory, "progress.json"))
 
 
-def end_killed(directory: str) -> dict[str, t.Any]:
+def finish_killed_run(directory: str) -> dict[str, t.Any]:
     """Clean up after a run whose supervisor is gone, unless it had come to its end; return its last state."""
     path = os.path.join(directory, "state.json")
     state = read_json(path)
@@ -441,7 +441,7 @@ def end_killed(directory: str) -> dict[str, t.Any]:
     with contextlib.suppress(OSError):
         size = os.path.getsize(os.path.join(directory, "output"))
         state.update(kept=size, bytes=max(size, int(state.get("bytes", 0))))
-    write_last(path, json.dumps(state).encode())
+    write_with_reserve(path, json.dumps(state).encode())
     return state
 
 

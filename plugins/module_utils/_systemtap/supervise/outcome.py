@@ -271,7 +271,7 @@ def _is_at(site: t.Mapping[str, t.Any], probe: t.Mapping[str, t.Any], stext: int
     return name is not None and site["symbol"].split(".")[0] == name.group(1)
 
 
-def judge(
+def classify_outcome(
     state: t.Mapping[str, t.Any], messages: Messages, arming: Arming, hits: int | None, truncated: bool
 ) -> tuple[str, str]:
     """Return the outcome and its reason in words."""
@@ -362,7 +362,7 @@ def contract(
         )
     truncated = state.get("bytes", 0) > state.get("kept", 0)
     records, count, wrong = parse_records(parts.text, build.get("schema") or {}, record_limit)
-    outcome, reason = judge(state, messages, arming, hits, truncated)
+    outcome, reason = classify_outcome(state, messages, arming, hits, truncated)
     if outcome in ("ok", "zero_hits") and wrong:
         outcome, reason = "script_error", f"the script printed {wrong[0]}"
     points = [

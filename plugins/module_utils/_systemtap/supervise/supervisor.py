@@ -34,7 +34,7 @@ from .cleanup import (
     Child,
     check_not_loaded,
     clean,
-    end_killed,
+    finish_killed_run,
     forget_progress,
     hold_module,
     hold_sysctls,
@@ -44,7 +44,7 @@ from .cleanup import (
     read_json,
     release_sysctls,
     write_json,
-    write_last,
+    write_with_reserve,
 )
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
     "Supervisor",
     "clean",
     "debugfs_mount",
-    "end_killed",
+    "finish_killed_run",
     "hold_sysctls",
     "loaded",
     "program",
@@ -242,7 +242,7 @@ class Supervisor:
                 self._keep(output, printed)
             self._errors = keep_ends(self._errors + said, _ERROR_BYTES)
             self._observe(debugfs, before)
-            self._press(process.pid)
+            self._escalate(process.pid)
             self._tell()
         if self._armed_at is not None and self._stop_at is None:
             self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
@@ -264,7 +264,7 @@ class Supervisor:
         if self._armed_at is not None and len(sites) >= len(self._state.get("sites", ())):
             self._save(sites=sites)
 
-    def _press(self, pid: int) -> None:
+    def _escalate(self, pid: int) -> None:
         """End the run when its time is over: ask, ask again, then force."""
         now = time.monotonic()
         if self._stop_at is None:
@@ -277,7 +277,7 @@ class Supervisor:
             number = _PRESSES[self._presses]
             self._presses += 1
             ran = self._stop_at - (self._armed_at or self._begun)
-            self._save(state="stopping", presses=self._presses, ran_seconds=round(ran, 2))
+            self._save(state="stopping", signals_sent=self._presses, ran_seconds=round(ran, 2))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -337,7 +337,7 @@ class Supervisor:
         forget_progress(self._directory)
         cleaned = clean(self._directory, held=True)
         for name, data in (("errors", self._errors), ("tail", self._tail)):
-            if not write_last(self._path(name), data):
+            if not write_with_reserve(self._path(name), data):
                 self._lost("what staprun said could not be kept")
         ended = {
             "state": "done",
@@ -347,7 +347,7 @@ class Supervisor:
             "ended": time.time(),
         }
         self._state.update(ended, **cleaned)
-        write_last(self._path("state.json"), json.dumps(self._state).encode())
+        write_with_reserve(self._path("state.json"), json.dumps(self._state).encode())
 
 
 def guard(directory: str) -> None:
@@ -357,14 +357,14 @@ def guard(directory: str) -> None:
         Supervisor(directory).run()
         return
     os.waitpid(child, 0)
-    end_killed(directory)
+    finish_killed_run(directory)
 
 
 def main() -> None:
     """``run|guard|clean DIRECTORY``."""
     what, directory = sys.argv[1:]
     if what == "clean":
-        end_killed(directory)
+        finish_killed_run(directory)
     elif what == "guard":
         guard(directory)
     else:

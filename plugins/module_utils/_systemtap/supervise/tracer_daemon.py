@@ -40,12 +40,12 @@ from .cleanup import (
     read_json,
     release_sysctls,
     remove_module,
-    reserve,
+    reserve_space,
     unmount,
     write_json,
-    write_last,
+    write_with_reserve,
 )
-from .outcome import Arming, judge, prove_arming, read_messages
+from .outcome import Arming, classify_outcome, prove_arming, read_messages
 from .ring import Ring
 from .supervisor import Sites, debugfs_mount, read_sites, read_stext
 
@@ -94,7 +94,7 @@ def choose(spec: t.Mapping[str, t.Any], release: str, version: str) -> dict[str,
     return build
 
 
-class Hold:
+class SysctlGuard:
     """This tracer's part in what runs on a host share: the sysctls that staprun changes."""
 
     def __init__(self, name: str) -> None:
@@ -134,13 +134,13 @@ class Hold:
                 return
 
 
-class Keeper:
+class TracerDaemon:
     """One start of a tracer: load, prove, record, and tell how it ended."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._spec = read_json(self._path("service.json"))
-        self._hold = Hold(self._spec["name"])
+        self._hold = SysctlGuard(self._spec["name"])
         self._state: dict[str, t.Any] = {}
         self._errors = b""
         self._told_to_stop = False
@@ -186,7 +186,7 @@ class Keeper:
         notify(STATUS=f"{state}: {reason}")
         sys.stderr.write(f"{state}: {reason}\n")
         self._state.update(state=state, reason=reason, ended=time.time(), **more)
-        write_last(self._path("state.json"), json.dumps(self._state).encode())
+        write_with_reserve(self._path("state.json"), json.dumps(self._state).encode())
 
     def _keep(self) -> int:
         before = read_json(self._path("state.json"))
@@ -207,7 +207,7 @@ class Keeper:
                     check_not_loaded(build["name"])
             except ModuleInUse as error:
                 raise Unable("failed", str(error), EXIT_AGAIN) from None
-            reserve(self._directory)
+            reserve_space(self._directory)
             write_json(self._path("job.json"), {"name": build["name"]})
             _removed, left = self._clean(held=True) if loaded(build["name"]) else (False, [])
             if left:
@@ -249,7 +249,7 @@ class Keeper:
                 ring.write(printed)
             self._errors = (self._errors + said)[-_ERROR_BYTES:]
             look()
-            self._press(process.pid)
+            self._escalate(process.pid)
             self._tell_dropped(ring.dropped_bytes)
 
     def _tell_dropped(self, dropped_bytes: int) -> None:
@@ -283,7 +283,7 @@ class Keeper:
             notify(READY="1", STATUS=words)
         self._armed = arming.armed
 
-    def _press(self, pid: int) -> None:
+    def _escalate(self, pid: int) -> None:
         """End the tracer when it is told to, or does not become armed: ask, ask again, then force."""
         now = time.monotonic()
         if self._stop_at is None:
@@ -304,7 +304,7 @@ class Keeper:
             self._end("stopped", "it was told to stop", **more)
             return 0
         messages = read_messages(self._errors.decode("utf-8", "replace"))
-        outcome, reason = judge(self._state, messages, Arming(0, 0, 0, []), None, truncated=False)
+        outcome, reason = classify_outcome(self._state, messages, Arming(0, 0, 0, []), None, truncated=False)
         if outcome == "ok" and rc == 0 and not removed:
             self._end("ended", "the script ended itself", outcome=outcome, **more)
             return 0
@@ -353,14 +353,14 @@ def clean_job(directory: str, held: bool) -> tuple[bool, list[str]]:
 def clean_up(directory: str) -> None:
     """Remove what a keeper that was killed left: process, module, mount, changed sysctls."""
     spec, state = read_json(os.path.join(directory, "service.json")), read_json(os.path.join(directory, "state.json"))
-    hold = Hold(spec["name"])
+    hold = SysctlGuard(spec["name"])
     hold.stay()
     _removed, left = clean_job(directory, held=False)
     hold.leave()
     if state.get("state") in ("loading", "running"):
         reason = "; ".join(["the process that keeps it was ended by force", *left])
         ended = dict(state, state="failed", outcome="killed", reason=reason, left=left)
-        write_last(os.path.join(directory, "state.json"), json.dumps(ended).encode())
+        write_with_reserve(os.path.join(directory, "state.json"), json.dumps(ended).encode())
 
 
 def main() -> int:
@@ -369,4 +369,4 @@ def main() -> int:
     if what == "clean":
         clean_up(directory)
         return 0
-    return Keeper(directory).run()
+    return TracerDaemon(directory).run()

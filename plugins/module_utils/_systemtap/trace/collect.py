@@ -51,7 +51,7 @@ _DAMAGE = (
 )
 
 
-def own_directory(name: str, run_id: str) -> str:
+def run_directory(name: str, run_id: str) -> str:
     """Return the directory of a run of a module; its controller names the run, in hexadecimal digits.
 
     :raises InvalidInput: that is no name of a run.
@@ -120,7 +120,7 @@ def wait(directory: str, seconds: float) -> dict[str, t.Any]:
         elif missed_since is None:
             missed_since = now
         elif now - missed_since > _CLEAN_SECONDS:
-            return cleanup.end_killed(directory)
+            return cleanup.finish_killed_run(directory)
         if now >= end:
             return state
         time.sleep(_POLL_SECONDS)
@@ -188,7 +188,7 @@ def read_output(directory: str, offset: int) -> dict[str, t.Any]:
     }
 
 
-def forget(directory: str) -> None:
+def remove_run_directory(directory: str) -> None:
     """Remove a run's directory, and those above it when no other run needs them."""
     shutil.rmtree(directory, ignore_errors=True)
     for parent in (cleanup.BASE, os.path.dirname(cleanup.BASE)):
@@ -214,7 +214,7 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
             row = _found(directory, record_limit)
         except _DAMAGE as error:
             row = _unreadable(directory, error)
-        forget(directory)
+        remove_run_directory(directory)
         if row is None:
             continue
         if os.path.exists(directory):
@@ -283,7 +283,7 @@ def _found(directory: str, record_limit: int) -> dict[str, t.Any] | None:
     before = cleanup.read_json(os.path.join(directory, "state.json")).get("state") or "never started"
     if before == "never started" and not os.path.exists(os.path.join(directory, "job.json")):
         return None
-    state = cleanup.end_killed(directory)
+    state = cleanup.finish_killed_run(directory)
     result = read_result(directory, state)
     name = cleanup.module_of(directory)
     row = {"module": name, "state": before, "started": state.get("started"), "removed": state.get("removed")}

@@ -26,9 +26,9 @@ from ..._core.root import Root
 from ..._core.write import make_directories, write_atomic, write_new_place
 from .. import limits
 from ..script.check import check_globals
-from ..signature.signature import why_not_loaded
+from ..signature.signature import signature_refusal
 from ..supervise import cleanup, supervisor
-from .collect import forget, other_run, own_directory, sweep, unit_of
+from .collect import other_run, remove_run_directory, run_directory, sweep, unit_of
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
@@ -83,14 +83,14 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     """
     root = Root()
     request = read_request(params, root)
-    directory = "" if check_mode else own_directory(request.build["name"], params["stage"]["run"])
+    directory = "" if check_mode else run_directory(request.build["name"], params["stage"]["run"])
     if os.path.isdir(directory):
-        return begun(request, directory)
+        return started_result(request, directory)
     check_host(root, request)
-    unsigned = why_not_loaded(root, request.build, params["shipped"] or cache_path(request.build))
+    unsigned = signature_refusal(root, request.build, params["shipped"] or cache_path(request.build))
     if unsigned:
         raise Refused(unsigned)
-    plan = keeping(request, params["shipped"] is None and has_module(request.build))
+    plan = cache_plan(request, params["shipped"] is None and has_module(request.build))
     if check_mode:
         check_free(request.build)
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
@@ -107,12 +107,12 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         claim(request, root, directory, {"found": found, "kept_before": not plan})
     except FileExistsError:
         # The answer to an earlier question was lost while its process still worked.
-        return begun(request, directory)
+        return started_result(request, directory)
     except Refused as refused:
         refused.fields["run"]["found"] = found
         raise
     start(request, directory)
-    return begun(request, directory)
+    return started_result(request, directory)
 
 
 def claim(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
@@ -137,7 +137,7 @@ def claim(request: Request, root: Root, directory: str, begun_with: t.Mapping[st
         prepare(request, root, directory, begun_with)
 
 
-def keeping(request: Request, kept_before: bool) -> Plan:
+def cache_plan(request: Request, kept_before: bool) -> Plan:
     """Return what a run adds to the host: the module, unless the host kept it before."""
     if kept_before:
         return Plan()
@@ -145,11 +145,11 @@ def keeping(request: Request, kept_before: bool) -> Plan:
     return Plan([Change(path, None, sha256, "copy", "the host does not have the module")])
 
 
-def begun(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
+def started_result(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
     """Return what there is to tell of a run that has been prepared."""
     told = cleanup.read_json(os.path.join(directory, "begun.json"))
     row = {"supervisor": "systemd" if has_systemd() else "guard", "found": told.get("found", [])}
-    return keeping(request, told.get("kept_before", True)), row
+    return cache_plan(request, told.get("kept_before", True)), row
 
 
 def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
@@ -314,11 +314,11 @@ def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[
             path = os.path.join(directory, "program", name)
             make_directories(os.path.dirname(path), 0o700)
             write_atomic(path, source.encode(), mode=0o600)
-        cleanup.reserve(directory)
+        cleanup.reserve_space(directory)
         cleanup.write_json(os.path.join(directory, "request.json"), kept)
         cleanup.write_json(os.path.join(directory, "job.json"), job)
     except OSError as error:
-        forget(directory)
+        remove_run_directory(directory)
         raise TapvirtError(
             f"The run could not be prepared in {directory}: {error.strerror}. Nothing was loaded.",
             run={"phase": "check", "outcome": "refused", "reason": f"no room for the run: {error.strerror}"},
@@ -372,5 +372,5 @@ def start(request: Request, directory: str) -> None:
     argv += [f"--property={name}={value}" for name, value in properties.items()]
     result = command.run([*argv, *python, "run", directory], timeout_seconds=60)
     if result.rc != 0:
-        forget(directory)
+        remove_run_directory(directory)
         raise TapvirtError(f"systemd-run could not start the run: {result.stderr.strip()}.")

@@ -64,6 +64,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, t.Any], 
     done = subprocess.run(
         [pathlib.Path(sys.executable).with_name("ansible-playbook"), "-i", "host,", "-c", "local", folder / "play.yml"],
         env=env,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
@@ -85,7 +86,7 @@ def test_a_host_sets_nothing_that_its_module_does_not_document(played: tuple[dic
     of_ansible = {"changed", "failed", "warnings", "invocation", "deprecations", "exception"}
     kept = {"by_module": {"ansible_facts"}, "of_procfs": set(), "of_service": {"diff"}, "of_run": {"diff", "run"}}
     for name, keys in kept.items():
-        assert set(known[name]) <= of_ansible | keys, name
+        assert set(known[name]) <= of_ansible | keys, (name, known[name])
 
 
 @pytest.mark.parametrize("name", ["odd_by_source", "odd_by_module"])

@@ -22,7 +22,7 @@ import pyte
 import pytest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import status as _status
 
-COLLECTIONS = pathlib.Path(_status.__file__).resolve().parents[5]
+COLLECTIONS = pathlib.Path(_status.__file__).resolve().parents[6]
 ROWS, COLUMNS = 24, 132
 PROGRAM = str(pathlib.Path(sys.executable).with_name("ansible-playbook"))
 PLAY = """

@@ -9,16 +9,16 @@ import threading
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import within
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.deadline import call_with_deadline
 
 
 def test_a_call_that_does_not_end_is_left_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{within.__module__}._GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(f"{call_with_deadline.__module__}._GRACE_SECONDS", 0.1)
     ending, aborted = threading.Event(), threading.Event()
     with pytest.raises(TapvirtError, match=r"web1: libvirt has not done it within 0\.1 s and could not be stopped"):
-        within(0.1, "web1", ending.wait, aborted.set)
+        call_with_deadline(0.1, "web1", ending.wait, aborted.set)
     assert aborted.wait(30)
     ending.set()
     # One that ends because it was asked to, with time to do so.
     monkeypatch.undo()
-    within(0.1, "web1", lambda: stop.wait(60), (stop := threading.Event()).set)
+    call_with_deadline(0.1, "web1", lambda: stop.wait(60), (stop := threading.Event()).set)

@@ -14,8 +14,8 @@ import libvirt
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Source, disks_of
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import DiskPlaces
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.removal import find_doomed
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import ImageLocator
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.removal import find_disks_to_delete
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.observe import observe_domain
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import Options, Wanted
@@ -46,7 +46,7 @@ def test_a_volume_that_vanishes_while_it_is_listed_stands_on_nothing(connection:
 
     pools = [types.SimpleNamespace(listAllVolumes=listed_and_gone)]
     racing = types.SimpleNamespace(listAllStoragePools=lambda _flags: pools)
-    assert DiskPlaces(racing, local=False).volume_uses() == []
+    assert ImageLocator(racing, local=False).volume_uses() == []
     assert pool.listAllVolumes() == []
 
 
@@ -55,10 +55,10 @@ def test_a_volume_of_a_pool_that_is_off_keeps_its_name_and_may_stand_on_anything
 ) -> None:
     connection.storagePoolLookupByName("default-pool").destroy()
     disk = "<disk type='volume'><source pool='default-pool' volume='x'/><target dev='vda'/></disk>"
-    (use,) = DiskPlaces(connection, local=False).uses_in("web1", ET.fromstring(DOMAIN.format(disk)))
+    (use,) = ImageLocator(connection, local=False).uses_in("web1", ET.fromstring(DOMAIN.format(disk)))
     assert use.names == {"volume:default-pool/x"}
     assert "not active" in (use.unseen or "")
-    assert DiskPlaces(connection, local=False).known_names(Source("volume", None, "none", "x")) == (
+    assert ImageLocator(connection, local=False).known_names(Source("volume", None, "none", "x")) == (
         frozenset(["volume:none/x"]),
         None,
     )
@@ -79,7 +79,7 @@ def test_the_disks_that_could_not_be_deleted_are_all_named(
     (item,) = run._items
     item.observed = observe_domain(domain)
     disks = disks_of(item.observed.stored)
-    item.plan.disks = find_doomed("web1", list(files), disks, [], DiskPlaces(connection, True), [])
+    item.plan.disks = find_disks_to_delete("web1", list(files), disks, [], ImageLocator(connection, True), [])
     domain.undefine()
     for target in ("vda", "vdc"):
         # Another file by now.

@@ -16,7 +16,7 @@ import yaml
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import module_result, pipelined
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.edge import MOST_LEVELS, Odd
 
-PLUGINS = pathlib.Path(module_result.__file__).parents[1]
+PLUGINS = pathlib.Path(module_result.__file__).parents[2]
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 WITH_ACTION = sorted(path.stem for path in (PLUGINS / "action").glob("*.py"))
 CONTROLLERS = {

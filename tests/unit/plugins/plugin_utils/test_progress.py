@@ -28,9 +28,9 @@ RUNNING = {
 }
 
 
-def teller(terminal: bool) -> tuple[_progress.Teller, list[str]]:
+def teller(terminal: bool) -> tuple[_progress.ProgressReporter, list[str]]:
     lines: list[str] = []
-    return _progress.Teller("web1", DIRECTORY, terminal, lines.append), lines
+    return _progress.ProgressReporter("web1", DIRECTORY, terminal, lines.append), lines
 
 
 def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
@@ -150,9 +150,11 @@ def chunk(data: bytes, whole: bytes) -> dict[str, t.Any]:
     }
 
 
-def put(path: pathlib.Path, chunks: list[dict[str, t.Any]], run: dict[str, t.Any], limit: int = 1 << 20) -> t.Any:
+def save_output(
+    path: pathlib.Path, chunks: list[dict[str, t.Any]], run: dict[str, t.Any], limit: int = 1 << 20
+) -> t.Any:
     rest = iter(chunks[1:])
-    return _progress.put(str(path), chunks[0], lambda _offset: next(rest), run, limit)
+    return _progress.save_output(str(path), chunks[0], lambda _offset: next(rest), run, limit)
 
 
 def test_chunks_become_one_file(tmp_path: pathlib.Path) -> None:
@@ -160,13 +162,13 @@ def test_chunks_become_one_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "new" / "web1.txt"
     sha256 = hashlib.sha256(whole).hexdigest()
     run = {"bytes": len(whole), "sha256": sha256}
-    got = put(path, [chunk(whole[:1500], whole), chunk(whole[1500:], whole)], run)
+    got = save_output(path, [chunk(whole[:1500], whole), chunk(whole[1500:], whole)], run)
     assert path.read_bytes() == whole
     assert got == {"path": str(path), "bytes": 4000, "sha256": sha256, "truncated": False}
 
 
 def test_what_was_cut_has_a_sha256_of_its_own(tmp_path: pathlib.Path) -> None:
-    got = put(tmp_path / "x", [chunk(b"kept", b"kept")], {"bytes": 9, "sha256": "0" * 64})
+    got = save_output(tmp_path / "x", [chunk(b"kept", b"kept")], {"bytes": 9, "sha256": "0" * 64})
     assert got["truncated"] and got["sha256"] == hashlib.sha256(b"kept").hexdigest()
 
 
@@ -183,7 +185,7 @@ def test_what_is_not_what_it_should_be_is_not_kept(
 ) -> None:
     (tmp_path / "x").write_bytes(b"before")
     with pytest.raises(AnsibleActionFail, match=said):
-        put(tmp_path / "x", [first, chunk(b"", b"")], run, limit)
+        save_output(tmp_path / "x", [first, chunk(b"", b"")], run, limit)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"before"
 
@@ -203,7 +205,7 @@ def test_what_is_not_what_it_should_be_is_not_kept(
 )
 def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any, rest: t.Any, said: str) -> None:
     with pytest.raises(AnsibleActionFail, match="output: .*") as caught:
-        _progress.put(str(tmp_path / "x"), first, lambda _offset: rest, {"bytes": 2, "sha256": None}, 100)
+        _progress.save_output(str(tmp_path / "x"), first, lambda _offset: rest, {"bytes": 2, "sha256": None}, 100)
     assert said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -211,4 +213,4 @@ def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any,
 def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AnsibleActionFail, match="cannot be written"):
-        put(tmp_path / "file" / "x", [chunk(b"", b"")], {"bytes": 0, "sha256": None})
+        save_output(tmp_path / "file" / "x", [chunk(b"", b"")], {"bytes": 0, "sha256": None})

@@ -86,7 +86,7 @@ def test_an_error_is_a_result_as_a_module_gives_it():
     ("text", "expected"),
     [
         ("from ..module_utils._core import root\n", ["_core.root"]),
-        ("    from ..module_utils._kernel.symbols.table import SymbolTable as Table\n", ["_kernel.symbols"]),
+        ("    from ..module_utils._kernel.symbols.table import SymbolTable as Table\n", ["_kernel.symbols.table"]),
         ("from ..module_utils._core import (\n    root,\n    errors,\n)\n", ["_core.root", "_core.errors"]),
         (
             "from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ...connection.connection import Domain, libvirt, unless_unknown
+from ...connection.connection import Domain, default_if_unsupported, libvirt
 from ...connection.xml import size_bytes
 from ..lifecycle import state_of
 from ..live.edits import asked_of, live_edits, pending_differences, pending_row, refused_reason, vcpus_of
@@ -62,7 +62,7 @@ def domain_row(domain: Domain) -> tuple[dict[str, t.Any], ET.Element, ET.Element
 
 
 def _has_saved_memory(domain: Domain) -> bool:
-    return unless_unknown(lambda: bool(domain.hasManagedSaveImage(0)), False)
+    return default_if_unsupported(lambda: bool(domain.hasManagedSaveImage(0)), False)
 
 
 def reason_word(state: str, code: int) -> str:

@@ -18,7 +18,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 from ...._core.plan import MASK, Change
-from ...connection.xml import Difference, element_text, keyed, size_bytes, text_of, to_text
+from ...connection.xml import Difference, children_by_key, element_text, size_bytes, text_of, to_text
 from ...disk.disks import target_of
 from ..mark import MARK_PREFIX, differences
 
@@ -85,7 +85,7 @@ class LiveEdit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class RefusedEdits:
     """What was asked of a running guest in vain, as noted in it until it ends: keys of edits.
 
     ``refused`` are those of ``keys`` that the hypervisor has refused; the others the guest has not followed.
@@ -94,9 +94,9 @@ class Asked:
     keys: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
 
-    def with_key(self, key: str, refused: bool = False) -> Asked:
+    def with_key(self, key: str, refused: bool = False) -> RefusedEdits:
         """Return the note with one more key."""
-        return Asked((*self.keys, key), (*self.refused, key) if refused else self.refused)
+        return RefusedEdits((*self.keys, key), (*self.refused, key) if refused else self.refused)
 
     def note(self) -> tuple[str, str, str]:
         """Return the note as setMetadata takes it: element text, prefix and namespace."""
@@ -104,15 +104,15 @@ class Asked:
         return text, MARK_PREFIX + "-asked", _ASKED_URI
 
 
-def asked_of(running: ET.Element) -> Asked:
+def asked_of(running: ET.Element) -> RefusedEdits:
     """Return the note in a running domain."""
     note = running.find("metadata/" + _ASKED_TAG)
     if note is None:
-        return Asked()
-    return Asked(tuple((note.get("edits") or "").split()), tuple((note.get("refused") or "").split()))
+        return RefusedEdits()
+    return RefusedEdits(tuple((note.get("edits") or "").split()), tuple((note.get("refused") or "").split()))
 
 
-def refused_reason(edit: LiveEdit, asked: Asked) -> str:
+def refused_reason(edit: LiveEdit, asked: RefusedEdits) -> str:
     """Return what an edit waits for that was made in vain: a guest that does not follow, or a restart.
 
     Memory waits for the guest in any case: a restart would ask it for the same.
@@ -219,7 +219,7 @@ def _device_edits(stored: ET.Element, running: ET.Element) -> t.Iterator[LiveEdi
     stored_devices, running_devices = stored.find("devices"), running.find("devices")
     if stored_devices is None or running_devices is None:
         return
-    wanted, found = keyed(stored_devices), keyed(running_devices)
+    wanted, found = children_by_key(stored_devices), children_by_key(running_devices)
     for label, device in found.items():
         if label not in wanted and _pluggable(device):
             yield LiveEdit("detach", "devices/" + label, element_text(device), None, to_text(device))

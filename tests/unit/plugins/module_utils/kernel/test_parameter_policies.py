@@ -13,8 +13,15 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import I
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import Item, wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import Kind, read_value, said_value
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.write import cause, judged
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import (
+    Kind,
+    parse_value,
+    read_value,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.write import (
+    check_read_back,
+    explain_errno,
+)
 
 
 def item(word="uint", module="some", name="parameter", mode=0o644, text=None):
@@ -64,10 +71,10 @@ def test_which_numbers_may_read_back(asked, before, wanted, now, accepted):
     parameter = item()
     values = [read_value(parameter.kind, text, 64) for text in (before, wanted, now)]
     if accepted:
-        assert judged(parameter, asked, *values) == (None if now == wanted else now)
+        assert check_read_back(parameter, asked, *values) == (None if now == wanted else now)
     else:
         with pytest.raises(NoEffect, match=f"took '{wanted}', yet {now} reads back"):
-            judged(parameter, asked, *values)
+            check_read_back(parameter, asked, *values)
 
 
 def test_a_truth_value_for_a_number_is_told_what_to_be(root):
@@ -77,10 +84,10 @@ def test_a_truth_value_for_a_number_is_told_what_to_be(root):
 
 def test_no_policy_lets_another_text_pass():
     parameter = item("charp")
-    values = [said_value(parameter.kind, text, 64) for text in ("a", "b", "c")]
+    values = [parse_value(parameter.kind, text, 64) for text in ("a", "b", "c")]
     for asked in ("auto", "exact", "selector", "rounded", "clamped"):
         with pytest.raises(NoEffect):
-            judged(parameter, asked, *values)
+            check_read_back(parameter, asked, *values)
 
 
 @pytest.mark.parametrize(
@@ -174,14 +181,14 @@ def test_every_errno_has_its_cause():
         errno.E2BIG: os.strerror(errno.E2BIG),
     }
     for number, text in causes.items():
-        said = cause(OSError(number, os.strerror(number)), item(), None)
+        said = explain_errno(OSError(number, os.strerror(number)), item(), None)
         assert text in said
         assert said.endswith(f"({errno.errorcode[number]})")
-    assert "read-only (mode 0444" in cause(OSError(errno.EACCES, ""), item(mode=0o444), None)
-    assert "mounted" not in cause(OSError(errno.EROFS, ""), item("bool_enable_only"), None)
-    lockdown = cause(OSError(errno.EPERM, ""), item(), "none [integrity] confidentiality\n")
+    assert "read-only (mode 0444" in explain_errno(OSError(errno.EACCES, ""), item(mode=0o444), None)
+    assert "mounted" not in explain_errno(OSError(errno.EROFS, ""), item("bool_enable_only"), None)
+    lockdown = explain_errno(OSError(errno.EPERM, ""), item(), "none [integrity] confidentiality\n")
     assert "kernel lockdown (integrity) protects this hardware parameter" in lockdown
-    assert "lockdown is off" in cause(OSError(errno.EPERM, ""), item(), "[none] integrity confidentiality\n")
+    assert "lockdown is off" in explain_errno(OSError(errno.EPERM, ""), item(), "[none] integrity confidentiality\n")
 
 
 def test_more_than_a_page_is_refused_before_the_write(root):

@@ -187,18 +187,18 @@ def test_a_device_that_is_bound_to_the_module_is_in_the_way(root):
     os.makedirs(root.path("sys/module/nbd/drivers"))
     os.symlink("../../../bus/virtio/drivers/nbd", root.path("sys/module/nbd/drivers/virtio:nbd"))
     lines: list[modprobe_d.Line] = []
-    assert reload.in_the_way(root, "nbd", lines, "") == []
+    assert reload.reload_blockers(root, "nbd", lines, "") == []
     os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/module"))
     os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/virtio7"))
-    assert reload.in_the_way(root, "nbd", lines, "") == ["it drives virtio7"]
+    assert reload.reload_blockers(root, "nbd", lines, "") == ["it drives virtio7"]
 
 
 def test_an_interface_that_is_down_or_of_another_kind_is_not_in_the_way(root):
     put(root, "sys/class/net/lo/flags", "0x8\n")
     put(root, "sys/class/net/lo/uevent", "DEVTYPE=nb_link\n")
-    assert reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
+    assert reload.reload_blockers(root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
     put(root, "sys/class/net/lo/flags", "0x9\n")
-    assert reload.in_the_way(root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
+    assert reload.reload_blockers(root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
 
 
 def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before(root):

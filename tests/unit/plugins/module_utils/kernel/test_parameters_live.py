@@ -444,7 +444,7 @@ def child(root: Root, values: t.Mapping[str, t.Any], count: int = 0, persist: st
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
 
 
-def settle(root: Root) -> list[str]:
+def finish_journal(root: Root) -> list[str]:
     """Run for a parameter that no other run names; return what it recovered."""
     _plan, result = run(root, {"kernel.panic": file_of("kernel.panic").read_text().strip()})
     return list(result["recovered"])
@@ -460,13 +460,13 @@ def test_a_run_that_was_killed_at_any_step_is_undone_by_the_next_one(root):
             with child(root, values, count) as killed:
                 status = killed.wait()
             after = {label: file_of(label).read_text() for label in labels}
-            recovered.append(settle(root))
+            recovered.append(finish_journal(root))
             settled = {label: file_of(label).read_text() for label in labels}
             assert settled == (before if recovered[-1] else after)
             assert settled == before or status == 0 or count > 3 + len(labels)
             run(root, dict.fromkeys(labels), state="restored")
             assert {label: file_of(label).read_text() for label in labels} == before
-            assert settle(root) == []
+            assert finish_journal(root) == []
         assert status == 0
         # The lock, the journal's new file and its renaming; each parameter; the journal's again.
         assert count == 3 + len(labels) + 2 + 1
@@ -484,7 +484,7 @@ def test_a_run_that_fails_does_not_forget_what_a_killed_one_had_set(root):
         other = {labels[0]: neighbour(file_of(labels[0]).read_text()), failing: "cachejunk"}
         with pytest.raises(TapvirtError, match="yet 'cache' reads back"):
             run(root, other)
-        assert labels[1] in settle(root)
+        assert labels[1] in finish_journal(root)
         assert {label: file_of(label).read_text() for label in before} == before
 
 
@@ -534,7 +534,7 @@ def test_a_run_that_was_killed_at_a_random_moment_is_undone_by_the_next_one(root
                 time.sleep(random.uniform(0, seconds))
                 killed.send_signal(signal.SIGKILL)
             after = {label: file_of(label).read_text() for label in labels}
-            recovered = settle(root)
+            recovered = finish_journal(root)
             interrupted += bool(recovered)
             settled = {label: file_of(label).read_text() for label in labels}
             assert settled == (before if recovered else after)

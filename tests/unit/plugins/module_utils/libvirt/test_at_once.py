@@ -9,11 +9,11 @@ import os
 import threading
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.workers import Turns, for_each
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.workers import WorkerSlots, for_each
 
 
 def test_twenty_wait_together_and_few_work_at_a_time() -> None:
-    turns, together, counting = Turns(), threading.Barrier(20, timeout=60), threading.Lock()
+    turns, together, counting = WorkerSlots(), threading.Barrier(20, timeout=60), threading.Lock()
     at_work, most, done = 0, 0, []
 
     def work(item: int) -> None:
@@ -23,7 +23,7 @@ def test_twenty_wait_together_and_few_work_at_a_time() -> None:
             most = max(most, at_work)
         with counting:
             at_work -= 1
-        with turns.given_up():
+        with turns.released():
             together.wait()  # breaks unless all twenty come here before the first one goes on
         done.append(item)
 
@@ -41,12 +41,12 @@ def test_an_exception_comes_out_after_the_others_have_ended() -> None:
         done.append(item)
 
     with pytest.raises(ValueError, match="1"):
-        for_each(work, [0, 1, 2, 3], Turns())
+        for_each(work, [0, 1, 2, 3], WorkerSlots())
     assert sorted(done) == [0, 2, 3]
 
 
 def test_the_number_at_work_is_bounded() -> None:
-    turns = Turns()
+    turns = WorkerSlots()
     held = 0
     for _turn in range(64):
         if not turns._free.acquire(blocking=False):

@@ -16,21 +16,21 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import I
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.lookup import is_host
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Disk, Source, disks_of
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import (
-    DiskPlaces,
+    ImageLocator,
     Use,
     backing_file,
     is_of_this_host,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.removal import (
-    Doomed,
-    check_doomed,
-    find_doomed,
+    DiskToDelete,
+    find_disks_to_delete,
+    refuse_unsafe_deletes,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import with_disks_of
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.undefine import (
-    Belongings,
-    check_losses,
+    DomainArtifacts,
     loss_changes,
+    refuse_unnamed_losses,
 )
 
 DEVICES = """
@@ -104,7 +104,7 @@ def test_the_header_of_an_overlay_names_what_is_below(tmp_path: pathlib.Path) ->
         other.write_bytes(content)
         assert backing_file(str(other)) is None
     assert backing_file(str(tmp_path / "missing")) is None
-    places = DiskPlaces(None, local=True)
+    places = ImageLocator(None, local=True)
     top = qcow2(tmp_path / "top", "middle")
     qcow2(tmp_path / "middle", "base.raw")
     assert [source.path for source in places.below(Source("file", str(top)))] == [str(tmp_path / "middle"), str(base)]
@@ -139,7 +139,7 @@ def test_other_servers_and_devices_are_other_data_and_another_way_there_is_not()
 
 
 def refusal(disk: Disk, uses: tuple[Use, ...] = (), local: bool = True) -> str | None:
-    (found,) = find_doomed("web1", [disk.target], [disk], [], DiskPlaces(None, local), uses)
+    (found,) = find_disks_to_delete("web1", [disk.target], [disk], [], ImageLocator(None, local), uses)
     return found.refusal
 
 
@@ -171,24 +171,24 @@ def test_what_stays_although_it_was_named(tmp_path: pathlib.Path) -> None:
     for words, disk in kinds.items():
         assert words in (refusal(disk) or ""), words
     moved = [Disk("vda", "disk", Source("file", "/overlay"), False, False)]
-    (found,) = find_doomed("web1", ["vda"], [plain], moved, DiskPlaces(None, True), [])
+    (found,) = find_disks_to_delete("web1", ["vda"], [plain], moved, ImageLocator(None, True), [])
     assert "another file in the running domain" in (found.refusal or "")
     gone = Disk("vda", "disk", Source("file", str(tmp_path / "gone")), False, False)
-    (found,) = find_doomed("web1", ["vda", "vda"], [gone], [], DiskPlaces(None, True), [])
+    (found,) = find_disks_to_delete("web1", ["vda", "vda"], [gone], [], ImageLocator(None, True), [])
     assert (found.there, found.refusal) == (False, None)
     with pytest.raises(InvalidInput, match=r"web1: remove_disks: 'vda \(/x\)' is it. Nothing was changed"):
-        check_doomed("web1", [Doomed("vda", "/x", refusal="is it")])
+        refuse_unsafe_deletes("web1", [DiskToDelete("vda", "/x", refusal="is it")])
 
 
 def test_an_older_libvirt_cannot_keep_the_state_of_a_tpm_and_that_is_told() -> None:
     with pytest.raises(TapvirtError, match="TPM state"):
-        check_losses("web1", Belongings(tpm="/tpm", keeps_tpm=False), ["nvram"])
-    check_losses("web1", Belongings(tpm="/tpm", keeps_tpm=False), ["tpm"])
-    check_losses("web1", Belongings(tpm="/tpm", keeps_tpm=True), [])
+        refuse_unnamed_losses("web1", DomainArtifacts(tpm="/tpm", keeps_tpm=False), ["nvram"])
+    refuse_unnamed_losses("web1", DomainArtifacts(tpm="/tpm", keeps_tpm=False), ["tpm"])
+    refuse_unnamed_losses("web1", DomainArtifacts(tpm="/tpm", keeps_tpm=True), [])
 
 
 def test_everything_that_goes_has_a_row_and_what_stays_has_none() -> None:
-    found = Belongings("/save", ("s1", "s2"), ("c1",), "/nvram", "/tpm")
+    found = DomainArtifacts("/save", ("s1", "s2"), ("c1",), "/nvram", "/tpm")
     every = ["managed_save", "snapshots", "checkpoints", "nvram", "tpm"]
     rows = [(change.what, change.before) for change in loss_changes("web1", found, every)]
     assert rows == [
@@ -199,12 +199,12 @@ def test_everything_that_goes_has_a_row_and_what_stays_has_none() -> None:
         ("web1 tpm", "/tpm"),
     ]
     assert loss_changes("web1", found, []) == []
-    assert loss_changes("web1", Belongings(), every) == []
+    assert loss_changes("web1", DomainArtifacts(), every) == []
 
 
 def test_of_many_names_the_first_are_shown_and_the_rest_counted() -> None:
     names = tuple(f"s{number}" for number in range(23))
-    (row,) = loss_changes("web1", Belongings(snapshots=names), ("snapshots",))
+    (row,) = loss_changes("web1", DomainArtifacts(snapshots=names), ("snapshots",))
     assert row.before == [*names[:20], "and 3 more"]
 
 

@@ -65,11 +65,13 @@ def test_order_means_nothing_where_there_are_keys(path: pathlib.Path) -> None:
     shuffled = element(ET.tostring(root, encoding="unicode"))
     devices = shuffled.find("devices")
     if devices is not None:
-        keyed = [child for child in devices if child.tag in ("disk", "interface", "controller", "graphics", "input")]
-        for child in keyed:
+        children_by_key = [
+            child for child in devices if child.tag in ("disk", "interface", "controller", "graphics", "input")
+        ]
+        for child in children_by_key:
             devices.remove(child)
-        random.Random(7).shuffle(keyed)
-        devices.extend(keyed)
+        random.Random(7).shuffle(children_by_key)
+        devices.extend(children_by_key)
     shuffled[:] = [*shuffled[3:], *shuffled[:3]]
     assert differences(root, shuffled) == []
     assert definition_hash(root) == definition_hash(shuffled)

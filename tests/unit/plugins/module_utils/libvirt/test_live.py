@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.live.edits import (
-    Asked,
     HostModel,
     LiveEdit,
+    RefusedEdits,
     asked_of,
     live_edits,
     pending_differences,
@@ -92,12 +92,12 @@ def test_memory_and_processors_can_be_edited_up_to_what_the_guest_booted_with() 
 
 def test_what_was_asked_in_vain_is_remembered_by_its_wish() -> None:
     edit = LiveEdit("memory", "currentMemory", 65536, 32768)
-    text, _prefix, uri = Asked().with_key(edit.key()).note()
+    text, _prefix, uri = RefusedEdits().with_key(edit.key()).note()
     note = text.replace("<asked", f"<asked xmlns='{uri}'")
     asked = asked_of(ET.fromstring(f"<domain><metadata>{note}</metadata></domain>"))
     assert edit.key() in asked.keys
     assert LiveEdit("memory", "currentMemory", 65536, 16384).key() not in asked.keys
-    assert asked_of(ET.fromstring("<domain/>")) == Asked()
+    assert asked_of(ET.fromstring("<domain/>")) == RefusedEdits()
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def test_the_fallback_of_a_named_processor_is_set_by_each_start() -> None:
 def test_what_was_asked_in_vain_waits_for_the_guest_or_for_a_restart() -> None:
     kinds = ("memory", "vcpus", "attach", "detach", "update")
     edits = [LiveEdit(kind, "p", None, None) for kind in kinds]
-    assert [refused_reason(edit, Asked()) for edit in edits] == [
+    assert [refused_reason(edit, RefusedEdits()) for edit in edits] == [
         "guest",
         "restart",
         "restart",
         "detach_pending",
         "restart",
     ]
-    refused = Asked().with_key(edits[3].key(), refused=True)
+    refused = RefusedEdits().with_key(edits[3].key(), refused=True)
     assert refused_reason(edits[3], refused) == "restart"
 
 

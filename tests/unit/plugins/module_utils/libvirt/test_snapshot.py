@@ -20,7 +20,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.mod
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.plan import plan_snapshot
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.projection import (
     Observed,
-    Outlook,
+    ProjectedState,
     SnapshotPlan,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.run import read_wanted
@@ -94,7 +94,7 @@ def wanted(**said: t.Any) -> dict[str, t.Any]:
 
 def plans(found: Observed, *items: dict[str, t.Any]) -> list[SnapshotPlan]:
     read = read_wanted(items)
-    outlook = Outlook(found, read)
+    outlook = ProjectedState(found, read)
     return [plan_snapshot(one, outlook) for one in read]
 
 
@@ -246,9 +246,9 @@ def test_a_file_is_for_one_snapshot_of_one_domain() -> None:
     domain = ET.fromstring(DOMAIN.format(efi="", format="qcow2", devices="").replace("/i/", "/j/"))
     other = dataclasses.replace(observed(there, state="running"), definition=domain)
     taken: set[str] = set()
-    first, second = Outlook(observed(state="running"), [], taken), Outlook(other, [], taken)
+    first, second = ProjectedState(observed(state="running"), [], taken), ProjectedState(other, [], taken)
 
-    def plan(outlook: Outlook, memory: str) -> SnapshotPlan:
+    def plan(outlook: ProjectedState, memory: str) -> SnapshotPlan:
         disks = [{**VDB, "file": memory + ".vdb"}, {"target": "vda", "file": memory + ".vda"}]
         (one,) = read_wanted([wanted(kind="external", disks=disks, memory_file=memory)])
         return plan_snapshot(one, outlook)

@@ -11,7 +11,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.xml import keyed, parse_definition
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.xml import (
+    children_by_key,
+    parse_definition,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import filled_devices, with_identity
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import Mark, differences, with_mark
@@ -94,7 +97,7 @@ def test_undeclared_device_is_a_removal_row(label: str, more: str) -> None:
     assert planned.define is not None
     devices = ET.fromstring(planned.define).find("devices")
     assert devices is not None
-    assert label not in keyed(devices)
+    assert label not in children_by_key(devices)
 
 
 @pytest.mark.parametrize("label", REMOVABLE)

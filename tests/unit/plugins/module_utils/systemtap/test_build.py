@@ -78,20 +78,20 @@ def test_headers_must_be_of_the_hosts_kernel(tmp_path: pathlib.Path) -> None:
 
 def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> None:
     kernel = builders.read_kernels(builder(tmp_path), TOOLS.compilers)[RELEASE]
-    order = build.Order("vfs latency.x", "probe begin { }", kernel, False, 10)
+    order = build.BuildRequest("vfs latency.x", "probe begin { }", kernel, False, 10)
     assert order.module_name.startswith("tapvirt_vfs_latency_x_") and len(order.module_name) < 56
     key = build.key_of(order, TOOLS)
-    assert key == build.key_of(build.Order("vfs latency.x", "probe begin { }", kernel, False, 10), TOOLS)
+    assert key == build.key_of(build.BuildRequest("vfs latency.x", "probe begin { }", kernel, False, 10), TOOLS)
     others = [
-        build.Order("other", "probe begin { }", kernel, False, 10),
-        build.Order("vfs latency.x", "probe end { }", kernel, False, 10),
-        build.Order("vfs latency.x", "probe begin { }", kernel, True, 10),
-        build.Order("vfs latency.x", "probe begin { }", kernel, False, 20),
+        build.BuildRequest("other", "probe begin { }", kernel, False, 10),
+        build.BuildRequest("vfs latency.x", "probe end { }", kernel, False, 10),
+        build.BuildRequest("vfs latency.x", "probe begin { }", kernel, True, 10),
+        build.BuildRequest("vfs latency.x", "probe begin { }", kernel, False, 20),
     ]
     plain = [
         dataclasses.replace(kernel, compiler=Compiler("gcc", 14, "gcc", version)) for version in ("14.2.1", "14.3.0")
     ]
-    others += [build.Order("vfs latency.x", "probe begin { }", compiled, False, 10) for compiled in plain]
+    others += [build.BuildRequest("vfs latency.x", "probe begin { }", compiled, False, 10) for compiled in plain]
     newer = builders.Toolchain("5.7", "Systemtap translator/driver (version 5.7/0.197)", None, TOOLS.compilers)
     keys = {build.key_of(other, TOOLS) for other in others} | {build.key_of(order, newer)}
     assert len(keys) == 7 and key not in keys

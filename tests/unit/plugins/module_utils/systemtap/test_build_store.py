@@ -190,14 +190,14 @@ def test_a_key_is_worked_on_by_one_at_a_time_though_its_lock_is_removed(store: S
                 time.sleep(0.0005)
                 inside.pop()
 
-    def forget() -> None:
+    def remove_run_directory() -> None:
         for _time in range(200):
             with store.unused(KEYS[0]) as unused:
                 if unused:
                     most.append(len(inside) + 1)
             time.sleep(0.0002)
 
-    threads = [threading.Thread(target=task) for task in (work, work, work, forget)]
+    threads = [threading.Thread(target=task) for task in (work, work, work, remove_run_directory)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -231,7 +231,7 @@ def test_a_signed_copy_has_a_key_of_its_own_and_the_version_of_its_build() -> No
     first, second = (signing.Signer("/k", "/c", fingerprint * 64, details) for fingerprint in "12")
     key = build.signed_key(KEYS[0], first)
     assert len(key) == 64 and key not in (KEYS[0], build.signed_key(KEYS[0], second), build.signed_key(KEYS[1], first))
-    assert key[: build.VERSION_LETTERS] == KEYS[0][: build.VERSION_LETTERS]
+    assert key[: build.VERSION_CHARS] == KEYS[0][: build.VERSION_CHARS]
 
 
 # ---- doors: what another user may put into a store -------------------------------------------------------------------

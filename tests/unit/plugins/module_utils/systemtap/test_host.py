@@ -17,7 +17,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.limits imp
     count_cpus,
     read_memory,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import judge, parse_tested_range
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems, parse_tested_range
 
 TESTED = {"4.8": "6.1-rc3", "5.1": "6.9-rc0", "5.6": "7.3.0-rc3"}
 K61, K612, K72 = "6.1.0-50-cloud-amd64", "6.12.117+deb13-cloud-amd64", "7.2.12+deb14-cloud-amd64"
@@ -69,7 +69,7 @@ def builder(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
     ],
 )
 def test_four_versions_are_judged_together(release, stap, compiler, staprun, refused):
-    findings = judge(host(release, staprun), builder(release, stap, compiler))
+    findings = find_problems(host(release, staprun), builder(release, stap, compiler))
     assert [finding.check for finding in findings if finding.blocks] == refused
     assert all(finding.reason and finding.remedy for finding in findings)
 
@@ -98,7 +98,7 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
     ],
 )
 def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, said):
-    (finding,) = judge(host(**changes), None)
+    (finding,) = find_problems(host(**changes), None)
     assert (finding.check, finding.blocks) == (check, blocks)
     assert said in finding.remedy
 
@@ -163,7 +163,7 @@ def test_remedies_name_the_packages_of_the_hosts_own_family(
 ):
     def remedies(staprun: str | None = "5.6", **changes: t.Any) -> list[str]:
         facts = {**builder(release, "5.6", "gcc-14"), "distribution": distribution, **changes}
-        return [finding.remedy for finding in judge(host(release, staprun, distribution=distribution), facts)]
+        return [finding.remedy for finding in find_problems(host(release, staprun, distribution=distribution), facts)]
 
     bare = {"version": None, "compiler": "gcc", "compiled_with": "gcc", "debuginfo": False}
     assert remedies(None) == [runtime]
@@ -179,18 +179,18 @@ def test_remedies_name_the_packages_of_the_hosts_own_family(
 def test_a_missing_compiler_is_named(origin, kind):
     facts = builder(K612, "5.6", None)
     facts["kernels"][K612]["compiled_with"] = origin
-    (finding,) = judge(host(), facts)
+    (finding,) = find_problems(host(), facts)
     assert finding.reason == f"the builder has no {kind} to build for {K612}, which was compiled with {origin}"
     assert finding.remedy.startswith("install the package") and kind in finding.remedy
 
 
 def test_a_user_of_both_groups_needs_no_root():
-    assert judge(host(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
+    assert find_problems(host(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
 
 
 @pytest.mark.parametrize("users", [1, None])
 def test_a_module_that_is_in_use_or_may_be_is_not_left_over(users):
-    assert judge(host(loaded=[{"name": "stap_1", "version": None, "users": users}]), None) == []
+    assert find_problems(host(loaded=[{"name": "stap_1", "version": None, "users": users}]), None) == []
 
 
 def test_the_tested_range_is_read():

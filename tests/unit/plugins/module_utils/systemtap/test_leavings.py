@@ -53,12 +53,12 @@ def test_json_is_replaced_as_a_whole(tmp_path: pathlib.Path) -> None:
 
 
 def test_there_is_room_for_the_end(tmp_path: pathlib.Path) -> None:
-    cleanup.reserve(str(tmp_path))
+    cleanup.reserve_space(str(tmp_path))
     assert os.stat(str(tmp_path / "spare")).st_blocks * 512 >= cleanup.SPARE_BYTES
-    assert cleanup.write_last(str(tmp_path / "state.json"), b"{}")
+    assert cleanup.write_with_reserve(str(tmp_path / "state.json"), b"{}")
     assert os.listdir(str(tmp_path)) == ["state.json"]
     begun = time.monotonic()
-    assert not cleanup.write_last(str(tmp_path / "no" / "folder"), b"")
+    assert not cleanup.write_with_reserve(str(tmp_path / "no" / "folder"), b"")
     assert time.monotonic() - begun < 60
 
 
@@ -101,9 +101,9 @@ def test_only_a_directory_of_a_run_is_collected(directory: str) -> None:
 
 @pytest.mark.parametrize("run_id", ["", "../x", "0/../..", "g", "0" * 17])
 def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
-    assert collect.own_directory(NAME, "0f") == cleanup.BASE + "/" + NAME + "-0f"
+    assert collect.run_directory(NAME, "0f") == cleanup.BASE + "/" + NAME + "-0f"
     with pytest.raises(InvalidInput, match="hexadecimal"):
-        collect.own_directory(NAME, run_id)
+        collect.run_directory(NAME, run_id)
 
 
 def test_a_run_that_left_nothing_is_told() -> None:
@@ -170,7 +170,7 @@ def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path,
 
 def test_a_leftover_that_cannot_be_removed_is_told(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = leave(base, 1, output=b"{}\n")
-    monkeypatch.setattr(collect, "forget", lambda _directory: None)
+    monkeypatch.setattr(collect, "remove_run_directory", lambda _directory: None)
     assert collect.sweep(10)[0]["left"] == [f"the directory {directory} could not be removed"]
 
 

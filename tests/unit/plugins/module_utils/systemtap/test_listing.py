@@ -9,7 +9,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
     parse_line,
     parse_variables,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.stap_blocklist import is_left_out
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.stap_blocklist import is_blocklisted
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_variables_are_bounded() -> None:
     "name", ["mutex_lock", "_raw_spin_lock_irq", "atomic_inc", "hash_64", "do_IRQ", "current_time"]
 )
 def test_what_systemtap_leaves_out(name: str) -> None:
-    assert is_left_out(name, at_return=False)
+    assert is_blocklisted(name, at_return=False)
 
 
 def test_what_it_does_not_leave_out() -> None:
     names = ("vfs_read", "kvm_vcpu_ioctl", "do_sys_openat2", "hash_64_generic", "my_get_bh")
-    assert not any(is_left_out(name, at_return=True) for name in names)
-    assert (is_left_out("do_exit", at_return=True), is_left_out("do_exit", at_return=False)) == (True, False)
+    assert not any(is_blocklisted(name, at_return=True) for name in names)
+    assert (is_blocklisted("do_exit", at_return=True), is_blocklisted("do_exit", at_return=False)) == (True, False)

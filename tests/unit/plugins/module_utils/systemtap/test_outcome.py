@@ -117,11 +117,15 @@ def test_the_outcome_follows_from_messages_and_state(errors: str, state: dict[st
 def test_a_module_that_was_not_loaded() -> None:
     state = {"state": "done", "stop": "script", "bytes": 0}
     messages = outcome.read_messages("ERROR: Couldn't insert module '/x.ko': Operation not permitted\n")
-    assert outcome.judge(state, messages, outcome.Arming(1, 0, 0, []), None, False)[0] == "refused"
-    late = outcome.judge(dict(state, stop="load"), outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False)
+    assert outcome.classify_outcome(state, messages, outcome.Arming(1, 0, 0, []), None, False)[0] == "refused"
+    late = outcome.classify_outcome(
+        dict(state, stop="load"), outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False
+    )
     assert late[0] == "timeout"
     killed = dict(state, state="killed")
-    outcome_of, reason = outcome.judge(killed, outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False)
+    outcome_of, reason = outcome.classify_outcome(
+        killed, outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False
+    )
     assert outcome_of == "timeout" and "before the probes were armed: its supervisor was killed" in reason
 
 

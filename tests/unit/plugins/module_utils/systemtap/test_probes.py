@@ -12,7 +12,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
     parse_probe_points,
     split_probe_points,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_syntax import SHAPES
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_syntax import FORMS
 
 
 def test_a_function_probe_is_taken_apart() -> None:
@@ -130,7 +130,7 @@ def test_a_group_does_not_grow_without_bound() -> None:
         expand_groups("a" + ".{b,b,b,b}" * 12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", FORMS)
 def test_every_shape_of_the_grammar_is_read(shape: str) -> None:
     text = shape.replace("string", '"name"').replace("number", "100000" if ".ns" in shape else "300")
     assert parse_probe_point(text).text == text

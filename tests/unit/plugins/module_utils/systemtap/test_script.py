@@ -17,7 +17,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.che
     read_script,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import script_name
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import own_directory
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import run_directory
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.start import check_build
 
 SCRIPT = r"""
@@ -176,7 +176,7 @@ def test_nothing_follows_what_a_text_must_fit(end: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape("module.sha256")):
         check_build({"name": "tapvirt_x", "sha256": "0" * 64 + end})
     with pytest.raises(InvalidInput, match=re.escape("stage.run")):
-        own_directory("tapvirt_x", "12ab" + end)
+        run_directory("tapvirt_x", "12ab" + end)
 
 
 def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:

@@ -131,12 +131,14 @@ def test_the_file_counts_once_it_is_here_and_the_description_before(tmp_path: pa
     root = Root(str(tmp_path))
     signed, unsigned = str(FIXTURES / "signed_by_key_id.tail"), str(FIXTURES / "unsigned.tail")
     told = {"signature": {"key_id": ENROLLED, "hash": "sha256"}}
-    assert signature.why_not_loaded(root, {}, signed) is None
-    assert "is not signed" in (signature.why_not_loaded(root, told, unsigned) or "")
-    assert signature.why_not_loaded(root, told, str(tmp_path / "absent.ko")) is None
-    assert "is not signed" in (signature.why_not_loaded(root, {"signature": None}, str(tmp_path / "absent.ko")) or "")
+    assert signature.signature_refusal(root, {}, signed) is None
+    assert "is not signed" in (signature.signature_refusal(root, told, unsigned) or "")
+    assert signature.signature_refusal(root, told, str(tmp_path / "absent.ko")) is None
+    assert "is not signed" in (
+        signature.signature_refusal(root, {"signature": None}, str(tmp_path / "absent.ko")) or ""
+    )
     enforce.write_text("N\n")
-    assert signature.why_not_loaded(root, {}, unsigned) is None
+    assert signature.signature_refusal(root, {}, unsigned) is None
 
 
 def make_key(folder: pathlib.Path, name: str, *kind: str) -> dict[str, str]:
