@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 
 TYPE_CHECKING = False
@@ -59,8 +60,6 @@ def _open(path: str, flags: int) -> int:
 
 def user_name(uid: int) -> str:
     """Return a user's name, or the number where no user has it."""
-    import pwd  # only messages need it
-
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -8,6 +8,8 @@ Private to the collection.
 
 from __future__ import annotations
 
+import os
+
 from .files import open_regular
 
 TYPE_CHECKING = False
@@ -64,14 +66,10 @@ class Root:
 
     def exists(self, name: str) -> bool:
         """Tell whether a name exists (a broken link does not)."""
-        import os
-
         return os.path.exists(self.path(name))
 
     def listdir(self, name: str) -> list[str]:
         """Return the sorted names in a directory; an absent or unreadable one is empty."""
-        import os
-
         try:
             return sorted(os.listdir(self.path(name)))
         except OSError:

@@ -17,6 +17,7 @@ from ..._core.journal import Journal
 from ..._core.lock import WAIT_SECONDS
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
+from ..image.identity import taint_flags
 from .layers import layer_of, load_flaws
 from .model import LoadedModule, Observed, Reader, Wanted
 from .plan import Step, is_restored, persist_change, plan
@@ -170,6 +171,4 @@ class Parameters:
 def _taints(flags: int) -> list[str]:
     if not flags:
         return []
-    from ..image.identity import taint_flags
-
     return taint_flags(flags)

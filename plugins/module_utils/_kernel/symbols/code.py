@@ -17,6 +17,7 @@ import struct
 import typing as t
 
 from ..._core.root import Root
+from ..procfs.mounts import mount_point
 
 if t.TYPE_CHECKING:
     from .table import SymbolTable
@@ -173,8 +174,6 @@ class Text:
 
     def _is_probed(self, address: int) -> bool:
         """Tell whether what looks like padding is the breakpoint of a probe that is there already."""
-        from ..procfs.mounts import mount_point
-
         debugfs = mount_point(self._root, "debugfs")
         probes = self._root.read_text_or(debugfs + "/kprobes/list") if debugfs else None
         return f"{address:016x} " in (probes or "")

@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import re
 import stat
 import typing as t
@@ -97,8 +98,6 @@ def as_owner(directory: str) -> t.Iterator[None]:
         check_owner(directory)
         yield
         return
-    import pwd  # most tasks stay who they are
-
     uid = found[1]
     before = os.getgroups(), os.getegid()
     try:

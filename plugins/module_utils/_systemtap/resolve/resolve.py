@@ -10,6 +10,7 @@ can tell is ``unknown``, never guessed. ``resolve_events`` has the probes that a
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import typing as t
 
@@ -117,8 +118,6 @@ def _glob(point: ProbePoint, facts: HostFacts) -> Answer:
 
 
 def _regex(pattern: str) -> str:
-    import fnmatch
-
     return fnmatch.translate(pattern)
 
 
