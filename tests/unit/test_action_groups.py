@@ -65,7 +65,8 @@ def test_module_defaults_of_a_group_reach_its_modules(tmp_path: pathlib.Path) ->
     play = tmp_path / "play.yml"
     play.write_text(PLAY, encoding="utf-8")
     argv = ["ansible-playbook", "-i", "localhost,", "-c", "local", str(play)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(argv, check=False, timeout=120, **quiet)
     assert done.returncode == 0, done.stderr
     for value in ("no-uri-of-group-libvirt", "no-table-of-group-kernel", "no-file-of-group-stap.j2"):
         assert value in done.stdout + done.stderr
