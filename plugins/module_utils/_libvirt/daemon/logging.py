@@ -17,7 +17,7 @@ import time
 import typing as t
 
 from ..._core import command
-from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError
+from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, missing_permission
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..._core.write import write_atomic
@@ -29,8 +29,8 @@ DAEMONS = (
 _TIMEOUT_SECONDS = 30.0
 _DENIED = re.compile("permission denied|not permitted|authenticat|access denied", re.IGNORECASE)
 # A plus sign before the name once asked for a stack trace; libvirt has dropped that, and takes the sign away.
-_FILTER = re.compile(r"[1-4]:[^\s\"+][^\s\"]*\Z")
-_OUTPUT = re.compile(r"[1-4]:(?:stderr|journald|syslog:[^\s\"]+|file:/[^\s\"]+)\Z")
+_FILTER = re.compile(r"[1-4]:[^\s\"+\0][^\s\"\0]*\Z")
+_OUTPUT = re.compile(r"[1-4]:(?:stderr|journald|syslog:[^\s\"\0]+|file:/[^\s\"\0]+)\Z")
 _LEVELS = "1 (debug), 2 (info), 3 (warning) or 4 (error)"
 _SETTING = re.compile(r"^[ \t]*(log_filters|log_outputs)[ \t]*=[ \t]*(\"\"\"|\"|')([\s\S]*?)\2[^\n]*$", re.MULTILINE)
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+\+0000: ")
@@ -115,6 +115,11 @@ def as_told(name: str, items: t.Sequence[str]) -> list[str]:
     if name != "log_filters":
         return list(items)
     return [re.sub(r"^([1-4]:)(.*)$", r"\1*\2*", item) for item in items]
+
+
+def _as_given(items: t.Sequence[str]) -> list[str]:
+    """Return filters without the wildcards that the daemon added and adds again; outputs as they are."""
+    return [re.sub(r"^([1-4]:)\*(.*)\*$", r"\1\2", item) for item in items]
 
 
 # ---- observe --------------------------------------------------------------------------------------------------------
@@ -208,25 +213,56 @@ def with_settings(text: str, settings: t.Mapping[str, str]) -> str:
 def apply(root: Root, daemon: str, planned: Plan) -> None:
     """Set what the daemon logs; write its file where that is in the plan.
 
-    :raises TapvirtError: the daemon refused, or the file cannot be written.
+    :raises TapvirtError: the daemon refused, or the file cannot be written; the runtime settings were put back.
     """
-    stored = {}
-    for change in planned:
-        name, value = change.what.rpartition(" ")[2], " ".join(change.after)
-        if change.how == "file":
-            stored[name] = value
-        else:
-            what = name.partition("_")[2]
-            _admin(daemon, what, f"--{what}", value)
-    if stored:
-        path = config_path(daemon)
+    stored = {_setting_of(change): " ".join(change.after) for change in planned if change.how == "file"}
+    runtime = [change for change in planned if change.how != "file"]
+    done: list[Change] = []
+    try:
+        # A daemon refuses outputs, such as a file that it cannot open, but hardly any filter: outputs come first.
+        for change in sorted(runtime, key=_setting_of, reverse=True):
+            _set_running(daemon, change, change.after)
+            done.append(change)
+        if stored:
+            _write_settings(root, daemon, stored)
+    except TapvirtError as error:
+        raise TapvirtError(error.message + _put_back(daemon, done), **error.fields) from error
+
+
+def _setting_of(change: Change) -> str:
+    return change.what.rpartition(" ")[2]
+
+
+def _set_running(daemon: str, change: Change, items: t.Sequence[str]) -> None:
+    what = _setting_of(change).partition("_")[2]
+    _admin(daemon, what, f"--{what}", " ".join(items))
+
+
+def _put_back(daemon: str, done: t.Sequence[Change]) -> str:
+    """Put runtime settings back, the last first; return the end of a message that reports it."""
+    sentences = []
+    for change in reversed(done):
         try:
-            text = with_settings(_config_text(root, daemon), stored)
-            write_atomic(root.path(path), text.encode("utf-8", "surrogateescape"), mode=0o600)
-        except PermissionError:
-            raise
-        except OSError as error:
-            raise TapvirtError(f"{path} could not be written: {error.strerror}.") from error
+            _set_running(daemon, change, _as_given(change.before))
+            sentences.append(f" The running {_setting_of(change)} were put back.")
+        except TapvirtError as error:
+            sentences.append(f" The running {_setting_of(change)} could not be put back: {error.message}")
+    return "".join(sentences)
+
+
+def _write_settings(root: Root, daemon: str, stored: t.Mapping[str, str]) -> None:
+    """Write settings into a daemon's file.
+
+    :raises TapvirtError: the file cannot be read or written.
+    """
+    path = config_path(daemon)
+    try:
+        text = with_settings(_config_text(root, daemon), stored)
+        write_atomic(root.path(path), text.encode("utf-8", "surrogateescape"), mode=0o600)
+    except PermissionError as error:
+        raise TapvirtError(missing_permission(error, NEEDS_ROOT)) from error
+    except OSError as error:
+        raise TapvirtError(f"{path} could not be written: {error.strerror}.") from error
 
 
 # ---- the log --------------------------------------------------------------------------------------------------------

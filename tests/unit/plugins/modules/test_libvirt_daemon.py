@@ -26,7 +26,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon.loggi
     stored_in,
     with_settings,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import system_daemon
+from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import SystemDaemon, system_daemon
 
 OUTPUTS = ["1:file:/run/here.log", "3:stderr"]
 
@@ -35,16 +35,21 @@ CONFIG = "/etc/libvirt/libvirtd.conf"
 
 
 @pytest.fixture(scope="module")
-def daemon() -> t.Iterator[t.Callable[..., dict[str, t.Any]]]:
-    """Run the module beside a daemon: its result, with the daemon's file as ``file``; ``said``: it is to fail."""
+def libvirtd() -> t.Iterator[SystemDaemon]:
     with system_daemon() as libvirtd:
         libvirtd.write(CONFIG, '# kept\n#log_filters="1:x"\nmax_clients = 50\n')
+        yield libvirtd
 
-        def run(check: bool = False, said: bool = False, **args: t.Any) -> dict[str, t.Any]:
-            result = (libvirtd.module if said else libvirtd.done)("libvirt_daemon", check=check, **args)
-            return {**result, "file": libvirtd.path(CONFIG).read_text(encoding="utf-8")}
 
-        yield run
+@pytest.fixture(scope="module")
+def daemon(libvirtd: SystemDaemon) -> t.Callable[..., dict[str, t.Any]]:
+    """Run the module beside a daemon: its result, with the daemon's file as ``file``; ``said``: it is to fail."""
+
+    def run(check: bool = False, said: bool = False, **args: t.Any) -> dict[str, t.Any]:
+        result = (libvirtd.module if said else libvirtd.done)("libvirt_daemon", check=check, **args)
+        return {**result, "file": libvirtd.path(CONFIG).read_text(encoding="utf-8")}
+
+    return run
 
 
 def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
@@ -91,6 +96,33 @@ def test_what_the_daemon_refuses_is_said(daemon) -> None:
     assert "failed to open /nowhere/x.log: No such file or directory." in refused["msg"]
     absent = daemon(said=True, daemon="virtxend")
     assert "virtxend: its log filters could not be read" in absent["msg"]
+
+
+def running(daemon) -> dict[str, list[str]]:
+    return daemon(check=True)["logging"]["running"]
+
+
+def test_filters_stay_when_outputs_are_refused(daemon) -> None:
+    daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
+    refused = daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:file:/nowhere/x.log"])
+    assert refused["msg"].endswith("failed to open /nowhere/x.log: No such file or directory.")
+    assert running(daemon) == {"log_filters": ["3:*before*"], "log_outputs": ["3:stderr"]}
+
+
+def test_what_was_set_is_put_back_when_the_file_cannot_be_written(daemon, libvirtd) -> None:
+    daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
+    before = daemon(check=True)
+    libvirtd.run("mount", "--bind", CONFIG, CONFIG)
+    try:
+        refused = daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:stderr"], persist=True)
+    finally:
+        libvirtd.run("umount", CONFIG)
+    assert refused["msg"] == (
+        f"{CONFIG} could not be written: Device or resource busy. The running log_filters were put back. The running "
+        "log_outputs were put back."
+    )
+    after = daemon(check=True)
+    assert (after["logging"], after["file"]) == (before["logging"], before["file"])
 
 
 @pytest.mark.parametrize(
