@@ -13,7 +13,7 @@ import dataclasses
 import os
 import typing as t
 
-from ..._core.disk import disk_errors
+from ..._core.disk import disk_errors, disk_failure
 from ..._core.errors import NoEffect, TapvirtError
 from ..._core.journal import Journal
 from ..._core.plan import Plan
@@ -69,7 +69,7 @@ class Applier:
     def apply(self, planned: Plan, observed: Observed) -> None:
         """Carry a plan out.
 
-        :raises TapvirtError: a step failed; those before it were undone.
+        :raises TapvirtError: a step failed, or the journal cannot be written; the steps before it were undone.
         """
         steps = steps_of(planned)
         self._observed = observed
@@ -88,7 +88,7 @@ class Applier:
         if self._adjusted:
             # Verifying has to know it; all else stays under way until then.
             record = self._journal.read()
-            self._journal.write({**record, "adjusted": {**record.get("adjusted", {}), **self._adjusted}})
+            self._write_journal({**record, "adjusted": {**record.get("adjusted", {}), **self._adjusted}})
 
     def _carry_out(self, steps: t.Sequence[Step], observed: Observed) -> None:
         """Do the steps: values that can be set now, our own file, and then what is made from it."""
@@ -131,7 +131,7 @@ class Applier:
         undone = "Everything is as it was before"
         if texts:
             undone = "Not everything could be put back: " + "; ".join(texts)
-        reason = error.message if isinstance(error, TapvirtError) else str(error)
+        reason = error.message if isinstance(error, TapvirtError) else _reason_of(error)
         fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
         fields.update(
             item=failed,
@@ -183,7 +183,10 @@ class Applier:
         self._journal.write(record)
 
     def finish_journal(self, observed: Observed) -> None:
-        """Write down that nothing is under way any more, what was restored, and what the kernel made of values."""
+        """Write down that nothing is under way any more, what was restored, and what the kernel made of values.
+
+        :raises TapvirtError: the journal cannot be written; everything was undone.
+        """
         touched = self._touched
         record = _settled(self._journal.read())
         known = {label: fact for label, fact in record.get("adjusted", {}).items() if label not in touched}
@@ -195,7 +198,19 @@ class Applier:
                 if entry.label in touched or is_restored(entry, observed):
                     originals.pop(entry.label, None)
         record.update(originals=originals, adjusted=known, boot_id=observed.boot_id)
-        self._journal.write(record if originals or known else {})
+        self._write_journal(record if originals or known else {})
+
+    def _write_journal(self, record: t.Mapping[str, t.Any]) -> None:
+        """Write the journal after the steps, or undo them: with the old journal the next run would put them back.
+
+        :raises TapvirtError: the journal cannot be written; everything was undone.
+        """
+        try:
+            self._journal.write(record)
+        except OSError as error:
+            if not self._done:
+                raise
+            raise self._undone(error, "the journal", ()) from error
 
     def _write(self, write: Write, item: Item, observed: Observed) -> dict[str, dict[str, str]]:
         """Write one parameter and read it back; return what the kernel made of it if that is another number.
@@ -360,6 +375,13 @@ class Applier:
         reloading = self._journal.read().get("reloading", {})
         left = {name: values for name, values in reloading.items() if not self._root.exists("sys/module/" + name)}
         return {"reloading": left, "boot_id": observed.boot_id} if left else {}
+
+
+def _reason_of(error: Exception) -> str:
+    """Return a sentence about an error that is not one of ours."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return disk_failure(error) or f"Cannot use {error.filename or 'a file'}: {error.strerror}"
 
 
 def _settled(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -126,7 +126,7 @@ def test_nothing_is_added_to_a_store(disk: tuple[str, str, str], tmp_path: pathl
         "    from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import store\n"
         "    kernel = toolchain.Kernel('6.1', 'v', 14, 'gcc-14', None, 'x')\n"
         "    from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root\n"
-        f"    order = build.Order('x', {SCRIPT!r} * 9000, kernel, False, 10)\n"
+        f"    order = build.BuildRequest('x', {SCRIPT!r} * 9000, kernel, False, 10)\n"
         "    build.key_of = lambda *_: 'a' * 64\n"
         f"    build.build_once(order, None, store.Store({str(tmp_path)!r}), Root())"
     )
@@ -196,3 +196,39 @@ def test_a_temporary_directory_that_is_full_is_named(tmp_path: pathlib.Path) -> 
     )
     message, _files = run_code_on(READ_ONLY, str(tmp_path), code)
     assert message == f"Cannot write a temporary file: every one of ['{tmp_path}'] is full, read-only or missing."
+
+
+SHARED = pathlib.Path("/sys/module/tcp_cubic/parameters/hystart_low_window")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="this kernel has no such parameter")
+@pytest.mark.usefixtures("this_kernel")
+def test_a_parameter_is_put_back_when_the_disk_fills_before_the_journal_is_finished(tmp_path: pathlib.Path) -> None:
+    """Two pages: one for the lock, one for the journal of the start. Replacing that needs a third."""
+    state = tmp_path / "var" / "lib" / "tapvirt"
+    parameters = tmp_path / "sys" / "module" / "m" / "parameters"
+    for directory in (state, parameters):
+        directory.mkdir(parents=True)
+    (tmp_path / "proc").symlink_to("/proc")
+    (parameters / "p").symlink_to(SHARED)
+    (parameters.parent / "initstate").write_text("live\n")
+    before = SHARED.read_text()
+    entry = {"module": "m", "name": "p", "value": int(before) + 1, "runtime": True, "persist": "none"}
+    area = "ansible_collections.tapvirt.host.plugins.module_utils."
+    code = (
+        f"    from {area}_core.root import Root\n"
+        f"    from {area}_kernel.parameters.model import wanted_list\n"
+        f"    from {area}_kernel.parameters.run import Parameters\n"
+        f"    wanted = wanted_list([{{**{entry!r}, 'read_back': 'auto'}}], 'present')\n"
+        f"    Parameters(Root({str(tmp_path)!r}), 'x86_64', wanted, 'present').converge(False)"
+    )
+    try:
+        message, files = run_code_on(("size=8k", ":", ""), str(state), code)
+        assert (SHARED.read_text(), message) == (
+            before,
+            f"Cannot write {state}/kernel_module_param.json: its file system has no space left. "
+            "Everything is as it was before.",
+        )
+        assert not any("kernel_module_param.json" in line for line in files), files
+    finally:
+        SHARED.write_text(before)
