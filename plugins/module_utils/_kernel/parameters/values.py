@@ -18,6 +18,7 @@ MAX_BYTES = 4095
 _CHARP_BYTES = 1024
 _NULL_TEXT = "(null)"
 _INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?", re.ASCII)
+_MOST_DIGITS = 25  # 2^64 has 22 octal digits; int() refuses more than 4300 decimal ones
 _SELECTOR = r"(?:^|\s)\[([^\]\s]+)\](?:\s|$)"  # compiled when it is used: few parameters are such
 _BOOLEANS = ("bool", "invbool", "bool_enable_only", "bint")
 _TEXTS = ("charp", "string")
@@ -246,6 +247,8 @@ def _number(text: str) -> int | None:
     if match is None:
         return None
     digits = match.group(2)
+    if len(digits.lstrip("0xX")) > _MOST_DIGITS:
+        return None
     base = 16 if digits[:2].lower() == "0x" else 8 if digits.startswith("0") else 10
     return int(digits, base) * (-1 if match.group(1) == "-" else 1)
 

@@ -132,6 +132,19 @@ def test_a_refusal_names_the_element_and_the_limit(word, value, rule):
     assert str(error.value) == rule
 
 
+@pytest.mark.parametrize("value", ["1" * 5000, "-" + "1" * 5000, "0x" + "f" * 5000, "0" + "7" * 5000])
+def test_a_number_of_any_length_is_out_of_range_and_no_error_to_read(value):
+    with pytest.raises(Rejected, match="is out of range for the type long"):
+        wanted_value(Kind("long", "modinfo"), value, 64)
+    assert wanted_value(Kind("opaque", "sysfs"), value[:4000], 64).shown == value[:4000]
+    read = read_value(Kind("opaque", "sysfs"), value + "\n", 64)
+    assert read.shown == value and same(Kind("opaque", "sysfs"), read, read)
+
+
+def test_leading_zeros_do_not_make_a_number_long():
+    assert wanted_value(Kind("int", "modinfo"), "0x" + "0" * 40 + "1f", 64).text == "31"
+
+
 @pytest.mark.parametrize(("word", "value"), REFUSED)
 def test_what_the_kernel_refuses_is_refused(word, value):
     with pytest.raises(Rejected):
