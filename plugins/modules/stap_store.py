@@ -120,7 +120,7 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Prune the store."""
     store = Store(module.params["store"])
-    with as_owner(store.directory):
+    with as_owner(store.directory, module.check_mode):
         plan, told = prune(store, module.params["older_than"], module.params["larger_than"], module.check_mode)
         row = store.row()
     return {**told, "store": row, **plan.result(module._diff)}

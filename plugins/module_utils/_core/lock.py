@@ -98,12 +98,12 @@ def read_timeout(params: t.Mapping[str, t.Any]) -> int:
 
 
 def is_held(path: str) -> bool:
-    """Return whether a process holds a lock at this moment; write nothing.
+    """Return whether a process holds a lock at this moment; change nothing, not even a mode.
 
-    :raises UnsafeLock: it is not a regular file of this user.
+    :raises UnsafeLock: it is not a regular file of this user or of root.
     """
     try:
-        descriptor = _open_file(path, os.O_RDONLY)
+        descriptor = _open_file(path, os.O_RDONLY, changing=False)
     except FileNotFoundError:
         return False
     try:
@@ -127,22 +127,22 @@ def _open(path: str) -> int:
         make_directories(os.path.dirname(path), 0o700)
         # Whoever releases a temporary lock may remove the directory between the two calls.
         with contextlib.suppress(FileNotFoundError):
-            return _open_file(path, os.O_RDWR | os.O_CREAT)
+            return _open_file(path, os.O_RDWR | os.O_CREAT, changing=True)
     raise UnsafeLock(f"The lock {path} cannot be made: its directory disappears again and again.", lock=path)
 
 
-def _open_file(path: str, flags: int) -> int:
-    """Open a file below a directory of this user that others cannot enter."""
+def _open_file(path: str, flags: int, changing: bool) -> int:
+    """Open a file below a directory of this user; where ``changing``, keep others out of both from now on."""
     directory, name = os.path.split(path)
-    parent = _open_checked(path, directory, os.O_RDONLY | os.O_DIRECTORY, None)
+    parent = _open_checked(path, directory, os.O_RDONLY | os.O_DIRECTORY, None, changing)
     try:
-        descriptor = _open_checked(path, name, flags, parent)
+        descriptor = _open_checked(path, name, flags, parent, changing)
     finally:
         os.close(parent)
     return descriptor
 
 
-def _open_checked(path: str, name: str, flags: int, parent: int | None) -> int:
+def _open_checked(path: str, name: str, flags: int, parent: int | None, changing: bool) -> int:
     """Open the directory of a lock (``parent`` is None) or its file, and check type, owner and mode."""
     wanted, mode, test = ("directory", 0o700, stat.S_ISDIR) if parent is None else ("file", 0o600, stat.S_ISREG)
     place = os.path.dirname(path) if parent is None else path
@@ -151,22 +151,38 @@ def _open_checked(path: str, name: str, flags: int, parent: int | None) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
             raise UnsafeLock(_unsafe_text(place, f"it is not a regular {wanted}"), lock=path) from None
+        if error.errno == errno.EACCES:
+            _check_foreign(path, place, name, parent)
         error.filename = place
         raise
     try:
         status = os.fstat(descriptor)
         if not test(status.st_mode):
             raise UnsafeLock(_unsafe_text(place, f"it is not a regular {wanted}"), lock=path)
-        if status.st_uid != os.geteuid():
-            owner, user = user_name(status.st_uid), user_name(os.geteuid())
-            reason = f"it belongs to {owner}, and this task runs as {user}; remove it, or run the task as {owner}"
-            raise UnsafeLock(_unsafe_text(place, reason), lock=path)
-        if stat.S_IMODE(status.st_mode) & 0o077:
+        # Looking at a lock of root is safe: root may hold every lock anyway.
+        if status.st_uid != os.geteuid() and (changing or status.st_uid != 0):
+            raise UnsafeLock(_foreign_text(place, status.st_uid, parent), lock=path)
+        if changing and stat.S_IMODE(status.st_mode) & 0o077:
             os.fchmod(descriptor, mode)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_foreign(path: str, place: str, name: str, parent: int | None) -> None:
+    """Refuse a directory or file of a lock that another user owns, where this user could not even open it."""
+    with contextlib.suppress(OSError):
+        owner = os.stat(name, dir_fd=parent, follow_symlinks=False).st_uid
+        if owner != os.geteuid():
+            raise UnsafeLock(_foreign_text(place, owner, parent), lock=path) from None
+
+
+def _foreign_text(place: str, uid: int, parent: int | None) -> str:
+    owner, user = user_name(uid), user_name(os.geteuid())
+    # A file in a directory of this user is in the way of this user only.
+    other_way = f", or run the task as {owner}" if parent is None else ""
+    return _unsafe_text(place, f"it belongs to {owner}, and this task runs as {user}; remove it{other_way}")
 
 
 def _unsafe_text(place: str, reason: str) -> str:

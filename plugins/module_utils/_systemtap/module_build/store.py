@@ -19,6 +19,7 @@ The time of STORE/KEY is when it was last asked for.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from ..._core.root import Root
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
 KEY = re.compile(r"^[0-9a-f]{64}\Z")
 _LOCKS = ".lock"
+_LOCK_NAME = re.compile(r"(?:[0-9a-f]{64}|slot-\d+)\Z")
 
 
 def hash_file(path: str) -> str:
@@ -86,10 +88,11 @@ def _foreign_owner(directory: str) -> tuple[str, int] | None:
 
 
 @contextlib.contextmanager
-def as_owner(directory: str) -> t.Iterator[None]:
+def as_owner(directory: str, check_mode: bool) -> t.Iterator[None]:
     """Work in a store with the rights of its owner only, where root works in that of another user.
 
-    For work on files: a program that is started in the block could become root again.
+    For work on files: a program that is started in the block could become root again. Lock files that the owner could
+    not take are removed first, except in check mode.
 
     :raises InvalidInput: as :func:`check_owner`, for others than root.
     """
@@ -99,6 +102,8 @@ def as_owner(directory: str) -> t.Iterator[None]:
         yield
         return
     uid = found[1]
+    if not check_mode:
+        _remove_foreign_locks(directory, uid)
     before = os.getgroups(), os.getegid()
     try:
         entry = pwd.getpwuid(uid)
@@ -115,6 +120,39 @@ def as_owner(directory: str) -> t.Iterator[None]:
         os.seteuid(0)
         os.setegid(before[1])
         os.setgroups(before[0])
+
+
+def _remove_foreign_locks(directory: str, uid: int) -> None:
+    """Remove what an earlier root task left in a store's directory of locks, unless a process holds it.
+
+    The store's owner may change names at any time, so only free regular files with the name of a lock are removed,
+    and only in a directory that this owner has: the owner could remove them as well.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        locks = os.open(os.path.join(directory, _LOCKS), flags | os.O_DIRECTORY)
+        stack.callback(os.close, locks)
+        if os.fstat(locks).st_uid != uid:
+            return
+        for name in filter(_LOCK_NAME.match, os.listdir(locks)):
+            with contextlib.suppress(OSError):
+                _remove_foreign_lock(locks, name, flags, uid)
+
+
+def _remove_foreign_lock(locks: int, name: str, flags: int, uid: int) -> None:
+    """Remove a lock's file unless the store's owner has it or a process holds it.
+
+    :raises OSError: as the file system says; a held lock is a BlockingIOError.
+    """
+    status = os.stat(name, dir_fd=locks, follow_symlinks=False)
+    if status.st_uid == uid or not stat.S_ISREG(status.st_mode):
+        return
+    descriptor = os.open(name, flags, dir_fd=locks)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(name, dir_fd=locks)
+    finally:
+        os.close(descriptor)
 
 
 class Store:

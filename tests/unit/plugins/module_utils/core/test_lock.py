@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 
@@ -133,6 +134,45 @@ def test_whether_it_is_held_is_told_without_a_trace(tmp_path: pathlib.Path) -> N
         assert lock.is_held(str(path))
     assert not lock.is_held(str(path))
     assert os.listdir(tmp_path) == ["lock"]
+
+
+def test_looking_at_a_lock_changes_no_mode(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lock" / "one"
+    path.parent.mkdir()
+    path.touch()
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+    assert not lock.is_held(str(path))
+    assert (mode(path.parent), mode(path)) == (0o755, 0o644)
+
+
+AS_OTHER = """
+import os, sys
+from ansible_collections.tapvirt.host.plugins.module_utils._core import lock
+os.setegid(4321)
+os.seteuid(4321)
+for call in (lock.is_held, lambda path: lock.take(path, "the test", 0)):
+    try:
+        print(call(sys.argv[1]))
+    except lock.UnsafeLock as error:
+        print(error.message)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(("mask", "held"), [(0o644, "False"), (0o600, None)])
+def test_a_lock_that_root_left_is_named_to_the_owner_of_its_directory(mask: int, held: str | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="tapvirt-") as top:
+        os.chmod(top, 0o755)
+        path = pathlib.Path(top) / "lock" / "one"
+        path.parent.mkdir(0o700)
+        path.touch()
+        path.chmod(mask)
+        os.chown(path.parent, 4321, 4321)
+        done = subprocess.run([sys.executable, "-c", AS_OTHER, path], capture_output=True, text=True, check=True)
+        refused = f"{path} is not used for locks: it belongs to root, and this task runs as 4321; remove it."
+        assert done.stdout.splitlines() == [held or refused, refused]
+        assert mode(path) == mask
 
 
 def make_link(path: pathlib.Path, target: pathlib.Path) -> None:

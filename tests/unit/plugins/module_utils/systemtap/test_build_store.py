@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -287,6 +288,32 @@ def test_links_in_a_store_of_another_user_do_no_harm(
     assert (done["changed"], names(done["removed"])) == (True, ["a"])
     assert {path.stat().st_uid for path in directory.rglob("*")} == {OTHER}
     assert (target.read_text(), victim.exists()) == ("precious", True)
+
+
+@needs_root
+def test_locks_that_root_left_in_the_store_of_another_user_are_removed(
+    foreign: Store, run_module: RunModule, tmp_path: pathlib.Path
+) -> None:
+    """Those that are held, links and files with other names stay."""
+    target = tmp_path / "precious"
+    target.touch()
+    locks = pathlib.Path(foreign.directory) / ".lock"
+    locks.mkdir(exist_ok=True)
+    os.chown(locks, OTHER, OTHER)
+    for name in (KEYS[0], "slot-0", "slot-1", "notes"):
+        (locks / name).touch(0o644)
+    (locks / "slot-2").symlink_to(target)
+    args = {"store": foreign.directory, "older_than": "1s"}
+    before = sorted(os.listdir(locks))
+    with open(locks / "slot-1", "rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        planned = run_module("stap_store", args, check=True)
+        assert (planned.get("msg"), names(planned["removed"])) == (None, ["a"])
+        assert sorted(os.listdir(locks)) == before
+        done = run_module("stap_store", args)
+    assert (done.get("msg"), names(done["removed"])) == (None, ["a"])
+    assert sorted(os.listdir(locks)) == ["notes", "slot-1", "slot-2"]
+    assert target.exists()
 
 
 @needs_root
