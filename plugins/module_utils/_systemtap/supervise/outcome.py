@@ -20,7 +20,7 @@ _HIT = re.compile(
 )
 _REPORT = "----- probe hit report:"
 # staprun.h: print_stderr() of err() and warn(), and of _err(), which puts program, function and line before it.
-_MESSAGE = re.compile(r"^(?:sta(?:prun|pio):\w+:\d+: )?(?P<kind>ERROR|WARNING): (?P<text>.*)$")
+_MESSAGE = re.compile(r"^(?P<program>sta(?:prun|pio):\w+:\d+: )?(?P<kind>ERROR|WARNING): (?P<text>.*)$")
 _NUMBERS = re.compile(r"^Number of errors: (\d{1,20}), skipped probes: (\d{1,20})$")
 _MISSED = re.compile(r"^Skipped due to missed \S+ on .*: (\d{1,20})$")
 _TRANSPORT = re.compile(r"^There were (\d{1,20}) transport failures")
@@ -87,7 +87,7 @@ class Messages:
     """The lines of staprun's standard error, each text once.
 
     ``others`` have no prefix: what a message of several lines goes on with, or what a command of ``system()`` printed.
-    They are no errors, whatever they say.
+    They are not errors, whatever they contain.
     """
 
     errors: list[str]
@@ -106,8 +106,14 @@ class Messages:
         return next(iter([*self.errors, *self.others]), default)
 
 
-def read_messages(text: str) -> Messages:
+def read_messages(text: str, status: int | None) -> Messages:
     """Parse staprun's standard error.
+
+    A line ``ERROR:`` without the name of a program may be a part of a script's own warning or the output of a
+    command. It is an error only if SystemTap counted errors or staprun failed: stapio fails after every message of a
+    module that begins with ``ERROR:`` (staprun/mainloop.c, error_detected).
+
+    :param status: staprun's exit status, None where it is not known.
 
     The number of skipped probes is SystemTap's own total. The lines for each probe are parts of it
     (runtime/linux/kprobes.c: stapkp_add_missed adds nmissed to skipped_count); they count when the total is missing.
@@ -115,11 +121,14 @@ def read_messages(text: str) -> Messages:
     kept: dict[str, dict[str, None]] = {"ERROR": {}, "WARNING": {}, "": {}}
     error_count = lost = missed_count = 0
     total: int | None = None
+    bare: dict[str, None] = {}
     for line in (row.strip() for row in text.split("\n")):
         message = _MESSAGE.match(line)
         kind, rest = (message.group("kind"), message.group("text")) if message else ("", line)
         if rest:
             kept[kind][rest] = None
+        if message and kind == "ERROR" and not message.group("program"):
+            bare[rest] = None
         if kind != "WARNING":
             continue
         numbers, missed, transport = _NUMBERS.match(rest), _MISSED.match(rest), _TRANSPORT.match(rest)
@@ -129,6 +138,9 @@ def read_messages(text: str) -> Messages:
             missed_count += int(missed.group(1))
         elif transport:
             lost += int(transport.group(1))
+    if status == 0 and not error_count:
+        kept[""].update((f"ERROR: {rest}", None) for rest in bare)
+        kept["ERROR"] = {rest: None for rest in kept["ERROR"] if rest not in bare}
     errors, warnings, others = (list(lines) for lines in kept.values())
     return Messages(errors, warnings, others, error_count, missed_count if total is None else total, lost)
 
@@ -348,7 +360,7 @@ def contract(
 ) -> dict[str, t.Any]:
     """Return the result contract of a finished run."""
     parts = split_output(output, tail)
-    messages = read_messages(errors)
+    messages = read_messages(errors, state.get("rc"))
     arming = prove_arming(build["probes"], state.get("sites", ()), stext, "armed_seconds" in state)
     # The list of a host where others disarm the same place meanwhile may not show a probe that was hit all the same.
     hit = {point for (point, helper), count in (parts.hits or {}).items() if count and not helper}

@@ -303,7 +303,7 @@ class TracerDaemon:
         if self._told_to_stop and not left:
             self._end("stopped", "it was told to stop", **more)
             return 0
-        messages = read_messages(self._errors.decode("utf-8", "replace"))
+        messages = read_messages(self._errors.decode("utf-8", "replace"), rc)
         outcome, reason = classify_outcome(self._state, messages, Arming(0, 0, 0, []), None, truncated=False)
         if outcome == "ok" and rc == 0 and not removed:
             self._end("ended", "the script ended itself", outcome=outcome, **more)

@@ -88,10 +88,14 @@ def test_a_place_in_a_module_is_compared_by_name() -> None:
 @pytest.mark.parametrize(
     ("errors", "state", "expected"),
     [
-        ("ERROR: probe overhead (900 cycles) exceeded threshold (100 cycles) in last 1000 cycles\n", {}, "overloaded"),
+        (
+            "ERROR: probe overhead (900 cycles) exceeded threshold (100 cycles) in last 1000 cycles\n",
+            {"rc": 1},
+            "overloaded",
+        ),
         (
             "ERROR: Skipped too many probes, check MAXSKIPPED or try again with stap -t for more details.\n",
-            {},
+            {"rc": 1},
             "skipped",
         ),
         ("WARNING: Number of errors: 0, skipped probes: 50\n", {}, "skipped"),
@@ -116,15 +120,15 @@ def test_the_outcome_follows_from_messages_and_state(errors: str, state: dict[st
 
 def test_a_module_that_was_not_loaded() -> None:
     state = {"state": "done", "stop": "script", "bytes": 0}
-    messages = outcome.read_messages("ERROR: Couldn't insert module '/x.ko': Operation not permitted\n")
+    messages = outcome.read_messages("ERROR: Couldn't insert module '/x.ko': Operation not permitted\n", 1)
     assert outcome.classify_outcome(state, messages, outcome.Arming(1, 0, 0, []), None, False)[0] == "refused"
     late = outcome.classify_outcome(
-        dict(state, stop="load"), outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False
+        dict(state, stop="load"), outcome.read_messages("", 0), outcome.Arming(1, 0, 0, []), None, False
     )
     assert late[0] == "timeout"
     killed = dict(state, state="killed")
     outcome_of, reason = outcome.classify_outcome(
-        killed, outcome.read_messages(""), outcome.Arming(1, 0, 0, []), None, False
+        killed, outcome.read_messages("", 0), outcome.Arming(1, 0, 0, []), None, False
     )
     assert outcome_of == "timeout" and "before the probes were armed: its supervisor was killed" in reason
 
@@ -180,8 +184,32 @@ def test_a_boolean_is_no_integer() -> None:
 
 
 def test_equal_messages_are_kept_once() -> None:
-    messages = outcome.read_messages("WARNING: a\nWARNING: a\nERROR: b\nERROR: b\nplain\nplain\n")
+    messages = outcome.read_messages("WARNING: a\nWARNING: a\nERROR: b\nERROR: b\nplain\nplain\n", 1)
     assert (messages.warnings, messages.errors, messages.others) == (["a"], ["b"], ["plain"])
+
+
+@pytest.mark.parametrize(
+    ("errors", "rc", "expected"),
+    [
+        ("WARNING: a\nERROR: b\n", 0, ("ok", ["a", "ERROR: b"])),
+        ("WARNING: a\nERROR: probe overhead exceeded threshold\n", 0, None),
+        ("ERROR: b\n", 1, ("script_error", ["b"])),
+        ("ERROR: b\n", -9, ("script_error", ["b"])),
+        ("ERROR: b\n", None, ("script_error", ["b"])),
+        ("staprun:main:1: ERROR: b\n", 0, ("script_error", ["b"])),
+        (
+            "ERROR: b\nWARNING: Number of errors: 1, skipped probes: 0\n",
+            0,
+            ("script_error", ["b", "Number of errors: 1, skipped probes: 0"]),
+        ),
+    ],
+)
+def test_a_line_of_a_scripts_own_warning_is_no_error(
+    errors: str, rc: int | None, expected: tuple[str, list[str]] | None
+) -> None:
+    result = run(errors=errors, state={} if rc is None else {"rc": rc})
+    expected = expected or ("ok", ["a", "ERROR: probe overhead exceeded threshold"])
+    assert (result["outcome"], result["messages"]) == expected
 
 
 # The order and the words of runtime/linux/kprobes.c and translate.cxx: the total holds what the lines before it count.
