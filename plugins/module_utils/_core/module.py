@@ -15,7 +15,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from .disk import disk_failure
-from .errors import NEEDS_ROOT, TapvirtError, missing_permission
+from .errors import NEEDS_ROOT, InvalidInput, TapvirtError, missing_permission
 
 # The option of every module that only reads. Its action plugin (plugin_utils/_transport/pipelined.py) obeys it.
 TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"], "default": "auto"}}
@@ -36,15 +36,48 @@ def run_module(
     os.umask(os.umask(0o022) | 0o022)
     module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
     with _Failures(module, needs):
+        _check_paths(argument_spec, module.params)
         result = dict(body(module))
     module.exit_json(**_warned(module, result))
 
 
+def _check_paths(argument_spec: t.Mapping[str, t.Any], params: t.Mapping[str, t.Any], above: str = "") -> None:
+    """Check the options that are paths, at every level.
+
+    :raises InvalidInput: a path has a NUL byte.
+    """
+    for option, rule in argument_spec.items():
+        value = params.get(option)
+        if rule.get("type") == "path" and value and "\0" in value:
+            raise InvalidInput(above + option, value, "has a NUL byte, which no path can have")
+        if rule.get("type") == "dict" and value and "options" in rule:
+            _check_paths(rule["options"], value, f"{above}{option}.")
+
+
+def as_utf8(value: t.Any) -> t.Any:
+    """Return a result in which each byte of a text that is not UTF-8 reads as in ``\\xff``: JSON cannot carry it."""
+    if isinstance(value, str):
+        return value if value.isascii() else _utf8_text(value)
+    if isinstance(value, dict):
+        return {as_utf8(key): as_utf8(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_utf8(entry) for entry in value]
+    return value
+
+
+def _utf8_text(text: str) -> str:
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        # Half a character of UTF-16, from JSON, is no byte of a file.
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Return a result without its ``warnings``, which the module says in its own way."""
+    """Return a result in UTF-8 without its ``warnings``, which the module says in its own way."""
     for warning in result.get("warnings", ()):
-        module.warn(warning)
-    return {key: value for key, value in result.items() if key != "warnings"}
+        module.warn(as_utf8(warning))
+    return {key: as_utf8(value) for key, value in result.items() if key != "warnings"}
 
 
 class _Failures:
@@ -64,12 +97,12 @@ class _Failures:
         trace: types.TracebackType | None,
     ) -> None:
         if isinstance(error, TapvirtError):
-            self._module.fail_json(msg=error.message, **_warned(self._module, error.fields))
+            self._module.fail_json(msg=as_utf8(error.message), **_warned(self._module, error.fields))
         if isinstance(error, PermissionError):
-            self._module.fail_json(msg=missing_permission(error, self._needs))
+            self._module.fail_json(msg=as_utf8(missing_permission(error, self._needs)))
         if isinstance(error, Exception):
             known = disk_failure(error) if isinstance(error, OSError) else None
-            self._module.fail_json(msg=known or _unexpected(error, trace))
+            self._module.fail_json(msg=as_utf8(known or _unexpected(error, trace)))
 
 
 def _unexpected(error: Exception, trace: types.TracebackType | None) -> str:

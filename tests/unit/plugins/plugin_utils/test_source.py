@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -18,7 +19,7 @@ import types
 
 import pytest
 from ansible.module_utils import basic
-from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import bootstrap, pipelined
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import bootstrap, module_result, pipelined
 
 PLUGINS = pathlib.Path(pipelined.__file__).parents[2]
 SENT = sorted(path.stem for path in (PLUGINS / "action").glob("*.py") if "SourceAction" in path.read_text())
@@ -80,6 +81,28 @@ def test_an_error_is_a_result_as_a_module_gives_it():
     result = json.loads(run("kernel_facts", {"gather_subset": ["symbls"]}).stdout)
     assert result["failed"] is True
     assert "symbols" in result["msg"]
+
+
+VALUE = pathlib.Path("/sys/module/tcp_cubic/parameters/hystart_low_window")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount over a file of sysfs")
+@pytest.mark.skipif(not VALUE.exists(), reason="this kernel has no such parameter")
+def test_a_byte_that_is_not_utf8_costs_no_task(tmp_path):
+    """Ansible and the parser of results refuse what JSON cannot carry."""
+    value = tmp_path / "value"
+    value.write_bytes(b"a\xffb \xc3\xa9\n")
+    name = full_name("kernel_module_param_info")
+    program = pipelined.payload(name, {**defaults("kernel_module_param_info"), "modules": ["tcp_cubic"]})
+    mount = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', value, VALUE]
+    done = subprocess.run([*mount, sys.executable, "-IS", "-"], input=program, capture_output=True, check=True)
+    kept = module_result.keep_documented(name, module_result.parse_json(done.stdout.decode()))
+    assert "a\\\\xffb \u00e9" in json.dumps(kept, ensure_ascii=False)
+
+
+def test_a_path_with_a_nul_byte_is_refused_in_one_sentence():
+    result = json.loads(run("kernel_symbol_info", {"path": "/boot/a\0b"}).stdout)
+    assert result["msg"] == "path: '/boot/a\\x00b' has a NUL byte, which no path can have."
 
 
 @pytest.mark.parametrize(
