@@ -46,9 +46,8 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        # Else it names the temporary file, or none.
-        error.filename, error.filename2 = path, None
-        raise
+        # The error itself names the temporary file, or none.
+        raise OSError(error.errno, error.strerror, path) from error
     sync_directory(directory)
 
 
@@ -59,6 +58,10 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
     :raises PermissionError: the user may not look.
     """
     wanted = "directory" if directory else "regular file"
+    if "\0" in path:
+        raise InvalidInput(option, path, "has a NUL byte, which no path can have")
+    if not directory and os.path.basename(path) in ("", ".", ".."):
+        raise InvalidInput(option, path, "must end with the name of a file")
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -27,11 +27,17 @@ _MAX_STRING_BYTES = 511  # MAXSTRINGLEN is 512 with the end mark (runtime/linux/
 _GUARD_MACROS = (
     r"(?:STP_OVERLOAD(?:_THRESHOLD|_INTERVAL)?|STA?P_NO_OVERLOAD|STAP_SUPPRESS_(?:TIME_LIMITS_ENABLE|HANDLER_ERRORS))"
 )
+# What the C preprocessor skips within a line (is_nvspace in GCC's include/safe-ctype.h).
+_C_SPACE = r"[ \t\f\v\0]"
 # "%:" is C's other spelling of "#".
-_REDEFINITION = re.compile(r"^[ \t]*(?:#|%:)[ \t]*(?:define|undef)[ \t]+(" + _GUARD_MACROS + r")\b", re.MULTILINE)
+_REDEFINITION = re.compile(
+    rf"^{_C_SPACE}*(?:#|%:){_C_SPACE}*(?:define|undef){_C_SPACE}+({_GUARD_MACROS})\b", re.MULTILINE
+)
 # getopt_long(3) takes the beginning of an option's name as well.
 _GUARD_OPTION = re.compile(r"(?<!\S)(--suppress-[th]\S*|-D\s*" + _GUARD_MACROS + r"(?!\w))")
-_C_SPLICE = re.compile(r"\\[ \t]*\r?\n")
+# To GCC a carriage return alone ends a line, too.
+_C_NEWLINE = re.compile(r"\r\n?")
+_C_SPLICE = re.compile(rf"\\{_C_SPACE}*\n")
 _C_COMMENT_OR_TEXT = re.compile(r"""/\*.*?(?:\*/|\Z)|//[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""", re.DOTALL)
 
 
@@ -193,19 +199,38 @@ def _guard_off(script: Script) -> tuple[str, int, str] | None:
         return option.group(1), 1, "the interpreter line"
     for token in tokenize(script.name, script.text):
         if token.kind == "embedded":
-            macro = _REDEFINITION.search(_c_code(token.text[2:-2]))
+            text = token.text[2:-2]
+            code, origins = _c_code(text)
+            macro = _REDEFINITION.search(code)
             if macro is not None:
-                return macro.group(1), token.line, "embedded C"
+                line = token.line + text.count("\n", 0, origins[macro.start(1)])
+                return macro.group(1), line, "embedded C"
     return None
 
 
-def _c_code(text: str) -> str:
-    """Return embedded C with its lines joined as the preprocessor joins them, without comments and literals."""
+def _c_code(text: str) -> tuple[str, list[int]]:
+    """Join the lines of embedded C as the preprocessor does, without comments and literals.
 
-    def blank(found: re.Match[str]) -> str:
-        return " " if found.group(0).startswith("/") else '""'
+    :returns: the code, and for each of its characters the offset in ``text`` from which it came.
+    """
+    lines, origins = _replace(_C_NEWLINE, text, list(range(len(text))), lambda _found: "\n")
+    joined, origins = _replace(_C_SPLICE, lines, origins, lambda _found: "")
+    return _replace(_C_COMMENT_OR_TEXT, joined, origins, lambda found: " " if found.group(0).startswith("/") else '""')
 
-    return _C_COMMENT_OR_TEXT.sub(blank, _C_SPLICE.sub("", text))
+
+def _replace(
+    pattern: t.Pattern[str], text: str, origins: list[int], new: t.Callable[[re.Match[str]], str]
+) -> tuple[str, list[int]]:
+    """Return the text with its matches replaced, and the origins of its characters."""
+    parts: list[str] = []
+    kept: list[int] = []
+    end = 0
+    for found in pattern.finditer(text):
+        word = new(found)
+        parts += [text[end : found.start()], word]
+        kept += origins[end : found.start()] + [origins[found.start()]] * len(word)
+        end = found.end()
+    return "".join([*parts, text[end:]]), kept + origins[end:]
 
 
 def check_globals(name: str, declared: t.Mapping[str, str], given: t.Mapping[str, t.Any]) -> dict[str, str | int]:

@@ -15,7 +15,7 @@ import typing as t
 
 from ..._core import command
 from ..._core.disk import disk_errors
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.plan import Change, Plan, converge
 from ..._core.root import Root
 from ..._core.write import check_target, make_directories, write_atomic, write_new_place
@@ -131,7 +131,14 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
         return Plan([Change(path, found, text, "write", why)])
 
     def apply(_plan: Plan, _found: str | None) -> None:
-        with disk_errors("Nothing was changed."):
-            write_new_place(path, text.encode("utf-8", "surrogateescape"))
+        try:
+            with disk_errors("Nothing was changed."):
+                write_new_place(path, text.encode("utf-8", "surrogateescape"))
+        except PermissionError:
+            raise
+        except OSError as error:
+            # In /proc and /sys no file can be made, and only the attempt shows it.
+            reason = f"dest: {path!r} cannot be written: {error.strerror}. Nothing was changed."
+            raise TapvirtError(reason) from error
 
     return converge(check_mode, observe, plan, apply)[0]

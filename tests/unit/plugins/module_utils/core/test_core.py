@@ -130,6 +130,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypat
     assert path.read_bytes() == b"old\n" and os.listdir(tmp_path) == ["x.conf"]
 
 
+def test_an_error_of_writing_names_the_file_once(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        write.write_atomic(str(tmp_path), b"new\n")
+    assert str(caught.value) == f"[Errno 21] it is a directory, not a regular file: '{tmp_path}'"
+    with pytest.raises(FileNotFoundError) as missing:
+        write.write_atomic(str(tmp_path / "no" / "x"), b"new\n")
+    assert str(missing.value) == f"[Errno 2] No such file or directory: '{tmp_path}/no/x'"
+
+
 def _no_space(source: str, target: str) -> None:
     raise OSError(28, "No space left on device")
 

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
+import shutil
+import subprocess
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.tokens import ScriptError, tokenize
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.prune import parse_age
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import read_order
@@ -16,7 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.che
     check_safety,
     read_script,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import script_name
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import deploy, script_name
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import run_directory
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.start import check_build
 
@@ -83,20 +86,21 @@ PROBE = "probe begin { }"
 @pytest.mark.parametrize(
     ("text", "what", "line"),
     [
-        (f"%{{\n#undef STP_OVERLOAD_THRESHOLD\n%}}\n{PROBE}", "STP_OVERLOAD_THRESHOLD", 1),
+        (f"%{{\n#undef STP_OVERLOAD_THRESHOLD\n%}}\n{PROBE}", "STP_OVERLOAD_THRESHOLD", 2),
         (f"{PROBE}\n%{{ #define STP_OVERLOAD_THRESHOLD 1000000000LL %}}", "STP_OVERLOAD_THRESHOLD", 2),
-        (f"%{{\n  #  define STP_OVERLOAD_INTERVAL 1\n%}}{PROBE}", "STP_OVERLOAD_INTERVAL", 1),
+        (f"%{{\n  #  define STP_OVERLOAD_INTERVAL 1\n%}}{PROBE}", "STP_OVERLOAD_INTERVAL", 2),
         (f"%{{ #undef STP_OVERLOAD\n%}}{PROBE}", "STP_OVERLOAD", 1),
         (f"%{{ #define STP_NO_OVERLOAD\n%}}{PROBE}", "STP_NO_OVERLOAD", 1),
         (f"%{{ #define STAP_NO_OVERLOAD 1\n%}}{PROBE}", "STAP_NO_OVERLOAD", 1),
         (f"%{{ #define STAP_SUPPRESS_TIME_LIMITS_ENABLE\n%}}{PROBE}", "STAP_SUPPRESS_TIME_LIMITS_ENABLE", 1),
         (f"%{{ #define STAP_SUPPRESS_HANDLER_ERRORS\n%}}{PROBE}", "STAP_SUPPRESS_HANDLER_ERRORS", 1),
         # The preprocessor joins lines, takes a comment for a space, and has another spelling of "#".
-        (f"%{{\n#de\\\nfine STP_NO_\\\nOVERLOAD\n%}}{PROBE}", "STP_NO_OVERLOAD", 1),
+        (f"%{{\n#de\\\nfine STP_NO_\\\nOVERLOAD\n%}}{PROBE}", "STP_NO_OVERLOAD", 3),
         (f"%{{ /* a */ # /* b */ undef /* c */ STP_OVERLOAD\n%}}{PROBE}", "STP_OVERLOAD", 1),
         (f"%{{ %:undef STP_OVERLOAD\n%}}{PROBE}", "STP_OVERLOAD", 1),
+        (f"{PROBE}\n%{{ /*\n\n*/ int a; // b\n\n#undef STP_OVERLOAD\n%}}", "STP_OVERLOAD", 6),
         # A function's body, the body of a macro, and a branch that another kernel takes.
-        ("function f() %{\n#undef STP_OVERLOAD\n%}\nprobe begin { f() }", "STP_OVERLOAD", 1),
+        ("function f() %{\n#undef STP_OVERLOAD\n%}\nprobe begin { f() }", "STP_OVERLOAD", 2),
         (f"@define off %( %{{ #undef STP_OVERLOAD %}} %)\n@off\n{PROBE}", "STP_OVERLOAD", 1),
         (f'%( kernel_v >= "9.0" %? %{{ #undef STP_OVERLOAD %}} %)\n{PROBE}', "STP_OVERLOAD", 1),
         # The one comment that carries options.
@@ -111,6 +115,31 @@ def test_guards_stay_on(text: str, what: str, line: int) -> None:
     with pytest.raises(InvalidInput, match="never accepted") as caught:
         check_safety(read_script("s", text), guru=True)
     assert (caught.value.fields["value"], caught.value.fields["line"]) == (what, line)
+
+
+GUARD = "STP_OVERLOAD_THRESHOLD"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(f"{space}#define {GUARD} 1" for space in "\f\v\0\r"),
+        *(f"#{space}define {GUARD} 1" for space in "\f\v\0"),
+        *(f"#define{space}{GUARD} 1" for space in "\f\v\0"),
+        *(f"#def\\{space}\nine {GUARD} 1" for space in "\f\v\0\r"),
+        f"#def\\\rine {GUARD} 1",
+        f"int a;\r#define {GUARD} 1",
+        f"// a\r#define {GUARD} 1",
+    ],
+)
+def test_a_definition_that_gcc_takes_is_refused(code: str) -> None:
+    argv = ["gcc", "-E", "-P", "-std=gnu11", "-"]
+    done = subprocess.run(argv, input=f"{code}\nX{GUARD}X {GUARD}\n".encode(), capture_output=True, check=True)
+    assert done.stdout.decode().splitlines()[-1] == f"X{GUARD}X 1"
+    with pytest.raises(InvalidInput, match="never accepted") as caught:
+        check_safety(read_script("s", f"%{{\n{code}\n%}}{PROBE}"), guru=True)
+    assert caught.value.fields["line"] == 2 + code.count("\n")
 
 
 @pytest.mark.parametrize(
@@ -186,3 +215,28 @@ def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:
     with pytest.raises(ScriptError, match="guru mode"):
         read_order({**row, "text": f"%{{ int x; %}}{PROBE}", "guru": False})
     assert read_order({**row, "text": PROBE})["name"] == "s"
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("new/", "must end with the name of a file"),
+        ("new/.", "must end with the name of a file"),
+        ("..", "must end with the name of a file"),
+        ("a\0b", "has a NUL byte, which no path can have"),
+    ],
+)
+def test_a_place_that_is_not_a_file_is_refused(name: str, rule: str, check: bool, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        deploy(f"{tmp_path}/{name}", PROBE, check)
+    assert caught.value.message == f"dest: {f'{tmp_path}/{name}'!r} {rule}."
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_where_no_file_can_be_made_is_named() -> None:
+    with pytest.raises(TapvirtError) as caught:
+        deploy("/proc/x/y", PROBE, False)
+    assert caught.value.message == (
+        "dest: '/proc/x/y' cannot be written: No such file or directory. Nothing was changed."
+    )
