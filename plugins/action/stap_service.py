@@ -67,5 +67,7 @@ def _wanted(services: t.Any) -> dict[str, str]:
         for build in builds if isinstance(builds, list) else []:
             if isinstance(build, dict) and {"name", "kernel", "sha256"} <= set(build):
                 path = _HOST_PATH.format(entry.get("name"), build["kernel"], build["name"])
-                wanted[path] = str(build["sha256"])
+                # No command line can carry a NUL byte.
+                if "\0" not in path:
+                    wanted[path] = str(build["sha256"])
     return wanted
