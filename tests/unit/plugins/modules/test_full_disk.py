@@ -198,22 +198,31 @@ def test_a_temporary_directory_that_is_full_is_named(tmp_path: pathlib.Path) -> 
     assert message == f"Cannot write a temporary file: every one of ['{tmp_path}'] is full, read-only or missing."
 
 
-SHARED = pathlib.Path("/sys/module/tcp_cubic/parameters/hystart_low_window")
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="this kernel has no such parameter")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tcp_cubic/parameters/hystart_low_window", 1000),
+        # The kernel makes HZ of it, which is written down before verifying.
+        ("rcutree/parameters/jiffies_till_first_fqs", 100_000),
+    ],
+)
 @pytest.mark.usefixtures("this_kernel")
-def test_a_parameter_is_put_back_when_the_disk_fills_before_the_journal_is_finished(tmp_path: pathlib.Path) -> None:
+def test_a_parameter_is_put_back_when_the_disk_fills_before_the_journal_is_finished(
+    name: str, value: int, tmp_path: pathlib.Path
+) -> None:
     """Two pages: one for the lock, one for the journal of the start. Replacing that needs a third."""
+    shared = pathlib.Path("/sys/module", name)
+    if not shared.exists():
+        pytest.skip("this kernel has no such parameter")
     state = tmp_path / "var" / "lib" / "tapvirt"
     parameters = tmp_path / "sys" / "module" / "m" / "parameters"
     for directory in (state, parameters):
         directory.mkdir(parents=True)
     (tmp_path / "proc").symlink_to("/proc")
-    (parameters / "p").symlink_to(SHARED)
+    (parameters / "p").symlink_to(shared)
     (parameters.parent / "initstate").write_text("live\n")
-    before = SHARED.read_text()
-    entry = {"module": "m", "name": "p", "value": int(before) + 1, "runtime": True, "persist": "none"}
+    before = shared.read_text()
+    entry = {"module": "m", "name": "p", "value": value, "runtime": True, "persist": "none"}
     area = "ansible_collections.tapvirt.host.plugins.module_utils."
     code = (
         f"    from {area}_core.root import Root\n"
@@ -224,11 +233,11 @@ def test_a_parameter_is_put_back_when_the_disk_fills_before_the_journal_is_finis
     )
     try:
         message, files = run_code_on(("size=8k", ":", ""), str(state), code)
-        assert (SHARED.read_text(), message) == (
+        assert (shared.read_text(), message) == (
             before,
             f"Cannot write {state}/kernel_module_param.json: its file system has no space left. "
             "Everything is as it was before.",
         )
         assert not any("kernel_module_param.json" in line for line in files), files
     finally:
-        SHARED.write_text(before)
+        shared.write_text(before)
