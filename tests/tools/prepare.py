@@ -227,7 +227,8 @@ def prepare(steps: Steps, use: str, packages: list[str]) -> Place:
         "ANSIBLE_COLLECTIONS_PATH": str(tree.parents[2]),
         "ANSIBLE_HOME": str(CACHE / "ansible"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(CACHE / "hypothesis"),
-        "MYPY_CACHE_DIR": str(CACHE / "mypy"),
+        # Kept results of packages without __init__.py are wrong once a file has moved or another tree was checked.
+        "MYPY_CACHE_DIR": os.devnull,
         "RUFF_CACHE_DIR": str(CACHE / "ruff"),
     }
     env.pop("PYTHONHOME", None)
