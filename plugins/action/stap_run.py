@@ -38,6 +38,12 @@ _START_SECONDS = 120.0
 _PERSIST_SECONDS = 60.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
 _AFTER_SECONDS = 3 * limits.STOP_GRACE_SECONDS + 45
+# Of: the run's directory, the two above it, the file of its unit.
+_FORGET = (
+    "i=0; while [ $i -lt 50 ] && [ -e {3} ]; do i=$((i+1)); sleep 0.1; done;"
+    " [ -e {0}/holds ] || grep -qsF ' '{0}/debugfs' ' /proc/self/mounts || rm -rf --one-file-system -- {0};"
+    " rmdir -- {1} {2} 2>/dev/null; true"
+)
 
 _Answer = t.TypeVar("_Answer")
 
@@ -187,14 +193,12 @@ class ActionModule(SourceAction):
     def _forget(self, directory: str) -> None:
         """Remove the run's directory now that its result is here; the next run does it otherwise.
 
-        First the unit has to be gone: systemd takes it away a moment after the result has been written.
+        First the unit has to be gone: systemd takes it away a moment after the result has been written. The directory
+        stays as in :func:`.collect.remove_run_directory`.
         """
         base = os.path.dirname(directory)
         words = (directory, base, os.path.dirname(base), "/run/systemd/transient/" + unit_of(directory))
-        command = (
-            "i=0; while [ $i -lt 50 ] && [ -e {3} ]; do i=$((i+1)); sleep 0.1; done;"
-            " rm -rf -- {0}; rmdir -- {1} {2} 2>/dev/null; true"
-        ).format(*map(shlex.quote, words))
+        command = _FORGET.format(*map(shlex.quote, words))
         try:
             self._persist(lambda: self._low_level_execute_command(command, sudoable=True), _ANSWER_SECONDS)
         except AnsibleConnectionFailure as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import typing as t
 
 from ..._core import command
@@ -16,6 +15,7 @@ from ..._core.errors import TapvirtError
 from ..._core.plan import Plan
 from ..._core.write import make_directories, sync_directory, write_atomic
 from ..supervise import cleanup, supervisor
+from ..supervise.tracer_daemon import SysctlGuard
 from .model import (
     UNITS,
     Wanted,
@@ -54,6 +54,7 @@ class Applier:
             "stop": self._stop,
             "forget": self._forget,
             "unload": self._unload,
+            "release": self._release,
             "remove_unit": self._remove_unit,
             "remove_directory": self._remove_directory,
             "remove_output": self._remove_output,
@@ -126,9 +127,11 @@ class Applier:
             state = supervisor.read_json(os.path.join(directory_of(one.name), "state.json"))
             raise TapvirtError(state.get("reason") or result.stderr.strip())
 
-    def _stop(self, one: Wanted, _step: Step) -> None:
+    def _stop(self, one: Wanted, step: Step) -> None:
         _systemctl("stop", unit_name(one.name), timeout_seconds=_STOP_SECONDS)
         command.run(["systemctl", "reset-failed", unit_name(one.name)])
+        # Where systemd killed the tracer's own cleanup, nothing else gives the sysctls back.
+        self._release(one, step)
 
     def _forget(self, one: Wanted, _step: Step) -> None:
         path = os.path.join(directory_of(one.name), "state.json")
@@ -141,6 +144,11 @@ class Applier:
         if result.rc != 0:
             raise TapvirtError(result.stderr.strip() or f"staprun -d ended with status {result.rc}")
 
+    def _release(self, one: Wanted, _step: Step) -> None:
+        left = SysctlGuard(one.name).leave()
+        if left:
+            raise TapvirtError("; ".join(left))
+
     def _remove_unit(self, one: Wanted, _step: Step) -> None:
         os.unlink(f"/{UNITS}/{unit_name(one.name)}")
         sync_directory("/" + UNITS)
@@ -148,27 +156,16 @@ class Applier:
         command.run(["systemctl", "reset-failed", unit_name(one.name)])
 
     def _remove_directory(self, one: Wanted, _step: Step) -> None:
-        _remove_tree(directory_of(one.name))
+        left = cleanup.unmount(directory_of(one.name))
+        if left:
+            raise TapvirtError("; ".join(left))
+        cleanup.remove_tree(directory_of(one.name))
 
     def _remove_output(self, one: Wanted, _step: Step) -> None:
-        _remove_tree(output_directory(one.name))
+        cleanup.remove_tree(output_directory(one.name), parents=1)
 
 
 def _systemctl(*words: str, timeout_seconds: float = command.DEFAULT_TIMEOUT_SECONDS) -> None:
     result = command.run(["systemctl", *words], timeout_seconds=timeout_seconds)
     if result.rc != 0:
         raise TapvirtError(result.stderr.strip() or f"systemctl ended with status {result.rc}")
-
-
-def _remove_tree(directory: str) -> None:
-    """Remove a tracer's directory, and those above it when nothing else is in them."""
-    if os.path.ismount(os.path.join(directory, "debugfs")):
-        raise TapvirtError(f"debugfs is still mounted in {directory}")
-    shutil.rmtree(directory)
-    parent = os.path.dirname(directory)
-    while "/tapvirt" in parent:
-        try:
-            os.rmdir(parent)
-        except OSError:
-            return
-        parent = os.path.dirname(parent)

@@ -18,6 +18,7 @@ from ..._core.root import Root
 from ..module_build.store import hash_file
 from ..readiness import loaded_stap_modules
 from ..supervise import supervisor
+from ..supervise.cleanup import BASE
 from ..supervise.ring import File, list_files
 from ..supervise.tracer_daemon import EXIT_STAY
 from .model import DIRECTORY, NAME, PREFIX, UNITS, directory_of, output_directory, unit_name
@@ -54,7 +55,8 @@ class Seen:
     """What there is of one tracer; null and empty: nothing.
 
     ``modules`` maps the kept modules' paths to their SHA-256. ``state`` is what its program wrote. ``digest`` is the
-    version of the loaded module of its last start, ``users`` how many processes have that open.
+    version of the loaded module of its last start, ``users`` how many processes have that open. ``holds_sysctls``: it
+    has changed sysctls and not put them back yet.
     """
 
     unit: Unit
@@ -68,6 +70,7 @@ class Seen:
     output: t.Sequence[File]
     has_directory: bool
     has_output: bool
+    holds_sysctls: bool = False
 
     @property
     def spec(self) -> dict[str, t.Any]:
@@ -193,6 +196,7 @@ def _see(root: Root, name: str, unit: Unit, loaded: t.Mapping[str, t.Mapping[str
         output=list_files(root.path(output_directory(name))),
         has_directory=os.path.isdir(directory),
         has_output=os.path.isdir(root.path(output_directory(name))),
+        holds_sysctls=root.exists(f"{BASE}/service.{name}/holds"),
     )
 
 

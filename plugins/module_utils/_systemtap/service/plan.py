@@ -146,8 +146,16 @@ def _stop(one: Wanted, seen: Seen) -> list[Step]:
         return [_step(one, "state", current, "stopped", "systemctl stop", "it is to be stopped", "stop")]
     if current == "overloaded":
         why = "it is known to be stopped, and may be started again"
-        return [_step(one, "state", current, "stopped", "forget", why, "forget")]
-    return _unload(one, seen)
+        return [_step(one, "state", current, "stopped", "forget", why, "forget"), *_release(one, seen)]
+    return [*_unload(one, seen), *_release(one, seen)]
+
+
+def _release(one: Wanted, seen: Seen) -> list[Step]:
+    """Return the step for sysctls that a tracer whose processes were all killed has changed."""
+    if not seen.holds_sysctls:
+        return []
+    why = "the tracer was killed before it could put them back"
+    return [_step(one, "sysctls", "changed by staprun", "as before", "write", why, "release")]
 
 
 def _unload(one: Wanted, seen: Seen) -> list[Step]:
@@ -199,7 +207,7 @@ def _absent(one: Wanted, seen: Seen) -> list[Step]:
     if seen.current in _ALIVE:
         steps.append(_step(one, "state", seen.current, "stopped", "systemctl stop", why, "stop"))
     else:
-        steps += _unload(one, seen)
+        steps += [*_unload(one, seen), *_release(one, seen)]
     if seen.unit.enabled:
         steps.append(_step(one, "enabled", True, False, "systemctl disable", why, "disable"))
     if seen.unit_text is not None:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -38,6 +39,15 @@ _ASKED_SECONDS = 10
 _FORCED_SECONDS = 5
 _SPACE_SECONDS = 5
 _ATTEMPTS = 100
+# How long mount, umount and staprun -d may take.
+_COMMAND_SECONDS = 10
+# How long to read what a program has printed after its end: a process that it started may keep its pipes open.
+_DRAIN_SECONDS = 2
+_CLOSED_SECONDS = 0.05
+# systemd kills a cleanup after 45 s (a run) or 90 s (a tracer): each wait of it is shorter.
+_SYSCTL_SECONDS = 10
+_CLEANER_SECONDS = 20
+_ENDED = ("done", "killed")
 # Whoever ends a run writes its result a moment before the lock of its module is free.
 _CLAIM_SECONDS = 5
 
@@ -60,22 +70,69 @@ class Child(_Popen):
         super().__init__(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
 
 
+def run_bounded(argv: t.Sequence[str], seconds: float = _COMMAND_SECONDS) -> int | None:
+    """Run a program, and end it by SIGKILL after this time; return its exit status, or ``None`` if it was ended.
+
+    :raises OSError: it cannot be started.
+    """
+    process = Child(argv)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill_session(process.pid)
+        return None
+
+
+def kill_session(session: int) -> None:
+    """End every process of a session (:class:`Child`) by SIGKILL."""
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a program (:class:`Child`); SIGKILL goes to all that it started as well."""
+    if number == signal.SIGKILL:
+        kill_session(pid)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
 def read_both(process: subprocess.Popen[bytes], seconds: t.Callable[[], float]) -> t.Iterator[tuple[bytes, bytes]]:
-    """Yield what a program prints, as a pair of standard output and standard error, until it has closed both.
+    """Yield what a program prints, as a pair of standard output and standard error, until it has ended.
+
+    The pipes are read to their end, but for two seconds at most when the program has ended: a process that it started
+    in the background may keep them open.
 
     :param seconds: asked each time for how long to wait at most; then both may be empty.
     """
+    end: float | None = None
     with selectors.DefaultSelector() as selector:
         for place, stream in enumerate((process.stdout, process.stderr)):
             if stream is not None:
                 selector.register(stream, selectors.EVENT_READ, place)
-        while selector.get_map():
+        while True:
+            if end is None and _has_ended(process.pid):
+                end = time.monotonic() + _DRAIN_SECONDS
+            if end is not None and (not selector.get_map() or time.monotonic() > end):
+                return
             said = [b"", b""]
-            for key, _mask in selector.select(seconds()):
+            # A program closes its pipes a moment before it has ended.
+            for key, _mask in selector.select(seconds() if selector.get_map() else _CLOSED_SECONDS):
                 said[key.data] = os.read(key.fd, 65536)
                 if not said[key.data]:
                     selector.unregister(key.fileobj)
             yield said[0], said[1]
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child has ended; it stays a zombie, so that its id cannot be that of another process."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def read_json(path: str) -> dict[str, t.Any]:
@@ -261,17 +318,19 @@ def is_supervised(directory: str, state: t.Mapping[str, t.Any]) -> bool:
 
 
 def _lock() -> t.ContextManager[str]:
-    return lock.hold(os.path.join(LOCKS, "sysctls"), "the sysctls that runs on this host share", temporary=True)
+    path = os.path.join(LOCKS, "sysctls")
+    return lock.hold(path, "the sysctls that runs on this host share", _SYSCTL_SECONDS, temporary=True)
 
 
-def _running_jobs(but: str) -> list[str]:
-    """Return the other runs on this host that still hold the snapshot of the sysctls."""
-    jobs = []
+def _has_holder(but: str = "") -> bool:
+    """Return whether a living process holds the sysctls for another directory; the caller has their lock."""
     for name in os.listdir(BASE):
         path = os.path.join(BASE, name)
-        if path != but and os.path.exists(os.path.join(path, "holds")):
-            jobs.append(path)
-    return jobs
+        # What is not a lock of root holds nothing.
+        with contextlib.suppress(OSError, TapvirtError):
+            if path != but and lock.is_held(os.path.join(path, "holds")):
+                return True
+    return False
 
 
 def make_run_directory(directory: str, exist_ok: bool = False) -> None:
@@ -295,86 +354,179 @@ def make_run_directory(directory: str, exist_ok: bool = False) -> None:
         return
 
 
-def hold_sysctls(directory: str) -> None:
-    """Remember what staprun will change; the first run on a host does it for all that run beside it.
+def hold_sysctls(directory: str) -> int:
+    """Save the sysctls that staprun will change, unless another run or tracer has; hold them for this process.
 
+    The hold is the file ``holds`` with a lock on it, so it ends with the process. The file itself stays until
+    :func:`release_sysctls`, and marks what is to be cleaned up.
+
+    :returns: the descriptor that holds them until it is closed.
     :raises OSError: it cannot be written down, so nothing may be changed.
     :raises TapvirtError: another process held the lock for too long.
     """
+    holds = os.path.join(directory, "holds")
     with _lock():
-        snapshot = os.path.join(BASE, "sysctls.json")
-        if not _running_jobs(directory) or not os.path.exists(snapshot):
-            values = {}
-            for path in SYSCTLS:
-                with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
-                    values[path] = stream.read().strip()
-            write_json(snapshot, values)
-        with open(os.path.join(directory, "holds"), "w", encoding="ascii"):
-            pass
+        descriptor = lock.take(holds, "the sysctls of this run", 0)
+        try:
+            if not _has_holder(directory):
+                _put_back()
+            # What could not be put back is still in the file, and must not be lost.
+            snapshot = os.path.join(BASE, "sysctls.json")
+            if not os.path.exists(snapshot):
+                write_json(snapshot, _read_sysctls())
+        except BaseException:
+            os.unlink(holds)
+            os.close(descriptor)
+            raise
+    return descriptor
 
 
-def release_sysctls(directory: str) -> dict[str, list[str]]:
-    """Put the sysctls back when this was the last run; return what was put back: path -> [from, to].
+def release_sysctls(directory: str, keep_mark: bool = False) -> tuple[dict[str, list[str]], list[str]]:
+    """Put the sysctls back unless another living process holds them; then remove the mark of this directory.
 
     Only the sysctls that staprun changes are written, whatever the file of their values contains.
 
-    :raises OSError: the lock's file or the run's note cannot be written.
+    :param keep_mark: whether the file ``holds`` stays, because something else is still to be cleaned up.
+    :returns: what was put back (path -> [from, to]), and what could not be, in words. The next run tries that again.
+    :raises OSError: the lock's file or the run's mark cannot be written.
     :raises TapvirtError: another process held the lock for too long.
     """
-    restored: dict[str, list[str]] = {}
+    holds = os.path.join(directory, "holds")
+    if not os.path.exists(holds):
+        return {}, []
     with _lock():
-        holds = os.path.join(directory, "holds")
-        if not os.path.exists(holds):
-            return restored
-        os.unlink(holds)
-        snapshot = os.path.join(BASE, "sysctls.json")
-        if _running_jobs(directory):
-            return restored
-        values = read_json(snapshot)
-        for path in SYSCTLS:
-            value = values.get(path)
-            if not isinstance(value, str):
-                continue
-            with contextlib.suppress(OSError), open(path, "r+", encoding="ascii") as stream:
+        restored, left = ({}, []) if _has_holder(directory) else _put_back()
+        if not keep_mark:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(holds)
+    return restored, left
+
+
+def restore_orphaned_sysctls() -> list[str]:
+    """Put back the sysctls that killed tracers, and runs without a directory, left changed.
+
+    Return what could not be put back, in words. Where the mark of a run exists, its own cleanup does so.
+    """
+    if not os.path.exists(os.path.join(BASE, "sysctls.json")):
+        return []
+    try:
+        with _lock():
+            marked = [name for name in os.listdir(BASE) if os.path.exists(os.path.join(BASE, name, "holds"))]
+            if _has_holder() or not all(name.startswith("service.") for name in marked):
+                return []
+            _restored, left = _put_back()
+            for name in marked:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(BASE, name, "holds"))
+                    os.rmdir(os.path.join(BASE, name))
+            return left
+    except (OSError, TapvirtError) as error:
+        return [f"the sysctls that staprun changes were not put back: {error}"]
+
+
+def _read_sysctls() -> dict[str, str]:
+    values = {}
+    for path in SYSCTLS:
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
+            values[path] = stream.read().strip()
+    return values
+
+
+def _put_back() -> tuple[dict[str, list[str]], list[str]]:
+    """Write the saved sysctls, then remove their file, unless one of them could not be written."""
+    restored: dict[str, list[str]] = {}
+    left: list[str] = []
+    snapshot = os.path.join(BASE, "sysctls.json")
+    values = read_json(snapshot)
+    for path in SYSCTLS:
+        value = values.get(path)
+        if not isinstance(value, str):
+            continue
+        try:
+            with open(path, "r+", encoding="ascii") as stream:
                 now = stream.read().strip()
                 if now != value:
                     stream.seek(0)
                     stream.write(value + "\n")
+                    stream.flush()
                     restored[path] = [now, value]
+        except (OSError, ValueError) as error:
+            left.append(f"{path} could not be set back to {value}: {error}")
+    if not left:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(snapshot)
-    return restored
+    return restored, left
+
+
+def needs_cleaning(directory: str) -> bool:
+    """Return whether a run may have left a module, changed sysctls or a mount that nobody has removed yet."""
+    return os.path.exists(os.path.join(directory, "holds")) or os.path.ismount(os.path.join(directory, "debugfs"))
 
 
 def clean(directory: str, held: bool = False) -> dict[str, t.Any]:
     """Remove what a run may have left: process, module, mount, changed sysctls. May be called at any time, and again.
 
     A run makes the file ``holds`` when it has the lock of its module, has seen that it is not loaded, and is about to
-    load it (:func:`hold_sysctls`). Without that file it has loaded nothing.
+    load it (:func:`hold_sysctls`). Without that file it has loaded nothing. No step that fails keeps the others from
+    being done; then the file stays, so that the next cleanup tries again.
 
     :param held: whether the caller holds the lock of the module.
     :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``left``
         (what could not be removed, in words).
     """
-    removed = False
+    removed, again = False, False
     left: list[str] = []
+    restored: dict[str, list[str]] = {}
+    name = module_of(directory)
     if os.path.exists(os.path.join(directory, "holds")):
         session = read_json(os.path.join(directory, "state.json")).get("staprun")
-        removed, left = remove_module(module_of(directory), held, session if isinstance(session, int) else None)
-    unmount(directory)
-    restored: dict[str, list[str]] = {}
+        try:
+            removed, left = remove_module(name, held, session if isinstance(session, int) else None)
+        except (OSError, TapvirtError) as error:
+            left = [f"the module {name} could not be removed: {error}"]
+            again = True
+    left += unmount(directory)
     try:
-        restored = release_sysctls(directory)
+        restored, changed = release_sysctls(directory, keep_mark=again)
+        left += changed
     except (OSError, TapvirtError) as error:
         left.append(f"the sysctls that staprun changes were not put back: {error}")
     return {"removed": removed, "restored": restored, "left": left}
 
 
-def unmount(directory: str) -> None:
-    """Unmount the debugfs of a run or a tracer."""
+def unmount(directory: str) -> list[str]:
+    """Unmount the debugfs of a run or a tracer; return what could not be unmounted, in words."""
     mount = os.path.join(directory, "debugfs")
-    if os.path.ismount(mount):
-        Child(["umount", mount]).wait()
+    if not os.path.ismount(mount):
+        return []
+    try:
+        run_bounded(["umount", mount])
+    except OSError as error:
+        return [f"debugfs could not be unmounted from {mount}: {error}"]
+    return [f"debugfs could not be unmounted from {mount}"] if os.path.ismount(mount) else []
+
+
+def remove_tree(directory: str, parents: int = 2) -> None:
+    """Remove a directory, and as many of those above it as are given and empty; never what is mounted in it.
+
+    :raises TapvirtError: debugfs is mounted in it.
+    :raises OSError: as the file system says.
+    """
+    if os.path.ismount(os.path.join(directory, "debugfs")):
+        raise TapvirtError(f"debugfs is still mounted in {directory}")
+    shutil.rmtree(directory)
+    remove_empty(os.path.dirname(directory), parents)
+
+
+def remove_empty(directory: str = "", levels: int = 2) -> None:
+    """Remove a directory (else that of all runs), and those above it, as many as are given and empty."""
+    directory = directory or BASE
+    for _level in range(levels):
+        try:
+            os.rmdir(directory)
+        except OSError:
+            return
+        directory = os.path.dirname(directory)
 
 
 def remove_module(name: str, held: bool, session: int | None = None) -> tuple[bool, list[str]]:
@@ -383,13 +535,18 @@ def remove_module(name: str, held: bool, session: int | None = None) -> tuple[bo
     :param held: whether the caller holds the lock of the module.
     :param session: the session of the run's own processes, if it is known.
     :returns: whether the module had to be removed, and what could not be removed, in words.
+    :raises ModuleInUse: another process holds its lock, and the module is the run's own, or no process uses it.
+    :raises OSError: a program that removes it cannot be started.
     """
     with contextlib.ExitStack() as stack:
         if not held:
             try:
                 stack.enter_context(hold_module(name))
             except ModuleInUse:
-                # That one could load it only after what was loaded here had gone.
+                # Another run loads it only after what was loaded here has gone.
+                own = processes_of(name, session) if session is not None else []
+                if own or (loaded(name) and not processes_of(name)):
+                    raise
                 return False, []
             except (OSError, TapvirtError):
                 # A full disk is no reason to leave a trace running.
@@ -398,7 +555,7 @@ def remove_module(name: str, held: bool, session: int | None = None) -> tuple[bo
         left = [f"the process {pid} of {name} could not be ended" for pid in processes_of(name, session)]
         if not loaded(name) or set(processes_of(name)) - set(processes_of(name, session)):
             return False, left
-        _wait(lambda: not loaded(name) or Child(["staprun", "-d", name]).wait() == 0, _ASKED_SECONDS)
+        _wait(lambda: not loaded(name) or run_bounded(["staprun", "-d", name]) == 0, _ASKED_SECONDS)
         _wait(lambda: not loaded(name), _FORCED_SECONDS)
         if loaded(name):
             left.append(f"the module {name} could not be removed")
@@ -431,17 +588,42 @@ def forget_progress(directory: str) -> None:
 
 
 def finish_killed_run(directory: str) -> dict[str, t.Any]:
-    """Clean up after a run whose supervisor is gone, unless it had come to its end; return its last state."""
+    """Clean up after a run whose supervisor is gone, unless it had come to its end and cleaned up; return its state.
+
+    Only one process does so at a time. Whoever cannot wait for the other changes nothing, and returns the state of
+    before.
+    """
     path = os.path.join(directory, "state.json")
     state = read_json(path)
-    if state.get("state") in ("done", "killed"):
+    if state.get("state") in _ENDED and not needs_cleaning(directory):
         return state
-    forget_progress(directory)
-    state = dict(state, state="killed", **clean(directory))
-    with contextlib.suppress(OSError):
-        size = os.path.getsize(os.path.join(directory, "output"))
-        state.update(kept=size, bytes=max(size, int(state.get("bytes", 0))))
-    write_with_reserve(path, json.dumps(state).encode())
+    with contextlib.ExitStack() as stack:
+        try:
+            cleaner = os.path.join(directory, "cleaner")
+            stack.enter_context(lock.hold(cleaner, f"the cleanup of {directory}", _CLEANER_SECONDS))
+        except lock.LockTimeout:
+            return read_json(path)
+        except (OSError, TapvirtError):
+            # A full disk is no reason to leave a trace running.
+            pass
+        state = read_json(path)
+        ended = state.get("state") in _ENDED
+        if ended and not needs_cleaning(directory):
+            return state
+        forget_progress(directory)
+        cleaned = clean(directory)
+        if ended:
+            cleaned["removed"] = bool(state.get("removed")) or cleaned["removed"]
+            before = state.get("restored")
+            cleaned["restored"] = {**(before if isinstance(before, dict) else {}), **cleaned["restored"]}
+        else:
+            state["state"] = "killed"
+            with contextlib.suppress(OSError):
+                size = os.path.getsize(os.path.join(directory, "output"))
+                told = state.get("bytes")
+                state.update(kept=size, bytes=max(size, told if isinstance(told, int) else 0))
+        state.update(cleaned)
+        write_with_reserve(path, json.dumps(state).encode())
     return state
 
 

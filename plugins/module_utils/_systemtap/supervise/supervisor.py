@@ -39,10 +39,13 @@ from .cleanup import (
     hold_module,
     hold_sysctls,
     keep_ends,
+    kill_session,
     loaded,
     read_both,
     read_json,
     release_sysctls,
+    run_bounded,
+    send_signal,
     write_json,
     write_with_reserve,
 )
@@ -180,7 +183,7 @@ class Supervisor:
         self._errors = b""
         self._kept = 0
         self._told_to_stop = False
-        self._mounted: str | None = None
+        self._debugfs = ""
         self._begun = time.monotonic()
         self._told_at = 0.0
         self._loaded_at: float | None = None
@@ -207,47 +210,51 @@ class Supervisor:
             try:
                 stack.enter_context(hold_module(self._job["name"]))
                 check_not_loaded(self._job["name"])
+                # It ends with this process.
                 hold_sysctls(self._directory)
+                self._mount_debugfs()
+                before = read_sites(self._debugfs)
+                process = Child(self._job["argv"], output=subprocess.PIPE)
             except (OSError, errors.TapvirtError) as error:
                 self._errors = f"ERROR: {error}\n".encode("utf-8", "surrogateescape")
                 self._finish(1)
                 return
-            self._trace()
+            self._trace(process, before)
 
-    def _trace(self) -> None:
-        before = read_sites(self._debugfs())
-        process = Child(self._job["argv"], output=subprocess.PIPE)
+    def _trace(self, process: subprocess.Popen[bytes], before: Sites) -> None:
         self._save(state="loading", started=time.time(), staprun=process.pid)
         with open(self._path("output"), "wb", buffering=0) as output:
             self._watch(process, output, before)
-        self._finish(process.wait())
+        # What a script has started in the background ends with the run, as under systemd.
+        kill_session(process.pid)
+        rc = process.poll()
+        self._finish(-signal.SIGKILL if rc is None else rc)
 
     def _stop_signal(self, _number: int, _frame: object) -> None:
         self._told_to_stop = True
 
-    def _debugfs(self) -> str:
+    def _mount_debugfs(self) -> None:
         mount = debugfs_mount()
         if mount is None:
             mount = self._path("debugfs")
             write.make_directories(mount, 0o700)
-            Child(["mount", "-t", "debugfs", "none", mount]).wait()
-            self._mounted = mount
-        return mount
+            run_bounded(["mount", "-t", "debugfs", "none", mount])
+        self._debugfs = mount
 
     def _watch(self, process: subprocess.Popen[bytes], output: t.IO[bytes], before: Sites) -> None:
-        """Read both streams until they end; arm, stop and press harder at the right times."""
-        debugfs = self._mounted or debugfs_mount() or ""
+        """Read both streams until the program has ended; arm, stop and escalate at the right times."""
         for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 0.5):
             if printed:
                 self._keep(output, printed)
             self._errors = keep_ends(self._errors + said, _ERROR_BYTES)
-            self._observe(debugfs, before)
-            self._escalate(process.pid)
+            self._observe(before)
+            if not self._escalate(process.pid):
+                break
             self._tell()
         if self._armed_at is not None and self._stop_at is None:
             self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
 
-    def _observe(self, debugfs: str, before: Sites) -> None:
+    def _observe(self, before: Sites) -> None:
         """Note when the module is loaded, and when its probes are armed or have had time enough."""
         now = time.monotonic()
         if self._loaded_at is None and loaded(self._job["name"]):
@@ -256,7 +263,7 @@ class Supervisor:
         if self._loaded_at is None or self._whole:
             return
         # Places in modules, or on a busy host, may become armed later than the rest: look until all are there.
-        sites = read_sites(debugfs).added_since(before)
+        sites = read_sites(self._debugfs).added_since(before)
         self._whole = len(sites) >= self._job["sites"]
         if self._armed_at is None and (self._whole or now - self._loaded_at > _ARM_SECONDS):
             self._armed_at = now
@@ -264,22 +271,25 @@ class Supervisor:
         if self._armed_at is not None and len(sites) >= len(self._state.get("sites", ())):
             self._save(sites=sites)
 
-    def _escalate(self, pid: int) -> None:
-        """End the run when its time is over: ask, ask again, then force."""
+    def _escalate(self, pid: int) -> bool:
+        """End the run when its time is over: ask, ask again, then force; return whether to wait for its end."""
         now = time.monotonic()
         if self._stop_at is None:
             reason = self._reason_to_stop(now)
             if reason is None:
-                return
+                return True
             self._stop_at = now
             self._state["stop"] = reason
-        if self._presses < len(_PRESSES) and now >= self._stop_at + self._presses * float(self._job["grace"]):
+        if now < self._stop_at + self._presses * float(self._job["grace"]):
+            return True
+        if self._presses < len(_PRESSES):
             number = _PRESSES[self._presses]
             self._presses += 1
             ran = self._stop_at - (self._armed_at or self._begun)
             self._save(state="stopping", signals_sent=self._presses, ran_seconds=round(ran, 2))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+            send_signal(pid, number)
+            return True
+        return False
 
     def _reason_to_stop(self, now: float) -> str | None:
         if self._told_to_stop:

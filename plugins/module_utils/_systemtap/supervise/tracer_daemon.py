@@ -33,14 +33,18 @@ from .cleanup import (
     check_not_loaded,
     hold_module,
     hold_sysctls,
+    kill_session,
     loaded,
     make_run_directory,
     processes_of,
     read_both,
     read_json,
     release_sysctls,
+    remove_empty,
     remove_module,
     reserve_space,
+    run_bounded,
+    send_signal,
     unmount,
     write_json,
     write_with_reserve,
@@ -99,13 +103,12 @@ class SysctlGuard:
 
     def __init__(self, name: str) -> None:
         self._directory = os.path.join(BASE, "service." + name)
-        self._held = False
+        self._held: int | None = None
 
     def take(self) -> None:
         """Remember the sysctls before staprun changes them, unless a run beside this one has."""
         self.stay()
-        hold_sysctls(self._directory)
-        self._held = True
+        self._held = hold_sysctls(self._directory)
 
     def stay(self) -> None:
         """Have the directory that the runs on a host share."""
@@ -113,25 +116,26 @@ class SysctlGuard:
 
     def give_back(self) -> None:
         """Put the sysctls back, unless a run beside this one still needs them changed."""
-        if self._held:
+        if self._held is not None:
             # What cannot be put back now is tried again at the end.
             with contextlib.suppress(OSError, TapvirtError):
                 release_sysctls(self._directory)
-                self._held = False
+                os.close(self._held)
+                self._held = None
 
-    def leave(self) -> None:
-        """Give back what this process, or one before it that was killed, held; leave no directory."""
+    def leave(self) -> list[str]:
+        """Give back what this process, or one before it that was killed, held; leave no directory.
+
+        Return what could not be put back, in words.
+        """
         try:
-            self.stay()
-            release_sysctls(self._directory)
+            _restored, left = release_sysctls(self._directory)
         except (OSError, TapvirtError) as error:
-            sys.stderr.write(f"the sysctls that staprun changes were not put back: {error}\n")
-            return
-        for path in (self._directory, BASE, os.path.dirname(BASE)):
-            try:
-                os.rmdir(path)
-            except OSError:
-                return
+            left = [f"the sysctls that staprun changes were not put back: {error}"]
+        for text in left:
+            sys.stderr.write(text + "\n")
+        remove_empty(self._directory, 3)
+        return left
 
 
 class TracerDaemon:
@@ -140,7 +144,7 @@ class TracerDaemon:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._spec = read_json(self._path("service.json"))
-        self._hold = SysctlGuard(self._spec["name"])
+        self._hold = SysctlGuard(os.path.basename(directory))
         self._state: dict[str, t.Any] = {}
         self._errors = b""
         self._told_to_stop = False
@@ -176,6 +180,10 @@ class TracerDaemon:
         except (OSError, TapvirtError) as error:
             self._end("failed", str(error))
             return EXIT_AGAIN
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            path = self._path("service.json")
+            self._end("failed", f"{path} cannot be used ({type(error).__name__}: {error}); run the task of the tracer")
+            return EXIT_STAY
         finally:
             self._hold.leave()
 
@@ -226,7 +234,7 @@ class TracerDaemon:
             ring.open()
         except OSError as error:
             raise Unable("failed", f"the output cannot be written: {error}", EXIT_AGAIN) from error
-        with _debugfs(self._path("debugfs")) as debugfs, contextlib.closing(ring):
+        with _debugfs(self._directory) as debugfs, contextlib.closing(ring):
             before = read_sites(debugfs)
             self._hold.take()
             # Cleaning up takes the note of the job away.
@@ -234,8 +242,9 @@ class TracerDaemon:
             process = Child(self._argv(build), output=subprocess.PIPE)
             self._save(state="loading")
             self._watch(process, ring, lambda: self._look(debugfs, before, build))
-            rc = process.wait()
-        return self._judged(rc, *self._clean(held=True))
+            kill_session(process.pid)
+            rc = process.poll()
+        return self._judged(-signal.SIGKILL if rc is None else rc, *self._clean(held=True))
 
     def _argv(self, build: t.Mapping[str, t.Any]) -> list[str]:
         settings = self._spec["settings"]
@@ -243,13 +252,14 @@ class TracerDaemon:
         return ["staprun", "-b", str(settings["buffer_mb"]), self._path(build["path"]), *values]
 
     def _watch(self, process: subprocess.Popen[bytes], ring: Ring, look: t.Callable[[], None]) -> None:
-        """Read both streams until they end; arm, stop and press harder at the right times."""
+        """Read both streams until the program has ended; arm, stop and escalate at the right times."""
         for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 1.0):
             if printed:
                 ring.write(printed)
             self._errors = (self._errors + said)[-_ERROR_BYTES:]
             look()
-            self._escalate(process.pid)
+            if not self._escalate(process.pid):
+                break
             self._tell_dropped(ring.dropped_bytes)
 
     def _tell_dropped(self, dropped_bytes: int) -> None:
@@ -283,19 +293,25 @@ class TracerDaemon:
             notify(READY="1", STATUS=words)
         self._armed = arming.armed
 
-    def _escalate(self, pid: int) -> None:
-        """End the tracer when it is told to, or does not become armed: ask, ask again, then force."""
+    def _escalate(self, pid: int) -> bool:
+        """End the tracer when it is told to, or does not become armed: ask, ask again, then force.
+
+        Return whether to wait for its end.
+        """
         now = time.monotonic()
         if self._stop_at is None:
             if self._armed_at is None and now - self._begun > _LOAD_SECONDS:
                 self._state["stop"] = "load"
             elif not self._told_to_stop:
-                return
+                return True
             self._stop_at = now
-        if self._presses < len(_PRESSES) and now >= self._stop_at + self._presses * _GRACE_SECONDS:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, _PRESSES[self._presses])
+        if now < self._stop_at + self._presses * _GRACE_SECONDS:
+            return True
+        if self._presses < len(_PRESSES):
+            send_signal(pid, _PRESSES[self._presses])
             self._presses += 1
+            return True
+        return False
 
     def _judged(self, rc: int, removed: bool, left: list[str]) -> int:
         """Tell how the tracer ended, and whether it is to be started again."""
@@ -319,19 +335,21 @@ class TracerDaemon:
 
 @contextlib.contextmanager
 def _debugfs(directory: str) -> t.Iterator[str]:
-    """Give debugfs, mounted for as long as it is needed where it is not."""
+    """Yield where debugfs is mounted; where it is not, mount it in a tracer's directory for as long as it is needed."""
     mount = debugfs_mount()
     if mount is not None:
         yield mount
         return
-    make_directories(directory, 0o700)
-    Child(["mount", "-t", "debugfs", "none", directory]).wait()
+    mount = os.path.join(directory, "debugfs")
+    make_directories(mount, 0o700)
+    run_bounded(["mount", "-t", "debugfs", "none", mount])
     try:
-        yield directory
+        yield mount
     finally:
-        Child(["umount", directory]).wait()
+        for text in unmount(directory):
+            sys.stderr.write(text + "\n")
         with contextlib.suppress(OSError):
-            os.rmdir(directory)
+            os.rmdir(mount)
 
 
 def clean_job(directory: str, held: bool) -> tuple[bool, list[str]]:
@@ -342,8 +360,11 @@ def clean_job(directory: str, held: bool) -> tuple[bool, list[str]]:
     """
     path = os.path.join(directory, "job.json")
     name = read_json(path).get("name")
-    removed, left = remove_module(name, held) if isinstance(name, str) else (False, [])
-    unmount(directory)
+    try:
+        removed, left = remove_module(name, held) if isinstance(name, str) else (False, [])
+    except (OSError, TapvirtError) as error:
+        removed, left = False, [f"the module {name} could not be removed: {error}"]
+    left += unmount(directory)
     if not left:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -351,12 +372,10 @@ def clean_job(directory: str, held: bool) -> tuple[bool, list[str]]:
 
 
 def clean_up(directory: str) -> None:
-    """Remove what a keeper that was killed left: process, module, mount, changed sysctls."""
-    spec, state = read_json(os.path.join(directory, "service.json")), read_json(os.path.join(directory, "state.json"))
-    hold = SysctlGuard(spec["name"])
-    hold.stay()
+    """Remove what a daemon that was killed left: process, module, mount, changed sysctls."""
+    state = read_json(os.path.join(directory, "state.json"))
     _removed, left = clean_job(directory, held=False)
-    hold.leave()
+    left += SysctlGuard(os.path.basename(directory)).leave()
     if state.get("state") in ("loading", "running"):
         reason = "; ".join(["the process that keeps it was ended by force", *left])
         ended = dict(state, state="failed", outcome="killed", reason=reason, left=left)

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import time
 import typing as t
 import zlib
@@ -81,17 +80,33 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
         raise InvalidInput("stage.directory", directory, "is not the directory of a run")
     if offset:
         return {"output": read_output(directory, offset)}
-    state = wait(directory, wait_seconds)
+    try:
+        state = wait(directory, wait_seconds)
+    except TapvirtError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged(directory, error) from None
     if state.get("state") not in _ENDED:
         return {"progress": cleanup.read_json(os.path.join(directory, "progress.json"))}
     try:
         result = read_result(directory, state)
     except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARS]
-        raise TapvirtError(f"What the run left in {directory} cannot be read ({reason}).") from None
+        raise _damaged(directory, error) from None
     if with_output:
         result["output"] = read_output(directory, 0)
     return result
+
+
+def _damaged(directory: str, error: Exception) -> TapvirtError:
+    reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARS]
+    return TapvirtError(f"What the run left in {directory} cannot be read ({reason}).")
+
+
+def _gone(directory: str) -> TapvirtError:
+    return TapvirtError(
+        f"The run left nothing on the host: {directory} is gone. The host was started again, or another run here "
+        "collected it and tells it as found."
+    )
 
 
 def wait(directory: str, seconds: float) -> dict[str, t.Any]:
@@ -105,17 +120,17 @@ def wait(directory: str, seconds: float) -> dict[str, t.Any]:
     missed_since: float | None = None
     while True:
         if not os.path.isdir(directory):
-            raise TapvirtError(
-                f"The run left nothing on the host: {directory} is gone. The host was started again, or another run "
-                "here "
-                "collected it and tells it as found."
-            )
+            raise _gone(directory)
         _touch(os.path.join(directory, "seen"))
         state = cleanup.read_json(os.path.join(directory, "state.json"))
         if state.get("state") in _ENDED:
-            return state
+            return cleanup.finish_killed_run(directory)
         now = time.monotonic()
-        if cleanup.is_supervised(directory, state) or _young(directory):
+        try:
+            alive = _is_alive(directory, state)
+        except FileNotFoundError:
+            raise _gone(directory) from None
+        if alive:
             missed_since = None
         elif missed_since is None:
             missed_since = now
@@ -170,7 +185,12 @@ def _read_text(path: str) -> str:
 
 
 def read_output(directory: str, offset: int) -> dict[str, t.Any]:
-    """Return a chunk of what a run printed and kept, and what the whole is: ``bytes`` and ``sha256`` of the file."""
+    """Return a chunk of what a run printed and kept, and what the whole is: ``bytes`` and ``sha256`` of the file.
+
+    :raises TapvirtError: the run's directory does not exist.
+    """
+    # As long as its controller asks, the directory is not another run's to remove.
+    _touch(os.path.join(directory, "seen"))
     digest = hashlib.sha256()
     size = 0
     chunk = b""
@@ -180,6 +200,8 @@ def read_output(directory: str, offset: int) -> dict[str, t.Any]:
             size += len(block)
         stream.seek(offset)
         chunk = stream.read(CHUNK_BYTES)
+    if not os.path.isdir(directory):
+        raise _gone(directory)
     return {
         "bytes": size,
         "sha256": digest.hexdigest(),
@@ -189,13 +211,14 @@ def read_output(directory: str, offset: int) -> dict[str, t.Any]:
 
 
 def remove_run_directory(directory: str) -> None:
-    """Remove a run's directory, and those above it when no other run needs them."""
-    shutil.rmtree(directory, ignore_errors=True)
-    for parent in (cleanup.BASE, os.path.dirname(cleanup.BASE)):
-        try:
-            os.rmdir(parent)
-        except OSError:
-            return
+    """Remove a run's directory, and those above it when no other run needs them.
+
+    A directory stays while a module, changed sysctls or a mount may be left: the next run cleans up there again.
+    """
+    if cleanup.needs_cleaning(directory):
+        return
+    with contextlib.suppress(OSError, TapvirtError):
+        cleanup.remove_tree(directory)
 
 
 def sweep(record_limit: int) -> list[dict[str, t.Any]]:
@@ -208,11 +231,14 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
         directory = os.path.join(cleanup.BASE, name)
         if not _DIRECTORY.match(directory):
             continue
+        row: dict[str, t.Any] | None
         try:
             if _is_in_hands(directory):
                 continue
             row = _found(directory, record_limit)
         except _DAMAGE as error:
+            if not os.path.isdir(directory):
+                continue  # its controller has collected it
             row = _unreadable(directory, error)
         remove_run_directory(directory)
         if row is None:
@@ -220,7 +246,25 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
         if os.path.exists(directory):
             row["left"] = [*row["left"], f"the directory {directory} could not be removed"]
         found.append(row)
+    # Where that fails, the run that follows tries it again at its end, and reports it.
+    cleanup.restore_orphaned_sysctls()
+    cleanup.remove_empty()
     return found
+
+
+def has_leftover(name: str) -> bool:
+    """Return whether a loaded module is what a killed run left, which :func:`sweep` removes."""
+    for entry in Root(cleanup.BASE).listdir(""):
+        directory = os.path.join(cleanup.BASE, entry)
+        if not _DIRECTORY.match(directory) or cleanup.module_of(directory) != name:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if not cleanup.needs_cleaning(directory) or _is_in_hands(directory):
+                continue
+            session = cleanup.read_json(os.path.join(directory, "state.json")).get("staprun")
+            own = cleanup.processes_of(name, session if isinstance(session, int) else None)
+            return set(cleanup.processes_of(name)) <= set(own)
+    return False
 
 
 def other_run(name: str, own: str = "") -> str | None:
@@ -279,11 +323,13 @@ _RESULT_KEYS = "outcome reason hits skipped bytes sha256 duration_seconds record
 
 
 def _found(directory: str, record_limit: int) -> dict[str, t.Any] | None:
-    """Clean up after a run and return what it was; None when it had not been prepared."""
+    """Clean up after a run and return what it was; None when it had not been prepared, or is not this task's."""
     before = cleanup.read_json(os.path.join(directory, "state.json")).get("state") or "never started"
     if before == "never started" and not os.path.exists(os.path.join(directory, "job.json")):
         return None
     state = cleanup.finish_killed_run(directory)
+    if state.get("state") not in _ENDED:
+        return None  # another process cleans up there at this moment
     result = read_result(directory, state)
     name = cleanup.module_of(directory)
     row = {"module": name, "state": before, "started": state.get("started"), "removed": state.get("removed")}

@@ -28,7 +28,7 @@ from .. import limits
 from ..script.check import check_globals
 from ..signature.signature import signature_refusal
 from ..supervise import cleanup, supervisor
-from .collect import other_run, remove_run_directory, run_directory, sweep, unit_of
+from .collect import has_leftover, other_run, remove_run_directory, run_directory, sweep, unit_of
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
@@ -92,7 +92,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         raise Refused(unsigned)
     plan = cache_plan(request, params["shipped"] is None and has_module(request.build))
     if check_mode:
-        check_free(request.build)
+        check_free(request.build, sweeps=True)
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
     if plan and params["shipped"] is None:
         return plan, {"ship": True}
@@ -243,10 +243,11 @@ def check_host(root: Root, request: Request) -> None:
         raise Refused(f"{shortage}: {limits.buffer_remedy(bytes_per_cpu)}")
 
 
-def check_free(build: t.Mapping[str, t.Any], own: str = "") -> None:
+def check_free(build: t.Mapping[str, t.Any], own: str = "", sweeps: bool = False) -> None:
     """Refuse a second load of the same module; name who has it.
 
     :param own: the directory of the run that asks.
+    :param sweeps: whether a module that a killed run left counts as free, since a run removes it first.
     :raises Refused: another run is about to load it or runs it, or it is loaded.
     """
     name = str(build["name"])
@@ -256,7 +257,8 @@ def check_free(build: t.Mapping[str, t.Any], own: str = "") -> None:
     try:
         cleanup.check_not_loaded(name)
     except cleanup.ModuleInUse as error:
-        raise Refused(str(error)) from None
+        if not (sweeps and has_leftover(name)):
+            raise Refused(str(error)) from None
 
 
 def cache_path(build: t.Mapping[str, t.Any]) -> str:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
+import subprocess
 import types
 import typing as t
 
@@ -59,3 +61,22 @@ def test_a_run_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch, of_s
 def test_a_result_without_progress_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _clock = action(monkeypatch, lambda: {"failed": True, "msg": "x"})
     assert made._collect(DIRECTORY) == {"failed": True, "msg": "x"}
+
+
+@pytest.mark.parametrize("kept", ["holds", "debugfs", ""])
+def test_a_directory_stays_while_something_is_to_be_cleaned_up(tmp_path: pathlib.Path, kept: str) -> None:
+    """The command that removes a collected run's directory, where sysctls are still changed, or debugfs is mounted."""
+    base = tmp_path / "tapvirt" / "stap"
+    directory = base / "tapvirt_x_12345678-18eaa"
+    (directory / "debugfs").mkdir(parents=True)
+    (directory / "state.json").touch()
+    if kept == "holds":
+        (directory / "holds").touch()
+    mount = f"mount -t tmpfs none {directory}/debugfs || exit 77;" if kept == "debugfs" else ""
+    command = stap_run._FORGET.format(directory, base, base.parent, tmp_path / "unit")
+    argv = ["unshare", "-m", "sh", "-c", mount + command] if mount else ["sh", "-c", command]
+    done = subprocess.run(argv, capture_output=True, check=False)
+    if done.returncode == 77 or b"unshare" in done.stderr:
+        pytest.skip("this user cannot mount a file system of its own")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (directory / "state.json").exists() == base.parent.exists() == bool(kept)

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +21,11 @@ import zlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core import lock
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup, supervisor
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import (
+    cleanup,
+    supervisor,
+    tracer_daemon,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import collect
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start as run
 
@@ -90,7 +95,11 @@ def test_what_was_printed_goes_in_chunks(tmp_path: pathlib.Path) -> None:
     assert first["bytes"] == second["bytes"] == 100
     assert first["sha256"] == second["sha256"] == hashlib.sha256(data).hexdigest()
     assert zlib.decompress(base64.b64decode(second["data"])) == data[40:]
-    assert collect.read_output(str(tmp_path / "absent"), 0)["bytes"] == 0
+    (tmp_path / "output").unlink()
+    assert collect.read_output(str(tmp_path), 0)["bytes"] == 0
+    with pytest.raises(TapvirtError, match="absent is gone"):
+        collect.read_output(str(tmp_path / "absent"), 0)
+    assert not (tmp_path / "absent").exists()
 
 
 @pytest.mark.parametrize("directory", ["/etc", "/run/tapvirt/stap/../../../etc-0", "/run/tapvirt/stap/x-1/y", ""])
@@ -207,11 +216,11 @@ def test_only_known_sysctls_are_written_back(shared: tuple[pathlib.Path, pathlib
     assert json.loads(snapshot.read_text()) == {str(sysctl): "2"}
     snapshot.write_text(json.dumps({str(sysctl): "2", str(other): "|/tmp/x"}))
     sysctl.write_text("0\n")
-    assert cleanup.release_sysctls(str(directory)) == {str(sysctl): ["0", "2"]}
+    assert cleanup.release_sysctls(str(directory)) == ({str(sysctl): ["0", "2"]}, [])
     assert (sysctl.read_text(), other.read_text()) == ("2\n", "core\n")
     cleanup.hold_sysctls(str(directory))
     snapshot.write_text(json.dumps({str(sysctl): 5}))
-    assert cleanup.release_sysctls(str(directory)) == {}
+    assert cleanup.release_sysctls(str(directory)) == ({}, [])
 
 
 @pytest.mark.parametrize("mask", [0, 0o002])
@@ -233,7 +242,7 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
     sysctl.write_text("0\n")
     path = os.path.join(cleanup.LOCKS, "sysctls")
     with monkeypatch.context() as patch:
-        patch.setattr(lock, "hold", functools.partial(lock.hold, wait_seconds=0))
+        patch.setattr(cleanup, "_SYSCTL_SECONDS", 0)
         descriptor = lock.take(path, "the test")
         cleaned = cleanup.clean(str(directory))
         os.close(descriptor)
@@ -339,3 +348,323 @@ def test_of_many_messages_the_first_and_the_last_are_kept() -> None:
     for number in range(5000):
         kept = cleanup.keep_ends(kept + b"WARNING: %d\n" % number, 1000)
     assert len(kept) <= 1000 and kept.startswith(b"WARNING: 0\n") and kept.endswith(b"WARNING: 4999\n")
+
+
+def end_hold(directory: pathlib.Path | str, changed: pathlib.Path) -> None:
+    """Hold the sysctls as a run that staprun changed one for, and that was killed then."""
+    descriptor = cleanup.hold_sysctls(str(directory))
+    changed.write_text("0\n")
+    os.close(descriptor)
+
+
+Shared = t.Tuple[pathlib.Path, pathlib.Path]
+
+
+def test_a_saved_value_outlives_the_run_that_saved_it(shared: Shared) -> None:
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    shutil.rmtree(directory)
+    # The next run saves no changed value.
+    later = directory.parent / f"{NAME}-2"
+    cleanup.make_run_directory(str(later))
+    end_hold(later, sysctl)
+    assert json.loads((directory.parent / "sysctls.json").read_text()) == {str(sysctl): "2"}
+    shutil.rmtree(later)
+    assert collect.sweep(10) == []
+    assert sysctl.read_text() == "2\n" and not directory.parent.exists()
+
+
+def test_a_killed_run_holds_nothing(shared: Shared) -> None:
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    living = directory.parent / f"{NAME}-2"
+    cleanup.make_run_directory(str(living))
+    descriptor = cleanup.hold_sysctls(str(living))
+    sysctl.write_text("0\n")
+    # As long as another one lives, its sysctls stay as they are.
+    assert cleanup.clean(str(directory))["restored"] == {} and sysctl.read_text() == "0\n"
+    os.close(cleanup.hold_sysctls(str(directory)))
+    assert cleanup.clean(str(living)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
+    os.close(descriptor)
+
+
+def test_a_cleanup_that_failed_is_done_again(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has ended, and its directory stays until the sysctls are as they were."""
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    leave(directory.parent, 2)
+    for name in ("job", "request", "state"):
+        (directory.parent / f"{NAME}-2" / f"{name}.json").rename(directory / f"{name}.json")
+    shutil.rmtree(directory.parent / f"{NAME}-2")
+    monkeypatch.setattr(cleanup, "_SYSCTL_SECONDS", 0)
+    descriptor = lock.take(os.path.join(cleanup.LOCKS, "sysctls"), "the test")
+    assert "were not put back" in collect.collect(str(directory), 0, with_output=False, offset=0)["left"][0]
+    collect.remove_run_directory(str(directory))
+    assert sysctl.read_text() == "0\n" and (directory / "holds").exists()
+    os.close(descriptor)
+    result = collect.collect(str(directory), 0, with_output=False, offset=0)
+    assert (result["outcome"], result["left"]) == ("ok", [])
+    assert result["restored"] == {str(sysctl): ["0", "2"]} and sysctl.read_text() == "2\n"
+    collect.remove_run_directory(str(directory))
+    assert not directory.exists()
+
+
+def test_a_cleanup_that_is_killed_while_it_writes_is_done_again(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+
+    def kill(_path: str) -> t.Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cleanup, "read_json", kill)
+        cleanup.release_sysctls(str(directory))
+    assert cleanup.clean(str(directory))["restored"] == {str(sysctl): ["0", "2"]}
+
+
+def test_a_sysctl_that_cannot_be_written_is_reported_and_tried_again(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _sysctl = shared
+    real = "/proc/self/oom_score_adj"
+    monkeypatch.setattr(cleanup, "SYSCTLS", (real,))
+    cleanup.hold_sysctls(str(directory))
+    snapshot = directory.parent / "sysctls.json"
+    snapshot.write_text(json.dumps({real: "many"}))
+    assert f"{real} could not be set back to many: " in cleanup.clean(str(directory))["left"][0]
+    assert json.loads(snapshot.read_text()) == {real: "many"}
+    snapshot.write_text(json.dumps({real: pathlib.Path(real).read_text().strip()}))
+    assert cleanup.restore_orphaned_sysctls() == [] and not snapshot.exists()
+
+
+def test_one_step_that_fails_keeps_no_other_from_being_done(
+    shared: Shared, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    (tmp_path / "proc" / NAME).mkdir(parents=True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(cleanup, "Child", functools.partial(subprocess.Popen, executable="/nowhere/staprun"))
+    cleaned = cleanup.clean(str(directory))
+    assert cleaned["left"] == [
+        f"the module {NAME} could not be removed: [Errno 2] No such file or directory: '/nowhere/staprun'"
+    ]
+    assert sysctl.read_text() == "2\n" and cleanup.needs_cleaning(str(directory))
+    (tmp_path / "proc" / NAME).rmdir()
+    assert cleanup.clean(str(directory))["left"] == [] and not cleanup.needs_cleaning(str(directory))
+
+
+def test_odd_counts_of_a_killed_run_are_ignored(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "_CLEAN_SECONDS", 0)
+    directory = leave(base, 1, output=b"{}\n", state={"state": "running", "bytes": [1]})
+    result = collect.collect(directory, 5, with_output=False, offset=0)
+    assert result["bytes"] == 3 and result["left"] == []
+
+
+def test_a_directory_that_disappears_while_it_is_waited_for_is_gone(
+    base: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = leave(base, 1, state={})
+    os.unlink(os.path.join(directory, "state.json"))
+    young = collect._young
+
+    def look(path: str) -> bool:
+        shutil.rmtree(path)
+        return young(path)
+
+    monkeypatch.setattr(collect, "_young", look)
+    with pytest.raises(TapvirtError, match=f"{directory} is gone"):
+        collect.wait(directory, 5)
+
+
+def test_only_one_process_cleans_up_in_a_directory(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    state = {"state": "running"}
+    (directory / "state.json").write_text(json.dumps(state))
+    (directory / "job.json").write_text("{}")
+    monkeypatch.setattr(cleanup, "_CLEANER_SECONDS", 0.2)
+    monkeypatch.setattr(collect, "_young", lambda _directory: False)
+    descriptor = lock.take(str(directory / "cleaner"), "the test")
+    assert cleanup.finish_killed_run(str(directory)) == state
+    assert collect.sweep(10) == []
+    assert (directory / "holds").exists() and sysctl.read_text() == "0\n"
+    os.close(descriptor)
+    assert cleanup.finish_killed_run(str(directory))["restored"] == {str(sysctl): ["0", "2"]}
+
+
+def test_a_module_that_nobody_uses_is_no_other_runs(
+    shared: Shared, start: Start, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another task holds the module's lock while it checks whether the module is free."""
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    (tmp_path / "proc" / NAME).mkdir(parents=True)
+    hold_elsewhere(start, directory.parent, str(directory.parent / f"{NAME}-2"))
+    cleaned = cleanup.clean(str(directory))
+    assert f"{NAME} is in use by the run 2" in cleaned["left"][0] and cleanup.needs_cleaning(str(directory))
+
+
+def test_check_mode_takes_what_a_run_removes_first_for_free(
+    shared: Shared, start: Start, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, sysctl = shared
+    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    (tmp_path / "proc" / NAME).mkdir(parents=True)
+    own = pretend(start, start_new_session=True)
+    (directory / "state.json").write_text(json.dumps({"state": "loading", "staprun": own.pid}))
+    with pytest.raises(run.Refused, match="in use by staprun"):
+        run.check_free({"name": NAME}, sweeps=True)
+    end_hold(directory, sysctl)
+    run.check_free({"name": NAME}, sweeps=True)
+    with pytest.raises(run.Refused, match="in use by staprun"):
+        run.check_free({"name": NAME})
+    pretend(start, start_new_session=True)
+    with pytest.raises(run.Refused, match="in use by staprun"):
+        run.check_free({"name": NAME}, sweeps=True)
+
+
+def test_what_changed_nothing_waits_for_nothing(shared: Shared) -> None:
+    directory, _sysctl = shared
+    descriptor = lock.take(os.path.join(cleanup.LOCKS, "sysctls"), "the test")
+    begun = time.monotonic()
+    assert cleanup.clean(str(directory)) == {"removed": False, "restored": {}, "left": []}
+    assert time.monotonic() - begun < 5
+    os.close(descriptor)
+
+
+def test_a_run_whose_output_is_fetched_is_not_removed(base: pathlib.Path) -> None:
+    directory = leave(base, 1, output=b"0123456789", seen=b"")
+    assert collect.collect(directory, 0, with_output=True, offset=4)["output"]["chunk_bytes"] == 6
+    assert collect.sweep(10) == [] and os.path.isdir(directory)
+
+
+MOUNTED = """
+import os, subprocess, sys
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import collect
+directory = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "none", directory + "/debugfs"], check=True)
+os.mkdir(directory + "/debugfs/instance")
+try:
+    cleanup.remove_tree(directory)
+except cleanup.TapvirtError as error:
+    print(error)
+collect.remove_run_directory(directory)
+print(os.path.isdir(directory + "/debugfs/instance"), cleanup.unmount(directory), os.listdir(directory + "/debugfs"))
+os.chdir(directory)
+subprocess.run(["mount", "-t", "tmpfs", "none", directory + "/debugfs"], check=True)
+os.chdir(directory + "/debugfs")
+print(*cleanup.unmount(directory))
+"""
+
+
+def test_nothing_is_removed_in_what_is_mounted(tmp_path: pathlib.Path) -> None:
+    directory = tmp_path / f"{NAME}-1"
+    (directory / "debugfs").mkdir(parents=True)
+    argv = ["unshare", "-m", sys.executable, "-c", MOUNTED, str(directory)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if not done.stdout and "denied" in done.stderr + "denied" * ("not permitted" in done.stderr):
+        pytest.skip("this user cannot mount a file system of its own")
+    assert done.stdout.splitlines() == [
+        f"debugfs is still mounted in {directory}",
+        "True [] []",
+        f"debugfs could not be unmounted from {directory}/debugfs",
+    ], done.stderr
+
+
+SUPERVISE = """
+import sys
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup, supervisor
+cleanup.BASE, cleanup.LOCKS, sysctl, directory = sys.argv[1:]
+cleanup.SYSCTLS = (sysctl,)
+supervisor.debugfs_mount = lambda: "/sys/kernel/debug"
+supervisor.Supervisor(directory).run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "rc"),
+    [
+        # The process in the background has inherited the pipes.
+        ("(trap '' INT TERM; exec sleep 1003) & echo printed; exit 0", 0),
+        ("trap '' INT TERM; exec >&- 2>&-; while :; do sleep 1003; done", -9),
+    ],
+)
+def test_a_run_ends_whatever_its_processes_keep_open(shared: Shared, script: str, rc: int) -> None:
+    directory, sysctl = shared
+    job = {"name": NAME, "duration": 1, "load": 1, "grace": 0.5, "limit": 1000, "sites": 0}
+    (directory / "job.json").write_text(json.dumps({**job, "argv": ["sh", "-c", script]}))
+    cleanup.reserve_space(str(directory))
+    argv = [sys.executable, "-c", SUPERVISE, str(directory.parent), cleanup.LOCKS, str(sysctl), str(directory)]
+    subprocess.run(argv, check=True, timeout=20)
+    state = cleanup.read_json(str(directory / "state.json"))
+    assert (state["state"], state["rc"], state["left"]) == ("done", rc, [])
+    assert (directory / "output").read_text() == ("printed\n" if rc == 0 else "")
+    time.sleep(0.1)
+    assert subprocess.run(["pgrep", "-fx", "sleep 1003"], check=False, capture_output=True).stdout == b""
+
+
+def test_a_program_that_cannot_be_started_ends_the_run(shared: Shared) -> None:
+    directory, sysctl = shared
+    job = {"name": NAME, "argv": ["/nowhere/staprun"], "duration": 1, "load": 1, "grace": 1, "limit": 1, "sites": 0}
+    (directory / "job.json").write_text(json.dumps(job))
+    argv = [sys.executable, "-c", SUPERVISE, str(directory.parent), cleanup.LOCKS, str(sysctl), str(directory)]
+    subprocess.run(argv, check=True, timeout=20)
+    assert cleanup.read_json(str(directory / "state.json"))["state"] == "done"
+    assert "/nowhere/staprun" in (directory / "errors").read_text() and not (directory / "holds").exists()
+
+
+def test_a_command_that_does_not_end_is_ended() -> None:
+    begun = time.monotonic()
+    assert cleanup.run_bounded(["sh", "-c", "sleep 1004; true"], 0.3) is None
+    assert cleanup.run_bounded(["sh", "-c", "exit 3"]) == 3
+    assert time.monotonic() - begun < 10
+
+
+def test_a_killed_tracer_holds_nothing(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but the next run, or the task that removes the tracer, puts its sysctls back."""
+    directory, sysctl = shared
+    monkeypatch.setattr(tracer_daemon, "BASE", cleanup.BASE)
+    tracer = directory.parent / "service.reads"
+    for give_back in (lambda: collect.sweep(10), lambda: tracer_daemon.SysctlGuard("reads").leave()):
+        cleanup.make_run_directory(str(tracer))
+        end_hold(tracer, sysctl)
+        assert give_back() == []
+        assert sysctl.read_text() == "2\n" and not tracer.exists()
+
+
+def test_a_tracer_without_a_sound_file_is_cleaned_up_after(
+    shared: Shared, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, sysctl = shared
+    monkeypatch.setattr(tracer_daemon, "BASE", cleanup.BASE)
+    end_hold(directory.parent / "service.reads", sysctl)
+    (tmp_path / "reads").mkdir()
+    (tmp_path / "reads" / "service.json").write_text("5")
+    (tmp_path / "reads" / "job.json").write_text(json.dumps({"name": NAME}))
+    tracer_daemon.clean_up(str(tmp_path / "reads"))
+    assert sysctl.read_text() == "2\n" and not (tmp_path / "reads" / "job.json").exists()
+
+
+DAEMON = """
+import sys
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup, tracer_daemon
+cleanup.BASE = tracer_daemon.BASE = sys.argv[1]
+raise SystemExit(tracer_daemon.TracerDaemon(sys.argv[2]).run())
+"""
+
+
+@pytest.mark.parametrize("spec", ["{", '{"builds": []}', '{"builds": {"RELEASE": 5}}'])
+def test_a_tracer_with_a_damaged_file_ends_in_a_sentence(base: pathlib.Path, tmp_path: pathlib.Path, spec: str) -> None:
+    directory = tmp_path / "reads"
+    directory.mkdir()
+    (directory / "service.json").write_text(spec.replace("RELEASE", os.uname().release))
+    done = subprocess.run([sys.executable, "-c", DAEMON, str(base), str(directory)], capture_output=True, check=False)
+    assert done.returncode == tracer_daemon.EXIT_STAY and b"Traceback" not in done.stderr, done.stderr
+    assert cleanup.read_json(str(directory / "state.json"))["state"] in ("failed", "pending")

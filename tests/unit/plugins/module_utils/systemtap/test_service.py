@@ -194,6 +194,25 @@ def test_a_module_that_nothing_uses_is_taken_away():
     assert means(one(state="stopped"), kept(one(), **idle, users=1)) == []
 
 
+def test_sysctls_that_a_killed_tracer_changed_are_put_back():
+    killed = {"unit": Unit("failed", True, False, 0, 9, ""), "digest": None, "holds_sysctls": True}
+    assert means(one(state="stopped"), kept(one(), **killed)) == ["write"]
+    gone = ["write", "systemctl disable", "remove, daemon-reload", "remove"]
+    assert means(one(state="absent"), kept(one(), **killed)) == gone
+    # Its own start and stop do so otherwise.
+    assert means(one(), kept(one(), holds_sysctls=True)) == []
+    assert means(one(state="stopped"), kept(one(), holds_sysctls=True)) == ["systemctl stop"]
+
+
+def test_what_a_killed_tracer_holds_is_found(tmp_path):
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/osrelease").write_text(RUNNING)
+    (tmp_path / "run/tapvirt/stap/service.reads").mkdir(parents=True)
+    (tmp_path / "run/tapvirt/stap/service.reads/holds").touch()
+    assert observe(Root(str(tmp_path)), ["reads"]).services["reads"].holds_sysctls
+    assert not observe(Root(str(tmp_path)), ["writes"]).services["writes"].holds_sysctls
+
+
 def test_the_running_kernel_must_have_a_module():
     with pytest.raises(InvalidInput, match="reads, modules: '6.12.2-amd64' lack one for the running kernel 6.12.1"):
         plan([one(modules=[build(NEXT)])], host(NOTHING), PROGRAM)
