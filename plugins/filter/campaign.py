@@ -12,6 +12,7 @@ from ansible.errors import AnsibleFilterError
 from ..module_utils._core.errors import InvalidInput, TapvirtError
 from ..plugin_utils._trace import campaign, probe_points
 from ..plugin_utils._trace import catalogue as _catalogue
+from ..plugin_utils._transport.edge import Odd
 
 
 def trace_outcomes(value: t.Any, name: str) -> list[str]:
@@ -51,11 +52,16 @@ def trace_points(script: t.Any, release: str) -> list[str]:
 
 def trace_refusal(probes: t.Any, release: str, listed: t.Any = ()) -> dict[str, t.Any]:
     """Return why a script cannot be built for a kernel, and what only the builder can tell."""
-    for name, value in (("probes", probes), ("listed", listed)):
-        if isinstance(value, str) or not isinstance(value, t.Sequence):
-            raise AnsibleFilterError(f"trace_refusal: {name}: {value!r} is not a list of rows of stap_probe_info.")
-    undecided = probe_points.undecided_points(probes)
-    return {"reason": probe_points.refusal(probes, listed, release), "undecided": undecided}
+    rows = _probe_rows("probes", probes)
+    undecided = probe_points.undecided_points(rows)
+    return {"reason": probe_points.refusal(rows, _probe_rows("listed", listed), release), "undecided": undecided}
+
+
+def _probe_rows(name: str, value: t.Any) -> list[dict[str, t.Any]]:
+    try:
+        return probe_points.parse_rows(value)
+    except Odd as error:
+        raise AnsibleFilterError(f"trace_refusal: {name} is not what stap_probe_info returns: {error}.") from None
 
 
 def trace_verdict(
@@ -65,7 +71,7 @@ def trace_verdict(
     for name, value in (("the run", run), ("before", before or {}), ("after", after or {})):
         if not isinstance(value, t.Mapping):
             raise AnsibleFilterError(f"trace_verdict: {name}: {value!r} is not a result, which is a dictionary.")
-    return campaign.trace_verdict(run, failure or None, before or {}, after or {}, accept)
+    return campaign.trace_verdict(run, failure or None, before, after, accept)
 
 
 def trace_summary(verdicts: t.Any, runs: t.Any = None, left_out: t.Any = None) -> dict[str, t.Any]:

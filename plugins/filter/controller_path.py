@@ -11,6 +11,8 @@ import typing as t
 
 import jinja2
 from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.write import check_target
 
@@ -46,13 +48,15 @@ def controller_path(value: t.Any, name: str, directory: bool = False) -> str:
 def _controller_path(context: jinja2.runtime.Context, value: t.Any, name: str, directory: bool = False) -> str:
     """Return the same, of a variable that does not come from the facts that a host returned.
 
-    Ansible makes a variable of every fact, and a variable that the user did not set would be the host's.
+    Ansible makes a variable of every fact, and a variable that the user did not set would be the host's. An extra
+    variable wins over every fact.
     """
     facts = context.get("ansible_facts")
-    if isinstance(facts, t.Mapping) and value and facts.get(name) == value:
+    is_fact = isinstance(facts, t.Mapping) and value and facts.get(name) == value
+    if is_fact and name not in load_extra_vars(DataLoader()):
         raise AnsibleFilterError(
-            f"{name}: {value!r} comes from the facts that the host returned; a host must not choose a file of the "
-            f"controller. Give {name} as an extra variable."
+            f"{name}: {value!r} is the value of a fact of this name that the host returned; a host must not choose a "
+            f"file of the controller. Give {name} as an extra variable."
         )
     return controller_path(value, name, directory)
 

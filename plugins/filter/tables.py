@@ -11,6 +11,7 @@ from ansible.errors import AnsibleFilterError
 from ansible.utils.display import Display
 
 from ..plugin_utils._fleet import tables
+from ..plugin_utils._transport.edge import printable
 
 display = Display()
 
@@ -28,7 +29,7 @@ def near_tables(variables: t.Any, prefix: str) -> dict[str, str]:
         raise AnsibleFilterError(f"near_tables: {variables!r} is not a dictionary of variables.")
     found = tables.near_tables(variables, prefix)
     for given, ours in found.items():
-        display.warning(f"The variable {given} is not used. Did you mean {ours}?")
+        display.warning(f"The variable {printable(given)} is not used. Did you mean {printable(ours)}?")
     return found
 
 

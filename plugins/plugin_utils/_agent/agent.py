@@ -119,7 +119,8 @@ def refuse_facts(facts: t.Any, given: t.Mapping[str, t.Any]) -> None:
     for name, value in given.items():
         if isinstance(facts, t.Mapping) and value is not None and name in facts and facts[name] == value:
             rule = (
-                "comes from the facts that the guest returned, which must not choose where the controller connects to"
+                "is among the facts of the guest, which must not choose where the controller connects to. set_fact "
+                "with cacheable makes such a fact too: set the variable in the inventory, or without cacheable"
             )
             raise InvalidInput(name, value, rule)
 

@@ -15,6 +15,8 @@ import typing as t
 
 from ansible.errors import AnsibleError
 
+from .._transport.edge import printable
+
 Variables = t.Mapping[str, t.Any]
 
 _KINDS = ("wanted", "group", "host")
@@ -40,7 +42,9 @@ def missing_tables(hostvars: t.Mapping[str, Variables], hosts: t.Sequence[str], 
     near: dict[str, str] = {}
     for host in hosts:
         near.update(near_tables(hostvars[host], prefix))
-    meant = [f"{ours}? The inventory sets {given}." for given, ours in sorted(near.items())[:_SHOWN]]
+    meant = [
+        f"{printable(ours)}? The inventory sets {printable(given)}." for given, ours in sorted(near.items())[:_SHOWN]
+    ]
     hint = f" Did you mean {' '.join(meant)}" if meant else ""
     return f"No host has a table: {every}{hint} If this is intended, set {prefix}_allow_empty: true."
 
@@ -48,11 +52,16 @@ def missing_tables(hostvars: t.Mapping[str, Variables], hosts: t.Sequence[str], 
 def near_tables(variables: Variables, prefix: str) -> dict[str, str]:
     """Return the variables that hold a table under a name that is almost one of ours, each with the name of ours."""
     found = {}
-    for name in variables:
+    for name in _names(variables):
         ours = _nearest(name, prefix)
         if ours is not None and _has_entries(variables, name, _is_entry):
             found[name] = ours
     return found
+
+
+def _names(variables: Variables) -> t.Iterator[str]:
+    """Return the names of variables. A file of variables in YAML may have other keys, such as the number 8080."""
+    return (name for name in variables if isinstance(name, str))
 
 
 def _of_prefix(prefix: str) -> list[str]:
@@ -64,7 +73,9 @@ def _is_table(name: str, prefix: str) -> bool:
 
 
 def _has_table(variables: Variables, prefix: str) -> bool:
-    return any(_has_entries(variables, name, lambda _entry: True) for name in variables if _is_table(name, prefix))
+    return any(
+        _has_entries(variables, name, lambda _entry: True) for name in _names(variables) if _is_table(name, prefix)
+    )
 
 
 def _is_entry(value: t.Any) -> bool:

@@ -18,6 +18,10 @@ _SHOWN_GROUPS = 10
 _IMPLICIT_GROUPS = ("all", "ungrouped")
 
 
+class NoHost(InvalidInput):
+    """No host of the inventory, or of ``--limit``, matches a pattern."""
+
+
 def check_hosts(
     pattern: Pattern, *, name: str, default: Pattern, groups: t.Mapping[str, t.Sequence[str]], limit: str | None = None
 ) -> Pattern:
@@ -29,9 +33,13 @@ def check_hosts(
     :param name: the variable that the pattern comes from, for the message.
     :param groups: Ansible's variable of this name: every group of the inventory with its hosts.
     :param limit: the value of ``--limit``, if any.
-    :raises InvalidInput: no host matches.
+    :raises NoHost: no host matches.
+    :raises InvalidInput: the pattern is neither a text nor a list of texts.
     """
     chosen = pattern or default
+    texts = [chosen] if isinstance(chosen, str) else chosen
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InvalidInput(name, chosen, "must be a pattern of hosts, or a list of patterns")
     inventory = InventoryManager(loader=DataLoader(), sources=None, parse=False)
     for group, hosts in groups.items():
         inventory.add_group(group)
@@ -41,18 +49,18 @@ def check_hosts(
     if found and limit:
         inventory.subset(limit)
         if not inventory.get_hosts(chosen):
-            raise InvalidInput(name, chosen, f"has no host in common with --limit {limit}")
+            raise NoHost(name, chosen, f"has no host in common with --limit {limit}")
     if not found:
         raise _no_host(name, chosen, not pattern, groups)
     return chosen
 
 
-def _no_host(name: str, chosen: Pattern, is_default: bool, groups: t.Mapping[str, t.Sequence[str]]) -> InvalidInput:
+def _no_host(name: str, chosen: Pattern, is_default: bool, groups: t.Mapping[str, t.Sequence[str]]) -> NoHost:
     """Return the error for a pattern that no host of the inventory matches."""
     default = "(the default) " if is_default else ""
     hosts = list(groups.get("all", ()))
     if not hosts:
-        return InvalidInput(name, chosen, f"{default}matches no host: the inventory is empty, give one with -i")
+        return NoHost(name, chosen, f"{default}matches no host: the inventory is empty, give one with -i")
     named = sorted(group for group, members in groups.items() if members and group not in _IMPLICIT_GROUPS)
     if named:
         more = len(named) - _SHOWN_GROUPS
@@ -61,4 +69,4 @@ def _no_host(name: str, chosen: Pattern, is_default: bool, groups: t.Mapping[str
         rest = "which has no groups"
     rule = f"{default}matches no host of the inventory, {rest}"
     nearest = nearest_names(chosen, [*named, *hosts]) if isinstance(chosen, str) else []
-    return InvalidInput(name, chosen, rule, nearest)
+    return NoHost(name, chosen, rule, nearest)

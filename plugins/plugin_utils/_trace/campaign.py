@@ -75,18 +75,21 @@ def trace_outcomes(value: t.Any, name: str) -> list[str]:
     return list(map(str, outcomes))
 
 
-def trace_verdict(run: Row, failure: str | None, before: Row, after: Row, accept: t.Sequence[str]) -> dict[str, t.Any]:
+def trace_verdict(
+    run: Row, failure: str | None, before: Row | None, after: Row | None, accept: t.Sequence[str]
+) -> dict[str, t.Any]:
     """Return what a host's run was: ``outcome``, ``reason``, ``ran``, ``accepted``, ``brake`` (why to stop), numbers.
 
     :param run: the result contract of ``stap_run``; empty when it did not come that far.
     :param failure: what the failed task said; null when none failed.
     :param before: what ``procfs_info`` returned before the run: the last record of the kernel's log, and
         ``kernel.tainted``.
-    :param after: the same afterwards: all records that may be trouble. Either may be a failed task's result.
+    :param after: the same afterwards: all records that may be trouble. Either may be a failed task's result, and None
+        where nobody read it. Where it was read, a kernel whose state is not known is a reason to stop.
     """
     run, odd_run = _parsed(run, _RUN)
-    before, odd_before = _parsed(before, _READ)
-    after, odd_after = _parsed(after, _READ)
+    before, odd_before = _parsed_read(before)
+    after, odd_after = _parsed_read(after)
     outcome = run.get("outcome") or ("build_failed" if failure and not before.get("failed") else "lost")
     reason = run.get("reason") or failure or "the host answered before the trace, and no longer does"
     if before.get("unreachable") or after.get("unreachable"):
@@ -126,6 +129,18 @@ def _parsed(value: Row, shape: t.Any) -> tuple[dict[str, t.Any], str]:
         return parse(value, Need(shape)), ""
     except Odd as error:
         return {}, str(error)
+
+
+def _parsed_read(value: Row | None) -> tuple[dict[str, t.Any], str]:
+    """Return the same of a result of ``procfs_info``; one without the kernel's taint or log cannot be read either."""
+    if value is None:
+        return {}, ""
+    read, odd = _parsed(value, _READ)
+    if odd or read.get("failed") or read.get("unreachable"):
+        return read, odd
+    if (_of(read, "sysctls") or {}).get("kernel.tainted") is None:
+        return read, "kernel.tainted is missing"
+    return read, "kmsg is missing" if _of(read, "kmsg") is None else ""
 
 
 def _of(read: Row, key: str) -> t.Any:

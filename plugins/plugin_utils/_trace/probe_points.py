@@ -13,6 +13,8 @@ from ...module_utils._systemtap.language.grammar import parse
 from ...module_utils._systemtap.language.preprocessor import Target
 from ...module_utils._systemtap.language.probe_point import ProbePoint, parse_probe_point, split_probe_points
 from ...module_utils._systemtap.language.tokens import tokenize
+from .._transport.edge import TEXT, Kind, Need
+from .._transport.edge import parse as parse_shape
 
 Row = t.Mapping[str, t.Any]
 
@@ -23,6 +25,31 @@ _OF_BUILDER = re.compile(r"CONFIG_|(?:arch|systemtap_v|runtime|systemtap_privile
 # These forms are compiled for a function with code of its own only, never for an inlined copy (man stapprobes).
 _NEVER_INLINE = ("call", "return", "exported")
 _SHOWN = 3
+
+
+def _is_probe_point(value: t.Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(parse_probe_point(value))
+    except TapvirtError:
+        return False
+
+
+# What is read of a row of stap_probe_info.
+_ROW = {
+    "probe": Need(Kind("a probe point", _is_probe_point)),
+    "family": Need(TEXT),
+    "verdict": Need(TEXT),
+    "reason": Need(TEXT),
+    "nearest": Need([TEXT]),
+}
+
+
+def parse_rows(value: t.Any) -> list[dict[str, t.Any]]:
+    """Return rows of ``stap_probe_info``, as a host returned them.
+
+    :raises Odd: they are something else.
+    """
+    return t.cast("list[dict[str, t.Any]]", parse_shape(value, Need([_ROW])))
 
 
 def probe_points(script: Row, release: str) -> list[str]:

@@ -35,7 +35,7 @@ class Odd(ValueError):
 
     def below(self, key: object) -> Odd:
         """Return the same for a value that contains the odd one under a key, or as an element."""
-        step = f"[{key}]" if isinstance(key, int) else str(key)
+        step = f"[{key}]" if isinstance(key, int) else printable(str(key))
         dot = "." if self.place and not self.place.startswith("[") else ""
         return Odd(self.problem, f"{step}{dot}{self.place}")
 
@@ -183,6 +183,12 @@ def warn(what: str, odd: t.Mapping[str, str]) -> None:
     """Warn of hosts that ``what`` leaves out, each with the reason."""
     for host, why in odd.items():
         display.warning(f"{what}: {host} is left out: {why}.")
+
+
+def printable(name: str) -> str:
+    """Return the beginning of a name that others chose, with escapes for what a terminal would act on."""
+    text = name if name.isprintable() else ascii(name)[1:-1]
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
 
 
 def _shown(value: t.Any) -> str:

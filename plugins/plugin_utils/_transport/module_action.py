@@ -30,7 +30,7 @@ class ModuleAction(ActionBase):
         """
         result = dict(self._execute_module(task_vars=task_vars, **options))
         try:
-            return keep_of_ansible(self._module(), result)
+            return keep_of_ansible(self._module(), result, self._discovered_interpreter_key)
         except Odd as error:
             name = self._module().rpartition(".")[2]
             raise AnsibleActionFail(f"The host returned something else than {name} returns: {error}.") from None

@@ -94,14 +94,17 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def keep_of_ansible(module: str, result: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def keep_of_ansible(module: str, result: t.Mapping[str, t.Any], interpreter: str | None = None) -> dict[str, t.Any]:
     """Return the same of a result that Ansible has read: what Ansible added stays, such as the interpreter it found.
 
+    :param interpreter: the name of the fact that Ansible added for the interpreter, if it looked for one.
     :raises Odd: a documented key holds something else.
     """
     # Ansible has read them, into objects since 2.19.
     added = {key: value for key, value in result.items() if key.startswith("_ansible_") or key in ANSIBLES}
     kept = added | keep_documented(module, {key: value for key, value in result.items() if key not in added})
     facts = result.get("ansible_facts")
-    own = {key: value for key, value in (facts or {}).items() if key.startswith("discovered_interpreter_")}
-    return {**kept, "ansible_facts": {**kept.get("ansible_facts", {}), **own}} if own else kept
+    found = facts.get(interpreter) if interpreter and isinstance(facts, t.Mapping) else None
+    return (
+        {**kept, "ansible_facts": {**kept.get("ansible_facts", {}), interpreter: found}} if TEXT.fits(found) else kept
+    )

@@ -61,7 +61,10 @@ class Stubs:
     def run(
         self, playbook: str, hosts: t.Mapping[str, t.Any], *options: str, **extra: t.Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a playbook over hosts, each with its variables, in the folder ``top``; ``extra`` are extra variables."""
+        """Run a playbook over hosts, each with its variables, in the folder ``top``; ``extra`` are extra variables.
+
+        The playbook is one of the collection by its name, or a file whose name ends with ``.yml``.
+        """
         common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
         inventory = self.top / "inventory.yml"
         rows = {host: {**common, **variables} for host, variables in hosts.items()}
@@ -79,7 +82,13 @@ class Stubs:
             "STUBS_FOLDER": str(self.top),
         }
         return subprocess.run(
-            [*argv, f"tapvirt.host.{playbook}", "-e", json.dumps(extra), *options],
+            [
+                *argv,
+                playbook if playbook.endswith(".yml") else f"tapvirt.host.{playbook}",
+                "-e",
+                json.dumps(extra),
+                *options,
+            ],
             env=env,
             cwd=self.top,
             stdin=subprocess.DEVNULL,

@@ -94,12 +94,26 @@ def test_a_report_without_an_answer_fails_after_the_page_was_written(stubs: Stub
     assert artifact(done)["report_summary"]["numbers"][0] == "2 hosts"
 
 
+def test_facts_of_ansible_itself_are_no_answer(tmp_path: pathlib.Path) -> None:
+    failed = 'return {"failed": True, "msg": "no module", "ansible_facts": {"discovered_interpreter_python": "/x"}}'
+    done = Stubs(tmp_path, kernel_facts=failed, stap_host_info=failed).run("report", {"h1": {}})
+    assert done.returncode == 2, output(done)
+    assert "No host of 1 gave its kernel facts. The first reason: no module" in output(done)
+
+
 @pytest.mark.parametrize("names", ["web", ""])
 def test_names_that_match_no_domain_fail(stubs: Stubs, names: str) -> None:
     done = stubs.run("console_logs", {"h1": {}}, console_logs_names=names)
     assert done.returncode == (2 if names else 0), output(done)
     told = "console_logs_names: web matches no running domain with a console on any host that answered."
     assert (told in output(done)) == bool(names)
+
+
+def test_that_domains_were_left_out_is_said_where_no_name_matches(tmp_path: pathlib.Path) -> None:
+    listed = 'return {"domains": [{"name": "a", "state": "running", "console": {"a": 1}}], "truncated": True}'
+    done = Stubs(tmp_path, libvirt_domain_info=listed).run("console_logs", {"h1": {}}, console_logs_names="web")
+    told = "matches no running domain with a console on any host that answered. Of 1 of the hosts, the first 500"
+    assert done.returncode == 2 and told in output(done), output(done)
 
 
 def test_gather_without_an_answer_fails(stubs: Stubs) -> None:

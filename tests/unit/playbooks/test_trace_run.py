@@ -261,9 +261,9 @@ def test_a_missing_function_is_named_once_and_nothing_is_built(play: Play) -> No
     assert done.code == 2, done.said
     told = f'kernel {RELEASE} does not have kernel.function("vfs_raed").call: no such function here (nearest: vfs_read)'
     assert json.dumps(f"No host was traced. h1, h2, h3: {told}")[1:-1] in done.said
-    assert done.asked("stap_module") == [] and done.asked("stap_probe_info") == ["h1"]
+    assert done.asked("stap_module") == [] and done.asked("stap_probe_info") == ["h1", "h2"], "h2 confirms it"
     assert done.campaign["outcomes"] == {"refused": 3} and done.campaign["hosts"]["h3"]["reason"] == told
-    assert done.said.count("fatal: [") == 2, "the host that was asked, and the run"
+    assert done.said.count("fatal: [") == 1, "the run"
 
 
 def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed(play: Play) -> None:
@@ -283,6 +283,58 @@ def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed
     assert sorted(done.asked("stap_run")) == ["h1", "h2"]
     assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
     assert "2 of 3 hosts were traced." in done.said
+
+
+POINT = {"probe": 'kernel.function("f").call', "family": "function", "reason": "no such function", "nearest": []}
+ARMABLE, MISSING = {**POINT, "verdict": "armable"}, {**POINT, "verdict": "missing"}
+SCRIPT = {"script": {"name": "x", "sha256": "1", "text": 'probe kernel.function("f").call {}'}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"failed": True, "msg": "No space left on device"}, "No space left on device"),
+        ({"probes": [{"probe": 1}]}, "[0].probe is 1, not a probe point"),
+        ({}, "is not what stap_probe_info returns: it is missing"),
+        ({"probes": [MISSING]}, f'kernel {RELEASE} does not have kernel.function("f").call'),
+    ],
+)
+def test_a_judge_that_fails_alone_refuses_no_other_host(play: Play, answer: dict[str, t.Any], words: str) -> None:
+    answers = {"stap_script": {"*": SCRIPT}, "stap_probe_info": {"h1": answer, "*": {"probes": [ARMABLE]}}}
+    done = play.run(trace_waves="100%", answers=answers)
+    assert done.code == 2, done.said
+    assert done.asked("stap_probe_info") == ["h1", "h2"], "h2 judges for h3"
+    assert sorted(done.asked("stap_run")) == ["h2", "h3"]
+    assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
+    assert words in done.campaign["hosts"]["h1"]["reason"]
+
+
+def test_hosts_judge_for_themselves_where_a_judge_is_lost_and_the_other_fails(play: Play) -> None:
+    rows = {"h1": "unreachable", "h2": {"failed": True, "msg": "No space left on device"}, "h3": {"probes": [ARMABLE]}}
+    answers = {"stap_script": {"*": SCRIPT}, "stap_probe_info": t.cast("dict[str, t.Any]", rows)}
+    done = play.run(trace_waves="100%", answers=answers)
+    assert done.asked("stap_probe_info")[:2] == ["h1", "h2"], done.said
+    assert sorted(done.asked("stap_probe_info")[2:]) == ["h1", "h3"], "h3 is not taken for judged"
+    assert done.campaign["hosts"]["h2"]["outcome"] == "refused" and "h3" in done.asked("stap_run")
+
+
+def test_a_lost_judge_is_replaced(play: Play) -> None:
+    answers: dict[str, dict[str, t.Any]] = {
+        "stap_script": {"*": SCRIPT},
+        "stap_probe_info": {"h1": "unreachable", "*": {"probes": [MISSING]}},
+    }
+    done = play.run(trace_waves="100%", answers=answers)
+    assert done.asked("stap_probe_info") == ["h1", "h2"], done.said
+    assert done.campaign["outcomes"] == {"refused": 3} and done.asked("stap_module") == []
+
+
+def test_a_kernel_that_cannot_be_looked_at_after_its_run_stops_the_campaign(play: Play) -> None:
+    nothing = {"procfs": {"sysctls": {"kernel.tainted": None}, "kmsg": None}}
+    done = play.run("--limit", "h1", answers={"procfs_info_after": {"*": nothing}})
+    assert done.code == 2, done.said
+    assert done.campaign["hosts"]["h1"]["brake"] == [
+        "what its kernel has said meanwhile is not known: kernel.tainted is missing"
+    ]
 
 
 def test_a_dead_builder_is_reported_once(play: Play) -> None:

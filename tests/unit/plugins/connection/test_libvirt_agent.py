@@ -143,7 +143,7 @@ def test_a_guest_does_not_choose_the_libvirt(tmp_path: pathlib.Path) -> None:
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     told = " ".join((finished.stdout + finished.stderr).split())
-    assert "tapvirt_libvirt_uri: 'test:///default' comes from the facts that the guest returned" in told, told
+    assert "tapvirt_libvirt_uri: 'test:///default' is among the facts of the guest, which must not choose" in told, told
     assert "Only domains of libvirt's QEMU driver" not in told, "it connected"
 
 

@@ -96,7 +96,7 @@ def test_a_host_that_no_longer_answers_stops():
     for after in ({"unreachable": True, "msg": "ssh"}, {}):
         row = campaign.trace_verdict({}, None, read(0), after, ACCEPT)
         assert row["outcome"] == "lost"
-        assert len(row["brake"]) == 1
+        assert row["brake"][0].startswith("it ended as lost: ")
 
 
 def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
@@ -142,7 +142,14 @@ def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):
 
 def test_what_cannot_be_read_is_no_reason():
     nothing = {"procfs": {"sysctls": None, "kmsg": None}}
-    assert campaign.trace_verdict(OK, None, nothing, nothing, ACCEPT)["brake"] == []
+    assert campaign.trace_verdict(OK, None, nothing, {}, ACCEPT)["brake"] == [
+        "what its kernel has said before is not known: kernel.tainted is missing",
+        "what its kernel has said meanwhile is not known: kernel.tainted is missing",
+    ]
+    no_log = {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": None}}
+    (line,) = campaign.trace_verdict(OK, None, read(0), no_log, ACCEPT)["brake"]
+    assert line == "what its kernel has said meanwhile is not known: kmsg is missing"
+    assert campaign.trace_verdict(OK, None, None, None, ACCEPT)["brake"] == []
 
 
 def test_a_summary_counts_merges_and_names():

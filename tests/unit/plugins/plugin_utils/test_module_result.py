@@ -89,13 +89,18 @@ def test_what_ansible_adds_to_a_result_stays() -> None:
     sent = {
         **CONTROLLERS,
         "changed": True,
-        "ansible_facts": {"discovered_interpreter_python": "/usr/bin/python3", "x": 1},
+        "ansible_facts": {"discovered_interpreter_python": "/usr/bin/python3", "discovered_interpreter_x": 1},
         "ansible_job_id": "j1.2",
     }
-    result = module_result.keep_of_ansible(full_name("procfs_info"), sent)
+    key = "discovered_interpreter_python"
+    result = module_result.keep_of_ansible(full_name("procfs_info"), sent, key)
     kept = {"changed", "ansible_facts", "ansible_job_id", "invocation", "exception", "deprecations"}
     assert set(result) == kept | {"_ansible_no_log", "_ansible_notify"}
-    assert result["ansible_facts"] == {"discovered_interpreter_python": "/usr/bin/python3"}
+    assert result["ansible_facts"] == {key: "/usr/bin/python3"}
+    assert "ansible_facts" not in module_result.keep_of_ansible(full_name("procfs_info"), sent)
+    odd = {**sent, "ansible_facts": {key: ["x"]}}
+    assert "ansible_facts" not in module_result.keep_of_ansible(full_name("procfs_info"), odd, key)
+    assert "ansible_facts" not in module_result.keep_of_ansible(full_name("procfs_info"), {"ansible_facts": [1]}, key)
 
 
 def test_a_changing_module_has_its_diff() -> None:

@@ -9,10 +9,12 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.probe_points import (
+    parse_rows,
     probe_points,
     refusal,
     undecided_points,
 )
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.edge import Odd
 
 SCRIPT = """
 probe kernel.function("a").call, kernel.function("b").return ?, vm.pagefault, kernel.trace("x:y") {}
@@ -91,3 +93,21 @@ def test_only_what_is_missing_refuses(verdict: str) -> None:
 def test_many_missing_points_are_counted() -> None:
     rows = [row(f'kprobe.function("f{number}")', "kprobe") for number in range(5)]
     assert refusal(rows, [], "6.1").endswith('; kprobe.function("f2"): no such function here; and 2 more')
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (None, "it is missing"),
+        ("x", "it is 'x', not a list"),
+        ([{"probe": 1}], "[0].probe is 1, not a probe point"),
+        ([{"probe": "nonsense("}], "[0].probe is 'nonsense(', not a probe point"),
+        ([{**row('kernel.function("f")'), "nearest": [5]}], "[0].nearest[0] is 5, not a text"),
+        ([{**row('kernel.function("f")'), "verdict": None}], "[0].verdict is missing"),
+    ],
+)
+def test_rows_that_are_something_else_are_named(rows: t.Any, problem: str) -> None:
+    with pytest.raises(Odd) as caught:
+        parse_rows(rows)
+    assert str(caught.value) == problem
+    assert parse_rows([row('kernel.function("f")')]) == [row('kernel.function("f")')]

@@ -55,3 +55,15 @@ def test_one_host_with_an_entry_is_enough() -> None:
     assert missing_tables({"a": empty, "b": {"domains_host": TABLE}}, ["a"], "domains").startswith(
         "No host has a table: "
     )
+
+
+def test_variables_whose_names_are_no_texts_are_passed_over() -> None:
+    variables: t.Any = {8080: ["foo"], None: 1, "module_param_wanted": [{"module": "kvm"}]}
+    assert near_tables(variables, "module_params") == {"module_param_wanted": "module_params_wanted"}
+    assert missing_tables({"h1": {8080: [{}]}}, ["h1"], "module_params") != ""  # type: ignore[dict-item]
+
+
+def test_a_name_cannot_steer_a_terminal() -> None:
+    name = "module_params_groups_\x1b[2J" + "x" * 500
+    sentence = missing_tables({"h1": {name: TABLE}}, ["h1"], "module_params")
+    assert "\\x1b[2J" in sentence and sentence.isprintable() and len(sentence) < 600

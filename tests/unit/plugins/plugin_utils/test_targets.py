@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.targets import Pattern, check_hosts
@@ -39,3 +41,9 @@ def test_a_pattern_that_matches_no_host_is_refused(pattern: Pattern, limit: str 
 def test_an_empty_inventory_is_named() -> None:
     with pytest.raises(InvalidInput, match="'all' .the default. matches no host: the inventory is empty, give one"):
         check_hosts("", name="x", default="all", groups={"all": [], "ungrouped": []})
+
+
+@pytest.mark.parametrize("pattern", [{"a": 1}, ["web", 5], 7])
+def test_what_is_no_pattern_is_refused(pattern: t.Any) -> None:
+    with pytest.raises(InvalidInput, match="must be a pattern of hosts, or a list of patterns"):
+        check_hosts(pattern, name="x", default="all", groups=GROUPS)
