@@ -39,8 +39,8 @@ _ASKED_SECONDS = 10
 _FORCED_SECONDS = 5
 _SPACE_SECONDS = 5
 _ATTEMPTS = 100
-# How long mount, umount and staprun -d may take.
-_COMMAND_SECONDS = 10
+# How long mount, umount and staprun -d may take; a busy host took 10 s to load a module.
+_COMMAND_SECONDS = 20
 # How long to read what a program has printed after its end: a process that it started may keep its pipes open.
 _DRAIN_SECONDS = 2
 _CLOSED_SECONDS = 0.05
