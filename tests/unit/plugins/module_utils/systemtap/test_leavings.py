@@ -668,3 +668,52 @@ def test_a_tracer_with_a_damaged_file_ends_in_a_sentence(base: pathlib.Path, tmp
     done = subprocess.run([sys.executable, "-c", DAEMON, str(base), str(directory)], capture_output=True, check=False)
     assert done.returncode == tracer_daemon.EXIT_STAY and b"Traceback" not in done.stderr, done.stderr
     assert cleanup.read_json(str(directory / "state.json"))["state"] in ("failed", "pending")
+
+
+TRACER = """
+import sys
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup, tracer_daemon
+cleanup.BASE = tracer_daemon.BASE = sys.argv[1]
+cleanup.LOCKS, cleanup._PROC, sysctl, directory = sys.argv[2:]
+cleanup.SYSCTLS = (sysctl,)
+tracer_daemon.debugfs_mount = lambda: "/sys/kernel/debug"
+raise SystemExit(tracer_daemon.TracerDaemon(directory).run())
+"""
+# It changes a sysctl, "loads" the module, and leaves a process in the background that keeps its pipes open.
+STAPRUN = """#!/bin/sh
+[ "$1" = -d ] && exec rmdir {module}
+echo 0 > {sysctl}
+mkdir {module}
+(trap '' INT TERM; exec sleep 1005) &
+trap 'rmdir {module}; exit 0' INT
+echo begun
+while :; do sleep 0.1; done
+"""
+
+
+def test_a_tracer_stops_in_time_and_leaves_nothing(shared: Shared, start: Start, tmp_path: pathlib.Path) -> None:
+    _directory, sysctl = shared
+    module, tracer = tmp_path / "proc" / NAME, tmp_path / "reads"
+    for path in (module.parent, tracer, tmp_path / "bin"):
+        path.mkdir()
+    program = tmp_path / "bin" / "staprun"
+    program.write_text(STAPRUN.format(module=module, sysctl=sysctl))
+    program.chmod(0o755)
+    output = {"directory": str(tmp_path / "log"), "file_bytes": 4096, "files": 2}
+    settings = {"globals": {}, "buffer_mb": 1, "output": output, "program": "x"}
+    builds = {os.uname().release: {"name": NAME, "key": "a" * 64, "path": "x.ko", "probes": []}}
+    cleanup.write_json(str(tracer / "service.json"), {"name": "reads", "settings": settings, "builds": builds})
+    argv = [sys.executable, "-c", TRACER, cleanup.BASE, cleanup.LOCKS, str(module.parent), str(sysctl), str(tracer)]
+    daemon = start(argv, env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
+    end = time.monotonic() + 20
+    while cleanup.read_json(str(tracer / "state.json")).get("state") != "running" and time.monotonic() < end:
+        time.sleep(0.1)
+    # Only loading needs the sysctls changed.
+    assert sysctl.read_text() == "2\n" and not (pathlib.Path(cleanup.BASE) / "service.reads" / "holds").exists()
+    daemon.terminate()
+    assert daemon.wait(20) == 0
+    state = cleanup.read_json(str(tracer / "state.json"))
+    assert (state["state"], state["rc"], state["left"]) == ("stopped", 0, [])
+    assert not module.exists() and not (tracer / "job.json").exists()
+    assert (tmp_path / "log" / "trace.000001").read_text() == "begun\n"
+    assert subprocess.run(["pgrep", "-fx", "sleep 1005"], check=False, capture_output=True).stdout == b""
