@@ -202,7 +202,7 @@ run:
       type: dict
       sample: {"/proc/sys/kernel/kptr_restrict": ["1", "0"]}
     left:
-      description: What could not be removed from the host, in words.
+      description: What could not be removed or put back on the host, in words.
       type: list
       elements: str
       sample: []
