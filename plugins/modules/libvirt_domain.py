@@ -43,6 +43,7 @@ options:
         description:
           - Its definition, as in libvirt's domain XML. Without it the definition stays as it is.
           - A document type is refused, and XML that libvirt's schema does not know.
+          - Without it, a running domain is not edited either. Its differences are in RV(domains[].pending).
         type: str
       state:
         description:
@@ -70,9 +71,12 @@ options:
           - Whether O(domains[].xml) may remove devices from a domain that this module did not define. A stored device
             that the XML does not declare is removed, and the plan has a row for it. Without this option, such a task is
             refused and names the devices.
-          - Devices that libvirt adds on its own stay without being declared - controllers, input devices, the memory
-            balloon, the default video and audio devices.
+          - Devices that libvirt adds on its own stay without being declared - controllers, input devices, USB hubs, the
+            memory balloon, the default video and audio devices - also with this option. To remove such a device,
+            declare it in one run and leave it out in the next.
           - A domain that this module defined once carries its mark and needs no permission.
+          - A disk or interface that somebody attached to a running domain only, as backup programs do, is unplugged
+            with this option only. This holds for every domain.
         type: bool
         default: false
   name:
@@ -191,9 +195,11 @@ domains:
         - The reason is C(restart) (it takes one), C(apply) (O(apply) forbade it), C(guest) (the guest was asked and
           does not follow), C(detach_pending) (the guest was asked to let a device go and has not) or C(managed_save)
           (saved memory is in the way).
+        - With C(xml), the task gives no O(domains[].xml), so the running domain is not edited. With C(permission),
+          somebody attached the device to the running domain only, and O(domains[].allow_device_removal) is false.
         - With C(overlay), a disk is on an overlay of the file that the XML names, as an external snapshot leaves it,
           and stays there; C(running) is the overlay. Back on that file, the domain would lose what it wrote since.
-        - At most 20 of a kind.
+        - At most 20 of a kind; devices that would be removed are always listed.
       type: list
       elements: dict
     plan_fidelity:

@@ -8,7 +8,6 @@ Private to the collection.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import typing as t
 import xml.etree.ElementTree as ET
@@ -16,9 +15,9 @@ import xml.etree.ElementTree as ET
 from ..connection.connection import Connection, Domain, libvirt, libvirt_errors
 from ..connection.xml import children_by_key
 from . import lifecycle
-from .identity import filled_devices
+from .identity import result_mark
 from .live.edits import LiveEdit, RefusedEdits, asked_of, live_edits, refused_reason, same_memory
-from .mark import Mark, definition_hash
+from .mark import Mark
 from .undefine import DomainArtifacts
 
 _FOLLOW_SECONDS = 3.0
@@ -40,8 +39,7 @@ def write_mark(name: str, domain: Domain, mark: Mark, wanted: ET.Element) -> Non
     with libvirt_errors(f"{name}: noting what was applied"):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         result = ET.fromstring(domain.XMLDesc(flags))
-        filled = filled_devices(wanted, result)
-        note = dataclasses.replace(mark, result=definition_hash(result), filled=filled).note()
+        note = result_mark(mark, wanted, result).note()
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 

@@ -9,6 +9,7 @@ Private to the collection. Pure.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import typing as t
 import uuid
@@ -17,7 +18,7 @@ import xml.etree.ElementTree as ET
 from ..connection.xml import children_by_key, text_of
 from ..disk.disks import target_of
 from .device_keys import fill_keys, number_controllers
-from .mark import MARK_URI, add_at_top, mark_of
+from .mark import MARK_URI, Mark, add_at_top, definition_hash, mark_of
 from .stored_devices import carried_devices
 
 # A machine alias and what the versions it stands for begin with; any other alias is a prefix itself (virt, pseries).
@@ -70,15 +71,20 @@ def _carry_devices(result: ET.Element, existing: ET.Element, with_addresses: boo
         devices.append(device)
 
 
-def filled_devices(wanted: ET.Element, result: ET.Element) -> tuple[str, ...]:
-    """Return the labels of the devices that libvirt, or the stored definition, added to the XML."""
+def result_mark(mark: Mark, wanted: ET.Element, result: ET.Element) -> Mark:
+    """Return a mark that also says what libvirt made of the wanted XML.
+
+    Devices that libvirt, or the stored definition, added to the XML are ``filled``; the others are ``declared``.
+    """
     found = result.find("devices")
     said = ET.fromstring(ET.tostring(wanted))
     _carry_keys(said, result)
     devices = said.find("devices")
     known = children_by_key(devices) if devices is not None else {}
-    labels = children_by_key(found) if found is not None else {}
-    return tuple(label for label in labels if label not in known and " " not in label)
+    labels = [label for label in (children_by_key(found) if found is not None else {}) if " " not in label]
+    filled = tuple(label for label in labels if label not in known)
+    declared = tuple(label for label in labels if label in known)
+    return dataclasses.replace(mark, result=definition_hash(result), filled=filled, declared=declared)
 
 
 def with_disks_of(wanted: ET.Element, existing: ET.Element, targets: t.Collection[str]) -> ET.Element:

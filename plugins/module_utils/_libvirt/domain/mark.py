@@ -26,12 +26,14 @@ _IDS = ("name", "uuid", "genid")
 class Mark:
     """What we leave in a domain's metadata: hashes of the XML that was asked for and of what libvirt made of it.
 
-    ``filled`` are the labels of the devices that libvirt added by itself; null where nobody has looked.
+    ``declared`` are the labels of the devices in that XML, ``filled`` those of the devices that libvirt added by
+    itself; null where nobody has looked.
     """
 
     wanted: str
     result: str | None
     filled: tuple[str, ...] | None = None
+    declared: tuple[str, ...] | None = None
 
     def note(self) -> tuple[str, str, str]:
         """Return the mark as setMetadata takes it: element text, prefix and namespace."""
@@ -44,8 +46,9 @@ class Mark:
         element = ET.Element(MARK_TAG, {"wanted": self.wanted})
         if self.result is not None:
             element.set("result", self.result)
-        if self.filled is not None:
-            element.set("filled", " ".join(self.filled))
+        for name, labels in (("filled", self.filled), ("declared", self.declared)):
+            if labels is not None:
+                element.set(name, " ".join(labels))
         return element
 
 
@@ -55,8 +58,10 @@ def mark_of(root: ET.Element) -> Mark | None:
     wanted = element.get("wanted") if element is not None else None
     if element is None or not wanted:
         return None
-    filled = element.get("filled")
-    return Mark(wanted, element.get("result"), None if filled is None else tuple(filled.split()))
+    filled, declared = (
+        None if labels is None else tuple(labels.split()) for labels in (element.get("filled"), element.get("declared"))
+    )
+    return Mark(wanted, element.get("result"), filled, declared)
 
 
 def add_at_top(root: ET.Element, tag: str) -> ET.Element:

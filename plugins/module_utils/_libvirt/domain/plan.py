@@ -17,7 +17,7 @@ from ..._core.plan import Change
 from ..connection.xml import Difference, size_bytes, text_of, to_text
 from ..disk.removal import DiskToDelete, refuse_unsafe_deletes
 from . import lifecycle
-from .identity import complete, filled_devices, with_disks_of, with_identity
+from .identity import complete, result_mark, with_disks_of, with_identity
 from .live.edits import (
     HostModel,
     LiveEdit,
@@ -29,12 +29,14 @@ from .live.edits import (
     vcpus_of,
 )
 from .mark import Mark, add_at_top, definition_hash, differences, mark_of, wanted_hash, with_mark
-from .stored_devices import device_title, removed_devices
+from .stored_devices import device_title, has_device, is_lost_device, other_label, removed_devices
 from .undeclared import definition_rows
 from .undefine import DomainArtifacts, disk_changes, loss_changes, refuse_unnamed_losses
 
 EXACT, SEMANTIC = "exact", "semantic"
 _MAX_PENDING = 20
+# Devices whose labels stay the same when others come and go.
+_KEYED = ("disk[", "interface[")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +188,7 @@ def plan_domain(
         else:
             # Only what runs may change: the definition that was asked for waits.
             rows = _definition_rows(observed.stored, desired, canonical)
-            plan.pending += [pending_row(row.path, row.before, row.after, "apply", row.secret) for row in rows][
-                :_MAX_PENDING
-            ]
+            plan.pending += _pending_rows(rows, "apply")
             stored = canonical if canonical is not None else stored
     if wanted.autostart is not None and wanted.autostart != (observed.autostart if observed else False):
         plan.changes.append(
@@ -219,7 +219,11 @@ def _check_removals(wanted: Wanted, observed: Observed | None, result: ET.Elemen
         return
     removed = removed_devices(observed.stored, result)
     if removed:
-        devices = "; ".join(device_title(label, device) for label, device in removed.items())
+        places = {label: other_label(device, observed.stored, result) for label, device in removed.items()}
+        devices = "; ".join(
+            device_title(label, device) + (f", which it declares as {places[label]}" if places[label] else "")
+            for label, device in removed.items()
+        )
         raise TapvirtError(
             f"{wanted.name}: xml: it does not declare devices that the domain has: {devices}. They would be removed, "
             "and this collection did not define the domain. Nothing was changed. Declare the devices in xml, or set "
@@ -242,7 +246,7 @@ def _plan_definition(
     """Plan the stored definition; return what it will be (in a semantic plan: as far as it is known)."""
     mark = Mark(wanted_hash(xml), None)
     if canonical is not None and wanted.root is not None:
-        mark = Mark(mark.wanted, definition_hash(canonical), filled_devices(wanted.root, canonical))
+        mark = result_mark(mark, wanted.root, canonical)
     rows: list[Difference] = []
     if observed is None:
         after = summary(canonical if canonical is not None else desired)
@@ -252,10 +256,12 @@ def _plan_definition(
         why = "the definition is another one"
         plan.changes += [_change(wanted, row.path, row.before, row.after, "defineXML", why, row.secret) for row in rows]
         old = mark_of(observed.stored)
-        if canonical is None and not rows and old is not None and old.wanted != mark.wanted:
-            # What the new XML no longer says cannot be seen without libvirt's own reading of it.
+        last = old.wanted if old is not None else None
+        if canonical is None and last != mark.wanted and (rows or old is not None):
+            # Not all that the new XML leaves out can be seen without libvirt's own reading of it.
             why = "the XML is not the one applied last"
-            plan.changes.append(_change(wanted, "xml", old.wanted[:12], mark.wanted[:12], "defineXML", why))
+            before = last and last[:12]
+            plan.changes.append(_change(wanted, "xml", before, mark.wanted[:12], "defineXML", why))
         if not observed.persistent:
             plan.changes.append(
                 _change(wanted, "persistent", False, True, "defineXML", "the domain would vanish when it ends")
@@ -295,17 +301,41 @@ def _plan_running(
     for edit in live_edits(stored, observed.running):
         if edit.key() in asked.keys:
             plan.pending.append(pending_row(edit.path, edit.before, edit.after, refused_reason(edit, asked)))
-        elif options.edits:
+            covered.append(edit.path)
+            continue
+        reason = _edit_reason(wanted, observed, options, edit)
+        if reason is None:
             plan.edits.append(edit)
             why = "the running domain differs"
             plan.changes.append(_change(wanted, "running " + edit.path, edit.before, edit.after, _HOW[edit.kind], why))
         else:
-            plan.pending.append(pending_row(edit.path, edit.before, edit.after, "apply"))
+            plan.pending.append(pending_row(edit.path, edit.before, edit.after, reason))
         covered.append(edit.path)
     semantic = plan.fidelity == SEMANTIC and plan.define is not None
     found = pending_differences(stored, observed.running, observed.host_model, subset=semantic)
     rest = [row for row in found if not any(_is_in(row.path, path) for path in covered)]
     plan.pending += _pending_rows(rest, "restart")
+
+
+def _edit_reason(wanted: Wanted, observed: Observed, options: Options, edit: LiveEdit) -> str | None:
+    """Return why an edit of a running domain is not made; null where it is."""
+    if wanted.root is None:
+        return "xml"
+    if not options.edits:
+        return "apply"
+    return "permission" if edit.kind == "detach" and not _may_detach(wanted, observed, edit) else None
+
+
+def _may_detach(wanted: Wanted, observed: Observed, edit: LiveEdit) -> bool:
+    """Tell whether a device was defined, or declared when the domain started, so that its removal was planned.
+
+    A backup program, a cloud or an administrator has attached any other one to the running domain only.
+    """
+    running, label = observed.running, edit.path.partition("/")[2]
+    if running is None or wanted.allow_device_removal or has_device(observed.stored, running, label):
+        return True
+    mark = mark_of(running) if mark_of(observed.stored) is not None else None
+    return label.startswith(_KEYED) and mark is not None and label in (mark.declared or ())
 
 
 def _is_in(path: str, place: str) -> bool:
@@ -324,7 +354,9 @@ _HOW = {
 
 
 def _pending_rows(rows: t.Sequence[Difference], reason: str) -> list[dict[str, t.Any]]:
-    return [pending_row(row.path, row.before, row.after, reason, row.secret) for row in rows[:_MAX_PENDING]]
+    """Return the first rows, and each row of a device that goes."""
+    shown = [row for position, row in enumerate(rows) if position < _MAX_PENDING or is_lost_device(row)]
+    return [pending_row(row.path, row.before, row.after, reason, row.secret) for row in shown]
 
 
 def _plan_state(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> None:

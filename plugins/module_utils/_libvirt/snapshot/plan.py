@@ -14,8 +14,8 @@ import typing as t
 
 from ..._core.errors import InvalidInput, TapvirtError, nearest_names
 from ..._core.plan import Change
-from ..connection.xml import Difference
 from ..domain.mark import differences
+from ..domain.stored_devices import is_lost_device
 from .model import EXTERNAL, INTERNAL, NO, Snapshot, descendants, domain_disks
 from .plan_create import NUMBER, check_same, plan_creation
 from .projection import Observed, ProjectedState, SnapshotPlan, Wanted
@@ -86,7 +86,7 @@ def _plan_revert(wanted: Wanted, outlook: ProjectedState, reverted: bool) -> Sna
                 row.secret,
             )
             for position, row in enumerate(rows)
-            if position < _MAX_DIFFERENCES or _is_lost_device(row)
+            if position < _MAX_DIFFERENCES or is_lost_device(row)
         ]
     return plan
 
@@ -111,10 +111,6 @@ def _plan_overlays(plan: SnapshotPlan, wanted: Wanted, observed: Observed, found
             )
             plan.changes.append(Change(what, {"disk": target}, None, "revertToSnapshot", why))
             plan.goes.append(file)
-
-
-def _is_lost_device(row: Difference) -> bool:
-    return row.after is None and bool(re.fullmatch(r"devices/[^/@]+\[[^]]*\]", row.path))
 
 
 def _is_source(path: str) -> bool:

@@ -103,3 +103,47 @@ def test_xml_of_a_running_domain_is_accepted(embed: Embed) -> None:
     done = embed.converge({"name": "talker", "xml": text})
     assert planned["plan"] == done["plan"]
     assert [row["what"] for row in done["plan"]] == ["talker description"]
+
+
+def test_disk_that_somebody_attached_to_a_running_domain_stays(embed: Embed) -> None:
+    """A backup program or a cloud attaches it; nothing but the removal that a task has planned takes it away."""
+    image = embed.root / "backup.img"
+    image.write_bytes(bytes(1 << 20))
+    disk = f"<disk type='file'><source file='{image}'/><target dev='vdb' bus='virtio'/></disk>"
+    xml = embed.talker()
+    embed.converge({"name": "talker", "xml": xml, "state": "running"})
+    attach = f"connection.lookupByName('talker').attachDeviceFlags({disk!r}, libvirt.VIR_DOMAIN_AFFECT_LIVE)"
+    embed.libvirt(attach)
+    without_xml = {"name": "talker", "state": "running"}
+    with_xml = {**without_xml, "xml": xml}
+    for marked in (True, False):
+        if not marked:
+            adopt(embed, "talker")
+        for wanted, reason in ((without_xml, "xml"), (with_xml, "permission")):
+            for check in (True, False):
+                result = embed.converge(wanted, check=check)
+                assert result["plan"] == []
+                (pending,) = result["domains"][0]["pending"]
+                assert (pending["what"], pending["reason"]) == ("devices/disk[vdb]", reason)
+    planned = embed.converge({**with_xml, "allow_device_removal": True}, check=True)
+    assert [(row["what"], row["how"]) for row in planned["plan"]] == [
+        ("talker running devices/disk[vdb]", "detachDevice")
+    ]
+    # Where this module has once defined the disk, its removal is planned.
+    embed.converge({"name": "talker", "state": "shutdown"}, on_timeout="destroy", wait_seconds=1)
+    embed.converge({"name": "talker", "xml": embed.talker(devices=disk), "state": "running"})
+    embed.converge(with_xml, apply="config")
+    planned = embed.converge(with_xml, check=True)
+    assert [row["how"] for row in planned["plan"]] == ["detachDevice"]
+
+
+def test_medium_of_a_running_domain_stays_without_xml(embed: Embed) -> None:
+    image = embed.root / "install.iso"
+    image.write_bytes(bytes(1 << 20))
+    drive = "<disk type='file' device='cdrom'>{0}<target dev='hdc' bus='ide'/><readonly/></disk>"
+    embed.converge({"name": "talker", "xml": embed.talker(devices=drive.format("")), "state": "running"})
+    medium = drive.format(f"<source file='{image}'/>")
+    embed.libvirt(f"connection.lookupByName('talker').updateDeviceFlags({medium!r}, libvirt.VIR_DOMAIN_AFFECT_LIVE)")
+    done = embed.converge({"name": "talker", "state": "running"})
+    assert done["plan"] == []
+    assert [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]] == [("devices/disk[hdc]", "xml")]

@@ -18,6 +18,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import wanted_hash
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import (
     Observed,
     Options,
@@ -75,11 +76,13 @@ def test_every_definition_converges_once_and_the_plan_is_exact(embed: Embed) -> 
     )
     stored = {root.findtext("name", ""): root for root in map(ET.fromstring, texts)}
     rows = {name: semantic_rows(name, wanted, stored[name]) for name in stored}
+    xmls = {item["name"]: item["xml"] for item in wanted}
     # A display on a socket has no port, whatever the XML says.
     assert {name: found for name, found in rows.items() if found} == {
         "two_screens": [
             "two_screens devices/graphics[vnc]@port: None -> 5999",
             "two_screens devices/graphics[vnc]@autoport: None -> no",
+            f"two_screens xml: None -> {wanted_hash(xmls['two_screens'])[:12]}",
         ]
     }
     unmarked = embed.converge(*wanted)

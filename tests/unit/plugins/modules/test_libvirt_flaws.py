@@ -133,13 +133,13 @@ def test_what_cannot_be_read_counts_as_standing_on_nothing(embed: Embed) -> None
     program = textwrap.dedent(
         """
         import os, sys
-        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import DiskPlaces
+        from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import ImageLocator
         import xml.etree.ElementTree as ET
         os.setresuid(65534, 65534, 65534)
         for kind in ("qcow2", "raw"):
             disk = f"<disk type='file'><driver type='{kind}'/><source file='{sys.argv[1]}'/><target dev='vda'/></disk>"
             root = ET.fromstring(f"<domain><devices>{disk}</devices></domain>")
-            print(*(use.unseen for use in DiskPlaces(None, True).uses_in("web1", root)))
+            print(*(use.unseen for use in ImageLocator(None, True).uses_in("web1", root)))
         """
     )
     closed = embed.root / "closed.qcow2"

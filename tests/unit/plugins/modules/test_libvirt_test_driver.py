@@ -85,7 +85,9 @@ def test_a_semantic_plan_says_so_and_keeps_the_identity(node: Run) -> None:
     same = node("shutoff", name="guest", xml=XML.format(memory=64, devices=NIC))
     assert (same["plan"], same["domains"][0]["plan_fidelity"]) == ([], "semantic")
     more = node("shutoff", name="guest", xml=XML.format(memory=32, devices=NIC))
-    assert [(row["what"], row["before"], row["after"]) for row in more["plan"]] == [("guest memory", "65536", "32768")]
+    (memory, text) = more["plan"]
+    assert (memory["what"], memory["before"], memory["after"]) == ("guest memory", "65536", "32768")
+    assert (text["what"], text["before"], text["why"]) == ("guest xml", None, "the XML is not the one applied last")
     assert more["domains"][0]["uuid"] == "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
 
 

@@ -18,7 +18,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.x
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import (
     complete,
-    filled_devices,
+    result_mark,
     with_identity,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import (
@@ -108,8 +108,8 @@ def test_subset_asks_only_for_what_is_said() -> None:
 
 def test_the_mark_is_no_difference_and_can_be_read_back() -> None:
     root = element(EXISTING)
-    marked = with_mark(root, Mark("abc", "def", ("controller[pci:0]", "memballoon[0]")))
-    assert mark_of(marked) == Mark("abc", "def", ("controller[pci:0]", "memballoon[0]"))
+    marked = with_mark(root, Mark("abc", "def", ("controller[pci:0]", "memballoon[0]"), ("disk[vda]",)))
+    assert mark_of(marked) == Mark("abc", "def", ("controller[pci:0]", "memballoon[0]"), ("disk[vda]",))
     assert differences(root, marked) == []
     assert definition_hash(root) == definition_hash(marked)
     assert mark_of(without_mark(marked)) is None
@@ -204,7 +204,7 @@ def test_a_device_that_the_user_took_back_does_not_come_again() -> None:
         "<domain><uuid>u</uuid><os><type arch='a' machine='m'/></os><devices><memballoon/>"
         "<controller type='usb' index='0' model='qemu-xhci'/></devices></domain>"
     )
-    existing = with_mark(result, Mark("w", "r", filled_devices(said, result)))
+    existing = with_mark(result, result_mark(Mark("w", None), said, result))
     wanted = element("<domain><os><type arch='a' machine='m'/></os><devices/></domain>")
     carried = with_identity(wanted, existing)
     assert [device.tag for device in carried.find("devices")] == ["memballoon"]

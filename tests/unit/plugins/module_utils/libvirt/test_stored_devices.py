@@ -15,7 +15,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.x
     children_by_key,
     parse_definition,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import filled_devices, with_identity
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.identity import result_mark, with_identity
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.mark import Mark, differences, with_mark
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import (
@@ -65,13 +65,15 @@ def plan(stored: ET.Element, devices: str, more: str = "", allow: bool = False) 
 
 
 def rows(planned: DomainPlan) -> list[tuple[str, t.Any]]:
-    return [(change.what.partition(" ")[2], change.after) for change in planned.changes]
+    """Return what changes, without the row that says that the XML is another one."""
+    found = [(change.what.partition(" ")[2], change.after) for change in planned.changes]
+    return [row for row in found if row[0] != "xml"]
 
 
 def ours(devices: str) -> ET.Element:
     """Return a domain that this collection defined with these devices, and what libvirt added to them."""
     stored = definition(devices + ADDED)
-    return with_mark(stored, Mark("earlier", None, filled_devices(definition(devices), stored)))
+    return with_mark(stored, result_mark(Mark("earlier", None), definition(devices), stored))
 
 
 REMOVABLE = {
@@ -92,7 +94,7 @@ REMOVABLE = {
 def test_undeclared_device_is_a_removal_row(label: str, more: str) -> None:
     stored = ours(BASE + REMOVABLE[label])
     planned = plan(stored, BASE, more)
-    removals = [what for what, after in rows(planned) if after is None and what != "xml"]
+    removals = [what for what, after in rows(planned) if after is None]
     assert removals == [f"devices/{label}"]
     assert planned.define is not None
     devices = ET.fromstring(planned.define).find("devices")
@@ -172,7 +174,7 @@ def test_devices_without_a_key_are_the_stored_ones() -> None:
         "<controller type='scsi' model='virtio-scsi'/><interface type='network'><source network='front'/></interface>"
     )
     assert rows(plan(stored, devices)) == []
-    assert filled_devices(definition(devices), stored) == ()
+    assert result_mark(Mark("w", None), definition(devices), stored).filled == ()
 
 
 @pytest.mark.parametrize(
@@ -187,13 +189,23 @@ def test_devices_without_a_key_are_the_stored_ones() -> None:
         ("", DATA.replace("</disk>", "<readonly/></disk>"), "readonly"),
         ("", DATA.replace("</disk>", "<iotune><total_iops_sec>9</total_iops_sec></iotune></disk>"), "iotune"),
         ("", "<graphics type='vnc' passwd='hunter2'/>", "passwd"),
+        ("<resource><partition>/x</partition></resource>", "", "resource"),
+        ("<pm><suspend-to-mem enabled='no'/></pm>", "", "pm"),
+        ("", NIC.replace("</interface>", "<backenddomain name='netvm'/></interface>"), "backenddomain"),
+        ("", NIC.replace("</interface>", "<script path='vif-bridge'/></interface>"), "script"),
+        ("", NIC.replace("</interface>", "<driver name='vhost' queues='4'/></interface>"), "driver"),
+        ("", NIC.replace("</interface>", "<alias name='ua-nic'/></interface>"), "alias"),
+        ("", DATA.replace("</disk>", "<backenddomain name='storage'/></disk>"), "backenddomain"),
+        ("", DATA.replace("</disk>", "<driver name='qemu' type='raw' cache='none'/></disk>"), "driver"),
+        ("", DATA.replace("</disk>", "<alias name='ua-data'/></disk>"), "alias"),
+        ("", DATA.replace("<source ", "<source startupPolicy='optional' "), "startupPolicy"),
+        ("", DATA.replace("b.qcow2'/>", "b.qcow2'><seclabel model='dac' relabel='no'/></source>"), "seclabel"),
     ],
 )
 def test_undeclared_part_that_libvirt_never_adds_is_a_row(more: str, devices: str, path: str) -> None:
     stored = definition(SYSTEM + devices, more)
-    declared = {"bandwidth": NIC, "filterref": NIC, "passwd": "<graphics type='vnc'/>"}.get(
-        path, DATA if devices else ""
-    )
+    declared = NIC if "<interface" in devices else DATA if devices else ""
+    declared = "<graphics type='vnc'/>" if path == "passwd" else declared
     (row,) = rows(plan(stored, SYSTEM + declared))
     assert row[0].endswith(path)
     assert row[1] in (None, "********")
@@ -203,6 +215,122 @@ def test_undeclared_part_that_libvirt_never_adds_is_a_row(more: str, devices: st
 def test_drive_is_read_only_by_itself() -> None:
     drive = "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/>{0}</disk>"
     assert rows(plan(definition(drive.format("<readonly/>")), drive.format(""))) == []
+
+
+def marked(devices: str, declared: tuple[str, ...] | None, filled: tuple[str, ...] = ()) -> ET.Element:
+    return with_mark(definition(devices), Mark("earlier", None, filled, declared))
+
+
+DECLARED = {
+    "controller[scsi:0]": "<controller type='scsi' index='0' model='virtio-scsi'/>",
+    "controller[usb:1]": "<controller type='usb' index='1' model='qemu-xhci'/>",
+    "controller[usb:0:ich9-ehci1]": "<controller type='usb' index='0' model='ich9-ehci1'/>",
+    "controller[virtio-serial:0]": "<controller type='virtio-serial' index='0'/>",
+    "controller[xenbus:0]": "<controller type='xenbus' index='0' maxGrantFrames='64'/>",
+    "controller[ccid:0]": "<controller type='ccid' index='0'/>",
+    "memballoon[0]": "<memballoon model='none'/>",
+    "emulator[0]": "<emulator>/usr/local/bin/qemu</emulator>",
+    "console[lxc:1]": "<console type='pty'><target type='lxc' port='1'/></console>",
+    "console[xen:0]": "<console type='pty'><target type='xen' port='0'/></console>",
+}
+SCSI_DISK = "<disk type='file' device='disk'><source file='/a'/><target dev='sda' bus='scsi'/></disk>"
+
+
+@pytest.mark.parametrize("label", DECLARED)
+@pytest.mark.parametrize("known", [True, False])
+def test_device_that_was_declared_is_a_row_or_stays(label: str, known: bool) -> None:
+    """An older mark does not have what was declared: the device stays then."""
+    first = "<console type='pty'><target type='lxc' port='0'/></console>" if "lxc" in label else ""
+    stored = marked(SCSI_DISK + first + DECLARED[label], (label,) if known else None)
+    planned = plan(stored, SCSI_DISK + first, "<title>new</title>")
+    assert planned.define is not None
+    devices = ET.fromstring(planned.define).find("devices")
+    assert devices is not None
+    is_row, stays = (f"devices/{label}", None) in rows(planned), label in children_by_key(devices)
+    # Only one of LXC's consoles can be told from those of others without a mark.
+    assert (is_row, stays) == ((True, False) if known or "lxc" in label else (False, True))
+
+
+def test_mark_notes_what_was_declared() -> None:
+    noted = result_mark(Mark("w", None), definition(BASE), definition(BASE + ADDED))
+    assert noted.declared == ("disk[vda]", "serial[0]", "graphics[vnc]")
+    assert noted.filled is not None
+    assert {"emulator[0]", "memballoon[0]", "console[serial:0]"} <= set(noted.filled)
+
+
+@pytest.mark.parametrize(("label", "text"), [("hub[0]", "<hub type='usb'/>"), ("iommu[0]", "<iommu model='intel'/>")])
+def test_hub_and_iommu_of_libvirt_stay(label: str, text: str) -> None:
+    for stored in (definition(SYSTEM + text), marked(SYSTEM + text, (), (label,))):
+        planned = plan(stored, SYSTEM, "<title>new</title>")
+        assert rows(planned) == [("title", "new")]
+        assert planned.define is not None
+        assert f"<{label[:3]}" in planned.define
+    assert rows(plan(marked(SYSTEM + text, (label,)), SYSTEM)) == [(f"devices/{label}", None)]
+
+
+@pytest.mark.parametrize(
+    ("serial", "console", "lost"),
+    [
+        ("<serial type='pty'><target port='0'/></serial>", "<console type='pty'/>", False),
+        (
+            "<serial type='file'><source path='/log'/><target port='0'/></serial>",
+            "<console type='file'><source path='/log'/></console>",
+            False,
+        ),
+        ("<serial type='file'><source path='/log'/><target port='0'/></serial>", "<console type='pty'/>", True),
+        ("<serial type='pty'><log file='/log'/><target port='0'/></serial>", "<console type='pty'/>", True),
+    ],
+)
+def test_serial_device_is_libvirts_own_where_it_is_the_console(serial: str, console: str, lost: bool) -> None:
+    kind = "file" if "type='file'" in serial else "pty"
+    source = "<source path='/log'/>" if kind == "file" else ""
+    stored = definition(f"{serial}<console type='{kind}'>{source}<target type='serial' port='0'/></console>")
+    found = rows(plan(stored, console, "<title>new</title>", allow=True))
+    assert (("devices/serial[0]", None) in found) is lost
+    if lost:
+        with pytest.raises(TapvirtError, match=r"serial\[0\]"):
+            plan(stored, console)
+
+
+def test_moved_disk_is_named_under_both_targets() -> None:
+    with pytest.raises(TapvirtError) as refused:
+        plan(definition(SYSTEM + DATA), SYSTEM + DATA.replace("vdb", "vdc"))
+    assert "disk[vdb] (file=/b.qcow2), which it declares as disk[vdc]" in refused.value.message
+    with pytest.raises(TapvirtError) as refused:
+        plan(definition(SYSTEM + DATA), SYSTEM)
+    assert "which it declares" not in refused.value.message
+
+
+def test_replaced_device_of_the_host_is_one_row() -> None:
+    old, new, kept = (HOST_DEVICE.format(slot) for slot in ("12", "13", "14"))
+    (change,) = plan(definition(SYSTEM + old + kept), SYSTEM + new + kept, allow=True).changes[:-1]
+    assert change.what == "guest devices/hostdev[0]"
+    assert ('slot="0x12"' in change.before, 'slot="0x13"' in change.after) == (True, True)
+    assert rows(plan(definition(SYSTEM + old + kept), SYSTEM + kept, allow=True)) == [("devices/hostdev[0]", None)]
+
+
+def test_pending_rows_name_every_lost_device() -> None:
+    cells = "".join(f"<vcpupin vcpu='{number}' cpuset='0'/>" for number in range(30))
+    stored = marked(BASE + DATA, ("disk[vdb]",))
+    text = TEXT.format(uuid=UUID, devices=BASE, more=f"<cputune>{cells}</cputune>")
+    more = "".join(f"<disk type='file'><target dev='vd{letter}'/></disk>" for letter in "cdefghijklmnopqrstuvwxyz")
+    stored.find("devices").extend(ET.fromstring(f"<devices>{more}</devices>"))  # type: ignore[union-attr]
+    root = parse_definition("xml", text, "domain")
+    wanted = Wanted("guest", "present", text, root)
+    observed = Observed(UUID, "shutoff", False, True, False, False, stored, None)
+    options = Options("live", Waiting(60, "fail"))
+    planned = plan_domain(wanted, observed, desired_definition(wanted, observed, UUID), None, options)
+    lost = [row["what"] for row in planned.pending if row["stored"] is None]
+    assert lost == [f"devices/disk[vd{letter}]" for letter in "bcdefghijklmnopqrstuvwxyz"]
+
+
+def test_xml_that_is_not_the_one_applied_last_is_a_row() -> None:
+    """The rest of what it leaves out is not shown; libvirt may have added it."""
+    nic = NIC.replace("</interface>", "<model type='netfront'/></interface>")
+    for stored in (ours(BASE + nic), definition(BASE + nic + ADDED)):
+        planned = plan(stored, BASE + NIC, "<title>new</title>")
+        assert [change.what for change in planned.changes] == ["guest title", "guest xml"]
+    assert plan(definition(BASE + nic + ADDED), BASE + NIC).changes == []
 
 
 # ---- controllers -----------------------------------------------------------------------------------------------------
@@ -249,4 +377,4 @@ def test_set_of_one_index_is_matched_by_model(order: tuple[int, ...], index: str
     )
     wanted = definition("".join(f"<controller type='usb' {index}model='{ICH9[number]}'/>" for number in order))
     assert differences(stored, with_identity(wanted, stored)) == []
-    assert filled_devices(wanted, stored) == ()
+    assert result_mark(Mark("w", None), wanted, stored).filled == ()
