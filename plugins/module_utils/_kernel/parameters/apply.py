@@ -119,7 +119,8 @@ class Applier:
     def _undone(self, error: Exception, failed: str, keys: t.Collection[Key]) -> TapvirtError:
         """Undo what was done; return one error that names the step, the cause and what became of each parameter."""
         observed = self._observed
-        assert observed is not None
+        if observed is None:  # nothing was applied
+            return error if isinstance(error, TapvirtError) else TapvirtError(str(error))
         left = self._roll_back(observed)
         texts = [text for _step, text in left]
         try:

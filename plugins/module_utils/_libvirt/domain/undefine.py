@@ -80,10 +80,9 @@ def refuse_unnamed_losses(name: str, found: DomainArtifacts, remove: t.Collectio
         ("tpm", bool(found.tpm) and not found.keeps_tpm),
     ):
         if there and what not in remove:
+            shown = "TPM state (this libvirt cannot keep it)" if what == "tpm" else what.replace("_", " ")
             raise TapvirtError(
-                f"{name}: has "
-                f"{ {'tpm': 'TPM state (this libvirt cannot keep it)'}.get(what, what.replace('_', ' ')) } that an "
-                "undefine would lose. Nothing was changed; 'remove' can name it."
+                f"{name}: has {shown} that an undefine would lose. Nothing was changed; 'remove' can name it."
             )
 
 

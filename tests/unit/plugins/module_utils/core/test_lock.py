@@ -118,11 +118,11 @@ def test_temporary_locks_keep_others_away_though_their_files_disappear(tmp_path:
         "import pathlib, sys\n"
         "from ansible_collections.tapvirt.host.plugins.module_utils._core import lock\n"
         "count = pathlib.Path(sys.argv[1])\n"
-        "for _ in range(100):\n"
+        "for _time in range(100):\n"
         "    with lock.hold(str(count.parent / 'run' / 'lock' / 'one'), 'the test', temporary=True):\n"
         "        count.write_text(str(int(count.read_text()) + 1))\n"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", program, str(count)]) for _ in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(count)]) for _number in range(4)]
     assert [process.wait(timeout=60) for process in processes] == [0] * 4
     assert count.read_text() == "400"
 

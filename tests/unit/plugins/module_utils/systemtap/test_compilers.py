@@ -208,7 +208,7 @@ def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -
     found = compilers.find_compilers(root)
     place = str(tmp_path)
     assert [(one.kind, one.major, one.command.replace(place, "ROOT")) for one in found] == layout.found
-    (kernel,) = toolchain.read_kernels(root, found).values()
+    kernel = next(iter(toolchain.read_kernels(root, found).values()))
     assert (kernel.release, kernel.version) == (layout.release, "#1 SMP PREEMPT_DYNAMIC")
     assert kernel.compiler is not None and kernel.compiler.command.replace(place, "ROOT") == layout.chosen
     assert (kernel.vmlinux or "").replace(place + "/", "") == layout.vmlinux
@@ -225,7 +225,7 @@ def test_the_full_version_of_a_plain_command_is_kept(tmp_path: pathlib.Path) -> 
 
 def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
     root = make(LAYOUTS["Arch, a kernel that clang compiled"], tmp_path)
-    (kernel,) = toolchain.read_kernels(root, compilers.find_compilers(root)).values()
+    kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
     assert kernel.make_options == ["-B", "CC=clang", "-B", "LLVM=1"]
     versioned = compilers.Compiler("clang", 18, "clang-18")
     assert compilers.make_options(kernel.origin, versioned) == ["-B", "CC=clang-18", "-B", "LLVM=-18"]
@@ -293,7 +293,7 @@ def test_the_links_for_stap_lead_to_modules_and_symbols(tmp_path: pathlib.Path) 
         root = make(layout, tmp_path / name)
         if symbols:
             write(tmp_path / name / symbols, "x" * 5000)
-        (kernel,) = toolchain.read_kernels(root, compilers.find_compilers(root)).values()
+        kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
         links = pathlib.Path(sysroot.make_sysroot(Store(str(tmp_path / name / "store")), kernel, root))
         modules = links / "lib/modules" / layout.release
         assert os.readlink(modules / "kernel") == str(tmp_path / name / kept)
