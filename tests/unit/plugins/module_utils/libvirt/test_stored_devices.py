@@ -314,7 +314,7 @@ def test_pending_rows_name_every_lost_device() -> None:
     stored = marked(BASE + DATA, ("disk[vdb]",))
     text = TEXT.format(uuid=UUID, devices=BASE, more=f"<cputune>{cells}</cputune>")
     more = "".join(f"<disk type='file'><target dev='vd{letter}'/></disk>" for letter in "cdefghijklmnopqrstuvwxyz")
-    stored.find("devices").extend(ET.fromstring(f"<devices>{more}</devices>"))  # type: ignore[union-attr]
+    stored.find("devices").extend(ET.fromstring(f"<devices>{more}</devices>"))
     root = parse_definition("xml", text, "domain")
     wanted = Wanted("guest", "present", text, root)
     observed = Observed(UUID, "shutoff", False, True, False, False, stored, None)
