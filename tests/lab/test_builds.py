@@ -255,7 +255,7 @@ def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, parted):
     reason = campaign["left_out"]["trace3"]
     for name in ("builder-old", "builder-new"):
         assert f"{name}: the builder has no headers for 7.2" in reason
-    assert "install linux-headers-7.2" in reason
+    assert "install the package linux-headers-7.2" in reason
 
 
 @pytest.mark.soak

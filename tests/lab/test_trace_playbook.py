@@ -139,7 +139,7 @@ def test_a_host_that_is_not_ready_is_told_why_and_left_out(traced):
     (line,) = [
         text for text in result.of("trace1", "Say which are not ready, and what helps")["msg"] if "here: " in text
     ]
-    assert "the builder has no headers for " in line and "install linux-headers-" in line
+    assert "the builder has no headers for " in line and "install the package linux-headers-" in line
     assert summary(result)["left_out"]["here"] in line
     assert result.recap["here"]["failed"] == 0
 
