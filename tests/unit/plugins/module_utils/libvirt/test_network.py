@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.canonical import canonical_networks
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.live import live_edits
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.plan import (
     NetworkPlan,
@@ -287,59 +286,3 @@ def test_a_network_in_use_is_not_started_anew() -> None:
     with pytest.raises(TapvirtError, match="web1"):
         planned(Wanted("n", "active", new), found, new, "restart_if_needed")
     assert planned(Wanted("n", "active", network()), found, network(), "restart_if_needed").changes == []
-
-
-FULL = """
-<network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0' trustGuestRxFilters='yes'>
-  <name>full</name><uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid>
-  {forward}
-  <bridge name='virbr7' stp='on' delay='2'/><mtu size='9000'/><mac address='52:54:00:00:00:99'/>
-  <domain name='lab.example' localOnly='yes'/>
-  <dns forwardPlainNames='no'>
-    <forwarder addr='192.0.2.53'/><txt name='t' value='v'/><host ip='10.0.0.2'><hostname>a</hostname></host>
-    <srv service='s' protocol='tcp' domain='d' target='t' port='1'/>
-  </dns>
-  <bandwidth><inbound average='1000'/><outbound average='1000'/></bandwidth>
-  <ip address='10.0.0.1' prefix='24'>
-    <tftp root='/srv/tftp'/>
-    <dhcp>
-      <range start='10.0.0.100' end='10.0.0.200'/><host mac='52:54:00:00:00:01' ip='10.0.0.5'/><bootp file='b'/>
-    </dhcp>
-  </ip>
-  <ip family='ipv6' address='2001:db8::1' prefix='64'/>
-  <route address='192.0.2.0' prefix='24' gateway='10.0.0.9'/>
-  <portgroup name='g' default='yes'><bandwidth><inbound average='9'/></bandwidth></portgroup>
-  <dnsmasq:options><dnsmasq:option value='log-queries'/></dnsmasq:options>
-</network>
-"""
-NAT = (
-    "<forward mode='nat'><nat><address start='192.0.2.1' end='192.0.2.2'/><port start='500' end='999'/></nat></forward>"
-)
-INTERFACES = """
-<network><name>full</name><uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid>
-<forward mode='passthrough'><interface dev='eth0'/><interface dev='eth1'/></forward>
-<vlan><tag id='7'/></vlan><virtualport type='802.1Qbh'><parameters profileid='p'/></virtualport></network>
-"""
-
-
-@pytest.mark.parametrize("text", [FULL.format(forward=NAT), FULL.format(forward="<forward mode='open'/>"), INTERFACES])
-def test_whatever_the_xml_leaves_out_is_a_row(text: str) -> None:
-    full = ET.fromstring(text)
-    stored = canonical_networks({"full": full})["full"]
-    assert isinstance(stored, ET.Element), stored
-    assert differences(stored, stored) == []
-    wanted = {}
-    for number in range(1, sum(1 for _element in full.iter())):
-        less = ET.fromstring(text)
-        element = list(less.iter())[number]
-        parent = next(one for one in less.iter() if element in list(one))
-        if element.tag not in ("name", "uuid", "bridge", "mac"):
-            parent.remove(element)
-            wanted[f"{number} {element.tag}"] = with_identity(less, stored)
-    silent = []
-    for label, root in wanted.items():
-        canonical = canonical_networks({"full": root})["full"]
-        if isinstance(canonical, ET.Element) and not differences(stored, canonical):
-            silent.append(label)
-    assert silent == []
-    assert len(wanted) > 5
