@@ -49,7 +49,7 @@ def play_hosts(
 
 
 def _is_imported(playbook: str) -> bool:
-    """Tell whether a playbook of this collection is none of those that the command names, by name or by path.
+    """Return whether another playbook imports this one: the command names it neither by name nor by path.
 
     Ansible evaluates the hosts of every play, also of plays that tags or a condition leave out. An error would end the
     whole run of a site's playbook.

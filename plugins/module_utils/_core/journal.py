@@ -39,7 +39,7 @@ class Journal:
     def locked(self) -> t.Iterator[None]:
         """Keep other runs on this host away from the same items for as long as the block lasts.
 
-        Whoever takes it has changed nothing yet.
+        The caller has changed nothing when it takes the lock.
 
         :raises LockTimeout: another run held it for the whole time of waiting.
         """

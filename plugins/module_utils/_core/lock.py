@@ -125,7 +125,7 @@ def _open(path: str) -> int:
     """Open a lock's file, and make it and its directory where they do not exist."""
     for _attempt in range(100):
         make_directories(os.path.dirname(path), 0o700)
-        # Whoever releases a temporary lock may remove the directory between the two calls.
+        # The holder of a temporary lock may remove the directory between the two calls.
         with contextlib.suppress(FileNotFoundError):
             return _open_file(path, os.O_RDWR | os.O_CREAT, changing=True)
     raise UnsafeLock(f"The lock {path} cannot be made: its directory disappears again and again.", lock=path)
