@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -22,8 +23,7 @@ NEEDS_PATH = "a user with permission for that path, or root: run it with become:
 class TapvirtError(Exception):
     """A failure with a message for people and fields for programs.
 
-    ``message`` is one paragraph that names the item, the value and the rule. ``fields`` become part of the
-    module's result (JSON-clean), next to ``msg``.
+    ``message`` is one paragraph. ``fields`` become part of the module's result (JSON-clean), next to ``msg``.
     """
 
     def __init__(self, message: str, **fields: t.Any) -> None:
@@ -31,28 +31,90 @@ class TapvirtError(Exception):
         self.message = message
         self.fields = fields
 
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of a result or of a failed item: ``{option, value, problem, hint, candidates}``."""
+        return {"option": None, "value": None, "problem": self.message, "hint": None, "candidates": []}
+
 
 class InvalidInput(TapvirtError):
-    """The user asked for something that cannot be: said before anything changed.
+    """An option has a value that cannot be accepted; nothing was changed.
 
-    ``nearest`` lists the right things that look most like the given value (best first, may be empty).
+    ``option`` is the path of the option, such as ``params[0].value``; ``problem`` a whole sentence with a subject;
+    ``hint`` a whole sentence that says what to do; ``candidates`` the right values that resemble the given one, best
+    first (one that equals it is left out); ``line`` the line of a multi-line value, from 1.
     """
 
     def __init__(
         self,
-        item: str,
+        option: str,
         value: t.Any,
-        rule: str,
-        nearest: t.Sequence[str] = (),
+        problem: str,
+        hint: str | None = None,
+        candidates: t.Iterable[str] = (),
+        *,
+        line: int | None = None,
         **fields: t.Any,
     ) -> None:
-        shown = repr(value)
-        if len(shown) > _SHOWN_CHARS:
-            shown = shown[:_SHOWN_CHARS] + "..."
-        message = f"{item}: {shown} {rule.rstrip('.')}."
-        if nearest:
-            message += f" Nearest: {', '.join(nearest)}."
-        super().__init__(message, item=item, value=value, rule=rule, nearest=list(nearest), **fields)
+        self.option = option
+        self.value = value
+        self.problem = _sentence(problem)
+        self.hint = None if hint is None else _sentence(hint)
+        self.candidates = [candidate for candidate in candidates if candidate != value]
+        self.line = line
+        super().__init__(self._message(), **fields)
+
+    def below(self, path: str) -> InvalidInput:
+        """Return the same error for the option at ``path``, which contains this option: ``params[0]``."""
+        option = path + self.option if self.option.startswith("[") else f"{path}.{self.option}".rstrip(".")
+        found = type(self)(option, self.value, self.problem, self.hint, self.candidates, line=self.line, **self.fields)
+        return found.with_traceback(self.__traceback__)
+
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of a result or of a failed item: ``{option, value, problem, hint, candidates}``."""
+        return {
+            "option": self.option,
+            "value": self.value,
+            "problem": self.problem,
+            "hint": self.hint,
+            "candidates": self.candidates,
+        }
+
+    def _message(self) -> str:
+        place = self.option if self.line is None else f"{self.option}, line {self.line}"
+        shown = _shown_value(self.value)
+        parts = [f"Invalid value{f' {shown}' if shown else ''} for {place}: {self.problem}"]
+        if self.hint is not None:
+            parts.append(self.hint)
+        if self.candidates:
+            *others, last = self.candidates
+            parts.append(f"Did you mean {', '.join(others)} or {last}?" if others else f"Did you mean {last}?")
+        return " ".join(parts)
+
+
+@contextlib.contextmanager
+def option_path(path: str) -> t.Iterator[None]:
+    """Put ``path`` before the option of an ``InvalidInput`` from the block: ``value`` becomes ``params[0].value``."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.below(path) from error.__cause__
+
+
+def error_row(error: TapvirtError | None) -> dict[str, t.Any] | None:
+    """Return the ``error`` of an item's row: None where the item did not fail."""
+    return None if error is None else error.row()
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def _shown_value(value: t.Any) -> str:
+    """Return a value on one line; nothing for a missing value and for a text of several lines."""
+    if value is None or (isinstance(value, str) and "\n" in value.strip("\n")):
+        return ""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "..."
 
 
 class NoEffect(TapvirtError):

@@ -93,7 +93,7 @@ def read_timeout(params: t.Mapping[str, t.Any]) -> int:
     """
     seconds: int = params["lock_timeout_seconds"]
     if seconds < 0:
-        raise InvalidInput("lock_timeout_seconds", seconds, "must be 0 (do not wait) or more seconds")
+        raise InvalidInput("lock_timeout_seconds", seconds, "The number of seconds must be 0 (do not wait) or more.")
     return seconds
 
 

@@ -49,7 +49,7 @@ def _check_paths(argument_spec: t.Mapping[str, t.Any], params: t.Mapping[str, t.
     for option, rule in argument_spec.items():
         value = params.get(option)
         if rule.get("type") == "path" and value and "\0" in value:
-            raise InvalidInput(above + option, value, "has a NUL byte, which no path can have")
+            raise InvalidInput(above + option, value, "A path cannot contain a NUL byte.")
         if rule.get("type") == "dict" and value and "options" in rule:
             _check_paths(rule["options"], value, f"{above}{option}.")
 
@@ -97,12 +97,18 @@ class _Failures:
         trace: types.TracebackType | None,
     ) -> None:
         if isinstance(error, TapvirtError):
-            self._module.fail_json(msg=as_utf8(error.message), **_warned(self._module, error.fields))
+            self._module.fail_json(
+                msg=as_utf8(error.message), **_warned(self._module, {"error": error.row(), **error.fields})
+            )
         if isinstance(error, PermissionError):
-            self._module.fail_json(msg=as_utf8(missing_permission(error, self._needs)))
+            self._fail(missing_permission(error, self._needs))
         if isinstance(error, Exception):
             known = disk_failure(error) if isinstance(error, OSError) else None
-            self._module.fail_json(msg=as_utf8(known or _unexpected(error, trace)))
+            self._fail(known or _unexpected(error, trace))
+
+    def _fail(self, message: str) -> None:
+        failure = TapvirtError(as_utf8(message))
+        self._module.fail_json(msg=failure.message, error=failure.row())
 
 
 def _unexpected(error: Exception, trace: types.TracebackType | None) -> str:

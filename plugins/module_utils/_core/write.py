@@ -59,9 +59,9 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
     """
     wanted = "directory" if directory else "regular file"
     if "\0" in path:
-        raise InvalidInput(option, path, "has a NUL byte, which no path can have")
+        raise InvalidInput(option, path, "A path cannot contain a NUL byte.")
     if not directory and os.path.basename(path) in ("", ".", ".."):
-        raise InvalidInput(option, path, "must end with the name of a file")
+        raise InvalidInput(option, path, "The path must end with the name of a file.")
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -69,15 +69,15 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
         while level not in ("", "/") and not os.path.lexists(level):
             level = os.path.dirname(level)
         if level and not os.path.isdir(level):
-            raise InvalidInput(option, path, f"cannot be written: {level} is not a directory") from None
+            raise InvalidInput(option, path, f"{level} is not a directory, so the file cannot be written.") from None
         return
     except PermissionError:
         raise
     except OSError as error:
-        raise InvalidInput(option, path, f"cannot be used: {error.strerror}") from None
+        raise InvalidInput(option, path, f"The path cannot be used: {error.strerror}.") from None
     kind = kind_of(mode) or "a regular file"
     if kind != f"a {wanted}":
-        raise InvalidInput(option, path, f"is {kind}, not a {wanted}")
+        raise InvalidInput(option, path, f"The path is {kind}, not a {wanted}.")
 
 
 def sync_directory(directory: str) -> None:

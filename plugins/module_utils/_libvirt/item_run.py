@@ -44,7 +44,7 @@ class Item(t.Generic[WantedT, ObservedT, PlanT]):
     wanted: WantedT
     plan: PlanT
     observed: ObservedT | None = None
-    error: str | None = None
+    error: TapvirtError | None = None
     done: bool = False
 
     def changed(self, check_mode: bool) -> bool:
@@ -110,7 +110,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             try:
                 item.plan = self._plan(item)
             except TapvirtError as error:
-                item.error = error.message
+                item.error = error
 
     def _apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
         for item in touched:
@@ -118,7 +118,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
                 with libvirt_errors(f"{item.wanted.name}: changing it"):
                     self._apply(connection, item)
             except TapvirtError as error:
-                item.error = error.message
+                item.error = error
 
     def _any_error(self) -> bool:
         return any(item.error for item in self._items)
@@ -146,7 +146,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             # What was done stays told.
             for item in touched:
                 item.plan = planned[item.wanted.name]
-                item.error = errors[item.wanted.name] or (
+                item.error = errors[item.wanted.name] or TapvirtError(
                     f"{item.wanted.name}: changed, but not read back: {error.message}"
                 )
             return
@@ -158,7 +158,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
                 item.error = NoEffect(
                     f"{item.wanted.name}: carried out without an error, but reading back shows no effect: "
                     f"{'; '.join(f'{change.what} ({change.why})' for change in left)}."
-                ).message
+                )
 
     def _keep(self, item: Item[WantedT, ObservedT, PlanT], planned: PlanT) -> None:
         """Put what was planned into the plan made afterwards, which tells what still waits."""
@@ -178,5 +178,5 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             result["warnings"] = self._warnings
         if self._any_error():
             result["changed"] = any(item.done for item in self._items)
-            raise TapvirtError(" ".join(item.error for item in self._items if item.error), **result)
+            raise TapvirtError(" ".join(item.error.message for item in self._items if item.error), **result)
         return result

@@ -12,6 +12,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
+from ..._core.errors import TapvirtError
 from ..connection.connection import Connection, Domain, default_if_unsupported, libvirt
 from ..connection.xml import text_of
 from ..disk.disks import Disk, Source, disks_of
@@ -90,7 +91,7 @@ class HostContext:
         ]
         return self.uses() + self.places.volume_uses() + coming
 
-    def shared_disks(self, new: t.Sequence[Wanted], leaving: t.Collection[str]) -> dict[str, str]:
+    def shared_disks(self, new: t.Sequence[Wanted], leaving: t.Collection[str]) -> dict[str, TapvirtError]:
         """Return why domains cannot be added, by name: a disk of their own is that of another domain.
 
         Two guests that write to one disk destroy what is on it. So it is with a definition under another name, too.
@@ -107,12 +108,12 @@ class HostContext:
         if not own:
             return {}
         owners = {name: use for use in self.uses() if use.domain not in leaving for name in use.names if use.domain}
-        wrong: dict[str, str] = {}
+        wrong: dict[str, TapvirtError] = {}
         for name, disk, source in own:
             names, _why = self.places.known_names(source)
             other = next((owners[one] for one in sorted(names) if one in owners), None)
             if other is not None and other.domain != name:
-                wrong[name] = (
+                wrong[name] = TapvirtError(
                     f"{name}: disk {disk.target}, {source.shown()}, is in use as disk {other.target} of domain "
                     f"{other.domain!r}. Who has renamed a domain lets the old "
                     "one be absent in the same list; a disk for several says <shareable/> or <readonly/>."

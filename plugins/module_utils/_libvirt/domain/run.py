@@ -13,7 +13,7 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row
 from ..._core.plan import Change
 from ..connection.connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
 from ..connection.embed import EmbedRoot
@@ -147,7 +147,9 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             if domain is None:
                 continue
             if is_host(driver, domain.ID()):
-                item.error = f"{item.wanted.name}: is the host itself, as Xen lists it. Nothing was changed."
+                item.error = TapvirtError(
+                    f"{item.wanted.name} is the host itself, as Xen lists it. Nothing was changed."
+                )
                 continue
             try:
                 with libvirt_errors(f"{item.wanted.name}: reading it"):
@@ -155,7 +157,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                     look = host.with_belongings if item.wanted.state == "absent" else host.with_overlays
                     item.observed = host.with_host_model(item.wanted, look(item.wanted, domain, observed))
             except TapvirtError as error:
-                item.error = error.message
+                item.error = error
 
     def _host_context(self, connection: Connection, domains: t.Sequence[Domain]) -> HostContext:
         return HostContext(connection, self._uri, domains, [item.wanted for item in self._items])
@@ -188,13 +190,13 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 self._check_uuid(item)
                 item.error = shared.get(name)
             except TapvirtError as error:
-                item.error = error.message
+                item.error = error
         # A definition that was applied before was valid then. Others are checked with a mark, as libvirt gets them.
         mark = Mark(_ANY_HASH, _ANY_HASH)
         wrong = schema_errors({name: with_mark(root, mark) for name, root in desired.items() if root is not None})
         for item in self._items:
             if item.wanted.name in wrong:
-                item.error = wrong[item.wanted.name].message
+                item.error = wrong[item.wanted.name]
                 desired[item.wanted.name] = None
         canonical = self._canonical(desired, connection)
         misplaced = {name for name, answer in canonical.items() if answer.error is not None}
@@ -208,13 +210,13 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         self._desired_roots, self._canonical_roots = desired, canonical
         super()._plan_all(connection)
 
-    def _shared_disks(self, leaving: t.Collection[str]) -> dict[str, str]:
+    def _shared_disks(self, leaving: t.Collection[str]) -> dict[str, TapvirtError]:
         """Return why domains cannot be added, by name; ``leaving`` are the names of those that go before."""
         new = [item.wanted for item in self._items if item.observed is None and item.wanted.state != "absent"]
         try:
             return self._host.shared_disks(new, leaving)
         except TapvirtError as error:
-            return dict.fromkeys((one.name for one in new), error.message)
+            return dict.fromkeys((one.name for one in new), error)
 
     def _plan(self, item: _Item) -> DomainPlan:
         wanted = item.wanted
@@ -370,7 +372,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             "changed": item.changed(check_mode),
             "pending": plan.pending,
             "plan_fidelity": plan.fidelity,
-            "error": item.error,
+            "error": error_row(item.error),
         }
 
 

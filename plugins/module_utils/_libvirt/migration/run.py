@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row
 from ..connection.connection import Connection, check_uri, libvirt_errors, shown_uri
 from ..item_run import Item, ItemRun, check_names
 from ..storage.volume_content import Log
@@ -42,8 +42,8 @@ def check_options(uri: str, destination: str, options: Options) -> None:
         embedded = {"uri": check_uri(uri)}
         embedded["destination"] = check_uri(destination)
     except InvalidInput as error:
-        item = "uri" if error.fields["value"] == shown_uri(uri) else "destination"
-        raise InvalidInput(item, error.fields["value"], error.fields["rule"], error.fields["nearest"]) from error
+        item = "uri" if error.value == shown_uri(uri) else "destination"
+        raise InvalidInput(item, error.value, error.problem, error.hint, error.candidates) from error
     for item, root in embedded.items():
         if root is not None:
             raise InvalidInput(item, root.path, "is a root of the embedded driver, which no other libvirt can reach")
@@ -108,7 +108,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
             try:
                 item.observed = observe(self._ends, item.wanted.name, not self._check_mode)
             except TapvirtError as error:
-                item.error = item.error or self._masked(error)
+                item.error = item.error or TapvirtError(self._masked(error))
 
     # ---- plan ----
 
@@ -152,7 +152,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
                 item.error = NoEffect(
                     f"{item.wanted.name}: migrated without an error, but it is not there as it was: "
                     f"{observed.destination} instead of {before}."
-                ).message
+                )
 
     def _keep(self, item: _Item, planned: MigrationPlan) -> None:
         item.plan = planned
@@ -174,5 +174,5 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
             "state": None if seen is None else seen.state,
             **self._statistics.get(name, NO_STATISTICS),
             "changed": item.changed(check_mode),
-            "error": item.error,
+            "error": error_row(item.error),
         }

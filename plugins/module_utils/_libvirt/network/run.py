@@ -13,7 +13,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.errors import InvalidInput, TapvirtError, error_row
 from ..connection.connection import Connection, LibvirtFailure, check_uri, connected, libvirt, libvirt_errors, shown_uri
 from ..connection.xml import fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun, check_names
@@ -189,13 +189,13 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                     self._check_free(item.wanted, root)
                     self._desired[item.wanted.name] = root
             except TapvirtError as error:
-                item.error = error.message
+                item.error = error
         self._canonical = {}
         answers = canonical_networks(self._desired)
         for item in self._items:
             answer = answers.get(item.wanted.name)
             if isinstance(answer, InvalidInput):
-                item.error = item.error or answer.message
+                item.error = item.error or answer
             elif answer is not None:
                 self._canonical[item.wanted.name] = answer
         super()._plan_all(connection)
@@ -262,7 +262,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
             "bridge": bridge_name(observed.stored) if observed else None,
             "changed": item.changed(check_mode),
             "pending": plan.pending,
-            "error": item.error,
+            "error": error_row(item.error),
         }
 
 

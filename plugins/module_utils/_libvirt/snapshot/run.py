@@ -14,7 +14,7 @@ import stat
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row
 from ..connection.connection import Connection, Domain, check_uri, connected, is_unsupported, libvirt, libvirt_errors
 from ..connection.deadline import call_with_deadline
 from ..connection.lookup import find_domain
@@ -106,7 +106,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             for item in self._items:
                 if item.wanted.state != "absent":
                     rule = f"is no domain of this libvirt: nothing is in {root.path} yet"
-                    item.error = InvalidInput("domain", item.wanted.domain, rule).message
+                    item.error = InvalidInput("domain", item.wanted.domain, rule)
         return self.result(check_mode, with_diff)
 
     # ---- observe ----
@@ -128,7 +128,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
                 if warning not in self._warnings:
                     self._warnings.append(warning)
             elif isinstance(found, TapvirtError):
-                item.error = found.message
+                item.error = found
 
     # ---- plan ----
 
@@ -214,7 +214,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         for item in touched:
             left = [file for file in planned[item.wanted.name].goes if self._local and os.path.lexists(file)]
             if left and not item.error:
-                item.error = NoEffect(f"{item.wanted.name}: done, but still there: {', '.join(left)}.").message
+                item.error = NoEffect(f"{item.wanted.name}: done, but still there: {', '.join(left)}.")
             new = planned[item.wanted.name].create
             if new is not None and item.observed is not None and not item.error:
                 item.error = _not_as_planned(item.wanted, new, item.observed)
@@ -228,7 +228,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
                     item.error = NoEffect(
                         f"{item.wanted.name}: taken, but disk {disk.target} still writes to {disk.source} and not "
                         f"to the overlay {file}."
-                    ).message
+                    )
 
     # ---- result ----
 
@@ -246,7 +246,7 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             if found is not None:
                 current = outlook.current == found.name
                 row.update(state="present", current=current, kind=found.kind, files=found.files)
-        return {**row, "changed": item.changed(check_mode), "error": item.error}
+        return {**row, "changed": item.changed(check_mode), "error": error_row(item.error)}
 
 
 def _creation_flags(plan: SnapshotPlan) -> int:
@@ -260,14 +260,14 @@ def _creation_flags(plan: SnapshotPlan) -> int:
     return flags
 
 
-def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> str | None:
+def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> NoEffect | None:
     found = observed.snapshots.get(new.name)
     if found is None or (found.kind, sorted(found.files)) == (new.kind, sorted(new.files)):
         return None
     return NoEffect(
         f"{wanted.name}: taken, but it is {found.kind} with the files {found.files}; planned was {new.kind} with "
         f"{new.files}."
-    ).message
+    )
 
 
 def _remove_file(doing: str, file: str) -> None:

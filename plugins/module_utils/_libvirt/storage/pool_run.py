@@ -13,7 +13,7 @@ import os
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.errors import InvalidInput, TapvirtError, error_row
 from ..connection.connection import Connection, LibvirtFailure, connected, libvirt, libvirt_errors
 from ..connection.schema import empty_host, schema_error
 from ..connection.xml import fill_or_check_name, parse_definition, text_of, to_text
@@ -184,7 +184,7 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
             "state": state,
             "changed": item.changed(check_mode),
             "pending": plan.pending,
-            "error": item.error,
+            "error": error_row(item.error),
         }
 
 

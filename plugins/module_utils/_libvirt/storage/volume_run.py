@@ -15,7 +15,7 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, nearest_names
+from ..._core.errors import InvalidInput, TapvirtError, error_row, nearest_names
 from ..connection.connection import Connection, connected, libvirt, libvirt_errors
 from ..connection.xml import check_name, fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun
@@ -223,7 +223,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             try:
                 source, seen = self._see_content(connection, wanted, wanted.source, volume, seen)
             except InvalidInput as error:
-                item.error = error.message
+                item.error = error
         if seen is None and wanted.clone_from is not None:
             origin = find_volume(pool, wanted.clone_from)[1]
             origin = None if origin is None else self._standing.upon(wanted.pool, wanted.clone_from, origin)
@@ -347,7 +347,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             "allocation_bytes": volume.allocation if volume else None,
             "checksum": self._uploaded.get(wanted.name) or (volume.digest if volume else None),
             "changed": item.changed(check_mode),
-            "error": item.error,
+            "error": error_row(item.error),
         }
 
 

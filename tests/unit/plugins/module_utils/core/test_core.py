@@ -76,15 +76,53 @@ def test_nearest_names_in_a_large_table():
     assert time.monotonic() - started < 5
 
 
-def test_invalid_input_reads_as_one_paragraph_and_as_fields():
-    error = errors.InvalidInput("params[0].value", "fast", "is not an integer", ["200000"])
-    assert error.message == "params[0].value: 'fast' is not an integer. Nearest: 200000."
-    assert error.fields["value"] == "fast" and error.fields["nearest"] == ["200000"]
+def test_invalid_input_is_one_paragraph_and_a_row():
+    error = errors.InvalidInput("params[0].value", "20x", "kvm.halt_poll_ns takes a whole number", "Use 20", ["20"])
+    assert error.message == (
+        "Invalid value '20x' for params[0].value: kvm.halt_poll_ns takes a whole number. Use 20. Did you mean 20?"
+    )
+    assert error.row() == {
+        "option": "params[0].value",
+        "value": "20x",
+        "problem": "kvm.halt_poll_ns takes a whole number.",
+        "hint": "Use 20.",
+        "candidates": ["20"],
+    }
+
+
+def test_the_given_value_is_no_candidate():
+    error = errors.InvalidInput("trace_function", "vfs_read", "No module has it.", None, ["vfs_read", "vfs_readv", "b"])
+    assert error.message.endswith("No module has it. Did you mean vfs_readv or b?")
+    assert error.candidates == ["vfs_readv", "b"]
+
+
+def test_a_line_is_named_and_a_text_of_several_lines_is_not_repeated():
+    error = errors.InvalidInput("domains[1].xml", "<domain>\n<memroy/>", "<memroy> is not an element", line=2)
+    assert error.message == "Invalid value for domains[1].xml, line 2: <memroy> is not an element."
+    assert "None" not in errors.InvalidInput("kernel", None, "A release is needed").message
+
+
+def test_an_option_inside_of_others_has_its_path():
+    with pytest.raises(errors.InvalidInput) as caught, errors.option_path("modules[2]"), errors.option_path("build"):
+        raise errors.InvalidInput("sha256", "x", "It is not a checksum.", line=3)
+    assert caught.value.option == "modules[2].build.sha256" and caught.value.line == 3
+    assert errors.InvalidInput("[1]", 0, "It is 0.").below("names").option == "names[1]"
+
+
+def test_any_other_failure_has_a_row_of_the_same_form():
+    assert errors.error_row(None) is None
+    assert errors.error_row(errors.TapvirtError("It broke.", changed=True)) == {
+        "option": None,
+        "value": None,
+        "problem": "It broke.",
+        "hint": None,
+        "candidates": [],
+    }
 
 
 def test_a_long_value_is_shown_in_part():
-    error = errors.InvalidInput("params[0].value", "x" * 5000, "is too long")
-    assert error.message.endswith("xxx... is too long.")
+    error = errors.InvalidInput("params[0].value", "x" * 5000, "It is too long")
+    assert error.message.endswith("xxx... for params[0].value: It is too long.")
     assert len(error.message) < 300
 
 
