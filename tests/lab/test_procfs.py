@@ -87,16 +87,24 @@ class Guest(t.NamedTuple):
     others: dict[str, list[str]]
 
 
+def code_archive() -> bytes:
+    """Return a zip file from which a guest imports the package ``module_utils``."""
+    paths = [*CODE.glob("_core/**/*.py"), *CODE.glob("_kernel/**/*.py")]
+    names = [path.relative_to(CODE.parent) for path in paths]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as code:
+        # Packages without a file of their own need an entry.
+        for directory in sorted({parent.as_posix() for name in names for parent in name.parents[:-1]}):
+            code.writestr(directory + "/", "")
+        for path, name in zip(paths, names, strict=True):
+            code.write(path, name.as_posix())
+    return archive.getvalue()
+
+
 @pytest.fixture(scope="module")
 def guests(lab, kernel_hosts):
     """Read all guests at once."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as code:
-        for folder in ("", "_core/", "_kernel/", "_kernel/procfs/"):
-            code.writestr("module_utils/" + folder, "")  # packages without a file of their own need an entry
-        for path in [*CODE.glob("_core/*.py"), *CODE.glob("_kernel/**/*.py")]:
-            code.write(path, "module_utils/" + path.relative_to(CODE).as_posix())
-    script = READERS.replace("@CODE@", base64.encodebytes(archive.getvalue()).decode().strip())
+    script = READERS.replace("@CODE@", base64.encodebytes(code_archive()).decode().strip())
     script = script.replace("@PROGRAM@", PROGRAM).replace("@OPTIONS@", json.dumps(OPTIONS))
 
     def read(host: str) -> Guest:
