@@ -9,22 +9,21 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 
 import pytest
 import yaml
+
+pytestmark = pytest.mark.soak  # minutes of builds; the demonstration runs two of the scripts
 
 HERE = pathlib.Path(__file__).resolve().parent
 TEMPLATES = HERE.parents[1] / "roles/trace/templates"
 # Each kernel runs some: 6.1, 6.12 and 7.2.
 RUNS = {
     "trace1": ["function_count", "syscall_latency", "tcp_retransmits"],
-    "trace2": ["block_io_latency", "lock_contention", "page_faults"],
+    "trace2": ["block_io_latency", "lock_contention", "page_faults", "function_rate"],
     "trace3": ["run_queue_latency", "module_functions"],
 }
-if os.environ.get("TAPVIRT_SOAK"):  # its probe is that of function_latency
-    RUNS["trace2"] += ["function_rate"]
 SCRIPTS = [name for names in RUNS.values() for name in names]
 WHERE = {name: host for host, names in RUNS.items() for name in names}
 VARIABLES = {
@@ -32,8 +31,7 @@ VARIABLES = {
     "function_rate": {"function": "vfs_read"},
     "module_functions": {"module": "tun"},
 }
-# What is built for a host's kernel: its own, as every build costs a quarter of a minute; all of them in a long run.
-BUILT = {host: SCRIPTS if os.environ.get("TAPVIRT_SOAK") else names for host, names in RUNS.items()}
+BUILT = dict.fromkeys(RUNS, SCRIPTS)
 
 
 def play():
@@ -165,7 +163,6 @@ def test_functions_by_name_and_wildcard(traced):
     assert all(counts(run)[function] in about(run, wanted) for function, wanted in size.items()), run["records"]
 
 
-@pytest.mark.soak
 def test_calls_over_time(traced):
     run = traced[0]["function_rate"]
     size = traced[1]["function_rate"]["size"]
@@ -196,7 +193,6 @@ def test_segments_sent_again_by_peer(traced):
     assert counts(run)[f"127.0.0.1:{size['port']}"] in about(run, size["segments"])
 
 
-@pytest.mark.soak
 def test_block_reads_of_a_device(traced):
     run = traced[0]["block_io_latency"]
     size = traced[1]["block_io_latency"]["size"]

@@ -28,10 +28,12 @@ import pytest
 import yaml
 
 HOSTS = ("trace1", "trace2", "trace4")
-TRIALS = 20 if os.environ.get("TAPVIRT_SOAK") else 2
-# What happens with the controller lost, and what happens next; ``guard`` is the supervisor where there is no systemd.
-PAIRS = [("controller", "cut")] * TRIALS
-PAIRS += [(kind, kind) for kind in ("stapio", "supervisor", "guard", "disk") for _pair in range(TRIALS // 2)]
+# Pairs of trials: the first happens with the controller lost, the second is what happens next. ``guard`` is the
+# supervisor where there is no systemd. A short run has one pair for each host.
+PAIRS = [("controller", "cut"), ("stapio", "stapio"), ("supervisor", "supervisor")]
+if os.environ.get("TAPVIRT_SOAK"):
+    PAIRS = [("controller", "cut")] * 20
+    PAIRS += [(kind, kind) for kind in ("stapio", "supervisor", "guard", "disk") for _pair in range(10)]
 KINDS = sorted({kind for pair in PAIRS for kind in pair})
 pytestmark = pytest.mark.timeout(3600)  # all trials are made for the first test
 SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))
@@ -332,7 +334,7 @@ def trials(lab, built):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left_in_time(trials, kind):
-    assert len(trials[kind]) >= TRIALS
+    assert len(trials[kind]) == sum(pair.count(kind) for pair in PAIRS)
     for trial in trials[kind]:
         assert trial.clean_seconds is not None and trial.left == "", trial
         assert trial.after == trial.before, trial

@@ -211,6 +211,7 @@ def test_a_parameter_that_cannot_be_seen_is_loaded_once(lab):
     sh(lab, f"rmmod dummy; rm -f {OWN_FILE} {JOURNAL}")
 
 
+@pytest.mark.soak
 def test_an_unsafe_parameter_is_refused_and_a_taint_that_was_allowed_is_said(lab):
     # Emulated processors have no AVIC, so it stays off; that it was asked for taints all the same.
     assert sh(lab, "cat /proc/sys/kernel/tainted; cat /sys/module/kvm_amd/refcnt") == "0\n0"

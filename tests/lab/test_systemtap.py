@@ -158,6 +158,7 @@ def run_with_domain(lab, path, disk):
         lab.run("trace2", "sh", "-c", f"virsh destroy systemtap-talker; virsh undefine systemtap-talker; rm -f {disk}")
 
 
+@pytest.mark.soak
 def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     disk = "/var/lib/libvirt/images/systemtap-talker.img"
     (tmp_path / "sector.j2").write_text(

@@ -38,6 +38,7 @@ def tracer(lab):
     shell(lab, "trace4", f"userdel {USER}{restore}")
 
 
+@pytest.mark.soak
 def test_what_a_host_has_lost_comes_back_once(lab, tracer):
     variables = {"trace_host_developers": [tracer]}
     checked, _result = apply(lab, "trace4", "trace_host", variables, "--check")

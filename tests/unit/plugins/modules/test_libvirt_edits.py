@@ -78,7 +78,7 @@ def make(embed: Embed, world: World, some: t.Sequence[Edit], running: bool) -> M
 
 
 @pytest.mark.timeout(3600)  # of a soak test
-@pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
+@pytest.mark.parametrize("running", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["stopped", "running"])
 def test_each_edit_gives_its_rows_and_an_effect_or_what_waits(embed: Embed, running: bool) -> None:
     world = World("qemu", str(embed.root), ("qemu64", "Westmere", "Nehalem"), ("maximum", "host-model"))
     some = [edit for kind in KINDS for edit in edits(world, kind, EACH, SEED)]
