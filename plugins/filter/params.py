@@ -17,9 +17,9 @@ def merge_params(tables: t.Any, **defaults: t.Any) -> list[dict[str, t.Any]]:
     if not isinstance(tables, t.Mapping):
         raise AnsibleFilterError(f"the tables: {tables!r} is not a dictionary of names with tables.")
     try:
-        return params.merge_params(tables, defaults)
+        return params.merge_params(tables, **defaults)
     except params.BadTable as error:
-        raise AnsibleFilterError(str(error)) from error
+        raise AnsibleFilterError(error.message) from error
 
 
 def params_drift(result: t.Any) -> list[str]:

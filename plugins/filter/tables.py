@@ -8,12 +8,8 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible.utils.display import Display
 
 from ..plugin_utils._fleet import tables
-from ..plugin_utils._transport.edge import printable
-
-display = Display()
 
 
 def missing_tables(hostvars: t.Any, hosts: t.Sequence[str], prefix: str) -> str:
@@ -27,10 +23,7 @@ def near_tables(variables: t.Any, prefix: str) -> dict[str, str]:
     """Warn of variables that hold a table under a name that is almost one of ours, and return them."""
     if not isinstance(variables, t.Mapping):
         raise AnsibleFilterError(f"near_tables: {variables!r} is not a dictionary of variables.")
-    found = tables.near_tables(variables, prefix)
-    for given, ours in found.items():
-        display.warning(f"The variable {printable(given)} is not used. Did you mean {printable(ours)}?")
-    return found
+    return tables.warn_of_near_tables(variables, prefix)
 
 
 class FilterModule:

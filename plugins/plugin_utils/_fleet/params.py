@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ...module_utils._core.errors import TapvirtError
 from ...module_utils._kernel.modules.modinfo import canonical
 from .._format import shown
 from .._transport.edge import ANY, TEXT, Need, parse
@@ -22,11 +23,11 @@ _ROW = {"module": Need(TEXT), "name": Need(TEXT), "pending": [TEXT], "changed": 
 _RESULT = Need({"params": [{**_ROW, **dict.fromkeys(("wanted", "before", "after"), ANY)}]})
 
 
-class BadTable(ValueError):
+class BadTable(TapvirtError):
     """A table cannot be used; the text names the table, the entry and the rule."""
 
 
-def merge_params(tables: t.Mapping[str, t.Any], defaults: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+def merge_params(tables: t.Mapping[str, t.Any], **defaults: t.Any) -> list[dict[str, t.Any]]:
     """Return one table in which what a later one says of a parameter replaces what an earlier one said, key by key.
 
     ``tables`` are entries as M(tapvirt.host.kernel_module_param) takes them, by the name of the variable that holds

@@ -14,10 +14,13 @@ import re
 import typing as t
 
 from ansible.errors import AnsibleError
+from ansible.utils.display import Display
 
 from .._transport.edge import printable
 
 Variables = t.Mapping[str, t.Any]
+
+display = Display()
 
 _KINDS = ("wanted", "group", "host")
 _LEAST_SIMILAR = 0.8
@@ -47,6 +50,14 @@ def missing_tables(hostvars: t.Mapping[str, Variables], hosts: t.Sequence[str], 
     ]
     hint = f" Did you mean {' '.join(meant)}" if meant else ""
     return f"No host has a table: {every}{hint} If this is intended, set {prefix}_allow_empty: true."
+
+
+def warn_of_near_tables(inventory: Variables, prefix: str) -> dict[str, str]:
+    """Return what :func:`near_tables` returns, and print a warning for each of these variables."""
+    found = near_tables(inventory, prefix)
+    for given, ours in found.items():
+        display.warning(f"The variable {printable(given)} is not used. Did you mean {printable(ours)}?")
+    return found
 
 
 def near_tables(variables: Variables, prefix: str) -> dict[str, str]:

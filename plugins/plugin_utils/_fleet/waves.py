@@ -46,6 +46,6 @@ def _wave(size: t.Any, value: t.Any, default: t.Sequence[Wave], name: str) -> Wa
     raise InvalidInput(
         name,
         value,
-        "must be a number of hosts from 1 on, a whole percentage from 1% to 100%, or several of them as a list or with "
-        f"commas between them, such as {', '.join(map(str, default))}",
+        "the size of a wave is a number of hosts, at least 1, or a whole percentage from 1% to 100%.",
+        f"Several sizes are a list, or a string with commas, such as {', '.join(map(str, default))}.",
     )

@@ -47,7 +47,7 @@ class Stubs:
         for name in ("playbooks", "roles", "docs", "meta", "galaxy.yml"):
             if (ROOT / name).exists():
                 (tree / name).symlink_to(ROOT / name)
-        for name in ("filter", "modules", "module_utils", "plugin_utils"):
+        for name in ("filter", "lookup", "modules", "module_utils", "plugin_utils"):
             (tree / "plugins" / name).symlink_to(ROOT / "plugins" / name)
         for name, body in bodies.items():
             self.put(tree, name, body)

@@ -197,8 +197,14 @@ NO_FUNCTION = (
         ({"trace_function": "a b"}, "trace_function: 'a b' must fit"),
         ({"trace_function": "vfs_read\n"}, "must fit"),
         ({"trace_function": "", "trace_script": "module_functions"}, "for example trace_module=kvm."),
-        ({"trace_targets": "nix"}, "trace_targets: 'nix' matches no host of the inventory, whose groups are builders"),
-        ({"trace_builders": "building"}, "trace_builders: 'building' matches no host of the inventory, whose groups"),
+        (
+            {"trace_targets": "nix"},
+            "for trace_targets: the pattern matches no host of the inventory. Its groups are builders",
+        ),
+        (
+            {"trace_builders": "building"},
+            "for trace_builders: the pattern matches no host of the inventory. Its groups",
+        ),
         ({"trace_function": "", "trace_variables": {"funtion": "f"}}, "'funtion' is no variable of function_latency"),
         ({"trace_script": "function_latncy"}, "is no script of the catalogue"),
         ({"trace_duration": "tenn"}, "trace_duration: 'tenn' must be a number of seconds"),

@@ -12,7 +12,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import I
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.targets import Pattern, check_hosts
 
 GROUPS = {"all": ["web1", "web2", "b1"], "web": ["web1", "web2"], "builder": ["b1"], "ungrouped": [], "empty": []}
-NONE = "matches no host of the inventory, whose groups are builder, web."
+NONE = "matches no host of the inventory. Its groups are builder, web."
 
 
 @pytest.mark.parametrize("pattern", ["all", "web:&web1", "web*", ["web1", "b1"], "~w.b2", "web[1]", "localhost"])
@@ -24,12 +24,12 @@ def test_a_pattern_that_matches_is_returned(pattern: Pattern) -> None:
 @pytest.mark.parametrize(
     ("pattern", "limit", "message"),
     [
-        ("", None, f"x: 'builders' (the default) {NONE} Nearest: builder."),
-        ("empty", None, f"x: 'empty' {NONE}"),
-        ("web:!web", None, f"x: 'web:!web' {NONE}"),
-        (["web3"], None, f"x: ['web3'] {NONE}"),
-        ("web", "b1", "x: 'web' has no host in common with --limit b1."),
-        ("localhost", "web", "x: 'localhost' has no host in common with --limit web."),
+        ("", None, f"Invalid value 'builders' for x: the default pattern {NONE} Did you mean builder?"),
+        ("empty", None, f"Invalid value 'empty' for x: the pattern {NONE}"),
+        ("web:!web", None, f"Invalid value 'web:!web' for x: the pattern {NONE}"),
+        (["web3"], None, f"Invalid value ['web3'] for x: the pattern {NONE}"),
+        ("web", "b1", "Invalid value 'web' for x: the pattern has no host in common with --limit b1."),
+        ("localhost", "web", "Invalid value 'localhost' for x: the pattern has no host in common with --limit web."),
     ],
 )
 def test_a_pattern_that_matches_no_host_is_refused(pattern: Pattern, limit: str | None, message: str) -> None:
@@ -39,11 +39,13 @@ def test_a_pattern_that_matches_no_host_is_refused(pattern: Pattern, limit: str 
 
 
 def test_an_empty_inventory_is_named() -> None:
-    with pytest.raises(InvalidInput, match="'all' .the default. matches no host: the inventory is empty, give one"):
+    with pytest.raises(
+        InvalidInput, match="default pattern matches no host: the inventory is empty. Give an inventory"
+    ):
         check_hosts("", name="x", default="all", groups={"all": [], "ungrouped": []})
 
 
 @pytest.mark.parametrize("pattern", [{"a": 1}, ["web", 5], 7])
 def test_what_is_no_pattern_is_refused(pattern: t.Any) -> None:
-    with pytest.raises(InvalidInput, match="must be a pattern of hosts, or a list of patterns"):
+    with pytest.raises(InvalidInput, match="the hosts are a pattern, or a list of patterns"):
         check_hosts(pattern, name="x", default="all", groups=GROUPS)

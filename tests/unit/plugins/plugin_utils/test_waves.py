@@ -8,14 +8,14 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.tapvirt.host.plugins.filter.waves import FilterModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import waves as _waves
 
-DEFAULT = [1, "25%", "100%"]
+DEFAULT: list[int | str] = [1, "25%", "100%"]
 
 
 def waves(value: t.Any) -> list[int | str]:
-    return FilterModule().filters()["waves"](value, default=DEFAULT, name="site_waves")
+    return _waves.waves(value, default=DEFAULT, name="site_waves")
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_sizes_in_every_form(value: t.Any, sizes: list[int | str]) -> None:
     ],
 )
 def test_what_is_no_size_is_refused(value: t.Any) -> None:
-    with pytest.raises(AnsibleFilterError) as error:
+    with pytest.raises(InvalidInput) as error:
         waves(value)
     assert str(error.value) == (
-        f"site_waves: {value!r} must be a number of hosts from 1 on, a whole percentage from 1% to 100%, or several of "
-        "them as a list or with commas between them, such as 1, 25%, 100%."
+        f"Invalid value {value!r} for site_waves: the size of a wave is a number of hosts, at least 1, or a whole "
+        "percentage from 1% to 100%. Several sizes are a list, or a string with commas, such as 1, 25%, 100%."
     )

@@ -1,0 +1,43 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lookup of the collection's own playbooks: one result, and errors as one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import re
+
+import pytest
+from ansible.errors import AnsibleError
+from ansible_collections.tapvirt.host.plugins.lookup.playbook import FUNCTIONS, LookupModule
+
+ROOT = pathlib.Path(__file__).resolve().parents[4]
+CALL = re.compile(r"'tapvirt\.host\.playbook',\s*'(\w+)'")
+
+
+def test_the_result_is_the_only_element() -> None:
+    assert LookupModule().run(["waves", "1,2"], variables={}, default=[1], name="x") == [[1, 2]]
+
+
+def test_an_error_keeps_its_sentence() -> None:
+    with pytest.raises(AnsibleError, match="^Invalid value 0 for x: the size of a wave"):
+        LookupModule().run(["waves", 0], default=[1], name="x")
+
+
+def test_an_unknown_function_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AnsibleError, match="'weaves' is not an internal function: .*waves"):
+        LookupModule().run(["weaves"])
+
+
+def test_playbooks_and_roles_call_every_function_and_no_other() -> None:
+    files = [path for folder in ("playbooks", "roles") for path in (ROOT / folder).rglob("*.*") if path.is_file()]
+    called = {name for path in files for name in CALL.findall(path.read_text(encoding="utf-8", errors="ignore"))}
+    assert called == set(FUNCTIONS)
+
+
+def test_no_function_takes_an_argument_that_the_lookup_keeps() -> None:
+    for name, function in FUNCTIONS.items():
+        kept = {"allow_unsafe", "errors", "terms", "variables", "wantlist"}
+        assert not kept & inspect.signature(function).parameters.keys(), name
