@@ -191,7 +191,7 @@ NO_FUNCTION = (
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"trace_waves": 0}, "trace_waves: 0 must be a number of hosts from 1 on"),
+        ({"trace_waves": 0}, "Invalid value 0 for trace_waves: the size of a wave is a number of hosts"),
         ({"trace_accept": "ok,partialarm"}, "trace_accept: 'partialarm' must be an outcome of a run"),
         ({"trace_function": ""}, NO_FUNCTION),
         ({"trace_function": "a b"}, "trace_function: 'a b' must fit"),
