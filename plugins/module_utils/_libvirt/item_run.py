@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._core.errors import InvalidInput, NoEffect, TapvirtError
+from .._core.errors import InvalidInput, NoEffect, TapvirtError, option_path
 from .._core.plan import Change, Plan
 from .connection.connection import Connection, libvirt_errors
 from .connection.xml import check_name
@@ -39,10 +39,15 @@ PlanT = t.TypeVar("PlanT", bound=Steps)
 
 @dataclasses.dataclass
 class Item(t.Generic[WantedT, ObservedT, PlanT]):
-    """One item on its way through the run; ``observed`` is null where there is none of its name."""
+    """One item on its way through the run.
+
+    ``path`` is the option of its entry, such as ``domains[0]``; None where the item has no entry. ``observed`` is None
+    where nothing of its name exists. Set ``error`` by :meth:`fail`.
+    """
 
     wanted: WantedT
     plan: PlanT
+    path: str | None = None
     observed: ObservedT | None = None
     error: TapvirtError | None = None
     done: bool = False
@@ -51,18 +56,27 @@ class Item(t.Generic[WantedT, ObservedT, PlanT]):
         """Tell whether the item was changed, or would be."""
         return bool(self.plan.changes) and (check_mode or self.done)
 
+    def fail(self, error: TapvirtError | None) -> None:
+        """Set ``error``; the path of the item comes before the option of an ``InvalidInput``."""
+        if isinstance(error, InvalidInput) and self.path is not None:
+            error = error.below(self.path)
+        self.error = error
 
-def check_names(names: t.Iterable[str]) -> None:
+
+def check_names(option: str, names: t.Iterable[str], field: str = "name") -> None:
     """Check the names of a task's items.
 
-    :raises InvalidInput: one is no name, or is there twice.
+    :param option: the option that lists the items, such as ``domains``.
+    :param field: the entry's option that is the name; empty where the entry itself is the name.
+    :raises InvalidInput: a name is not valid, or is in the list twice; with its path, such as ``domains[1].name``.
     """
-    seen: set[str] = set()
-    for name in names:
-        check_name("name", name)
-        if name in seen:
-            raise InvalidInput("name", name, "is in the list twice")
-        seen.add(name)
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        with option_path(f"{option}[{index}]"):
+            check_name(field, name)
+            if name in seen:
+                raise InvalidInput(field, name, f"This name is in the list twice, first at {option}[{seen[name]}].")
+        seen[name] = index
 
 
 class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
@@ -70,9 +84,15 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
 
     #: The name of the rows in the result.
     rows = "items"
+    #: The option that lists the items; empty where it has the name of the rows.
+    option = ""
 
     def __init__(self, wanted: t.Iterable[WantedT], no_steps: t.Callable[[], PlanT]) -> None:
-        self._items = [Item[WantedT, ObservedT, PlanT](one, no_steps()) for one in wanted]
+        """Prepare the run; ``wanted`` has an item for each entry of the option, in its order."""
+        option = self.option or self.rows
+        self._items = [
+            Item[WantedT, ObservedT, PlanT](one, no_steps(), f"{option}[{index}]") for index, one in enumerate(wanted)
+        ]
         self._warnings: list[str] = []
 
     # ---- what a kind says ----
@@ -110,15 +130,15 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             try:
                 item.plan = self._plan(item)
             except TapvirtError as error:
-                item.error = error
+                item.fail(error)
 
     def _apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
         for item in touched:
             try:
-                with libvirt_errors(f"{item.wanted.name}: changing it"):
+                with libvirt_errors(f"Changing {item.wanted.name}"):
                     self._apply(connection, item)
             except TapvirtError as error:
-                item.error = error
+                item.fail(error)
 
     def _any_error(self) -> bool:
         return any(item.error for item in self._items)
@@ -147,7 +167,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             for item in touched:
                 item.plan = planned[item.wanted.name]
                 item.error = errors[item.wanted.name] or TapvirtError(
-                    f"{item.wanted.name}: changed, but not read back: {error.message}"
+                    f"{item.wanted.name} was changed, but it could not be read back. {error.message}"
                 )
             return
         for item in touched:
@@ -156,7 +176,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             item.error = errors[item.wanted.name] or item.error
             if left and not item.error:
                 item.error = NoEffect(
-                    f"{item.wanted.name}: carried out without an error, but reading back shows no effect: "
+                    f"{item.wanted.name} was changed without an error, but reading it back shows no effect: "
                     f"{'; '.join(f'{change.what} ({change.why})' for change in left)}."
                 )
 

@@ -72,7 +72,10 @@ _END_SECONDS = 2.0
 
 
 class LibvirtFailure(TapvirtError):
-    """Libvirt refused something: what was tried, its own words, its error number."""
+    """Libvirt refused something: what was tried, its own words, its error number.
+
+    ``doing`` begins the message: ``Defining web1``.
+    """
 
     def __init__(self, doing: str, error: t.Any, uri: str = "") -> None:
         text = str(error.get_error_message() or error)
@@ -80,7 +83,7 @@ class LibvirtFailure(TapvirtError):
             text = text.replace(uri, shown_uri(uri))
         text = " ".join(text.split())
         self.code: int = error.get_error_code() or 0
-        super().__init__(f"{doing}: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
+        super().__init__(f"{doing} failed: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
 
 
 def require_binding() -> None:
@@ -103,7 +106,7 @@ def require_binding() -> None:
 
 @contextlib.contextmanager
 def libvirt_errors(doing: str) -> t.Iterator[None]:
-    """Turn libvirt's exceptions into ``LibvirtFailure``; ``doing`` names the item and the step."""
+    """Turn libvirt's exceptions into ``LibvirtFailure``; ``doing`` names the step and the item: ``Defining web1``."""
     try:
         yield
     except libvirt.libvirtError as error:
@@ -136,16 +139,20 @@ def password_of(uri: str) -> str | None:
     return found[2] if found else None
 
 
-def check_uri(uri: str) -> EmbedRoot | None:
-    """Check what a user gave as URI; return the root directory where it is one of the embedded driver.
+def check_uri(uri: str, option: str = "uri") -> EmbedRoot | None:
+    """Check a user's URI; return the root directory where the URI is one of the embedded driver.
 
-    :raises InvalidInput: not a URI, or one of the embedded driver without a usable root.
+    :param option: the option that has the URI.
+    :raises InvalidInput: not a URI, or one of the embedded driver without a usable root; the password is masked.
     """
     if not _URI.match(uri):
-        raise InvalidInput(
-            "uri", shown_uri(uri), "is not a libvirt URI", ["qemu:///system", "qemu:///session", "test:///default"]
-        )
-    return embed_root(uri)
+        problem = "A libvirt URI begins with a driver and a colon, and has no space."
+        hint = "Use a URI such as qemu:///system, qemu:///session or test:///default."
+        raise InvalidInput(option, shown_uri(uri), problem, hint)
+    try:
+        return embed_root(uri)
+    except InvalidInput as error:
+        raise InvalidInput(option, shown_uri(uri), error.problem, error.hint) from error
 
 
 @functools.lru_cache(maxsize=None)
@@ -236,7 +243,7 @@ def _open_before(uri: str, deadline: float, read_only: bool) -> Connection:
     thread.start()
     thread.join(timeout_seconds)
     if not outcome:
-        raise TapvirtError(f"{doing}: no answer within {round(timeout_seconds, 1):g} s.", uri=shown_uri(uri))
+        raise TapvirtError(f"{doing} failed: no answer within {round(timeout_seconds, 1):g} s.", uri=shown_uri(uri))
     if isinstance(outcome[0], libvirt.libvirtError):
         raise LibvirtFailure(doing, outcome[0], uri) from outcome[0]
     return outcome[0]

@@ -35,12 +35,10 @@ def call_with_deadline(seconds: float, doing: str, call: t.Callable[[], t.Any], 
         thread.join(_GRACE_SECONDS)
     if not outcome:
         raise TapvirtError(
-            f"{doing}: libvirt has not done it within {seconds:g} s and could not be stopped; it may still come to "
-            "an end by "
-            "itself."
+            f"{doing} did not end within {seconds:g} s, and libvirt did not abort it. It may still end on its own."
         )
     if outcome[0] is not None:
-        raise LibvirtFailure(f"{doing}{f', aborted after {seconds:g} s' if late else ''}", outcome[0])
+        raise LibvirtFailure(f"{doing}{f' (aborted after {seconds:g} s)' if late else ''}", outcome[0])
 
 
 def _note(call: t.Callable[[], t.Any], outcome: list[t.Any]) -> None:

@@ -122,8 +122,9 @@ class EmbedRoot:
         found = foreign_level(self.path)
         if found:
             owner, user = user_name(found[1]), user_name(os.geteuid())
-            rule = f"is in the hands of {owner}, who owns {found[0]}, and this task runs as {user}"
-            raise InvalidInput("uri", f"qemu:///embed?root={self.path}", f"{rule}; run it with become_user: {owner}")
+            problem = f"{owner} owns {found[0]}, but this task runs as {user}."
+            hint = f"Run the task with become_user: {owner}."
+            raise InvalidInput("uri", f"qemu:///embed?root={self.path}", problem, hint)
 
     def _driver_is_free(self) -> bool:
         """Tell whether no libvirt, of whatever program, has the root's pid file locked."""
@@ -156,11 +157,11 @@ def embed_root(uri: str) -> EmbedRoot | None:
     if parts.path != "/embed":
         return None
     roots = parse_qs(parts.query).get("root", [])
-    rule = "must name a root, as in qemu:///embed?root=/var/lib/tapvirt/embed"
     if len(roots) != 1 or not roots[0].startswith("/") or os.path.normpath(roots[0]) == "/":
-        raise InvalidInput("uri", uri, rule)
+        problem = "The embedded driver needs one root, an absolute path below /."
+        raise InvalidInput("uri", uri, problem, "Use a URI such as qemu:///embed?root=/var/lib/tapvirt/embed.")
     path = os.path.normpath(roots[0])
     if len(path) > _MAX_ROOT_LENGTH:
-        rule = f"has a root longer than {_MAX_ROOT_LENGTH} characters; sockets below it would not fit"
-        raise InvalidInput("uri", uri, rule)
+        problem = f"The root has more than {_MAX_ROOT_LENGTH} characters, so the path of a socket below it is too long."
+        raise InvalidInput("uri", uri, problem, "Use a shorter root.")
     return EmbedRoot(path)

@@ -34,24 +34,25 @@ def all_domains(connection: Connection) -> dict[str, Domain]:
     return dict(sorted(found.items()))
 
 
-def select(names: t.Sequence[str], existing: t.Iterable[str], kind: str = "domain") -> list[str]:
+def select(names: t.Sequence[str], existing: t.Iterable[str], kind: str = "domain", option: str = "names") -> list[str]:
     """Return the existing names that are meant: exact ones and globs in their order, each once; all without any.
 
-    A glob that fits none is no error.
+    A glob that matches nothing is not an error.
 
-    :raises InvalidInput: an exact name that is not a name, or does not exist; with the nearest ones.
+    :param option: the option that lists the names.
+    :raises InvalidInput: an exact name is not valid or does not exist; with its path, such as ``names[2]``.
     """
     existing = list(existing)
     if not names:
         return existing
     known, selected = set(existing), {}  # a dictionary, to keep the order
-    for name in names:
+    for index, name in enumerate(names):
         if name not in known and _GLOB.intersection(name):
             selected.update(dict.fromkeys(fnmatch.filter(existing, name)))
             continue
-        check_name("name", name)
+        check_name(f"{option}[{index}]", name)
         if name not in known:
-            raise _unknown(name, existing, kind)
+            raise _unknown(f"{option}[{index}]", name, existing, kind)
         selected[name] = None
     return list(selected)
 
@@ -62,16 +63,17 @@ def check_limit(limit: int) -> None:
     :raises InvalidInput: it is not 1 to 10000.
     """
     if not 1 <= limit <= _MOST_ROWS:
-        raise InvalidInput("limit", limit, f"must be 1 to {_MOST_ROWS}")
+        raise InvalidInput("limit", limit, f"The limit is a number from 1 to {_MOST_ROWS}.")
 
 
-def find_domain(connection: Connection, name: str) -> Domain:
+def find_domain(connection: Connection, name: str, option: str = "name") -> Domain:
     """Return a domain by its name.
 
-    :raises InvalidInput: not a name, or none of this libvirt's domains; with the nearest ones.
+    :param option: the option that has the name.
+    :raises InvalidInput: the name is not valid, or no domain has it; with the nearest names.
     """
-    check_name("name", name)
-    with libvirt_errors(f"Looking up {name}"):
+    check_name(option, name)
+    with libvirt_errors(f"Looking up domain {name}"):
         try:
             domain = connection.lookupByName(name)
             if not is_host(connection.getType(), domain.ID()):
@@ -79,8 +81,8 @@ def find_domain(connection: Connection, name: str) -> Domain:
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
-    raise _unknown(name, all_domains(connection))
+    raise _unknown(option, name, all_domains(connection), "domain")
 
 
-def _unknown(name: str, existing: t.Iterable[str], kind: str = "domain") -> InvalidInput:
-    return InvalidInput("name", name, f"is no {kind} of this libvirt", nearest_names(name, existing))
+def _unknown(option: str, name: str, existing: t.Iterable[str], kind: str) -> InvalidInput:
+    return InvalidInput(option, name, f"No {kind} has this name.", candidates=nearest_names(name, existing))

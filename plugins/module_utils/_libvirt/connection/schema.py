@@ -18,13 +18,11 @@ import xml.etree.ElementTree as ET
 
 from ..._core.errors import InvalidInput, nearest_names
 from .connection import Connection, connected, libvirt
-from .xml import to_text
+from .xml import element_lines, to_text
 
 _SCHEMAS = "/usr/share/libvirt/schemas/*.rng"
-_NAME = re.compile(r"""<(?:element|attribute) name=["']([\w:.-]+)["']""")
-_CULPRIT = re.compile(
-    r"(?:has extra content: |Did not expect element |Invalid attribute |Expecting element )([\w:.-]+)"
-)
+_NAME = re.compile(r"""<(element|attribute) name=["']([\w:.-]+)["']""")
+_CULPRIT = re.compile(r"(?:has extra content: |Did not expect element |Extra element )([\w:.-]+)")
 _OPEN_SECONDS = 30.0
 
 
@@ -40,8 +38,10 @@ def empty_host() -> t.Iterator[Connection]:
         os.close(node)
 
 
-def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidInput]:
-    """Check definitions by domain name; return what is wrong, with libvirt's reason and the schema's nearest names."""
+def schema_errors(
+    definitions: t.Mapping[str, ET.Element], texts: t.Mapping[str, str] | None = None
+) -> dict[str, InvalidInput]:
+    """Check definitions by domain name; return why libvirt's schema refuses them. ``texts`` are the options ``xml``."""
     wrong: dict[str, InvalidInput] = {}
     if not definitions:
         return wrong
@@ -52,44 +52,62 @@ def schema_errors(definitions: t.Mapping[str, ET.Element]) -> dict[str, InvalidI
             except libvirt.libvirtError as error:
                 # Anything else is the test driver's own opinion; the driver that is asked for has its own.
                 if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-                    wrong[name] = schema_error(f"{name}: xml", root, str(error.get_error_message()))
+                    wrong[name] = schema_error(root, str(error.get_error_message()), (texts or {}).get(name))
     return wrong
 
 
-def schema_error(item: str, root: ET.Element, message: str) -> InvalidInput:
-    """Return the error for XML that libvirt found invalid.
+def schema_error(root: ET.Element, message: str, text: str | None = None) -> InvalidInput:
+    """Return the error for an option ``xml`` that libvirt's schema refuses, with the line of the part.
 
     Deep in a definition the validator names only the part; a name that no schema knows says more.
+
+    :param root: what libvirt was given: more than the user's XML.
+    :param message: libvirt's message.
+    :param text: the user's XML; without it the line is not known.
     """
-    reason = " ".join(message.rpartition(".rng")[2].split()) or "it does not match"
     names = _schema_names()
-    culprit = _unknown_name(root, names)
-    found = _CULPRIT.search(message)
-    if culprit is None and found:
-        culprit = found.group(1)
-    rule = f"is not valid {root.tag} XML, says libvirt's schema: {reason}"
-    if culprit is None:
-        return InvalidInput(item, f"<{root.tag}>", rule)
-    return InvalidInput(item, culprit, rule, nearest_names(culprit, names))
+    unknown = _unknown_name(root, {name for kind in names.values() for name in kind})
+    if unknown is None:
+        reason = "; ".join(message.rpartition(".rng")[2].strip().split("\n")) or "it does not match"
+        found = _CULPRIT.search(message)
+        lines = element_lines(text, found.group(1)) if found and text else []
+        line = lines[0] if len(lines) == 1 else None
+        part = f"<{found.group(1)}>" if found else "the definition"
+        return InvalidInput("xml", None, f"libvirt's schema refuses {part}: {reason}.", line=line)
+    tag, attribute = unknown
+    lines = element_lines(text, tag, attribute) if text else []
+    line = lines[0] if lines else None
+    if attribute is None:
+        problem = f"<{tag}> is not an element of a {root.tag}."
+        return InvalidInput("xml", None, problem, candidates=nearest_names(tag, names["element"]), line=line)
+    problem = f"{attribute} is not an attribute of <{tag}>."
+    return InvalidInput("xml", None, problem, candidates=nearest_names(attribute, names["attribute"]), line=line)
 
 
-def _unknown_name(root: ET.Element, names: t.Collection[str]) -> str | None:
-    """Return the first element or attribute that no schema knows; metadata and other namespaces may hold anything."""
+def _unknown_name(root: ET.Element, names: t.Collection[str]) -> tuple[str, str | None] | None:
+    """Return the first tag, or tag and attribute, that no schema knows.
+
+    Metadata and other namespaces may hold anything.
+    """
     if not names:
         return None
     waiting = [root]
     while waiting:
         element = waiting.pop(0)
-        for name in (element.tag, *element.attrib):
+        if element.tag not in names:
+            return element.tag, None
+        for name in element.attrib:
             if name not in names and not name.startswith("{"):
-                return name
+                return element.tag, name
         waiting += [child for child in element if child.tag != "metadata" and not child.tag.startswith("{")]
     return None
 
 
-def _schema_names() -> list[str]:
-    names: set[str] = set()
+def _schema_names() -> dict[str, list[str]]:
+    """Return the names that libvirt's schemas define, by kind: ``element`` and ``attribute``."""
+    names: dict[str, set[str]] = {"element": set(), "attribute": set()}
     for path in glob.glob(_SCHEMAS):
         with open(path, encoding="utf-8") as stream:
-            names.update(_NAME.findall(stream.read()))
-    return sorted(names)
+            for kind, name in _NAME.findall(stream.read()):
+                names[kind].add(name)
+    return {kind: sorted(found) for kind, found in names.items()}

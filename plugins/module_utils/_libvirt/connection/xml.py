@@ -88,21 +88,22 @@ class Difference:
     secret: bool = False
 
 
-def check_name(item: str, name: str) -> None:
+def check_name(option: str, name: str) -> None:
     """Refuse what cannot be the name of a domain, network, pool or the like, before it is used anywhere.
 
     :raises InvalidInput: a path, a control character, white space at an end, empty or too long.
     """
     if "/" in name or name in (".", ".."):
-        nearest = [part for part in [name.rstrip("/").rpartition("/")[2]] if part.strip(".")]
-        raise InvalidInput(item, name, "is a path; a name must not contain '/'", nearest)
+        last = name.rstrip("/").rpartition("/")[2]
+        problem = "A name cannot be a path: it has no '/', and it is not '.' or '..'."
+        raise InvalidInput(option, name, problem, candidates=[last] if last.strip(".") else [])
     if not name or name != name.strip() or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
-        rule = f"must be 1 to {_MAX_NAME_LENGTH} printable characters, without white space at its ends"
-        raise InvalidInput(item, name, rule)
+        problem = f"A name has 1 to {_MAX_NAME_LENGTH} printable characters, and no space at its start or end."
+        raise InvalidInput(option, name, problem)
 
 
-def parse_definition(item: str, text: str, tag: str) -> ET.Element:
-    """Return the root element of a user's XML, which has to be one of that tag.
+def parse_definition(text: str, tag: str) -> ET.Element:
+    """Return the root element of the option ``xml``, which has to be one of that tag.
 
     A document type is refused before it is read: entities could read files of the host or fill its memory.
 
@@ -111,22 +112,19 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
     :raises InvalidInput: not well-formed (line and column), a document type, nested too deeply, or another root.
     """
     scanner = expat.ParserCreate("utf-8")
-    scanner.StartDoctypeDeclHandler = _refuse_document_type(item)
-    scanner.StartElementHandler, scanner.EndElementHandler = _refuse_depth(item)
+    scanner.StartDoctypeDeclHandler = _refuse_document_type(scanner)
+    scanner.StartElementHandler, scanner.EndElementHandler = _refuse_depth(scanner)
     try:
         scanner.Parse(text.encode("utf-8", "surrogateescape"), True)
     except expat.ExpatError as error:
-        rule = (
-            f"is not well-formed XML: {expat.errors.messages[error.code]} at line {error.lineno}, column "
-            f"{error.offset + 1}"
-        )
-        raise InvalidInput(item, _shortened(text), rule) from error
+        reason = f"{expat.errors.messages[error.code]} (column {error.offset + 1})"
+        raise InvalidInput("xml", None, f"The XML cannot be parsed: {reason}.", line=error.lineno) from error
     for prefix, uri in _NAMESPACE.findall(text):
         if not _RESERVED_PREFIX.match(prefix):
             ET.register_namespace(prefix, uri)
     root = ET.fromstring(text)
     if root.tag != tag:
-        raise InvalidInput(item, f"<{root.tag}>", f"must be <{tag}>")
+        raise InvalidInput("xml", None, f"The root element is <{root.tag}>, but it has to be <{tag}>.")
     element = root.find("uuid")
     if element is not None:
         # What is none is refused by libvirt's schema, or by libvirt.
@@ -135,21 +133,22 @@ def parse_definition(item: str, text: str, tag: str) -> ET.Element:
     return root
 
 
-def _refuse_document_type(item: str) -> t.Callable[..., None]:
+def _refuse_document_type(scanner: expat.XMLParserType) -> t.Callable[..., None]:
     def refuse(name: str, *_identifiers: t.Any) -> None:
-        raise InvalidInput(item, f"<!DOCTYPE {name}>", "is refused: libvirt's XML has no document type and no entities")
+        problem = f"<!DOCTYPE {name}> is not allowed: libvirt's XML has no document type and no entities."
+        raise InvalidInput("xml", None, problem, line=scanner.CurrentLineNumber)
 
     return refuse
 
 
-def _refuse_depth(item: str) -> tuple[t.Callable[..., None], t.Callable[..., None]]:
+def _refuse_depth(scanner: expat.XMLParserType) -> tuple[t.Callable[..., None], t.Callable[..., None]]:
     names: list[str] = []
 
     def start(name: str, _attributes: t.Any) -> None:
         names.append(name)
         if len(names) > _MAX_DEPTH:
-            rule = f"is nested more than {_MAX_DEPTH} elements deep, which libvirt does not read"
-            raise InvalidInput(item, f"<{name}>", rule)
+            problem = f"<{name}> is nested more than {_MAX_DEPTH} elements deep, which libvirt does not read."
+            raise InvalidInput("xml", None, problem, line=scanner.CurrentLineNumber)
 
     def end(_name: str) -> None:
         names.pop()
@@ -157,15 +156,27 @@ def _refuse_depth(item: str) -> tuple[t.Callable[..., None], t.Callable[..., Non
     return start, end
 
 
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."
+def element_lines(text: str, tag: str, attribute: str | None = None) -> list[int]:
+    """Return the lines, from 1, on which elements of a tag begin, of those with the attribute where one is given.
+
+    ``text`` was accepted by :func:`parse_definition`.
+    """
+    scanner = expat.ParserCreate("utf-8")
+    lines: list[int] = []
+
+    def start(name: str, attributes: t.Mapping[str, str]) -> None:
+        if name == tag and (attribute is None or attribute in attributes):
+            lines.append(scanner.CurrentLineNumber)
+
+    scanner.StartElementHandler = start
+    scanner.Parse(text.encode("utf-8", "surrogateescape"), True)
+    return lines
 
 
 def fill_or_check_name(kind: str, name: str, root: ET.Element) -> None:
-    """Put the name into a user's XML that leaves it out.
+    """Put the name into the root of an option ``xml`` that leaves it out.
 
-    :raises InvalidInput: the XML says another one.
+    :raises InvalidInput: the XML has another name.
     """
     inner = text_of(root, "name")
     if inner is None:
@@ -175,11 +186,8 @@ def fill_or_check_name(kind: str, name: str, root: ET.Element) -> None:
             root.insert(0, element)
         element.text = name
     elif inner != name:
-        raise InvalidInput(
-            f"{name}: xml",
-            inner,
-            f"is the <name> in the XML, but the {kind} is called {name!r} in the list",
-        )
+        problem = f"The <name> in the XML is {inner!r}, but the name of the {kind} is {name!r}."
+        raise InvalidInput("xml", None, problem, "Use the same name, or leave <name> out of the XML.")
 
 
 def text_of(element: ET.Element | None, path: str = "") -> str | None:

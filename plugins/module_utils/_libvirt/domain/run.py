@@ -13,7 +13,7 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row, option_path
 from ..._core.plan import Change
 from ..connection.connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
 from ..connection.embed import EmbedRoot
@@ -42,23 +42,25 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
 
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
-    check_names(item["name"] for item in items)
+    check_names("domains", (item["name"] for item in items))
     wanted: list[Wanted] = []
-    for item in items:
-        name = item["name"]
-        root = None
-        if item.get("xml"):
-            root = without_id(parse_definition(f"{name}: xml", item["xml"], "domain"))
-            fill_or_check_name("domain", name, root)
-        disks = tuple(item.get("remove_disks") or ())
-        if disks and item["state"] != "absent":
-            rule = f"are deleted with state: absent only, and the state is {item['state']}"
-            raise InvalidInput(f"{name}: remove_disks", ", ".join(disks), rule)
-        may_remove = bool(item.get("allow_device_removal"))
-        wanted.append(
-            Wanted(name, item["state"], item.get("xml") or None, root, item.get("autostart"), disks, may_remove)
-        )
+    for index, item in enumerate(items):
+        with option_path(f"domains[{index}]"):
+            wanted.append(_read_entry(item))
     return wanted
+
+
+def _read_entry(item: t.Mapping[str, t.Any]) -> Wanted:
+    name, xml = item["name"], item.get("xml") or None
+    root = None
+    if xml is not None:
+        root = without_id(parse_definition(xml, "domain"))
+        fill_or_check_name("domain", name, root)
+    disks = tuple(item.get("remove_disks") or ())
+    if disks and item["state"] != "absent":
+        problem = f"Disks are deleted with state: absent only, but the state of domain {name!r} is {item['state']}."
+        raise InvalidInput("remove_disks", list(disks), problem)
+    return Wanted(name, item["state"], xml, root, item.get("autostart"), disks, bool(item.get("allow_device_removal")))
 
 
 _Item = Item[Wanted, Observed, DomainPlan]
@@ -78,8 +80,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         :raises InvalidInput: the list is full and empty.
         """
         if purge and not wanted:
-            rule = "would remove every domain of ours from an empty list; name them with state: absent instead"
-            raise InvalidInput("purge", True, rule)
+            problem = "With an empty list, purge would remove every domain that this collection defined."
+            raise InvalidInput("purge", True, problem, "List the domains to remove with state: absent.")
         super().__init__(wanted, DomainPlan)
         self._uri = uri
         self._timeout_seconds = timeout_seconds
@@ -147,17 +149,15 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             if domain is None:
                 continue
             if is_host(driver, domain.ID()):
-                item.error = TapvirtError(
-                    f"{item.wanted.name} is the host itself, as Xen lists it. Nothing was changed."
-                )
+                item.fail(InvalidInput("name", item.wanted.name, "This is the host itself, as Xen lists it."))
                 continue
             try:
-                with libvirt_errors(f"{item.wanted.name}: reading it"):
+                with libvirt_errors(f"Reading domain {item.wanted.name}"):
                     observed = observe_domain(domain)
                     look = host.with_belongings if item.wanted.state == "absent" else host.with_overlays
                     item.observed = host.with_host_model(item.wanted, look(item.wanted, domain, observed))
             except TapvirtError as error:
-                item.error = error
+                item.fail(error)
 
     def _host_context(self, connection: Connection, domains: t.Sequence[Domain]) -> HostContext:
         return HostContext(connection, self._uri, domains, [item.wanted for item in self._items])
@@ -170,7 +170,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             domain = found[name]
             if is_host(driver, domain.ID()):
                 continue
-            with libvirt_errors(f"{name}: reading its mark"):
+            with libvirt_errors(f"Reading the mark of domain {name}"):
                 if is_marked(domain):
                     self._items.append(Item(Wanted(name, "absent"), DomainPlan()))
 
@@ -188,15 +188,17 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
             try:
                 desired[name] = self._desired(item)
                 self._check_uuid(item)
-                item.error = shared.get(name)
+                item.fail(shared.get(name))
             except TapvirtError as error:
-                item.error = error
+                item.fail(error)
         # A definition that was applied before was valid then. Others are checked with a mark, as libvirt gets them.
         mark = Mark(_ANY_HASH, _ANY_HASH)
-        wrong = schema_errors({name: with_mark(root, mark) for name, root in desired.items() if root is not None})
+        texts = {item.wanted.name: item.wanted.xml for item in self._items if item.wanted.xml is not None}
+        marked = {name: with_mark(root, mark) for name, root in desired.items() if root is not None}
+        wrong = schema_errors(marked, texts)
         for item in self._items:
             if item.wanted.name in wrong:
-                item.error = wrong[item.wanted.name]
+                item.fail(wrong[item.wanted.name])
                 desired[item.wanted.name] = None
         canonical = self._canonical(desired, connection)
         misplaced = {name for name, answer in canonical.items() if answer.error is not None}
@@ -222,8 +224,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         wanted = item.wanted
         answer = self._canonical_roots.get(wanted.name)
         if answer is not None and answer.error is not None:
-            rule = f"is refused by libvirt: {answer.error}"
-            raise InvalidInput(f"{wanted.name}: xml", wanted.name, rule)
+            raise InvalidInput("xml", None, f"libvirt refuses the definition of domain {wanted.name!r}: {answer.error}")
         root = answer.root if answer else None
         return plan_domain(
             wanted, item.observed, self._desired_roots[wanted.name], root, self._options, self._owners.values()
@@ -237,8 +238,8 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         uuid_in_xml = None if item.wanted.root is None else text_of(item.wanted.root, "uuid")
         owner = self._owners.get((uuid_in_xml or "").lower())
         if owner is not None and owner != item.wanted.name:
-            rule = f"belongs to domain {owner!r}; a domain is not renamed by another name in its XML"
-            raise InvalidInput(f"{item.wanted.name}: uuid", uuid_in_xml, rule)
+            problem = f"The UUID {uuid_in_xml} is that of domain {owner!r}. A new name does not rename a domain."
+            raise InvalidInput("xml", None, problem)
 
     def _canonical(
         self, desired: t.Mapping[str, ET.Element | None], connection: Connection | None
@@ -279,21 +280,22 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
         if any(item.error for item in absent):
             shared = self._shared_disks([item.wanted.name for item in absent if not item.error])
             for item in self._items:
-                item.error = item.error or shared.get(item.wanted.name)
+                if item.error is None:
+                    item.fail(shared.get(item.wanted.name))
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
-            with libvirt_errors(f"{name}: defining it"):
+            with libvirt_errors(f"Defining domain {name}"):
                 domain = connection.defineXMLFlags(plan.define, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             item.done = True
             if plan.write_mark is not None and item.wanted.root is not None:
                 write_mark(name, domain, plan.write_mark, item.wanted.root)
-        with libvirt_errors(f"{name}: looking it up"):
+        with libvirt_errors(f"Looking up domain {name}"):
             domain = connection.lookupByName(name)
         wanted = item.wanted.autostart
         if wanted is not None and any(change.how == "setAutostart" for change in plan.changes):
-            with libvirt_errors(f"{name}: setting autostart"):
+            with libvirt_errors(f"Setting autostart of domain {name}"):
                 domain.setAutostart(int(wanted))
             item.done = True
         self._edit(domain, item)
@@ -347,10 +349,10 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
 
     def _doomed_now(self, connection: Connection, item: _Item) -> list[DiskToDelete]:
         name = item.wanted.name
-        with libvirt_errors(f"{name}: looking for users of its disks"):
+        with libvirt_errors(f"Looking for users of the disks of domain {name}"):
             domains = connection.listAllDomains()
             if name in [domain.name() for domain in domains]:
-                raise NoEffect(f"{name}: undefined without an error, but it is still there.")
+                raise NoEffect(f"Domain {name} was undefined without an error, but it still exists.")
             host = self._host_context(connection, domains)
             disks = disks_of(None if item.observed is None else item.observed.stored)
             targets = [one.target for one in item.plan.disks]

@@ -29,7 +29,7 @@ def read_wanted(names: t.Sequence[str]) -> list[Wanted]:
 
     :raises InvalidInput: one is no name, or is there twice.
     """
-    check_names(names)
+    check_names("names", names, field="")
     return [Wanted(name) for name in names]
 
 
@@ -38,12 +38,7 @@ def check_options(uri: str, destination: str, options: Options) -> None:
 
     :raises InvalidInput: says which and why.
     """
-    try:
-        embedded = {"uri": check_uri(uri)}
-        embedded["destination"] = check_uri(destination)
-    except InvalidInput as error:
-        item = "uri" if error.value == shown_uri(uri) else "destination"
-        raise InvalidInput(item, error.value, error.problem, error.hint, error.candidates) from error
+    embedded = {"uri": check_uri(uri), "destination": check_uri(destination, "destination")}
     for item, root in embedded.items():
         if root is not None:
             raise InvalidInput(item, root.path, "is a root of the embedded driver, which no other libvirt can reach")
@@ -70,6 +65,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
     """Moves domains, one after another. ``log`` is told how far one is."""
 
     rows = "domains"
+    option = "names"
 
     def __init__(
         self, uri: str, destination: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options, log: Log

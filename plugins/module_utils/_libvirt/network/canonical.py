@@ -30,16 +30,20 @@ def define_network(connection: Connection, xml: str) -> Network:
     return connection.networkDefineXML(xml)
 
 
-def canonical_networks(definitions: t.Mapping[str, ET.Element]) -> dict[str, ET.Element | InvalidInput]:
-    """Return what libvirt makes of definitions, by network name, or what is wrong with them."""
+def canonical_networks(
+    definitions: t.Mapping[str, ET.Element], texts: t.Mapping[str, str] | None = None
+) -> dict[str, ET.Element | InvalidInput]:
+    """Return what libvirt makes of definitions, by network name, or why it refuses them.
+
+    ``texts`` are the options ``xml``.
+    """
     if not definitions:
         return {}
     with empty_host() as connection:
-        return {name: _canonical(connection, name, root) for name, root in definitions.items()}
+        return {name: _canonical(connection, name, root, (texts or {}).get(name)) for name, root in definitions.items()}
 
 
-def _canonical(connection: Connection, name: str, root: ET.Element) -> ET.Element | InvalidInput:
-    item = f"{name}: xml"
+def _canonical(connection: Connection, name: str, root: ET.Element, text: str | None) -> ET.Element | InvalidInput:
     try:
         network = define_network(connection, to_text(root))
         result = ET.fromstring(network.XMLDesc(0))
@@ -47,8 +51,9 @@ def _canonical(connection: Connection, name: str, root: ET.Element) -> ET.Elemen
     except libvirt.libvirtError as error:
         message = str(error.get_error_message())
         if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-            return schema_error(item, root, message)
-        return InvalidInput(item, name, f"is refused by libvirt: {' '.join(message.split())}")
+            return schema_error(root, message, text)
+        problem = f"libvirt refuses the definition of network {name!r}: {' '.join(message.split())}"
+        return InvalidInput("xml", None, problem)
     # Parts of other namespaces (options for dnsmasq) are the real driver's own.
     result.extend(ET.fromstring(ET.tostring(element)) for element in root if element.tag.startswith("{"))
     return result

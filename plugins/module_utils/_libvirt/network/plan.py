@@ -49,6 +49,7 @@ class Wanted:
     state: str
     root: ET.Element | None = None
     autostart: bool | None = None
+    xml: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

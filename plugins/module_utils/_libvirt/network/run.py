@@ -13,7 +13,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, error_row
+from ..._core.errors import InvalidInput, TapvirtError, error_row, option_path
 from ..connection.connection import Connection, LibvirtFailure, check_uri, connected, libvirt, libvirt_errors, shown_uri
 from ..connection.xml import fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun, check_names
@@ -30,15 +30,16 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
 
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
-    check_names(item["name"] for item in items)
+    check_names("networks", (item["name"] for item in items))
     wanted: list[Wanted] = []
-    for item in items:
-        name = item["name"]
+    for index, item in enumerate(items):
+        name, xml = item["name"], item.get("xml") or None
         root = None
-        if item.get("xml"):
-            root = parse_definition(f"{name}: xml", item["xml"], "network")
-            fill_or_check_name("network", name, root)
-        wanted.append(Wanted(name, item["state"], root, item.get("autostart")))
+        if xml is not None:
+            with option_path(f"networks[{index}]"):
+                root = parse_definition(xml, "network")
+                fill_or_check_name("network", name, root)
+        wanted.append(Wanted(name, item["state"], root, item.get("autostart"), xml))
     return wanted
 
 
@@ -48,8 +49,8 @@ def check_has_networks(uri: str) -> None:
     :raises InvalidInput: it is one, or none at all.
     """
     if check_uri(uri) is not None:
-        rule = "has no networks: libvirt's embedded driver knows domains only"
-        raise InvalidInput("uri", shown_uri(uri), rule, ["qemu:///system"])
+        problem = "libvirt's embedded driver has no networks."
+        raise InvalidInput("uri", shown_uri(uri), problem, "Use the URI of a daemon, such as qemu:///system.")
 
 
 def list_networks(connection: Connection) -> list[Network]:
@@ -148,7 +149,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         observed: dict[str, Observed] = {}
         for name, network in networks.items():
             try:
-                with libvirt_errors(f"{name}: reading it"):
+                with libvirt_errors(f"Reading network {name}"):
                     observed[name] = observe_network(network)
             except LibvirtFailure as error:
                 # It vanished meanwhile.
@@ -189,13 +190,15 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                     self._check_free(item.wanted, root)
                     self._desired[item.wanted.name] = root
             except TapvirtError as error:
-                item.error = error
+                item.fail(error)
         self._canonical = {}
-        answers = canonical_networks(self._desired)
+        texts = {item.wanted.name: item.wanted.xml for item in self._items if item.wanted.xml is not None}
+        answers = canonical_networks(self._desired, texts)
         for item in self._items:
             answer = answers.get(item.wanted.name)
             if isinstance(answer, InvalidInput):
-                item.error = item.error or answer
+                if item.error is None:
+                    item.fail(answer)
             elif answer is not None:
                 self._canonical[item.wanted.name] = answer
         super()._plan_all(connection)
@@ -205,12 +208,12 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
         uuid, bridge = (text_of(root, "uuid") or "").lower(), bridge_name(root)
         owner = self._by_uuid.setdefault(uuid, wanted.name) if uuid else wanted.name
         if owner != wanted.name:
-            rule = f"belongs to network {owner!r}; a network is not renamed by another name in its XML"
-            raise InvalidInput(f"{wanted.name}: uuid", uuid, rule)
+            problem = f"The UUID {uuid} is that of network {owner!r}. A new name does not rename a network."
+            raise InvalidInput("xml", None, problem)
         if bridge and forward_mode(root) in OWN_BRIDGE_MODES:
             owner = self._by_bridge.setdefault(bridge, wanted.name)
             if owner != wanted.name:
-                raise InvalidInput(f"{wanted.name}: bridge", bridge, f"is that of network {owner!r}")
+                raise InvalidInput("xml", None, f"The bridge {bridge} is that of network {owner!r}.")
 
     def _plan(self, item: _Item) -> NetworkPlan:
         name = item.wanted.name
@@ -227,13 +230,13 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
-            with libvirt_errors(f"{name}: defining it"):
+            with libvirt_errors(f"Defining network {name}"):
                 define_network(connection, plan.define)
             item.done = True
-        with libvirt_errors(f"{name}: looking it up"):
+        with libvirt_errors(f"Looking up network {name}"):
             network = connection.networkLookupByName(name)
         if plan.autostart is not None:
-            with libvirt_errors(f"{name}: setting autostart"):
+            with libvirt_errors(f"Setting autostart of network {name}"):
                 network.setAutostart(int(plan.autostart))
             item.done = True
         for edit in plan.edits:

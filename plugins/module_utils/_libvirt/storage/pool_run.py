@@ -13,7 +13,7 @@ import os
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, error_row
+from ..._core.errors import InvalidInput, TapvirtError, error_row, option_path
 from ..connection.connection import Connection, LibvirtFailure, connected, libvirt, libvirt_errors
 from ..connection.schema import empty_host, schema_error
 from ..connection.xml import fill_or_check_name, parse_definition, text_of, to_text
@@ -29,13 +29,14 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedPool]:
 
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
-    check_names(item["name"] for item in items)
+    check_names("pools", (item["name"] for item in items))
     wanted = []
-    for item in items:
+    for index, item in enumerate(items):
         root = None
         if item.get("xml"):
-            root = parse_definition(f"{item['name']}: xml", item["xml"], "pool")
-            fill_or_check_name("pool", item["name"], root)
+            with option_path(f"pools[{index}]"):
+                root = parse_definition(item["xml"], "pool")
+                fill_or_check_name("pool", item["name"], root)
         wanted.append(
             WantedPool(item["name"], item["state"], root, item.get("autostart"), item["build"], item["allow_in_use"])
         )
@@ -254,10 +255,11 @@ def _canonical(connection: Connection, wanted: WantedPool) -> ET.Element:
     try:
         pool = connection.storagePoolDefineXML(to_text(wanted.root), flags)
     except libvirt.libvirtError as error:
-        item, reason = f"{wanted.name}: xml", str(error.get_error_message())
+        reason = str(error.get_error_message())
         if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-            raise schema_error(item, wanted.root, reason) from error
-        raise InvalidInput(item, "<pool>", f"is refused by libvirt: {' '.join(reason.split())}") from error
+            raise schema_error(wanted.root, reason) from error
+        problem = f"libvirt refuses the definition of pool {wanted.name!r}: {' '.join(reason.split())}"
+        raise InvalidInput("xml", None, problem) from error
     root = ET.fromstring(pool.XMLDesc(0))
     pool.undefine()
     # Options of one backend are known to the storage driver only.

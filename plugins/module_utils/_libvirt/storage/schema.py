@@ -52,4 +52,4 @@ def _complete(root: ET.Element) -> ET.Element:
 
 
 def _error(name: str, root: ET.Element, error: t.Any) -> InvalidInput:
-    return schema_error(f"{name}: xml", root, str(error.get_error_message()))
+    return schema_error(root, str(error.get_error_message()))

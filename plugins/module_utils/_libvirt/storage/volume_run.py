@@ -108,7 +108,7 @@ def _checksum(name: str, text: str | None) -> str | None:
 
 def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
     item = f"{wanted.name}: xml"
-    root = parse_definition(item, text, "volume")
+    root = parse_definition(text, "volume")
     fill_or_check_name("volume", wanted.volume, root)
     form, below = root.find("target/format"), text_of(root, "backingStore/path")
     below_form = root.find("backingStore/format")

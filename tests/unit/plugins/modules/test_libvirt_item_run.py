@@ -10,9 +10,9 @@ import typing as t
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.plan import Change
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import Item, ItemRun
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import Item, ItemRun, check_names
 
 
 @dataclasses.dataclass
@@ -43,7 +43,7 @@ class Run(ItemRun[Wanted, str, Plan]):
 
     def _plan(self, item: Item[Wanted, str, Plan]) -> Plan:
         if self._wrong.get("plan") == item.wanted.name:
-            raise TapvirtError("no plan")
+            raise InvalidInput("state", "odd", "No plan leads to this state.")
         return Plan([] if item.done else [Change(item.wanted.name, None, "done", "hand", "as wanted")])
 
     def _apply(self, connection: t.Any, item: Item[Wanted, str, Plan]) -> None:
@@ -69,11 +69,45 @@ def test_nothing_is_changed_where_one_cannot_be_planned_and_the_rows_say_so() ->
     assert [row["changed"] for row in would["items"]] == [True, False]
 
 
+def test_path_of_item_comes_before_option_once() -> None:
+    run = Run(["a", "b"], plan="b")
+    run.run(None, False)
+    with pytest.raises(TapvirtError, match="^Invalid value 'odd' for items.1..state: No plan leads to this state.$"):
+        run.result(False, False)
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "names", "message"),
+    [
+        (
+            "domains",
+            "name",
+            ["a", "b", "a"],
+            "Invalid value 'a' for domains[2].name: This name is in the list twice, first at domains[0].",
+        ),
+        ("names", "", ["a", "a"], "Invalid value 'a' for names[1]: This name is in the list twice, first at names[0]."),
+        (
+            "names",
+            "",
+            ["a", " b"],
+            "Invalid value ' b' for names[1]: A name has 1 to 200 printable characters, and no space at its start or "
+            "end.",
+        ),
+    ],
+)
+def test_wrong_name_has_its_path(option: str, field: str, names: list[str], message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_names(option, names, field)
+    assert caught.value.message == message
+
+
 def test_what_was_done_is_told_although_nobody_answers_afterwards() -> None:
     told = fields(Run(["a", "b"], observe="2", apply="b"))
     assert told["changed"] is True
     assert [row["changed"] for row in told["items"]] == [True, False]
     assert [change["what"] for change in told["plan"]] == ["a", "b"]
-    first, second = (row["error"] for row in told["items"])
-    assert first.startswith("a: changed, but not read back: Reading back what was changed: Domain not found")
-    assert second.startswith("b: changing it: Domain not found")
+    first, second = (row["error"].message for row in told["items"])
+    assert first.startswith(
+        "a was changed, but it could not be read back. Reading back what was changed failed: Domain not found"
+    )
+    assert second.startswith("Changing b failed: Domain not found")

@@ -230,7 +230,7 @@ def test_a_destination_that_does_not_answer_is_named(hosts: Hosts) -> None:
         result = hosts.move(connect_timeout_seconds=2)
     finally:
         os.kill(hosts.other.process.pid, signal.SIGCONT)
-    assert f"Opening {hosts.other.uri}: no answer within 2 s" in result["msg"]
+    assert f"Opening {hosts.other.uri} failed: no answer within 2 s" in result["msg"]
     assert hosts.found() == before
 
 

@@ -38,11 +38,24 @@ def test_what_is_carried_over_and_noted_leaves_every_definition_valid() -> None:
 
 def test_a_wrong_name_is_told_with_the_nearest_one() -> None:
     right = (FIXTURES / "minimal.xml").read_text(encoding="utf-8")
-    wrong = {"fine": ET.fromstring(right), "typo": ET.fromstring(right.replace("memory", "memroy"))}
-    errors = schema_errors(wrong)
-    assert list(errors) == ["typo"]
-    assert "typo: xml: 'memroy'" in errors["typo"].message
-    assert "Nearest: memory" in errors["typo"].message
+    texts = {
+        "fine": right,
+        "tag": right.replace("memory", "memroy"),
+        "attribute": right.replace("<memory", "<memory unti='KiB'"),
+        "twice": right.replace("<os>", "<title>a</title>\n<title>b</title>\n<os>"),
+        "place": right.replace("<os>", "<devices>\n<disk type='fil'/></devices>\n<os>"),
+    }
+    errors = schema_errors({name: ET.fromstring(text) for name, text in texts.items()}, texts)
+    assert {name: error.message for name, error in errors.items()} == {
+        "tag": "Invalid value for xml, line 8: <memroy> is not an element of a domain. "
+        "Did you mean memory, maxMemory or memnode?",
+        "attribute": "Invalid value for xml, line 8: unti is not an attribute of <memory>. "
+        "Did you mean unit, units or count?",
+        "twice": "Invalid value for xml: libvirt's schema refuses <title>: Extra element title in interleave; "
+        "Element domain failed to validate content.",
+        "place": "Invalid value for xml, line 9: libvirt's schema refuses <devices>: Extra element devices in "
+        "interleave; Element domain failed to validate content.",
+    }
 
 
 NAME = "<name>guest</name>"

@@ -61,7 +61,7 @@ def element(text: str) -> ET.Element:
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.xml")), ids=lambda path: path.stem)
 def test_order_means_nothing_where_there_are_keys(path: pathlib.Path) -> None:
-    root = complete(parse_definition("xml", path.read_text(encoding="utf-8"), "domain"))
+    root = complete(parse_definition(path.read_text(encoding="utf-8"), "domain"))
     shuffled = element(ET.tostring(root, encoding="unicode"))
     devices = shuffled.find("devices")
     if devices is not None:
@@ -144,15 +144,19 @@ def test_names_that_are_some(name: str) -> None:
     ],
 )
 def test_document_types_are_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="no document type"):
-        parse_definition("xml", text, "domain")
+    with pytest.raises(InvalidInput, match="line 1: <!DOCTYPE d> is not allowed: libvirt's XML has no document type"):
+        parse_definition(text, "domain")
 
 
 def test_another_root_and_broken_xml_are_told_with_their_place() -> None:
-    with pytest.raises(InvalidInput, match="must be <domain>"):
-        parse_definition("xml", "<network/>", "domain")
-    with pytest.raises(InvalidInput, match="line 2, column 5"):
-        parse_definition("xml", "<domain>\n  </wrong>", "domain")
+    with pytest.raises(
+        InvalidInput, match="^Invalid value for xml: The root element is <network>, but it has to be <domain>.$"
+    ):
+        parse_definition("<network/>", "domain")
+    with pytest.raises(
+        InvalidInput, match="^Invalid value for xml, line 2: The XML cannot be parsed: mismatched tag .column 5.[.]$"
+    ):
+        parse_definition("<domain>\n  </wrong>", "domain")
 
 
 def test_identity_is_carried_over_where_nothing_is_said() -> None:

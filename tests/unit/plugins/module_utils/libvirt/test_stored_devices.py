@@ -57,7 +57,7 @@ def definition(devices: str, more: str = "") -> ET.Element:
 def plan(stored: ET.Element, devices: str, more: str = "", allow: bool = False) -> DomainPlan:
     """Return the plan without libvirt's own reading of the XML."""
     text = TEXT.format(uuid=UUID, devices=devices, more=more)
-    root = parse_definition("xml", text, "domain")
+    root = parse_definition(text, "domain")
     wanted = Wanted("guest", "present", text, root, allow_device_removal=allow)
     observed = Observed(UUID, "shutoff", False, True, False, False, stored, None)
     options = Options("both", Waiting(60, "fail"))
@@ -315,7 +315,7 @@ def test_pending_rows_name_every_lost_device() -> None:
     text = TEXT.format(uuid=UUID, devices=BASE, more=f"<cputune>{cells}</cputune>")
     more = "".join(f"<disk type='file'><target dev='vd{letter}'/></disk>" for letter in "cdefghijklmnopqrstuvwxyz")
     stored.find("devices").extend(ET.fromstring(f"<devices>{more}</devices>"))
-    root = parse_definition("xml", text, "domain")
+    root = parse_definition(text, "domain")
     wanted = Wanted("guest", "present", text, root)
     observed = Observed(UUID, "shutoff", False, True, False, False, stored, None)
     options = Options("live", Waiting(60, "fail"))
