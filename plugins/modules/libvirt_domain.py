@@ -269,9 +269,10 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params["domains"] if params["domains"] is not None else [params])
+    option = "domains" if params["domains"] is not None else ""
+    wanted = read_wanted(params[option] if option else [params], option)
     options = Options(params["apply"], Waiting(params["wait_seconds"], params["on_timeout"]), tuple(params["remove"]))
-    run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options, params["purge"])
+    run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options, params["purge"], option)
     return run.converge(module.check_mode, module._diff)
 
 

@@ -200,9 +200,10 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params["networks"] if params["networks"] is not None else [params])
+    option = "networks" if params["networks"] is not None else ""
+    wanted = read_wanted(params[option] if option else [params], option)
     options = Options(params["apply"], tuple(params["disconnect"]))
-    run = NetworkRun(params["uri"], params["connect_timeout_seconds"], wanted, options)
+    run = NetworkRun(params["uri"], params["connect_timeout_seconds"], wanted, options, option)
     return run.converge(module.check_mode, module._diff)
 
 

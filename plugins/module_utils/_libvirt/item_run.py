@@ -9,6 +9,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -63,16 +64,24 @@ class Item(t.Generic[WantedT, ObservedT, PlanT]):
         self.error = error
 
 
+def entry_path(option: str, index: int) -> t.ContextManager[None]:
+    """Put the path of an entry, such as ``domains[0]``, before the option of an ``InvalidInput`` from the block.
+
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
+    """
+    return option_path(f"{option}[{index}]") if option else contextlib.nullcontext()
+
+
 def check_names(option: str, names: t.Iterable[str], field: str = "name") -> None:
     """Check the names of a task's items.
 
-    :param option: the option that lists the items, such as ``domains``.
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
     :param field: the entry's option that is the name; empty where the entry itself is the name.
     :raises InvalidInput: a name is not valid, or is in the list twice; with its path, such as ``domains[1].name``.
     """
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
-        with option_path(f"{option}[{index}]"):
+        with entry_path(option, index):
             check_name(field, name)
             if name in seen:
                 raise InvalidInput(field, name, f"This name is in the list twice, first at {option}[{seen[name]}].")
@@ -84,14 +93,17 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
 
     #: The name of the rows in the result.
     rows = "items"
-    #: The option that lists the items; empty where it has the name of the rows.
-    option = ""
 
-    def __init__(self, wanted: t.Iterable[WantedT], no_steps: t.Callable[[], PlanT]) -> None:
-        """Prepare the run; ``wanted`` has an item for each entry of the option, in its order."""
-        option = self.option or self.rows
+    def __init__(self, wanted: t.Iterable[WantedT], no_steps: t.Callable[[], PlanT], option: str | None = None) -> None:
+        """Prepare the run; ``wanted`` has an item for each entry of the option, in its order.
+
+        :param option: the option that lists the items, by default the name of the rows; empty where the task's own
+            options describe its only item.
+        """
+        option = self.rows if option is None else option
         self._items = [
-            Item[WantedT, ObservedT, PlanT](one, no_steps(), f"{option}[{index}]") for index, one in enumerate(wanted)
+            Item[WantedT, ObservedT, PlanT](one, no_steps(), f"{option}[{index}]" if option else None)
+            for index, one in enumerate(wanted)
         ]
         self._warnings: list[str] = []
 

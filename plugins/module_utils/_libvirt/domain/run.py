@@ -13,7 +13,7 @@ import typing as t
 import uuid
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row, option_path
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row
 from ..._core.plan import Change
 from ..connection.connection import Connection, Domain, check_uri, connected, libvirt, libvirt_errors
 from ..connection.embed import EmbedRoot
@@ -24,7 +24,7 @@ from ..connection.workers import WorkerSlots, for_each
 from ..connection.xml import fill_or_check_name, parse_definition, text_of, to_text
 from ..disk.disks import disks_of
 from ..disk.removal import DiskToDelete, delete, find_disks_to_delete
-from ..item_run import Item, ItemRun, check_names
+from ..item_run import Item, ItemRun, check_names, entry_path
 from .apply import edit_running, record_balloon_request, undefine, write_mark
 from .canonical import Canonical, Canonicalizer, Unavailable, embedded_driver_matches, managed_by
 from .lifecycle import Lifecycle
@@ -37,15 +37,16 @@ _ENDS = ("absent", "shutdown", "saved")
 _ANY_HASH = wanted_hash("")
 
 
-def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "domains") -> list[Wanted]:
     """Turn a user's list into ``Wanted``, all of it checked.
 
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
-    check_names("domains", (item["name"] for item in items))
+    check_names(option, (item["name"] for item in items))
     wanted: list[Wanted] = []
     for index, item in enumerate(items):
-        with option_path(f"domains[{index}]"):
+        with entry_path(option, index):
             wanted.append(_read_entry(item))
     return wanted
 
@@ -72,17 +73,24 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     rows = "domains"
 
     def __init__(
-        self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options, purge: bool = False
+        self,
+        uri: str,
+        timeout_seconds: float,
+        wanted: t.Sequence[Wanted],
+        options: Options,
+        purge: bool = False,
+        option: str | None = None,
     ) -> None:
         """Prepare the run.
 
         :param purge: the list is full: domains with our mark that are not in it have to be absent.
+        :param option: as ``read_wanted`` takes it.
         :raises InvalidInput: the list is full and empty.
         """
         if purge and not wanted:
             problem = "With an empty list, purge would remove every domain that this collection defined."
             raise InvalidInput("purge", True, problem, "List the domains to remove with state: absent.")
-        super().__init__(wanted, DomainPlan)
+        super().__init__(wanted, DomainPlan, option)
         self._uri = uri
         self._timeout_seconds = timeout_seconds
         self._options = options

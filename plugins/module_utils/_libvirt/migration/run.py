@@ -65,12 +65,11 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
     """Moves domains, one after another. ``log`` is told how far one is."""
 
     rows = "domains"
-    option = "names"
 
     def __init__(
         self, uri: str, destination: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options, log: Log
     ) -> None:
-        super().__init__(wanted, MigrationPlan)
+        super().__init__(wanted, MigrationPlan, "names")
         check_options(uri, destination, options)
         self._destination_uri = destination
         self._places = (shown_uri(uri), shown_uri(destination))

@@ -13,10 +13,10 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, error_row, option_path
+from ..._core.errors import InvalidInput, TapvirtError, error_row
 from ..connection.connection import Connection, LibvirtFailure, check_uri, connected, libvirt, libvirt_errors, shown_uri
 from ..connection.xml import fill_or_check_name, parse_definition, text_of
-from ..item_run import Item, ItemRun, check_names
+from ..item_run import Item, ItemRun, check_names, entry_path
 from .canonical import Network, canonical_networks, define_network
 from .live import NetworkEdit
 from .plan import NetworkPlan, Observed, Options, Wanted, check_attached, desired_definition, plan_network
@@ -25,18 +25,19 @@ from .xml import OWN_BRIDGE_MODES, bridge_name, forward_mode
 _Item = Item[Wanted, Observed, NetworkPlan]
 
 
-def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "networks") -> list[Wanted]:
     """Turn a user's list into ``Wanted``, all of it checked.
 
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
-    check_names("networks", (item["name"] for item in items))
+    check_names(option, (item["name"] for item in items))
     wanted: list[Wanted] = []
     for index, item in enumerate(items):
         name, xml = item["name"], item.get("xml") or None
         root = None
         if xml is not None:
-            with option_path(f"networks[{index}]"):
+            with entry_path(option, index):
                 root = parse_definition(xml, "network")
                 fill_or_check_name("network", name, root)
         wanted.append(Wanted(name, item["state"], root, item.get("autostart"), xml))
@@ -120,8 +121,19 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
 
     rows = "networks"
 
-    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options) -> None:
-        super().__init__(wanted, NetworkPlan)
+    def __init__(
+        self,
+        uri: str,
+        timeout_seconds: float,
+        wanted: t.Sequence[Wanted],
+        options: Options,
+        option: str | None = None,
+    ) -> None:
+        """Prepare the run.
+
+        :param option: as ``read_wanted`` takes it.
+        """
+        super().__init__(wanted, NetworkPlan, option)
         self._uri = uri
         self._timeout_seconds = timeout_seconds
         self._options = options
