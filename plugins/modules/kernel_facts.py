@@ -175,6 +175,20 @@ ansible_facts:
           returned: always
           type: dict
           sample: {"lockdown": "/sys/kernel/security/lockdown cannot be read (is securityfs mounted?)"}
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "gather_subset[0]"
+    value: "symbol"
+    problem: >-
+      The subsets are command_line, config, cpus, hypervisor, identity, memory, parameters, security, symbols, tracing,
+      all, min.
+    hint: null
+    candidates: ["symbols"]
 """
 
 import os

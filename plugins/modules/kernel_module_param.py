@@ -199,6 +199,11 @@ params:
       returned: always
       type: str
       sample: changed
+    error:
+      description: Why this parameter made the task fail, as in RV(error); null where it did not.
+      returned: always
+      type: dict
+      sample: null
 plan:
   description: The steps, in order.
   returned: success
@@ -223,6 +228,18 @@ taints_added:
   type: list
   elements: str
   sample: []
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "params[0].value"
+    value: "20x"
+    problem: kvm.halt_poll_ns takes a whole number from 0 to 4294967295.
+    hint: null
+    candidates: []
 """
 
 import os

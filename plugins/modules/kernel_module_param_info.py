@@ -194,6 +194,18 @@ truncated:
   returned: always
   type: bool
   sample: false
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "modules[0]"
+    value: "../kvm"
+    problem: An entry is a name of letters, digits, hyphens and underscores, or a shell pattern.
+    hint: null
+    candidates: []
 """
 
 import os

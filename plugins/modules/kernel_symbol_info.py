@@ -220,6 +220,18 @@ truncated:
   returned: always
   type: bool
   sample: false
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "symbols[0]"
+    value: "vfs read"
+    problem: An entry is the name of a symbol, a shell pattern, or ~ and a regular expression.
+    hint: null
+    candidates: []
 """
 
 import typing as t
@@ -247,7 +259,7 @@ RULES: dict[str, t.Any] = {"required_by": {"compare_path": "compare_with"}}
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     if params["limit"] < 1:
-        raise InvalidInput("limit", params["limit"], "is not a positive number")
+        raise InvalidInput("limit", params["limit"], "The limit must be 1 or more.")
     place = Place(params["source"], params["path"])
     against = Place(params["compare_with"], params["compare_path"]) if params["compare_with"] else None
     found = look_up(Root(), params["symbols"], params["owner"], params["limit"], place, against)

@@ -201,6 +201,18 @@ unparsed:
   returned: always
   type: dict
   sample: {"interrupts": ["XYZ: 1 2 3 of a kind that is not known"]}
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "processes.limit"
+    value: 0
+    problem: The limit must be 1 or more.
+    hint: null
+    candidates: []
 """
 
 import typing as t

@@ -198,6 +198,18 @@ truncated:
   returned: always
   type: bool
   sample: false
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "boot"
+    value: '/boot\0'
+    problem: A path cannot contain a NUL byte.
+    hint: null
+    candidates: []
 """
 
 import typing as t

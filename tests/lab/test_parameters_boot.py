@@ -218,7 +218,9 @@ def test_an_unsafe_parameter_is_refused_and_a_taint_that_was_allowed_is_said(lab
     sh(lab, "echo Y > /sys/module/kvm_amd/parameters/dump_invalid_vmcb")
     unsafe = entry("kvm_amd.force_avic", True, persist="auto", reload="if_unused")
     refused = set_all(lab, [unsafe], check=True)
-    assert refused["failed"] and re.search("kvm_amd.force_avic: True .*unsafe.*allow_taint: true", refused["msg"])
+    assert refused["failed"] and re.search(
+        "value True for .*kvm_amd.force_avic as unsafe.*Set allow_taint to true", refused["msg"]
+    )
     allowed = set_all(lab, [{**unsafe, "allow_taint": True}])
     assert not allowed["failed"], allowed
     assert (allowed["taints_added"], allowed["kvm_amd.force_avic"]["after"]) == (["user_request"], True)

@@ -61,11 +61,11 @@ class Journal:
             return {}
         except (ValueError, RecursionError) as error:
             raise TapvirtError(
-                f"The journal {self._path} is damaged ({error}); move it away to go on.", path=self._path
+                f"The journal {self._path} is damaged ({error}). Move it away to go on.", path=self._path
             ) from error
         if not isinstance(value, dict):
             raise TapvirtError(
-                f"The journal {self._path} does not hold a JSON object; move it away to go on.", path=self._path
+                f"The journal {self._path} does not hold a JSON object. Move it away to go on.", path=self._path
             )
         return value
 

@@ -129,7 +129,7 @@ def converge(
 def _check_effect(planned: Plan, left: Plan) -> None:
     if left:
         raise NoEffect(
-            "Carried out without an error, but reading back shows no effect: "
+            "Every step reported success, but reading back shows no effect: "
             f"{'; '.join(f'{change.what} ({change.why})' for change in left)}.",
             plan=planned.rows(),
             not_effective=left.rows(),

@@ -56,12 +56,13 @@ def chosen_subsets(gather_subset: t.Sequence[str]) -> set[str]:
 
     :raises InvalidInput: no such subset.
     """
-    names = [name[1:] if name.startswith("!") else name for name in gather_subset]
-    for name in names:
-        if name not in SUBSETS and name not in ("all", "min"):
-            choices = (*SUBSETS, "all", "min")
-            rule = f"is not a subset; there are {', '.join(choices)}"
-            raise InvalidInput("gather_subset", name, rule, nearest_names(name, choices))
+    choices = (*SUBSETS, "all", "min")
+    for index, entry in enumerate(gather_subset):
+        name = entry[1:] if entry.startswith("!") else entry
+        if name not in choices:
+            problem = f"The subsets are {', '.join(choices)}."
+            nearest = [entry[: -len(name)] + choice for choice in nearest_names(name, choices)] if name else []
+            raise InvalidInput(f"gather_subset[{index}]", entry, problem, candidates=nearest)
     added = {name for name in gather_subset if not name.startswith("!")}
     removed = {name[1:] for name in gather_subset if name.startswith("!")}
     chosen = set(SUBSETS) if "all" in added or not added else added & set(SUBSETS)
@@ -81,7 +82,7 @@ class _Gatherer:
     def __init__(self, root: Root, subsets: t.Collection[str], config_names: t.Sequence[str], arch: str) -> None:
         self._root = root
         self._subsets = subsets
-        self._config_names = [kernel_config.option_name(name) for name in config_names]
+        self._config_names = kernel_config.option_names(config_names)
         self._arch = arch
         self._unavailable: dict[str, str] = {}
         self._options: dict[str, t.Any] | None = None

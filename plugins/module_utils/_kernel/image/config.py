@@ -72,15 +72,17 @@ def parse_config(text: str) -> dict[str, t.Any]:
     return {match.group(1): _typed(match.group(2)) for match in _SET.finditer(text)}
 
 
-def option_name(name: str) -> str:
-    """Return an option's full name; the prefix may be left out.
+def option_names(names: t.Sequence[str]) -> list[str]:
+    """Return the full names of the entries of the option ``config``; the prefix may be left out.
 
-    :raises InvalidInput: it cannot be an option's name.
+    :raises InvalidInput: an entry cannot be an option's name.
     """
-    full = name if name.startswith(PREFIX) else PREFIX + name
-    if not _NAME.match(full):
-        raise InvalidInput("config", name, "is not the name of a kernel configuration option, such as CONFIG_KPROBES")
-    return full
+    found = [name if name.startswith(PREFIX) else PREFIX + name for name in names]
+    for index, full in enumerate(found):
+        if not _NAME.match(full):
+            problem = "The name of a kernel option consists of letters, digits and underscores, as in CONFIG_KPROBES."
+            raise InvalidInput(f"config[{index}]", names[index], problem)
+    return found
 
 
 def read_config(root: Root, release: str) -> dict[str, t.Any] | None:

@@ -122,7 +122,7 @@ def symbols(image: bytes) -> list[ElfSymbol]:
     if table is None:
         return []
     if table.link >= len(rows):
-        raise ElfError("A damaged ELF file: its symbols have no names.")
+        raise ElfError("The ELF file is damaged: its symbols have no names.")
     names = image[rows[table.link].offset : rows[table.link].offset + rows[table.link].size]
     content = image[table.offset : table.offset + table.size]
     layout = struct.Struct(_prefix(elf.order) + ("IBBHQQ" if elf.wide else "IIIBBH"))
@@ -179,7 +179,7 @@ def sections(image: bytes) -> list[Section]:
     elf = _Header(image)
     rows = [elf.section(index) for index in range(elf.section_count)]
     if elf.names_index >= len(rows):
-        raise ElfError("A damaged ELF file: it has no section with the names of sections.")
+        raise ElfError("The ELF file is damaged: it has no section with the names of sections.")
     _name, _type, start, size, _link, _info, _flags = rows[elf.names_index]
     names = image[start : start + size]
     return [Section(names[row[0] : names.find(b"\0", row[0])].decode("ascii", "replace"), *row[1:]) for row in rows]
@@ -188,7 +188,7 @@ def sections(image: bytes) -> list[Section]:
 class _Header:
     def __init__(self, image: bytes) -> None:
         if image[:4] != b"\x7fELF" or len(image) < 52:
-            raise ElfError("Not an ELF file.")
+            raise ElfError("The file is not an ELF file.")
         self._image = image
         self.wide = image[4] == 2
         self.order = "big" if image[5] == 2 else "little"
@@ -218,7 +218,7 @@ class _Header:
         try:
             return struct.unpack_from(self._prefix + layout, self._image, offset)
         except (struct.error, OverflowError) as error:
-            raise ElfError(f"A damaged ELF file: {error}.") from error
+            raise ElfError(f"The ELF file is damaged: {error}.") from error
 
 
 def _prefix(order: str) -> str:

@@ -174,9 +174,9 @@ def _parse_pe(data: bytes) -> Image:
         base = struct.unpack_from("<Q" if magic == _PE32_PLUS else "<4xI", data, start + 48)[0]
         subsystem = struct.unpack_from("<H", data, start + 92)[0]
     except struct.error as error:
-        raise NotAnImage(f"A damaged PE file: {error}.") from error
+        raise NotAnImage(f"The PE file is damaged: {error}.") from error
     if signature != b"PE\0\0" or magic not in (_PE32, _PE32_PLUS):
-        raise NotAnImage("Neither ELF nor PE.")
+        raise NotAnImage("The file is neither ELF nor PE.")
     return Image(
         format="pe32plus" if magic == _PE32_PLUS else "pe32",
         machine=_PE_MACHINES.get(machine, f"machine_{machine}"),
@@ -237,9 +237,9 @@ def gunzip(data: bytes) -> bytes:
     try:
         plain = machine.decompress(data, _MAX_BYTES)
     except zlib.error as error:
-        raise NotAnImage(f"A damaged gzip file: {error}.") from error
+        raise NotAnImage(f"The gzip file is damaged: {error}.") from error
     if not machine.eof and len(plain) < _MAX_BYTES:
-        raise NotAnImage("A gzip file that was cut short.")
+        raise NotAnImage("The gzip file is cut short.")
     return plain
 
 

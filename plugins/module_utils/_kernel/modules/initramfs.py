@@ -114,7 +114,7 @@ def make_image(image: Image) -> None:
     if done.rc != 0:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise TapvirtError(
-            f"{image.path} could not be made anew: {image.maker[0]} failed ({done.rc}): "
+            f"{image.path} could not be rebuilt: {image.maker[0]} failed ({done.rc}): "
             f"{said[-1] if said else 'it gave no reason'}"
         )
 

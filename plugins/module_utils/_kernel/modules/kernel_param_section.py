@@ -171,7 +171,7 @@ class _Object:
         :raises ElfError: it is.
         """
         if place.offset + size > self._section(place.section).size:
-            raise ElfError(f"A damaged ELF file: a variable of {size} bytes does not fit its section.")
+            raise ElfError(f"The ELF file is damaged: a variable of {size} bytes does not fit its section.")
 
     def text(self, place: _Place) -> str:
         """Return the text that begins at a place, up to its zero byte."""
@@ -204,11 +204,11 @@ class _Object:
 
     def _section(self, index: int) -> Section:
         if not 0 < index < len(self._sections):
-            raise ElfError(f"A damaged ELF file: it has no section {index}.")
+            raise ElfError(f"The ELF file is damaged: it has no section {index}.")
         return self._sections[index]
 
     def _unpack(self, layout: str, offset: int) -> tuple[t.Any, ...]:
         try:
             return struct.unpack_from(self._order + layout, self._image, offset)
         except (struct.error, OverflowError) as error:
-            raise ElfError(f"A damaged ELF file: {error}.") from error
+            raise ElfError(f"The ELF file is damaged: {error}.") from error

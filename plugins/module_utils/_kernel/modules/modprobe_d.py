@@ -39,7 +39,7 @@ Setting = t.Union[str, bool]
 
 
 class Unwritable(ValueError):
-    """modprobe.d(5) has no way to write the value; the text says why."""
+    """modprobe.d(5) has no way to write the value; the text is a clause that says why."""
 
 
 class Option(t.NamedTuple):
@@ -191,9 +191,9 @@ def check_writable(value: str) -> None:
     :raises Unwritable: quotes cannot be escaped (``next_arg`` in the kernel's lib/cmdline.c), lines cannot be broken.
     """
     if '"' in value:
-        raise Unwritable("has a double quote, and modprobe.d(5) cannot escape one")
+        raise Unwritable("modprobe.d(5) cannot escape a double quote")
     if any(sign in value for sign in "\n\t\0"):
-        raise Unwritable("has a newline, a tab or a zero byte, and modprobe.d(5) cannot hold one")
+        raise Unwritable("modprobe.d(5) cannot hold a newline, a tab or a zero byte")
 
 
 def _word(name: str, setting: Setting) -> str:

@@ -138,12 +138,18 @@ class Applier:
             item=failed,
             not_put_back=texts,
             changed=bool(texts),
-            params=[self._failed_row(entry, observed, keys, left) for entry in self._wanted],
         )
-        return TapvirtError(f"{reason.rstrip('.')}. {undone}.", **fields)
+        result = TapvirtError(f"{reason.rstrip('.')}. {undone}.", **fields)
+        result.fields["params"] = [self._failed_row(entry, observed, keys, left, result) for entry in self._wanted]
+        return result
 
     def _failed_row(
-        self, entry: Wanted, observed: Observed, failed: t.Collection[Key], left: t.Sequence[tuple[Step, str]]
+        self,
+        entry: Wanted,
+        observed: Observed,
+        failed: t.Collection[Key],
+        left: t.Sequence[tuple[Step, str]],
+        failure: TapvirtError,
     ) -> dict[str, t.Any]:
         item = observed.items[entry.key]
         return failed_row(
@@ -151,7 +157,7 @@ class Applier:
             item,
             self._reader.item(*entry.key, kind=item.kind),
             wanted=wanted_of(entry, item).shown if self._state == "present" else None,
-            is_failed=entry.key in failed,
+            error=failure if entry.key in failed else None,
             is_done=any(entry.key in step.keys for step in self._done),
             left=[text for step, text in left if entry.key in step.keys],
         )
@@ -225,9 +231,9 @@ class Applier:
             write_parameter(self._root.path(name), write.text)
         except OSError as error:
             lockdown = self._root.read_text_or("sys/kernel/security/lockdown")
-            reason = f"{write.what}: the kernel refused {write.text!r}: {explain_errno(error, item, lockdown)}"
+            reason = f"The kernel refused {write.text!r} for {write.what}: {explain_errno(error, item, lockdown)}."
             raise TapvirtError(reason, value=write.text, errno=error.errno) from error
-        self._check_taint(write.what, before, write.allow_taint)
+        self._check_taint(f"Setting {write.what}", before, write.allow_taint)
         if write.read_back in ("trigger", "opaque"):
             return {}
         now = read_value(item.kind, self._root.read_text(name), item.word_bits)
@@ -235,12 +241,11 @@ class Applier:
         made = check_read_back(item, write.read_back, item.current, intended, now)
         return {} if made is None else {write.what: {"wanted": write.text, "read": made}}
 
-    def _check_taint(self, what: str, before: int, allowed: bool) -> None:
+    def _check_taint(self, act: str, before: int, allowed: bool) -> None:
         if tainted(self._root) & ~before & TAINT_USER and not allowed:
             raise TapvirtError(
-                f"{what}: setting it tainted the kernel (U), which lasts until a reboot; its module marks it as "
-                "unsafe. Say "
-                "allow_taint: true if that may be",
+                f"{act} tainted the kernel (U) until a reboot, because the module marks a parameter as unsafe. "
+                "Set allow_taint to true to set it all the same.",
                 taints_added=taint_flags(TAINT_USER),
             )
 
@@ -269,7 +274,7 @@ class Applier:
         before = tainted(self._root)
         keep = {name: value for name, value in {**values, **reload.given}.items() if name not in reload.named}
         module_reload.reload_module(self._root, reload.module, self._kept(reload.module, keep))
-        self._check_taint(reload.what, before, reload.allow_taint)
+        self._check_taint(f"Loading {reload.what} again", before, reload.allow_taint)
         adjusted: dict[str, dict[str, str]] = {}
         for name, (text, read_back) in reload.named.items():
             item = observed.items[reload.module, name]
@@ -307,7 +312,7 @@ class Applier:
         observed = dataclasses.replace(self._reader.observe([entry.key for entry in self._wanted], {}), image=made)
         left = [step for step in plan(self._wanted, self._state, observed, True) if isinstance(step, Refresh)]
         if left:
-            raise NoEffect(f"{image.path} was made anew by {image.maker[0]}, and still has {left[0].before}")
+            raise NoEffect(f"{image.path} was rebuilt by {image.maker[0]}, but still has {left[0].before}.")
 
     def _roll_back(self, observed: Observed) -> list[tuple[Step, str]]:
         """Undo what was done, the last first; return the steps whose undo failed, with the reason in words.
@@ -362,7 +367,7 @@ class Applier:
         write_parameter(self._root.path(name), text)
         now = read_value(item.kind, self._root.read_text(name), item.word_bits)
         if not is_put_back(item.kind, now, before):
-            raise TapvirtError(f"{item.label} was set back to {text!r}, yet {now.text!r} reads back")
+            raise TapvirtError(f"{item.label} was set back to {text!r}, but {now.text!r} reads back")
 
     def _undo_reload(self, reload: Reload) -> None:
         """Load a module as it was loaded before."""

@@ -33,11 +33,12 @@ def parameter_info(
     :raises InvalidInput: an entry can be neither a name nor a shell pattern, or the limit is not positive.
     """
     for option, entries in (("modules", modules), ("names", names)):
-        for entry in entries:
+        for index, entry in enumerate(entries):
             if not _ASKED.match(entry):
-                raise InvalidInput(option, entry, "is neither a name of letters, digits, - and _ nor a shell pattern")
+                problem = "An entry is a name of letters, digits, hyphens and underscores, or a shell pattern."
+                raise InvalidInput(f"{option}[{index}]", entry, problem)
     if limit < 1:
-        raise InvalidInput("limit", limit, "is not a positive number")
+        raise InvalidInput("limit", limit, "The limit must be 1 or more.")
     return _Look(Reader(root, arch), root, names, limit).rows(modules)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ..._core.errors import InvalidInput, nearest_names
+from ..._core.errors import nearest_names
 from ..image.cmdline import quote
 from ..modules import modprobe_d
 from ..modules.modinfo import canonical
@@ -50,23 +50,21 @@ def wanted_of(entry: Wanted, item: Item) -> Value:
     try:
         value = wanted_value(item.kind, entry.value, item.word_bits)
     except Rejected as error:
-        raise InvalidInput(entry.label, entry.value, f"{error} (type: {item.kind.word})") from error
+        raise entry.refusal("value", f"{entry.label} {error}.", error.hint) from error
     if item.choices is not None and not _is_choice(value, item.choices, item.kind.word):
-        rule = "is nothing that this kernel has or could load"
+        problem = f"{entry.label} takes only what this kernel has or can load."
         if item.kind.word == "selector":
-            rule = f"is none of the words that the parameter lists ({', '.join(item.choices)})"
-        raise InvalidInput(entry.label, entry.value, rule, nearest_names(value.text, item.choices))
+            problem = f"{entry.label} takes one of the words that it lists: {', '.join(item.choices)}."
+        raise entry.refusal("value", problem, candidates=nearest_names(value.text, item.choices))
     current = item.current
     if value.key is None and (current is None or current.key is not None or entry.persist != "none"):
-        rule = "is what a text that was never set looks like; one that was set cannot be unset, only be empty ('')"
-        raise InvalidInput(entry.label, entry.value, rule)
+        problem = f"(null) stands for a text that was never set, and the kernel cannot unset {entry.label}."
+        raise entry.refusal("value", problem, "Write '' for an empty text.")
     written = entry.runtime and item.writable
     if written and current is not None and item.kind.is_array and _count(current) > _count(value):
-        rule = (
-            f"has {_count(value)} elements, and the parameter {_count(current)}: the kernel would keep the rest; give "
-            "all"
-        )
-        raise InvalidInput(entry.label, entry.value, rule)
+        count = _count(current)
+        problem = f"{entry.label} has {count} elements, and the kernel would keep those that the value leaves out."
+        raise entry.refusal("value", problem, f"Give all {count} elements.")
     return value
 
 
@@ -86,22 +84,22 @@ def layer_of(entry: Wanted, item: Item, observed: Observed) -> Layer:
         word = f"{item.command_line_word}={quote(value.text)}"
         return Layer(name, None, [f"add {word} to the kernel command line and reboot"])
     if item.built_in:
-        rule = "is built into the kernel, so modprobe.d does not reach it; say persist: command_line or auto"
-        raise InvalidInput("module", item.module, rule)
+        problem = f"The module {item.module} is built into the kernel, and modprobe.d has no effect on it."
+        raise entry.refusal("persist", problem, "Set persist to command_line or auto.")
     winner = observed.file_options.get(entry.key)
     set_in = winner.source if winner is not None and matches(winner, item, value) else None
     return Layer(name, set_in, [*flaws, *_overriding_settings(entry, observed, winner, set_in)], flaws)
 
 
 def flaw(option: modprobe_d.Option, item: Item) -> str | None:
-    """Return why the kernel refuses an option, and with it the module, as the end of a sentence; ``None``: it does not.
+    """Return what the kernel takes for an option instead, as the end of a sentence; ``None``: it takes the option.
 
     One refused value is enough, whatever comes later (``parse_args`` in the kernel's kernel/params.c, ``load_module``).
     """
     if not item.strict:
         return None
     if option.value is None:
-        return None if item.kind.word in _BARE else "has no value, which only a boolean may lack"
+        return None if item.kind.word in _BARE else "needs a value"
     try:
         wanted_value(item.kind, option.value, item.word_bits)
     except Rejected as error:
@@ -127,8 +125,8 @@ def load_flaws(wanted: t.Sequence[Wanted], state: str, observed: Observed) -> di
 def flaw_sentence(option: modprobe_d.Option, item: Item, reason: str) -> str:
     """Say which option keeps a module from being loaded, and why."""
     return (
-        f"{option.source} sets {option.word} for {item.module}, which {reason} (type: {item.kind.word}): the module "
-        "cannot be loaded until that is corrected"
+        f"{option.source} sets {option.word} for {item.module}, but {item.name} {reason}: the module cannot be loaded "
+        "until that is corrected"
     )
 
 

@@ -15,7 +15,7 @@ import stat
 import string
 import typing as t
 
-from ..._core.errors import InvalidInput, nearest_names
+from ..._core.errors import InvalidInput, nearest_names, option_path
 from ..._core.root import Root
 from ..modules import modprobe_d
 from ..modules.installed import InstalledModules
@@ -36,8 +36,9 @@ Key = t.Tuple[str, str]
 
 
 class Wanted(t.NamedTuple):
-    """One entry of the option ``params``, with the names as sysfs has them."""
+    """One entry of the option ``params``, with the names as sysfs has them; ``path`` is its place: ``params[0]``."""
 
+    path: str
     module: str
     name: str
     value: t.Any
@@ -56,6 +57,12 @@ class Wanted(t.NamedTuple):
     def label(self) -> str:
         """Return the parameter's name as the command line and people write it."""
         return f"{self.module}.{self.name}"
+
+    def refusal(
+        self, option: str, problem: str, hint: str | None = None, candidates: t.Iterable[str] = ()
+    ) -> InvalidInput:
+        """Return the error for one option of this entry."""
+        return InvalidInput(f"{self.path}.{option}", getattr(self, option), problem, hint, candidates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +177,19 @@ class Observed:
 
 
 def read_only_reason(item: Item) -> str:
-    """Say why a parameter cannot be set while the kernel runs, and where it can be set."""
-    where = f"on the kernel command line, as {item.command_line_word}=VALUE"
-    if not item.built_in:
-        where = "when the module is loaded (persist: modprobe_d)"
+    """Return why a parameter cannot be set while the kernel runs, as a clause about it."""
     if not item.loaded:
-        return "the module is not loaded; the parameter can be set " + where
+        return "its module is not loaded"
     if item.mode is None:
-        return "it has no file in sysfs; it can be set only " + where
-    return f"it is read-only (mode {item.mode:04o} in sysfs); it can be set only {where}"
+        return "it has no file in sysfs"
+    return f"it is read-only (mode {item.mode:04o} in sysfs)"
+
+
+def read_only_hint(item: Item) -> str:
+    """Return how a parameter that cannot be set while the kernel runs can be set."""
+    if item.built_in:
+        return f"Set {item.command_line_word}=VALUE on the kernel command line (persist: command_line)."
+    return "Set persist to modprobe_d: the value takes effect when the module is loaded."
 
 
 def parameter_file(module: str, name: str) -> str:
@@ -192,11 +203,17 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
     :raises InvalidInput: a name cannot be one, a value is missing, or a parameter is named twice.
     """
     wanted: dict[Key, Wanted] = {}
-    for entry in entries:
-        for key in ("module", "name"):
+    for index, entry in enumerate(entries):
+        path = f"params[{index}]"
+        for key, noun in (("module", "module"), ("name", "parameter")):
             if not _NAME_CHARS.issuperset(entry[key]) or entry[key][:1] in ("", ".", "-"):
-                raise InvalidInput(f"params: {key}", entry[key], "is not a name of letters, digits, - and _")
+                problem = (
+                    f"The name of a {noun} consists of letters, digits, underscores and hyphens, and does not begin "
+                    "with a hyphen."
+                )
+                raise InvalidInput(f"{path}.{key}", entry[key], problem)
         item = Wanted(
+            path=path,
             module=canonical(entry["module"]),
             name=canonical(entry["name"]),
             value=entry["value"],
@@ -207,12 +224,13 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
             allow_taint=entry.get("allow_taint", False),
         )
         if state == "present" and item.reload != "never" and item.persist not in ("auto", "modprobe_d"):
-            rule = f"needs persist: auto or modprobe_d for {item.label}, which is what the module is loaded with"
-            raise InvalidInput("params: reload", item.reload, rule)
+            problem = f"A reload gives {item.label} the value that modprobe.d has, and persist is {item.persist}."
+            raise item.refusal("reload", problem, "Set persist to auto or modprobe_d.")
         if state == "present" and item.value is None:
-            raise InvalidInput("params: value", None, f"is missing for {item.label}")
+            raise item.refusal("value", f"{item.label} needs a value, because state is present.")
         if item.key in wanted:
-            raise InvalidInput("params", item.label, "is named twice")
+            problem = f"{wanted[item.key].path} names the same parameter."
+            raise InvalidInput(path, item.label, problem, "Remove one of the two entries.")
         wanted[item.key] = item
     return list(wanted.values())
 
@@ -228,7 +246,10 @@ class Reader:
         self._word_bits = 64 if "64" in arch or arch == "s390x" else 32
 
     def observe(self, keys: t.Iterable[Key], journal: dict[str, t.Any]) -> Observed:
-        """Return the state of these parameters and of the ones that an interrupted run names."""
+        """Return the state of these parameters and of the ones that an interrupted run names.
+
+        :raises InvalidInput: a module or a parameter does not exist; ``keys`` are those of the option ``params``.
+        """
         boot_id = (self.root.read_text_or("proc/sys/kernel/random/boot_id") or "").strip()
         lines = modprobe_d.read_lines(self.root)
         options = modprobe_d.options_of(lines)
@@ -248,8 +269,9 @@ class Reader:
             boot_id=boot_id,
             tainted=int(self.root.read_text_or("proc/sys/kernel/tainted") or "0"),
         )
-        for module, name in keys:
-            self._check_names(module, name)
+        for index, (module, name) in enumerate(keys):
+            with option_path(f"params[{index}]"):
+                self._check_names(module, name)
             observed.items[module, name] = self.item(module, name)
         for label in observed.interrupted:
             module, _dot, name = label.partition(".")
@@ -285,12 +307,13 @@ class Reader:
             return
         in_sysfs = self.root.listdir("sys/module")
         if module not in in_sysfs and self.installed.file_of(module) is None and not self.installed.is_built_in(module):
-            rule = f"is not a module of this kernel: neither loaded, nor built in, nor installed for {self.release}"
-            raise InvalidInput("module", module, rule, _nearest(module, {*in_sysfs, *self.installed.names()}))
+            nearest = _nearest(module, {*in_sysfs, *self.installed.names()})
+            problem = f"No such module is loaded, built into the kernel, or installed for {self.release}."
+            raise InvalidInput("module", module, problem, candidates=nearest)
         if name not in self.installed.parameters(module):
             names = {*self.root.listdir(f"sys/module/{module}/parameters"), *self.installed.parameters(module)}
-            rule = f"is not a parameter of the module {module}{'' if names else ', which has none'}"
-            raise InvalidInput("parameter", name, rule, _nearest(name, names))
+            problem = f"The module {module} has no {'such parameter' if names else 'parameters'}."
+            raise InvalidInput("name", name, problem, candidates=_nearest(name, names))
 
     def item(self, module: str, name: str, kind: Kind | None = None) -> Item:
         """Return one parameter as it is; ``kind`` instead of what is known of its type."""

@@ -15,7 +15,7 @@ from ..._core.errors import InvalidInput
 from ..._core.plan import Change, Plan
 from ..modules import modprobe_d
 from .layers import OWN_FILE, flaw, is_stale_in_initramfs, layer_of, own_file_matches, value_of, wanted_of
-from .model import Item, Key, Observed, Wanted, read_only_reason
+from .model import Item, Key, Observed, Wanted, read_only_hint, read_only_reason
 from .values import Value, is_in_effect, is_put_back, parse_value
 
 _UNVERIFIED = ("trigger", "opaque")
@@ -141,7 +141,7 @@ def persist_change(entry: Wanted, item: Item, observed: Observed) -> t.Iterator[
     try:
         modprobe_d.check_writable(value.text)
     except modprobe_d.Unwritable as error:
-        raise InvalidInput(entry.label, entry.value, f"cannot be persisted: it {error}") from error
+        raise entry.refusal("value", f"The value of {entry.label} cannot be persisted: {error}.") from error
     if own_file_matches(entry, item, observed):
         return
     winner = observed.file_options.get(entry.key)
@@ -184,15 +184,14 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
         return
     if not item.writable:
         if entry.persist == "none":
-            raise InvalidInput(entry.label, entry.value, "cannot be set now: " + read_only_reason(item))
+            problem = f"{entry.label} cannot be set now: {read_only_reason(item)}."
+            raise entry.refusal("value", problem, read_only_hint(item))
         return
     if current is None and read_back not in _UNVERIFIED:
-        rule = (
-            f"cannot be verified: the parameter cannot be read back (mode {item.mode or 0:04o}); say read_back: opaque"
-        )
-        raise InvalidInput(entry.label, entry.value, rule)
+        problem = f"{entry.label} cannot be read back (mode {item.mode or 0:04o}), so its value cannot be verified."
+        raise entry.refusal("value", problem, "Set read_back to opaque to write it without a check.")
     if item.kind.word == "bool_enable_only" and current is not None and current.key:
-        raise InvalidInput(entry.label, entry.value, "cannot be set: once enabled it stays enabled until a reboot")
+        raise entry.refusal("value", f"Once enabled, {entry.label} stays enabled until a reboot.")
     undo = None
     if current is not None and read_back != "trigger":
         # What an interrupted run had set is not what this one goes back to when it fails.
@@ -214,8 +213,8 @@ def _runtime_change(entry: Wanted, item: Item, observed: Observed, verifying: bo
 
 def _check_taint(entry: Wanted, item: Item) -> None:
     if item.unsafe and not entry.allow_taint:
-        rule = "is for a parameter that its module marks as unsafe: setting it taints the kernel (U) until a reboot"
-        raise InvalidInput(entry.label, entry.value, rule + "; say allow_taint: true if that may be")
+        problem = f"The module marks {entry.label} as unsafe: setting it taints the kernel (U) until a reboot."
+        raise entry.refusal("value", problem, "Set allow_taint to true to set it all the same.")
 
 
 def _reloads(
@@ -268,8 +267,8 @@ def _refresh(
     if not stale:
         return
     if not image.maker:
-        rule = f"cannot be: this host has neither update-initramfs nor dracut to make {image.path} anew"
-        raise InvalidInput("refresh_initramfs", refresh_initramfs, rule)
+        problem = f"This host has neither update-initramfs nor dracut, so {image.path} cannot be rebuilt."
+        raise InvalidInput("refresh_initramfs", refresh_initramfs, problem)
     names = ", ".join(entry.label for entry in stale)
     yield Refresh(
         what=image.path,

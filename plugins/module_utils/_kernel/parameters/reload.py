@@ -82,8 +82,8 @@ def load_module(root: Root, module: str, keep: t.Mapping[str, tuple[Item, Value]
         lost = _put_back(root, keep)
     if lost:
         raise TapvirtError(
-            f"{module} was loaded again, yet "
-            f"{', '.join((f'{name} ({value.text})' for name, value in sorted(lost.items())))} cannot be what it was",
+            f"The module {module} was loaded again, but lost the values of "
+            f"{', '.join(f'{name} ({value.text})' for name, value in sorted(lost.items()))}.",
             module=module,
             lost=sorted(lost),
         )
@@ -113,13 +113,13 @@ def unload(module: str) -> None:
             break
         time.sleep(0.2)
     if done.rc != 0:
-        raise TapvirtError(f"{module} could not be unloaded: {_last_line(done.stderr)}", module=module)
+        raise TapvirtError(f"The module {module} could not be unloaded: {_last_line(done.stderr)}", module=module)
 
 
 def _load(module: str, arguments: t.Sequence[str]) -> None:
     done = run(["modprobe", module, *arguments], timeout_seconds=_LOAD_SECONDS)
     if done.rc != 0:
-        raise TapvirtError(f"{module} could not be loaded: {_last_line(done.stderr)}", module=module)
+        raise TapvirtError(f"The module {module} could not be loaded: {_last_line(done.stderr)}", module=module)
 
 
 def _put_back(root: Root, keep: t.Mapping[str, tuple[Item, Value]]) -> dict[str, Value]:

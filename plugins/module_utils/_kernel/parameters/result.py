@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ..._core.errors import TapvirtError, error_row
 from ..._core.plan import Plan
 from .layers import OWN_FILE, is_stale_in_initramfs, layer_of, notes_of, wanted_of
 from .model import Item, Observed, Wanted
@@ -40,6 +41,7 @@ def row(
         "notes": [],
         "changed": bool(steps),
         "verdict": ("restored" if state == "restored" else "changed") if steps else "unchanged",
+        "error": None,
     }
     if check_mode:
         result["after"] = _planned_value(entry, item, steps, result["after"])
@@ -55,11 +57,18 @@ def row(
 
 
 def failed_row(
-    entry: Wanted, before: Item, now: Item, *, wanted: t.Any, is_failed: bool, is_done: bool, left: t.Sequence[str]
+    entry: Wanted,
+    before: Item,
+    now: Item,
+    *,
+    wanted: t.Any,
+    error: TapvirtError | None,
+    is_done: bool,
+    left: t.Sequence[str],
 ) -> dict[str, t.Any]:
     """Return what became of one parameter of a run that failed and was undone.
 
-    :param is_failed: it is one of those that made the run fail.
+    :param error: why the run failed, for a parameter that made it fail.
     :param is_done: the run had done something about it.
     :param left: why that could not be undone, in words.
     """
@@ -67,7 +76,7 @@ def failed_row(
     verdict = "put_back" if is_done else "unchanged"
     if left:
         verdict = "not_put_back"
-    elif is_failed:
+    elif error is not None:
         verdict = "failed"
     return {
         "module": entry.module,
@@ -81,6 +90,7 @@ def failed_row(
         "notes": [],
         "changed": bool(left),
         "verdict": verdict,
+        "error": error_row(error),
     }
 
 

@@ -26,7 +26,14 @@ _ARRAY = "array of "
 
 
 class Rejected(ValueError):
-    """The kernel would not take the value; the text is the rule, as the end of a sentence about the value."""
+    """The kernel would not take the value.
+
+    The text is what it takes, as the end of a sentence about the parameter; ``hint`` a sentence that says what to do.
+    """
+
+    def __init__(self, takes: str, hint: str | None = None) -> None:
+        super().__init__(takes)
+        self.hint = hint
 
 
 class Value(t.NamedTuple):
@@ -116,13 +123,13 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
             [element.shown for element in elements],
         )
     elif isinstance(value, (list, dict)):
-        raise Rejected("is not one value")
+        raise Rejected(f"takes one value, not a {'list' if isinstance(value, list) else 'dictionary'}")
     else:
         result = _scalar(kind.word, _text(value), word_bits)
         if kind.word == "string" and kind.limit is not None and _bytes(result.text) > kind.limit:
-            raise Rejected(f"is longer than {kind.limit} bytes, the most that the parameter holds")
+            raise Rejected(f"takes a text of at most {kind.limit} bytes")
     if _bytes(result.text) > MAX_BYTES:
-        raise Rejected(f"is longer than {MAX_BYTES} bytes, the most that one write can hold")
+        raise Rejected(f"takes a value of at most {MAX_BYTES} bytes, which is what one write holds")
     return result
 
 
@@ -172,19 +179,19 @@ def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Valu
     :raises Rejected: there is none, there are too many, or one is not a value of the type.
     """
     if not parts:
-        raise Rejected("is an empty list, and the kernel sets at least one element")
+        raise Rejected("takes at least one element")
     if kind.limit is not None and len(parts) > kind.limit:
-        raise Rejected(f"has {len(parts)} elements, and the parameter takes at most {kind.limit}")
+        raise Rejected(f"takes at most {kind.limit} elements, not {len(parts)}")
     elements = []
     for number, part in enumerate(parts, 1):
         try:
             if part is None or isinstance(part, (list, dict)):
-                raise Rejected("is not one value")
+                raise Rejected("takes one value")
             if "," in _text(part):
-                raise Rejected("has a comma")
+                raise Rejected("takes a value without a comma")
             elements.append(_scalar(kind.element, _text(part), word_bits))
         except Rejected as error:
-            raise Rejected(f"has the element {part!r} (number {number}), which {error}") from error
+            raise Rejected(f"{error} as element {number}, not {part!r}", error.hint) from error
     return elements
 
 
@@ -198,12 +205,12 @@ def _scalar(word: str, text: str, word_bits: int) -> Value:
         return _boolean(word, text)
     ranges = _RANGES[word_bits]
     if word in ranges:
-        return _integer(word, text, *ranges[word])
+        return _integer(text, *ranges[word])
     if word == "selector":
         match = re.search(_SELECTOR, text)
         text = match.group(1) if match else text.strip()
     if word == "charp" and _bytes(text) > _CHARP_BYTES:
-        raise Rejected(f"is longer than {_CHARP_BYTES} bytes, the most that a charp takes")
+        raise Rejected(f"takes a text of at most {_CHARP_BYTES} bytes")
     if word == "charp" and text == _NULL_TEXT:
         return Value(text, None, None)
     number = _number(text) if word == "opaque" else None
@@ -215,31 +222,29 @@ def _boolean(word: str, text: str) -> Value:
     first = text[:1].lower()
     state = {"n": True, "f": False}.get(text[1:2].lower()) if first == "o" else truth.get(first)
     if state is None:
-        raise Rejected("is not a truth value (Y or N, 1 or 0)")
+        raise Rejected("takes a boolean (Y or N, 1 or 0)")
     # Words differ between kernel versions; these two are understood by all.
     return Value(("1" if state else "0") if word == "bint" else ("Y" if state else "N"), state, state)
 
 
-def _integer(word: str, text: str, low: int, high: int) -> Value:
-    match = _INTEGER.fullmatch(text)
-    if match is None:
-        raise Rejected(f"is not a number{_why_no_number(text)}")
-    if low == 0 and match.group(1) == "-":
-        raise Rejected(f"is negative, and the type is {word}")
+def _integer(text: str, low: int, high: int) -> Value:
     number = _number(text)
-    if number is None or not low <= number <= high:
-        raise Rejected(f"is out of range for the type {word}: {low} to {high}")
+    # The kernel takes no sign for an unsigned type, not even that of -0.
+    if number is None or not low <= number <= high or (low == 0 and text.startswith("-")):
+        raise Rejected(f"takes a whole number from {low} to {high}", _number_hint(text))
     return Value(str(number), number, number)
 
 
-def _why_no_number(text: str) -> str:
+def _number_hint(text: str) -> str | None:
+    if _INTEGER.fullmatch(text):
+        return None
     if text != text.strip():
-        return " (white space around it)"
+        return "Remove the white space around the number."
     if re.fullmatch(r"[+-]?0[0-9]+", text):
-        return " (a leading zero means octal)"
+        return "Write the number without its leading zero, which means octal."
     if text in ("Y", "N"):
-        return " (a truth value: give 1 or 0)"
-    return ""
+        return "Write 1 or 0 instead of a boolean."
+    return None
 
 
 def _number(text: str) -> int | None:

@@ -56,8 +56,8 @@ def check_read_back(item: Item, read_back: str, before: Value | None, intended: 
     if numbers and read_back == "clamped" and _is_between(before, now.shown, intended.shown):
         return now.text
     raise NoEffect(
-        f"{item.label}: the kernel took {intended.text!r}, yet {'' if now.shown is None else now.shown!r} reads "
-        f"back{_hint(read_back, moved, numbers)}",
+        f"The kernel took {intended.text!r} for {item.label}, but {'' if now.shown is None else now.shown!r} reads "
+        f"back. {_hint(read_back, moved, numbers)}",
         wanted=intended.text,
         read_back=now.shown,
     )
@@ -105,6 +105,6 @@ def _is_between(before: Value | None, now: int, intended: int) -> bool:
 
 def _hint(read_back: str, moved: bool, numbers: bool) -> str:
     if read_back == "auto" and not moved:
-        also = ", and if this is what the kernel makes of it, read_back: rounded" if numbers else ""
-        return "; if writing only triggers something, say read_back: trigger" + also
-    return "; if that is what is wanted, say so"
+        also = " If the kernel rounds the value, set read_back to rounded." if numbers else ""
+        return "If a write only triggers an action, set read_back to trigger." + also
+    return "If that is intended, set read_back to a policy that allows it."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, option_path
 from ..._core.root import Root
 from . import bounds, kmsg, processes
 from .parse import Value
@@ -48,16 +48,17 @@ def gather(root: Root, options: t.Mapping[str, t.Any]) -> dict[str, Value]:
 
 
 def _check(options: t.Mapping[str, t.Any]) -> None:
-    for name in options["sysctls"] or []:
-        parts_of(name)
-    for item, value, least in (
+    for index, name in enumerate(options["sysctls"] or []):
+        with option_path(f"sysctls[{index}]"):
+            parts_of(name)
+    for option, value, least in (
         ("limit", options["limit"], 1),
         ("max_bytes", options["max_bytes"], _LEAST_BYTES),
         ("processes.limit", (options["processes"] or {}).get("limit", 1), 1),
         ("kmsg.limit", (options["kmsg"] or {}).get("limit", 1), 1),
     ):
         if value < least:
-            raise InvalidInput(item, value, f"is too small; the least is {least}", [str(least)])
+            raise InvalidInput(option, value, f"The limit must be {least} or more.")
 
 
 def _wanted_processes(options: t.Mapping[str, t.Any]) -> processes.Wanted:

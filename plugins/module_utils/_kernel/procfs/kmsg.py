@@ -56,7 +56,7 @@ def wanted_of(options: t.Mapping[str, t.Any], uptime_seconds: float) -> Wanted:
     try:
         compiled = re.compile(pattern) if pattern is not None else None
     except re.error as error:
-        raise InvalidInput("kmsg.pattern", pattern, f"is not a regular expression: {error}") from None
+        raise InvalidInput("kmsg.pattern", pattern, f"The regular expression is not valid: {error}.") from None
     since = options.get("since")
     if since is not None and since < 0:
         since += uptime_seconds

@@ -34,8 +34,8 @@ def parts_of(name: str) -> list[str]:
     text = name if first and first.group() == "/" else name.translate(str.maketrans("./", "/."))
     parts = text.split("/")
     if any(part in ("", ".", "..") for part in parts) or not text.isprintable():
-        rule = "is not the name of a value below /proc/sys, such as kernel.panic or net.ipv4.conf.*.forwarding"
-        raise InvalidInput("sysctls", name, rule)
+        problem = "An entry names a value below /proc/sys, such as kernel.panic or net.ipv4.conf.*.forwarding."
+        raise InvalidInput("", name, problem)
     return parts
 
 

@@ -10,7 +10,7 @@ import fnmatch
 import re
 import typing as t
 
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, option_path
 from ..._core.root import Root
 from ..image.config import read_config
 from .compare import compare, drift
@@ -41,12 +41,13 @@ class Query:
             try:
                 self.accept = re.compile(text[1:]).search
             except re.error as error:
-                raise InvalidInput("symbols", text, f"is not a regular expression: {error}") from error
+                raise InvalidInput("", text, f"The regular expression is not valid: {error}.") from error
         elif any(letter in text for letter in "*?["):
             self.kind = "glob"
             self.accept = re.compile(fnmatch.translate(text)).match
         elif not _NAME.match(text):
-            raise InvalidInput("symbols", text, "is not the name of a symbol, a shell pattern or ~ and an expression")
+            problem = "An entry is the name of a symbol, a shell pattern, or ~ and a regular expression."
+            raise InvalidInput("", text, problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,10 @@ def look_up(
 
     :raises InvalidInput: an entry cannot be looked up.
     """
-    queries = [Query(text) for text in symbols]
+    queries = []
+    for index, text in enumerate(symbols):
+        with option_path(f"symbols[{index}]"):
+            queries.append(Query(text))
     release = (root.read_text_or("proc/sys/kernel/osrelease") or "").strip()
     source = read_source(root, place.kind, place.path, release)
     other = read_source(root, against.kind, against.path, release) if against else None

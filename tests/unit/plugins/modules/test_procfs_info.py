@@ -38,10 +38,10 @@ def test_what_was_asked_is_what_is_there(run_module):
     [
         ({}, "one of the following is required: tables, sysctls, processes, kmsg"),
         ({"tables": ["meminfos"]}, "value of tables must be one or more of"),
-        ({"sysctls": ["../x"]}, "sysctls: '../x' is not the name of a value below /proc/sys"),
+        ({"sysctls": ["../x"]}, "Invalid value '../x' for sysctls[0]: An entry names a value below /proc/sys"),
         ({"processes": {"sections": ["environ"]}}, "must be one or more of"),
-        ({"kmsg": {"pattern": "["}}, "kmsg.pattern: '[' is not a regular expression"),
-        ({"tables": ["meminfo"], "limit": 0}, "limit: 0 is too small; the least is 1"),
+        ({"kmsg": {"pattern": "["}}, "Invalid value '[' for kmsg.pattern: The regular expression is not valid: "),
+        ({"tables": ["meminfo"], "limit": 0}, "Invalid value 0 for limit: The limit must be 1 or more."),
     ],
 )
 def test_wrong_input_is_refused(run_module, args, words):

@@ -62,7 +62,8 @@ def test_a_script_is_not_put_in_its_place(run_module: RunModule, special: tuple[
     args = {"src": "x.stp", "dest": str(path), "content": SCRIPT}
     for check in (True, False) if words == "a FIFO" else (False,):
         done = run_module("stap_script", args, check=check, timeout=20)
-        assert (done.get("failed"), done["msg"]) == (True, f"dest: {str(path)!r} is {words}, not a regular file.")
+        expected = f"Invalid value {str(path)!r} for dest: The path is {words}, not a regular file."
+        assert (done.get("failed"), done["msg"]) == (True, expected)
     assert is_same(path.lstat(), before)
 
 
@@ -124,9 +125,10 @@ def test_a_file_of_the_controller_is_not_put_there(
     wanted = "directory" if directory else "regular file"
     with pytest.raises(AnsibleFilterError) as caught:
         controller_path(str(path), "report_dest", directory)
-    assert str(caught.value) == f"report_dest: {str(path)!r} is {words}, not a {wanted}."
+    expected = f"Invalid value {str(path)!r} for report_dest: The path is {words}, not a {wanted}."
+    assert str(caught.value) == expected
     (tmp_path / "file").touch()
-    with pytest.raises(AnsibleFilterError, match=r"cannot be written: .*/file is not a directory"):
+    with pytest.raises(AnsibleFilterError, match=r"/file is not a directory, so the file cannot be written\.$"):
         controller_path(str(tmp_path / "file" / "a" / "b"), "report_dest", directory)
     assert controller_path(str(tmp_path / "new" / "a"), "report_dest", directory) == str(tmp_path / "new" / "a")
 

@@ -112,9 +112,9 @@ def test_a_configuration_is_found_where_distributions_put_it(tmp_path):
 
 
 def test_an_option_may_be_named_without_its_prefix():
-    assert config.option_name("KVM") == config.option_name("CONFIG_KVM") == "CONFIG_KVM"
-    with pytest.raises(InvalidInput, match="not the name of a kernel configuration option"):
-        config.option_name("KVM=y")
+    assert config.option_names(["KVM", "CONFIG_KVM"]) == ["CONFIG_KVM", "CONFIG_KVM"]
+    with pytest.raises(InvalidInput, match=r"^Invalid value 'KVM=y' for config\[1\]: The name of a kernel option "):
+        config.option_names(["KVM", "KVM=y"])
 
 
 def test_subsets():
@@ -122,8 +122,12 @@ def test_subsets():
     assert facts.chosen_subsets(["min"]) == {"identity"}
     assert facts.chosen_subsets(["!symbols"]) == set(facts.SUBSETS) - {"symbols"}
     assert facts.chosen_subsets(["!all", "config"]) == {"identity", "config"}
-    with pytest.raises(InvalidInput, match="Nearest: symbols"):
+    with pytest.raises(InvalidInput, match=r"^Invalid value 'symbol' for gather_subset\[0\]: .* mean symbols\?$"):
         facts.chosen_subsets(["symbol"])
+    with pytest.raises(InvalidInput, match=r"^Invalid value '!symbol' for gather_subset\[1\]: .* mean !symbols\?$"):
+        facts.chosen_subsets(["all", "!symbol"])
+    with pytest.raises(InvalidInput, match="^Invalid value '!' for "):
+        facts.chosen_subsets(["!"])
 
 
 def test_this_machines_facts_agree_with_other_readers():

@@ -357,8 +357,8 @@ def test_an_option_that_keeps_a_module_from_being_loaded_is_pending(tree):
         "whole": 1,
     }
     assert found["whole"] == [
-        "/etc/modprobe.d/sample.conf sets whole=1,2,3,4,5 for sample_mod, which has 5 elements, and the parameter takes"
-        " at most 4 (type: array of int): the module cannot be loaded until that is corrected"
+        "/etc/modprobe.d/sample.conf sets whole=1,2,3,4,5 for sample_mod, but whole takes at most 4 elements, not 5:"
+        " the module cannot be loaded until that is corrected"
     ]
     assert rows["sample_mod.the_invbool"]["configured"] is None
 
@@ -430,12 +430,18 @@ def test_the_limit_holds_and_is_told(tree):
 
 
 @pytest.mark.parametrize(
-    ("modules", "names", "limit"),
-    [(["../kvm"], ["*"], 1), (["kvm"], ["a b"], 1), (["kvm"], ["*"], 0), ([""], ["*"], 1)],
+    ("modules", "names", "limit", "option"),
+    [
+        (["../kvm"], ["*"], 1, "modules[0]"),
+        (["kvm"], ["*", "a b"], 1, "names[1]"),
+        (["kvm"], ["*"], 0, "limit"),
+        (["kvm", ""], ["*"], 1, "modules[1]"),
+    ],
 )
-def test_what_can_be_no_name_is_refused(tree, modules, names, limit):
-    with pytest.raises(InvalidInput):
+def test_what_can_be_no_name_is_refused(tree, modules, names, limit, option):
+    with pytest.raises(InvalidInput) as error:
         parameter_info(tree, "x86_64", modules, names, limit)
+    assert error.value.option == option
 
 
 def live() -> list[dict[str, t.Any]]:

@@ -137,7 +137,10 @@ def test_without_being_asked_nothing_is_loaded_again(root):
     _plan, result = run(root, {"count": 5}, reload="never")
     assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
     assert (called(root), value(root, "count")) == ([], "2")
-    with pytest.raises(InvalidInput, match="reload: 'if_unused' needs persist: auto or modprobe_d for nbd.count"):
+    with pytest.raises(
+        InvalidInput,
+        match="^Invalid value 'if_unused' for params.0..reload: .*nbd.count.* Set persist to auto or modprobe_d.$",
+    ):
         run(root, {"count": 5}, persist="none")
 
 
@@ -203,7 +206,9 @@ def test_an_interface_that_is_down_or_of_another_kind_is_not_in_the_way(root):
 
 def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before(root):
     put(root, "busy", "")
-    with pytest.raises(TapvirtError, match="nbd could not be unloaded: .*not permitted.*Everything is as it was"):
+    with pytest.raises(
+        TapvirtError, match="The module nbd could not be unloaded: .*not permitted.*Everything is as it was"
+    ):
         run(root, {"count": 5, "log": True})
     assert [value(root, name) for name in ("count", "log")] == ["2", "N"]
     assert not root.exists(OWN)
@@ -218,7 +223,9 @@ def test_who_looks_at_a_new_device_for_a_moment_is_waited_for(root):
 
 def test_a_module_that_does_not_come_back_is_loaded_as_before(root):
     put(root, "sys/module/nbd/parameters/log", "Y\n")
-    with pytest.raises(TapvirtError, match="nbd could not be loaded: .*Invalid argument. Everything is as it was"):
+    with pytest.raises(
+        TapvirtError, match="The module nbd could not be loaded: .*Invalid argument. Everything is as it was"
+    ):
         run(root, {"count": -1})
     assert [value(root, name) for name in ("count", "log")] == ["2", "Y"]
     assert (called(root), root.exists(OWN)) == (["rmmod nbd", "modprobe nbd", "modprobe nbd"], False)
@@ -229,7 +236,7 @@ def test_a_module_that_cannot_even_be_loaded_as_before_is_left_to_the_next_run(r
     works = program.read_text()
     program.write_text("#!/bin/sh\necho modprobe: FATAL: none >&2\nexit 1\n")
     with pytest.raises(
-        TapvirtError, match="Not everything could be put back: nbd could not be loaded: modprobe: FATAL"
+        TapvirtError, match="Not everything could be put back: The module nbd could not be loaded: modprobe: FATAL"
     ):
         run(root, {"count": 5})
     program.write_text(works)
@@ -246,14 +253,16 @@ def test_the_first_of_two_modules_is_loaded_as_before_when_the_second_fails(root
     command.run(["modprobe", "a", "count=7"])
     entry = {"runtime": True, "persist": "auto", "read_back": "auto", "reload": "if_unused", "name": "count"}
     entries = [{**entry, "module": "a", "value": 3}, {**entry, "module": "nbd", "value": -1}]
-    with pytest.raises(TapvirtError, match="nbd could not be loaded: .*Everything is as it was"):
+    with pytest.raises(TapvirtError, match="The module nbd could not be loaded: .*Everything is as it was"):
         Parameters(root, "x86_64", wanted_list(entries, "present"), "present").converge(False)
     assert root.read_text("sys/module/a/parameters/count") == "7\n"
     assert (value(root, "count"), root.exists(OWN), root.exists(JOURNAL)) == ("2", False, False)
 
 
 def test_a_value_that_the_load_did_not_take_is_a_failure_that_leaves_all_as_before(root):
-    with pytest.raises(TapvirtError, match="nbd.parts: the kernel took '8', yet 9 reads back.*Everything is as it was"):
+    with pytest.raises(
+        TapvirtError, match="The kernel took '8' for nbd.parts, but 9 reads back.*Everything is as it was"
+    ):
         run(root, {"count": 5, "parts": 8}, read_back="exact")
     assert [value(root, name) for name in ("count", "parts")] == ["2", "17"]
     assert not root.exists(OWN)

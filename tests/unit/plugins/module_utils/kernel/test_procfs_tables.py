@@ -422,7 +422,7 @@ def test_names_of_sysctls(name, parts):
     "name", ["", ".", "../etc/passwd", "kernel/../../etc/passwd", "kernel..panic", "a\nb", "/etc", "."]
 )
 def test_what_leads_out_of_sysctls_is_refused(name, tmp_path):
-    with pytest.raises(InvalidInput, match="below /proc/sys"):
+    with pytest.raises(InvalidInput, match="An entry names a value below /proc/sys"):
         gather(Root(str(tmp_path)), options(sysctls=[name]))
 
 
@@ -485,11 +485,11 @@ def test_which_records_are_wanted():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kmsg": {"limit": 5, "pattern": "("}}, "kmsg.pattern: '\\(' is not a regular expression"),
-        ({"kmsg": {"limit": 0}}, "kmsg.limit: 0 is too small"),
-        ({"limit": 0}, "limit: 0 is too small"),
-        ({"max_bytes": 10}, "max_bytes: 10 is too small; the least is 8000"),
-        ({"processes": {"limit": -1}}, "processes.limit: -1 is too small"),
+        ({"kmsg": {"limit": 5, "pattern": "("}}, "for kmsg.pattern: The regular expression is not valid: "),
+        ({"kmsg": {"limit": 0}}, "^Invalid value 0 for kmsg.limit: The limit must be 1 or more.$"),
+        ({"limit": 0}, "^Invalid value 0 for limit: The limit must be 1 or more.$"),
+        ({"max_bytes": 10}, "^Invalid value 10 for max_bytes: The limit must be 8000 or more.$"),
+        ({"processes": {"limit": -1}}, "^Invalid value -1 for processes.limit: The limit must be 1 or more.$"),
     ],
 )
 def test_wrong_options_are_refused(changes, words, tmp_path):

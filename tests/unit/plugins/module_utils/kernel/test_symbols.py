@@ -223,8 +223,9 @@ def test_limit_and_owner(tree):
 
 @pytest.mark.parametrize("text", ["", "two words", "~(", "a]b"])
 def test_what_is_no_name_is_refused(text, tree):
-    with pytest.raises(InvalidInput, match="symbols"):
+    with pytest.raises(InvalidInput) as error:
         rows(tree, text)
+    assert (error.value.option, error.value.value) == ("symbols[0]", text)
 
 
 def mutations():

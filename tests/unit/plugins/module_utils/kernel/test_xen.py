@@ -113,7 +113,7 @@ def test_damaged_images_are_said_to_be(tree):
     (boot / "xen-4.19").write_bytes(b"text")
     (boot / "xen-4.20").symlink_to("nowhere")
     rows = {row["path"]: (row["state"], row["reason"]) for row in xen.gather(Root(str(tree)))["images"]}
-    assert rows["/boot/xen-4.17-amd64.gz"] == ("damaged", "A gzip file that was cut short.")
+    assert rows["/boot/xen-4.17-amd64.gz"] == ("damaged", "The gzip file is cut short.")
     assert rows["/boot/xen-4.18.gz"][0] == rows["/boot/xen-4.19"][0] == "damaged"
     assert rows["/boot/xen-4.20"] == ("absent", "No such file or directory")
 
