@@ -200,7 +200,7 @@ params:
       type: str
       sample: changed
     error:
-      description: Why this parameter made the task fail, as in RV(error); null where it did not.
+      description: Why this parameter made the task fail or could not be put back, as in RV(error); else null.
       returned: always
       type: dict
       sample: null

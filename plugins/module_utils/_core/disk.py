@@ -27,17 +27,17 @@ def disk_failure(error: OSError) -> str | None:
     """Return a sentence that names the file and what is wrong with its file system; None for another error."""
     if error.strerror and error.strerror.startswith(_NO_TEMPORARY):
         places = error.strerror[len(_NO_TEMPORARY) :]
-        return f"Cannot write a temporary file: every one of {places} is full, read-only or missing."
+        return f"A temporary file cannot be written: every one of {places} is full, read-only or missing."
     reason = _REASONS.get(error.errno or 0)
     if reason is None:
         return None
     path = error.filename2 or error.filename
     if not isinstance(path, (str, bytes)):
-        return f"Cannot write: the file system {reason}."
+        return f"A file cannot be written: its file system {reason}."
     path = os.fsdecode(path)
     if error.errno == errno.ENOSPC and _lacks_inodes(path):
         reason = _NO_INODES
-    return f"Cannot write {path}: its file system {reason}."
+    return f"{path} cannot be written: its file system {reason}."
 
 
 @contextlib.contextmanager

@@ -387,7 +387,7 @@ def _reason_of(error: Exception) -> str:
     """Return a sentence about an error that is not one of ours."""
     if not isinstance(error, OSError):
         return str(error)
-    return disk_failure(error) or f"Cannot use {error.filename or 'a file'}: {error.strerror}"
+    return disk_failure(error) or f"{error.filename or 'A file'} cannot be used: {error.strerror}."
 
 
 def _settled(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -76,6 +76,7 @@ def failed_row(
     verdict = "put_back" if is_done else "unchanged"
     if left:
         verdict = "not_put_back"
+        error = error or TapvirtError(f"This could not be put back: {'; '.join(left)}.")
     elif error is not None:
         verdict = "failed"
     return {

@@ -87,7 +87,7 @@ def test_a_script_that_does_not_fit_leaves_nothing(disk: tuple[str, str, str], t
         disk, str(tmp_path), "stap_script", {"src": "x.stp", "dest": str(dest), "content": script}
     )
     place = str(dest) if disk is FULL else str(tmp_path / "a")
-    assert done["msg"] == f"Cannot write {place}: its file system {disk[2]}. Nothing was changed."
+    assert done["msg"] == f"{place} cannot be written: its file system {disk[2]}. Nothing was changed."
     assert files == []
 
 
@@ -115,7 +115,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None
     args = {"store": str(tmp_path), "older_than": "1d"}
     before = f"mkdir {'a' * 64}; touch -d '40 days ago' {'a' * 64}"
     done, _files = run_module_on(READ_ONLY, str(tmp_path), "stap_store", args, before)
-    assert done["msg"] == f"Cannot write {tmp_path}/.lock: its file system is read-only."
+    assert done["msg"] == f"{tmp_path}/.lock cannot be written: its file system is read-only."
 
 
 @DISKS
@@ -132,8 +132,8 @@ def test_nothing_is_added_to_a_store(disk: tuple[str, str, str], tmp_path: pathl
     )
     before = "mkdir -m 700 .lock; mkdir .work" if disk is INODES else ":"
     message, files = run_code_on(disk, str(tmp_path), code, before)
-    assert message.startswith(f"Cannot write {tmp_path}/.") and message.endswith(
-        f": its file system {disk[2]}. No module was added to the store."
+    assert message.startswith(f"{tmp_path}/.") and message.endswith(
+        f" cannot be written: its file system {disk[2]}. No module was added to the store."
     ), message
     assert not any(line.startswith("a" * 64) for line in files)
 
@@ -153,8 +153,8 @@ def test_a_module_that_does_not_fit_is_not_loaded(disk: tuple[str, str, str], tm
         message, files = run_code_on(disk, str(tmp_path), code)
     finally:
         os.unlink("/dev/shm/tapvirt-test.ko")
-    assert message.startswith(f"Cannot write {tmp_path}/") and message.endswith(
-        f": its file system {disk[2]}. Nothing was loaded."
+    assert message.startswith(f"{tmp_path}/") and message.endswith(
+        f" cannot be written: its file system {disk[2]}. Nothing was loaded."
     ), message
     assert files == []
 
@@ -166,8 +166,8 @@ def test_a_root_of_the_embedded_driver_is_not_begun(disk: tuple[str, str, str], 
         f"    embed.EmbedRoot({str(tmp_path / 'e')!r}).prepare()"
     )
     message, _files = run_code_on(disk, str(tmp_path), code)
-    assert message.startswith(f"Cannot write {tmp_path}/e") and message.endswith(
-        f": its file system {disk[2]}. No domain was changed."
+    assert message.startswith(f"{tmp_path}/e") and message.endswith(
+        f" cannot be written: its file system {disk[2]}. No domain was changed."
     ), message
 
 
@@ -185,7 +185,9 @@ def test_a_parameter_is_not_set_without_a_journal(disk: tuple[str, str, str], tm
         "        journal.write({'a': 'x' * 100_000})"
     )
     message, _files = run_code_on(disk, str(state), code)
-    assert message.startswith(f"Cannot write {state}/tapvirt") and f": its file system {disk[2]}." in message, message
+    assert message.startswith(f"{state}/tapvirt") and f" cannot be written: its file system {disk[2]}." in message, (
+        message
+    )
 
 
 def test_a_temporary_directory_that_is_full_is_named(tmp_path: pathlib.Path) -> None:
@@ -195,7 +197,7 @@ def test_a_temporary_directory_that_is_full_is_named(tmp_path: pathlib.Path) -> 
         "    tempfile.mkdtemp()"
     )
     message, _files = run_code_on(READ_ONLY, str(tmp_path), code)
-    assert message == f"Cannot write a temporary file: every one of ['{tmp_path}'] is full, read-only or missing."
+    assert message == f"A temporary file cannot be written: every one of ['{tmp_path}'] is full, read-only or missing."
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_a_parameter_is_put_back_when_the_disk_fills_before_the_journal_is_finis
         message, files = run_code_on(("size=8k", ":", ""), str(state), code)
         assert (shared.read_text(), message) == (
             before,
-            f"Cannot write {state}/kernel_module_param.json: its file system has no space left. "
+            f"{state}/kernel_module_param.json cannot be written: its file system has no space left. "
             "Everything is as it was before.",
         )
         assert not any("kernel_module_param.json" in line for line in files), files

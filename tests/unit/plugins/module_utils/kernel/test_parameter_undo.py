@@ -77,6 +77,7 @@ def test_what_has_no_effect_in_the_end_is_undone_with_all_that_was_set_before_it
     assert root.read_text(OWN) == TEXT
     assert not root.exists(JOURNAL)
     assert (error.value.fields["changed"], error.value.fields["not_put_back"]) == (False, [])
+    assert [row["error"] for row in error.value.fields["params"]] == [None, error.value.row(), None]
     assert verdicts(error.value) == {
         "other.size": ("put_back", False),
         "twin.one": ("failed", False),
@@ -114,4 +115,7 @@ def test_an_undo_that_fails_is_named_and_the_others_are_undone(root):
         "twin.one": ("failed", False),
         "twin.two": ("put_back", False),
     }
-    assert error.value.fields["params"][0]["pending"] == ["this could not be put back: other.size: Permission denied"]
+    left, failed, other = error.value.fields["params"]
+    assert left["pending"] == ["this could not be put back: other.size: Permission denied"]
+    assert left["error"]["problem"] == "This could not be put back: other.size: Permission denied."
+    assert (failed["error"], other["error"]) == (error.value.row(), None)
