@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filters over tables of module parameters; documented in the files named after them."""
+"""The filter over results of kernel_module_param; documented in the file named after it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ from ansible.errors import AnsibleFilterError
 
 from ..plugin_utils._fleet import params
 from ..plugin_utils._transport.edge import Odd
-
-
-def merge_params(tables: t.Any, **defaults: t.Any) -> list[dict[str, t.Any]]:
-    if not isinstance(tables, t.Mapping):
-        raise AnsibleFilterError(f"the tables: {tables!r} is not a dictionary of names with tables.")
-    try:
-        return params.merge_params(tables, **defaults)
-    except params.BadTable as error:
-        raise AnsibleFilterError(error.message) from error
 
 
 def params_drift(result: t.Any) -> list[str]:
@@ -32,7 +23,7 @@ def params_drift(result: t.Any) -> list[str]:
 
 
 class FilterModule:
-    """The filters by name."""
+    """The filter by name."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"merge_params": merge_params, "params_drift": params_drift}
+        return {"params_drift": params_drift}

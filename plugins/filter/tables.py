@@ -12,13 +12,6 @@ from ansible.errors import AnsibleFilterError
 from ..plugin_utils._fleet import tables
 
 
-def missing_tables(hostvars: t.Any, hosts: t.Sequence[str], prefix: str) -> str:
-    """Return a sentence when no host has a table; empty when one has."""
-    if not isinstance(hostvars, t.Mapping):
-        raise AnsibleFilterError(f"missing_tables: {hostvars!r} is not a dictionary of hosts with their variables.")
-    return tables.missing_tables(hostvars, hosts, prefix)
-
-
 def near_tables(variables: t.Any, prefix: str) -> dict[str, str]:
     """Warn of variables that hold a table under a name that is almost one of ours, and return them."""
     if not isinstance(variables, t.Mapping):
@@ -30,4 +23,4 @@ class FilterModule:
     """The filters by name."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
-        return {"missing_tables": missing_tables, "near_tables": near_tables}
+        return {"near_tables": near_tables}

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import functools
 import typing as t
 
 from ansible.errors import AnsibleLookupError
+from ansible.plugins.loader import lookup_loader
 from ansible.plugins.lookup import LookupBase
 
 from ..module_utils._core.errors import TapvirtError
-from ..plugin_utils._fleet import params, tables, targets, waves
+from ..plugin_utils._fleet import domain_entries, merge, run_report, tables, targets, waves
 
 DOCUMENTATION = r"""
 name: playbook
@@ -49,12 +51,19 @@ _raw:
 
 #: Pure functions, except for warnings. Each raises TapvirtError where its arguments cannot be used.
 FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
-    "merge_params": params.merge_params,
+    "domain_problems": domain_entries.domain_problems,
+    "merge_domains": merge.merge_domains,
+    "merge_params": merge.merge_params,
     "missing_tables": tables.missing_tables,
     "near_tables": tables.warn_of_near_tables,
     "play_hosts": targets.play_hosts,
+    "run_artifact": run_report.run_artifact,
+    "run_report": run_report.run_report,
     "waves": waves.waves,
+    "waves_problem": waves.waves_problem,
 }
+#: Functions whose first argument renders a template with one entry; the lookup gets the name of the template instead.
+RENDERING: dict[str, t.Callable[..., t.Any]] = {"domain_items": domain_entries.domain_items}
 
 
 class LookupModule(LookupBase):
@@ -63,9 +72,19 @@ class LookupModule(LookupBase):
     def run(self, terms: list[t.Any], variables: t.Any = None, **kwargs: t.Any) -> list[t.Any]:
         """Return the result of a function in a list, because a lookup unpacks a list of one element."""
         name, *arguments = terms
-        if name not in FUNCTIONS:
-            raise AnsibleLookupError(f"{name!r} is not an internal function: {', '.join(sorted(FUNCTIONS))}.")
+        function = FUNCTIONS.get(name) or RENDERING.get(name)
+        if function is None:
+            known = ", ".join(sorted({**FUNCTIONS, **RENDERING}))
+            raise AnsibleLookupError(f"{name!r} is not an internal function: {known}.")
+        if name in RENDERING:
+            arguments[0] = functools.partial(self._render, arguments[0], variables)
         try:
-            return [FUNCTIONS[name](*arguments, **kwargs)]
+            return [function(*arguments, **kwargs)]
         except TapvirtError as error:
             raise AnsibleLookupError(error.message) from error
+
+    def _render(self, template: str, variables: t.Any, entry: t.Mapping[str, t.Any]) -> str:
+        """Return a template of the role or playbook, rendered with the variable ``domain``."""
+        render = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
+        (text,) = render.run([template], variables, template_vars={"domain": entry})
+        return t.cast("str", text)

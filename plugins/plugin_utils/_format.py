@@ -10,12 +10,27 @@ import json
 import typing as t
 
 _NAMED = 3
+_LINES = 300
+_LINE_CHARS = 1000
+_CUT = " .."
 
 
-def listed(names: t.Sequence[str]) -> str:
+def listed(names: t.Sequence[str], most: int = _NAMED) -> str:
     """Return the first names, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most so many characters, with `` ..`` where it was cut."""
+    return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
+
+
+def first_lines(lines: t.Sequence[str]) -> list[str]:
+    """Return the first 300 lines, each of at most 1,000 characters, and how many more there are."""
+    more = len(lines) - _LINES
+    first = [shorten(line, _LINE_CHARS) for line in lines[:_LINES]]
+    return [*first, *([f"And {more} lines more, which are not shown."] if more > 0 else ())]
 
 
 def shown(value: t.Any) -> str:

@@ -25,15 +25,21 @@ def domains_drift(result: t.Any) -> dict[str, t.Any]:
     return {
         "plan": [{**dict.fromkeys(_CHANGE), **row} for row in known.get("plan") or ()],
         "waiting": [
-            f"{row['name']}: {wait['what']} is {_shown(wait.get('running'))}, defined as {_shown(wait.get('stored'))}, "
-            f"and waits for: {_line(wait.get('reason') or 'an unknown reason')}"
+            f"{row['name']}: {_waiting(wait)}"
             for row in known.get("domains") or ()
             for wait in row.get("pending") or ()
         ],
     }
 
 
-def _shown(value: t.Any) -> str:
+def _waiting(wait: t.Mapping[str, t.Any]) -> str:
+    running, stored = shown_value(wait.get("running")), shown_value(wait.get("stored"))
+    reason = _line(wait.get("reason") or "an unknown reason")
+    return f"{wait['what']} is {running}, defined as {stored}, and waits for: {reason}"
+
+
+def shown_value(value: t.Any) -> str:
+    """Return a value on one line."""
     return "not there" if value is None else _line(value if isinstance(value, str) else shown(value))
 
 

@@ -291,7 +291,7 @@ def fleet_playbook(name: str) -> FleetPlaybook:
     """
     text = (TREE / "playbooks" / f"{name}.yml").read_text(encoding="utf-8")
     header = "\n".join(line for line in text.partition("\n- name:")[0].splitlines() if line.startswith("#"))
-    roles = set(re.findall(r"name: tapvirt\.host\.(\w+)", text))
+    roles = set(re.findall(r"(?:name|role): tapvirt\.host\.(\w+)", text))
     options = {key for role in roles for key in role_options(role)}
     tags = {tag for found in re.findall(r"tags: \[(.*)\]", text) for tag in found.split(", ")}
     return FleetPlaybook(frozenset(options | set(re.findall(r"\b[a-z]+_\w+\b", header))), frozenset(tags))

@@ -10,7 +10,7 @@ import json
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleFilterError
+from ansible.errors import AnsibleFilterError, AnsibleLookupError
 from ansible_collections.tapvirt.host.plugins.filter import (
     boot_sector,
     builders,
@@ -21,8 +21,8 @@ from ansible_collections.tapvirt.host.plugins.filter import (
     params,
     records,
     report,
-    waves,
 )
+from ansible_collections.tapvirt.host.plugins.lookup.playbook import LookupModule
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report import findings
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import edge
@@ -245,11 +245,17 @@ def test_an_odd_builder_is_one_that_cannot_build() -> None:
         in_words(choose, odd, {"fine": BUILDER})
 
 
+def playbook(name: str, /, *values: t.Any, **options: t.Any) -> t.Any:
+    """Return what a function of the playbooks returns."""
+    (found,) = LookupModule().run([name, *values], **options)
+    return found
+
+
 def in_words(call: t.Callable[..., t.Any], *values: t.Any) -> None:
     """Check that a filter gives an output or refuses its input in a sentence."""
     try:
         call(*values)
-    except AnsibleFilterError as error:
+    except (AnsibleFilterError, AnsibleLookupError) as error:
         assert len(str(error)) > 20
 
 
@@ -259,8 +265,11 @@ def in_words(call: t.Callable[..., t.Any], *values: t.Any) -> None:
 def test_other_filters_refuse_an_odd_value_in_words(odd: t.Any) -> None:
     catalogue = {"s": {"variables": {"function": {"required": True, "pattern": "^[a-z]+$"}}}}
     campaigns = campaign.FilterModule().filters()
-    in_words(lambda value: waves.waves(value, default=[1], name="x"), odd)
-    in_words(lambda value: waves.waves([value], default=[1], name="x"), odd)
+    in_words(functools.partial(playbook, "waves", default=[1], name="x"), odd)
+    in_words(functools.partial(playbook, "waves", default=[1], name="x"), [odd])
+    in_words(functools.partial(playbook, "play_hosts", default="all", name="x", groups={"all": ["a"]}), odd)
+    in_words(functools.partial(playbook, "near_tables", prefix="domains"), {"domain_wanted": odd})
+    in_words(functools.partial(playbook, "missing_tables", hosts=["h"], prefix="domains"), {"h": {"domain_host": odd}})
     in_words(lambda value: campaigns["trace_outcomes"](value, name="x"), odd)
     in_words(lambda value: campaigns["trace_outcomes"]([value], name="x"), odd)
     in_words(lambda value: campaigns["trace_request"]({"function": value}, "s", 10, catalogue), odd)
@@ -276,15 +285,43 @@ def test_other_filters_refuse_an_odd_value_in_words(odd: t.Any) -> None:
     in_words(fleet.kernel_version_from_code, odd)
     in_words(boot_sector.boot_sector, odd)
     in_words(params.params_drift, odd)
-    in_words(params.merge_params, odd)
-    in_words(params.merge_params, {"t": odd})
+    in_words(functools.partial(playbook, "domain_problems"), [{"name": "x", "memory_mib": odd, "vcpus": odd}])
+    for name in ("merge_params", "merge_domains"):
+        in_words(functools.partial(playbook, name), odd)
+        in_words(functools.partial(playbook, name), {"t": odd})
+        in_words(functools.partial(playbook, name), {"t": [odd]})
 
 
 def test_tables_and_drift_are_refused_in_words() -> None:
     for _what, odd in mutations({"params": [PARAM, VALUE]}, 200):
         in_words(params.params_drift, odd)
     for _what, odd in mutations({"t": [{"module": "kvm", "name": "x", "value": 1}]}, 50):
-        in_words(params.merge_params, odd)
+        in_words(functools.partial(playbook, "merge_params"), odd)
+        in_words(functools.partial(playbook, "merge_domains"), odd)
+
+
+RESULTS: dict[str, dict[str, t.Any]] = {
+    "params": {"wanted": 1, "differs": ["kvm.x is 1"], "absent": ["nbd.y"]},
+    "domains": {"wanted": 1, "plan": [{"what": "web state", "before": None, "after": 1}], "waiting": ["x"]},
+}
+
+
+@pytest.mark.parametrize("name", ["params", "domains"])
+def test_a_run_is_told_whatever_a_host_has(name: str) -> None:
+    fine: dict[str, t.Any] = {f"{name}_before": RESULTS[name], f"{name}_failed": "could not be set: x"}
+
+    def told(odd: t.Any) -> list[str]:
+        hostvars = {"a": fine, "odd": odd, "b": fine}
+        check_output(playbook("run_artifact", name, list(hostvars), hostvars))
+        lines: list[str] = playbook("run_report", name, list(hostvars), hostvars, when="before")
+        check_output(lines)
+        return lines
+
+    without = [line for line in told({}) if line.startswith(("a: ", "b: "))]
+    assert len(without) >= 4
+    for what, odd in mutations({**fine, f"{name}_started": True, f"{name}_after": RESULTS[name]}, 200):
+        if isinstance(odd, dict):
+            assert [line for line in told(odd) if line.startswith(("a: ", "b: "))] == without, what
 
 
 def test_progress_of_any_shape_ends_the_wait() -> None:

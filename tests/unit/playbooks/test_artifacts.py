@@ -18,6 +18,7 @@ import pytest
 import yaml
 from ansible.plugins.filter import core, mathstuff
 from ansible_collections.tapvirt.host.plugins.filter import fleet, report
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import run_report
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PLAYBOOKS = ROOT / "playbooks"
@@ -27,7 +28,7 @@ HOSTS = [f"{'h' * 200}{number:04}.example.com" for number in range(1000)]  # nam
 WORDS = "something is not as it should be, and this is told at some length; " * 20
 PLAN = [{"what": f"domain d{number}", "before": None, "after": WORDS} for number in range(30)]
 DIFFERS = {"wanted": 30, "differs": [WORDS] * 30, "absent": ["kvm.x"] * 30}
-DOMAINS = {"wanted": 30, "changed": True, "plan": PLAN, "waiting": [WORDS] * 30}
+DOMAINS = {"wanted": 30, "plan": PLAN, "waiting": [WORDS] * 30}
 CONSOLES = {"read": 1, "bytes": 101, "matched": 1, "truncated": True, "failed": WORDS}
 SILENT = "silent.example.com"
 # Every host with a kernel of its own, and every fact different.
@@ -39,13 +40,9 @@ def of_all(row: t.Any) -> dict[str, t.Any]:
 
 
 CASES: dict[str, dict[str, t.Any]] = {
-    "params_drift": of_all({"params_before": DIFFERS, "params_after": DIFFERS, "params_failed": WORDS}),
-    "domains_drift": of_all({"domains_before": DOMAINS, "domains_after": DOMAINS, "domains_failed": WORDS}),
     "gather_summary": {},
     "console_logs_summary": of_all({"console_logs_counts": CONSOLES}),
     "report_summary": of_all({"fleet_report_facts": {"failed": True, "msg": WORDS}}),
-    "params_report": of_all({"fact_of_it": DIFFERS, "params_failed": WORDS}),
-    "domains_report": of_all({"fact_of_it": DOMAINS, "domains_failed": WORDS}),
     "gather_report": {},
     "trace_unready": {host: {**row, "trace_unready": host + WORDS} for host, row in of_all({}).items()},
     "trace_brake": of_all({"trace_entered": True, "trace_result": {"accepted": False, "brake": [WORDS] * 3}}),
@@ -84,7 +81,6 @@ def rendered() -> dict[str, str]:
         for number, host in enumerate(HOSTS)
     }
     of_play = {
-        "fact": "fact_of_it",
         "groups": {"trace_armable": HOSTS},
         "ansible_play_hosts": HOSTS,
         "ansible_play_hosts_all": HOSTS,
@@ -92,8 +88,6 @@ def rendered() -> dict[str, str]:
         "gather_drift": fleet.fact_diff(gathered),
         "gather_to": "/somewhere",
         "trace_entered": HOSTS,
-        # As if all had failed, and all were left out besides.
-        **{f"{name}_{what}": HOSTS for name in ("params", "domains") for what in ("troubled", "tried", "unreached")},
     }
     silent = {"ansible_play_hosts_all": [*HOSTS, SILENT]}
     return {
@@ -104,18 +98,31 @@ def rendered() -> dict[str, str]:
     }
 
 
-def artifact(rendered: dict[str, str], name: str) -> dict[str, t.Any]:
-    value = json.loads(rendered[name])
+def bounded(value: t.Any) -> t.Any:
     assert len(json.dumps(value)) < ARTIFACT_BYTES
-    return t.cast("dict[str, t.Any]", value)
+    return value
 
 
-@pytest.mark.parametrize("name", ["params_drift", "domains_drift"])
-def test_drift_counts_all_and_names_the_first(rendered: dict[str, str], name: str) -> None:
-    told = artifact(rendered, name)
-    assert told["hosts"] == told["before_count"] == told["after_count"] == 1000
+def artifact(rendered: dict[str, str], name: str) -> dict[str, t.Any]:
+    return t.cast("dict[str, t.Any]", bounded(json.loads(rendered[name])))
+
+
+@pytest.fixture(params=["params", "domains"])
+def run(request: pytest.FixtureRequest) -> tuple[run_report.Playbook, dict[str, t.Any]]:
+    """Return a playbook and the variables of its hosts: one was changed, all failed, and all differ as before."""
+    name: run_report.Playbook = request.param
+    result = DIFFERS if name == "params" else DOMAINS
+    hostvars = of_all({f"{name}_before": result, f"{name}_after": result, f"{name}_failed": WORDS})
+    hostvars[HOSTS[-1]][f"{name}_started"] = True
+    return name, hostvars
+
+
+def test_drift_counts_all_and_names_the_first(run: tuple[run_report.Playbook, dict[str, t.Any]]) -> None:
+    name, hostvars = run
+    told = bounded(run_report.run_artifact(name, HOSTS, hostvars))
+    assert told["hosts"] == told["before_count"] == told["after_count"] == told["failed_count"] == 1000
     assert list(told["before"]) == list(told["after"]) == HOSTS[:150]
-    assert told["failed_count"] == told["not_reached_count"] == 1000
+    assert told["not_reached_count"] == 999
     assert list(told["failed"]) == HOSTS[:30] and told["not_reached"] == HOSTS[:20]
     assert {len(reason) for reason in told["failed"].values()} == {300}
 
@@ -146,8 +153,6 @@ def test_findings_are_counted_and_the_first_are_kept(rendered: dict[str, str]) -
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("params_report", "0 of 1000 hosts are as wanted."),
-        ("domains_report", "0 of 1000 hosts are as wanted."),
         ("gather_report", "facts differ between 1000 hosts, of which 40 are looked at here; all are in"),
         ("trace_unready", "0 of 1000 hosts are ready to be traced."),
         ("trace_brake", "No further wave begins. Not traced: none."),
@@ -159,6 +164,18 @@ def test_what_is_said_is_bounded_and_counts_the_rest(rendered: dict[str, str], n
     assert last in lines[-1]
     assert any(line.startswith("And ") and line.endswith(" more, which are not shown.") for line in lines)
     assert all(len(line) <= 1000 for line in lines) or name == "gather_report"
+
+
+def test_the_report_of_a_run_is_bounded_and_counts_the_rest(
+    run: tuple[run_report.Playbook, dict[str, t.Any]],
+) -> None:
+    name, hostvars = run
+    lines = run_report.run_report(name, HOSTS, hostvars, when="before")
+    assert sum(map(len, lines)) < RESULT_CHARACTERS / 2
+    assert lines[-1] == "0 of 1000 hosts are as wanted."
+    assert "And 970 hosts more that failed, which are not shown." in lines
+    assert any(line.startswith("And ") and line.endswith(" lines more, which are not shown.") for line in lines)
+    assert all(len(line) <= 1000 for line in lines)
 
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in PLAYBOOKS.glob("*.yml")} - {"awx", "demo"}))

@@ -19,19 +19,26 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
         "h3": {"domains_host": [{"name": "web", "memory_mib": 64, "vcpus": 8}]},
         "h4": {"domains_host": [{"name": "web", "allow_device_removal": True}]},
         "h5": {"domains_host": [{"name": "db", "allow_device_removal": True}]},
+        "h6": {"domains_host": [{"name": "web", "state": "absent"}, {"name": "web", "state": "absent"}]},
+        "h7": {"domains_host": [{"name": "{{ inventory_hostname }}", "memory_mib": "{{ 32 * 2 }}"}]},
     }
     done = stubs.run("domains", hosts, "--tags", "report", domains_wanted=wanted)
     assert done.returncode == 2, done.stdout + done.stderr
     begun = "could not be compared: "
     ignored = "would be ignored: a definition is made where memory_mib is given as well."
     beside = "cannot stand beside xml, which is the whole definition: write it into xml, or leave xml out."
-    assert artifact(done)["domains_drift"]["failed"] == {
+    drift = artifact(done)["domains_drift"]
+    assert drift["failed"] == {
         "h1": f"{begun}web: disks, vcpus {ignored}",
         "h2": f"{begun}db: memory_mib {beside}",
         "h4": f"{begun}web: allow_device_removal {ignored}",
+        "h6": drift["failed"]["h6"],
     }
+    assert "'web' for domains_host[1]: the table already contains web, as domains_host[0]." in drift["failed"]["h6"]
     calls = {host: options["domains"] for host, _checked, options in stubs.calls("libvirt_domain")}
-    assert sorted(calls) == ["h3", "h5"]
+    assert sorted(calls) == ["h3", "h5", "h7"]
+    made = calls.pop("h7")[2]
+    assert made["name"] == "h7" and "<name>h7</name>\n  <memory unit='MiB'>64</memory>" in made["xml"]
     allowed = {host: {item["name"]: item["allow_device_removal"] for item in calls[host]} for host in calls}
     assert allowed == {"h3": {"db": False, "old": False, "web": False}, "h5": {"db": True, "old": False}}
-    assert '"2 of 5 hosts are as wanted."' in done.stdout
+    assert '"3 of 7 hosts are as wanted."' in done.stdout

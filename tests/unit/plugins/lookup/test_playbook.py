@@ -11,7 +11,7 @@ import re
 
 import pytest
 from ansible.errors import AnsibleError
-from ansible_collections.tapvirt.host.plugins.lookup.playbook import FUNCTIONS, LookupModule
+from ansible_collections.tapvirt.host.plugins.lookup.playbook import FUNCTIONS, RENDERING, LookupModule
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 CALL = re.compile(r"'tapvirt\.host\.playbook',\s*'(\w+)'")
@@ -34,7 +34,7 @@ def test_an_unknown_function_is_refused_with_the_known_ones() -> None:
 def test_playbooks_and_roles_call_every_function_and_no_other() -> None:
     files = [path for folder in ("playbooks", "roles") for path in (ROOT / folder).rglob("*.*") if path.is_file()]
     called = {name for path in files for name in CALL.findall(path.read_text(encoding="utf-8", errors="ignore"))}
-    assert called == set(FUNCTIONS)
+    assert called == {*FUNCTIONS, *RENDERING}
 
 
 def test_no_function_takes_an_argument_that_the_lookup_keeps() -> None:
