@@ -185,6 +185,18 @@ builder:
       description: The store's C(directory), how many C(builds) were ever done there, and how many C(modules) it keeps.
       type: dict
       sample: {"builds": 2, "directory": "/var/lib/tapvirt/modules", "modules": 2}
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: null
+    value: null
+    problem: The user with uid 1000 was refused file /proc/kallsyms (Permission denied); the task needs root.
+    hint: null
+    candidates: []
 """
 
 import os

@@ -195,6 +195,18 @@ plan:
   type: list
   elements: dict
   sample: []
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: kernel
+    value: 6.12.108+deb13-amd64
+    problem: This builder has no headers for that kernel; it has them for 6.12.107+deb13-amd64.
+    hint: null
+    candidates: [6.12.107+deb13-amd64]
 """
 
 import time

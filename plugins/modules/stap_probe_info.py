@@ -156,6 +156,18 @@ seconds:
   returned: success
   type: float
   sample: 0.12
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: 'probes[0]'
+    value: 'kernel.fnction("vfs_read")'
+    problem: "'fnction' cannot follow kernel; only data(number), data(string), function(number), function(string) can."
+    hint: null
+    candidates: [function]
 """
 
 import os
@@ -164,7 +176,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput, option_path
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import (
@@ -193,10 +205,13 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Parse all probe points before the first is looked up: a wrong one stops the task at once."""
     started = time.monotonic()
     params = module.params
-    points = [point for probe in params["probes"] for point in parse_probe_points(probe)]
+    points: list[ProbePoint] = []
+    for index, probe in enumerate(params["probes"]):
+        with option_path(f"probes[{index}]"):
+            points += parse_probe_points(probe)
     for option in ("limit", "timeout"):
         if params[option] < 1:
-            raise InvalidInput(option, params[option], "must be 1 or more")
+            raise InvalidInput(option, params[option], "The number must be 1 or more")
     release, rows = listed(params, points) if params["list"] else looked_up(params, points)
     seconds = round(time.monotonic() - started, 3)
     return {"changed": False, "kernel": release, "probes": rows, "seconds": seconds}
@@ -206,7 +221,7 @@ def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[
     """Look probe points up in this host's running kernel."""
     for option in _OF_LISTS:
         if params[option]:
-            raise InvalidInput(option, params[option], "goes with list: true only, which a builder answers")
+            raise InvalidInput(option, params[option], "The option needs list: true, on a builder")
     release = os.uname().release
     return release, resolve_all(points, read_facts(Root(), release), params["limit"])
 
@@ -218,7 +233,7 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
     try:
         accept = re.compile(params["match"]).search if params["match"] else None
     except re.error as error:
-        raise InvalidInput("match", params["match"], f"is not a regular expression: {error}") from error
+        raise InvalidInput("match", params["match"], f"The pattern is not a regular expression: {error}") from error
     store.check_owner(params["store"])
     root = Root()
     tools = toolchain.read_toolchain(root)
@@ -226,11 +241,13 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
         from ansible_collections.tapvirt.host.plugins.module_utils._core import packages
 
         helps = packages.remedy("toolchain", packages.read_distribution(root))
-        raise InvalidInput("list", True, f"needs SystemTap's translator (stap) here: ask a builder, or {helps}")
+        problem = "A list needs SystemTap's translator (stap), which is not installed on this host"
+        raise InvalidInput("list", True, problem, f"Delegate the task to a builder, or {helps}")
     kernels = toolchain.read_kernels(root, tools.compilers)
     release = params["kernel"] or (next(iter(kernels)) if len(kernels) == 1 else None)
     if release is None:
-        raise InvalidInput("kernel", None, f"is needed: there are headers for {', '.join(sorted(kernels))}")
+        known = ", ".join(sorted(kernels)) or "no kernel"
+        raise InvalidInput("kernel", None, f"A release is needed, because this builder has headers for {known}")
     kernel = toolchain.find_kernel(kernels, release, None)
     lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout"])
     return release, [lister.row(point, accept, params["limit"]) for point in points]

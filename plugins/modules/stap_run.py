@@ -139,35 +139,17 @@ run:
       description: How often a probe was hit; null when the module does not count hits.
       type: int
       sample: 4711
-    skipped:
-      description: How many hits were skipped, as SystemTap counts them.
-      type: int
-      sample: 0
-    errors:
-      description: How many run-time errors the script had.
-      type: int
-      sample: 0
+    skipped: {description: "How many hits were skipped, as SystemTap counts them.", type: int, sample: 0}
+    errors: {description: How many run-time errors the script had., type: int, sample: 0}
     messages:
       description: What staprun printed, the errors first. Lines without a prefix come last and are no errors.
       type: list
       elements: str
       sample: []
-    bytes:
-      description: How many bytes the script printed.
-      type: int
-      sample: 812
-    sha256:
-      description: The SHA-256 of all that was printed.
-      type: str
-      sample: 11f0...
-    duration_seconds:
-      description: How long the probes were armed.
-      type: float
-      sample: 10.1
-    load_seconds:
-      description: How long loading and arming took.
-      type: float
-      sample: 0.9
+    bytes: {description: How many bytes the script printed., type: int, sample: 812}
+    sha256: {description: The SHA-256 of all that was printed., type: str, sample: 11f0...}
+    duration_seconds: {description: How long the probes were armed., type: float, sample: 10.1}
+    load_seconds: {description: How long loading and arming took., type: float, sample: 0.9}
     kernel:
       description: The kernel's release.
       type: str
@@ -236,6 +218,18 @@ plan:
   type: list
   elements: dict
   sample: []
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: duration
+    value: 0
+    problem: The duration must be more than 0 and at most 900 seconds.
+    hint: null
+    candidates: []
 """
 
 import typing as t
@@ -270,7 +264,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Carry out a stage, and fail the task when the outcome is none of the accepted ones."""
     stage = module.params["stage"]
     if stage is None and not module.check_mode:
-        raise TapvirtError("stap_run is run by its action plugin, which asks for one stage after the other.")
+        raise TapvirtError("stap_run works only through its action plugin, which starts one stage after the other.")
     if stage and stage["do"] == "collect":
         # A busy host is not to read what only the start needs.
         from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import collect
@@ -288,7 +282,8 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
 def _answer(module: AnsibleModule, result: dict[str, t.Any]) -> dict[str, t.Any]:
     answer: dict[str, t.Any] = {"changed": False, "run": result}
     if "outcome" in result and result["outcome"] not in module.params["accept"]:
-        answer.update(failed=True, msg=f"The run ended as {result['outcome']}: {result['reason']}.")
+        failure = TapvirtError(f"The run ended as {result['outcome']}: {result['reason']}.")
+        answer.update(failed=True, msg=failure.message, error=failure.row())
     return answer
 
 

@@ -130,6 +130,18 @@ plan:
   type: list
   elements: dict
   sample: []
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: src
+    value: null
+    problem: 'Line 1, column 21: ''}'' was found where '')'' or '','' after the first argument of printf is expected.'
+    hint: null
+    candidates: []
 """
 
 import typing as t
@@ -137,7 +149,11 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import deploy, prepare
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import (
+    deploy,
+    prepare,
+    script_name,
+)
 
 ARGUMENT_SPEC = {
     "src": {"type": "path", "required": True},
@@ -153,7 +169,9 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Check everything, then deploy."""
     params = module.params
-    row, checked_by = prepare(params["dest"] or params["src"], params["content"], params["globals"], params["guru"])
+    source = "dest" if params["dest"] else "src"
+    name = script_name(source, params[source])
+    row, checked_by = prepare("src", name, params["content"], params["globals"], params["guru"])
     plan = deploy(params["dest"], row["text"], module.check_mode)
     return {"script": dict(row, path=params["dest"]), "checked_by": checked_by, **plan.result(module._diff)}
 

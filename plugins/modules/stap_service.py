@@ -188,8 +188,8 @@ services:
       elements: str
       sample: []
     error:
-      description: Why it is not as it was asked for, or null.
-      type: str
+      description: Why this tracer made the task fail, as in RV(error); null where it did not.
+      type: dict
       sample: null
 kernels:
   description: The kernels that the host can boot, each with its C(release), C(version) and whether it is C(running).
@@ -206,6 +206,19 @@ plan:
   type: list
   elements: dict
   sample: []
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: 'services[0].name'
+    value: Slow reads
+    problem: The name of a service is 1 to 32 lower-case letters, digits, dashes and underscores, and begins with a
+      letter or a digit.
+    hint: null
+    candidates: [slow_reads]
 """
 
 import typing as t
@@ -238,12 +251,7 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Bring the tracers into the wanted state, and fail when one of them is not as it was asked for."""
-    plan, result = run.run(module.params, module.check_mode)
-    answer = {**result, **plan.result(module._diff)}
-    wrong = [f"{row['name']}: {row['error']}" for row in result["services"] if row["error"]]
-    if wrong:
-        answer.update(failed=True, msg="; ".join(wrong) + ".")
-    return answer
+    return run.run(module.params, module.check_mode, module._diff)
 
 
 def main() -> None:

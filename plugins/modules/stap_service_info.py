@@ -57,6 +57,18 @@ kernels:
     - release: 6.12.107+deb13-cloud-amd64
       running: true
       version: "#1 SMP PREEMPT_DYNAMIC Debian 6.12.107-1 (2026-08-29)"
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: null
+    value: null
+    problem: "'systemctl show tapvirt-trace-reads.service' did not end within 60 s and was ended."
+    hint: null
+    candidates: []
 """
 
 import typing as t

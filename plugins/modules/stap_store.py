@@ -96,6 +96,18 @@ plan:
   type: list
   elements: dict
   sample: []
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: older_than
+    value: "30"
+    problem: The age must be a whole number with one of the units s, m, h, d and w, such as 30d.
+    hint: null
+    candidates: []
 """
 
 import typing as t

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shlex
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
@@ -190,8 +191,11 @@ def test_what_stap_refuses_is_said_in_one_paragraph(lab, scripts, asked, fault):
     (refused,) = lab.ansible("builder", "tapvirt.host.stap_module", order).values()
     assert refused["failed"] and refused["outcome"] == "build_failed", refused
     assert {key: refused[key] for key in place} == place, refused
-    assert nearest in refused["nearest"] and f"Nearest: {nearest}" in refused["msg"]
-    assert refused["msg"].startswith(f"faulty, line {place['line']}, column {place['column']}: ")
+    assert nearest in refused["error"]["candidates"] and refused["error"]["option"] == "script"
+    assert re.search(rf" Did you mean .*{re.escape(nearest)}\b.*\?$", refused["msg"]), refused
+    assert refused["msg"].startswith(
+        f"Script faulty, line {place['line']}, column {place['column']}: The analysis of stap "
+    )
     assert "\n" not in refused["msg"]
     assert shell(lab, f"ls -A {STORE} {STORE}/.work") == before
 

@@ -145,7 +145,7 @@ def test_the_whole_check_refuses_no_example_that_stap_accepts(examples):
     for kind, path, mode, argument, rc in verdicts:
         if (kind, mode, rc) == ("verdict", "-g", "0"):
             try:
-                prepare("/x/example.stp", fill(texts[path], argument), {}, guru=True)
+                prepare("src", "example", fill(texts[path], argument), {}, guru=True)
             except TapvirtError as error:
                 wrong[path] = error.message
     # Files of functions alone are for other scripts to use.

@@ -258,7 +258,7 @@ def test_an_overloaded_tracer_stays_stopped_and_says_so(story, built):
     assert told.splitlines()[-1] == built["recorder"]["name"]
     again = results["no second try"]
     assert (again["plan"], row_of(again, "heavy")["state"], row_of(again)["state"]) == ([], "overloaded", "running")
-    assert again["msg"].startswith("heavy: it stays stopped, since it took more of a CPU")
+    assert again["msg"].startswith("Service 'heavy' stays stopped, because it used more of a CPU")
     assert results["by hand"]["stdout"] == "refused"
     assert (row_of(results["forgotten"], "heavy")["state"], means(results["forgotten"])) == ("stopped", ["forget"])
 

@@ -57,8 +57,8 @@ class InvalidInput(TapvirtError):
     ) -> None:
         self.option = option
         self.value = value
-        self.problem = _sentence(problem)
-        self.hint = None if hint is None else _sentence(hint)
+        self.problem = as_sentence(problem)
+        self.hint = None if hint is None else as_sentence(hint)
         self.candidates = [candidate for candidate in candidates if candidate != value]
         self.line = line
         super().__init__(self._message(), **fields)
@@ -85,10 +85,7 @@ class InvalidInput(TapvirtError):
         parts = [f"Invalid value{f' {shown}' if shown else ''} for {place}: {self.problem}"]
         if self.hint is not None:
             parts.append(self.hint)
-        if self.candidates:
-            *others, last = self.candidates
-            parts.append(f"Did you mean {', '.join(others)} or {last}?" if others else f"Did you mean {last}?")
-        return " ".join(parts)
+        return " ".join(parts) + did_you_mean(self.candidates)
 
 
 @contextlib.contextmanager
@@ -105,8 +102,17 @@ def error_row(error: TapvirtError | None) -> dict[str, t.Any] | None:
     return None if error is None else error.row()
 
 
-def _sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
+    """Return a text with a full stop at its end, unless it ends a sentence already."""
     return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def did_you_mean(candidates: t.Sequence[str]) -> str:
+    """Return the question that follows a message, with a space before it; nothing where there is no candidate."""
+    if not candidates:
+        return ""
+    *others, last = candidates
+    return f" Did you mean {', '.join(others)} or {last}?" if others else f" Did you mean {last}?"
 
 
 def _shown_value(value: t.Any) -> str:

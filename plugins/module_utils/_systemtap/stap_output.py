@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._core.errors import TapvirtError
+from .._core.errors import TapvirtError, as_sentence, did_you_mean
 
 _PROBE_ROW = re.compile(
     r"^(?P<point>.*?) (?:/\*\s*(?:pc=(?P<pc>[^*]*?)|name = [^*]*?)\s*\*/ )?/\*\s*<- (?P<chain>.*?)\s*\*/\s*$"
@@ -20,7 +20,28 @@ _KEPT_OUTPUT = 3000
 
 
 class BuildFailed(TapvirtError):
-    """A pass of stap failed; ``phase``, ``line``, ``column`` and ``nearest`` say where and what."""
+    """A pass of stap failed.
+
+    ``reason`` is what stap gave, as a phrase; ``candidates`` are the names that stap offers; ``option`` is the option
+    that gave the script, where the caller has named it. The fields have ``phase``, ``line`` and ``column``.
+    """
+
+    def __init__(self, message: str, reason: str, candidates: t.Sequence[str], **fields: t.Any) -> None:
+        self.option: str | None = None
+        self.problem = message
+        self.reason = reason
+        self.candidates = list(candidates)
+        super().__init__(message + did_you_mean(self.candidates), **fields)
+
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of a result: ``{option, value, problem, hint, candidates}``."""
+        return {
+            "option": self.option,
+            "value": None,
+            "problem": self.problem,
+            "hint": None,
+            "candidates": self.candidates,
+        }
 
 
 def parse_parameters(text: str) -> dict[str, str]:
@@ -58,7 +79,7 @@ def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
 
 
 def build_failed(name: str, release: str | None, output: str) -> BuildFailed:
-    """Make one paragraph of what stap printed: the pass, the place in the script, the reason, the nearest names."""
+    """Return the error for what stap printed: the pass, the place in the script, the reason, the nearest names."""
     output = output.replace("\r\n", "\n")
     found = re.search(r"^Pass ([1-5]): (\w+) failed", output, re.MULTILINE)
     phase = found.group(2) if found else "start"
@@ -66,24 +87,22 @@ def build_failed(name: str, release: str | None, output: str) -> BuildFailed:
     place = re.search(rf"at (?:\S*/)?{re.escape(name)}\.stp:(\d+):(\d+)", output)
     line, column = (int(place.group(1)), int(place.group(2))) if place else (None, None)
     similar = re.search(r"\((?:similar[^:]*|alternatives): ([^)]*)\)", output)
-    nearest = [word.strip() for word in similar.group(1).split(",")][:5] if similar else []
+    candidates = [word.strip() for word in similar.group(1).split(",")][:5] if similar else []
     source = re.search(r"^\s*source: (.*)$", output, re.MULTILINE)
     reason = _reason(errors, output)
     message = (
-        f"{name}{f', line {line}, column {column}' if place else ''}: stap failed in its "
-        f"{phase}{f' for kernel {release}' if release else ''}: {reason}"
+        f"Script {name}{f', line {line}, column {column}' if place else ''}: The {phase} of stap failed"
+        f"{f' for kernel {release}' if release else ''}: {reason}"
     )
     if source:
         message += f" (in: {source.group(1).strip()})"
-    message += "."
-    if nearest:
-        message += f" Nearest: {', '.join(nearest)}."
     return BuildFailed(
-        message,
+        as_sentence(message),
+        reason,
+        candidates,
         phase=phase,
         line=line,
         column=column,
-        nearest=nearest,
         outcome="build_failed",
         output=output[-_KEPT_OUTPUT:],
     )
@@ -95,6 +114,6 @@ def _reason(errors: t.Sequence[str], output: str) -> str:
     if telling:
         reason = re.sub(r"\s*\((?:similar[^:]*|alternatives): [^)]*\)+", "", telling[0])
         reason = re.sub(r"\s+", " ", re.sub(r" at (?:\S*):\d+:\d+$", "", reason)).strip(" :")
-        return "there is no function or event of that name" if reason == "no match" else reason
+        return "no function or event has that name" if reason == "no match" else reason
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("Tip:")]
-    return lines[-1] if lines else "it gave no reason"
+    return lines[-1] if lines else "stap gave no reason"

@@ -95,22 +95,22 @@ class Expressions:
     def _peek(self) -> Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
 
-    def _fail(self, rule: str, token: Token | None = None, nearest: t.Sequence[str] = ()) -> ScriptError:
+    def _fail(self, problem: str, token: Token | None = None, candidates: t.Sequence[str] = ()) -> ScriptError:
         token = token or self._peek()
         if token is not None:
-            return ScriptError(self._name, token.line, token.column, rule, nearest)
+            return ScriptError(self._name, token.line, token.column, problem, candidates)
         last = self._tokens[-1]
         lines = last.text.split("\n")
         column = len(lines[-1]) + (last.column if len(lines) == 1 else 1)
-        return ScriptError(self._name, last.line + len(lines) - 1, column, rule, nearest)
+        return ScriptError(self._name, last.line + len(lines) - 1, column, problem, candidates)
 
     def _unexpected(self, expected: str, words: t.Iterable[str] = ()) -> ScriptError:
-        """Say what was found, what is expected, and which of ``words`` looks like what was found."""
+        """Return an error with what was found, what is expected, and which of ``words`` resembles what was found."""
         token = self._peek()
         if token is None:
-            return self._fail(f"the script ends where {expected} is expected")
-        nearest = similar(token.text, words) if token.kind in ("word", "at") else []
-        return self._fail(f"{_shown(token)} was found where {expected} is expected", token, nearest)
+            return self._fail(f"The script ends where {expected} is expected")
+        candidates = similar(token.text, words) if token.kind in ("word", "at") else []
+        return self._fail(f"{_shown(token)} was found where {expected} is expected", token, candidates)
 
     def _take(self) -> Token:
         token = self._tokens[self._at]
@@ -148,7 +148,7 @@ class Expressions:
     def _deeper(self) -> t.Iterator[None]:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise self._fail(f"brackets and blocks are nested deeper than {_MAX_DEPTH} levels")
+            raise self._fail(f"Brackets and blocks are nested deeper than {_MAX_DEPTH} levels")
         yield
         self._depth -= 1
 
@@ -161,7 +161,7 @@ class Expressions:
             raise self._unexpected(what)
         value = number_value(token.text)
         if value is None or (negative and value > 1 << 63):
-            raise self._fail(f"{token.text} is no number of 64 bits")
+            raise self._fail(f"{_shown(token)} is not a 64-bit number")
         self._at += 1
         return -value if negative else value
 
@@ -177,7 +177,7 @@ class Expressions:
             self._at += 1
             token = self._peek()
         if filled and not any(parts):
-            raise self._fail(f"{what} cannot be empty", begin)
+            raise self._fail(f"{what[0].upper()}{what[1:]} cannot be empty", begin)
         return "".join(parts)
 
     def _literal(self, what: str) -> str | int:
@@ -221,7 +221,7 @@ class Expressions:
         if self._accept_keyword("in"):
             self._indexable()
         elif indexes > 1 or wild:
-            raise self._fail("a list of indexes is only of use before 'in'", begin)
+            raise self._fail("A list of indexes is allowed only before 'in'", begin)
 
     def _comparison(self) -> None:
         self._arithmetic()
@@ -269,12 +269,12 @@ class Expressions:
             else:
                 return
         if self._sees("->", "["):
-            raise self._fail("nothing can follow the '$' that prints a whole structure")
+            raise self._fail("Nothing can follow the '$' that prints a whole structure")
 
     def _value(self) -> None:
         token = self._peek()
         if token is not None and token.kind == "embedded":
-            self._need_guru("embedded C", token)
+            self._need_guru("Embedded C", token)
             self._at += 1
         elif self._accept("("):
             self._expression()
@@ -289,7 +289,9 @@ class Expressions:
 
     def _need_guru(self, what: str, token: Token) -> None:
         if not self._guru:
-            raise self._fail(f"{what}, which nothing checks, needs guru mode with a reason", token)
+            raise self._fail(
+                f"{what} can do what SystemTap does not check, so it needs guru mode (guru and guru_reason)", token
+            )
 
     def _named(self, token: Token) -> None:
         """Read what follows a name: a call, an index, or nothing."""
@@ -334,7 +336,7 @@ class Expressions:
         self._expression()
         if token.text == "@hist_linear":
             for what in ("the lowest value", "the highest value", "the width of a bucket"):
-                self._expect(",", f"and {what}")
+                self._expect(",", f"before {what}")
                 self._number(f"{what}, a number,")
         self._expect(")", f"after the arguments of {token.text}")
 
@@ -349,12 +351,12 @@ class Expressions:
             wanted = self._conversions(self._string("a format in double quotes"), first or token)
             count = self._more_values(token)
             if wanted != count:
-                rule = f"{token.text} has a format for {wanted} values, and {count} are given"
-                raise self._fail(rule, token)
+                problem = f"{token.text} has a format for {wanted} values, but {count} are given"
+                raise self._fail(problem, token)
         elif "printd" in token.text:
-            self._string("what stands between the values, in double quotes,")
+            self._string("the separator of the values in double quotes")
             if self._more_values(token) < 2:
-                raise self._fail(f"{token.text} takes at least two values after the text between them", token)
+                raise self._fail(f"{token.text} needs a separator and at least two values", token)
         elif not (token.text.endswith("ln") and self._accept(")")):
             self._arguments()
 
@@ -386,7 +388,9 @@ class Expressions:
             found = _CONVERSION.match(text, at)
             if found is None:
                 wrong = text[at : at + 6].split(" ")[0]
-                raise self._fail(f"the format has {wrong!r}, which is no conversion; '%%' prints '%'", place)
+                raise self._fail(
+                    f"The format contains {wrong!r}, which is not a conversion; use '%%' to print '%'", place
+                )
             at = found.end()
             if found.group(0) != "%%":
                 count += 1 + (found.group("width") == "*") + (found.group("precision") == ".*")
@@ -401,13 +405,13 @@ class Expressions:
             return
         if name not in _OPERATORS:
             known = sorted(_OPERATORS | {"@" + macro for macro in _LIBRARY_MACROS})
-            raise self._fail(f"{name} is no operator and no macro", token, similar(name, known))
+            raise self._fail(f"{name} is neither an operator nor a macro", token, similar(name, known))
         if token.unchecked:
             self._need_guru(name, token)
         self._at += 1
         if name in _HISTOGRAMS:
             self._histogram(token)
-            self._expect("[", "and the number of a bucket (only print takes a whole histogram)")
+            self._expect("[", "before the number of a bucket (only print takes a whole histogram)")
             self._indexes("the number of a bucket")
             return
         self._expect("(", f"after {name}")
@@ -426,7 +430,7 @@ class Expressions:
             self._number("the number of a register")
         elif name in ("@kderef", "@uderef"):
             self._number("a size in bytes")
-            self._expect(",", "and an address")
+            self._expect(",", "before an address")
             self._expression()
         else:
             self._expression()
@@ -434,7 +438,7 @@ class Expressions:
 
     def _after_expression(self, name: str) -> None:
         if name == "@cast":
-            self._expect(",", "and the name of a type in double quotes")
+            self._expect(",", "before the name of a type in double quotes")
             self._string("the name of a type in double quotes", filled=True)
             self._more_strings(1)
         elif name == "@enumname":
@@ -460,19 +464,19 @@ class Expressions:
             else:
                 self._expression()
             if not self._accept("," if left > 1 else ")"):
-                rule = f"{',' if left > 1 else ')'!r} in the macro {token.text}, which takes {count} arguments,"
-                raise self._unexpected(rule)
+                expected = f"{',' if left > 1 else ')'!r} in the macro {token.text}, which takes {count} arguments,"
+                raise self._unexpected(expected)
 
 
 def similar(text: str, words: t.Iterable[str], least: float = 0.7) -> list[str]:
-    """Return the word that ``text`` looks like a slip of, in a list, or none; ``least`` is difflib's ratio."""
+    """Return the word that ``text`` misspells, in a list, or an empty one; ``least`` is difflib's ratio."""
     return difflib.get_close_matches(text, [word for word in words if word != text], n=1, cutoff=least)
 
 
 def _shown(token: Token) -> str:
     if token.kind == "embedded":
-        return "embedded C"
+        return "Embedded C"
     if token.kind == "word" and token.text in KEYWORDS:
-        return f"the keyword {token.text!r}"
+        return f"The keyword {token.text!r}"
     text = token.text if len(token.text) <= 40 else token.text[:40] + "..."
     return text if token.kind == "string" else repr(text)

@@ -53,11 +53,11 @@ def parse(name: str, text: str, guru: bool, target: Target | None = None) -> Par
     :param target: what conditionals are evaluated for. Without it, as ``stap -p1`` does for an x86_64 kernel 6.12
         without a configuration.
 
-    :raises ScriptError: it is none; with the line and the column, what was found there and what is expected.
+    :raises ScriptError: the text is not a script; it names the place, what was found there and what is expected.
     """
     tokens = expand(name, tokenize(name, text), target or Target(guru=guru))
     if not tokens:
-        raise ScriptError(name, 1, 1, "the script is empty")
+        raise ScriptError(name, 1, 1, "The script is empty")
     _check_balance(name, tokens)
     return _Grammar(name, tokens, guru).script()
 
@@ -71,12 +71,12 @@ def _check_balance(name: str, tokens: t.Sequence[Token]) -> None:
             opened.append(token)
         elif token.text in _PAIRS:
             if not opened or opened[-1].text != _PAIRS[token.text]:
-                wanted = (
-                    "closes nothing"
-                    if not opened
-                    else f"cannot close the {opened[-1].text!r} of line {opened[-1].line}"
+                problem = (
+                    f"{token.text!r} does not match the {opened[-1].text!r} of line {opened[-1].line}"
+                    if opened
+                    else f"{token.text!r} has no opening bracket"
                 )
-                raise ScriptError(name, token.line, token.column, f"{token.text!r} {wanted}")
+                raise ScriptError(name, token.line, token.column, problem)
             opened.pop()
     if opened:
         raise ScriptError(name, opened[-1].line, opened[-1].column, f"{opened[-1].text!r} is never closed")
@@ -114,7 +114,7 @@ class _Grammar(Expressions):
     def _declaration(self) -> None:
         token = self._tokens[self._at]
         if token.kind == "embedded":
-            self._need_guru("embedded C", token)
+            self._need_guru("Embedded C", token)
             self._at += 1
         elif self._accept_keyword("probe"):
             self._probe()
@@ -137,8 +137,8 @@ class _Grammar(Expressions):
             name = self._expect_name("the name of a global variable")
             if name.text in self._globals:
                 same = self._globals[name.text] == private
-                rule = f"the global variable {name.text} is declared twice{'' if same else ', once as private'}"
-                raise self._fail(rule, name)
+                problem = f"The global variable {name.text} is declared twice{'' if same else ', once as private'}"
+                raise self._fail(problem, name)
             self._globals[name.text] = private
             self._accept("%")
             sized = self._accept("[")
@@ -146,11 +146,11 @@ class _Grammar(Expressions):
                 place = self._peek()
                 size = self._number("the size of an array")
                 if not 0 < size <= _LARGEST_ARRAY:
-                    raise self._fail(f"the size of an array must be from 1 to {_LARGEST_ARRAY}", place)
+                    raise self._fail(f"The size of an array must be from 1 to {_LARGEST_ARRAY}", place)
                 self._expect("]", "after the size of an array")
             if self._sees("="):
                 if sized:
-                    raise self._fail("an array has no first value; only a single value has one")
+                    raise self._fail("An array cannot have an initial value; only a single variable can")
                 self._at += 1
                 self._literal("a number or a string")
             if not self._accept(","):
@@ -169,7 +169,7 @@ class _Grammar(Expressions):
         while not self._accept(")"):
             name = self._expect_name("the name of a parameter or ')'")
             if name.text in names:
-                raise self._fail(f"the parameter {name.text} is declared twice", name)
+                raise self._fail(f"The parameter {name.text} is declared twice", name)
             names.add(name.text)
             self._type()
             if not self._accept(",") and not self._sees(")"):
@@ -177,10 +177,10 @@ class _Grammar(Expressions):
         if self._accept(":"):
             place = self._peek()
             if self._number("the priority of a function, a number,") < 1:
-                raise self._fail("the priority of a function must be above 0", place)
+                raise self._fail("The priority of a function must be above 0", place)
         token = self._peek()
         if token is not None and token.kind == "embedded":
-            self._need_guru("embedded C", token)
+            self._need_guru("Embedded C", token)
             self._at += 1
         else:
             self._in_function = True
@@ -202,7 +202,7 @@ class _Grammar(Expressions):
             points = self._points()
             if points.number == 1 and self._sees("=", "+="):
                 if points.optional:
-                    raise self._fail("the name of an alias cannot be optional ('?') or sufficient ('!')", place)
+                    raise self._fail("The name of an alias cannot be optional ('?') or sufficient ('!')", place)
                 aliases = True
                 self._aliases.update(point.text for point in self._points_read[before:])
                 del self._points_read[before:]
@@ -216,7 +216,7 @@ class _Grammar(Expressions):
         self._block("the body of a probe")
         if aliases and self._sees(","):
             if epilogue:
-                raise self._fail("an alias of '+=' has one body; the second one is that of '+=' already")
+                raise self._fail("An alias with '+=' has only one body, and a second one follows")
             self._at += 1
             self._block("the second body of an alias")
 
@@ -253,18 +253,18 @@ class _Grammar(Expressions):
             if not self._accept("."):
                 break
             if point.optional or point.condition:
-                raise self._fail("'?', '!' and a condition stand at the end of a probe point only", place)
+                raise self._fail("'?', '!' and a condition are allowed only at the end of a probe point", place)
             last = self._component()
             # The number of points in groups of groups is of interest only as one or more.
             point = _Points(min(point.number * last.number, 2), last.optional, last.condition)
         if self._sees("?", "!"):
             if point.optional:
-                raise self._fail("'?' or '!' stands twice after a probe point")
+                raise self._fail("The probe point has two suffixes '?' or '!'")
             self._at += 1
             point = point._replace(optional=True)
         if self._accept_keyword("if"):
             if point.condition:
-                raise self._fail("a probe point has two conditions")
+                raise self._fail("The probe point has two conditions")
             self._expect("(", "before the condition of a probe point")
             self._expression()
             self._expect(")", "after the condition of a probe point")
@@ -299,7 +299,7 @@ class _Grammar(Expressions):
 
     def _block(self, what: str) -> None:
         if not self._accept("{"):
-            raise self._unexpected(f"'{{' and {what}")
+            raise self._unexpected(f"'{{' before {what}")
         self._rest_of_block()
 
     def _rest_of_block(self) -> None:
@@ -336,13 +336,13 @@ class _Grammar(Expressions):
         token = self._tokens[begin]
         if not token.is_name or self._times[token.text] > 1:
             return
-        nearest: list[str] = []
+        candidates: list[str] = []
         if self._at == begin + 1:
-            nearest = _slip(token.text, _ALONE)
+            candidates = _slip(token.text, _ALONE)
         elif self._sees("{") and self._tokens[begin + 1].text == "(":
-            nearest = _slip(token.text, _BEFORE_BLOCK)
-        if nearest:
-            raise self._fail(f"{token.text!r} begins no statement", token, nearest)
+            candidates = _slip(token.text, _BEFORE_BLOCK)
+        if candidates:
+            raise self._fail(f"No statement begins with {token.text!r}", token, candidates)
 
     def _if(self, _token: Token) -> None:
         while True:
@@ -376,7 +376,7 @@ class _Grammar(Expressions):
         self._expect("(", "after 'foreach'")
         sorted_by = self._indexes_of_foreach()
         if not self._accept_keyword("in"):
-            raise self._unexpected("'in' and the name of an array", ("in",))
+            raise self._unexpected("'in' before the name of an array", ("in",))
         self._indexable()
         if self._accept("["):
             self._indexes("a part of an array")
@@ -386,12 +386,12 @@ class _Grammar(Expressions):
                 raise self._unexpected(f"one of {', '.join(sorted(STATISTICS))}", STATISTICS)
             self._at += 1
             if not self._sees("+", "-"):
-                raise self._unexpected(f"'+' or '-' after {token.text}, which way to sort,")
+                raise self._unexpected(f"'+' or '-' (the sort order) after {token.text}")
         self._sort(sorted_by)
         if self._accept_keyword("limit"):
             self._expression()
         if not self._accept(")"):
-            raise self._unexpected("')', 'limit', or '+' or '-' to sort,", ("limit",))
+            raise self._unexpected("')', 'limit', '+' or '-'", ("limit",))
         self._statement()
 
     def _indexes_of_foreach(self) -> int:
@@ -418,22 +418,22 @@ class _Grammar(Expressions):
         if not self._sees("+", "-"):
             return 0
         if sorted_by:
-            raise self._fail("'foreach' sorts by one thing, and a second '+' or '-' stands here")
+            raise self._fail("'foreach' can sort by one column only, and this is a second '+' or '-'")
         self._at += 1
         return 1
 
     def _try(self, _token: Token) -> None:
-        self._block("what is tried")
+        self._block("the block of 'try'")
         if not self._accept_keyword("catch"):
             raise self._unexpected("'catch' after the block of 'try'", ("catch",))
         if self._accept("("):
             self._expect_name("the name of a variable for the message")
             self._expect(")", "after the name of a variable")
-        self._block("what is done on an error")
+        self._block("the block of 'catch'")
 
     def _return(self, token: Token) -> None:
         if not self._in_function:
-            raise self._fail("'return' stands outside of a function; 'next' leaves a probe", token)
+            raise self._fail("'return' is allowed only in a function; use 'next' to leave a probe", token)
         if not self._sees(";", "}"):
             self._expression()
 
@@ -458,5 +458,5 @@ class _Grammar(Expressions):
 
 
 def _slip(text: str, words: t.Sequence[str]) -> list[str]:
-    """Return the keyword that a name is a slip of: the same letters in another order, or all but alike."""
+    """Return the keyword that a name misspells: the same characters in another order, or nearly equal."""
     return [word for word in words if sorted(word) == sorted(text)][:1] or similar(text, words, least=0.78)

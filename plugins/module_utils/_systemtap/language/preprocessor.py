@@ -75,9 +75,9 @@ class _Preprocessor:
         self._left = len(tokens) + _MAX_EXPANDED
         self._last = tokens[-1] if tokens else Token("operator", "", 1, 1)
 
-    def _fail(self, token: Token | None, rule: str) -> ScriptError:
+    def _fail(self, token: Token | None, problem: str) -> ScriptError:
         token = token or self._last
-        return ScriptError(self._name, token.line, token.column, rule)
+        return ScriptError(self._name, token.line, token.column, problem)
 
     def tokens(self) -> t.Iterator[Token]:
         """Yield the tokens that are left when macros are expanded and branches chosen."""
@@ -94,13 +94,13 @@ class _Preprocessor:
             elif token.text == "%(":
                 opened.append((token, self._condition(token), False))
             elif token.text == "%?" or not opened:
-                raise self._fail(token, f"{token.text!r} without a '%(' and a condition before it")
+                raise self._fail(token, f"{token.text!r} has no '%(' and no condition before it")
             elif token.text == "%)":
                 opened.pop()
             else:
                 begin, taken, second = opened[-1]
                 if second:
-                    raise self._fail(token, f"a second '%:' in the conditional of line {begin.line}")
+                    raise self._fail(token, f"The conditional of line {begin.line} has a second '%:'")
                 opened[-1] = (begin, not taken, True)
         if opened:
             raise self._fail(opened[-1][0], "'%(' is never closed")
@@ -110,10 +110,10 @@ class _Preprocessor:
             return token._replace(kind="number", text="0")
         if token.text == "@#":
             return token._replace(kind="string", text='"0"')
-        rule = (
-            f"{token.text} is an argument of a command line, and there is none; declare a global variable for its value"
+        problem = (
+            f"{token.text} is an argument of stap's command line, which has none here; use a global variable instead"
         )
-        raise self._fail(token, rule)
+        raise self._fail(token, problem)
 
     def _raw(self) -> Token | None:
         """Return the next token of the innermost macro, or null at its end."""
@@ -124,7 +124,7 @@ class _Preprocessor:
         frame.at += 1
         self._left -= 1
         if self._left < 0:
-            raise self._fail(token, f"macros grow to more than {_MAX_EXPANDED} tokens")
+            raise self._fail(token, f"The macros grow to more than {_MAX_EXPANDED} tokens")
         return token
 
     def _next(self) -> Token | None:
@@ -167,21 +167,21 @@ class _Preprocessor:
 
     def _define(self, begin: Token) -> None:
         if len(self._frames) > 1:
-            raise self._fail(begin, "'@define' in the body of a macro")
+            raise self._fail(begin, "'@define' is not allowed in the body of a macro")
         name = self._name_of_macro()
         if name.text in self._macros:
-            raise self._fail(name, f"the macro @{name.text} is defined twice")
+            raise self._fail(name, f"The macro @{name.text} is defined twice")
         if name.text == "define":
-            raise self._fail(name, "a macro cannot be called @define")
+            raise self._fail(name, "A macro cannot be called @define")
         parameters, token = self._parameters(name)
         if token is None or token.text != "%(":
-            raise self._fail(token, f"the body of the macro @{name.text} is written %( ... %)")
+            raise self._fail(token, f"The body of the macro @{name.text} must be written as %( ... %)")
         body: list[Token] = []
         depth = 0
         while True:
             token = self._raw()
             if token is None:
-                raise self._fail(name, f"the body of the macro @{name.text} is not closed by %)")
+                raise self._fail(name, f"The body of the macro @{name.text} is not closed by %)")
             if token.kind == "operator" and token.text in ("%(", "%)"):
                 if token.text == "%)" and depth == 0:
                     break
@@ -199,31 +199,31 @@ class _Preprocessor:
             parameters.append(self._name_of_macro().text)
             token = self._raw()
             if token is None or token.text not in (",", ")"):
-                raise self._fail(token, f"the parameters of the macro @{name.text} are NAME, NAME, ...")
+                raise self._fail(token, f"The parameters of the macro @{name.text} must be written as NAME, NAME, ...")
         return tuple(parameters), self._raw()
 
     def _name_of_macro(self) -> Token:
         token = self._raw()
         if token is None or not token.is_name:
-            raise self._fail(token, "a name is expected here, in the definition of a macro")
+            raise self._fail(token, "A name is expected here, in the definition of a macro")
         return token
 
     def _call(self, token: Token, macro: _Macro) -> None:
         if len(self._frames) > _MAX_MACRO_DEPTH:
-            raise self._fail(token, f"the macro {token.text} calls itself without end")
+            raise self._fail(token, f"The macro {token.text} calls itself without end")
         outer = self._frames[-1].parameters
         given: dict[str, _Macro] = {}
         if macro.parameters:
             begin = self._raw()
             if begin is None or begin.text != "(":
-                rule = f"the macro {token.text} takes {', '.join(macro.parameters)} in parentheses"
-                raise self._fail(begin or token, rule)
+                problem = f"The macro {token.text} takes {', '.join(macro.parameters)} in parentheses"
+                raise self._fail(begin or token, problem)
             for index, parameter in enumerate(macro.parameters):
                 body, end = self._macro_argument(token)
                 if (end.text == ")") != (index + 1 == len(macro.parameters)):
                     few = "few" if end.text == ")" else "many"
                     takes = ", ".join(macro.parameters)
-                    raise self._fail(end, f"too {few} arguments for the macro {token.text}, which takes {takes}")
+                    raise self._fail(end, f"The macro {token.text} has too {few} arguments; it takes {takes}")
                 given[parameter] = _Macro((), body, outer)
         self._frames.append(_Frame(macro.body, given if macro.closure is None else macro.closure))
 
@@ -233,7 +233,7 @@ class _Preprocessor:
         while True:
             token = self._raw()
             if token is None:
-                raise self._fail(call, f"the arguments of the macro {call.text} are not closed by ')'")
+                raise self._fail(call, f"The arguments of the macro {call.text} are not closed by ')'")
             if token.kind == "operator":
                 if depth == 0 and token.text in (",", ")"):
                     return tuple(body), token
@@ -249,7 +249,7 @@ class _Preprocessor:
         while True:
             left, sign, right = self._scan(), self._scan(), self._scan()
             if left is None or sign is None or right is None:
-                raise self._fail(begin, "the condition after '%(' is not complete")
+                raise self._fail(begin, "The condition after '%(' is not complete")
             both = self._holds(left, sign, right) and both
             link = self._scan()
             if link is not None and link.text == "&&":
@@ -264,14 +264,14 @@ class _Preprocessor:
     def _holds(self, left: Token, sign: Token, right: Token) -> bool:
         compare = _COMPARE.get(sign.text)
         if compare is None:
-            raise self._fail(sign, f"a comparison (== != < <= > >=) is expected in a condition, not {sign.text!r}")
+            raise self._fail(sign, f"A condition needs a comparison (== != < <= > >=) here, not {sign.text!r}")
         left, right = (self._argument(side) if side.kind == "argument" else side for side in (left, right))
         if left.kind == "word":
             return self._variable_holds(left, sign, compare, right)
         if left.kind not in ("string", "number"):
-            raise self._fail(left, _CONDITION_RULE)
+            raise self._fail(left, _CONDITION_PROBLEM)
         if left.kind != right.kind:
-            raise self._fail(right, f"a {left.kind} is expected here, to compare it with {left.text}")
+            raise self._fail(right, f"A {left.kind} is expected here, because {left.text} is one")
         if left.kind == "string":
             return compare(left.text, right.text)
         return compare(self._number(left), self._number(right))
@@ -279,7 +279,7 @@ class _Preprocessor:
     def _number(self, token: Token) -> int:
         # A condition takes no 0x10 (parse.cxx reads it by lex_cast).
         if not re.match(r"[0-9]{1,18}\Z", token.text):
-            raise self._fail(token, f"{token.text} is no decimal number, as a condition takes it")
+            raise self._fail(token, f"{token.text} is not a decimal number, and a condition takes no other")
         return int(token.text)
 
     def _variable_holds(self, left: Token, sign: Token, compare: _Comparison, right: Token) -> bool:
@@ -294,19 +294,19 @@ class _Preprocessor:
             return self._option_holds(sign, compare, right)
         if left.text == "guru_mode":
             if right.kind != "number" or right.text not in ("0", "1"):
-                raise self._fail(right, "guru_mode is compared with 0 or 1")
+                raise self._fail(right, "guru_mode can be compared only with 0 or 1")
             return compare(int(self._target.guru), int(right.text))
         if left.text not in versions and left.text not in words:
-            raise self._fail(left, _CONDITION_RULE)
+            raise self._fail(left, _CONDITION_PROBLEM)
         if right.kind != "string":
-            raise self._fail(right, f"{left.text} is compared with a string in double quotes")
+            raise self._fail(right, f"{left.text} can be compared only with a string in double quotes")
         wanted = right.text[1:-1]
         if left.text in versions:
             if not re.search(r"[*?\[]", wanted):
                 return compare(_version_key(versions[left.text]), _version_key(wanted))
             words = versions
         if sign.text not in ("==", "!="):
-            raise self._fail(sign, f"{left.text} and a pattern or a word are compared by == or !=")
+            raise self._fail(sign, f"{left.text} can be compared with a pattern or a word only by == or !=")
         return fnmatch.fnmatchcase(words[left.text], wanted) == (sign.text == "==")
 
     def _option_holds(self, sign: Token, compare: _Comparison, right: Token) -> bool:
@@ -315,15 +315,17 @@ class _Preprocessor:
         if right.kind == "word" and right.text.startswith("CONFIG_"):
             return compare(0, 0)
         if right.kind != "string":
-            raise self._fail(right, "an option of the kernel is compared with a string, a number or another CONFIG_...")
+            raise self._fail(
+                right, "An option of the kernel can be compared only with a string, a number or another CONFIG_..."
+            )
         if sign.text not in ("==", "!="):
-            raise self._fail(sign, "an option of the kernel and a string are compared by == or !=")
+            raise self._fail(sign, "An option of the kernel can be compared with a string only by == or !=")
         return fnmatch.fnmatchcase("", right.text[1:-1]) == (sign.text == "==")
 
 
-_CONDITION_RULE = (
-    "a condition is about arch, kernel_v, kernel_vr, systemtap_v, runtime, systemtap_privilege, guru_mode, CONFIG_..., "
-    "or compares two strings or two numbers"
+_CONDITION_PROBLEM = (
+    "A condition compares arch, kernel_v, kernel_vr, systemtap_v, runtime, systemtap_privilege, guru_mode or "
+    "CONFIG_..., or two strings or two numbers"
 )
 
 

@@ -102,18 +102,18 @@ class ProbePoint:
 def parse_probe_points(text: str) -> list[ProbePoint]:
     """Take a list ``A, B`` apart, each point that is a group ``{A, B}.C`` in the order of its product.
 
-    :raises InvalidInput: one of them is not in the grammar, or the groups make more than 1000 points.
+    :raises InvalidInput: with an empty option: one of them is not in the grammar, or there are more than 1000 points.
     """
     points = [parse_probe_point(single) for point in split_probe_points(text) for single in expand_groups(point)]
     if not points:
-        raise InvalidInput("probe", text, "is empty: a probe point such as begin or kernel.trace(...) is needed")
+        raise InvalidInput("", text, "A probe point such as begin or kernel.trace(...) is needed")
     return points
 
 
 def parse_probe_point(text: str) -> ProbePoint:
     """Take one probe point apart.
 
-    :raises InvalidInput: it is not in the grammar; the message says where, and names the nearest right word.
+    :raises InvalidInput: with an empty option: it is not in the grammar.
     """
     scanner = _Scanner(text.strip())
     parts = scanner.parts()
@@ -139,7 +139,7 @@ def split_probe_points(text: str) -> list[str]:
 def expand_groups(text: str) -> list[str]:
     """Write ``{A, B}.C`` out as ``A.C`` and ``B.C`` (man stapprobes: brace expansion), groups within groups too.
 
-    :raises InvalidInput: a brace is never closed, or there are more than 1000 points.
+    :raises InvalidInput: with an empty option: a brace is never closed, or there are more than 1000 points.
     """
     done: list[str] = []
     pending = [text]
@@ -153,10 +153,10 @@ def expand_groups(text: str) -> list[str]:
         end = next((index for index, letter, level in braces if letter == "}" and level == depth - 1), None)
         inner = [] if end is None else split_probe_points(point[begin + 1 : end])
         if end is None or not inner:
-            raise InvalidInput("probe", text, f"has a group in braces that is {'empty' if end else 'not closed'}")
+            raise InvalidInput("", text, f"A group in braces is {'empty' if end else 'not closed'}")
         pending = [f"{point[:begin]}{one}{point[end + 1 :]}" for one in inner] + pending
         if len(done) + len(pending) > _LARGEST_GROUP:
-            raise InvalidInput("probe", text, f"stands for more than {_LARGEST_GROUP} probe points")
+            raise InvalidInput("", text, f"The groups stand for more than {_LARGEST_GROUP} probe points")
     return done
 
 
@@ -179,8 +179,8 @@ class _Scanner:
         self._text = text
         self._at = 0
 
-    def _fail(self, rule: str) -> InvalidInput:
-        return InvalidInput("probe", self._text, f"{rule} (column {self._at + 1})")
+    def _fail(self, problem: str) -> InvalidInput:
+        return InvalidInput("", self._text, f"{problem} at column {self._at + 1}")
 
     def _blank(self) -> None:
         while self._text[self._at : self._at + 1].isspace():
@@ -209,23 +209,26 @@ class _Scanner:
     def _part(self) -> Part:
         found = self._match(_WORD)
         if found is None:
-            raise self._fail("needs a word here, such as kernel, module, kprobe, timer or begin")
+            raise self._fail("A word such as kernel, module, kprobe, timer or begin is expected")
         word = found.group(0)
         if not self._skip("("):
             return Part(word)
         argument = self._argument(word)
         if not self._skip(")"):
-            raise self._fail(f"needs a closing parenthesis after the argument of {word}")
+            raise self._fail(f"A closing parenthesis is expected after the argument of {word}")
         return Part(word, argument)
 
     def _argument(self, word: str) -> str | int:
         texts = [found.group(1) for found in iter(lambda: self._match(_STRING), None)]
         if texts:
             return re.sub(r"\\(.)", r"\1", "".join(texts))
+        self._blank()
+        begin = self._at
         found = self._match(_NUMBER)
         value = number_value(found.group(0).lstrip("-")) if found else None
         if found is None or value is None:
-            raise self._fail(f'needs a "string" in double quotes or a number as the argument of {word}')
+            self._at = begin
+            raise self._fail(f"The argument of {word}, a string in double quotes or a number, is expected")
         return value * (-1 if found.group(0).startswith("-") else 1)
 
     def suffix(self) -> tuple[bool, bool, str | None]:
@@ -234,7 +237,7 @@ class _Scanner:
         condition = self._match(_CONDITION)
         self._blank()
         if self._at != len(self._text):
-            raise self._fail(f"has {self._text[self._at :]!r} left over after the probe point")
+            raise self._fail(f"The end of the probe point is expected instead of {self._text[self._at :]!r}")
         return optional, sufficient, condition.group(1).strip() if condition else None
 
 
@@ -243,8 +246,8 @@ def _check_shape(text: str, parts: tuple[Part, ...], words: t.Sequence[str]) -> 
         return
     roots = first_words()
     if words[0] not in roots:
-        rule = f"begins with {words[0]!r}, which is no kind of probe"
-        raise InvalidInput("probe", text, rule, nearest_names(words[0], roots))
+        problem = f"No kind of probe is called {words[0]!r}"
+        raise InvalidInput("", text, problem, None, nearest_names(words[0], roots))
     shapes = [part.shape for part in parts]
     if has_double_star(shapes):
         return
@@ -252,26 +255,23 @@ def _check_shape(text: str, parts: tuple[Part, ...], words: t.Sequence[str]) -> 
         if not can_begin(shapes[: index + 1]):
             raise _wrong_step(text, shapes[:index], part)
     if not is_complete(shapes):
-        rule = f"is not complete: {'.'.join(shapes)} must be followed by one of {', '.join(following(shapes))}"
-        raise InvalidInput("probe", text, rule)
+        needed = ", ".join(following(shapes))
+        problem = f"The probe point is not complete: {'.'.join(shapes)} needs one of {needed} after it"
+        raise InvalidInput("", text, problem)
 
 
 def _wrong_step(text: str, done: t.Sequence[str], part: Part) -> InvalidInput:
     allowed = following(done)
-    words = [step.split("(")[0] for step in allowed]
+    words = list(dict.fromkeys(step.split("(")[0] for step in allowed))
     forms = [step for step in allowed if step.split("(")[0] == part.word]
     if forms and done:
-        return InvalidInput("probe", text, f"has {part.shape} where the form is {' or '.join(forms)}")
+        return InvalidInput("", text, f"The probe point contains {part.shape}, but the form is {' or '.join(forms)}")
     if not done:
         roots = sorted(step for step in following([]) if step.split("(")[0] == part.word)
-        return InvalidInput("probe", text, f"begins with {part.shape} where the form is {' or '.join(roots)}")
-    rule = f"has .{part.word} after {'.'.join(done)}, where only {', '.join(allowed) or 'nothing'} can follow"
-    return InvalidInput(
-        "probe",
-        text,
-        rule,
-        nearest_names(part.word, words),
-    )
+        return InvalidInput("", text, f"The probe point begins with {part.shape}, but the form is {' or '.join(roots)}")
+    can_follow = f"only {', '.join(allowed)} can" if allowed else "nothing can"
+    problem = f"{part.word!r} cannot follow {'.'.join(done)}; {can_follow}"
+    return InvalidInput("", text, problem, None, nearest_names(part.word, words))
 
 
 def _family(words: t.Sequence[str]) -> str:
@@ -328,9 +328,9 @@ def _check_values(point: ProbePoint) -> None:
     least = {"maxsize": 1, "sample": 1, "hz": 1, "maxactive": 0}
     for part in point.parts:
         if part.word in least and isinstance(part.argument, int) and part.argument < least[part.word]:
-            raise InvalidInput("probe", point.text, f"has a {part.word} below {least[part.word]}")
+            raise InvalidInput("", point.text, f"The number of {part.word} must be {least[part.word]} or more")
     if (point.maxactive or 0) > _MOST_MAXACTIVE:
-        raise InvalidInput("probe", point.text, f"has a maxactive above {_MOST_MAXACTIVE}")
+        raise InvalidInput("", point.text, f"The number of maxactive must be {_MOST_MAXACTIVE} or less")
 
 
 def _check_timer(point: ProbePoint) -> None:
@@ -343,18 +343,20 @@ def _check_timer(point: ProbePoint) -> None:
         one = _NANOSECONDS[unit.replace("ec", "")]
         least, most = -(-_LEAST_NANOSECONDS // one), _MOST_NANOSECONDS // one
     if not least <= point.number <= most:
-        raise InvalidInput("probe", point.text, f"has an interval that is not from {least} to {most} {unit}")
+        raise InvalidInput("", point.text, f"The interval must be from {least} to {most} {unit}")
     if isinstance(spread, int) and not 0 <= spread <= point.number:
-        raise InvalidInput("probe", point.text, "randomizes by more than its interval, or by less than 0")
+        raise InvalidInput("", point.text, f"The number of randomize must be from 0 to the interval, {point.number}")
 
 
 def _split_pattern(text: str, pattern: str) -> tuple[str, str | None, str | None]:
     """Split ``name@file:line`` (tapsets.cxx, parse_function_spec); lines are ``:N``, ``+N``, ``:*``, ``:N-M,K``."""
     found = _PATTERN.match(pattern)
     if found is None or not found.group("symbol") or found.group("source") == "":
-        raise InvalidInput("probe", text, 'needs a name in quotes, as in "vfs_read" or "vfs_read@fs/read_write.c:450"')
+        raise InvalidInput(
+            "", text, 'A name such as "vfs_read" or "vfs_read@fs/read_write.c:450" is needed in double quotes'
+        )
     lines = found.group("lines")
     if lines is not None and not _LINES.match(lines):
-        rule = f"has the line form {lines!r}; right are :LINE, +OFFSET, :*, :FROM-TO and a list such as :10,12-15"
-        raise InvalidInput("probe", text, rule)
+        problem = f"The lines {lines!r} must have the form :LINE, +OFFSET, :*, :FROM-TO or a list such as :10,12-15"
+        raise InvalidInput("", text, problem)
     return found.group("symbol"), found.group("source"), lines

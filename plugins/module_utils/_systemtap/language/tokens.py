@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..._core.errors import TapvirtError
+from ..._core.errors import TapvirtError, as_sentence, did_you_mean
 
 KEYWORDS = frozenset(
     "probe global private function if else for foreach in limit return delete while break continue next string long "
@@ -39,13 +39,30 @@ _LARGEST = (1 << 64) - 1
 
 
 class ScriptError(TapvirtError):
-    """The script's text is wrong at a line and a column. ``nearest`` are the right words most like the found one."""
+    """The text of a script is wrong at a line and a column, both from 1.
 
-    def __init__(self, name: str, line: int, column: int, rule: str, nearest: t.Sequence[str] = ()) -> None:
-        message = f"{name}, line {line}, column {column}: {rule}."
-        if nearest:
-            message += f" Nearest: {', '.join(nearest)}."
-        super().__init__(message, line=line, column=column, nearest=list(nearest))
+    ``problem`` is a whole sentence; ``candidates`` the right words that resemble the found one, best first; ``option``
+    the option that gave the script, where the caller has named it.
+    """
+
+    def __init__(self, name: str, line: int, column: int, problem: str, candidates: t.Sequence[str] = ()) -> None:
+        self.option: str | None = None
+        self.line = line
+        self.column = column
+        self.problem = as_sentence(problem)
+        self.candidates = list(candidates)
+        message = f"Script {name}, line {line}, column {column}: {self.problem}{did_you_mean(self.candidates)}"
+        super().__init__(message, line=line, column=column)
+
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of a result: ``{option, value, problem, hint, candidates}``."""
+        return {
+            "option": self.option,
+            "value": None,
+            "problem": f"Line {self.line}, column {self.column}: {self.problem}",
+            "hint": None,
+            "candidates": self.candidates,
+        }
 
 
 class Token(t.NamedTuple):
@@ -72,9 +89,9 @@ class Token(t.NamedTuple):
 
 
 def tokenize(name: str, text: str) -> list[Token]:
-    """Return the tokens of a script, without blanks and comments.
+    """Return the tokens of a script, without spaces and comments.
 
-    :raises ScriptError: a letter that begins no token, an open string, comment or embedded C.
+    :raises ScriptError: a character begins no token, or a string, a comment or embedded C is not closed.
     """
     tokens: list[Token] = []
     at, line, begin = 0, 1, 0
@@ -99,12 +116,12 @@ def tokenize(name: str, text: str) -> list[Token]:
 
 def _junk(text: str, at: int) -> str:
     if text[at] == '"':
-        return "a string that is not closed on its line"
+        return "The string is not closed on its line"
     if text.startswith("/*", at):
-        return "a comment that is not closed"
+        return "The comment is not closed"
     if text.startswith("%{", at):
-        return "embedded C that is not closed by %}"
-    return f"{text[at]!r} begins no token of the language"
+        return "Embedded C is not closed by %}"
+    return f"The language has no token that begins with {text[at]!r}"
 
 
 def number_value(text: str) -> int | None:

@@ -83,18 +83,17 @@ class Lister:
 
     def _why_nothing(self, point: ProbePoint, work: str) -> tuple[str, list[str]]:
         """Ask once more, as a script, for ``-l`` and ``-L`` keep the reason to themselves."""
-        told = self._stap(["-p2", "-e", f"probe {_bare(point)} {{ }}"], point, work)
-        if told.rc == 0:
+        result = self._stap(["-p2", "-e", f"probe {_bare(point)} {{ }}"], point, work)
+        if result.rc == 0:
             return "there is no probe point of that form here", []
-        error = build_failed("probe", self._kernel.release, told.stdout + told.stderr)
+        error = build_failed("probe", self._kernel.release, result.stdout + result.stderr)
         if (
             point.symbol is not None
             and point.family != "kprobe"
             and is_blocklisted(point.symbol, point.variant == "return")
         ):
             return "SystemTap itself leaves functions of this name out", []
-        reason = error.message.partition(self._kernel.release + ": ")[2].partition(" (in: ")[0]
-        return reason or error.message, list(error.fields["nearest"])
+        return error.reason, error.candidates
 
 
 def _counted(taken: int, lines: int, filtered: bool) -> str:

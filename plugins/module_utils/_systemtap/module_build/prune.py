@@ -52,13 +52,12 @@ class Entry:
 def parse_age(text: str) -> int:
     """Return an age in seconds.
 
-    :raises InvalidInput: it is no whole number with a unit.
+    :raises InvalidInput: it is not a whole number with a unit.
     """
     found = _AGE.match(text)
     if found is None:
-        raise InvalidInput(
-            "older_than", text, "must be a whole number with one of the units s, m, h, d and w, as in 30d"
-        )
+        problem = "The age must be a whole number with one of the units s, m, h, d and w, such as 30d"
+        raise InvalidInput("older_than", text, problem)
     return int(found.group(1)) * _UNIT_SECONDS[found.group(2)]
 
 
@@ -141,7 +140,7 @@ def prune(
     :raises NoEffect: an entry could not be removed, or is still there; the others were removed.
     """
     if larger_than_bytes is not None and larger_than_bytes < 0:
-        raise InvalidInput("larger_than", larger_than_bytes, "must not be negative")
+        raise InvalidInput("larger_than", larger_than_bytes, "The size must not be negative")
     seconds = None if older_than is None else parse_age(older_than)
     entries, now = read_entries(store), time.time()
     changes, removed, in_use, failed = [], [], [], []
@@ -168,11 +167,13 @@ def prune(
         changes.append(Change(entry.name or entry.key, entry.folder, None, "remove", why))
     if failed:
         names = ", ".join(failed)
-        raise NoEffect(f"Could not be removed from the store: {names}. The others were removed.", removed=removed)
+        raise NoEffect(
+            f"These entries could not be removed from the store: {names}. The others were removed.", removed=removed
+        )
     kept = entries if check_mode else read_entries(store)
     left = {entry.folder for entry in kept} & {change.before for change in changes}
     if left and not check_mode:
-        raise NoEffect(f"Removed from the store, and there still: {', '.join(sorted(left))}.")
+        raise NoEffect(f"These entries were removed from the store, but still exist: {', '.join(sorted(left))}.")
     freed = sum(int(row["bytes"] or 0) for row in removed)
     kept_bytes = sum(entry.size_bytes for entry in kept) - (freed if check_mode else 0)
     return Plan(changes), {"removed": removed, "in_use": in_use, "freed_bytes": freed, "kept_bytes": kept_bytes}

@@ -15,7 +15,7 @@ from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..script.check import check_safety, read_script
-from ..script.deploy import prepare
+from ..script.deploy import prepare, script_name, script_option
 from .build import BuildRequest, build_once, key_of, sign_once, signed_key
 from .signing import Signer, read_signer
 from .store import Store, check_owner
@@ -33,7 +33,7 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     """
     ceiling = params["cpu_ceiling_percent"]
     if not 1 <= ceiling <= 50:
-        raise InvalidInput("cpu_ceiling_percent", ceiling, "must be between 1 and 50")
+        raise InvalidInput("cpu_ceiling_percent", ceiling, "The percentage must be from 1 to 50")
     row = read_order(params["script"])
     signer = read_signer(params["sign"]) if params["sign"] else None
     check_owner(params["store"])
@@ -48,10 +48,11 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
     done: dict[str, bool] = {}
     if known is None and not check_mode:
-        known, done["stap"] = build_once(order, tools, store, root)
+        with script_option("script"):
+            known, done["stap"] = build_once(order, tools, store, root)
         if signer:
             known, done["sign-file"] = sign_once(known, signer, store, root)
-        # What another task did meanwhile is no change of this one.
+        # This task did not make the changes of another one that ran at the same time.
         plan = Plan(change for change in plan if done[change.how])
     return plan, dict(known, schema=row["schema"], assigned=row["assigned"]) if known else None
 
@@ -81,16 +82,16 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
     """
     if isinstance(script, str):
         if not script.startswith("/"):
-            raise InvalidInput(
-                "script", script, "must be the absolute path of a script on the builder, or what stap_script returned"
-            )
+            problem = "A script is the absolute path of a file on the builder, or what stap_script returned as script"
+            raise InvalidInput("script", script, problem)
         try:
             text = Root().read_text(script)
         except OSError as error:
-            raise InvalidInput("script", script, f"cannot be read on the builder: {error.strerror}") from None
-        return prepare(script, text, {}, guru=False)[0]
+            raise InvalidInput("script", script, f"The file cannot be read on the builder: {error.strerror}") from None
+        return prepare("script", script_name("script", script), text, {}, guru=False)[0]
     if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
-        raise InvalidInput("script", script, "is not what stap_script returned as its script")
+        raise InvalidInput("script", script, "The value is not what stap_script returned as script")
     guru = bool(script.get("guru"))
-    check_safety(read_script(str(script["name"]), str(script["text"]), guru), guru)
+    with script_option("script"):
+        check_safety("script", read_script(str(script["name"]), str(script["text"]), guru), guru)
     return script

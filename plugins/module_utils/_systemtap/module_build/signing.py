@@ -56,65 +56,70 @@ def read_signer(sign: t.Mapping[str, str]) -> Signer:
     _check_private(key)
     label, data = _read_pem("sign.key", key)
     if "ENCRYPTED" in label:
-        raise InvalidInput("sign.key", key, "is encrypted, and nobody could type its passphrase")
+        raise InvalidInput(
+            "sign.key", key, "The key is encrypted, and a task cannot enter its passphrase", "Use a key without one"
+        )
     modulus = _parse("sign.key", key, "a private key in PEM", lambda: private_modulus(label, data))
     if modulus is None:
-        raise InvalidInput("sign.key", key, "must be an RSA key: with others, no two signatures of a module are equal")
+        problem = "The key must be an RSA key, because keys of other kinds never sign a module twice in the same way"
+        raise InvalidInput("sign.key", key, problem)
     content = _read_pem("sign.certificate", certificate)[1]
     details = _parse("sign.certificate", certificate, "a certificate in PEM or DER", lambda: read_certificate(content))
     if details.modulus != modulus:
-        raise InvalidInput("sign.certificate", certificate, f"does not belong to the key {key}")
+        raise InvalidInput("sign.certificate", certificate, f"The certificate does not belong to the key {key}")
     return Signer(key, certificate, hashlib.sha256(content).hexdigest(), details)
 
 
 def _check_private(path: str) -> None:
     if not path.startswith("/"):
-        raise InvalidInput("sign.key", path, "must be an absolute path on the builder")
+        raise InvalidInput("sign.key", path, "The path on the builder must be absolute")
     try:
         status = os.stat(path)
     except PermissionError:
         raise
     except OSError as error:
-        raise InvalidInput("sign.key", path, f"cannot be used: {error.strerror}") from None
+        raise InvalidInput("sign.key", path, f"The file cannot be used: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidInput("sign.key", path, "is not a file")
+        raise InvalidInput("sign.key", path, "The path is not a regular file")
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
-        raise InvalidInput("sign.key", path, f"can be read or written by others (mode {mode:04o}); make it 0600")
+        problem = f"Other users can read or write the key (mode {mode:04o})"
+        raise InvalidInput("sign.key", path, problem, "Set its mode to 0600")
     if status.st_uid not in (0, os.geteuid()):
-        raise InvalidInput("sign.key", path, f"belongs to user {status.st_uid}, who is neither root nor who builds")
+        problem = f"The key belongs to the user with uid {status.st_uid}, not to root or to the user of this task"
+        raise InvalidInput("sign.key", path, problem)
 
 
-def _read_pem(item: str, path: str) -> tuple[str, bytes]:
+def _read_pem(option: str, path: str) -> tuple[str, bytes]:
     try:
         with open_regular(path) as stream:
             return unpack_pem(stream.read(_MOST_BYTES))
     except OSError as error:
-        raise InvalidInput(item, path, f"cannot be read: {error.strerror}") from None
+        raise InvalidInput(option, path, f"The file cannot be read: {error.strerror}") from None
     except ValueError:
-        raise InvalidInput(item, path, "holds a damaged block of PEM") from None
+        raise InvalidInput(option, path, "The file contains a damaged PEM block") from None
 
 
 Parsed = t.TypeVar("Parsed")
 
 
-def _parse(item: str, path: str, what: str, parse: t.Callable[[], Parsed]) -> Parsed:
+def _parse(option: str, path: str, what: str, parse: t.Callable[[], Parsed]) -> Parsed:
     try:
         return parse()
     except ValueError:
-        raise InvalidInput(item, path, f"is not {what}") from None
+        raise InvalidInput(option, path, f"The file is not {what}") from None
 
 
 def sign_file(root: Root, release: str, signer: Signer, module: str, target: str) -> dict[str, t.Any]:
     """Write a signed copy of a module; return who signed it, and with which ``hash``, as read from the copy.
 
-    :raises TapvirtError: the headers bring no sign-file, or it failed.
+    :raises TapvirtError: the headers contain no sign-file, or it failed.
     :raises NoEffect: it succeeded, and the copy's signature is another one.
     """
     headers = headers_of(root, release)
     tool = root.path(headers + "/scripts/sign-file")
     if not os.access(tool, os.X_OK):
-        raise TapvirtError(f"The headers of {release} bring no program that signs modules ({tool}).", phase="sign")
+        raise TapvirtError(f"The headers of {release} contain no program that signs modules ({tool}).", phase="sign")
     algorithm = _SIGNATURE_HASH.search(root.read_text_or(headers + "/.config") or "")
     name = algorithm.group(1) if algorithm else "sha256"
     # With -k the signature names the key as /proc/keys does, by its id; that has to be in the certificate.
@@ -123,11 +128,11 @@ def sign_file(root: Root, release: str, signer: Signer, module: str, target: str
     if result.rc != 0:
         lines = (result.stderr + result.stdout).strip().splitlines()
         raise TapvirtError(
-            f"sign-file could not sign for {release}: {lines[-1] if lines else 'it gave no reason'}.",
+            f"sign-file could not sign the module for {release}: {lines[-1] if lines else 'it gave no reason'}.",
             phase="sign",
         )
     signature = read_signature(target)
     ids = (signature.key_id, signature.serial) if signature else ()
     if (signer.details.key_id or signer.details.serial) not in ids:
-        raise NoEffect(f"sign-file reported success, yet the copy is not signed with {signer.details.name}.")
+        raise NoEffect(f"sign-file reported success, but the copy is not signed with {signer.details.name}.")
     return {**signer.row(), "hash": signature.hash if signature else None}

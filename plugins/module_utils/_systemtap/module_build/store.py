@@ -74,16 +74,16 @@ def check_owner(directory: str) -> None:
     if found:
         level, uid = found
         owner, user = user_name(uid), user_name(os.geteuid())
-        rule = f"is in the hands of {owner}, who owns {level}, and this task runs as {user}"
-        raise InvalidInput("store", directory, f"{rule}; run it with become_user: {owner}")
+        problem = f"The user {owner} owns {level} and controls the store, but this task runs as {user}"
+        raise InvalidInput("store", directory, problem, f"Run the task with become_user: {owner}")
 
 
 def _foreign_owner(directory: str) -> tuple[str, int] | None:
     with contextlib.suppress(FileNotFoundError):
         mode = stat.S_IMODE(os.stat(directory).st_mode)
         if mode & 0o002:
-            rule = f"can be written by every user (mode {mode:04o}); take that away, as with chmod o-w"
-            raise InvalidInput("store", directory, rule)
+            problem = f"Every user can write to the store (mode {mode:04o})"
+            raise InvalidInput("store", directory, problem, f"Run chmod o-w {directory}")
     return foreign_level(directory)
 
 

@@ -189,19 +189,16 @@ def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | No
     :raises InvalidInput: no headers, no compiler, or headers of another build of the same release.
     """
     if release not in kernels:
-        rule = f"has no headers on this builder, which has them for {', '.join(sorted(kernels)) or 'no kernel at all'}"
-        raise InvalidInput(
-            "kernel", release, rule, nearest_names(release, kernels), phase="headers", releases=sorted(kernels)
-        )
+        has = f"it has them for {', '.join(sorted(kernels))}" if kernels else "it has none for any kernel"
+        problem = f"This builder has no headers for that kernel; {has}"
+        nearest = nearest_names(release, kernels)
+        raise InvalidInput("kernel", release, problem, None, nearest, phase="headers", releases=sorted(kernels))
     kernel = kernels[release]
     if kernel.compiler is None:
-        rule = f"was compiled with {kernel.origin.text}, and this builder has no {kernel.origin.kind} to build for it"
-        raise InvalidInput("kernel", release, rule, phase="compiler")
+        origin = kernel.origin
+        problem = f"The kernel was compiled with {origin.text}, and this builder has no {origin.kind} to build for it"
+        raise InvalidInput("kernel", release, problem, phase="compiler")
     if version is not None and kernel.version is not None and kernel.version != version:
-        raise InvalidInput(
-            "kernel_version",
-            version,
-            f"is another build of {release} than the builder's headers are of ({kernel.version!r})",
-            phase="headers",
-        )
+        problem = f"The builder's headers are of another build of {release}, {kernel.version!r}"
+        raise InvalidInput("kernel_version", version, problem, phase="headers")
     return kernel

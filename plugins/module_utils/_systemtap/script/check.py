@@ -13,7 +13,7 @@ import hashlib
 import re
 import typing as t
 
-from ..._core.errors import InvalidInput, nearest_names
+from ..._core.errors import InvalidInput, nearest_names, option_path
 from ..language.grammar import Point, parse
 from ..language.tokens import EMBEDDED_C, ScriptError, Token, number_value, tokenize
 
@@ -80,12 +80,12 @@ class Script:
 def read_script(name: str, text: str, guru: bool = True) -> Script:
     """Check a script's grammar and read its declarations.
 
-    :raises ScriptError: it is not in the language, or in guru mode only; no probe at all; a bad schema line.
+    :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line.
     """
     tokens = tokenize(name, text)
     parsed = parse(name, text, guru)
     if not parsed.probes:
-        raise ScriptError(name, max(text.count("\n"), 1), 1, "the script has no probe")
+        raise ScriptError(name, max(text.count("\n"), 1), 1, "The script has no probe")
     unchecked = (EMBEDDED_C if token.kind == "embedded" else token.text for token in tokens if token.unchecked)
     return Script(
         name=name,
@@ -168,27 +168,28 @@ def _schema(name: str, text: str) -> dict[str, dict[str, str]]:
                     name,
                     number,
                     line.index(word) + 1,
-                    f"a record field is NAME:TYPE, TYPE one of {', '.join(_FIELD_TYPES)}",
+                    f"The field of a record must be NAME:TYPE, where TYPE is one of {', '.join(_FIELD_TYPES)}",
                 )
             fields[field] = kind
         schema[found.group(1)] = fields
     return schema
 
 
-def check_safety(script: Script, guru: bool) -> None:
+def check_safety(option: str, script: Script, guru: bool) -> None:
     """Refuse what switches SystemTap's protections off.
 
+    :param option: the option that gave the script.
     :raises InvalidInput: embedded C without guru mode, or a guard switched off.
     """
     found = _guard_off(script)
     if found is not None:
         what, line, place = found
-        rule = f"in {place}, line {line}, switches a protection of the host off and is never accepted"
-        raise InvalidInput(script.name, what, rule, line=line)
+        problem = f"The script {script.name} switches off a protection of the host in {place}, which is never accepted"
+        raise InvalidInput(option, what, problem, line=line)
     if script.unchecked is not None and not guru:
         what = "embedded C" if script.embedded_c else "an operator"
-        rule = f"is {what}, which nothing checks; it needs guru mode with a reason"
-        raise InvalidInput(script.name, script.unchecked, rule)
+        problem = f"The script {script.name} contains {what} that SystemTap does not check, so it needs guru mode"
+        raise InvalidInput(option, script.unchecked, problem, "Set guru and guru_reason of stap_script")
 
 
 def _guard_off(script: Script) -> tuple[str, int, str] | None:
@@ -237,39 +238,59 @@ def check_globals(name: str, declared: t.Mapping[str, str], given: t.Mapping[str
     """Check values for global variables against a script's declarations, given as name to type.
 
     :returns: the values, as numbers and strings.
-    :raises InvalidInput: the script does not declare the name, it is an array, or the value has the wrong type.
+    :raises InvalidInput: with the name of the variable as its option: the variable is an array, or the value has the
+        wrong type; with an empty option: the script does not declare the name.
     """
     checked: dict[str, str | int] = {}
     scalars = sorted(key for key, kind in declared.items() if kind != "array")
     for key, value in given.items():
-        item = f"{name}, global {key}"
         if key not in declared:
-            rule = f"is not declared by the script, which has {', '.join(scalars) or 'no global variables'}"
-            raise InvalidInput(f"{name}, globals", key, rule, nearest_names(key, scalars))
+            has = f"it has {', '.join(scalars)}" if scalars else "it has none"
+            problem = f"The script {name} does not declare a global variable of that name; {has}"
+            raise InvalidInput("", key, problem, None, nearest_names(key, scalars))
         if declared[key] == "array":
-            raise InvalidInput(item, value, "is an array; only single values can be set when a module is loaded")
-        checked[key] = _check_value(item, declared[key], value)
+            problem = f"The global variable {key} is an array, and a module takes only single values when it is loaded"
+            raise InvalidInput(key, value, problem)
+        checked[key] = _check_value(key, declared[key], value)
     return checked
 
 
-def _check_value(item: str, kind: str, value: t.Any) -> str | int:
+def read_values(build: t.Mapping[str, t.Any], given: t.Mapping[str, t.Any], path: str) -> dict[str, str | int]:
+    """Return the values for a build's global variables: those of ``given``, over those of the script's task.
+
+    :param path: the option that gave the build.
+    :raises InvalidInput: as :func:`check_globals`, for the options ``globals`` and ``PATH.assigned``.
+    """
+    name, declared = build.get("script", build["name"]), build["globals"]
+    assigned = {key: value for key, value in build.get("assigned", {}).items() if key not in given}
+    with option_path(f"{path}.assigned"):
+        kept = check_globals(name, declared, assigned)
+    with option_path("globals"):
+        return {**kept, **check_globals(name, declared, given)}
+
+
+def _check_value(name: str, kind: str, value: t.Any) -> str | int:
     if isinstance(value, bool):
         value = int(value)
     if kind == "string":
-        return _check_string(item, str(value))
+        return _check_string(name, str(value))
     if isinstance(value, str) and re.match(r"-?[0-9]+\Z", value):
         value = int(value)
     if isinstance(value, int):
         if not -_INT64 <= value < _INT64:
-            raise InvalidInput(item, value, "is not a 64-bit number")
+            raise InvalidInput(name, value, f"The global variable {name} takes a number of 64 bits")
         return value
     if kind == "unknown" and isinstance(value, str):
-        return _check_string(item, value)
-    raise InvalidInput(item, value, "must be a whole number, as the script's own value is")
+        return _check_string(name, value)
+    raise InvalidInput(name, value, f"The global variable {name} takes a whole number")
 
 
-def _check_string(item: str, value: str) -> str:
-    # staprun hands the value over as a module parameter: name=value, split at blanks (linux/kernel/params.c).
+def _check_string(name: str, value: str) -> str:
+    # staprun hands the value over as a module parameter: name=value, split at spaces (linux/kernel/params.c).
     if re.search(r'[\s"!]', value) or len(value.encode()) > _MAX_STRING_BYTES:
-        raise InvalidInput(item, value, "must be without blanks, quotes and exclamation marks, at most 511 bytes long")
+        problem = (
+            f"The global variable {name} takes at most {_MAX_STRING_BYTES} bytes, without spaces, quotes and "
+            "exclamation marks"
+        )
+        raise InvalidInput(name, value, problem)
     return value

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -15,7 +16,7 @@ import typing as t
 
 from ..._core import command
 from ..._core.disk import disk_errors
-from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.errors import InvalidInput, option_path
 from ..._core.plan import Change, Plan, converge
 from ..._core.root import Root
 from ..._core.write import check_target, make_directories, write_atomic, write_new_place
@@ -24,7 +25,7 @@ from ..language.grammar import Point
 from ..language.probe_point import parse_probe_point
 from ..language.probe_syntax import first_words
 from ..language.tokens import ScriptError
-from ..stap_output import build_failed
+from ..stap_output import BuildFailed, build_failed
 from .check import check_globals, check_safety, read_script
 
 # The least that stap takes for a kernel's build tree: three files, two of them empty.
@@ -32,27 +33,42 @@ _STUB_TREE = (".config", "Module.symvers", "include/config/kernel.release")
 _STUB_RELEASE = "6.12.0"
 
 
-def prepare(path: str, text: str | None, values: t.Mapping[str, t.Any], guru: bool) -> tuple[dict[str, t.Any], str]:
+@contextlib.contextmanager
+def script_option(option: str) -> t.Iterator[None]:
+    """Name the option that gave a script in the errors of its text."""
+    try:
+        yield
+    except (ScriptError, BuildFailed) as error:
+        if error.fields["line"] is not None:
+            error.option = option
+        raise
+
+
+def prepare(
+    option: str, name: str, text: str | None, values: t.Mapping[str, t.Any], guru: bool
+) -> tuple[dict[str, t.Any], str]:
     """Check a rendered script; return its description and who checked it (``stap`` or ``grammar``).
 
+    :param option: the option that gave the script.
     :raises ScriptError: wrong at a line and a column.
     :raises InvalidInput: a wrong probe point, an undeclared global variable, a protection switched off.
     :raises BuildFailed: stap's own parser refuses it.
     """
     if text is None:
-        raise InvalidInput("content", None, "is missing: the action plugin renders the template on the controller")
-    name = script_name(path)
-    script = read_script(name, text, guru)
-    check_safety(script, guru)
-    declared = {key: variable.kind for key, variable in script.globals.items()}
-    checked = check_globals(name, declared, values)
-    aliases = {alias.split(".")[0] for alias in script.aliases}
-    for point in script.points:
-        _check_point(name, point, aliases)
-    checked_by = "grammar"
-    if command.find_program("stap") is not None:
-        parse_with_stap(name, text, guru)
-        checked_by = "stap"
+        raise InvalidInput("content", None, "The rendered script is missing, because no action plugin rendered it")
+    with script_option(option):
+        script = read_script(name, text, guru)
+        check_safety(option, script, guru)
+        declared = {key: variable.kind for key, variable in script.globals.items()}
+        with option_path("globals"):
+            checked = check_globals(name, declared, values)
+        aliases = {alias.split(".")[0] for alias in script.aliases}
+        for point in script.points:
+            _check_point(name, point, aliases)
+        checked_by = "grammar"
+        if command.find_program("stap") is not None:
+            parse_with_stap(name, text, guru)
+            checked_by = "stap"
     row = {
         "name": name,
         "text": text,
@@ -66,14 +82,16 @@ def prepare(path: str, text: str | None, values: t.Mapping[str, t.Any], guru: bo
     return row, checked_by
 
 
-def script_name(path: str) -> str:
-    """Return a script's name: its file name without ``.stp`` and ``.j2``.
+def script_name(option: str, path: str) -> str:
+    """Return a script's name: the file name of the path in an option, without ``.stp`` and ``.j2``.
 
-    :raises InvalidInput: it is not made of letters, digits, dots, dashes and underlines.
+    :raises InvalidInput: it is not made of letters, digits, dots, dashes and underscores.
     """
     name = re.sub(r"(\.stp)?(\.j2)?\Z", "", os.path.basename(path))
     if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", name):
-        raise InvalidInput("script", path, "needs a file name of letters, digits, dots, dashes and underlines")
+        raise InvalidInput(
+            option, path, "The file name of a script takes letters, digits, dots, dashes and underscores only"
+        )
     return name
 
 
@@ -87,7 +105,8 @@ def _check_point(name: str, point: Point, aliases: t.Container[str]) -> None:
     try:
         parse_probe_point(point.text)
     except InvalidInput as error:
-        raise ScriptError(name, point.line, point.column, error.message.rstrip(".")) from error
+        problem = f"The probe point {error.value!r} is invalid. {error.problem}"
+        raise ScriptError(name, point.line, point.column, problem, error.candidates) from error
 
 
 def parse_with_stap(name: str, text: str, guru: bool) -> None:
@@ -117,7 +136,7 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
     if dest is None:
         return Plan()
     if not dest.startswith("/"):
-        raise InvalidInput("dest", dest, "must be an absolute path")
+        raise InvalidInput("dest", dest, "The path must be absolute")
     check_target("dest", dest)
     path = dest
 
@@ -138,7 +157,7 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
             raise
         except OSError as error:
             # In /proc and /sys no file can be made, and only the attempt shows it.
-            reason = f"dest: {path!r} cannot be written: {error.strerror}. Nothing was changed."
-            raise TapvirtError(reason) from error
+            problem = f"The file cannot be written: {error.strerror}. Nothing was changed."
+            raise InvalidInput("dest", path, problem) from error
 
     return converge(check_mode, observe, plan, apply)[0]

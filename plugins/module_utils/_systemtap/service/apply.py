@@ -11,7 +11,7 @@ import typing as t
 
 from ..._core import command
 from ..._core.disk import disk_failure
-from ..._core.errors import TapvirtError
+from ..._core.errors import TapvirtError, as_sentence
 from ..._core.plan import Plan
 from ..._core.write import make_directories, sync_directory, write_atomic
 from ..supervise import cleanup, supervisor
@@ -60,7 +60,7 @@ class Applier:
             "remove_output": self._remove_output,
         }
         #: Why a tracer's steps could not be taken, by its name.
-        self.errors: dict[str, str] = {}
+        self.errors: dict[str, TapvirtError] = {}
 
     def apply(self, planned: Plan) -> None:
         """Take the steps; when one fails, the further ones of its tracer are left out, and those of others are not."""
@@ -71,17 +71,17 @@ class Applier:
                 self._actions[step.action](self._wanted[step.service], step)
             except (TapvirtError, OSError) as error:
                 text = disk_failure(error) if isinstance(error, OSError) else None
-                self.errors[step.service] = f"{step.what.partition(': ')[2]}: {(text or str(error)).rstrip('.')}"
+                self.errors[step.service] = step_failure(step, f"failed: {text or error}")
 
     def _module(self, one: Wanted, step: Step) -> None:
         build = one.builds[step.argument]
         source = self._shipped.get(build["sha256"])
         if source is None:
-            raise TapvirtError("the module was not shipped to this host")
+            raise TapvirtError("The module was not shipped to this host.")
         with open(source, "rb") as stream:
             data = stream.read()
         if sha256_of(data) != build["sha256"]:
-            raise TapvirtError("the module arrived with another sha256 than it was built with")
+            raise TapvirtError("The module arrived with a sha256 that differs from that of its build.")
         self._write(one, module_path(build), data)
 
     def _write(self, one: Wanted, name: str, data: bytes) -> None:
@@ -163,6 +163,12 @@ class Applier:
 
     def _remove_output(self, one: Wanted, _step: Step) -> None:
         cleanup.remove_tree(output_directory(one.name), parents=1)
+
+
+def step_failure(step: Step, outcome: str) -> TapvirtError:
+    """Return the error of a step; ``outcome`` is the rest of the sentence."""
+    what = step.what.partition(": ")[2]
+    return TapvirtError(as_sentence(f"Service {step.service!r}: the step {what!r} ({step.how}) {outcome}"))
 
 
 def _systemctl(*words: str, timeout_seconds: float = command.DEFAULT_TIMEOUT_SECONDS) -> None:

@@ -25,11 +25,11 @@ import sys
 import typing as t
 import zipfile
 
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, option_path
 from ..limits import MAX_BUFFER_MB
-from ..script.check import check_globals
+from ..script.check import read_values
 from ..supervise import cleanup, outcome, ring, supervisor, tracer_daemon
-from ..trace.start import check_build
+from ..trace.start import check_build, check_field
 
 DIRECTORY = cleanup.SERVICES[1:]
 OUTPUT = "var/log/tapvirt"
@@ -72,8 +72,12 @@ WantedBy=multi-user.target
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """One tracer as a task wants it. ``builds`` are what ``stap_module`` returned, by the kernel's release."""
+    """One tracer as a task wants it.
 
+    ``path`` is its option, such as ``services[0]``. ``builds`` are what ``stap_module`` returned, by kernel release.
+    """
+
+    path: str
     name: str
     state: str
     enabled: bool
@@ -97,49 +101,35 @@ def unit_name(name: str) -> str:
 def read_wanted(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
     """Check the option ``services``.
 
-    :raises InvalidInput: something in it cannot be; it names the service.
+    :raises InvalidInput: an entry is not acceptable.
     """
-    wanted = [_read_one(entry) for entry in services]
+    wanted = [_read_one(f"services[{index}]", entry) for index, entry in enumerate(services)]
     seen: dict[str, str] = {}
     names: set[str] = set()
     for one in wanted:
         if one.name in names:
-            raise InvalidInput("services", one.name, "is there twice; a service has one entry")
+            raise InvalidInput(f"{one.path}.name", one.name, "Another entry of services has the same name")
         names.add(one.name)
         module = one.module_name
         if module is not None and module in seen:
-            rule = f"is the module of {seen[module]} too: it is named after its script, and a kernel loads it once"
-            raise InvalidInput(f"{one.name}, modules", module, rule)
+            problem = f"Service {seen[module]!r} has the same module, and a kernel can load it only once"
+            raise InvalidInput(f"{one.path}.modules", module, problem, "Give each service a script of its own")
         if module is not None:
             seen[module] = one.name
     return wanted
 
 
-def _read_one(entry: t.Mapping[str, t.Any]) -> Wanted:
-    name = entry["name"]
-    if not NAME.match(name):
-        rule = "must be 1 to 32 lower-case letters, digits, dashes and underlines, the first a letter or a digit"
-        nearest = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:32]
-        raise InvalidInput("services, name", name, rule, [nearest] if NAME.match(nearest) else [])
-    absent = entry["state"] == "absent"
-    if entry["remove_output"] and not absent:
-        rule = "removes the output together with the service, with state: absent"
-        raise InvalidInput(f"{name}, remove_output", True, rule)
-    for option, least, most in (
-        ("buffer_mb", 1, MAX_BUFFER_MB),
-        ("output_file_bytes", _LEAST_FILE_BYTES, _MOST_FILE_BYTES),
-        ("output_files", 2, _MOST_FILES),
-    ):
-        if not least <= entry[option] <= most:
-            rule = f"must be between {least} and {most}"
-            raise InvalidInput(f"{name}, {option}", entry[option], rule)
-    builds = {} if absent else _read_builds(name, entry["modules"])
+def _read_one(path: str, entry: t.Mapping[str, t.Any]) -> Wanted:
+    with option_path(path):
+        builds = _check_one(entry)
+        values = _read_values(builds, entry["globals"])
     return Wanted(
-        name=name,
+        path=path,
+        name=entry["name"],
         state=entry["state"],
-        enabled=entry["enabled"] and not absent,
+        enabled=entry["enabled"] and entry["state"] != "absent",
         builds=builds,
-        values=_read_values(name, builds, entry["globals"]),
+        values=values,
         buffer_mb=entry["buffer_mb"],
         output_file_bytes=entry["output_file_bytes"],
         output_files=entry["output_files"],
@@ -147,35 +137,58 @@ def _read_one(entry: t.Mapping[str, t.Any]) -> Wanted:
     )
 
 
-def _read_builds(name: str, modules: t.Sequence[t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
+def _check_one(entry: t.Mapping[str, t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
+    """Check the options of an entry of ``services``; return its builds by the kernel's release."""
+    name = entry["name"]
+    if not NAME.match(name):
+        problem = (
+            "The name of a service is 1 to 32 lower-case letters, digits, dashes and underscores, and begins with a "
+            "letter or a digit"
+        )
+        nearest = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:32]
+        raise InvalidInput("name", name, problem, None, [nearest] if NAME.match(nearest) else [])
+    absent = entry["state"] == "absent"
+    if entry["remove_output"] and not absent:
+        problem = "The output is removed only together with its service"
+        raise InvalidInput("remove_output", True, problem, "Set state: absent")
+    for option, least, most in (
+        ("buffer_mb", 1, MAX_BUFFER_MB),
+        ("output_file_bytes", _LEAST_FILE_BYTES, _MOST_FILE_BYTES),
+        ("output_files", 2, _MOST_FILES),
+    ):
+        if not least <= entry[option] <= most:
+            raise InvalidInput(option, entry[option], f"The number must be from {least} to {most}")
+    return {} if absent else _read_builds(entry["modules"])
+
+
+def _read_builds(modules: t.Sequence[t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
     if not modules:
-        raise InvalidInput(f"{name}, modules", modules, "must have what stap_module returned, for each kernel")
+        problem = "A service needs a module for each kernel that it is to run with"
+        raise InvalidInput("modules", modules, problem, "Give the modules that stap_module returned")
     builds: dict[str, t.Mapping[str, t.Any]] = {}
     for index, build in enumerate(modules):
-        item = f"{name}, modules[{index}]"
-        if not isinstance(build, dict):
-            rule = "is not what stap_module returns as its module; in check mode it is null until the module is built"
-            raise InvalidInput(item, build, rule)
-        check_build(build)
-        for field, pattern in (("key", _KEY), ("kernel", _RELEASE)):
-            if not pattern.match(str(build.get(field, ""))):
-                raise InvalidInput(f"{item}.{field}", build.get(field), "is not what stap_module returns")
-        if build["kernel"] in builds:
-            raise InvalidInput(f"{item}.kernel", build["kernel"], "is there twice; a kernel has one module")
+        with option_path(f"modules[{index}]"):
+            if not isinstance(build, dict):
+                problem = "stap_module does not return such a module; in check mode it returns null until it is built"
+                raise InvalidInput("", build, problem)
+            check_build(build)
+            for field, pattern in (("key", _KEY), ("kernel", _RELEASE)):
+                check_field(build, field, pattern)
+            if build["kernel"] in builds:
+                raise InvalidInput("kernel", build["kernel"], "Another module of the service is for the same kernel")
         builds[build["kernel"]] = build
     names = sorted({build["name"] for build in builds.values()})
     if len(names) > 1:
-        rule = "must be of one script, which has one name for all kernels"
-        raise InvalidInput(f"{name}, modules", ", ".join(names), rule)
+        problem = "The modules of a service must come from one script, which gives them the same name"
+        raise InvalidInput("modules", ", ".join(names), problem)
     return builds
 
 
-def _read_values(
-    name: str, builds: t.Mapping[str, t.Mapping[str, t.Any]], given: t.Mapping[str, t.Any]
-) -> dict[str, str | int]:
+def _read_values(builds: t.Mapping[str, t.Mapping[str, t.Any]], given: t.Mapping[str, t.Any]) -> dict[str, str | int]:
     values: dict[str, str | int] = {}
-    for build in builds.values():
-        values = check_globals(name, build["globals"], {**build.get("assigned", {}), **given})
+    # A release has one module, so the builds are in the order of the option.
+    for index, build in enumerate(builds.values()):
+        values = read_values(build, given, f"modules[{index}]")
     return values
 
 

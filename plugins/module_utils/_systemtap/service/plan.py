@@ -76,8 +76,8 @@ def settings_for(one: Wanted, release: str, program: Program) -> dict[str, t.Any
 
 def _present(one: Wanted, seen: Seen, host: Host, program: Program) -> list[Step]:
     if one.state == "started" and host.release not in one.builds:
-        rule = f"lack one for the running kernel {host.release}"
-        raise InvalidInput(f"{one.name}, modules", ", ".join(sorted(one.builds)), rule)
+        problem = f"Service {one.name!r} has no module for the running kernel {host.release}"
+        raise InvalidInput(f"{one.path}.modules", ", ".join(sorted(one.builds)), problem)
     steps = _stop(one, seen) if one.state == "stopped" else []
     steps += _files(one, seen, program)
     if seen.unit.enabled != one.enabled:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ..._core.errors import TapvirtError
 from ..supervise.outcome import Arming, prove_arming
 from .model import VERSION_CHARS, output_directory
 from .observe import Host, Kernel, Seen
@@ -89,16 +90,18 @@ def pending(seen: Seen, kernels: t.Sequence[t.Mapping[str, t.Any]], arming: Armi
     return words
 
 
-def faults(state: str, rows: t.Mapping[str, t.Any]) -> str | None:
-    """Return why a tracer that was to be started is of no use, or null."""
+def find_fault(state: str, rows: t.Mapping[str, t.Any]) -> TapvirtError | None:
+    """Return why a tracer that was to be started is of no use, or None."""
     if state != "started":
         return None
+    service = f"Service {rows['name']!r}"
     if rows["state"] == "overloaded":
-        return (
-            f"it stays stopped, since it took more of a CPU than its build allows ({rows['reason']}); a change of its "
-            "script or its settings starts it again, and so does state: stopped and then state: started"
+        return TapvirtError(
+            f"{service} stays stopped, because it used more of a CPU than its build allows ({rows['reason']}). To "
+            "start it again, change its script or its settings, or set state: stopped and then state: started."
         )
     probes = rows["probes"]
     if probes and probes["asked"] and not probes["armed"]:
-        return f"it runs, and none of its {probes['asked']} probes is armed: {', '.join(probes['missing'])}"
+        missing = ", ".join(probes["missing"])
+        return TapvirtError(f"{service} runs, but none of its {probes['asked']} probes is armed: {missing}.")
     return None

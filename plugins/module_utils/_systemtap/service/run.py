@@ -11,26 +11,26 @@ import typing as t
 
 from ..._core import lock
 from ..._core.disk import disk_errors
-from ..._core.errors import TapvirtError
+from ..._core.errors import TapvirtError, error_row
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
 from ..signature.signature import signature_refusal
 from ..supervise.supervisor import LOCKS, read_stext
 from ..trace.start import Refused, Request, check_free, check_host
-from .apply import Applier
+from .apply import Applier, step_failure
 from .model import Wanted, directory_of, module_path, program, python_command, read_wanted, sha256_of, spec_of
 from .observe import Host, is_own, known_names, observe
 from .plan import Program, Step, is_resting, plan, settings_for
-from .result import faults, row
+from .result import find_fault, row
 
 _RUNNING_SYSTEMD = "/run/systemd/system"
 
 
-def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
-    """Carry out a task of ``stap_service``; return the plan and the other keys of the result.
+def run(params: t.Mapping[str, t.Any], check_mode: bool, with_diff: bool) -> dict[str, t.Any]:
+    """Carry out a task of ``stap_service``; return its result.
 
     :raises InvalidInput: an option is not acceptable.
-    :raises TapvirtError: the host forbids a tracer, or is not one on which it can stay.
+    :raises TapvirtError: the host forbids a tracer or cannot keep one, or a tracer failed; its fields are the result.
     """
     wait_seconds = lock.read_timeout(params)
     root = Root()
@@ -47,14 +47,11 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         return planned
 
     def verify(host: Host) -> Plan:
-        # What had no effect is told in its tracer's row, beside what became of the others.
+        # A step without effect is an error of its tracer's row; the others have theirs.
         for left in plan(wanted, host, tool):
             if isinstance(left, Step):
-                text = (
-                    f"carried out without an error, but reading back shows no effect: {left.what.partition(': ')[2]} "
-                    f"({left.why})"
-                )
-                steps.errors.setdefault(left.service, text)
+                outcome = f"reported success, but reading back shows no effect: {left.why}"
+                steps.errors.setdefault(left.service, step_failure(left, outcome))
         return Plan()
 
     def apply(planned: Plan, _host: Host) -> None:
@@ -64,23 +61,31 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         planned, host = converge(check_mode, lambda: observe(root, names), checked_plan, apply, verify)
     stext = read_stext()
     rows = []
+    errors: list[TapvirtError | None] = []
     for one in wanted:
         spec = spec_of(one, tool.sha256) if one.state != "absent" else {}
         told = row(one.name, host.services[one.name], host, stext, spec)
         changes = [step.what for step in planned if isinstance(step, Step) and step.service == one.name]
         error = steps.errors.get(one.name) or _fault(one, host, tool, told, bool(changes) and check_mode)
-        rows.append(dict(told, changed=bool(changes), changes=changes, error=error))
-    return planned, {"services": rows, "kernels": kernel_rows(host)}
+        errors.append(error)
+        rows.append(dict(told, changed=bool(changes), changes=changes, error=error_row(error)))
+    result = {"services": rows, "kernels": kernel_rows(host), **planned.result(with_diff)}
+    messages = [error.message for error in errors if error is not None]
+    if messages:
+        raise TapvirtError(" ".join(messages), **result)
+    return result
 
 
-def _fault(one: Wanted, host: Host, tool: Program, told: t.Mapping[str, t.Any], only_planned: bool) -> str | None:
+def _fault(
+    one: Wanted, host: Host, tool: Program, told: t.Mapping[str, t.Any], only_planned: bool
+) -> TapvirtError | None:
     if (
         one.state == "started"
         and only_planned
         and not is_resting(host.services[one.name], settings_for(one, host.release, tool))
     ):
         return None
-    return faults(one.state, told)
+    return find_fault(one.state, told)
 
 
 def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan, shipped: t.Mapping[str, str]) -> None:
@@ -90,9 +95,8 @@ def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan, shi
     """
     if planned and not host.systemd:
         raise TapvirtError(
-            "A tracer stays by a unit of systemd, and this host is not run by systemd (there is no "
-            f"{_RUNNING_SYSTEMD}). Use "
-            "tapvirt.host.stap_run for a trace that ends."
+            f"A persistent tracer is a unit of systemd, and this host is not run by systemd ({_RUNNING_SYSTEMD} does "
+            "not exist). Use tapvirt.host.stap_run for a trace that ends."
         )
     by_name = {one.name: one for one in wanted}
     for step in planned:
@@ -100,9 +104,8 @@ def check(root: Root, wanted: t.Sequence[Wanted], host: Host, planned: Plan, shi
             try:
                 _check_start(root, by_name[step.service], host, shipped)
             except Refused as error:
-                raise TapvirtError(
-                    f"{step.service}: {error.message}", service=step.service, outcome="refused"
-                ) from None
+                message = f"Service {step.service!r} cannot start: {error.reason}. Nothing was changed."
+                raise TapvirtError(message, service=step.service, outcome="refused") from None
 
 
 def _check_start(root: Root, one: Wanted, host: Host, shipped: t.Mapping[str, str]) -> None:

@@ -197,7 +197,7 @@ def signature_refusal(root: Root, build: t.Mapping[str, t.Any], path: str) -> st
         try:
             signature = read_signature(path)
         except ValueError as error:
-            return f"{enforced}, and of this module {error}"
+            return f"{enforced}, and this module cannot be loaded: {error}"
     elif build.get("signature"):
         told = build["signature"]
         signature = Signature(str(told.get("key_id")), None, None, told.get("hash"))

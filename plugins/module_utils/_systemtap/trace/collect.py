@@ -57,7 +57,7 @@ def run_directory(name: str, run_id: str) -> str:
     """
     directory = os.path.join(cleanup.BASE, f"{name}-{run_id}")
     if not _DIRECTORY.match(directory):
-        raise InvalidInput("stage.run", run_id, "must be 1 to 16 hexadecimal digits")
+        raise InvalidInput("stage.run", run_id, "The name of a run is 1 to 16 hexadecimal digits")
     return directory
 
 
@@ -77,7 +77,7 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
     :raises TapvirtError: the run left nothing here, or nothing that can be read.
     """
     if not _DIRECTORY.match(directory):
-        raise InvalidInput("stage.directory", directory, "is not the directory of a run")
+        raise InvalidInput("stage.directory", directory, "The path is not the directory of a run")
     if offset:
         return {"output": read_output(directory, offset)}
     try:
@@ -99,13 +99,13 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
 
 def _damaged(directory: str, error: Exception) -> TapvirtError:
     reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARS]
-    return TapvirtError(f"What the run left in {directory} cannot be read ({reason}).")
+    return TapvirtError(f"The files of the run in {directory} cannot be read ({reason}).")
 
 
 def _gone(directory: str) -> TapvirtError:
     return TapvirtError(
-        f"The run left nothing on the host: {directory} is gone. The host was started again, or another run here "
-        "collected it and tells it as found."
+        f"The directory of the run no longer exists: {directory}. The host was rebooted, or another run on it "
+        "collected the result and returned it in found."
     )
 
 

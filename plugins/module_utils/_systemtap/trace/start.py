@@ -18,14 +18,14 @@ import typing as t
 
 from ..._core import command
 from ..._core.disk import disk_errors
-from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names
+from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names, option_path
 from ..._core.files import open_regular
 from ..._core.packages import read_distribution, remedy
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..._core.write import make_directories, write_atomic, write_new_place
 from .. import limits
-from ..script.check import check_globals
+from ..script.check import read_values
 from ..signature.signature import signature_refusal
 from ..supervise import cleanup, supervisor
 from .collect import has_leftover, other_run, remove_run_directory, run_directory, sweep, unit_of
@@ -34,14 +34,16 @@ CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
 _SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}\Z")
 _SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
+_GIVE_BUILD = "Give the module that stap_module returned"
 
 
 class Refused(TapvirtError):
-    """The run was not started; nothing was changed on the host."""
+    """The run was not started; nothing was changed on the host. ``reason`` is a phrase."""
 
     def __init__(self, reason: str, **fields: t.Any) -> None:
+        self.reason = reason
         super().__init__(
-            f"Refused before anything was loaded: {reason}.",
+            f"The run was refused before anything was loaded: {reason}.",
             run={"phase": "check", "outcome": "refused", "reason": reason},
             **fields,
         )
@@ -158,21 +160,19 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     :raises InvalidInput: an option is not acceptable.
     """
     build = params["module"]
-    check_build(build)
+    with option_path("module"):
+        check_build(build)
     if not 0 < params["duration"] <= limits.MAX_DURATION_SECONDS:
-        rule = f"must be more than 0 and at most {limits.MAX_DURATION_SECONDS} seconds"
-        raise InvalidInput("duration", params["duration"], rule)
+        problem = f"The duration must be more than 0 and at most {limits.MAX_DURATION_SECONDS} seconds"
+        raise InvalidInput("duration", params["duration"], problem)
     if not 1 <= params["buffer_mb"] <= limits.MAX_BUFFER_MB:
-        rule = f"must be from 1 to {limits.MAX_BUFFER_MB} (MB for each online CPU)"
-        raise InvalidInput("buffer_mb", params["buffer_mb"], rule)
-    values = check_globals(
-        build.get("script", build["name"]), build["globals"], {**build.get("assigned", {}), **params["globals"]}
-    )
+        problem = f"The output buffer must be from 1 to {limits.MAX_BUFFER_MB} MB for each online CPU"
+        raise InvalidInput("buffer_mb", params["buffer_mb"], problem)
+    values = read_values(build, params["globals"], "module")
     if params["domain"] is not None:
         if "target_pid" not in build["globals"]:
-            raise InvalidInput(
-                "domain", params["domain"], "cannot narrow this trace: its script has no global variable target_pid"
-            )
+            problem = "The script has no global variable target_pid, so its trace cannot be limited to a domain"
+            raise InvalidInput("domain", params["domain"], problem)
         values["target_pid"] = domain_pid(root, params["domain"])
     return Request(
         build=build,
@@ -187,16 +187,22 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
 def check_build(build: t.Mapping[str, t.Any]) -> None:
     """Check that a module's description is one that ``stap_module`` returned.
 
-    :raises InvalidInput: a field is missing or has the wrong form.
+    :raises InvalidInput: with the field as its option: it is missing or has the wrong form.
     """
     for field, pattern in (("name", _SAFE_NAME), ("sha256", _SHA256)):
-        if not pattern.match(str(build.get(field, ""))):
-            raise InvalidInput(f"module.{field}", build.get(field), "is not what stap_module returns")
+        check_field(build, field, pattern)
     for field in ("kernel", "globals", "probes"):
         if field not in build:
-            raise InvalidInput(
-                "module", sorted(build), f"lacks {field!r}; give what stap_module returned as its module"
-            )
+            raise InvalidInput(field, None, f"The description of the module has no {field}", _GIVE_BUILD)
+
+
+def check_field(build: t.Mapping[str, t.Any], field: str, pattern: t.Pattern[str]) -> None:
+    """Check the form of a field of a module's description.
+
+    :raises InvalidInput: with the field as its option.
+    """
+    if not pattern.match(str(build.get(field, ""))):
+        raise InvalidInput(field, build.get(field), f"stap_module does not return such a {field}", _GIVE_BUILD)
 
 
 def domain_pid(root: Root, name: str) -> int:
@@ -210,8 +216,8 @@ def domain_pid(root: Root, name: str) -> int:
         if entry.endswith(".pid") and entry != "driver.pid"
     ]
     if name not in running:
-        rule = f"is not a domain that QEMU runs on this host; running: {', '.join(running) or 'none'}"
-        raise InvalidInput("domain", name, rule, nearest_names(name, running))
+        problem = f"QEMU runs no domain of that name on this host; it runs {', '.join(running) or 'none'}"
+        raise InvalidInput("domain", name, problem, None, nearest_names(name, running))
     return int(root.read_text(f"{_LIBVIRT_RUN}/{name}.pid"))
 
 
@@ -287,7 +293,7 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
     with open_regular(source) as stream:
         data = stream.read()
     if hashlib.sha256(data).hexdigest() != build["sha256"]:
-        raise TapvirtError(f"The module {build['name']} arrived with another sha256 than it was built with.")
+        raise TapvirtError(f"The module {build['name']} arrived with a sha256 that differs from that of its build.")
     with disk_errors("Nothing was loaded."):
         write_new_place(cache_path(build), data)
     return True
@@ -343,7 +349,7 @@ def _make_directory(directory: str) -> None:
         raise
     except OSError as error:
         raise TapvirtError(
-            f"The directory {directory} cannot be made: {error.strerror}. Nothing was changed."
+            f"The directory {directory} cannot be created: {error.strerror}. Nothing was changed."
         ) from None
 
 

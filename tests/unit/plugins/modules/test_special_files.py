@@ -70,7 +70,8 @@ def test_a_script_is_not_put_in_its_place(run_module: RunModule, special: tuple[
 def test_a_script_is_not_built_from_it(run_module: RunModule, tmp_path: pathlib.Path) -> None:
     path = make("fifo", tmp_path / "x.stp")
     done = run_module("stap_module", {"script": str(path), "kernel": "6.1"}, timeout=20)
-    expected = f"script: {str(path)!r} cannot be read on the builder: it is a FIFO, not a regular file."
+    problem = "The file cannot be read on the builder: it is a FIFO, not a regular file."
+    expected = f"Invalid value {str(path)!r} for script: {problem}"
     assert done["msg"] == expected
 
 

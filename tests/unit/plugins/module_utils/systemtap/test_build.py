@@ -177,7 +177,7 @@ def test_parameters_of_a_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "phase", "line", "column", "said", "nearest"),
+    ("name", "phase", "line", "column", "said", "candidates"),
     [
         ("syntax", "parse", 3, 1, "expected literal string or number saw: operator '}'", []),
         ("open_string", "parse", 1, 21, "closing quote", []),
@@ -186,7 +186,7 @@ def test_parameters_of_a_module() -> None:
             "analysis",
             1,
             7,
-            "no function or event of that name",
+            "no function or event has that name",
             ["vfs_read", "vcs_read", "vfs_open", "vfs_readv", "fb_read"],
         ),
         ("missing_script_function", "analysis", 1, 15, "unresolved function foo", ["log", "HZ", "pn", "pp", "cpu"]),
@@ -202,17 +202,27 @@ def test_parameters_of_a_module() -> None:
     ],
 )
 def test_what_stap_says_becomes_one_paragraph(
-    name: str, phase: str, line: int, column: int, said: str, nearest: list[str]
+    name: str, phase: str, line: int, column: int, said: str, candidates: list[str]
 ) -> None:
     text = (FIXTURES / f"stap_error_{name}.txt").read_text()
     error = stap_output.build_failed("sample", RELEASE, text)
     assert (error.fields["phase"], error.fields["line"], error.fields["column"]) == (phase, line, column)
-    assert error.fields["nearest"] == nearest
-    assert said in error.message
+    assert error.row()["candidates"] == candidates
+    assert error.message.startswith(
+        f"Script sample, line {line}, column {column}: The {phase} of stap failed for kernel "
+    )
+    assert said in error.row()["problem"] and error.row()["problem"] in error.message
     assert "\n" not in error.message
 
 
 def test_a_reason_is_found_where_there_is_no_pass() -> None:
     text = 'Checking "/lib/modules/6.9.9/build/.config" failed with error: No such file or directory\nTip: x\n'
     assert "No such file" in stap_output.build_failed("s", RELEASE, text).message
-    assert "no reason" in stap_output.build_failed("s", None, "").message
+    error = stap_output.build_failed("s", None, "")
+    assert error.row() == {
+        "option": None,
+        "value": None,
+        "problem": "Script s: The start of stap failed: stap gave no reason.",
+        "hint": None,
+        "candidates": [],
+    }

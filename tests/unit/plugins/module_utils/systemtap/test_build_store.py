@@ -323,14 +323,20 @@ def test_nothing_is_built_in_a_store_of_another_user(
     script = tmp_path / "x.stp"
     script.write_text("probe begin { exit() }\n")
     done = run_module("stap_module", {"script": str(script), "kernel": "6.1", "store": foreign.directory})
-    assert f"is in the hands of {OTHER}, who owns {foreign.directory}, and this task runs as root" in done["msg"]
+    assert (
+        f"The user {OTHER} owns {foreign.directory} and controls the store, but this task runs as root. "
+        f"Run the task with become_user: {OTHER}." in done["msg"]
+    )
 
 
 def test_a_store_that_everybody_can_write_to_is_refused(store: Store, run_module: RunModule) -> None:
     keep(store, KEYS[0], 40)
     os.chmod(store.directory, 0o777)
     done = run_module("stap_store", {"store": store.directory, "older_than": "1s"})
-    assert f"store: {store.directory!r} can be written by every user (mode 0777)" in done["msg"]
+    assert (
+        f"Invalid value {store.directory!r} for store: Every user can write to the store (mode 0777). Run chmod o-w "
+        in done["msg"]
+    )
     assert store.kept() == [KEYS[0]]
 
 

@@ -54,7 +54,7 @@ def test_the_catalogue_lists_every_script() -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_script_is_accepted(name: str) -> None:
     read = script(name)
-    check_safety(read, guru=False)
+    check_safety("src", read, guru=False)
     assert [parse_probe_point(point) for probe in read.probes for point in split_probe_points(probe)]
     assert any(probe.startswith("end") for probe in read.probes)
 

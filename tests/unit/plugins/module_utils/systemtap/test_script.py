@@ -58,13 +58,13 @@ def test_declarations_are_read() -> None:
     ("text", "line", "column", "said"),
     [
         ('probe begin {\n  print("abc) }\n', 2, 9, "not closed on its line"),
-        ("probe begin { (x] }", 1, 17, "cannot close"),
-        ("probe begin { x }\n}", 2, 1, "closes nothing"),
+        ("probe begin { (x] }", 1, 17, "']' does not match the '(' of line 1"),
+        ("probe begin { x }\n}", 2, 1, "'}' has no opening bracket"),
         ("probe begin {\n  if (1) {\n}\n", 1, 13, "never closed"),
         ("global a\n", 1, 1, "no probe"),
-        ("probe begin { x = `1` }", 1, 19, "begins no token"),
-        ("probe begin { } /* open", 1, 17, "comment that is not closed"),
-        ("%{ int x;\nprobe begin { }", 1, 1, "embedded C that is not closed"),
+        ("probe begin { x = `1` }", 1, 19, "The language has no token that begins with '`'"),
+        ("probe begin { } /* open", 1, 17, "The comment is not closed"),
+        ("%{ int x;\nprobe begin { }", 1, 1, "Embedded C is not closed by %}"),
         ("#: record count key:text\nprobe begin { }", 1, 17, "NAME:TYPE"),
     ],
 )
@@ -113,8 +113,11 @@ PROBE = "probe begin { }"
 )
 def test_guards_stay_on(text: str, what: str, line: int) -> None:
     with pytest.raises(InvalidInput, match="never accepted") as caught:
-        check_safety(read_script("s", text), guru=True)
-    assert (caught.value.fields["value"], caught.value.fields["line"]) == (what, line)
+        check_safety("src", read_script("s", text), guru=True)
+    place = "the interpreter line" if text.startswith("#!") else "embedded C"
+    problem = f"The script s switches off a protection of the host in {place}, which is never accepted."
+    assert caught.value.message == f"Invalid value {what!r} for src, line {line}: {problem}"
+    assert caught.value.row()["value"] == what
 
 
 GUARD = "STP_OVERLOAD_THRESHOLD"
@@ -138,8 +141,8 @@ def test_a_definition_that_gcc_takes_is_refused(code: str) -> None:
     done = subprocess.run(argv, input=f"{code}\nX{GUARD}X {GUARD}\n".encode(), capture_output=True, check=True)
     assert done.stdout.decode().splitlines()[-1] == f"X{GUARD}X 1"
     with pytest.raises(InvalidInput, match="never accepted") as caught:
-        check_safety(read_script("s", f"%{{\n{code}\n%}}{PROBE}"), guru=True)
-    assert caught.value.fields["line"] == 2 + code.count("\n")
+        check_safety("src", read_script("s", f"%{{\n{code}\n%}}{PROBE}"), guru=True)
+    assert caught.value.line == 2 + code.count("\n")
 
 
 @pytest.mark.parametrize(
@@ -157,14 +160,14 @@ def test_a_definition_that_gcc_takes_is_refused(code: str) -> None:
     ],
 )
 def test_words_that_switch_nothing_off_are_accepted(text: str) -> None:
-    check_safety(read_script("s", text), guru=True)
+    check_safety("src", read_script("s", text), guru=True)
 
 
 def test_embedded_c_needs_guru_mode() -> None:
     unsafe = read_script("s", "function f() %{ %}\nprobe begin { f() }")
     with pytest.raises(InvalidInput, match="guru mode"):
-        check_safety(unsafe, guru=False)
-    check_safety(unsafe, guru=True)
+        check_safety("src", unsafe, guru=False)
+    check_safety("src", unsafe, guru=True)
 
 
 def test_values_of_globals_are_typed() -> None:
@@ -176,11 +179,11 @@ def test_values_of_globals_are_typed() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"thresold": 1}, "Nearest: threshold"),
+        ({"thresold": 1}, "it has threshold, title. Did you mean threshold?"),
         ({"threshold": "fast"}, "whole number"),
         ({"threshold": 1.5}, "whole number"),
-        ({"threshold": 1 << 63}, "64-bit"),
-        ({"title": "two words"}, "without blanks"),
+        ({"threshold": 1 << 63}, "a number of 64 bits"),
+        ({"title": "two words"}, "without spaces"),
         ({"title": "x" * 600}, "511 bytes"),
         ({"table": 1}, "is an array"),
     ],
@@ -197,12 +200,12 @@ def test_nothing_follows_what_a_text_must_fit(end: str) -> None:
     with pytest.raises(InvalidInput, match="whole number"):
         check_globals("x", {"n": "long"}, {"n": "12" + end})
     with pytest.raises(InvalidInput, match="file name"):
-        script_name("/x/reads" + end)
+        script_name("src", "/x/reads" + end)
     with pytest.raises(InvalidInput, match="older_than"):
         parse_age("30d" + end)
-    with pytest.raises(InvalidInput, match=re.escape("module.name")):
+    with pytest.raises(InvalidInput, match="for name: stap_module does not return such a name"):
         check_build({"name": "tapvirt_x" + end, "sha256": "0" * 64})
-    with pytest.raises(InvalidInput, match=re.escape("module.sha256")):
+    with pytest.raises(InvalidInput, match="for sha256: stap_module does not return such a sha256"):
         check_build({"name": "tapvirt_x", "sha256": "0" * 64 + end})
     with pytest.raises(InvalidInput, match=re.escape("stage.run")):
         run_directory("tapvirt_x", "12ab" + end)
@@ -212,8 +215,9 @@ def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:
     row = {"name": "s", "text": f"%{{ #define STP_NO_OVERLOAD\n%}}{PROBE}", "schema": {}, "assigned": {}, "guru": True}
     with pytest.raises(InvalidInput, match="never accepted"):
         read_order(row)
-    with pytest.raises(ScriptError, match="guru mode"):
+    with pytest.raises(ScriptError, match="guru mode") as caught:
         read_order({**row, "text": f"%{{ int x; %}}{PROBE}", "guru": False})
+    assert caught.value.row()["option"] == "script"
     assert read_order({**row, "text": PROBE})["name"] == "s"
 
 
@@ -221,16 +225,16 @@ def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("new/", "must end with the name of a file"),
-        ("new/.", "must end with the name of a file"),
-        ("..", "must end with the name of a file"),
-        ("a\0b", "has a NUL byte, which no path can have"),
+        ("new/", "The path must end with the name of a file"),
+        ("new/.", "The path must end with the name of a file"),
+        ("..", "The path must end with the name of a file"),
+        ("a\0b", "A path cannot contain a NUL byte"),
     ],
 )
 def test_a_place_that_is_not_a_file_is_refused(name: str, rule: str, check: bool, tmp_path: pathlib.Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         deploy(f"{tmp_path}/{name}", PROBE, check)
-    assert caught.value.message == f"dest: {f'{tmp_path}/{name}'!r} {rule}."
+    assert caught.value.message == f"Invalid value {f'{tmp_path}/{name}'!r} for dest: {rule}."
     assert not list(tmp_path.iterdir())
 
 
@@ -238,5 +242,6 @@ def test_a_place_where_no_file_can_be_made_is_named() -> None:
     with pytest.raises(TapvirtError) as caught:
         deploy("/proc/x/y", PROBE, False)
     assert caught.value.message == (
-        "dest: '/proc/x/y' cannot be written: No such file or directory. Nothing was changed."
+        "Invalid value '/proc/x/y' for dest: The file cannot be written: No such file or directory. "
+        "Nothing was changed."
     )

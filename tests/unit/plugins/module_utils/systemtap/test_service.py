@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service import model
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.apply import Applier
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.observe import (
     Host,
     Kernel,
@@ -34,7 +36,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.pl
     plan,
     settings_for,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.result import faults, row
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.result import find_fault, row
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.run import check
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import tracer_daemon
 
@@ -109,31 +111,91 @@ def means(wanted, seen):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"name": "Slow Reads"}, "'Slow Reads' must be 1 to 32 .* Nearest: slow_reads"),
-        ({"name": "../etc"}, "'../etc' must be 1 to 32"),
-        ({"modules": []}, r"reads, modules: \[\] must have what stap_module returned"),
-        ({"modules": [None]}, r"reads, modules\[0\]: None is not what stap_module returns.*check mode"),
-        ({"modules": [build(kernel="../../etc")]}, r"modules\[0\]\.kernel: '../../etc' is not what"),
-        ({"modules": [build(key="x")]}, "module.sha256: 'xxx.*is not what stap_module returns"),
-        ({"modules": [build(), build()]}, r"modules\[1\]\.kernel: '6.12.1-amd64' is there twice"),
-        ({"modules": [build(), build(NEXT, name="tapvirt_other")]}, "must be of one script"),
-        ({"globals": {"treshold": 1}}, "reads, globals: 'treshold' is not declared.*Nearest: threshold"),
-        ({"globals": {"threshold": "much"}}, "reads, global threshold: 'much' must be a whole number"),
-        ({"buffer_mb": 0}, "reads, buffer_mb: 0 must be between 1 and 64"),
-        ({"output_files": 1}, "reads, output_files: 1 must be between 2 and 100"),
-        ({"output_file_bytes": 1}, "reads, output_file_bytes: 1 must be between"),
-        ({"remove_output": True}, "reads, remove_output: True .* state: absent"),
+        (
+            {"name": "Slow Reads"},
+            "Invalid value 'Slow Reads' for services[0].name: The name of a service is 1 to 32 lower-case "
+            "letters, digits, "
+            "dashes and underscores, and begins with a letter or a digit. Did you mean slow_reads?",
+        ),
+        ({"name": "../etc"}, "Invalid value '../etc' for services[0].name: The name of a service is 1 to 32 "),
+        (
+            {"modules": []},
+            "Invalid value [] for services[0].modules: A service needs a module for each kernel that it "
+            "is to run with. "
+            "Give the modules that stap_module returned.",
+        ),
+        (
+            {"modules": [None]},
+            "Invalid value for services[0].modules[0]: stap_module does not return such a module; in "
+            "check mode it returns "
+            "null until it is built.",
+        ),
+        (
+            {"modules": [build(kernel="../../etc")]},
+            "Invalid value '../../etc' for services[0].modules[0].kernel: stap_module does not return "
+            "such a kernel. Give "
+            "the module that stap_module returned.",
+        ),
+        (
+            {"modules": [build(key="x")]},
+            f"Invalid value {'x' * 64!r} for services[0].modules[0].sha256: stap_module does not return such a sha256.",
+        ),
+        (
+            {"modules": [build(), build()]},
+            "Invalid value '6.12.1-amd64' for services[0].modules[1].kernel: Another module of the "
+            "service is for the same "
+            "kernel.",
+        ),
+        (
+            {"modules": [build(), build(NEXT, name="tapvirt_other")]},
+            "for services[0].modules: The modules of a service must come from one script, which gives "
+            "them the same name.",
+        ),
+        (
+            {"globals": {"treshold": 1}},
+            "Invalid value 'treshold' for services[0].globals: The script tapvirt_reads_01234567 does not "
+            "declare a global "
+            "variable of that name; it has threshold. Did you mean threshold?",
+        ),
+        (
+            {"globals": {"threshold": "much"}},
+            "Invalid value 'much' for services[0].globals.threshold: The global variable threshold takes "
+            "a whole number.",
+        ),
+        (
+            {"modules": [build(assigned={"threshold": "much"})]},
+            "Invalid value 'much' for services[0].modules[0].assigned.threshold: The global variable threshold takes a "
+            "whole number.",
+        ),
+        ({"buffer_mb": 0}, "Invalid value 0 for services[0].buffer_mb: The number must be from 1 to 64."),
+        ({"output_files": 1}, "Invalid value 1 for services[0].output_files: The number must be from 2 to 100."),
+        (
+            {"output_file_bytes": 1},
+            "Invalid value 1 for services[0].output_file_bytes: The number must be from 4096 to 1073741824.",
+        ),
+        (
+            {"remove_output": True},
+            "Invalid value True for services[0].remove_output: The output is removed only together with "
+            "its service. Set "
+            "state: absent.",
+        ),
     ],
 )
 def test_what_cannot_be_is_named(more, words):
-    with pytest.raises(InvalidInput, match=words):
+    with pytest.raises(InvalidInput, match=re.escape(words)):
         model.read_wanted([entry(**more)])
 
 
 def test_two_tracers_are_two():
-    with pytest.raises(InvalidInput, match="'reads' is there twice"):
+    again = "Invalid value 'reads' for services[1].name: Another entry of services has the same name."
+    with pytest.raises(InvalidInput, match=re.escape(again)):
         model.read_wanted([entry(), entry()])
-    with pytest.raises(InvalidInput, match="writes, modules: 'tapvirt_reads_01234567' is the module of reads too"):
+    same = (
+        "Invalid value 'tapvirt_reads_01234567' for services[1].modules: Service 'reads' has the same "
+        "module, and a kernel "
+        "can load it only once. Give each service a script of its own."
+    )
+    with pytest.raises(InvalidInput, match=re.escape(same)):
         model.read_wanted([entry(), entry(name="writes")])
 
 
@@ -185,7 +247,12 @@ def test_what_was_too_much_rests_until_it_changes():
     assert means(one(state="stopped"), resting) == ["forget"]
     assert means(one(globals={"threshold": 9}), resting) == ["write", "systemctl start"]
     told = row("reads", resting, host(resting), None, model.spec_of(one(), PROGRAM.sha256))
-    assert "state: stopped" in str(faults("started", told))
+    fault = find_fault("started", told)
+    assert fault is not None and fault.message == (
+        "Service 'reads' stays stopped, because it used more of a CPU than its build allows (too much). "
+        "To start it again, "
+        "change its script or its settings, or set state: stopped and then state: started."
+    )
 
 
 def test_a_module_that_nothing_uses_is_taken_away():
@@ -214,7 +281,11 @@ def test_what_a_killed_tracer_holds_is_found(tmp_path):
 
 
 def test_the_running_kernel_must_have_a_module():
-    with pytest.raises(InvalidInput, match="reads, modules: '6.12.2-amd64' lack one for the running kernel 6.12.1"):
+    words = (
+        "Invalid value '6.12.2-amd64' for services[0].modules: Service 'reads' has no module for the running kernel "
+        "6.12.1-amd64."
+    )
+    with pytest.raises(InvalidInput, match=re.escape(words)):
         plan([one(modules=[build(NEXT)])], host(NOTHING), PROGRAM)
     assert means(one(modules=[build(NEXT)], state="stopped"), NOTHING)[-1] == "systemctl enable"
 
@@ -231,10 +302,10 @@ def test_a_row_tells_which_kernels_are_ready():
     assert "another build of it" in told["kernels"][1]["reason"]
     assert told["pending"][1] == f"kernel {OTHER}: there is no module for it, so the tracer does not start with it"
     assert told["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
-    assert faults("started", told) is None
+    assert find_fault("started", told) is None
     blind = dataclasses.replace(seen, state={**seen.state, "sites": []})
     told = row("reads", blind, host(blind), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
-    assert "none of its 1 probes is armed" in str(faults("started", told))
+    assert "Service 'reads' runs, but none of its 1 probes is armed: " in str(find_fault("started", told))
 
 
 def test_systemd_is_read():
@@ -310,8 +381,26 @@ def test_what_the_host_forbids_is_said_of_the_tracer():
     """This machine does not run the kernel of the test's modules."""
     wanted = [one()]
     found = host(NOTHING)
-    with pytest.raises(TapvirtError, match="^reads: Refused before anything was loaded: "):
+    with pytest.raises(TapvirtError, match=r"^Service 'reads' cannot start: .*\. Nothing was changed\.$"):
         check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
+
+
+def test_a_step_that_failed_is_an_error_of_its_tracer():
+    """Without the module nothing else is done for the tracer, so that nothing is written here."""
+    wanted = [one()]
+    steps = Applier(wanted, PROGRAM, {})
+    steps.apply(plan(wanted, host(NOTHING), PROGRAM))
+    problem = (
+        "Service 'reads': the step 'modules/6.12.1-amd64/tapvirt_reads_01234567.ko' (copy) failed: The module was not "
+        "shipped to this host."
+    )
+    assert steps.errors["reads"].row() == {
+        "option": None,
+        "value": None,
+        "problem": problem,
+        "hint": None,
+        "candidates": [],
+    }
 
 
 BAD_SPECS = [

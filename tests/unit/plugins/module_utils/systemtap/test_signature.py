@@ -190,12 +190,18 @@ def test_what_is_wrong_with_a_key_pair_is_said(tmp_path: pathlib.Path) -> None:
         path.chmod(0o600)
     shared.chmod(0o640)
     wrong = {
-        "sign.certificate.*does not belong to the key": {**first, "certificate": second["certificate"]},
-        r"shared.key.*can be read or written by others \(mode 0640\)": {**first, "key": str(shared)},
+        "for sign.certificate: The certificate does not belong to the key": {
+            **first,
+            "certificate": second["certificate"],
+        },
+        r"shared.key.*Other users can read or write the key \(mode 0640\). Set its mode to 0600.": {
+            **first,
+            "key": str(shared),
+        },
         "nowhere.*No such file": {**first, "key": str(tmp_path / "nowhere")},
-        "gone.crt.*cannot be read: No such file": {**first, "certificate": str(tmp_path / "gone.crt")},
-        "must be an absolute path": {**first, "key": "key.pem"},
-        "is not a file": {**first, "key": str(tmp_path)},
+        "gone.crt.*The file cannot be read: No such file": {**first, "certificate": str(tmp_path / "gone.crt")},
+        "The path on the builder must be absolute": {**first, "key": "key.pem"},
+        "The path is not a regular file": {**first, "key": str(tmp_path)},
         "must be an RSA key": curve,
         "locked.key.*is encrypted": {**first, "key": str(locked)},
         "older-locked.key.*is encrypted": {**first, "key": str(older)},
