@@ -10,11 +10,13 @@ import re
 import pytest
 import yaml
 
+from .support.tasks import FACTS
+
 SCRIPT = 'probe kernel.function("{function}").call {{ {body} }}'
 DOMAIN = "<domain type='kvm'><name>{name}</name><{memory} unit='MiB'>32</{memory}><os><type>hvm</type></os></domain>"
 
 
-def build(host, script, kernel="{{ ansible_facts.tapvirt_kernel.release }}", **options):
+def build_case(host, script, kernel="{{ ansible_facts.tapvirt_kernel.release }}", **options):
     return host, [
         {
             "name": "Render",
@@ -30,54 +32,54 @@ def build(host, script, kernel="{{ ansible_facts.tapvirt_kernel.release }}", **o
     ]
 
 
-def one(host, module, **options):
+def module_case(host, module, **options):
     return host, [{"name": "Refused", f"tapvirt.host.{module}": options}]
 
 
-def parameter(**options):
-    return one("trace2", "kernel_module_param", params=[options])
+def parameter_case(**options):
+    return module_case("trace2", "kernel_module_param", params=[options])
 
 
-def domain(name, memory="memory"):
+def domain_case(name, memory="memory"):
     xml = DOMAIN.format(name=name, memory=memory)
-    return one("trace2", "libvirt_domain", domains=[{"name": name, "xml": xml, "state": "present"}])
+    return module_case("trace2", "libvirt_domain", domains=[{"name": name, "xml": xml, "state": "present"}])
 
 
 CASES = {
     "a function that the kernel does not have": (
-        build("trace2", SCRIPT.format(function="vfs_raed", body="exit()")),
+        build_case("trace2", SCRIPT.format(function="vfs_raed", body="exit()")),
         ["vfs_raed", "vfs_read"],
     ),
     "a syntax error": (
-        build("trace2", 'probe begin { printf("x" }'),
+        build_case("trace2", 'probe begin { printf("x" }'),
         [r"line 1", r"column \d+"],
     ),
     "a global that the script does not declare": (
-        build("trace2", "global threshold_us = 0 probe begin { exit() }", globals={"treshold_us": 1}),
+        build_case("trace2", "global threshold_us = 0 probe begin { exit() }", globals={"treshold_us": 1}),
         ["treshold_us", "threshold_us"],
     ),
     "a parameter that does not exist": (
-        parameter(module="kvm", name="halt_pol_ns", value=1),
+        parameter_case(module="kvm", name="halt_pol_ns", value=1),
         ["halt_pol_ns", "halt_poll_ns"],
     ),
     "a parameter that is read-only": (
-        parameter(module="kvm_amd", name="nested", value=0, persist="none"),
+        parameter_case(module="kvm_amd", name="nested", value=0, persist="none"),
         ["nested", "read-only"],
     ),
     "a value of the wrong type": (
-        parameter(module="kvm", name="halt_poll_ns", value="fast"),
+        parameter_case(module="kvm", name="halt_poll_ns", value="fast"),
         ["halt_poll_ns", "fast"],
     ),
     "domain XML with a misspelt element": (
-        domain("bad-typo", memory="memroy"),
+        domain_case("bad-typo", memory="memroy"),
         ["memroy", "memory"],
     ),
     "a domain name that is a path": (
-        domain("../bad"),
+        domain_case("../bad"),
         [r"\.\./bad"],
     ),
     "a builder without headers for the kernel": (
-        build("trace2", "probe begin { exit() }", kernel="5.10.0-1-amd64"),
+        build_case("trace2", "probe begin { exit() }", kernel="5.10.0-1-amd64"),
         ["5.10.0-1-amd64", r"6\.12\."],
     ),
 }
@@ -85,11 +87,11 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def answers(lab, tmp_path_factory):
-    """Run every case in one playbook; return the answers, and what the host was like before and after."""
+    """Run every case in one playbook; return its result and the state of the host before and after."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "bad.stp.j2").write_text("{{ script }}\n", encoding="utf-8")
     before = fingerprint(lab)
-    tasks: list[dict[str, object]] = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}}]
+    tasks: list[dict[str, object]] = [FACTS]
     for title, ((_host, steps), _words) in CASES.items():
         tasks += [
             {"name": title, "block": steps, "rescue": [{"name": "Go on", "ansible.builtin.meta": "clear_host_errors"}]}
@@ -101,17 +103,15 @@ def answers(lab, tmp_path_factory):
 
 
 def fingerprint(lab):
-    """Return what must not change on the host: parameters, configuration, domains, stap modules, store."""
-    host = lab.run(
+    """Return the state that must not change on the host: parameters, configuration, domains, stap modules."""
+    return lab.shell(
         "trace2",
-        "sh",
-        "-c",
         "cd /sys/module; grep -rs . */parameters | sort | sha256sum;"
         " find /etc -type f | sort | xargs sha256sum | sha256sum;"
         " virsh -q list --all; ls /proc/systemtap 2>/dev/null",
+        check=False,
         timeout=180,
     )
-    return host.stdout
 
 
 @pytest.mark.parametrize("title", CASES)

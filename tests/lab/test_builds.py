@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from .support.hosts import STORE
+from .support.places import PLAYBOOKS
+
 HOSTS = ["trace1", "trace2", "trace3", "trace4"]
 PLAYS = 8
-STORE = "/var/lib/tapvirt/modules"
-# Of this run alone: the builder may serve another one.
+PREFIX = "tapvirt_builds_test_"  # of the names of the modules that are built here
+# Only for this test run: the builder may serve another run.
 FOLDER = f"/var/lib/tapvirt/builds-test-{os.getpid()}"
-PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "trace.yml"
 STARTS_WITHIN_SECONDS = 5
 SCRIPT = """# {{ stamp }}
 #: record count key:string count:integer
@@ -30,10 +32,10 @@ global calls
 probe kprobe.function("{{ function }}") { calls <<< 1 }
 probe end { printf("{\\"kind\\":\\"count\\",\\"key\\":\\"least %d\\",\\"count\\":%d}\\n", least, @count(calls)) }
 """
-# This is about builds: whether each probe was proved to be armed is told by other tests.
+# Other tests check that each probe was armed.
 ACCEPTED = ["ok", "zero_hits", "partial_arm"]
 FUNCTIONS = {"reads": "vfs_read", "writes": "vfs_write"}
-# What a compiler is held to, as the kernel itself says: stap hands its limits down to all that it starts.
+# The limits of a compiler in /proc: the processes that stap starts inherit its limits.
 LIMITS = """
 until limits=$(for name in $(grep -lxs cc1 /proc/[0-9]*/comm); do
     grep -hsE '^Max (cpu time|address space)' "${name%comm}limits"
@@ -42,28 +44,16 @@ echo "$limits"
 """
 
 
-def shell(lab, command: str, timeout: float = 60) -> str:
-    done = lab.run("builder", "sh", "-ec", command, timeout=timeout)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def builds(lab, store: str = STORE) -> list[dict[str, t.Any]]:
-    """The compilations of this test's scripts that a store has counted."""
-    log = lab.run("builder", "cat", f"{store}/builds.log").stdout
-    return [row for row in map(json.loads, log.splitlines()) if row["name"].startswith("tapvirt_builds_test_")]
-
-
 @pytest.fixture(scope="module")
 def scripts(lab, tmp_path_factory):
-    """Two scripts that nobody has built, and what is made on the builder taken away afterwards."""
+    """A directory with two scripts that were never built; the files on the builder are deleted afterwards."""
     folder = tmp_path_factory.mktemp("builds")
     for name, function in FUNCTIONS.items():
         text = SCRIPT.replace("{{ function }}", function)
         (folder / f"builds_test_{name}.stp.j2").write_text(text, encoding="utf-8")
-    shell(lab, f"mkdir -p {FOLDER}")
+    lab.shell("builder", f"mkdir -p {FOLDER}")
     yield folder
-    shell(lab, f"rm -rf {FOLDER}")
+    lab.shell("builder", f"rm -rf {FOLDER}")
 
 
 def build_tasks(name: str, **globals_: int) -> list[dict[str, t.Any]]:
@@ -94,7 +84,7 @@ def build_tasks(name: str, **globals_: int) -> list[dict[str, t.Any]]:
 
 @pytest.fixture(scope="module")
 def kernels(lab) -> dict[str, dict[str, str]]:
-    """What each host runs; asked once, since it is the builder that many plays press here."""
+    """The running kernel of each host: host -> release and version."""
     answers = lab.ansible(",".join(HOSTS), "tapvirt.host.kernel_facts", {"gather_subset": ["min"]})
     found = {host: answer["ansible_facts"]["tapvirt_kernel"] for host, answer in answers.items()}
     return {host: {"release": found[host]["release"], "version": found[host]["version"]} for host in HOSTS}
@@ -106,7 +96,7 @@ def write_play(path: pathlib.Path, kernels: dict[str, t.Any], tasks: list[dict[s
     return path
 
 
-def now(name: str) -> dict[str, t.Any]:
+def timestamp_task(name: str) -> dict[str, t.Any]:
     return {
         "name": name,
         "ansible.builtin.debug": {"msg": "{{ '%.3f' | format(now().timestamp()) }}"},
@@ -115,32 +105,32 @@ def now(name: str) -> dict[str, t.Any]:
 
 
 @pytest.fixture(scope="module")
-def asked(lab, scripts, kernels):
-    """Eight plays side by side, each for two scripts on four hosts; with the builds that this took."""
-    before = builds(lab)
+def eight_plays(lab, scripts, kernels):
+    """The results of eight concurrent plays, each with two scripts on four hosts, and the builds that they needed."""
+    before = lab.builds(PREFIX)
     play = write_play(scripts / "ask.yml", kernels, [*build_tasks("reads"), *build_tasks("writes")])
     plays = [lab.begin(play) for _number in range(PLAYS)]
     results = [running.end() for running in plays]
-    return results, builds(lab)[len(before) :]
+    return results, lab.builds(PREFIX)[len(before) :]
 
 
-def test_eight_plays_for_two_scripts_and_three_kernels_are_six_builds(asked, kernels):
-    results, built = asked
+def test_eight_plays_for_two_scripts_and_three_kernels_are_six_builds(eight_plays, kernels):
+    results, compiled = eight_plays
     assert [result.rc for result in results] == [0] * PLAYS, results[0].stdout[-3000:]
-    assert len(built) == 6, built
-    assert len({row["key"] for row in built}) == 6
+    assert len(compiled) == 6, compiled
+    assert len({row["key"] for row in compiled}) == 6
     releases = sorted({kernel["release"] for kernel in kernels.values()})
     assert len(releases) == 3
-    assert sorted(row["kernel"] for row in built) == sorted([*releases, *releases])
-    # Who waited for another's build has not built: six tasks say that they did.
-    said = [row for result in results for row in result.results if row["task"].startswith("Build ")]
-    assert len(said) == PLAYS * len(HOSTS) * len(FUNCTIONS)
-    assert sum(row["result"]["built"] for row in said) == 6
+    assert sorted(row["kernel"] for row in compiled) == sorted([*releases, *releases])
+    # A task that waited for the build of another one does not count as a build.
+    rows = [row for result in results for row in result.results if row["task"].startswith("Build ")]
+    assert len(rows) == PLAYS * len(HOSTS) * len(FUNCTIONS)
+    assert sum(row["result"]["built"] for row in rows) == 6
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_hosts_of_one_kernel_have_the_same_module_whoever_asked(asked, name):
-    modules = [(result.of(host, f"Build {name}")["module"], host) for result in asked[0] for host in HOSTS]
+def test_hosts_of_one_kernel_have_the_same_module_whoever_asked(eight_plays, name):
+    modules = [(result.of(host, f"Build {name}")["module"], host) for result in eight_plays[0] for host in HOSTS]
     sums: dict[str, set[str]] = {}
     for module, _host in modules:
         sums.setdefault(module["kernel"], set()).add(module["sha256"])
@@ -150,14 +140,14 @@ def test_hosts_of_one_kernel_have_the_same_module_whoever_asked(asked, name):
         assert pathlib.Path(module["controller_path"]).stat().st_size == module["bytes"]
 
 
-def test_a_second_campaign_with_another_threshold_builds_nothing_and_starts_at_once(lab, scripts, kernels, asked):
-    before = builds(lab)
+def test_a_second_campaign_with_another_threshold_builds_nothing_and_starts_at_once(lab, scripts, kernels, eight_plays):
+    before = lab.builds(PREFIX)
     run = {"module": "{{ built_reads.module }}", "duration": 2, "accept": ACCEPTED}
-    tasks = [now("Begun"), *build_tasks("reads", least=250), now("Starts")]
+    tasks = [timestamp_task("Begun"), *build_tasks("reads", least=250), timestamp_task("Starts")]
     tasks.append({"name": "Run", "tapvirt.host.stap_run": run})
     result = lab.playbook(write_play(scripts / "again.yml", kernels, tasks))
     assert result.rc == 0, result.stdout[-3000:]
-    assert builds(lab) == before
+    assert lab.builds(PREFIX) == before
     for host in HOSTS:
         assert result.of(host, "Build reads")["changed"] is False
         outcome = result.of(host, "Run")["run"]
@@ -182,13 +172,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_stap_refuses_is_said_in_one_paragraph(lab, scripts, asked, fault):
+def test_what_stap_refuses_is_said_in_one_paragraph(lab, scripts, eight_plays, fault):
     text, place, nearest = FAULTS[fault]
-    done = lab.run("builder", "sh", "-c", f"cat > {FOLDER}/faulty.stp", stdin=text)
-    assert done.returncode == 0
-    order = {"script": f"{FOLDER}/faulty.stp", "kernel": asked[0][0].of("trace2", "Build reads")["module"]["kernel"]}
-    before = shell(lab, f"ls -A {STORE} {STORE}/.work")
-    (refused,) = lab.ansible("builder", "tapvirt.host.stap_module", order).values()
+    script = lab.write("builder", f"{FOLDER}/faulty.stp", text)
+    args = {"script": script, "kernel": eight_plays[0][0].of("trace2", "Build reads")["module"]["kernel"]}
+    before = lab.shell("builder", f"ls -A {STORE} {STORE}/.work")
+    (refused,) = lab.ansible("builder", "tapvirt.host.stap_module", args).values()
     assert refused["failed"] and refused["outcome"] == "build_failed", refused
     assert {key: refused[key] for key in place} == place, refused
     assert nearest in refused["error"]["candidates"] and refused["error"]["option"] == "script"
@@ -197,10 +186,10 @@ def test_what_stap_refuses_is_said_in_one_paragraph(lab, scripts, asked, fault):
         f"Script faulty, line {place['line']}, column {place['column']}: The analysis of stap "
     )
     assert "\n" not in refused["msg"]
-    assert shell(lab, f"ls -A {STORE} {STORE}/.work") == before
+    assert lab.shell("builder", f"ls -A {STORE} {STORE}/.work") == before
 
 
-# An interpreter in a mount namespace of its own, in which the headers of other kernels are covered.
+# An interpreter in its own mount namespace, which hides the headers of other kernels.
 BLINDED = """#!/bin/sh
 exec unshare --mount sh -c '
 for folder in /usr/lib/modules/*; do case $folder in {seen}) ;; *) mount -t tmpfs tmpfs "$folder" ;; esac; done
@@ -210,13 +199,13 @@ exec /usr/bin/python3 "$@"' sh "$@"
 
 @pytest.fixture(scope="module")
 def two_builders(lab, scripts):
-    """An inventory with two builders that can build for one kernel each, with a store each."""
+    """An inventory with two builders; each can build for one kernel and has its own store."""
     machine = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))["builders"]["hosts"]["builder"]
     hosts = {}
     for name, seen in {"builder-old": "*/6.1.*", "builder-new": "*/6.12.*"}.items():
         path, store = f"{FOLDER}/{name}-python", f"{FOLDER}/{name}"
         text = BLINDED.replace("{seen}", seen)
-        assert lab.run("builder", "sh", "-c", f"cat > {path}; chmod 755 {path}", stdin=text).returncode == 0
+        lab.write("builder", path, text, "755")
         hosts[name] = {**machine, "ansible_python_interpreter": path, "trace_builder_store": store}
     path = scripts / "two.yml"
     path.write_text(yaml.safe_dump({"two_builders": {"hosts": hosts}}), encoding="utf-8")
@@ -224,8 +213,8 @@ def two_builders(lab, scripts):
 
 
 @pytest.fixture(scope="module")
-def parted(lab, scripts, asked, two_builders):
-    """A campaign with two builders and a script that was built elsewhere before; what the compilers were held to."""
+def two_builder_campaign(lab, scripts, eight_plays, two_builders):
+    """The result of a campaign with two builders, and the limits of the compilers."""
     variables = {
         "trace_builders": "two_builders",
         "trace_script": str(scripts / "builds_test_reads.stp.j2"),
@@ -235,27 +224,27 @@ def parted(lab, scripts, asked, two_builders):
         "trace_waves": "100%",
         "trace_accept": ACCEPTED,
     }
-    before = builds(lab)
+    before = lab.builds(PREFIX)
     with ThreadPoolExecutor(1) as pool:
-        watch = pool.submit(shell, lab, f"timeout 280 sh -c {shlex.quote(LIMITS)}", 300)
-        result = lab.playbook(PLAYBOOK, "-i", str(two_builders), "-e", json.dumps(variables))
+        watch = pool.submit(lab.shell, "builder", f"timeout 280 sh -c {shlex.quote(LIMITS)}", timeout=300)
+        result = lab.playbook(PLAYBOOKS / "trace.yml", "-i", str(two_builders), "-e", json.dumps(variables))
         limits = watch.result()
-    assert builds(lab) == before
+    assert lab.builds(PREFIX) == before
     return result, limits
 
 
 @pytest.mark.soak
-def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, parted):
-    result, _limits = parted
-    (told,) = [row["result"]["ansible_stats"]["data"] for row in result.results if "ansible_stats" in row["result"]]
-    campaign = told["trace_campaign"]
+def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, two_builder_campaign):
+    result, _limits = two_builder_campaign
+    campaign = result.stats()["trace_campaign"]
     assert sorted(campaign["hosts"]) == ["trace1", "trace2", "trace4"], result.stdout[-3000:]
     assert {row["outcome"] for row in campaign["hosts"].values()} <= set(ACCEPTED), result.stdout[-3000:]
     done = {
-        name: [row["kernel"][:4] for row in builds(lab, f"{FOLDER}/{name}")] for name in ("builder-old", "builder-new")
+        name: [row["kernel"][:4] for row in lab.builds(PREFIX, f"{FOLDER}/{name}")]
+        for name in ("builder-old", "builder-new")
     }
     assert done == {"builder-old": ["6.1."], "builder-new": ["6.12"]}
-    # What neither can build for is left out, and why is said for each of them.
+    # A host that neither builder can build for is left out, with the reason of each builder.
     reason = campaign["left_out"]["trace3"]
     for name in ("builder-old", "builder-new"):
         assert f"{name}: the builder has no headers for 7.2" in reason
@@ -264,17 +253,19 @@ def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, parted):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace4"])
-def test_a_build_is_the_same_in_another_store(asked, parted, host):
-    elsewhere = parted[0].of(host, "tapvirt.host.trace : Build the module, once for each distinct kernel")["module"]
-    module = asked[0][0].of(host, "Build reads")["module"]
+def test_a_build_is_the_same_in_another_store(eight_plays, two_builder_campaign, host):
+    elsewhere = two_builder_campaign[0].of(
+        host, "tapvirt.host.trace : Build the module, once for each distinct kernel"
+    )["module"]
+    module = eight_plays[0][0].of(host, "Build reads")["module"]
     assert elsewhere["path"] != module["path"] and elsewhere["path"].startswith(FOLDER)
     assert (elsewhere["sha256"], elsewhere["key"]) == (module["sha256"], module["key"])
 
 
 @pytest.mark.soak
-def test_compilers_are_held_to_the_limits(parted):
+def test_compilers_are_held_to_the_limits(two_builder_campaign):
     cpu, memory = (
-        {int(line.split()[-3]) for line in parted[1].splitlines() if line.startswith(f"Max {name}")}
+        {int(line.split()[-3]) for line in two_builder_campaign[1].splitlines() if line.startswith(f"Max {name}")}
         for name in ("cpu time", "address space")
     )
-    assert cpu == {600} and memory == {4 << 30}, parted[1]
+    assert cpu == {600} and memory == {4 << 30}, two_builder_campaign[1]

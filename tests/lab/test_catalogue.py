@@ -9,15 +9,16 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import pytest
 import yaml
 
+from .support.places import FILES, TREE
+from .support.tasks import FACTS, RUNNING_KERNEL
+
 pytestmark = pytest.mark.soak  # minutes of builds; the demonstration runs two of the scripts
 
-HERE = pathlib.Path(__file__).resolve().parent
-TEMPLATES = HERE.parents[1] / "roles/trace/templates"
+TEMPLATES = TREE / "roles/trace/templates"
 # Each kernel runs some: 6.1, 6.12 and 7.2.
 RUNS = {
     "trace1": ["function_count", "syscall_latency", "tcp_retransmits"],
@@ -34,9 +35,8 @@ VARIABLES = {
 BUILT = dict.fromkeys(RUNS, SCRIPTS)
 
 
-def play():
-    """Build scripts for each host's kernel; run the host's own, one after another, with their loads beside them."""
-    kernel = "ansible_facts.tapvirt_kernel"
+def catalogue_play():
+    """Return a play that builds all scripts for the kernel of each host, and runs some of them with their loads."""
     narrowed = "{{ {} if item == 'tcp_retransmits' else {'target_pid': (loads.stdout | from_json)[item]} }}"
     names = "{{ runs[inventory_hostname] | join(' ') }}"
     return [
@@ -45,7 +45,7 @@ def play():
             "gather_facts": False,
             "vars": {"templates": str(TEMPLATES), "built_for": BUILT, "runs": RUNS, "variables": VARIABLES},
             "tasks": [
-                {"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}},
+                FACTS,
                 {
                     "name": "Render",
                     "tapvirt.host.stap_script": {
@@ -60,8 +60,7 @@ def play():
                     "name": "Build",
                     "tapvirt.host.stap_module": {
                         "script": "{{ item.script }}",
-                        "kernel": f"{{{{ {kernel}.release }}}}",
-                        "kernel_version": f"{{{{ {kernel}.version }}}}",
+                        **RUNNING_KERNEL,
                         # Emulated hosts pay more for a probe.
                         "cpu_ceiling_percent": 50,
                     },
@@ -76,9 +75,7 @@ def play():
                         "cmd": "if grep -q '^tun ' /proc/modules; then touch /run/catalogue-tun; fi; modprobe tun;"
                         " cat > /run/catalogue_load.py;"
                         f" python3 /run/catalogue_load.py {names}",
-                        "stdin": "{{ lookup('ansible.builtin.file', '"
-                        + str(HERE / "files/catalogue_load.py")
-                        + "') }}",
+                        "stdin": "{{ lookup('ansible.builtin.file', '" + str(FILES / "catalogue_load.py") + "') }}",
                     },
                     "register": "loads",
                 },
@@ -109,8 +106,8 @@ def play():
 
 @pytest.fixture(scope="module")
 def traced(lab):
-    """Run the play; return each script's run, and the size of its load."""
-    done = lab.playbook(yaml.safe_dump(play()))
+    """The run of each script, the size of its load, and the builds of each host."""
+    done = lab.playbook(yaml.safe_dump(catalogue_play()))
     runs, sizes = {}, {}
     for host, names in RUNS.items():
         for name, result in zip(names, done.of(host, "Trace")["results"], strict=True):
@@ -125,14 +122,14 @@ def counts(run):
     return {row["key"]: row["count"] for row in run["records"] if row["kind"] == "count"}
 
 
-def only(run, kind="count"):
-    """Return the one record of a kind that a run narrowed to one process has."""
+def only_record(run, kind="count"):
+    """Return the only record of a kind in a run that traces one process."""
     (row,) = [row for row in run["records"] if row["kind"] == kind]
     return row
 
 
-def about(run, wanted):
-    """Tell what a count may be: what is wanted, less the hits that the run itself tells as skipped."""
+def allowed_counts(run, wanted):
+    """Return the allowed counts: the wanted count, reduced by at most the hits that the run reports as skipped."""
     return range(wanted - run["skipped"], wanted + 1)
 
 
@@ -160,14 +157,15 @@ def test_every_probe_is_armed_and_every_bucket_counted(traced, name):
 def test_functions_by_name_and_wildcard(traced):
     run = traced[0]["function_count"]
     size = traced[1]["function_count"]["size"]
-    assert all(counts(run)[function] in about(run, wanted) for function, wanted in size.items()), run["records"]
+    found = counts(run)
+    assert all(found[function] in allowed_counts(run, wanted) for function, wanted in size.items()), run["records"]
 
 
 def test_calls_over_time(traced):
     run = traced[0]["function_rate"]
     size = traced[1]["function_rate"]["size"]
-    row = only(run, "series")
-    assert row["count"] in about(run, size["vfs_read"])
+    row = only_record(run, "series")
+    assert row["count"] in allowed_counts(run, size["vfs_read"])
     assert sum(row["values"]) == row["count"]
     # The load was done in bursts, a second apart, in the midst of the run.
     assert len(row["values"]) >= 7
@@ -177,8 +175,8 @@ def test_calls_over_time(traced):
 
 def test_system_calls_of_a_process(traced):
     run = traced[0]["syscall_latency"]
-    assert counts(run)["getppid"] in about(run, 1000)
-    histogram = only(run, "histogram")
+    assert counts(run)["getppid"] in allowed_counts(run, 1000)
+    histogram = only_record(run, "histogram")
     assert sum(counts(run).values()) == histogram["count"]
     # It slept 20 times for 10 ms. SystemTap keeps a clock for each CPU, and under emulation two of them may differ by
     # milliseconds: a sleep that ends on another CPU than it began on may look shorter.
@@ -190,7 +188,7 @@ def test_segments_sent_again_by_peer(traced):
     run = traced[0]["tcp_retransmits"]
     size = traced[1]["tcp_retransmits"]["size"]
     assert size["segments"] >= 10
-    assert counts(run)[f"127.0.0.1:{size['port']}"] in about(run, size["segments"])
+    assert counts(run)[f"127.0.0.1:{size['port']}"] in allowed_counts(run, size["segments"])
 
 
 def test_block_reads_of_a_device(traced):
@@ -214,16 +212,16 @@ def test_waits_for_a_mutex(traced):
     assert sum(bucket[2] for bucket in mutex["buckets"] if bucket[1] > 262_144) >= 4 - run["skipped"]
 
 
-def accounted(traced, name, account):
-    """Return the bounds of a count: the kernel's own account of the load, and of the process from before to after."""
+def account_bounds(traced, name, account):
+    """Return the bounds of a count from the accounts of the kernel: of the load, and of the process around it."""
     run = traced[0][name]
     inner, outer = traced[1][name]["accounts"][account]
     return inner - run["skipped"], outer + 1
 
 
 def test_page_faults_are_those_of_the_kernels_own_account(traced):
-    row = only(traced[0]["page_faults"])
-    least, most = accounted(traced, "page_faults", "faults")
+    row = only_record(traced[0]["page_faults"])
+    least, most = account_bounds(traced, "page_faults", "faults")
     assert 1000 - traced[0]["page_faults"]["skipped"] <= least <= row["count"] <= most
     assert row["user"] >= 1000 - traced[0]["page_faults"]["skipped"]
     assert row["user"] + row["kernel"] == row["minor"] + row["major"] == row["count"]
@@ -231,14 +229,15 @@ def test_page_faults_are_those_of_the_kernels_own_account(traced):
 
 def test_waits_for_a_cpu_are_the_switches_of_the_process(traced):
     # Whoever is switched from waits once before it is switched to again, after sleep or preemption alike.
-    row = only(traced[0]["run_queue_latency"])
-    least, most = accounted(traced, "run_queue_latency", "switches")
+    row = only_record(traced[0]["run_queue_latency"])
+    least, most = account_bounds(traced, "run_queue_latency", "switches")
     assert 100 - traced[0]["run_queue_latency"]["skipped"] <= least <= row["count"] <= most
-    assert only(traced[0]["run_queue_latency"], "histogram")["sum"] == row["sum"]
+    assert only_record(traced[0]["run_queue_latency"], "histogram")["sum"] == row["sum"]
 
 
 def test_functions_of_a_module(traced):
     run = traced[0]["module_functions"]
     size = traced[1]["module_functions"]["size"]
-    assert all(counts(run)[function] in about(run, wanted) for function, wanted in size.items()), run["records"]
+    found = counts(run)
+    assert all(found[function] in allowed_counts(run, wanted) for function, wanted in size.items()), run["records"]
     assert run["probes"]["asked"] > 20

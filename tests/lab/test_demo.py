@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 import sys
@@ -17,7 +16,8 @@ from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, s
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from tools.demo import end_domains, told
 
-PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
+from .support.places import PLAYBOOKS
+
 HOSTS = ["trace1", "trace2", "trace4"]
 TRACES = {"function_latency": "hrtimer_start_range_ns", "kvm_exits": "kvm_exits of demo-talker"}
 UNDO = """
@@ -34,7 +34,7 @@ UNDO = """
         params: [{module: kvm, name: halt_poll_ns}]
         state: restored
 """
-# What a trace must not leave behind, beside the module that its result names.
+# What a trace must not leave behind, except the module in its result.
 LEFT = (
     "cat /proc/sys/kernel/kptr_restrict /proc/sys/debug/kprobes-optimization; ls /proc/systemtap 2>/dev/null;"
     " pgrep -a 'stap(run|io)'; ls /run/systemd/transient | grep -v ^machine-qemu;"
@@ -68,12 +68,14 @@ def passes(lab, tmp_path_factory):
 
 
 def undo(lab):
+    """Remove what the demonstration made on the hosts."""
     undone = lab.playbook(UNDO)
     assert undone.rc == 0, undone.stdout[-2000:]
 
 
 def left_on(lab, host):
-    return lab.run(host, "sh", "-c", LEFT, timeout=120).stdout
+    """Return the state of a host that a trace must not change."""
+    return lab.shell(host, LEFT, check=False)
 
 
 def trace_runs(result, host):
@@ -87,8 +89,8 @@ def test_both_passes_succeed_and_the_second_changes_nothing(passes):
     assert first.rc == 0, first.stdout[-3000:]
     assert second.rc == 0, second.stdout[-3000:]
     assert set(second.recap) == {*HOSTS, "builder", "localhost"}
-    assert {host: row["changed"] for host, row in second.recap.items() if row["changed"]} == {}
-    assert all(first.recap[host]["changed"] for host in [*HOSTS, "localhost"])
+    assert second.changes() == dict.fromkeys(second.recap, 0)
+    assert all(first.changes()[host] for host in [*HOSTS, "localhost"])
 
 
 def test_it_says_what_the_readme_shows(passes):
@@ -100,9 +102,7 @@ def test_it_says_what_the_readme_shows(passes):
 
 def test_each_script_was_compiled_once_for_each_distinct_kernel(passes, lab):
     (first, _second), *_rest = passes
-    log = lab.run("builder", "cat", "/var/lib/tapvirt/modules/builds.log")
-    assert log.returncode == 0, log.stderr
-    builds = [json.loads(line) for line in log.stdout.splitlines()]
+    builds = lab.builds()
     for title in TRACES.values():
         (name,) = {trace_runs(first, host)[title]["module"]["name"] for host in HOSTS}
         kernels = sorted(row["kernel"] for row in builds if row["name"] == name)

@@ -33,7 +33,7 @@ from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
 )
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 RST = "docs/docsite/rst/"
 # Takes some seconds; the others take minutes.
@@ -44,14 +44,7 @@ NETWORK = "<network><name>default</name><dns enable='no'/></network>"
 Given = t.Callable[["LabHosts", str, pathlib.Path], t.ContextManager[None]]
 
 
-def shell(lab: LabHosts, host: str, command: str, **options: t.Any) -> str:
-    """Run a command on a host; it has to succeed."""
-    done = lab.run(host, "sh", "-c", command, **options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def module(lab: LabHosts, host: str, name: str, args: dict[str, t.Any]) -> None:
+def run_module(lab: LabHosts, host: str, name: str, args: dict[str, t.Any]) -> None:
     """Run a module on a host; it has to succeed."""
     done = lab.ansible(host, f"tapvirt.host.{name}", args)[host]
     assert not done["failed"], done
@@ -66,12 +59,12 @@ def domain(
     make = (
         f"echo {boot_sector(name + ' login:')} | base64 -d > {raw} && qemu-img convert -O qcow2 {raw} {disk}; rm {raw}"
     )
-    shell(lab, host, make)
+    lab.shell(host, make)
     xml = lab.small_domain(name).replace("'raw'", "'qcow2'").replace(f"{name}.img", f"{name}.qcow2")
     (folder / f"{name}.xml.j2").write_text(xml, encoding="utf-8")
     try:
         if state != "absent":
-            module(lab, host, "libvirt_domain", {"name": name, "xml": xml, "state": state})
+            run_module(lab, host, "libvirt_domain", {"name": name, "xml": xml, "state": state})
         yield
     finally:
         undefine = f"virsh undefine --managed-save --snapshots-metadata --nvram {name}"
@@ -84,9 +77,9 @@ def old_domain(lab: LabHosts, host: str, _folder: pathlib.Path, disk: str = "") 
     drive = f"<disk type='file'><source file='{disk}'/><target dev='vda'/></disk>"
     xml = "<domain type='kvm'><name>old7</name><memory unit='MiB'>16</memory><os><type>hvm</type></os>"
     xml += f"<devices>{drive if disk else ''}</devices></domain>"
-    module(lab, host, "libvirt_domain", {"name": "old7", "xml": xml})
+    run_module(lab, host, "libvirt_domain", {"name": "old7", "xml": xml})
     if disk:
-        shell(lab, host, f"truncate -s 1M {disk}")
+        lab.shell(host, f"truncate -s 1M {disk}")
     yield
     assert lab.run(host, "virsh", "domstate", "old7").returncode != 0
     assert not disk or lab.run(host, "test", "-e", disk).returncode != 0
@@ -95,7 +88,7 @@ def old_domain(lab: LabHosts, host: str, _folder: pathlib.Path, disk: str = "") 
 @contextlib.contextmanager
 def image(lab: LabHosts, host: str, _folder: pathlib.Path, name: str = "web") -> t.Iterator[None]:
     """The disk of a domain that the page defines and nobody puts back."""
-    shell(lab, host, f"qemu-img create -q -f qcow2 {IMAGES}/{name}.qcow2 1M")
+    lab.shell(host, f"qemu-img create -q -f qcow2 {IMAGES}/{name}.qcow2 1M")
     try:
         yield
     finally:
@@ -108,7 +101,7 @@ def saved_network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[
     (folder / "default-network.xml").write_text(NETWORK, encoding="utf-8")
     saved = "/var/tmp/default-network.xml"
     end = "virsh net-destroy default; virsh net-undefine default"
-    shell(lab, host, f"virsh net-dumpxml --inactive default > {saved}; {end}; true")
+    lab.shell(host, f"virsh net-dumpxml --inactive default > {saved}; {end}", check=False)
     try:
         yield
     finally:
@@ -119,17 +112,17 @@ def saved_network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[
 def network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
     """The network ``default`` at work, without addresses: nobody gives any out here."""
     with saved_network(lab, host, folder):
-        module(lab, host, "libvirt_network", {"name": "default", "xml": NETWORK, "state": "active"})
+        run_module(lab, host, "libvirt_network", {"name": "default", "xml": NETWORK, "state": "active"})
         yield
 
 
 @contextlib.contextmanager
 def pool(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
     """The pool ``images`` with a base image in it."""
-    shell(lab, host, "mkdir /srv/images && qemu-img create -q -f qcow2 /srv/images/base.qcow2 1M")
+    lab.shell(host, "mkdir /srv/images && qemu-img create -q -f qcow2 /srv/images/base.qcow2 1M")
     xml = "<pool type='dir'><name>images</name><target><path>/srv/images</path></target></pool>"
     try:
-        module(lab, host, "libvirt_pool", {"name": "images", "xml": xml, "state": "active"})
+        run_module(lab, host, "libvirt_pool", {"name": "images", "xml": xml, "state": "active"})
         yield
     finally:
         lab.run(host, "sh", "-c", "virsh pool-destroy images; virsh pool-undefine images; rm -rf /srv/images")
@@ -144,23 +137,23 @@ def parameters(
         yield
     finally:
         params = [{"module": "kvm", "name": name} for name in names]
-        module(lab, host, "kernel_module_param", {"params": params, "state": "restored"})
+        run_module(lab, host, "kernel_module_param", {"params": params, "state": "restored"})
 
 
 @contextlib.contextmanager
 def user(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
     """Somebody called ``alice``."""
-    shell(lab, host, "useradd --system alice")
+    lab.shell(host, "useradd --system alice")
     try:
         yield
     finally:
-        shell(lab, host, "userdel alice; systemctl stop sys-kernel-debug.mount")
+        lab.shell(host, "userdel alice; systemctl stop sys-kernel-debug.mount")
 
 
 @contextlib.contextmanager
 def key(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
     """A builder without a key, which has none afterwards either."""
-    shell(lab, host, "! test -e /etc/tapvirt/signing")
+    lab.shell(host, "! test -e /etc/tapvirt/signing")
     try:
         yield
     finally:
@@ -171,9 +164,8 @@ def key(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
 def daemon(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
     """What a daemon of libvirt's logs, and the pool ``images``, which there is none of."""
     conf = "/etc/libvirt/libvirtd.conf"
-    outputs = (
-        shell(lab, host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs").partition(":")[2].strip()
-    )
+    saved = lab.shell(host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs")
+    outputs = saved.partition(":")[2].strip()
     try:
         yield
     finally:
@@ -281,9 +273,13 @@ def ssh_by_inventory(lab: LabHosts, page: str, folder: pathlib.Path) -> None:
     """Let ``ssh``, as libvirt calls it, find the page's hosts in the domain example.org."""
     lines = []
     for name, host in next(iter(stage_of(page).groups.values())).items():
-        said = lab.variables(host)
-        lines += [f"Host {name}.example.org", f"  HostName {said['ansible_host']}", f"  Port {said['ansible_port']}"]
-        lines += [f'  IdentityFile "{said["ansible_ssh_private_key_file"]}"']
+        variables = lab.variables(host)
+        lines += [
+            f"Host {name}.example.org",
+            f"  HostName {variables['ansible_host']}",
+            f"  Port {variables['ansible_port']}",
+        ]
+        lines += [f'  IdentityFile "{variables["ansible_ssh_private_key_file"]}"']
         lines += ["  StrictHostKeyChecking no", "  UserKnownHostsFile /dev/null", "  LogLevel ERROR"]
     (folder / "ssh_config").write_text("\n".join(lines) + "\n", encoding="utf-8")
     program = folder / "bin" / "ssh"
@@ -307,26 +303,26 @@ def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path):
     env |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     wrong = []
-    said = ""
+    output = ""
     with contextlib.ExitStack() as given:
         hosts = {name: host for group in stage_of(page).groups.values() for name, host in group.items()}
         for name, give in stage_of(page).given:
             given.enter_context(give(lab, hosts[name], tmp_path))
         for block in blocks:
-            if block.run == "printed" and not shown_in(block.text, said, numbers_differ=True):
-                wrong.append(f"{block} shows\n{block.text}\nand this came:\n{said[-6000:]}")
+            if block.run == "printed" and not shown_in(block.text, output, numbers_differ=True):
+                wrong.append(f"{block} shows\n{block.text}\nand this came:\n{output[-6000:]}")
             if block.run != "lab":
                 continue
             if block.kind != "console":
                 (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays_of(block)), encoding="utf-8")
-            said = ""
+            output = ""
             for words, shown in commands_of(block, blocks):
                 # A variable before a command is the environment's, as for a shell.
                 variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
                 argv = words[len(variables) :]
                 done = subprocess.run(argv, cwd=tmp_path, env=env | variables, timeout=600, check=False, **quiet)
-                said += done.stdout
+                output += done.stdout
                 if done.returncode or not shown_in(shown, done.stdout):
-                    told = done.stdout[-3000:] + done.stderr[-1000:]
-                    wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{told}")
+                    end = done.stdout[-3000:] + done.stderr[-1000:]
+                    wrong.append(f"{block}: {shlex.join(words)} ended with {done.returncode}:\n{end}")
         assert not wrong, "\n\n".join(wrong)

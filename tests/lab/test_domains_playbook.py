@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import pytest
 
+from .support.places import PLAYBOOKS
+
 pytestmark = pytest.mark.soak  # it takes minutes; the role has a test on this machine
-PLAYBOOKS = pathlib.Path(__file__).resolve().parents[2] / "playbooks"
 HOSTS = ["trace1", "trace2"]
 # Paused: a guest without a system keeps an emulated host's processor busy for nothing.
 WANTED = [
@@ -30,7 +30,9 @@ LISTED = "virsh -q list --all | grep fleet- | tr -s ' '; virsh -q list --all --a
 
 
 @pytest.fixture
-def converge(lab):
+def run_playbook(lab):
+    """A function that runs the playbook with domains; the domains are deleted afterwards."""
+
     def run(*options, wanted=None):
         variables = {"domains_wanted": wanted or WANTED, "domains_hosts": ",".join(HOSTS)}
         done = lab.playbook(PLAYBOOKS / "domains.yml", "-e", json.dumps(variables), *options)
@@ -42,38 +44,35 @@ def converge(lab):
     lab.ansible(
         ",".join(HOSTS), "tapvirt.host.libvirt_domain", {"domains": gone, "on_timeout": "destroy", "wait_seconds": 1}
     )
-    assert [listed(lab, host) for host in HOSTS] == [[], []]
+    assert [fleet_domains(lab, host) for host in HOSTS] == [[], []]
 
 
-def listed(lab, host):
-    return lab.run(host, "sh", "-c", LISTED).stdout.split("\n")[:-1]
+def fleet_domains(lab, host):
+    """Return the rows of virsh about the domains of the fleet, then the names of those that start with the host."""
+    return lab.shell(host, LISTED, check=False).splitlines()
 
 
-def changes(run):
-    return {host: row["changed"] for host, row in run.recap.items()}
-
-
-def test_a_fleet_is_compared_and_converged(lab, converge):
-    planned = converge("--check")
-    assert changes(planned) == dict.fromkeys(HOSTS, 1)
+def test_a_fleet_is_compared_and_converged(lab, run_playbook):
+    planned = run_playbook("--check")
+    assert planned.changes() == dict.fromkeys(HOSTS, 1)
     assert "0 of 2 hosts are as wanted." in planned.stdout
-    assert listed(lab, HOSTS[0]) == []
-    done = converge()
-    assert changes(done) == dict.fromkeys(HOSTS, 1)
+    assert fleet_domains(lab, HOSTS[0]) == []
+    done = run_playbook()
+    assert done.changes() == dict.fromkeys(HOSTS, 1)
     assert "trace2: fleet-web state is not there, wanted paused" in done.stdout
     assert "2 of 2 hosts are as wanted." in done.stdout
     for host in HOSTS:
-        rows = listed(lab, host)
+        rows = fleet_domains(lab, host)
         assert {row.split(" ", 2)[-1] for row in rows[:2]} == {"fleet-web paused", "fleet-db shut off"}
         assert rows[2:] == ["fleet-web"]
-    again = converge("--tags", "report")
-    assert changes(again) == dict.fromkeys(HOSTS, 0)
+    again = run_playbook("--tags", "report")
+    assert again.changes() == dict.fromkeys(HOSTS, 0)
     assert "2 of 2 hosts are as wanted." in again.stdout
 
 
-def test_consoles_are_kept_on_the_controller(lab, converge, tmp_path):
+def test_consoles_are_kept_on_the_controller(lab, run_playbook, tmp_path):
     wanted = [{"name": "fleet-web", "xml": TALKER, "state": "running"}, {"name": "fleet-db", "memory_mib": 32}]
-    converge("--tags", "converge", wanted=wanted)
+    run_playbook("--tags", "converge", wanted=wanted)
     before = jobs(lab)
     variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_until": "No bootable"}
     done = lab.playbook(PLAYBOOKS / "console_logs.yml", "-e", json.dumps({**variables, "console_logs_seconds": 30}))
@@ -84,9 +83,9 @@ def test_consoles_are_kept_on_the_controller(lab, converge, tmp_path):
     assert jobs(lab) == before
 
 
-def test_a_console_that_somebody_else_reads_is_named_and_the_others_are_kept(lab, converge, tmp_path):
+def test_a_console_that_somebody_else_reads_is_named_and_the_others_are_kept(lab, run_playbook, tmp_path):
     wanted = [{"name": row["name"], "xml": TALKER, "state": "running"} for row in WANTED]
-    converge("--tags", "converge", wanted=wanted)
+    run_playbook("--tags", "converge", wanted=wanted)
     before = jobs(lab)
     variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_seconds": 5}
     console = "sleep 600 | script -qfc 'virsh console fleet-db' /dev/null"
@@ -103,5 +102,5 @@ def test_a_console_that_somebody_else_reads_is_named_and_the_others_are_kept(lab
 
 
 def jobs(lab):
-    """Return what is left of tasks that ran beside others."""
-    return lab.run("trace1", "sh", "-c", "ls ~/.ansible_async").stdout.split()
+    """Return the files of asynchronous tasks on the host."""
+    return lab.shell("trace1", "ls ~/.ansible_async", check=False).split()

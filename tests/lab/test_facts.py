@@ -17,8 +17,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table
 
 HOSTS = ("trace1", "trace2", "trace3")
 NAMES = ["vfs_read", "do_sys_openat2", "init_once", "schedule", "no_such_name"]
-# One round trip: what awk, sha256sum and others say of a guest. The table comes along, packed.
-TOLD = r"""
+# Read a guest with awk, sha256sum and others in one round trip. The symbol table is included, compressed.
+READERS = r"""
 cat /proc/kallsyms >/tmp/tapvirt-facts
 cd /tmp
 echo "release=$(uname -r)"
@@ -45,8 +45,8 @@ rm tapvirt-facts
 
 
 @pytest.fixture(scope="module")
-def modules_say(lab, kernel_hosts):
-    """Both modules on every guest, in one run."""
+def module_results(lab, kernel_hosts):
+    """The result of a playbook that runs both modules on every guest."""
     tasks = [
         {"name": "symbols", "tapvirt.host.kernel_symbol_info": {"symbols": NAMES, "compare_with": "system_map"}},
         # Last, so that the other readers look right after it.
@@ -57,62 +57,68 @@ def modules_say(lab, kernel_hosts):
         {"hosts": ":".join(kernel_hosts), "gather_facts": False, "tasks": tasks},
         {"hosts": HOSTS[0], "gather_facts": False, "tasks": later},
     ]
-    played = lab.playbook(yaml.safe_dump(plays))
-    assert played.rc == 0, played.stdout
-    return played
+    result = lab.playbook(yaml.safe_dump(plays))
+    assert result.rc == 0, result.stdout
+    return result
 
 
 @pytest.fixture(scope="module")
-def others_say(lab, kernel_hosts, modules_say):
-    """What other readers say of each guest, once the modules have run."""
-    assert modules_say.rc == 0
-    told = {}
+def reader_values(lab, kernel_hosts, module_results):
+    """The values that other programs read in each guest after the modules: host -> name -> value."""
+    assert module_results.rc == 0
+    values = {}
     for host in kernel_hosts:
-        done = lab.run(host, "sh", stdin=TOLD, timeout=180)
+        done = lab.run(host, "sh", stdin=READERS, timeout=180)
         assert done.returncode == 0, done.stderr
-        told[host] = {name: value.strip() for name, value in re.findall(r"^([^=\s]+)=(.*)$", done.stdout, re.MULTILINE)}
-    return told
+        values[host] = {
+            name: value.strip() for name, value in re.findall(r"^([^=\s]+)=(.*)$", done.stdout, re.MULTILINE)
+        }
+    return values
 
 
-def facts_of(modules_say, host):
-    return modules_say.of(host, "facts")["ansible_facts"]["tapvirt_kernel"]
+def facts_of(module_results, host):
+    return module_results.of(host, "facts")["ansible_facts"]["tapvirt_kernel"]
 
 
-def test_a_task_in_the_background_has_the_same_result(modules_say):
-    later = modules_say.of(HOSTS[0], "later")["ansible_facts"]["tapvirt_kernel"]
-    facts = facts_of(modules_say, HOSTS[0])
+def test_a_task_in_the_background_has_the_same_result(module_results):
+    later = module_results.of(HOSTS[0], "later")["ansible_facts"]["tapvirt_kernel"]
+    facts = facts_of(module_results, HOSTS[0])
     keys = ("arch", "build_id", "release", "version", "version_code")
     assert [later[key] for key in keys] == [facts[key] for key in keys]
 
 
-def test_facts_are_what_other_readers_say(kernel_host, modules_say, others_say):
-    facts, told = facts_of(modules_say, kernel_host), others_say[kernel_host]
-    assert (facts["release"], facts["version"], facts["arch"]) == (told["release"], told["version"], told["machine"])
-    assert facts["cpus"]["online"] == int(told["cpus"])
-    assert facts["memory"]["total_bytes"] == int(told["memory"])
-    assert facts["tainted"] == int(told["tainted"])
-    assert facts["lockdown"] == told["lockdown"]
-    assert facts["parameters"]["count"] == int(told["parameters"])
-    assert facts["config"]["CONFIG_HZ"] == int(told["hz"])
-    assert (facts["config"]["CONFIG_KVM_AMD"] == "m") == (told["config_set"] == "1")
+def test_facts_are_what_other_readers_say(kernel_host, module_results, reader_values):
+    facts, values = facts_of(module_results, kernel_host), reader_values[kernel_host]
+    assert (facts["release"], facts["version"], facts["arch"]) == (
+        values["release"],
+        values["version"],
+        values["machine"],
+    )
+    assert facts["cpus"]["online"] == int(values["cpus"])
+    assert facts["memory"]["total_bytes"] == int(values["memory"])
+    assert facts["tainted"] == int(values["tainted"])
+    assert facts["lockdown"] == values["lockdown"]
+    assert facts["parameters"]["count"] == int(values["parameters"])
+    assert facts["config"]["CONFIG_HZ"] == int(values["hz"])
+    assert (facts["config"]["CONFIG_KVM_AMD"] == "m") == (values["config_set"] == "1")
     symbols = facts["symbols"]
-    assert symbols["core_fingerprint"] == told["core"]
-    assert symbols["total"] == int(told["lines"])
-    assert symbols["by_type"] == {name[5:]: int(value) for name, value in told.items() if name.startswith("type_")}
-    owners = {name[6:]: int(value) for name, value in told.items() if name.startswith("owner_")}
+    assert symbols["core_fingerprint"] == values["core"]
+    assert symbols["total"] == int(values["lines"])
+    assert symbols["by_type"] == {name[5:]: int(value) for name, value in values.items() if name.startswith("type_")}
+    owners = {name[6:]: int(value) for name, value in values.items() if name.startswith("owner_")}
     assert symbols["owners"] == len(owners)
     assert symbols["by_owner"].items() <= owners.items()
 
 
-def test_symbols_are_where_awk_finds_them(kernel_host, modules_say, others_say):
-    told = others_say[kernel_host]
-    for row in modules_say.of(kernel_host, "symbols")["symbols"]:
+def test_symbols_are_where_awk_finds_them(kernel_host, module_results, reader_values):
+    values = reader_values[kernel_host]
+    for row in module_results.of(kernel_host, "symbols")["symbols"]:
         name = row["name"]
-        assert row["count"] == int(told["count_" + name]), name
+        assert row["count"] == int(values["count_" + name]), name
         if row["matches"]:
             first = min(row["matches"], key=lambda match: int(match["address"], 16))
-            assert f"{int(first['address'], 16):016x} {first['type']}" == told["at_" + name]
-            assert row["ftrace"] == (told["ftrace_" + name] != "0")
+            assert f"{int(first['address'], 16):016x} {first['type']}" == values["at_" + name]
+            assert row["ftrace"] == (values["ftrace_" + name] != "0")
             core = {match["owner"] for match in row["matches"]} == {"vmlinux"}
             status = "found" if row["count"] == 1 else "ambiguous"
             assert (row["section"], row["status"]) == ("text" if core else None, status)
@@ -120,23 +126,23 @@ def test_symbols_are_where_awk_finds_them(kernel_host, modules_say, others_say):
             assert (row["status"], row["section"]) == ("absent", None)
 
 
-def test_the_guests_have_placeholders_only(kernel_host, modules_say):
-    comparison = modules_say.of(kernel_host, "symbols")["comparison"]
+def test_the_guests_have_placeholders_only(kernel_host, module_results):
+    comparison = module_results.of(kernel_host, "symbols")["comparison"]
     assert (comparison["verdict"], comparison["with"]["state"]) == ("unknown", "placeholder")
     assert "-dbg package" in comparison["reason"]
 
 
-def test_a_kernels_own_files_on_the_builder_agree(lab, modules_say, others_say):
-    releases = {host: others_say[host]["release"] for host in HOSTS}
+def test_a_kernels_own_files_on_the_builder_agree(lab, module_results, reader_values):
+    releases = {host: reader_values[host]["release"] for host in HOSTS}
     line = "echo {0}=$(sed -n 's/#define LINUX_VERSION_CODE //p' /usr/src/linux-headers-{0}/{1}) $(file -bL {2}-{0})"
     places = ("include/generated/uapi/linux/version.h", "/usr/lib/debug/boot/vmlinux")
     script = "\n".join(line.format(release, *places) for release in releases.values())
-    told = dict(line.split("=", 1) for line in lab.run("builder", "sh", stdin=script).stdout.splitlines())
-    tables = {host: SymbolTable(gzip.decompress(base64.b64decode(others_say[host]["table"]))) for host in HOSTS}
+    values = dict(line.split("=", 1) for line in lab.run("builder", "sh", stdin=script).stdout.splitlines())
+    tables = {host: SymbolTable(gzip.decompress(base64.b64decode(reader_values[host]["table"]))) for host in HOSTS}
     for host, release in releases.items():
-        facts = facts_of(modules_say, host)
-        assert facts["version_code"] == int(told[release].split()[0])
-        assert facts["build_id"] == re.search(r"BuildID\[sha1\]=(\w+)", told[release]).group(1)
+        facts = facts_of(module_results, host)
+        assert facts["version_code"] == int(values[release].split()[0])
+        assert facts["build_id"] == re.search(r"BuildID\[sha1\]=(\w+)", values[release]).group(1)
         assert tables[host].counts().core_fingerprint == facts["symbols"]["core_fingerprint"]
         maps = f"/usr/lib/debug/boot/System.map-{release} /usr/lib/debug/lib/modules/{release}/System.map"
         text = lab.run("builder", "sh", "-c", f"cat {maps} 2>/dev/null || true").stdout

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 
 import pytest
 
-PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "gather.yml"
+from .support.places import PLAYBOOKS
+
 HOSTS = ["trace1", "trace2", "trace4"]
 
 
@@ -20,7 +20,7 @@ def gathered(lab, tmp_path_factory):
     """Gather twice from three hosts with two kernels; return both runs and where the files are."""
     dest = tmp_path_factory.mktemp("gathered")
     options = ["--limit", ",".join(HOSTS), "-e", json.dumps({"gather_hosts": "trace_hosts", "gather_dest": str(dest)})]
-    runs = [lab.playbook(PLAYBOOK, *options) for _number in range(2)]
+    runs = [lab.playbook(PLAYBOOKS / "gather.yml", *options) for _number in range(2)]
     assert runs[0].rc == 0, runs[0].stdout[-3000:]
     return runs, dest
 
@@ -30,12 +30,12 @@ def test_one_table_is_kept_for_each_kernel_and_it_is_the_hosts(gathered, lab):
     tables = {path.stem: path.read_text() for path in (dest / "symbols").iterdir()}
     build_ids = {}
     for host in HOSTS:
-        notes = lab.run(host, "sh", "-c", "od -An -v -tx1 /sys/kernel/notes | tr -d ' \\n'").stdout
+        notes = lab.shell(host, "od -An -v -tx1 /sys/kernel/notes | tr -d ' \\n'")
         (build_ids[host],) = (build_id for build_id in tables if build_id in notes)
     assert build_ids["trace2"] == build_ids["trace4"] != build_ids["trace1"]
     assert set(tables) == set(build_ids.values())
     for host in HOSTS:
-        theirs = lab.run(host, "sh", "-c", "grep -v '\\[' /proc/kallsyms | cut -c18- | sha256sum").stdout
+        theirs = lab.shell(host, "grep -v '\\[' /proc/kallsyms | cut -c18- | sha256sum")
         lines = [line[17:] for line in tables[build_ids[host]].splitlines() if "[" not in line]
         assert theirs.split()[0] == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
@@ -43,7 +43,7 @@ def test_one_table_is_kept_for_each_kernel_and_it_is_the_hosts(gathered, lab):
 def test_a_second_run_fetches_and_changes_nothing(gathered):
     (_first, second), _dest = gathered
     assert second.rc == 0, second.stdout[-3000:]
-    assert {host: row["changed"] for host, row in second.recap.items()} == dict.fromkeys(HOSTS, 0)
+    assert second.changes() == dict.fromkeys(HOSTS, 0)
     assert not [row for row in second.results if row["task"] == "Read it" and row["status"] == "ok"]
 
 

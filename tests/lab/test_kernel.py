@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import random
 import typing as t
 
@@ -16,8 +15,10 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import modprobe_d
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modinfo import canonical
 
+from .support.places import FILES
+
 COUNT = 5000 if os.environ.get("TAPVIRT_SOAK") else 500
-SCRIPT = pathlib.Path(__file__).resolve().parent / "files" / "modprobe.py"
+SCRIPT = FILES / "modprobe.py"
 MODULES = ["dummy", "kvm-amd", "nbd", "null_blk"]
 NAMES = [*MODULES, "dummy", "kvm_amd", "null-blk", "brd", "alias0"]
 OPTIONS = ["a=1", "b=2", 'c="x y"', "# note", "d", "e=", '"f=g h"', "a=0x10", "i=it's", "k==", "l=a,b", "m-n=1"]
@@ -87,8 +88,8 @@ def options_of(root: Root, lines: list[modprobe_d.Line]) -> list[tuple[str, str,
     return [(option.module, option.name, option.value) for option in options if option.module != "kernel"]
 
 
-def said_by(printed: list[str]) -> list[tuple[str, str, str | None]]:
-    # What modprobe prints is read as it is: its backslashes have been read already.
+def printed_options(printed: list[str]) -> list[tuple[str, str, str | None]]:
+    """Return the options in lines of modprobe, which has already evaluated their backslashes."""
     lines = [modprobe_d.Line(*line.partition(" ")[::2], "") for line in printed]
     return [(option.module, option.name, option.value) for option in modprobe_d.options_of(lines)]
 
@@ -97,7 +98,7 @@ def test_what_modprobe_c_prints_is_our_view(trees):
     count = 0
     for number, (root, lines, theirs) in enumerate(trees):
         ours = options_of(root, lines)
-        assert ours == said_by(theirs["config"]), number
+        assert ours == printed_options(theirs["config"]), number
         assert ("own", "value", OWN_VALUES[number % len(OWN_VALUES)]) in ours, number
         for command in ("blacklist", "install"):
             found = [line.rest for line in lines if line.command == command and line.rest]
@@ -119,7 +120,7 @@ def test_what_modprobe_would_load_is_our_view(trees):
             own = [line for line in shown if line.startswith("insmod ") and f"/{module}.ko" in line]
             assert bool(own) is (install is None), (number, module)
             if install is None:
-                words = said_by([f"options {module} {line.split(' ', 2)[2]}" for line in own[:1]])
+                words = printed_options([f"options {module} {line.split(' ', 2)[2]}" for line in own[:1]])
                 ours = [row for row in options_of(root, lines) if row[0] == canonical(module)]
                 assert words == ours, (number, module)
                 loaded += bool(words)

@@ -83,8 +83,8 @@ class Trial:
     """What the next run found."""
     screen: str = ""
 
-    def told(self) -> dict[str, t.Any]:
-        """Return what is told of the run, by itself or by the next one."""
+    def result(self) -> dict[str, t.Any]:
+        """Return the result of the run, from its own task or from the next run."""
         rows = self.found if self.alone else [self.run]
         assert rows and len(rows) == 1 and rows[0], self
         return rows[0]
@@ -92,11 +92,14 @@ class Trial:
     def row(self) -> list[t.Any]:
         """Return the trial in short."""
         rows = (self.found if self.alone else [self.run]) or [None]
-        told = [f"{row['outcome']}, {row.get('bytes')} bytes, {row.get('record_count')} records" for row in rows if row]
-        return [f"at {self.moment:.1f} s", told, f"clean after {self.clean_seconds or -1:.1f} s"]
+        outcomes = [
+            f"{row['outcome']}, {row.get('bytes')} bytes, {row.get('record_count')} records" for row in rows if row
+        ]
+        return [f"at {self.moment:.1f} s", outcomes, f"clean after {self.clean_seconds or -1:.1f} s"]
 
 
 def hang_up(ends: t.Iterable[socket.socket]) -> None:
+    """Shut connections down."""
     for end in ends:
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
@@ -183,8 +186,9 @@ class Host:
         self.variables = inventory["trace_hosts"]["hosts"][host]
         self.chance = random.Random(f"{SEED} {host}")
 
-    def sh(self, text: str) -> str:
-        return t.cast("str", self.lab.run(self.host, "sh", "-c", text).stdout)
+    def shell(self, text: str) -> str:
+        """Return the output of a shell command on the host, whatever its exit status."""
+        return t.cast("str", self.lab.shell(self.host, text, check=False))
 
     def begin(self, duration: float, **variables: t.Any) -> t.Any:
         """Start a playbook that runs the module."""
@@ -195,7 +199,7 @@ class Host:
 
     def directories(self) -> list[str]:
         """Return the directories of runs that have begun, ended or not."""
-        return [os.path.dirname(path) for path in self.sh(f"ls -d {BASE}/{self.name}-*/state.json").split()]
+        return [os.path.dirname(path) for path in self.shell(f"ls -d {BASE}/{self.name}-*/state.json").split()]
 
     def directory(self, play: t.Any, earlier: list[str]) -> str:
         """Wait until a run has begun; return its directory."""
@@ -210,7 +214,7 @@ class Host:
     def trial(self, kind: str, number: int, alone: bool) -> Trial:
         seconds = SILENT_SECONDS if kind == "cut" and number == 3 else self.chance.uniform(1, 4)
         trial = Trial(kind, number, alone, self.chance.uniform(0, LAST_MOMENT), seconds)
-        trial.before = self.sh(STATE)
+        trial.before = self.shell(STATE)
         variables: dict[str, t.Any] = {}
         forwarder = Forwarder(self.variables["ansible_port"]) if kind == "cut" else None
         if forwarder:
@@ -240,12 +244,12 @@ class Host:
         if forwarder:
             forwarder.cut(trial.seconds, silently=trial.number % 2 == 1)
         elif trial.kind != "controller":
-            self.sh(self._fault(trial, directory))
+            self.shell(self._fault(trial, directory))
         # Loading takes what it takes here; the run's own deadline is counted from its beginning.
         end = started + DURATION + LATEST_SECONDS
         while trial.clean_seconds is None and time.monotonic() < end:
-            trial.left = self.sh(LEFT.format(name=self.name))
-            trial.after = self.sh(STATE)
+            trial.left = self.shell(LEFT.format(name=self.name))
+            trial.after = self.shell(STATE)
             if not trial.left and trial.after == trial.before:
                 trial.clean_seconds = time.monotonic() - started
         if not trial.alone:
@@ -253,7 +257,7 @@ class Host:
             trial.screen = done.stdout
             trial.run = next((row["result"].get("run") for row in done.results), None)
         # A run that its controller asked for a moment ago is not the next run's to tell; so time has passed.
-        self.sh(f"touch -d '-1 min' {BASE}/*/seen {BASE}/*/request.json 2>/dev/null; true")
+        self.shell(f"touch -d '-1 min' {BASE}/*/seen {BASE}/*/request.json 2>/dev/null; true")
 
     def _fault(self, trial: Trial, directory: str) -> str:
         pid = f"$(sed 's/.*\"pid\": \\([0-9]*\\).*/\\1/' {directory}/state.json)"
@@ -270,31 +274,31 @@ class Host:
         """Lose a run, then have the next one tell of it."""
         first, second = kinds
         if first == "guard":
-            self.lab.run(self.host, "sh", "-c", "cat > /run/python; chmod +x /run/python", stdin=WITHOUT_SYSTEMD)
+            self.lab.write(self.host, "/run/python", WITHOUT_SYSTEMD, "755")
         if first == "disk":
-            self.sh(f"mkdir -p {BASE} && mount -t tmpfs -o size=2m none {BASE}")
+            self.shell(f"mkdir -p {BASE} && mount -t tmpfs -o size=2m none {BASE}")
         try:
             trials = [self.trial(first, number, True), self.trial(second, number, False)]
         finally:
-            self.sh(f"umount {BASE} 2>/dev/null; rmdir {BASE} /run/tapvirt; rm -f /run/python")
+            self.shell(f"umount {BASE} 2>/dev/null; rmdir {BASE} /run/tapvirt; rm -f /run/python")
         trials[0].found = (trials[1].run or {}).get("found")
-        trials[1].left += self.sh("ls -d /run/tapvirt 2>/dev/null")
+        trials[1].left += self.shell("ls -d /run/tapvirt 2>/dev/null")
         print(f"{self.host} {first} {number}, {second}:", *(row.row() for row in trials), flush=True)
         return trials
 
 
 @pytest.fixture(scope="module")
-def built(lab, tmp_path_factory):
-    """The script's module for each host."""
+def builds(lab, tmp_path_factory):
+    """The build of the script for each host: host -> script -> result of the task."""
     script = tmp_path_factory.mktemp("killed") / "killed.stp"
     script.write_text(SCRIPT, encoding="utf-8")
     # An emulated processor may stand still in the middle of a probe, and the time counts as the probe's.
     return lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
 
 
-def test_of_controllers_with_the_same_trace_on_one_host_all_but_one_are_refused(lab, built):
+def test_of_controllers_with_the_same_trace_on_one_host_all_but_one_are_refused(lab, builds):
     """The one that comes first runs to its end, whatever the others do; they are told who has the module."""
-    host = Host(lab, "trace2", built["trace2"]["killed"]["module"])
+    host = Host(lab, "trace2", builds["trace2"]["killed"]["module"])
     names = [f"twin_{number}" for number in range(3)]
     reach = {name: value for name, value in host.variables.items() if name.startswith("ansible_")}
     twins = [{"name": f"Add {name}", "ansible.builtin.add_host": {"name": name, **reach}} for name in names]
@@ -312,11 +316,11 @@ def test_of_controllers_with_the_same_trace_on_one_host_all_but_one_are_refused(
     user = r"the run [0-9a-f]{16}( \(process \d+, started \d+ seconds ago\)|, which is starting)"
     for run in runs[1:]:
         assert re.match(f"the module {host.name} is in use by {user}$", run["reason"]), run
-    assert host.sh(LEFT.format(name=host.name) + "; ls -d /run/tapvirt 2>/dev/null") == ""
+    assert host.shell(LEFT.format(name=host.name) + "; ls -d /run/tapvirt 2>/dev/null") == ""
 
 
 @pytest.fixture(scope="module")
-def trials(lab, built):
+def trials(lab, builds):
     """Do all pairs, on the hosts side by side; return the trials by kind."""
     print(f"TAPVIRT_SEED={SEED}")
     left = [(kinds, PAIRS[:place].count(kinds)) for place, kinds in enumerate(PAIRS)]
@@ -328,7 +332,7 @@ def trials(lab, built):
             rows.extend(host.pair(*left.pop()))
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(work, [Host(lab, host, built[host]["killed"]["module"]) for host in HOSTS]))
+        list(pool.map(work, [Host(lab, host, builds[host]["killed"]["module"]) for host in HOSTS]))
     return {kind: [row for row in rows if row.kind == kind] for kind in KINDS}
 
 
@@ -354,19 +358,19 @@ OUTCOMES = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_was_is_told(trials, kind):
     for trial in trials[kind]:
-        told = trial.told()
-        assert told["outcome"] in OUTCOMES[kind], trial
-        assert told["left"] == [], trial
-        assert len(told["records"]) == min(told["record_count"], 5), trial
+        result = trial.result()
+        assert result["outcome"] in OUTCOMES[kind], trial
+        assert result["left"] == [], trial
+        assert len(result["records"]) == min(result["record_count"], 5), trial
         if trial.alone:
-            assert told["bytes"] >= told["kept_bytes"], trial
+            assert result["bytes"] >= result["kept_bytes"], trial
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_printed_until_then_is_kept(trials, kind):
     for trial in trials[kind]:
-        told = trial.told()
+        result = trial.result()
         # Ticks come twenty a second and are numbered, from when the module is there; an emulated host misses many.
-        assert [record["number"] for record in told["records"]] == list(range(len(told["records"]))), trial
-        if told["outcome"] == "ok":
-            assert told["duration_seconds"] >= DURATION and told["record_count"] >= DURATION * 2, trial
+        assert [record["number"] for record in result["records"]] == list(range(len(result["records"]))), trial
+        if result["outcome"] == "ok":
+            assert result["duration_seconds"] >= DURATION and result["record_count"] >= DURATION * 2, trial

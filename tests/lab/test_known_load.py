@@ -12,6 +12,8 @@ import warnings
 import pytest
 import yaml
 
+from .support.tasks import trace_task
+
 pytestmark = pytest.mark.soak  # test_systemtap.py counts a known load of one host on every run
 
 # A system call that nothing else makes, so that no hit waits for another one's lock.
@@ -56,8 +58,8 @@ TURNS = 3
 
 
 @pytest.fixture(scope="module")
-def traced(lab, tmp_path_factory):
-    """Trace the calls on four hosts at once; a fifth is dead. Merge three of them."""
+def traced_calls(lab, tmp_path_factory):
+    """The result of a trace of the calls on four hosts at once, beside a dead host; the runs of three are merged."""
     inventory = tmp_path_factory.mktemp("known") / "dead.yml"
     dead = {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_user": "root"}
     inventory.write_text(yaml.safe_dump({"more": {"hosts": {"dead": dead}}}), encoding="utf-8")
@@ -77,17 +79,13 @@ def traced(lab, tmp_path_factory):
                     },
                     "register": "load",
                 },
-                {
-                    "name": "Trace",
-                    "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
-                    "vars": {
-                        "trace_title": "calls",
-                        "trace_variables": {"function": CALLED},
-                        "trace_globals": {"target_pid": "{{ load.stdout }}"},
-                        "trace_duration": SECONDS,
-                        "trace_cpu_ceiling_percent": 50,
-                    },
-                },
+                trace_task(
+                    title="calls",
+                    variables={"function": CALLED},
+                    globals={"target_pid": "{{ load.stdout }}"},
+                    duration=SECONDS,
+                    cpu_ceiling_percent=50,
+                ),
             ],
         },
         {
@@ -100,17 +98,17 @@ def traced(lab, tmp_path_factory):
     for _turn in range(TURNS):
         done = lab.playbook(yaml.safe_dump(plays), "-i", str(inventory))
         runs = [row["result"].get("run", {}) for row in done.results if row["task"] == RUN]
-        told = [(run.get("outcome"), run.get("skipped")) for run in runs]
-        if told == [("ok", 0)] * len(CALLS):
+        outcomes = [(run.get("outcome"), run.get("skipped")) for run in runs]
+        if outcomes == [("ok", 0)] * len(CALLS):
             break
-        # An emulated processor that stands still within a probe makes its host look overloaded; the run tells that.
-        warnings.warn(f"once more: {told}", stacklevel=1)
+        # An emulated processor that stops within a probe makes its host look overloaded; the run reports that.
+        warnings.warn(f"once more: {outcomes}", stacklevel=1)
     return done
 
 
 @pytest.mark.parametrize("host", CALLS)
-def test_every_call_is_counted_and_none_twice(traced, host):
-    run = traced.of(host, RUN)["run"]
+def test_every_call_is_counted_and_none_twice(traced_calls, host):
+    run = traced_calls.of(host, RUN)["run"]
     assert (run["outcome"], run["skipped"]) == ("ok", 0), run
     count, histogram = run["records"]
     assert (count["kind"], histogram["kind"]) == ("count", "histogram")
@@ -118,8 +116,8 @@ def test_every_call_is_counted_and_none_twice(traced, host):
     assert sum(bucket[2] for bucket in histogram["buckets"]) == CALLS[host]
 
 
-def test_three_hosts_are_merged_without_a_loss(traced):
-    known = traced.of(MERGED[0], "Merge")["ansible_facts"]["known"]
+def test_three_hosts_are_merged_without_a_loss(traced_calls):
+    known = traced_calls.of(MERGED[0], "Merge")["ansible_facts"]["known"]
     wanted = sum(CALLS[host] for host in MERGED)
     assert wanted == 300_000
     assert known["counters"] == [{"title": "calls", "hosts": 3, "totals": {CALLED: wanted}}]
@@ -127,12 +125,12 @@ def test_three_hosts_are_merged_without_a_loss(traced):
     assert histogram["count"] == sum(bucket[2] for bucket in histogram["buckets"]) == wanted
 
 
-def test_a_dead_host_is_named_and_costs_the_others_nothing(traced):
-    assert traced.recap["dead"]["unreachable"] == 1
-    assert {host: traced.recap[host]["failed"] + traced.recap[host]["unreachable"] for host in CALLS} == dict.fromkeys(
-        CALLS, 0
-    )
-    assert {host: traced.of(host, RUN)["run"]["record_count"] for host in CALLS} == dict.fromkeys(CALLS, 2)
+def test_a_dead_host_is_named_and_costs_the_others_nothing(traced_calls):
+    assert traced_calls.recap["dead"]["unreachable"] == 1
+    assert {
+        host: traced_calls.recap[host]["failed"] + traced_calls.recap[host]["unreachable"] for host in CALLS
+    } == dict.fromkeys(CALLS, 0)
+    assert {host: traced_calls.of(host, RUN)["run"]["record_count"] for host in CALLS} == dict.fromkeys(CALLS, 2)
 
 
 WRITES = 20_000
@@ -155,7 +153,7 @@ SECTOR = bytes([
 ])  # fmt: skip
 assert len(SECTOR) == 0x36
 DOMAINS = {"known-writer": READY, "known-talker": "a line for each tick"}
-# How long each is traced: emulated, 20,000 exits take seconds.
+# Seconds that each is traced: 20,000 emulated exits take some.
 SECONDS_OF = {"known-writer": 15, "known-talker": 2}
 # Both are there; the NMI comes when the probes are armed.
 WAKE = """
@@ -169,7 +167,7 @@ virsh inject-nmi known-writer
 
 @pytest.fixture
 def domains(lab):
-    """Two domains on one host: one that waits for an NMI to write to a port, one that talks all the time."""
+    """Two domains on one host: the first writes to a port after an NMI, the second prints all the time."""
     text = SECTOR + READY.encode()
     writer = base64.b64encode(text + bytes(510 - len(text)) + b"\x55\xaa").decode()
     tasks = [
@@ -205,7 +203,7 @@ def domains(lab):
             for name, line in DOMAINS.items()
         ),
     ]
-    done = lab.playbook(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))
+    done = lab.run_tasks("trace2", tasks)
     yield done
     for name in DOMAINS:
         remove = f"virsh destroy {name}; virsh undefine {name}; rm -f /var/lib/libvirt/images/{name}.img"
@@ -217,18 +215,11 @@ def test_port_writes_of_one_domain_are_its_exits(lab, domains):
     tasks = [
         {"name": "Wake", "ansible.builtin.shell": f"nohup sh -c {shlex.quote(WAKE)} >/dev/null 2>&1 &"},
         {
-            "name": "Trace",
-            "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
-            "vars": {
-                "trace_script": "kvm_exits",
-                "trace_domain": "{{ item }}",
-                "trace_duration": "{{ seconds[item] }}",
-            },
+            **trace_task(script="kvm_exits", domain="{{ item }}", duration="{{ seconds[item] }}"),
             "loop": list(SECONDS_OF),
         },
     ]
-    play = {"hosts": "trace2", "gather_facts": False, "vars": {"seconds": SECONDS_OF}, "tasks": tasks}
-    done = lab.playbook(yaml.safe_dump([play]))
+    done = lab.run_tasks("trace2", tasks, vars={"seconds": SECONDS_OF})
     runs = [row["result"]["run"] for row in done.results if row["task"] == RUN]
     assert [(run["outcome"], run["skipped"]) for run in runs] == [("ok", 0), ("ok", 0)], done.stdout
     written, beside = ({record["key"]: record["count"] for record in run["records"]} for run in runs)

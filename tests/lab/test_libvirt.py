@@ -10,10 +10,9 @@ import re
 import typing as t
 
 import pytest
-import yaml
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 HOST = "trace4"
 IMAGE = "/var/lib/libvirt/images/libvirt-test.img"
@@ -37,24 +36,29 @@ XML = """
 TALKER, QUIET = "libvirt-test-talker", "libvirt-test-quiet"
 
 
-def xml(name: str, image: str = IMAGE) -> str:
+def domain_xml(name: str, image: str = IMAGE) -> str:
+    """Return the XML of a domain with one disk."""
     return XML.replace("NAME", name).replace("IMAGE", image)
 
 
-def converge(lab: LabHosts, domains: list[dict[str, t.Any]], check: bool = False, **args: t.Any) -> dict[str, t.Any]:
+def run_domains(lab: LabHosts, domains: list[dict[str, t.Any]], check: bool = False, **args: t.Any) -> dict[str, t.Any]:
+    """Run libvirt_domain on the host with a list of domains."""
     return lab.ansible(HOST, "tapvirt.host.libvirt_domain", {"domains": domains, **args}, check=check)[HOST]
 
 
 @pytest.fixture(scope="module")
 def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[dict[str, t.Any]]:
-    """Two domains on a lab host, one of them running the boot sector; gone again afterwards."""
+    """The results by task of a playbook that defines two domains and runs the boot sector in one of them."""
     template = tmp_path_factory.mktemp("libvirt") / "boot_sector.img.j2"
     template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}", encoding="ascii")
     disk = {"src": str(template), "dest": IMAGE, "output_encoding": "iso-8859-1", "mode": "0644"}
-    wanted = [{"name": TALKER, "xml": xml(TALKER), "state": "running"}, {"name": QUIET, "xml": xml(QUIET, POOLED)}]
+    wanted = [
+        {"name": TALKER, "xml": domain_xml(TALKER), "state": "running"},
+        {"name": QUIET, "xml": domain_xml(QUIET, POOLED)},
+    ]
     pool = f"mkdir {POOL} && cp {IMAGE} {POOLED} && virsh -q pool-create-as libvirt-test dir --target {POOL}"
     needed = {"name": QUIET, "state": "absent", "remove_disks": ["hda"]}
-    renamed = {"name": "libvirt-test-renamed", "xml": xml("libvirt-test-renamed")}
+    renamed = {"name": "libvirt-test-renamed", "xml": domain_xml("libvirt-test-renamed")}
     tasks: list[dict[str, t.Any]] = [
         {"name": "Disk", "ansible.builtin.template": disk, "vars": {"line": LINE}},
         {"name": "Pool", "ansible.builtin.shell": pool},
@@ -73,13 +77,13 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
         {"name": "Removed", "tapvirt.host.libvirt_domain": {"domains": [needed]}},
         {"name": "Left", "ansible.builtin.command": f"find {POOL} {IMAGE} -type f"},
     ]
-    run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+    run = lab.run_tasks(HOST, tasks)
     try:
         assert run.rc == 0, run.stdout
-        yield {str(task["name"]): run.of(HOST, str(task["name"])) for task in tasks}
+        yield run.by_task()
     finally:
         gone = [{"name": name, "state": "absent"} for name in (TALKER, QUIET)]
-        left = converge(lab, gone, on_timeout="destroy", wait_seconds=1)
+        left = run_domains(lab, gone, on_timeout="destroy", wait_seconds=1)
         kept = lab.run(HOST, "stat", "-c", "%s", IMAGE)
         lab.run(HOST, "sh", "-c", f"virsh pool-destroy libvirt-test; rm -rf {IMAGE} {POOL}")
         assert [row["state"] for row in left["domains"]] == ["absent", "absent"]
@@ -129,15 +133,15 @@ def test_every_line_of_the_boot_sector_costs_the_same_exits(lab: LabHosts, talke
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
-        (QUIET, xml(QUIET, POOLED).replace("memory", "memroy"), "Nearest: memory"),
-        ("../" + QUIET, xml(QUIET, POOLED), "must not contain '/'"),
+        (QUIET, domain_xml(QUIET, POOLED).replace("memory", "memroy"), "Nearest: memory"),
+        ("../" + QUIET, domain_xml(QUIET, POOLED), "must not contain '/'"),
     ],
 )
-def test_bad_input_changes_nothing(lab: LabHosts, talker: dict[str, t.Any], name: str, text: str, said: str) -> None:
-    fine = {"name": "libvirt-test-fine", "xml": xml("libvirt-test-fine", POOLED + "2"), "state": "running"}
-    result = converge(lab, [fine, {"name": name, "xml": text}])
-    assert said in result["msg"]
+def test_bad_input_changes_nothing(lab: LabHosts, talker: dict[str, t.Any], name: str, text: str, message: str) -> None:
+    fine = {"name": "libvirt-test-fine", "xml": domain_xml("libvirt-test-fine", POOLED + "2"), "state": "running"}
+    result = run_domains(lab, [fine, {"name": name, "xml": text}])
+    assert message in result["msg"]
     assert "\n" not in result["msg"]
     assert "libvirt-test-fine" not in lab.run(HOST, "virsh", "list", "--all", "--name").stdout

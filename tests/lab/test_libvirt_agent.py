@@ -18,25 +18,25 @@ import time
 import typing as t
 
 import pytest
-import yaml
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.agent import Guest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import MOST_STDOUT, NotReached
-from ansible_collections.tapvirt.host.tests.lab import agent_guest
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import system_daemon
 
+from .support import agent_guest
+
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 NAME = "agent-test"
 BOOT_SECONDS = 120
 SHELL = "/bin/sh"
 
 
-def reached(uri: str) -> Guest:
-    """Return the guest as soon as its agent answers."""
+def open_guest(uri: str) -> Guest:
+    """Open the guest as soon as its agent answers."""
     give_up = time.monotonic() + BOOT_SECONDS
     while True:
         guest = Guest(uri, NAME, 30, 60)
@@ -51,7 +51,7 @@ def reached(uri: str) -> Guest:
 
 @pytest.fixture(scope="module")
 def uri(lab: LabHosts) -> t.Iterator[str]:
-    """The libvirt that has the guest, which is up."""
+    """The URI of the libvirt daemon whose guest runs."""
     read = lab.run("builder", "sh", "-c", "base64 /boot/vmlinuz-6.12.*")
     assert read.returncode == 0, read.stderr
     with short_folder() as top, system_daemon() as daemon:
@@ -61,44 +61,44 @@ def uri(lab: LabHosts) -> t.Iterator[str]:
         (top / "domain.xml").write_text(agent_guest.DOMAIN.format(name=NAME, **files), encoding="ascii")
         daemon.run("virsh", "create", str(top / "domain.xml"))
         uri = f"qemu+unix:///system?socket={daemon.path('/run/libvirt/libvirt-sock')}"
-        reached(uri).close()
+        open_guest(uri).close()
         yield uri
 
 
 @pytest.fixture
 def guest(uri: str) -> t.Iterator[Guest]:
-    guest = reached(uri)
+    """The open guest."""
+    guest = open_guest(uri)
     yield guest
     guest.close()
 
 
 @pytest.fixture(scope="module")
-def play(lab: LabHosts, uri: str, tmp_path_factory: pytest.TempPathFactory) -> t.Callable[..., t.Any]:
-    """Run tasks in the guest as a host of the inventory plugin, and return name -> result; any may fail."""
+def run_in_guest(lab: LabHosts, uri: str, tmp_path_factory: pytest.TempPathFactory) -> t.Callable[..., t.Any]:
+    """A function that runs tasks in the guest as a host of the inventory plugin and returns name -> result."""
     inventory = tmp_path_factory.mktemp("agent") / "guest.libvirt.yml"
     inventory.write_text(json.dumps({"plugin": "tapvirt.host.libvirt", "uris": [uri]}), encoding="utf-8")
     variables = {
         "ansible_connection": "tapvirt.host.libvirt_agent",
         "ansible_python_interpreter": "/usr/bin/python3",
-        "ansible_host": "192.0.2.1",  # where there is one, it is no matter
+        "ansible_host": "192.0.2.1",  # no address is used
     }
 
     def run(**tasks: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
         listed = [
             {"name": name, "ignore_errors": True, "ignore_unreachable": True, **task} for name, task in tasks.items()
         ]
-        text = yaml.safe_dump([{"hosts": NAME, "gather_facts": False, "vars": variables, "tasks": listed}])
-        done = lab.playbook(text, "-i", str(inventory))
+        done = lab.run_tasks(NAME, listed, "-i", str(inventory), vars=variables)
         assert "Traceback" not in done.stdout
         return {row["task"]: row["result"] for row in done.results}
 
     return run
 
 
-def test_ansible_works_in_a_guest_without_a_network(play, tmp_path: pathlib.Path) -> None:
+def test_ansible_works_in_a_guest_without_a_network(run_in_guest, tmp_path: pathlib.Path) -> None:
     script = tmp_path / "script"
     script.write_text('#!/bin/sh\npwd; echo "$1" >&2; kill -9 $$\n', encoding="ascii")
-    done = play(
+    done = run_in_guest(
         script={"ansible.builtin.script": {"cmd": f"{script} said"}},
         ping={"ansible.builtin.ping": {"data": "x" * 50_000}},
         late={"ansible.builtin.raw": "sleep 9", "vars": {"tapvirt_agent_command_timeout_seconds": 1}},
@@ -125,14 +125,14 @@ def test_the_guide_s_command_reaches_the_guest(uri: str, tmp_path: pathlib.Path)
 
 
 @pytest.mark.soak
-def test_every_way_of_ansible_with_files_become_and_pipelining(play, tmp_path: pathlib.Path) -> None:
+def test_every_way_of_ansible_with_files_become_and_pipelining(run_in_guest, tmp_path: pathlib.Path) -> None:
     text = "a line of it\n" * 60_000
     content = os.urandom(150_000)
     (tmp_path / "source").write_bytes(content)
     dest = '/root/it\'s a "copy"'
     nobody = {"become": True, "become_method": "ansible.builtin.su", "become_user": "nobody"}
     plain = {"vars": {"ansible_pipelining": False}}
-    done = play(
+    done = run_in_guest(
         piped={"ansible.builtin.ping": {}},
         plain={"ansible.builtin.ping": {}, **plain},
         binary={"ansible.builtin.copy": {"src": str(tmp_path / "source"), "dest": dest, "mode": "0640"}, **plain},
@@ -209,7 +209,7 @@ def test_an_agent_that_hangs_is_told_and_comes_back(uri: str, guest: Guest) -> N
     with pytest.raises(NotReached, match="running a command"):
         guest.run(SHELL, "true", None)
     guest.close()
-    again = reached(uri)
+    again = open_guest(uri)
     assert again.run(SHELL, "echo back", None).stdout == b"back\n"
     again.close()
 
@@ -229,4 +229,4 @@ def test_an_agent_that_may_not_is_told_with_the_setting(uri: str, guest: Guest) 
     with pytest.raises(TapvirtError, match="/etc/sysconfig/qemu-ga"):
         guest.run(SHELL, "true", None)
     guest.close()
-    reached(uri).close()
+    open_guest(uri).close()

@@ -11,7 +11,6 @@ import random
 import typing as t
 
 import pytest
-import yaml
 from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.definitions import (
     TAKE_FROM_THE_HOST,
@@ -34,8 +33,10 @@ from ansible_collections.tapvirt.host.tests.unit.plugins.modules.edit_checks imp
     wrong_edits,
 )
 
+from .support.tasks import module_task
+
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts, PlaybookResult
+    from .support.hosts import LabHosts
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -45,7 +46,7 @@ SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))
 EACH, AT_ONCE = 20, {False: 20, True: 10}
 WORLD = World("kvm", FOLDER, ("qemu64", "qemu32"), ("maximum", "host-model", "host-passthrough"))
 CONNECT = "import libvirt\nconnection = libvirt.open('qemu:///system')\n"
-# What the host has no firmware and no TPM for, and libvirt's word for that.
+# Definitions that need firmware or a TPM that the host does not have: name -> error of libvirt.
 LACKING = {"efi_tpm": "Unable to find 'efi' firmware", "secure_boot": "Unable to find 'efi' firmware", "tpm_crb": "TPM"}
 UNMARK = """
 mark = "https://github.com/tapvirt/tapvirt.host/domain/1"
@@ -53,7 +54,7 @@ for name in NAMES:
     domain = connection.lookupByName(name)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, mark, 2)
 """
-FORGET = """
+DELETE = """
 for domain in connection.listAllDomains():
     if domain.name() in NAMES:
         if domain.isActive():
@@ -63,21 +64,19 @@ print(sorted({domain.name() for domain in connection.listAllDomains()} & set(NAM
 """
 
 
-def python(name: str, code: str) -> dict[str, t.Any]:
+def python_task(name: str, code: str) -> dict[str, t.Any]:
+    """Return a task that runs Python code with a connection to libvirt."""
     return {"name": name, "ansible.builtin.command": {"argv": ["python3", "-c", CONNECT + code]}}
 
 
-def converge(name: str, wanted: list[dict[str, t.Any]], **options: t.Any) -> dict[str, t.Any]:
-    return {"name": name, "tapvirt.host.libvirt_domain": {"domains": wanted}, **options}
+def domains_task(name: str, wanted: list[dict[str, t.Any]], **keywords: t.Any) -> dict[str, t.Any]:
+    """Return a task that converges domains."""
+    return module_task(name, "libvirt_domain", {"domains": wanted}, **keywords)
 
 
-def run(lab: LabHosts, tasks: list[dict[str, t.Any]]) -> PlaybookResult:
-    return lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]), timeout=1800)
-
-
-def forget(lab: LabHosts, names: list[str]) -> None:
-    """Take domains and their files away."""
-    code = CONNECT + FORGET.replace("NAMES", repr(names))
+def delete_domains(lab: LabHosts, names: list[str]) -> None:
+    """Delete domains and their files."""
+    code = CONNECT + DELETE.replace("NAMES", repr(names))
     left = lab.run(HOST, "python3", "-c", code, timeout=300)
     logs = " ".join(f"/var/log/libvirt/qemu/{name}.log" for name in names)
     lab.run(HOST, "sh", "-c", f"rm -rf {FOLDER} {logs}")
@@ -94,12 +93,12 @@ def test_each_edit_gives_its_rows_and_an_effect_or_what_waits(lab: LabHosts, kin
     wrong: list[str] = []
     for start in range(0, len(some), AT_ONCE[running]):
         batch = some[start : start + AT_ONCE[running]]
-        wrong += wrong_edits(batch, make(lab, batch, running), running)
+        wrong += wrong_edits(batch, apply_edits(lab, batch, running), running)
     assert not wrong, "\n".join([f"seed {SEED}", *wrong])
 
 
-def make(lab: LabHosts, some: list[Edit], running: bool) -> Made:
-    """Make edits of domains, which are gone afterwards."""
+def apply_edits(lab: LabHosts, some: list[Edit], running: bool) -> Made:
+    """Apply edits to domains, which are deleted afterwards; return the plans and the definitions."""
     names = [edit.name for edit in some]
     files = sorted(file for edit in some for file in edit.files())
     images = " ".join(edit.before.image(WORLD) for edit in some)
@@ -111,21 +110,21 @@ def make(lab: LabHosts, some: list[Edit], running: bool) -> Made:
     read = READ.replace("NAMES", repr(names))
     tasks = [
         {"name": "Prepare", "ansible.builtin.shell": prepare},
-        converge("Begin", before),
-        python("Before", read),
-        converge("Planned", after, check_mode=True),
-        converge("Done", after),
-        python("After", read),
-        converge("Again", after),
+        domains_task("Begin", before),
+        python_task("Before", read),
+        domains_task("Planned", after, check_mode=True),
+        domains_task("Done", after),
+        python_task("After", read),
+        domains_task("Again", after),
     ]
     try:
-        done = run(lab, tasks)
+        done = lab.run_tasks(HOST, tasks, timeout=1800)
         assert done.rc == 0, done.stdout
         seen = [read_definitions(done.of(HOST, name)["stdout"]) for name in ("Before", "After")]
         planned, real, again = (done.of(HOST, name) for name in ("Planned", "Done", "Again"))
         return Made(seen[0], planned, real, seen[1], again, warned=False)
     finally:
-        forget(lab, names)
+        delete_domains(lab, names)
 
 
 def test_every_definition_stopped_gives_the_plan_and_nothing_more(lab: LabHosts) -> None:
@@ -133,26 +132,30 @@ def test_every_definition_stopped_gives_the_plan_and_nothing_more(lab: LabHosts)
     lacking = [{"name": name, "xml": found[name]} for name in LACKING]
     wanted = [{"name": name, "xml": xml} for name, xml in found.items() if name not in LACKING]
     tasks = [
-        converge("Lacking", lacking, ignore_errors=True),
-        converge("Planned", wanted, check_mode=True),
-        converge("Done", wanted),
-        converge("Again", wanted),
-        python("Unmark", UNMARK.replace("NAMES", repr([one["name"] for one in wanted]))),
-        converge("Unmarked", wanted),
+        domains_task("Lacking", lacking, ignore_errors=True),
+        domains_task("Planned", wanted, check_mode=True),
+        domains_task("Done", wanted),
+        domains_task("Again", wanted),
+        python_task("Unmark", UNMARK.replace("NAMES", repr([item["name"] for item in wanted]))),
+        domains_task("Unmarked", wanted),
     ]
     try:
-        done = run(lab, tasks)
+        done = lab.run_tasks(HOST, tasks, timeout=1800)
         assert done.rc == 0, done.stdout
     finally:
-        forget(lab, [one["name"] for one in wanted])
+        delete_domains(lab, [item["name"] for item in wanted])
     planned, real, again, unmarked = (done.of(HOST, name) for name in ("Planned", "Done", "Again", "Unmarked"))
     for row in done.of(HOST, "Lacking")["domains"]:
         assert LACKING[row["name"]] in row["error"]
     assert planned["plan"] == real["plan"]
     assert len(real["domains"]) == len(wanted) >= 40
     assert {row["plan_fidelity"] for row in real["domains"]} == {"exact"}
-    for one in (again, unmarked):
-        assert (one["changed"], one["plan"], {row["plan_fidelity"] for row in one["domains"]}) == (False, [], {"exact"})
+    for result in (again, unmarked):
+        assert (result["changed"], result["plan"], {row["plan_fidelity"] for row in result["domains"]}) == (
+            False,
+            [],
+            {"exact"},
+        )
 
 
 def test_every_definition_that_can_run_there_is_told_exactly_once(lab: LabHosts) -> None:
@@ -167,17 +170,17 @@ def test_every_definition_that_can_run_there_is_told_exactly_once(lab: LabHosts)
         tasks: list[dict[str, t.Any]] = [
             {"name": "Files", "ansible.builtin.shell": f"mkdir -p -m 777 {FOLDER}; {make_files(FOLDER)}"},
             {"name": "Wanted", "ansible.builtin.set_fact": {"wanted": wanted}},
-            converge("Planned", wanted, check_mode=True),
-            converge("Done", wanted, register="done", failed_when=False),
+            domains_task("Planned", wanted, check_mode=True),
+            domains_task("Done", wanted, register="done", failed_when=False),
             {"name": "Again", "tapvirt.host.libvirt_domain": {"domains": started}},
-            python("Unmark", UNMARK.replace("NAMES", repr(some))),
+            python_task("Unmark", UNMARK.replace("NAMES", repr(some))),
             {"name": "Unmarked", "tapvirt.host.libvirt_domain": {"domains": started}},
         ]
         try:
-            done = run(lab, tasks)
+            done = lab.run_tasks(HOST, tasks, timeout=1800)
             assert done.rc == 0, done.stdout
         finally:
-            forget(lab, some)
+            delete_domains(lab, some)
         planned, real = done.of(HOST, "Planned"), done.of(HOST, "Done")
         assert planned["plan"] == real["plan"]
         assert [problem for row in real["domains"] if (problem := why_not(row["name"], row["error"]))] == []

@@ -8,11 +8,10 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-import yaml
 from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 # The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
 pytestmark = pytest.mark.soak
@@ -94,8 +93,8 @@ virsh list --all --name; virsh net-list --all --name; virsh pool-list --all --na
 
 
 @pytest.fixture(scope="module")
-def told(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
-    """Two domains, what the modules tell of them, and nothing of it left afterwards."""
+def results(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
+    """The results by task of a playbook that defines two domains and reads them; all is deleted afterwards."""
     wanted = [{"name": name, "xml": DOMAIN.replace("NAME", name)} for name in (TALKER, QUIET)]
     wanted[1]["xml"] = (
         wanted[1]["xml"].replace(MAC, "52:54:00:1f:00:02").replace(f"<log file='{LOG}' append='off'/>", "")
@@ -113,30 +112,30 @@ def told(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
         {"name": "Info", "tapvirt.host.libvirt_domain_info": gather},
     ]
     try:
-        run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+        run = lab.run_tasks(HOST, tasks)
         assert run.rc == 0, run.stdout
-        yield {str(task["name"]): run.of(HOST, str(task["name"])) for task in tasks}
+        yield run.by_task()
     finally:
         left = lab.run(HOST, "sh", "-c", CLEAN, timeout=120)
         assert (left.returncode, "info-" in left.stdout) == (0, False), left.stdout + left.stderr
 
 
-def test_a_start_is_read_from_its_first_byte(told: dict[str, t.Any]) -> None:
-    started = told["Started"]
+def test_a_start_is_read_from_its_first_byte(results: dict[str, t.Any]) -> None:
+    started = results["Started"]
     assert (started["changed"], started["matched"]) == (True, True)
     # The firmware speaks first, once, in escape sequences; the file is compared with what the daemon logged.
     assert "SeaBIOS" in started["text"].splitlines()[0]
     assert "\x1b" not in started["text"]
-    assert told["Meanwhile"]["stdout_lines"] == ["600"]
+    assert results["Meanwhile"]["stdout_lines"] == ["600"]
 
 
-def test_a_console_in_use_is_taken_by_force_only(told: dict[str, t.Any]) -> None:
-    assert "left to whoever reads it now; force: true" in told["Refused"]["msg"]
-    assert (told["Forced"]["matched"], told["Forced"]["changed"]) == (True, False)
+def test_a_console_in_use_is_taken_by_force_only(results: dict[str, t.Any]) -> None:
+    assert "left to whoever reads it now; force: true" in results["Refused"]["msg"]
+    assert (results["Forced"]["matched"], results["Forced"]["changed"]) == (True, False)
 
 
-def test_statistics_addresses_and_images(told: dict[str, t.Any]) -> None:
-    talker, quiet = told["Info"]["domains"]
+def test_statistics_addresses_and_images(results: dict[str, t.Any]) -> None:
+    talker, quiet = results["Info"]["domains"]
     assert (talker["name"], talker["state"], quiet["name"], quiet["state"]) == (TALKER, "running", QUIET, "shutoff")
     stats = talker["stats"]
     assert 0 < stats["cpu"]["time_seconds"] < 3600
@@ -159,5 +158,5 @@ def test_statistics_addresses_and_images(told: dict[str, t.Any]) -> None:
             "hda": ([], True),
             "vda": (images, True),
         }
-    calls = {row["call"]: row["count"] for row in told["Info"]["api_trace"]["totals"]}
+    calls = {row["call"]: row["count"] for row in results["Info"]["api_trace"]["totals"]}
     assert (calls["virConnect.listAllDomains"], calls["virConnect.domainListGetStats"]) == (1, 1)

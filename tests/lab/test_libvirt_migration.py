@@ -16,7 +16,7 @@ import yaml
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 pytestmark = pytest.mark.soak
 HOST, OTHER = "trace1", "trace2"
@@ -33,31 +33,32 @@ XML = f"""
 """
 
 
-def uri(host: str) -> str:
-    # A guest reaches this machine's own addresses, and so the other guest's port, at its gateway.
+def daemon_uri(host: str) -> str:
+    """Return the URI by which the daemon of one guest reaches that of another: through its gateway, this machine."""
     port = f"{{{{ hostvars['{host}'].ansible_port }}}}"
     return f"qemu+ssh://root@10.0.2.2:{port}/system?keyfile={KEY}&no_verify=1"
 
 
-def migration(destination: str) -> dict[str, t.Any]:
+def migration_args(destination: str) -> dict[str, t.Any]:
+    """Return the options of the README's example for this domain and a host."""
     ((_module, shown),) = example("README.md", "libvirt_migration").steps
-    return {**shown, "domains": [NAME], "destination": uri(destination), "mode": "tunnelled"}
+    return {**shown, "domains": [NAME], "destination": daemon_uri(destination), "mode": "tunnelled"}
 
 
 STEPS: list[tuple[str, str, str, dict[str, t.Any]]] = [
     (HOST, "Start", "domain", {"name": NAME, "xml": XML, "state": "running", "autostart": True}),
-    (HOST, "There, planned", "migration", migration(OTHER)),
-    (HOST, "There", "migration", migration(OTHER)),
-    (HOST, "There again", "migration", migration(OTHER)),
+    (HOST, "There, planned", "migration", migration_args(OTHER)),
+    (HOST, "There", "migration", migration_args(OTHER)),
+    (HOST, "There again", "migration", migration_args(OTHER)),
     (OTHER, "Found there", "domain_info", {"names": [NAME]}),
-    (OTHER, "Back", "migration", migration(HOST)),
+    (OTHER, "Back", "migration", migration_args(HOST)),
     (HOST, "Found back", "domain_info", {"names": [NAME]}),
 ]
 
 
 @pytest.fixture(scope="module")
 def steps(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
-    """The results of one playbook by step; the domain and the key are gone afterwards."""
+    """The results of one playbook by step; the domain and the key are deleted afterwards."""
     key = {"src": "{{ ansible_ssh_private_key_file }}", "dest": KEY, "mode": "0600"}
     plays: list[dict[str, t.Any]] = [
         {"hosts": f"{HOST},{OTHER}", "tasks": [{"name": "Key", "ansible.builtin.copy": key}]}
@@ -72,14 +73,14 @@ def steps(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
     try:
         run = lab.playbook(yaml.safe_dump([{**play, "gather_facts": False} for play in plays]))
         assert run.rc == 0, run.stdout
-        yield {row["task"]: row["result"] for row in run.results}
+        yield run.by_task()
     finally:
         gone = {"name": NAME, "state": "absent", "on_timeout": "destroy", "wait_seconds": 1}
         end = [
             {"name": "Key gone", "ansible.builtin.file": {"path": KEY, "state": "absent"}},
             {"name": "Gone", "tapvirt.host.libvirt_domain": gone},
         ]
-        lab.playbook(yaml.safe_dump([{"hosts": f"{HOST},{OTHER}", "gather_facts": False, "tasks": end}]))
+        lab.run_tasks(f"{HOST},{OTHER}", end)
 
 
 def test_a_running_domain_goes_to_another_host_and_comes_back(steps: dict[str, t.Any]) -> None:

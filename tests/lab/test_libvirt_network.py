@@ -8,10 +8,11 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-import yaml
+
+from .support.tasks import module_task
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts, PlaybookResult
+    from .support.hosts import LabHosts, PlaybookResult
 
 # The unit tests have libvirt's test driver only, with no DHCP server and nothing stored beside what runs; here it is
 # the daemon of a host, and takes minutes.
@@ -42,7 +43,8 @@ DOMAIN = f"""
 """
 
 
-def first() -> list[dict[str, t.Any]]:
+def networks() -> list[dict[str, t.Any]]:
+    """Return the networks as they are first defined."""
     pool = "<network><forward mode='bridge'><interface dev='net-a'/><interface dev='net-b'/></forward></network>"
     return [
         {"name": LAB, "xml": NETWORK.format(more="", hosts=HOST_1), "state": "active", "autostart": True},
@@ -51,8 +53,8 @@ def first() -> list[dict[str, t.Any]]:
     ]
 
 
-def edited() -> list[dict[str, t.Any]]:
-    """Hosts, DNS, a port group and the pool can change while the networks run; the domain's name cannot."""
+def edited_networks() -> list[dict[str, t.Any]]:
+    """Return changes of hosts, DNS, a port group and the pool, which apply at once, and of the domain name."""
     more = "<domain name='lab.example'/>" + DNS + VLAN
     hosts = HOST_1.replace(".11", ".21") + HOST_2
     pool = "<network><forward mode='bridge'><interface dev='net-b'/><interface dev='net-c'/></forward></network>"
@@ -62,32 +64,32 @@ def edited() -> list[dict[str, t.Any]]:
     ]
 
 
-def task(name: str, networks: list[dict[str, t.Any]], check: bool = False, **options: t.Any) -> dict[str, t.Any]:
-    """Return a task that goes on where it fails, to be looked at afterwards."""
-    module = {"networks": networks, **options}
-    return {"name": name, "tapvirt.host.libvirt_network": module, "check_mode": check, "ignore_errors": True}
+def network_task(name: str, wanted: list[dict[str, t.Any]], check: bool = False, **options: t.Any) -> dict[str, t.Any]:
+    """Return a task whose failure does not end the play."""
+    args = {"networks": wanted, **options}
+    return module_task(name, "libvirt_network", args, check_mode=check, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def run(lab: LabHosts) -> t.Iterator[PlaybookResult]:
-    """Three networks as they come, change, are in use, are started anew, and go."""
+def result(lab: LabHosts) -> t.Iterator[PlaybookResult]:
+    """The result of a playbook that defines, changes, uses, restarts and removes three networks."""
     files = f"cat /var/lib/libvirt/dnsmasq/{LAB}.hostsfile /var/lib/libvirt/dnsmasq/{LAB}.addnhosts"
     guest = {"cmd": files + " && virsh create /dev/stdin", "stdin": DOMAIN}
     absent = [{"name": name, "state": "absent"} for name in (SIDE, LAB, POOL)]
     tasks: list[dict[str, t.Any]] = [
-        task("Done", first()),
-        task("Edit planned", edited(), check=True),
-        task("Edit done", edited()),
-        task("Edit again", edited()),
+        network_task("Done", networks()),
+        network_task("Edit planned", edited_networks(), check=True),
+        network_task("Edit done", edited_networks()),
+        network_task("Edit again", edited_networks()),
         {"name": "Served", "ansible.builtin.shell": guest},
-        task("Refused", absent),
+        network_task("Refused", absent),
         {"name": "Info", "tapvirt.host.libvirt_network_info": {"names": NAMES}},
-        task("Restart", edited(), apply="restart_if_needed", disconnect=[GUEST]),
-        task("Absent planned", absent, check=True, disconnect=[GUEST]),
-        task("Absent", absent, disconnect=[GUEST]),
+        network_task("Restart", edited_networks(), apply="restart_if_needed", disconnect=[GUEST]),
+        network_task("Absent planned", absent, check=True, disconnect=[GUEST]),
+        network_task("Absent", absent, disconnect=[GUEST]),
     ]
     try:
-        yield lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+        yield lab.run_tasks(HOST, tasks)
     finally:
         clean = (
             f"virsh destroy {GUEST}; for n in {' '.join(NAMES)}; do virsh net-destroy $n; virsh net-undefine $n; done"
@@ -97,22 +99,24 @@ def run(lab: LabHosts) -> t.Iterator[PlaybookResult]:
         assert "network-test" not in left
 
 
-def plan(run: PlaybookResult, name: str) -> list[tuple[str, str]]:
-    result = run.of(HOST, name)
-    assert not result.get("failed"), result
-    return [(row["what"], row["how"]) for row in result["plan"]]
+def plan_of(result: PlaybookResult, name: str) -> list[tuple[str, str]]:
+    """Return (what, how) of each row of the plan of a task."""
+    done = result.of(HOST, name)
+    assert not done.get("failed"), done
+    return [(row["what"], row["how"]) for row in done["plan"]]
 
 
-def pending(run: PlaybookResult, name: str) -> list[tuple[str, str]]:
-    return [(row["what"], row["reason"]) for network in run.of(HOST, name)["networks"] for row in network["pending"]]
+def pending_of(result: PlaybookResult, name: str) -> list[tuple[str, str]]:
+    """Return (what, reason) of each pending change in the result of a task."""
+    return [(row["what"], row["reason"]) for network in result.of(HOST, name)["networks"] for row in network["pending"]]
 
 
-def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(run: PlaybookResult) -> None:
+def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(result: PlaybookResult) -> None:
     """What is served is read back from the files of the DHCP and DNS server that runs."""
-    assert [row["state"] for row in run.of(HOST, "Done")["networks"]] == ["active"] * 3
-    assert run.of(HOST, "Edit planned")["plan"] == run.of(HOST, "Edit done")["plan"]
+    assert [row["state"] for row in result.of(HOST, "Done")["networks"]] == ["active"] * 3
+    assert result.of(HOST, "Edit planned")["plan"] == result.of(HOST, "Edit done")["plan"]
     label = f"ip[{ADDRESS}]/dhcp/host[52:54:00:00:51:0{{0}}]"
-    assert plan(run, "Edit done") == [
+    assert plan_of(result, "Edit done") == [
         (f"{LAB} {label.format(1)}@ip", "networkDefineXML"),
         (f"{LAB} {label.format(2)}", "networkDefineXML"),
         (f"{LAB} dns/host[198.51.100.77]", "networkDefineXML"),
@@ -127,24 +131,24 @@ def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(run
         (f"{POOL} running forward/interface[net-c]", "networkUpdate add"),
         (f"{POOL} running forward/interface[net-a]", "networkUpdate delete"),
     ]
-    served = run.of(HOST, "Served")["stdout"].split()
+    served = result.of(HOST, "Served")["stdout"].split()
     assert "52:54:00:00:51:01,198.51.100.21,one" in served
     assert "52:54:00:00:51:02,198.51.100.12,two" in served
     assert "lab.example" in served
 
 
-def test_a_second_run_plans_nothing_and_what_waits_is_told_each_time(run: PlaybookResult) -> None:
-    assert plan(run, "Edit again") == []
+def test_a_second_run_plans_nothing_and_what_waits_is_told_each_time(result: PlaybookResult) -> None:
+    assert plan_of(result, "Edit again") == []
     for name in ("Edit planned", "Edit done", "Edit again", "Info"):
-        assert pending(run, name) == [("domain", "restart")]
+        assert pending_of(result, name) == [("domain", "restart")]
 
 
-def test_a_network_in_use_is_not_stopped_and_the_others_are_not_either(run: PlaybookResult) -> None:
-    refused = run.of(HOST, "Refused")
+def test_a_network_in_use_is_not_stopped_and_the_others_are_not_either(result: PlaybookResult) -> None:
+    refused = result.of(HOST, "Refused")
     assert f"{LAB}: running domains have an interface on it" in refused["msg"]
     assert GUEST in refused["msg"]
     assert refused["changed"] is False
-    rows = run.of(HOST, "Info")["networks"]
+    rows = result.of(HOST, "Info")["networks"]
     assert [(row["name"], row["active"], row["interfaces"]) for row in rows] == [
         (LAB, True, 1),
         (SIDE, True, 0),
@@ -152,8 +156,8 @@ def test_a_network_in_use_is_not_stopped_and_the_others_are_not_either(run: Play
     ]
 
 
-def test_info_tells_what_libvirt_chose_and_serves(run: PlaybookResult) -> None:
-    lab, side, pool = run.of(HOST, "Info")["networks"]
+def test_info_tells_what_libvirt_chose_and_serves(result: PlaybookResult) -> None:
+    lab, side, pool = result.of(HOST, "Info")["networks"]
     assert (lab["forward_mode"], side["forward_mode"], pool["forward_mode"]) == ("route", None, "bridge")
     assert lab["bridge"].startswith("virbr")
     assert (lab["autostart"], side["autostart"], pool["bridge"]) == (True, False, None)
@@ -169,13 +173,13 @@ def test_info_tells_what_libvirt_chose_and_serves(run: PlaybookResult) -> None:
     assert side["leases"] == []
 
 
-def test_a_restart_in_spite_of_a_guest_that_is_named_brings_in_what_waited(run: PlaybookResult) -> None:
-    assert plan(run, "Restart") == [(f"{LAB} restart", "destroy, create")]
-    assert pending(run, "Restart") == []
+def test_a_restart_in_spite_of_a_guest_that_is_named_brings_in_what_waited(result: PlaybookResult) -> None:
+    assert plan_of(result, "Restart") == [(f"{LAB} restart", "destroy, create")]
+    assert pending_of(result, "Restart") == []
 
 
-def test_virt_net_check_mode_of_undefine_really_deletes_the_network(run: PlaybookResult) -> None:
-    planned, done = run.of(HOST, "Absent planned"), run.of(HOST, "Absent")
+def test_virt_net_check_mode_of_undefine_really_deletes_the_network(result: PlaybookResult) -> None:
+    planned, done = result.of(HOST, "Absent planned"), result.of(HOST, "Absent")
     assert planned["plan"] == done["plan"]
     assert [row["how"] for row in done["plan"]] == ["destroy", "undefine"] * 3
     assert [row["state"] for row in done["networks"]] == ["absent"] * 3

@@ -8,10 +8,9 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-import yaml
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 # The unit tests have what the machine's own libvirt can; here it is the daemon of a host with a later one, and takes
 # minutes.
@@ -36,47 +35,49 @@ XML = f"""
 FILES = {name: f"{IMAGES}/{NAME}.{name}" for name in ("qcow2", "over", "whole", "memory")}
 
 
-def domain(state: str) -> dict[str, t.Any]:
+def domain_args(state: str) -> dict[str, t.Any]:
+    """Return the options of the domain."""
     return {"name": NAME, "state": state, "on_timeout": "destroy", "wait_seconds": 1}
 
 
-def snapshot(name: str, **said: t.Any) -> dict[str, t.Any]:
-    return {"domain": NAME, "name": name, **said}
+def snapshot_args(name: str, **options: t.Any) -> dict[str, t.Any]:
+    """Return the options of a snapshot of the domain."""
+    return {"domain": NAME, "name": name, **options}
 
 
-OVER = snapshot("over", kind="external")
-WHOLE = snapshot("whole", kind="external", memory_file=FILES["memory"])
+OVER = snapshot_args("over", kind="external")
+WHOLE = snapshot_args("whole", kind="external", memory_file=FILES["memory"])
 STEPS: list[tuple[str, str, dict[str, t.Any]]] = [
-    ("Define", "domain", {**domain("running"), "xml": XML}),
-    ("Inside", "snapshot", snapshot("inside")),
-    ("Back inside", "snapshot", snapshot("inside", state="reverted")),
-    ("Gone inside", "snapshot", snapshot("inside", state="absent")),
+    ("Define", "domain", {**domain_args("running"), "xml": XML}),
+    ("Inside", "snapshot", snapshot_args("inside")),
+    ("Back inside", "snapshot", snapshot_args("inside", state="reverted")),
+    ("Gone inside", "snapshot", snapshot_args("inside", state="absent")),
     ("Outside, planned", "snapshot", {"snapshots": [OVER, WHOLE]}),
     ("Outside", "snapshot", {"snapshots": [OVER, WHOLE]}),
     ("Outside again", "snapshot", {"snapshots": [OVER, WHOLE]}),
-    ("Back outside, planned", "snapshot", snapshot("over", state="reverted")),
-    ("Back outside", "snapshot", snapshot("over", state="reverted")),
+    ("Back outside, planned", "snapshot", snapshot_args("over", state="reverted")),
+    ("Back outside", "snapshot", snapshot_args("over", state="reverted")),
     ("Info", "snapshot_info", {"domains": [NAME]}),
-    ("Gone, planned", "snapshot", snapshot("over", state="absent", with_children=True)),
-    ("Gone", "snapshot", snapshot("over", state="absent", with_children=True)),
+    ("Gone, planned", "snapshot", snapshot_args("over", state="absent", with_children=True)),
+    ("Gone", "snapshot", snapshot_args("over", state="absent", with_children=True)),
 ]
 
 
 @pytest.fixture(scope="module")
 def steps(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
-    """The results of one playbook by step; the domain and its files are gone afterwards."""
+    """The results of one playbook by step; the domain and its files are deleted afterwards."""
     create = f"qemu-img create -q -f qcow2 {FILES['qcow2']} 1M"
-    look = f"find {IMAGES} -name '{NAME}.*'"
+    find = f"find {IMAGES} -name '{NAME}.*'"
     tasks: list[dict[str, t.Any]] = [{"name": "Image", "ansible.builtin.command": create}]
     tasks += [
         {"name": name, f"tapvirt.host.libvirt_{module}": args, "check_mode": name.endswith("planned")}
         for name, module, args in STEPS
     ]
-    tasks.append({"name": "Files", "ansible.builtin.command": look})
-    run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+    tasks.append({"name": "Files", "ansible.builtin.command": find})
+    run = lab.run_tasks(HOST, tasks)
     try:
         assert run.rc == 0, run.stdout
-        yield {row["task"]: row["result"] for row in run.results}
+        yield run.by_task()
     finally:
         end = ["virsh destroy NAME", "virsh undefine --snapshots-metadata NAME", f"rm -f {IMAGES}/NAME.*"]
         lab.run(HOST, "sh", "-c", "; ".join(end).replace("NAME", NAME))
@@ -102,7 +103,7 @@ def test_a_revert_names_the_overlays_that_go_and_leaves_the_images(steps: dict[s
     (row,) = steps["Back outside"]["snapshots"]
     assert (row["domain_state"], row["current"]) == ("shutoff", True)
     assert row["disks"][0]["source"] not in FILES.values()
-    found = {one["name"]: one for one in steps["Info"]["snapshots"]}
+    found = {item["name"]: item for item in steps["Info"]["snapshots"]}
     assert found["over"]["files"] == [FILES["over"], row["disks"][0]["source"]]
     assert (found["whole"]["parent"], found["whole"]["memory"]) == ("over", "external")
 

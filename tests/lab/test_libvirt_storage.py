@@ -8,10 +8,11 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-import yaml
+
+from .support.tasks import module_task
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts
+    from .support.hosts import LabHosts
 
 # The unit tests have the same on a real libvirt, too; here it is the daemon of a host, and takes minutes.
 pytestmark = pytest.mark.soak
@@ -42,36 +43,34 @@ VOLUMES: list[dict[str, t.Any]] = [
 ]
 
 
-def task(name: str, module: str, args: dict[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
-    return {"name": name, f"tapvirt.host.{module}": args, **more}
-
-
 @pytest.fixture(scope="module")
 def storage(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
-    """A pool, volumes, and a running domain on one of them; gone again afterwards."""
+    """The results by task of a playbook that makes a pool, volumes, and a running domain on one of them."""
     wanted = {"volumes": [{"pool": POOL, **volume} for volume in VOLUMES]}
     tasks = [
-        task("Pool", "libvirt_pool", POOL_ARGS),
+        module_task("Pool", "libvirt_pool", POOL_ARGS),
         {"name": "Source", "ansible.builtin.stat": {"path": SOURCE, "checksum_algorithm": "sha256"}},
-        task("Planned", "libvirt_volume", wanted, check_mode=True),
-        task("Done", "libvirt_volume", wanted),
-        task("Again", "libvirt_volume", wanted),
-        task("Domain", "libvirt_domain", {"name": DOMAIN, "xml": DISK_XML, "state": "running"}),
-        task("Info", "libvirt_volume_info", {"pools": [POOL]}),
-        task("Deleted", "libvirt_volume", {"pool": POOL, "name": "top", "state": "absent"}, ignore_errors=True),
-        task("Stopped", "libvirt_pool", {**POOL_ARGS, "state": "absent"}, ignore_errors=True),
+        module_task("Planned", "libvirt_volume", wanted, check_mode=True),
+        module_task("Done", "libvirt_volume", wanted),
+        module_task("Again", "libvirt_volume", wanted),
+        module_task("Domain", "libvirt_domain", {"name": DOMAIN, "xml": DISK_XML, "state": "running"}),
+        module_task("Info", "libvirt_volume_info", {"pools": [POOL]}),
+        module_task("Deleted", "libvirt_volume", {"pool": POOL, "name": "top", "state": "absent"}, ignore_errors=True),
+        module_task("Stopped", "libvirt_pool", {**POOL_ARGS, "state": "absent"}, ignore_errors=True),
     ]
     tasks[1]["register"] = "source"
-    run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]))
+    run = lab.run_tasks(HOST, tasks)
     gone = [
-        task("Off", "libvirt_domain", {"name": DOMAIN, "state": "absent", "on_timeout": "destroy", "wait_seconds": 1}),
-        task("Pool gone", "libvirt_pool", {"name": POOL, "state": "absent"}),
+        module_task(
+            "Off", "libvirt_domain", {"name": DOMAIN, "state": "absent", "on_timeout": "destroy", "wait_seconds": 1}
+        ),
+        module_task("Pool gone", "libvirt_pool", {"name": POOL, "state": "absent"}),
     ]
     try:
         assert run.rc == 0, run.stdout
-        yield {str(one["name"]): run.of(HOST, str(one["name"])) for one in tasks}
+        yield run.by_task()
     finally:
-        left = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": gone}]))
+        left = lab.run_tasks(HOST, gone)
         kept = lab.run(HOST, "ls", PATH).stdout.split()
         lab.run(HOST, "rm", "-rf", PATH)
         assert left.rc == 0, left.stdout

@@ -13,7 +13,6 @@ import re
 import typing as t
 
 import pytest
-import yaml
 
 pytestmark = pytest.mark.soak
 CALLED = "__x64_sys_sched_rr_get_interval"
@@ -52,7 +51,7 @@ SCRIPTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run, what it is to end as, and why."""
+    """A run, its expected outcome, and a part of the expected reason."""
 
     outcome: str
     script: str
@@ -61,7 +60,7 @@ class Case:
     options: dict[str, t.Any] = dataclasses.field(default_factory=dict)
     load: str | None = None
     built: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What the module says of itself, where that is not the truth."""
+    """Wrong values in the description of the module."""
 
     @property
     def name(self) -> str:
@@ -95,8 +94,8 @@ CASES = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """All runs, what was known before them, and where their output is."""
+class CaseRuns:
+    """The runs by outcome, the builds, the verdict of a probe before the runs, and the directory of their output."""
 
     runs: dict[str, dict[str, t.Any]]
     builds: dict[str, dict[str, dict[str, t.Any]]]
@@ -105,7 +104,7 @@ class Seen:
 
 
 def tasks_of(case: Case, module: dict[str, t.Any], folder: pathlib.Path) -> list[dict[str, t.Any]]:
-    """Return the tasks of a case: its load beside it, and the run."""
+    """Return the tasks of a case: start the load, run, end the load."""
     args = {"module": {**module, **case.built}, "duration": 3, "output": str(folder / case.outcome), **case.options}
     here = f"inventory_hostname == '{case.host}'"
     run = {"name": case.name, "tapvirt.host.stap_run": args, "when": here, "ignore_errors": True}
@@ -120,8 +119,8 @@ def tasks_of(case: Case, module: dict[str, t.Any], folder: pathlib.Path) -> list
 
 
 @pytest.fixture(scope="module")
-def seen(lab, tmp_path_factory):
-    """Build all scripts for one kernel, and run each case on one of its two hosts."""
+def case_runs(lab, tmp_path_factory):
+    """The runs of all cases, each on one of two hosts with the same kernel."""
     folder = tmp_path_factory.mktemp("outcomes")
     files = {name: folder / f"outcome_{name}.stp" for name in SCRIPTS}
     for name, text in SCRIPTS.items():
@@ -134,15 +133,14 @@ def seen(lab, tmp_path_factory):
     ]
     for case in CASES:
         tasks += tasks_of(case, builds[case.host][case.script]["module"], folder)
-    play = {"hosts": "trace2:trace4", "gather_facts": False, "strategy": "free", "tasks": tasks}
-    done = lab.playbook(yaml.safe_dump([play]))
+    done = lab.run_tasks("trace2:trace4", tasks, strategy="free")
     runs = {case.outcome: done.of(case.host, case.name) for case in CASES}
-    return Seen(runs, builds, done.of("trace4", "Before")["probes"][0], folder)
+    return CaseRuns(runs, builds, done.of("trace4", "Before")["probes"][0], folder)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.outcome)
-def test_a_crafted_script_ends_as_it_must(seen, case):
-    result = seen.runs[case.outcome]
+def test_a_crafted_script_ends_as_it_must(case_runs, case):
+    result = case_runs.runs[case.outcome]
     run = result["run"]
     assert (run["outcome"], case.reason in run["reason"]) == (case.outcome, True), result
     # A task that failed says why.
@@ -151,9 +149,9 @@ def test_a_crafted_script_ends_as_it_must(seen, case):
         assert run["left"] == [], run
 
 
-def test_a_script_that_cannot_be_built_says_where(seen):
-    for host in seen.builds:
-        result = seen.builds[host]["unbuildable"]
+def test_a_script_that_cannot_be_built_says_where(case_runs):
+    for host in case_runs.builds:
+        result = case_runs.builds[host]["unbuildable"]
         assert result["outcome"] == "build_failed", result
         assert (result["line"], "no_such_function_anywhere" in result["msg"]) == (1, True), result
 
@@ -164,39 +162,39 @@ def test_every_outcome_of_the_contract_has_its_script():
     assert sorted([*(case.outcome for case in CASES), "build_failed"]) == sorted(OUTCOMES)
 
 
-def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(seen):
-    assert seen.before["verdict"] == "module_not_loaded", seen.before
-    assert "tun is not loaded" in seen.before["reason"]
-    run = seen.runs["partial_arm"]["run"]
-    assert "ended as partial_arm" in seen.runs["partial_arm"]["msg"]
+def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(case_runs):
+    assert case_runs.before["verdict"] == "module_not_loaded", case_runs.before
+    assert "tun is not loaded" in case_runs.before["reason"]
+    run = case_runs.runs["partial_arm"]["run"]
+    assert "ended as partial_arm" in case_runs.runs["partial_arm"]["msg"]
     assert run["probes"]["armed"] == 1 and len(run["probes"]["missing"]) == 1, run
     assert "tun_chr_open" in run["probes"]["missing"][0]
 
 
-def test_a_warning_of_two_lines_is_no_error(seen):
-    run = seen.runs["ok"]["run"]
+def test_a_warning_of_two_lines_is_no_error(case_runs):
+    run = case_runs.runs["ok"]["run"]
     assert (run["outcome"], run["errors"]) == ("ok", 0), run
     assert {"a warning", "of two lines"} <= set(run["messages"]), run
 
 
-def test_skipped_probes_are_those_that_systemtap_counts(seen):
-    run = seen.runs["skipped"]["run"]
+def test_skipped_probes_are_those_that_systemtap_counts(case_runs):
+    run = case_runs.runs["skipped"]["run"]
     totals = [re.match(r"Number of errors: 0, skipped probes: (\d+)$", message) for message in run["messages"]]
     assert [run["skipped"]] == [int(total.group(1)) for total in totals if total] != [0], run
 
 
-def test_what_was_printed_is_on_the_controller(seen):
-    ok = seen.runs["ok"]["run"]
+def test_what_was_printed_is_on_the_controller(case_runs):
+    ok = case_runs.runs["ok"]["run"]
     path = pathlib.Path(ok["output"]["path"])
-    assert path == seen.folder / "ok" / f"trace2.{ok['module']['name']}.txt"
+    assert path == case_runs.folder / "ok" / f"trace2.{ok['module']['name']}.txt"
     data = path.read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (ok["output"]["bytes"], ok["output"]["sha256"])
     assert (len(data), ok["output"]["sha256"], ok["output"]["truncated"]) == (ok["bytes"], ok["sha256"], False)
     assert [json.loads(line) for line in data.splitlines() if line.startswith(b"{")] == ok["records"]
 
 
-def test_what_was_cut_is_told_as_such(seen):
-    lost = seen.runs["lost_output"]["run"]
+def test_what_was_cut_is_told_as_such(case_runs):
+    lost = case_runs.runs["lost_output"]["run"]
     data = pathlib.Path(lost["output"]["path"]).read_bytes()
     assert (len(data), lost["output"]["bytes"], lost["output"]["truncated"]) == (1000, 1000, True)
     assert hashlib.sha256(data).hexdigest() == lost["output"]["sha256"] != lost["sha256"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import json
-import pathlib
 import re
 import shlex
 import subprocess
@@ -22,7 +21,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.layers import load_flaws
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import Reader
 
-HERE = pathlib.Path(__file__).resolve().parent
+from .support.places import FILES, TREE
+
 MODULE_UTILS = ["host/plugins/module_utils/_core", "host/plugins/module_utils/_kernel"]
 HOSTS = ("trace1", "trace2", "trace3")
 
@@ -172,10 +172,10 @@ printf %s {work} | PYTHONPATH=$top python3 replay.py
 
 
 @pytest.fixture(scope="module")
-def built(lab) -> dict[str, str]:
+def module_files(lab) -> dict[str, str]:
     """The test module for each host's kernel, base64."""
-    releases = {host: lab.run(host, "uname", "-r").stdout.strip() for host in HOSTS}
-    source = base64.b64encode((HERE / "files" / "params_test.c").read_bytes()).decode()
+    releases = {host: lab.release(host) for host in HOSTS}
+    source = base64.b64encode((FILES / "params_test.c").read_bytes()).decode()
     done = lab.run("builder", "sh", "-s", *releases.values(), stdin=BUILD.format(source=source), timeout=120)
     assert done.returncode == 0, done.stderr
     modules = dict(line.split(" ", 1) for line in done.stdout.splitlines())
@@ -183,20 +183,19 @@ def built(lab) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def told(lab, built) -> dict[str, dict[str, t.Any]]:
-    """What files/replay.py told on each host."""
-    collection = next(path for path in HERE.parents if path.name == "host")
-    code = subprocess.run(["tar", "-C", collection.parent, "-cz", *MODULE_UTILS], capture_output=True, check=True)
+def replays(lab, module_files) -> dict[str, dict[str, t.Any]]:
+    """The output of files/replay.py on each host."""
+    code = subprocess.run(["tar", "-C", TREE.parent, "-cz", *MODULE_UTILS], capture_output=True, check=True)
     asked = [row[:3] for row in ASKED]
     work = {"inputs": INPUTS, "options": OPTIONS, "guessed": GUESSED, "asked": asked}
     parts = {
         "code": base64.b64encode(code.stdout).decode(),
-        "replay": (HERE / "files" / "replay.py").read_text(encoding="utf-8"),
+        "replay": (FILES / "replay.py").read_text(encoding="utf-8"),
         "work": shlex.quote(json.dumps(work)),
     }
 
     def on(host: str) -> dict[str, t.Any]:
-        done = lab.run(host, "sh", stdin=REPLAY.format(module=built[host], **parts), timeout=600)
+        done = lab.run(host, "sh", stdin=REPLAY.format(module=module_files[host], **parts), timeout=600)
         assert done.returncode == 0, done.stderr
         return t.cast("dict[str, t.Any]", json.loads(done.stdout))
 
@@ -205,8 +204,8 @@ def told(lab, built) -> dict[str, dict[str, t.Any]]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_verdict_is_what_a_plain_write_and_read_back_shows(told, host):
-    rows = told[host]["rows"]
+def test_the_verdict_is_what_a_plain_write_and_read_back_shows(replays, host):
+    rows = replays[host]["rows"]
     assert len(rows) == sum(len(values) for values in INPUTS.values())
     different = [row for row in rows if row[2] != row[3] and not (row[1] in NEWER_WORDS and row[2] is None)]
     assert different == []
@@ -217,13 +216,13 @@ def test_the_verdict_is_what_a_plain_write_and_read_back_shows(told, host):
 
 
 @pytest.mark.parametrize("host", HOSTS[:2])
-def test_the_options_that_keep_a_module_from_being_loaded_are_known(lab, built, told, host, tmp_path):
-    done = lab.run(host, "sh", stdin=LOAD.format(module=built[host], words="\n".join(LOADS)), timeout=60)
+def test_the_options_that_keep_a_module_from_being_loaded_are_known(lab, module_files, replays, host, tmp_path):
+    done = lab.run(host, "sh", stdin=LOAD.format(module=module_files[host], words="\n".join(LOADS)), timeout=60)
     assert done.returncode == 0, done.stderr
     for name, data in {
         "proc/sys/kernel/osrelease": b"R",
         "lib/modules/R/modules.dep": b"params_test.ko:\n",
-        "lib/modules/R/params_test.ko": base64.b64decode(built[host]),
+        "lib/modules/R/params_test.ko": base64.b64decode(module_files[host]),
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,15 +238,15 @@ def test_the_options_that_keep_a_module_from_being_loaded_are_known(lab, built, 
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_host_without_module_information_has_the_same_verdicts(told, host):
-    rows = told[host]["guessed"]
+def test_a_host_without_module_information_has_the_same_verdicts(replays, host):
+    rows = replays[host]["guessed"]
     assert len(rows) == sum(len(values) for values in GUESSED.values())
     assert [row for row in rows if row[2] != row[3] or row[5]] == []
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_every_parameter_set_to_its_own_value_in_every_spelling_is_no_change_and_no_write(told, host):
-    found = told[host]["own_values"]
+def test_every_parameter_set_to_its_own_value_in_every_spelling_is_no_change_and_no_write(replays, host):
+    found = replays[host]["own_values"]
     assert found["planned"] == []
     assert found["written"] == []
     assert found["written_plainly"] == ["params_test.an_int"]
@@ -256,8 +255,8 @@ def test_every_parameter_set_to_its_own_value_in_every_spelling_is_no_change_and
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_what_the_kernel_does_not_do_is_said_with_its_cause(told, host):
-    for (label, value, options, pattern), message in zip(ASKED, told[host]["asked"], strict=True):
+def test_what_the_kernel_does_not_do_is_said_with_its_cause(replays, host):
+    for (label, value, options, pattern), message in zip(ASKED, replays[host]["asked"], strict=True):
         if pattern is None:
             assert message is None, (label, value, options)
         else:
@@ -265,8 +264,8 @@ def test_what_the_kernel_does_not_do_is_said_with_its_cause(told, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_check_mode_leaves_all_files_and_all_values(told, host):
-    found = told[host]["check_mode"]
+def test_check_mode_leaves_all_files_and_all_values(replays, host):
+    found = replays[host]["check_mode"]
     assert found["values"] > 20
     assert found["planned"] >= found["values"]
     assert found["before"] == found["after"]

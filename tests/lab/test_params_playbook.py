@@ -31,7 +31,7 @@ STATE = (
 
 
 def modinfo(lab, host: str, modules: list[str]) -> dict[tuple[str, str], dict[str, str]]:
-    """Return what modinfo prints of parameters: (module, name) to what follows the colon, by field."""
+    """Return what modinfo prints about parameters: (module, name) -> field -> text after the colon."""
     done = lab.run(host, "sh", stdin=MODINFO.format(modules=" ".join(modules)))
     assert done.returncode == 0, done.stderr
     found: dict[tuple[str, str], dict[str, str]] = {}
@@ -111,6 +111,7 @@ class Fleet:
         self._path = folder / "tables.yml"
 
     def tables(self, group: list[dict[str, t.Any]], hosts: dict[str, t.Any] | None = None) -> None:
+        """Write the tables of the group and of single hosts."""
         inventory = {
             "trace_hosts": {
                 "vars": {
@@ -123,17 +124,20 @@ class Fleet:
         self._path.write_text(yaml.safe_dump(inventory), encoding="utf-8")
 
     def run(self, *options: str):
+        """Run the playbook."""
         arguments = ["-i", str(self._path), "-e", json.dumps({"params_hosts": ":".join(HOSTS)}), *options]
         return self.lab.playbook(pathlib.Path("tapvirt.host.params"), *arguments)
 
     def state(self) -> dict[str, str]:
-        return {host: self.lab.run(host, "sh", "-c", STATE, timeout=120).stdout for host in HOSTS}
+        """Return checksums of /etc and of the parameters on each host."""
+        return {host: self.lab.shell(host, STATE, check=False) for host in HOSTS}
 
     def values(self) -> dict[str, str]:
+        """Return the parameters of KVM and our own file on each host."""
         command = (
             "cd /sys/module/kvm/parameters; cat halt_poll_ns halt_poll_ns_grow; cat /etc/modprobe.d/zz-tapvirt.conf"
         )
-        return {host: self.lab.run(host, "sh", "-c", command).stdout for host in HOSTS}
+        return {host: self.lab.shell(host, command, check=False) for host in HOSTS}
 
 
 TABLE: list[dict[str, t.Any]] = [
@@ -147,7 +151,7 @@ ROLE = "tapvirt.host.module_params : "
 
 @pytest.fixture
 def fleet(lab, tmp_path):
-    """The fleet with nothing of ours on it; afterwards everything is as it was."""
+    """The fleet without parameters that we set; afterwards its parameters are restored."""
     fleet = Fleet(lab, tmp_path)
     before = fleet.values()
     for host, text in before.items():
@@ -161,16 +165,19 @@ def fleet(lab, tmp_path):
 
 
 def plans(result, task: str) -> dict[str, list[dict[str, t.Any]]]:
+    """Return the plan of a task of the role for each host."""
     return {host: result.of(host, ROLE + task)["plan"] for host in HOSTS}
 
 
-def said(result, task: str) -> list[str]:
+def messages(result, task: str) -> list[str]:
+    """Return the lines of a task that prints."""
     (lines,) = [row["result"]["msg"] for row in result.results if row["task"] == task]
     return lines
 
 
-def changed(result) -> dict[str, int]:
-    return {host: result.recap[host]["changed"] for host in HOSTS}
+def fleet_changes(result) -> dict[str, int]:
+    """Return the number of changed tasks of each host."""
+    return {host: result.changes()[host] for host in HOSTS}
 
 
 def test_a_fleet_is_compared_set_and_put_back(fleet):
@@ -181,21 +188,21 @@ def test_a_fleet_is_compared_set_and_put_back(fleet):
     assert checked.rc == 0, checked.stdout
     assert fleet.state() == before
     assert "+kvm.halt_poll_ns: 200001" in checked.stdout
-    lines = said(checked, "Say which hosts differ")
+    lines = messages(checked, "Say which hosts differ")
     assert "trace1: kvm.halt_poll_ns is 200000, wanted 200001" in lines
     assert "trace3: kvm.halt_poll_ns is 200000, wanted 300000" in lines
     assert lines[-1] == f"0 of {len(HOSTS)} hosts are as wanted."
-    assert said(checked, "Say which hosts still differ") == lines
+    assert messages(checked, "Say which hosts still differ") == lines
 
     first = fleet.run()
     assert first.rc == 0, first.stdout
-    assert changed(first) == dict.fromkeys(HOSTS, 1)
+    assert fleet_changes(first) == dict.fromkeys(HOSTS, 1)
     assert plans(first, SET) == plans(checked, SET) == plans(first, "Plan what would have to change")
-    order = [row["host"] for row in first.results if row["task"] == ROLE + SET]
+    order = first.hosts_of(ROLE + SET)
     assert order[0] == "trace1"
     assert set(order) == set(HOSTS)
-    assert said(first, "Say which hosts differ") == lines
-    left = said(first, "Say which hosts still differ")
+    assert messages(first, "Say which hosts differ") == lines
+    left = messages(first, "Say which hosts still differ")
     waiting = "nbd.max_part not in effect: it takes effect when the module is loaded"
     assert [line for line in left if line != f"{line.split(':')[0]}: {waiting}"] == [
         f"0 of {len(HOSTS)} hosts are as wanted."
@@ -208,19 +215,18 @@ def test_a_fleet_is_compared_set_and_put_back(fleet):
 
     second = fleet.run()
     assert second.rc == 0, second.stdout
-    assert changed(second) == dict.fromkeys(HOSTS, 0)
-    assert said(second, "Say which hosts differ") == left
-    (stats,) = [row["result"]["ansible_stats"]["data"] for row in second.results if "ansible_stats" in row["result"]]
+    assert fleet_changes(second) == dict.fromkeys(HOSTS, 0)
+    assert messages(second, "Say which hosts differ") == left
     counts = dict.fromkeys(HOSTS, 1)
     drift = {"hosts": len(HOSTS), "before": counts, "before_count": len(HOSTS)}
-    assert stats == {"params_drift": {**drift, "after": counts, "after_count": len(HOSTS)}}
+    assert second.stats() == {"params_drift": {**drift, "after": counts, "after_count": len(HOSTS)}}
 
     restored = fleet.run("-e", "params_state=restored")
     assert restored.rc == 0, restored.stdout
-    assert "trace1: kvm.halt_poll_ns is 200001, and was 200000 before it was first set" in said(
+    assert "trace1: kvm.halt_poll_ns is 200001, and was 200000 before it was first set" in messages(
         restored, "Say which hosts differ"
     )
-    assert said(restored, "Say which hosts still differ") == [f"{len(HOSTS)} of {len(HOSTS)} hosts are as wanted."]
+    assert messages(restored, "Say which hosts still differ") == [f"{len(HOSTS)} of {len(HOSTS)} hosts are as wanted."]
     assert fleet.values() == values
     assert fleet.state() == before
 
@@ -266,7 +272,7 @@ def test_hosts_without_the_module_are_left_out_when_told_so(fleet):
     )
     result = fleet.run("-e", skip, "--tags", "report")
     assert result.rc == 0, result.stdout
-    lines = said(result, "Say which hosts differ")
+    lines = messages(result, "Say which hosts differ")
     assert "trace1: has no kvm_amd.no_such_parameter" in lines
     assert len([line for line in lines if "no_such_parameter" in line]) == len(HOSTS)
     assert not [row for row in result.results if row["task"] == ROLE + SET]

@@ -19,9 +19,9 @@ LIMIT = 200_000 if LONG else 2000
 
 
 @pytest.fixture(scope="module")
-def listed(lab):
-    """List for every host's kernel, in one task, with variables; return for each kernel the rows by probe."""
-    releases = [lab.run(host, "uname", "-r").stdout.strip() for host in HOSTS]
+def listings(lab):
+    """The rows for the kernel of each host, listed in one task: release -> probe -> row."""
+    releases = [lab.release(host) for host in HOSTS]
     play = [
         {
             "hosts": "builder",
@@ -46,8 +46,8 @@ def listed(lab):
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, *([EVERYTHING] if LONG else [])])
-def test_the_rows_are_those_of_stap(lab, listed, pattern):
-    for release, rows in listed.items():
+def test_the_rows_are_those_of_stap(lab, listings, pattern):
+    for release, rows in listings.items():
         plain = lab.run("builder", "nice", "stap", "-r", release, "-l", pattern, timeout=600)
         points = [point["point"] for point in rows[pattern]["points"]]
         assert set(points) == set(plain.stdout.splitlines()), release
@@ -55,30 +55,30 @@ def test_the_rows_are_those_of_stap(lab, listed, pattern):
         assert rows[pattern]["verdict"] == ("listed" if points else "missing")
 
 
-def test_rows_are_typed(listed):
-    first = next(iter(listed.values()))
+def test_rows_are_typed(listings):
+    first = next(iter(listings.values()))
     (read,) = first['kernel.function("vfs_read").return']["points"]
     assert (read["function"], read["source"], read["form"]) == ("vfs_read", "fs/read_write.c", "return")
     assert read["line"] > 0
     assert {"name": "$return", "type": "ssize_t"} in read["variables"]
     assert {"name": "$file", "type": "struct file*"} in read["variables"]
-    for release, rows in listed.items():
+    for release, rows in listings.items():
         for point in rows['kernel.function("vfs_*").call']["points"]:
             assert point["function"].startswith("vfs_"), release
             assert point["form"] == "call"
 
 
-def test_a_listing_is_limited_and_filtered(lab, listed):
-    release = next(iter(listed))
+def test_a_listing_is_limited_and_filtered(lab, listings):
+    release = next(iter(listings))
     options = {"probes": [PATTERNS[0]], "list": True, "kernel": release, "match": r"@fs/read_write\.c:", "limit": 2}
     (result,) = lab.ansible("builder", "tapvirt.host.stap_probe_info", options).values()
     (row,) = result["probes"]
-    whole = [point for point in listed[release][PATTERNS[0]]["points"] if point["source"] == "fs/read_write.c"]
+    whole = [point for point in listings[release][PATTERNS[0]]["points"] if point["source"] == "fs/read_write.c"]
     assert (len(row["points"]), row["point_count"], row["truncated"]) == (2, len(whole), True)
 
 
-def test_what_is_not_there_is_said_with_the_nearest_names(lab, listed):
-    options = {"probes": ['kernel.function("vfs_raed")'], "list": True, "kernel": next(iter(listed))}
+def test_what_is_not_there_is_said_with_the_nearest_names(lab, listings):
+    options = {"probes": ['kernel.function("vfs_raed")'], "list": True, "kernel": next(iter(listings))}
     (result,) = lab.ansible("builder", "tapvirt.host.stap_probe_info", options).values()
     (row,) = result["probes"]
     assert (row["verdict"], row["points"]) == ("missing", [])

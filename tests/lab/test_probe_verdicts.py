@@ -29,15 +29,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pathlib
 import random
 import re
 
 import pytest
 import yaml
 
+from .support.places import FILES
+
 HOSTS = ("trace1", "trace2", "trace3")
-FILES = pathlib.Path(__file__).resolve().parent / "files"
 pytestmark = pytest.mark.soak
 SEED = int(os.environ.get("TAPVIRT_SEED", "20"))
 DRAWN = 100
@@ -72,10 +72,10 @@ print(json.dumps({"symbols": open("/proc/kallsyms").read(), "sections": init,
 """
 
 
-def facts(lab, host):
-    """Read a guest's text symbols (address, name, owner), what is gone of them, and its list of refused functions."""
-    told = json.loads(lab.run(host, "python3", "-", stdin=FACTS, timeout=120).stdout)
-    rows = re.findall(r"^([0-9a-f]+) ([a-zA-Z]) (\S+)(?:\t\[(\S+)\])?$", told["symbols"], re.MULTILINE)
+def read_symbols(lab, host):
+    """Read the text symbols of a guest (address, name, owner), those of freed code, and the blacklist of kprobes."""
+    data = json.loads(lab.run(host, "python3", "-", stdin=FACTS, timeout=120).stdout)
+    rows = re.findall(r"^([0-9a-f]+) ([a-zA-Z]) (\S+)(?:\t\[(\S+)\])?$", data["symbols"], re.MULTILINE)
     marks = {name: int(address, 16) for address, _type, name, owner in rows if not owner}
     spans = [(marks["_stext"], marks["_etext"]), (marks["_sinittext"], marks["_einittext"])]
     symbols: list[tuple[int, str, str]] = []
@@ -83,16 +83,16 @@ def facts(lab, host):
     for address, kind, name, owner in ((int(row[0], 16), *row[1:]) for row in rows):
         if kind not in "tTwW" or name.startswith(("__pfx_", "__cfi_")):
             continue
-        if owner in told["sections"]:
-            before = [row for row in told["sections"][owner] if row[0] <= address]
+        if owner in data["sections"]:
+            before = [row for row in data["sections"][owner] if row[0] <= address]
             (gone if before and "init." in max(before)[1] else symbols).append((address, name, owner))
         elif not owner and any(start <= address < end for start, end in spans):
             symbols.append((address, name, ""))
     names = {row[2] for row in rows}
-    return {"symbols": symbols, "gone": gone, "spans": spans, "names": names, "blacklist": told["blacklist"]}
+    return {"symbols": symbols, "gone": gone, "spans": spans, "names": names, "blacklist": data["blacklist"]}
 
 
-def special(found, chance):
+def special_functions(found, chance):
     """Return 20 functions, as pairs of name and owner, that cannot simply be probed."""
     core = [name for _address, name, owner in found["symbols"] if not owner]
     whole = {name for name in core if "." not in name}
@@ -111,14 +111,14 @@ def special(found, chance):
     return [(name, "") for name in names] + [(function, module) for module, function in MODULES_NOT_LOADED]
 
 
-def points(name, owner):
-    """Return how a function is asked for: by name, and by debug information."""
+def probe_points(name, owner):
+    """Return the probe points of a function: by name, and by debug information."""
     if owner:
         return f'kprobe.module("{owner}").function("{name}")', f'module("{owner}").function("{name}")'
     return f'kprobe.function("{name}")', f'kernel.function("{name}")'
 
 
-def asked(symbols, name, owner):
+def addresses_of(symbols, name, owner):
     """Return the addresses of a name, and those of its variants that are functions."""
     same = [address for address, other, place in symbols if (other, place) == (name, owner)]
     variants = [
@@ -129,10 +129,11 @@ def asked(symbols, name, owner):
     return same, variants
 
 
-def play(chosen, releases):
+def verdicts_play(chosen, releases):
+    """Return a play that reads the verdicts of all functions, then builds and runs a sample of them."""
     sample = {
         host: ",\n".join(
-            points(*pair)[1] + ".call ?" for pair in [*pairs[:SAMPLE], *pairs[DRAWN:]] if "." not in pair[0]
+            probe_points(*pair)[1] + ".call ?" for pair in [*pairs[:SAMPLE], *pairs[DRAWN:]] if "." not in pair[0]
         )
         for host, pairs in chosen.items()
     }
@@ -141,7 +142,9 @@ def play(chosen, releases):
             "hosts": ":".join(HOSTS),
             "gather_facts": False,
             "vars": {
-                "asked": {host: [point for pair in pairs for point in points(*pair)] for host, pairs in chosen.items()},
+                "asked": {
+                    host: [point for pair in pairs for point in probe_points(*pair)] for host, pairs in chosen.items()
+                },
                 "script": {host: f"probe {text} {{ next }}\n" for host, text in sample.items()},
                 "releases": releases,
             },
@@ -200,53 +203,58 @@ def try_all(lab, host, release, compiler, names, addresses):
 
 @pytest.fixture(scope="module")
 def verdicts(lab, tmp_path_factory):
-    """Draw, ask for the verdicts, then register; return for each host all three."""
+    """The functions drawn on each host, their verdicts, and what the kernel does when they are registered."""
     print(f"seed {SEED}")
     folder = tmp_path_factory.mktemp("verdicts")
     found, chosen, releases = {}, {}, {}
     for host in HOSTS:
-        found[host] = facts(lab, host)
+        found[host] = read_symbols(lab, host)
         chance = random.Random(SEED)
         drawn = chance.sample(found[host]["symbols"], DRAWN)
-        chosen[host] = [(name, owner) for _address, name, owner in drawn] + special(found[host], chance)
-        releases[host] = lab.run(host, "uname", "-r").stdout.strip()
+        chosen[host] = [(name, owner) for _address, name, owner in drawn] + special_functions(found[host], chance)
+        releases[host] = lab.release(host)
     (folder / "verdicts.stp.j2").write_text("{{ text }}", encoding="utf-8")
-    plays = play(chosen, releases)
+    plays = verdicts_play(chosen, releases)
     plays[0]["tasks"][1]["tapvirt.host.stap_script"]["src"] = str(folder / "verdicts.stp.j2")
     done = lab.playbook(yaml.safe_dump(plays))
     rows = {}
     for host in HOSTS:
-        told = {row["probe"]: row for row in done.of(host, "Verdicts")["probes"]}
+        rows_by_probe = {row["probe"]: row for row in done.of(host, "Verdicts")["probes"]}
         names = sorted({f"{owner}:{name}" if owner else name for name, owner in chosen[host]})
         addresses = sorted(
-            {one for pair in chosen[host] for part in asked(found[host]["symbols"], *pair) for one in part}
+            {
+                address
+                for pair in chosen[host]
+                for part in addresses_of(found[host]["symbols"], *pair)
+                for address in part
+            }
         )
         compiler = done.of(host, "Build")["module"]["compiler"]
         by_name, by_address = try_all(lab, host, releases[host], compiler, names, addresses)
-        rows[host] = (found[host], chosen[host], told, by_name, by_address, done.of(host, "Run"))
+        rows[host] = (found[host], chosen[host], rows_by_probe, by_name, by_address, done.of(host, "Run"))
     return rows
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_by_name(verdicts, host):
-    _found, chosen, told, by_name, _by_address, _run = verdicts[host]
+    _found, chosen, rows_by_probe, by_name, _by_address, _run = verdicts[host]
     wrong = []
     for name, owner in chosen:
-        row, code = told[points(name, owner)[0]], by_name[f"{owner}:{name}" if owner else name]
+        row, code = rows_by_probe[probe_points(name, owner)[0]], by_name[f"{owner}:{name}" if owner else name]
         expected = {0: ["armable"], ENOENT: NOT_FOUND}.get(code, ["blacklisted", "discarded", "refused"])
         if row["verdict"] not in expected:
             wrong.append((name, owner, code, row["verdict"], row["reason"]))
     assert not wrong, f"seed {SEED}: {wrong}"
-    assert len({row["verdict"] for row in told.values()}) >= 6, "the draw has too few kinds"
+    assert len({row["verdict"] for row in rows_by_probe.values()}) >= 6, "the draw has too few kinds"
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_by_address(verdicts, host):
-    found, chosen, told, _by_name, by_address, _run = verdicts[host]
+    found, chosen, rows_by_probe, _by_name, by_address, _run = verdicts[host]
     wrong = []
     for name, owner in chosen:
-        row = told[points(name, owner)[1]]
-        same, variants = asked(found["symbols"], name, owner)
+        row = rows_by_probe[probe_points(name, owner)[1]]
+        same, variants = addresses_of(found["symbols"], name, owner)
         taken = sum(by_address[address] == 0 for address in same or variants)
         count = row["point_count"] if row["verdict"] in ("armable", "optimised_variant_only") else 0
         if count != taken and "SystemTap itself" not in row["reason"]:
@@ -256,7 +264,7 @@ def test_by_address(verdicts, host):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
-    _found, chosen, told, _by_name, _by_address, result = verdicts[host]
+    _found, chosen, rows_by_probe, _by_name, _by_address, result = verdicts[host]
     probes = result["run"]["probes"]
     # Optional ones that debug information does not have at all (assembly, parts that the compiler split off) are left
     # out of the build; the host cannot know that.
@@ -267,7 +275,7 @@ def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
         built[name] = built.get(name, False) or point["point"] not in missing
     wrong = []
     for name, owner in [*chosen[:SAMPLE], *chosen[DRAWN:]]:
-        row = told[points(name, owner)[1]]
+        row = rows_by_probe[probe_points(name, owner)[1]]
         says = row["verdict"] in ("armable", "optimised_variant_only")
         # In a module that is not loaded the probe is built, and waits.
         if name in built and row["verdict"] != "module_not_loaded" and says != built[name]:
@@ -285,7 +293,7 @@ def test_what_a_module_began_with_is_gone(verdicts, lab):
     for host in HOSTS:
         gone = verdicts[host][0]["gone"]
         kept = {(name, owner) for _address, name, owner in verdicts[host][0]["symbols"]}
-        probes = [points(name, owner)[1] for _address, name, owner in gone if (name, owner) not in kept]
+        probes = [probe_points(name, owner)[1] for _address, name, owner in gone if (name, owner) not in kept]
         if probes:
             (result,) = lab.ansible(host, "tapvirt.host.stap_probe_info", {"probes": probes}).values()
             assert {row["verdict"] for row in result["probes"]} == {"discarded"}, result

@@ -9,13 +9,14 @@ import base64
 import concurrent.futures
 import io
 import json
-import pathlib
 import typing as t
 import zipfile
 
 import pytest
 
-CODE = pathlib.Path(__file__).resolve().parents[2] / "plugins" / "module_utils"
+from .support.places import TREE
+
+CODE = TREE / "plugins" / "module_utils"
 OPTIONS = {
     "tables": ["all"],
     "sysctls": ["kernel.printk", "kernel.pid_max"],
@@ -79,7 +80,7 @@ mark log; dmesg --json
 """
 
 
-class Guest(t.NamedTuple):
+class Readings(t.NamedTuple):
     """What was read in a guest: by our code as root and as another user, and by other programs (name -> lines)."""
 
     root: dict[str, t.Any]
@@ -102,43 +103,44 @@ def code_archive() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def guests(lab, kernel_hosts):
-    """Read all guests at once."""
+def all_readings(lab, kernel_hosts):
+    """The readings of all guests, which are read at once."""
     script = READERS.replace("@CODE@", base64.encodebytes(code_archive()).decode().strip())
     script = script.replace("@PROGRAM@", PROGRAM).replace("@OPTIONS@", json.dumps(OPTIONS))
 
-    def read(host: str) -> Guest:
+    def read(host: str) -> Readings:
         done = lab.run(host, "sh", stdin=script, timeout=300)
         assert done.returncode == 0, done.stderr
         parts = dict(part.split("\n", 1) for part in done.stdout.split("%%%")[1:])
         others = {name: text.splitlines() for name, text in parts.items() if name not in ("root", "nobody")}
-        return Guest(json.loads(parts["root"]), json.loads(parts["nobody"]), others)
+        return Readings(json.loads(parts["root"]), json.loads(parts["nobody"]), others)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return dict(zip(kernel_hosts, pool.map(read, kernel_hosts), strict=True))
 
 
 @pytest.fixture
-def guest(kernel_host, guests):
-    return guests[kernel_host]
+def readings(kernel_host, all_readings):
+    """The readings of one guest."""
+    return all_readings[kernel_host]
 
 
-def test_every_row_of_every_table_is_known(guest):
-    assert guest.root["unparsed"] == guest.nobody["unparsed"] == {}
-    assert guest.root["truncated"] == {}
-    absent = {name for name, status in guest.root["status"].items() if status != "present"}
+def test_every_row_of_every_table_is_known(readings):
+    assert readings.root["unparsed"] == readings.nobody["unparsed"] == {}
+    assert readings.root["truncated"] == {}
+    absent = {name for name, status in readings.root["status"].items() if status != "present"}
     assert absent == {"latency_stats"}
 
 
-def test_modules_are_those_of_lsmod(guest):
-    rows = guest.root["procfs"]["modules"]
-    assert [f"{row['name']} {row['size_bytes']} {row['references']}" for row in rows] == guest.others["lsmod"]
-    assert {row["name"] for row in rows if row["taints"]} == {line.split()[0] for line in guest.others["taints"]}
-    assert [f"{row['name']} {row['address']}" for row in rows] == guest.others["addresses"]
+def test_modules_are_those_of_lsmod(readings):
+    rows = readings.root["procfs"]["modules"]
+    assert [f"{row['name']} {row['size_bytes']} {row['references']}" for row in rows] == readings.others["lsmod"]
+    assert {row["name"] for row in rows if row["taints"]} == {line.split()[0] for line in readings.others["taints"]}
+    assert [f"{row['name']} {row['address']}" for row in rows] == readings.others["addresses"]
 
 
-def test_tables_agree_with_other_readers(guest):
-    ours, others = guest.root["procfs"], guest.others
+def test_tables_agree_with_other_readers(readings):
+    ours, others = readings.root["procfs"], readings.others
     assert [ours["meminfo"][name] for name in ("MemTotal_bytes", "SwapTotal_bytes")] == [
         int(line) for line in others["memory"]
     ]
@@ -166,36 +168,36 @@ def test_tables_agree_with_other_readers(guest):
     assert ours["sysctls"]["kernel.printk"] == [int(word) for word in others["sysctls"][1].split()]
 
 
-def test_a_process_is_that_of_ps(guest):
-    row = guest.root["procfs"]["processes"][0]
-    assert [str(row["pid"])] == guest.others["pid"]
-    words = guest.others["ps"][0].split(None, 6)
+def test_a_process_is_that_of_ps(readings):
+    row = readings.root["procfs"]["processes"][0]
+    assert [str(row["pid"])] == readings.others["pid"]
+    words = readings.others["ps"][0].split(None, 6)
     ours = [row["pid"], row["ppid"], row["threads"], row["vsize_bytes"] >> 10, row["rss_bytes"] >> 10, row["uid"]]
     assert [*(str(number) for number in ours), row["name"]] == words
     assert row["name"] == row["stat"]["comm"] == row["status"]["Name"] == "tv) R 1 (x"
     assert row["cmdline"][1:] == ["300"] and row["unavailable"] == {}
-    assert [str(row["maps"]["mappings"])] == guest.others["maps"]
+    assert [str(row["maps"]["mappings"])] == readings.others["maps"]
 
 
-def test_the_log_is_that_of_dmesg(guest):
-    theirs = json.loads("\n".join(guest.others["log"]))["dmesg"]
-    ours = guest.root["procfs"]["kmsg"]
+def test_the_log_is_that_of_dmesg(readings):
+    theirs = json.loads("\n".join(readings.others["log"]))["dmesg"]
+    ours = readings.root["procfs"]["kmsg"]
     assert len(ours) > 100
     assert [(row["seconds"], row["message"]) for row in ours] == [
         (row["time"], row["msg"]) for row in theirs[: len(ours)]
     ]
 
 
-def test_another_user_sees_what_is_restricted(guest):
-    status = guest.nobody["status"]
+def test_another_user_sees_what_is_restricted(readings):
+    status = readings.nobody["status"]
     assert {name for name, word in status.items() if word == "restricted"} >= {"iomem", "ioports", "slabinfo"}
-    assert guest.nobody["procfs"]["slabinfo"] is None
-    assert [row["name"] for row in guest.nobody["procfs"]["iomem"]] == [
-        row["name"] for row in guest.root["procfs"]["iomem"]
+    assert readings.nobody["procfs"]["slabinfo"] is None
+    assert [row["name"] for row in readings.nobody["procfs"]["iomem"]] == [
+        row["name"] for row in readings.root["procfs"]["iomem"]
     ]
-    assert {row["end"] for row in guest.nobody["procfs"]["iomem"]} == {None}
-    assert {row["address"] for row in guest.nobody["procfs"]["modules"]} == {None}
-    process = guest.nobody["procfs"]["processes"][0]
+    assert {row["end"] for row in readings.nobody["procfs"]["iomem"]} == {None}
+    assert {row["address"] for row in readings.nobody["procfs"]["modules"]} == {None}
+    process = readings.nobody["procfs"]["processes"][0]
     assert process["unavailable"] == {"io": "restricted", "maps": "restricted"}
     assert process["stat"]["startcode"] is None and process["limits"]["open files"]["soft"]
 

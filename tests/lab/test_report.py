@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import pytest
 
-PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "report.yml"
+from .support.places import PLAYBOOKS
+
 HOSTS = ["trace1", "trace2"]
 GONE = "all: {hosts: {gone: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n"
 TABLE = [{"module": "kvm", "name": "halt_poll_ns", "value": 123456}]
@@ -18,7 +18,7 @@ TABLE = [{"module": "kvm", "name": "halt_poll_ns", "value": 123456}]
 
 @pytest.fixture(scope="module")
 def reported(lab, tmp_path_factory):
-    """Report of two hosts, whose table is not as they are, and of one that does not answer; return run and page."""
+    """The result and the page of a report about two hosts with a wrong parameter and one that does not answer."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "gone.yml").write_text(GONE, encoding="utf-8")
     variables = {
@@ -27,18 +27,18 @@ def reported(lab, tmp_path_factory):
         "report_symbols": "vfs_read, no_such_function",
         "module_params_wanted": TABLE,
     }
-    run = lab.playbook(PLAYBOOK, "-i", str(folder / "gone.yml"), "-e", json.dumps(variables))
+    run = lab.playbook(PLAYBOOKS / "report.yml", "-i", str(folder / "gone.yml"), "-e", json.dumps(variables))
     assert run.rc == 0, run.stdout[-3000:]
     return run, (folder / "deep" / "page.html").read_text(encoding="utf-8")
 
 
 def test_no_host_is_changed(reported):
     run, _page = reported
-    assert {host: row["changed"] for host, row in run.recap.items()} == dict.fromkeys([*HOSTS, "gone"], 0)
+    assert run.changes() == dict.fromkeys([*HOSTS, "gone"], 0)
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     [
         "gone: did not answer: ",
         "kvm.halt_poll_ns is not as wanted on 2 hosts: trace1, trace2.",
@@ -49,9 +49,9 @@ def test_no_host_is_changed(reported):
         "that were asked for are the same on all hosts",
     ],
 )
-def test_what_stands_out_is_on_the_page(reported, told):
+def test_what_stands_out_is_on_the_page(reported, text):
     _run, page = reported
-    assert told in page
+    assert text in page
 
 
 def test_what_stands_out_is_said(reported):

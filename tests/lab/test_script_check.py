@@ -9,7 +9,6 @@ import base64
 import gzip
 import io
 import json
-import pathlib
 import re
 import tarfile
 
@@ -18,7 +17,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import T
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.grammar import parse
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
 
-FIXTURES = pathlib.Path(__file__).resolve().parents[1] / "unit" / "fixtures" / "systemtap"
+from .support.places import TREE
+
+FIXTURES = TREE / "tests" / "unit" / "fixtures" / "systemtap"
 # What a script's command line can be: none, numbers, or names.
 ARGUMENTS = ("", "9", "vfs")
 STUB_TREE = """
@@ -80,7 +81,7 @@ done
 )
 
 
-def fill(text: str, argument: str) -> str:
+def fill_arguments(text: str, argument: str) -> str:
     """Put nine equal arguments where stap would: ``$1`` as it is, ``@1`` as a string."""
 
     def value(found: re.Match[str]) -> str:
@@ -93,8 +94,8 @@ def fill(text: str, argument: str) -> str:
     return re.sub(r'(?s)"(?:[^"\\\n]|\\.)*"|#[^\n]*|//[^\n]*|/\*.*?\*/|[$@](?:[0-9]+|#)', value, text)
 
 
-def refused(text: str, guru: bool) -> str:
-    """Return what is said against a script, empty when it is accepted."""
+def refusal(text: str, guru: bool) -> str:
+    """Return the error message of the grammar for a script, empty when the script is accepted."""
     try:
         parse("s", text, guru)
     except TapvirtError as error:
@@ -104,7 +105,7 @@ def refused(text: str, guru: bool) -> str:
 
 @pytest.fixture(scope="module")
 def examples(lab):
-    """Return the examples of SystemTap's package, and stap's verdicts on them."""
+    """The examples of SystemTap's package, and the verdicts of stap on them."""
     done = lab.run("builder", "sh", stdin=EXAMPLES, timeout=400)
     if done.stdout.strip() == "offline":
         pytest.skip("the builder has no examples and does not reach its package mirror")
@@ -127,9 +128,9 @@ def test_every_example_has_the_verdict_of_stap(examples):
     assert len(by_stap) == len(texts) * 6
     differ = []
     for (path, mode, argument), accepted in by_stap.items():
-        said = refused(fill(texts[path], argument), mode == "-g")
-        if (said == "") != accepted:
-            differ.append((path, mode, argument, accepted, said))
+        message = refusal(fill_arguments(texts[path], argument), mode == "-g")
+        if (message == "") != accepted:
+            differ.append((path, mode, argument, accepted, message))
     assert not differ, json.dumps(differ, indent=1)
     # The tapset itself makes no difference to the parser.
     whole = {(path, mode, argument): rc == "0" for kind, path, mode, argument, rc in verdicts if kind == "whole"}
@@ -145,11 +146,11 @@ def test_the_whole_check_refuses_no_example_that_stap_accepts(examples):
     for kind, path, mode, argument, rc in verdicts:
         if (kind, mode, rc) == ("verdict", "-g", "0"):
             try:
-                prepare("src", "example", fill(texts[path], argument), {}, guru=True)
+                prepare("src", "example", fill_arguments(texts[path], argument), {}, guru=True)
             except TapvirtError as error:
                 wrong[path] = error.message
     # Files of functions alone are for other scripts to use.
-    assert {path: said for path, said in wrong.items() if "has no probe" not in said} == {}
+    assert {path: message for path, message in wrong.items() if "has no probe" not in message} == {}
 
 
 def own_verdicts(lab, scripts, command):
@@ -173,7 +174,7 @@ def test_every_construct_is_accepted_by_both(lab):
     scripts = (FIXTURES / "constructs.txt").read_text(encoding="utf-8").split("\n====\n")[1:]
     status = own_verdicts(lab, scripts, f"{PARSE} -g")
     assert [text for text, rc in zip(scripts, status, strict=True) if rc] == []
-    assert [refused(text, guru=True) for text in scripts] == [""] * len(scripts)
+    assert [refusal(text, guru=True) for text in scripts] == [""] * len(scripts)
 
 
 def test_every_seeded_fault_is_refused_by_both(lab):
@@ -181,7 +182,7 @@ def test_every_seeded_fault_is_refused_by_both(lab):
     heads = [section.partition("\n")[0].split(" ", 3) for section in sections]
     texts = [section.partition("\n")[2] for section in sections]
     assert len(texts) >= 30
-    assert all(refused(text, guru=False) for text in texts)
+    assert all(refusal(text, guru=False) for text in texts)
     first = own_verdicts(lab, texts, PARSE)
     assert [rc != 0 for rc in first] == [head[2] == "1" for head in heads]
     later = [(head, text) for head, text in zip(heads, texts, strict=True) if head[2] != "1"]

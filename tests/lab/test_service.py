@@ -17,11 +17,12 @@ import typing as t
 import pytest
 import yaml
 
-GUIDE = pathlib.Path(__file__).parents[2] / "docs/docsite/rst/guide_tracer_that_stays.rst"
-KEXEC = (pathlib.Path(__file__).parent / "files" / "kexec.py").read_text(encoding="utf-8")
+from .support.places import KEXEC, TREE
+from .support.tasks import FACTS, RUNNING_KERNEL, module_task, shell_task
+
+GUIDE = TREE / "docs/docsite/rst/guide_tracer_that_stays.rst"
 pytestmark = pytest.mark.soak
 HOST, BESIDE = "trace3", "trace2"
-MODULE = "tapvirt.host.stap_service"
 FILE_BYTES, FILES = 4096, 3
 # Every record has the number of the one before it and one more: nothing is lost, nothing torn. It runs seldom, since an
 # emulated processor may be taken away in the middle of a handler, and the time counts as the handler's.
@@ -53,7 +54,7 @@ STATE = (
 )
 
 
-# Waits until a command on the host says what it should, for at most so many seconds; tells how long that took.
+# Waits until a test succeeds, for a limited number of seconds, and prints how many it took.
 UNTIL = """begun=$(date +%s); until {test}; do test $(($(date +%s) - begun)) -lt {seconds} || exit 1; sleep 0.3; done
 echo $(($(date +%s) - begun))"""
 UNIT = "tapvirt-trace-recorder"
@@ -65,29 +66,22 @@ KILL = (
 AGAIN = 'test "$(echo $(systemctl show -P NRestarts -P ActiveState {unit}))" = "{count} active"'
 
 
-def sh(lab, command: str, timeout: float = 120) -> str:
-    done = lab.run(HOST, "sh", "-ec", command, timeout=timeout)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def host_state(lab) -> list[str]:
+    """Return the state of the host that removed tracers must not change."""
+    return lab.shell(HOST, STATE, check=False).splitlines()
 
 
-def state_of_host(lab) -> list[str]:
-    return lab.run(HOST, "sh", "-c", STATE, timeout=120).stdout.splitlines()
-
-
-def shell(name: str, command: str) -> dict[str, t.Any]:
-    return {"name": name, "ansible.builtin.shell": command, "changed_when": False}
-
-
-def keep(name: str, *services: dict[str, t.Any], **words: t.Any) -> dict[str, t.Any]:
-    return {"name": name, MODULE: {"services": list(services)}, **words}
+def service_task(name: str, *services: dict[str, t.Any], **keywords: t.Any) -> dict[str, t.Any]:
+    """Return a task that converges tracers."""
+    return module_task(name, "stap_service", {"services": list(services)}, **keywords)
 
 
 def until(test: str, seconds: int) -> str:
+    """Return a shell command that waits until a test succeeds and prints the time that this took."""
     return UNTIL.format(test=test, seconds=seconds)
 
 
-def play(lab, folder, tasks: list[dict[str, t.Any]]):
+def run_play(lab, folder, tasks: list[dict[str, t.Any]]):
     """Run tasks on the host in one playbook; return their results by name."""
     path = folder / f"play-{len(list(folder.iterdir()))}.yml"
     path.write_text(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
@@ -100,13 +94,14 @@ def play(lab, folder, tasks: list[dict[str, t.Any]]):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """The directory of the scripts and plays."""
     return tmp_path_factory.mktemp("service")
 
 
 @pytest.fixture(scope="module")
-def built(lab, folder) -> dict[str, dict[str, t.Any]]:
-    """The modules of both scripts for the host's kernel, by the script's name."""
-    tasks: list[dict[str, t.Any]] = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}}]
+def modules(lab, folder) -> dict[str, dict[str, t.Any]]:
+    """The modules of both scripts for the kernel of the host, by script."""
+    tasks: list[dict[str, t.Any]] = [FACTS]
     for name, text, ceiling in (("recorder", RECORDER, 50), ("heavy", HEAVY, 1)):
         (folder / f"{name}.stp.j2").write_text(text, encoding="utf-8")
         tasks += [
@@ -120,87 +115,108 @@ def built(lab, folder) -> dict[str, dict[str, t.Any]]:
                 "name": f"Build {name}",
                 "tapvirt.host.stap_module": {
                     "script": "{{ rendered.script }}",
-                    "kernel": "{{ ansible_facts.tapvirt_kernel.release }}",
-                    "kernel_version": "{{ ansible_facts.tapvirt_kernel.version }}",
+                    **RUNNING_KERNEL,
                     "cpu_ceiling_percent": ceiling,
                 },
                 "delegate_to": "builder",
             },
         ]
-    results = play(lab, folder, tasks)
+    results = run_play(lab, folder, tasks)
     return {name: results[f"Build {name}"]["module"] for name in ("recorder", "heavy")}
 
 
 @pytest.fixture(scope="module")
-def recorder(built) -> dict[str, t.Any]:
-    """A tracer as a task's entry."""
+def recorder(modules) -> dict[str, t.Any]:
+    """The tracer as an entry of the option services."""
     return {
         "name": "recorder",
-        "modules": [built["recorder"]],
+        "modules": [modules["recorder"]],
         "output_file_bytes": FILE_BYTES,
         "output_files": FILES,
     }
 
 
 @pytest.fixture(scope="module")
-def story(lab, folder, built, recorder):
-    """One playbook in which much happens to two tracers; the results by task, and the host before and after."""
+def scenario(lab, folder, modules, recorder):
+    """One playbook with two tracers that are disturbed, killed, overloaded and removed; its results by task, and the
+    state of the host before and after.
+    """
     other = {**recorder, "globals": {"step": 1000}}
-    heavy = {"name": "heavy", "modules": [built["heavy"]]}
-    name = built["recorder"]["name"]
+    heavy = {"name": "heavy", "modules": [modules["heavy"]]}
+    name = modules["recorder"]["name"]
     tasks = [
-        keep("plan", recorder, check_mode=True),
-        keep("first", recorder),
-        keep("second", recorder),
-        shell("loaded", f"cat /sys/module/{name}/version; ls -A /sys/module/{name}/parameters 2>/dev/null; {SYSCTLS}"),
-        keep("plan of another value", other, check_mode=True),
-        keep("another value", other),
-        shell(
+        service_task("plan", recorder, check_mode=True),
+        service_task("first", recorder),
+        service_task("second", recorder),
+        shell_task(
+            "loaded", f"cat /sys/module/{name}/version; ls -A /sys/module/{name}/parameters 2>/dev/null; {SYSCTLS}"
+        ),
+        service_task("plan of another value", other, check_mode=True),
+        service_task("another value", other),
+        shell_task(
             "disturb",
             f"systemctl disable --now {UNIT}; sed -i s/RestartSec=5/RestartSec=50/ /etc/systemd/system/{UNIT}.service;"
             f" cd /var/lib/tapvirt/services/recorder/modules; mkdir 1.2.3; cp */{name}.ko 1.2.3;"
             f" echo >> $(uname -r)/{name}.ko",
         ),
-        keep("repaired", other),
-        keep("repaired again", other),
-        shell("kill stapio", KILL.format(unit=UNIT, name="stapio", until=until(AGAIN.format(unit=UNIT, count=1), 60))),
-        shell("kill python", KILL.format(unit=UNIT, name="python3", until=until(AGAIN.format(unit=UNIT, count=2), 60))),
-        shell("sysctls after", SYSCTLS),
-        keep("after the kills", other),
-        shell("ring", until(f"test $(ls {OUTPUT} | tail -n 1 | tr -dc 0-9) -ge 6", 60)),
-        shell("sizes", f"stat -c %s {OUTPUT}/*"),
-        shell("records", f"cat {OUTPUT}/trace.*"),
-        keep("two of them", other, heavy),
-        shell("overload", f"{LOAD}; " + until("systemctl is-failed -q tapvirt-trace-heavy", 30) + "; sleep 7"),
-        shell("overloaded", "systemctl status --no-pager tapvirt-trace-heavy; ls /proc/systemtap; true"),
-        keep("no second try", other, heavy, ignore_errors=True),
-        shell("by hand", "systemctl restart tapvirt-trace-heavy || echo refused"),
-        keep("forgotten", {**heavy, "state": "stopped"}),
-        keep("gone", *({"name": one, "state": "absent", "remove_output": True} for one in ("recorder", "heavy"))),
-        keep("gone again", *({"name": one, "state": "absent", "remove_output": True} for one in ("recorder", "heavy"))),
+        service_task("repaired", other),
+        service_task("repaired again", other),
+        shell_task(
+            "kill stapio", KILL.format(unit=UNIT, name="stapio", until=until(AGAIN.format(unit=UNIT, count=1), 60))
+        ),
+        shell_task(
+            "kill python", KILL.format(unit=UNIT, name="python3", until=until(AGAIN.format(unit=UNIT, count=2), 60))
+        ),
+        shell_task("sysctls after", SYSCTLS),
+        service_task("after the kills", other),
+        shell_task("ring", until(f"test $(ls {OUTPUT} | tail -n 1 | tr -dc 0-9) -ge 6", 60)),
+        shell_task("sizes", f"stat -c %s {OUTPUT}/*"),
+        shell_task("records", f"cat {OUTPUT}/trace.*"),
+        service_task("two of them", other, heavy),
+        shell_task("overload", f"{LOAD}; " + until("systemctl is-failed -q tapvirt-trace-heavy", 30) + "; sleep 7"),
+        shell_task("overloaded", "systemctl status --no-pager tapvirt-trace-heavy; ls /proc/systemtap; true"),
+        service_task("no second try", other, heavy, ignore_errors=True),
+        shell_task("by hand", "systemctl restart tapvirt-trace-heavy || echo refused"),
+        service_task("forgotten", {**heavy, "state": "stopped"}),
+        service_task(
+            "gone", *({"name": tracer, "state": "absent", "remove_output": True} for tracer in ("recorder", "heavy"))
+        ),
+        service_task(
+            "gone again",
+            *({"name": tracer, "state": "absent", "remove_output": True} for tracer in ("recorder", "heavy")),
+        ),
     ]
-    before = state_of_host(lab)
+    before = host_state(lab)
     try:
-        results = play(lab, folder, tasks)
+        results = run_play(lab, folder, tasks)
     except AssertionError:
-        play(lab, folder, tasks[-2:-1])
+        run_play(lab, folder, tasks[-2:-1])
         raise
-    return results, before, state_of_host(lab)
+    return results, before, host_state(lab)
 
 
 def row_of(result: dict[str, t.Any], name: str = "recorder") -> dict[str, t.Any]:
+    """Return the row of a tracer in the result of a task."""
     return next(row for row in result["services"] if row["name"] == name)
 
 
-def means(result: dict[str, t.Any]) -> list[str]:
+def plan_methods(result: dict[str, t.Any]) -> list[str]:
+    """Return how each change of a plan is applied."""
     return [row["how"] for row in result["plan"]]
 
 
-def test_what_is_planned_is_done_once(story, built):
-    results = story[0]
-    first, digest = results["first"], built["recorder"]["key"][:40]
+def test_what_is_planned_is_done_once(scenario, modules):
+    results = scenario[0]
+    first, digest = results["first"], modules["recorder"]["key"][:40]
     assert results["plan"]["plan"] == first["plan"]
-    assert means(first) == ["copy", "write", "write", "write, daemon-reload", "systemctl enable", "systemctl start"]
+    assert plan_methods(first) == [
+        "copy",
+        "write",
+        "write",
+        "write, daemon-reload",
+        "systemctl enable",
+        "systemctl start",
+    ]
     row = row_of(first)
     assert (row["state"], row["enabled"], row["error"]) == ("running", True, None)
     assert row["digest"] == {"loaded": digest, "wanted": digest}
@@ -210,34 +226,34 @@ def test_what_is_planned_is_done_once(story, built):
     assert results["loaded"]["stdout"].split() == [digest, "0", "1"]
 
 
-def test_another_value_restarts_and_says_why(story):
-    results = story[0]
+def test_another_value_restarts_and_says_why(scenario):
+    results = scenario[0]
     changed = results["another value"]
     assert results["plan of another value"]["plan"] == changed["plan"]
-    assert means(changed) == ["write", "systemctl restart"]
+    assert plan_methods(changed) == ["write", "systemctl restart"]
     assert "only while a module is loaded" in changed["plan"][-1]["why"]
 
 
-def test_drift_is_repaired(story):
-    results = story[0]
+def test_drift_is_repaired(scenario):
+    results = scenario[0]
     drift = ["copy", "remove", "write, daemon-reload", "systemctl enable", "systemctl start"]
-    assert means(results["repaired"]) == drift
+    assert plan_methods(results["repaired"]) == drift
     assert (row_of(results["repaired"])["state"], results["repaired again"]["plan"]) == ("running", [])
 
 
-def test_what_is_killed_comes_back(story, built):
+def test_what_is_killed_comes_back(scenario, modules):
     """What reads the module's output, and what keeps that: systemd starts the tracer again, within 45 s."""
-    results = story[0]
+    results = scenario[0]
     for name in ("kill stapio", "kill python"):
         assert results[name]["rc"] == 0 and int(results[name]["stdout"]) < 45, results[name]
     assert results["sysctls after"]["stdout"].split() == ["0", "1"]
     row = row_of(results["after the kills"])
     assert (row["state"], row["restarts"], row["changed"]) == ("running", 2, False)
-    assert row["digest"]["loaded"] == built["recorder"]["key"][:40]
+    assert row["digest"]["loaded"] == modules["recorder"]["key"][:40]
 
 
-def test_the_output_is_a_ring_of_whole_records(story):
-    results = story[0]
+def test_the_output_is_a_ring_of_whole_records(scenario):
+    results = scenario[0]
     sizes = [int(size) for size in results["sizes"]["stdout"].split()]
     assert len(sizes) == FILES and max(sizes) <= FILE_BYTES < sum(sizes)
     lines = results["records"]["stdout"].splitlines()
@@ -249,22 +265,25 @@ def test_the_output_is_a_ring_of_whole_records(story):
     assert output["dropped_bytes"] == 0
 
 
-def test_an_overloaded_tracer_stays_stopped_and_says_so(story, built):
-    results = story[0]
+def test_an_overloaded_tracer_stays_stopped_and_says_so(scenario, modules):
+    results = scenario[0]
     assert row_of(results["two of them"], "heavy")["state"] == "running"
     assert results["overload"]["rc"] == 0, results["overload"]
-    told = results["overloaded"]["stdout"]
-    assert "overloaded: the probes took more of a CPU than the build allows" in told, told
-    assert told.splitlines()[-1] == built["recorder"]["name"]
+    status = results["overloaded"]["stdout"]
+    assert "overloaded: the probes took more of a CPU than the build allows" in status, status
+    assert status.splitlines()[-1] == modules["recorder"]["name"]
     again = results["no second try"]
     assert (again["plan"], row_of(again, "heavy")["state"], row_of(again)["state"]) == ([], "overloaded", "running")
     assert again["msg"].startswith("Service 'heavy' stays stopped, because it used more of a CPU")
     assert results["by hand"]["stdout"] == "refused"
-    assert (row_of(results["forgotten"], "heavy")["state"], means(results["forgotten"])) == ("stopped", ["forget"])
+    assert (row_of(results["forgotten"], "heavy")["state"], plan_methods(results["forgotten"])) == (
+        "stopped",
+        ["forget"],
+    )
 
 
-def test_what_is_absent_leaves_nothing(story):
-    results, before, after = story
+def test_what_is_absent_leaves_nothing(scenario):
+    results, before, after = scenario
     assert [row["state"] for row in results["gone"]["services"]] == ["absent", "absent"]
     assert results["gone again"]["plan"] == []
     assert after == before
@@ -272,51 +291,56 @@ def test_what_is_absent_leaves_nothing(story):
 
 @pytest.fixture
 def other_kernel(lab):
-    """Another kernel is installed on the host, that of a host beside it, and gone afterwards."""
-    release = lab.run(BESIDE, "uname", "-r").stdout.strip()
+    """The release of another kernel, copied from another host; it is deleted afterwards."""
+    release = lab.release(BESIDE)
     files = f"lib/modules/{release} boot/vmlinuz-{release} boot/initrd.img-{release}"
-    assert sh(lab, f"cd /; ls -d {files} 2>/dev/null || true") == ""
+    assert lab.shell(HOST, f"cd /; ls -d {files} 2>/dev/null || true") == ""
     packed = lab.run(BESIDE, "sh", "-c", f"tar -C / -c {files} | gzip -1 | base64", timeout=300).stdout
     lab.run(HOST, "sh", "-c", "base64 -d | tar -C / -xz", stdin=packed, timeout=300)
     yield release
-    sh(lab, f"cd /; rm -r {files}")
+    lab.shell(HOST, f"cd /; rm -r {files}")
 
 
 @pytest.mark.timeout(2400)
-def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder, built, recorder, other_kernel):
+def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder, modules, recorder, other_kernel):
     """With a module for one kernel it says what it waits for, before a restart into the other one and in it."""
     builder = {"delegate_to": "builder"}
     script = {"tapvirt.host.stap_script": {"src": "recorder.stp.j2"}, "register": "rendered", **builder}
     order = {"script": "{{ rendered.script }}", "kernel": other_kernel, "cpu_ceiling_percent": 50}
-    both = {**recorder, "modules": [built["recorder"], "{{ other.module }}"]}
+    both = {**recorder, "modules": [modules["recorder"], "{{ other.module }}"]}
     build = [
         {"name": "render", **script},
         {"name": "build", "tapvirt.host.stap_module": order, "register": "other", **builder},
     ]
     missing = f"kernel {other_kernel}: there is no module for it, so the tracer does not start with it"
-    tasks = [keep("kept", recorder), *build, keep("built ahead", both), keep("built again", both)]
-    before = state_of_host(lab)
+    tasks = [
+        service_task("kept", recorder),
+        *build,
+        service_task("built ahead", both),
+        service_task("built again", both),
+    ]
+    before = host_state(lab)
     try:
-        results = play(lab, folder, tasks)
+        results = run_play(lab, folder, tasks)
         assert row_of(results["kept"])["pending"] == [missing]
-        assert means(results["built ahead"]) == ["copy", "write"]
+        assert plan_methods(results["built ahead"]) == ["copy", "write"]
         assert (row_of(results["built ahead"])["pending"], results["built again"]["plan"]) == ([], [])
-        play(lab, folder, [keep("only one", recorder)])
+        run_play(lab, folder, [service_task("only one", recorder)])
         lab.run(HOST, "python3", "-", other_kernel, stdin=KEXEC, timeout=120)
         lab.restart(HOST, "kexec")
-        assert sh(lab, "uname -r") == other_kernel
-        told = lab.run(HOST, "systemctl", "status", UNIT).stdout
-        assert f"pending: there is no module for the running kernel {other_kernel}" in told, told
-        results = play(lab, folder, [*build, keep("in the other kernel", both)])
+        assert lab.release(HOST) == other_kernel
+        status = lab.run(HOST, "systemctl", "status", UNIT).stdout
+        assert f"pending: there is no module for the running kernel {other_kernel}" in status, status
+        results = run_play(lab, folder, [*build, service_task("in the other kernel", both)])
         row = row_of(results["in the other kernel"])
         assert (row["state"], row["digest"]["loaded"]) == ("running", results["build"]["module"]["key"][:40])
-        assert means(results["in the other kernel"]) == ["copy", "write", "systemctl start"]
+        assert plan_methods(results["in the other kernel"]) == ["copy", "write", "systemctl start"]
         lab.restart(HOST, "reboot")
-        results = play(lab, folder, [*build, keep("back", both)])
+        results = run_play(lab, folder, [*build, service_task("back", both)])
         assert (row_of(results["back"])["state"], results["back"]["plan"]) == ("running", [])
     finally:
-        play(lab, folder, [keep("gone", {"name": "recorder", "state": "absent", "remove_output": True})])
-    assert state_of_host(lab) == before
+        run_play(lab, folder, [service_task("gone", {"name": "recorder", "state": "absent", "remove_output": True})])
+    assert host_state(lab) == before
 
 
 def test_the_guide_does_what_it_says(lab, tmp_path):
@@ -329,27 +353,27 @@ def test_the_guide_does_what_it_says(lab, tmp_path):
     for text in texts:
         if text.startswith("# "):
             (tmp_path / text.split()[1]).write_text(text, encoding="utf-8")
-    before = state_of_host(lab)
-    said = [run_command(lab, line[2:], tmp_path) for text in texts for line in text.splitlines() if line[:2] == "$ "]
-    first, planned, changed, told, records, gone = said
+    before = host_state(lab)
+    outputs = [run_command(lab, line[2:], tmp_path) for text in texts for line in text.splitlines() if line[:2] == "$ "]
+    first, planned, changed, info, records, gone = outputs
     assert "trace3 : ok=5 changed=2" in re.sub(" +", " ", first)
     assert "-slow_syncs: state: running\n" in planned and "+slow_syncs: state: running, started again\n" in planned
     assert "trace3 : ok=5 changed=1" in re.sub(" +", " ", planned), planned
     assert "trace3 : ok=5 changed=1" in re.sub(" +", " ", changed), changed
-    answer = json.loads(told.partition("=>")[2])
+    answer = json.loads(info.partition("=>")[2])
     (row,) = answer["services"]
     assert (row["state"], row["name"], row["pending"]) == ("running", "slow_syncs", [])
     assert [kernel["ready"] for kernel in row["kernels"]] == [True]
     assert re.search(r'^\{"pid": \d+, "took_us": \d+\}$', records, re.M), records
     assert json.loads(gone.partition("=>")[2])["services"][0]["state"] == "absent"
-    assert state_of_host(lab) == before
+    assert host_state(lab) == before
 
 
 def run_command(lab, line: str, folder: pathlib.Path) -> str:
     """Run a command of the guide, where its files are."""
     if "tail" in line:
         written = "dd if=/dev/zero of=/root/synced count=8 conv=fsync 2> /dev/null && rm /root/synced && "
-        sh(lab, until(written + "grep -q took_us /var/log/tapvirt/slow_syncs/*", 60))
+        lab.shell(HOST, until(written + "grep -q took_us /var/log/tapvirt/slow_syncs/*", 60))
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
     done = subprocess.run(
         shlex.split(line), cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False

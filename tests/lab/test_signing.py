@@ -11,20 +11,22 @@ import subprocess
 import typing as t
 
 import pytest
-import yaml
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
+
+from .support.tasks import RUNNING_KERNEL
 
 HOST = "secure1"
 FOLDER = "/etc/tapvirt-signing-test"
 SCRIPT = f"{FOLDER}/signing_test.stp"
-# What the firmware's package says of its own key.
+PREFIX = "tapvirt_signing_test_"  # of the names of its modules
+# The passphrase in the documentation of the firmware's package.
 PASSPHRASE = "snakeoil"
 TEXT = """#: record count key:string count:integer
 global reads
 probe kprobe.function("vfs_read") { reads <<< 1 }
 probe end { printf("{\\"kind\\":\\"count\\",\\"key\\":\\"reads\\",\\"count\\":%d}\\n", @count(reads)) }
 """
-# Whatever a run may leave, and what the kernel says of modules that it refuses.
+# What a run may leave, and messages of the kernel about refused modules.
 STATE = (
     "ls -A /proc/systemtap /run/tapvirt /var/cache/tapvirt/modules 2>/dev/null; cat /proc/sys/kernel/tainted;"
     " dmesg | grep -c -e 'Loading of' -e 'module verification failed'; true"
@@ -32,35 +34,28 @@ STATE = (
 
 
 def openssl(*argv: str, stdin: str = "") -> str:
+    """Run openssl and return its output."""
     return subprocess.run(["openssl", *argv], input=stdin, check=True, capture_output=True, text=True).stdout
-
-
-def put(lab, name: str, text: str, mode: str) -> str:
-    done = lab.run(
-        "builder", "sh", "-ec", f"umask 077; cat > {FOLDER}/{name}; chmod {mode} {FOLDER}/{name}", stdin=text
-    )
-    assert done.returncode == 0, done.stderr
-    return f"{FOLDER}/{name}"
 
 
 @pytest.fixture(scope="module")
 def keys(lab, tmp_path_factory):
-    """Key pairs on the builder: one that the guest's firmware trusts, and one that nobody knows."""
+    """Key pairs on the builder: the firmware of the guest trusts one, and nothing trusts the other."""
     folder = tmp_path_factory.mktemp("keys")
     beside = lab.inventory.parent
     enrolled = openssl("rsa", "-in", str(beside / f"{HOST}.key.pem"), "-passin", f"pass:{PASSPHRASE}")
     new = ["-new", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=stranger", "-days", "30"]
     openssl("req", *new, "-keyout", str(folder / "stranger.key"), "-out", str(folder / "stranger.crt"))
     lab.run("builder", "mkdir", "-p", FOLDER)
-    put(lab, "signing_test.stp", TEXT + f"# {folder}\n", "644")
+    lab.write("builder", SCRIPT, TEXT + f"# {folder}\n")
     certificates = {
         "enrolled": (enrolled, (beside / f"{HOST}.certificate.pem").read_text()),
         "stranger": ((folder / "stranger.key").read_text(), (folder / "stranger.crt").read_text()),
     }
     yield {
         name: {
-            "key": put(lab, f"{name}.key", key, "600"),
-            "certificate": put(lab, f"{name}.crt", certificate, "644"),
+            "key": lab.write("builder", f"{FOLDER}/{name}.key", key, "600"),
+            "certificate": lab.write("builder", f"{FOLDER}/{name}.crt", certificate),
         }
         for name, (key, certificate) in certificates.items()
     }
@@ -68,35 +63,28 @@ def keys(lab, tmp_path_factory):
 
 
 def key_id(certificate: str) -> str:
+    """Return the identifier of the key of a certificate."""
     text = openssl("x509", "-noout", "-ext", "subjectKeyIdentifier", stdin=certificate)
     return text.splitlines()[-1].strip().replace(":", "").lower()
 
 
 @pytest.fixture(scope="module")
 def enrolled_id(lab) -> str:
+    """The identifier of the enrolled key."""
     return key_id((lab.inventory.parent / f"{HOST}.certificate.pem").read_text())
 
 
-def state(lab) -> str:
-    return lab.run(HOST, "sh", "-c", STATE).stdout
-
-
-def built(lab) -> list[str]:
-    """The compilations of this test's script that the store has counted."""
-    log = lab.run("builder", "cat", "/var/lib/tapvirt/modules/builds.log").stdout
-    return [row for row in log.splitlines() if "tapvirt_signing_test_" in row]
-
-
 @pytest.fixture(scope="module")
-def tried(lab, keys):
-    """The same script unsigned, signed by the stranger and signed by the enrolled key, each built and run."""
-    before = built(lab)
+def signed_runs(lab, keys):
+    """The result of a playbook that builds and runs one script unsigned, signed by the stranger and signed by the
+    enrolled key; the state of the host before, and the compilations.
+    """
+    before = lab.builds(PREFIX)
     tasks: list[dict[str, t.Any]] = [{"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["cpus"]}}]
     for name, sign in {"unsigned": None, **keys}.items():
         module = {
             "script": SCRIPT,
-            "kernel": "{{ ansible_facts.tapvirt_kernel.release }}",
-            "kernel_version": "{{ ansible_facts.tapvirt_kernel.version }}",
+            **RUNNING_KERNEL,
             **({"sign": sign} if sign else {}),
         }
         tasks.append(
@@ -119,51 +107,51 @@ def tried(lab, keys):
         )
     tasks.append({"name": "State", "ansible.builtin.command": {"argv": ["sh", "-c", STATE]}, "changed_when": False})
     tasks.append({"name": "Run enrolled", "tapvirt.host.stap_run": run, "vars": {"built": "{{ built_enrolled }}"}})
-    untouched = state(lab)
-    result = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]), "-v")
+    untouched = lab.shell(HOST, STATE, check=False)
+    result = lab.run_tasks(HOST, tasks, "-v")
     lab.run(HOST, "rm", "-rf", "/var/cache/tapvirt/modules")
-    return result, untouched, built(lab)[len(before) :]
+    return result, untouched, lab.builds(PREFIX)[len(before) :]
 
 
 def test_the_guest_loads_signed_modules_only_and_tells_whose(lab, enrolled_id):
-    (told,) = lab.ansible(HOST, "tapvirt.host.stap_host_info", {}).values()
-    assert told["host"]["module_signatures_enforced"] is True
-    assert {"name": "SnakeOil Test Key for EFI Secure Boot", "key_id": enrolled_id, "keyring": ".platform"} in told[
+    (info,) = lab.ansible(HOST, "tapvirt.host.stap_host_info", {}).values()
+    assert info["host"]["module_signatures_enforced"] is True
+    assert {"name": "SnakeOil Test Key for EFI Secure Boot", "key_id": enrolled_id, "keyring": ".platform"} in info[
         "host"
     ]["trusted_keys"]
-    (finding,) = [row for row in told["findings"] if row["check"] == "signing"]
+    (finding,) = [row for row in info["findings"] if row["check"] == "signing"]
     assert "signatures are enforced" in finding["reason"] and enrolled_id in finding["remedy"]
 
 
-def test_an_unsigned_module_is_refused_with_the_reason(tried, enrolled_id):
-    run = tried[0].of(HOST, "Run unsigned")
+def test_an_unsigned_module_is_refused_with_the_reason(signed_runs, enrolled_id):
+    run = signed_runs[0].of(HOST, "Run unsigned")
     assert run["run"]["outcome"] == "refused" and run["run"]["phase"] == "check", run
-    told = " ".join(sample("docs/docsite/rst/guide_builders.rst", "The run was refused").split())
-    assert shown_in(told, run["msg"]) and enrolled_id in run["msg"]
+    expected = " ".join(sample("docs/docsite/rst/guide_builders.rst", "The run was refused").split())
+    assert shown_in(expected, run["msg"]) and enrolled_id in run["msg"]
 
 
-def test_one_signed_by_a_key_that_is_not_enrolled_is_refused_with_the_reason(tried, keys, lab):
-    run = tried[0].of(HOST, "Run stranger")
+def test_one_signed_by_a_key_that_is_not_enrolled_is_refused_with_the_reason(signed_runs, keys, lab):
+    run = signed_runs[0].of(HOST, "Run stranger")
     certificate = lab.run("builder", "cat", keys["stranger"]["certificate"]).stdout
     assert run["run"]["outcome"] == "refused", run
     assert key_id(certificate) in run["msg"] and "not enrolled" in run["msg"]
 
 
-def test_the_refused_left_nothing_and_the_kernel_was_not_even_asked(tried):
-    result, untouched, _built = tried
-    assert result.of(HOST, "State")["stdout"] == untouched.strip()
+def test_the_refused_left_nothing_and_the_kernel_was_not_even_asked(signed_runs):
+    result, untouched, _built = signed_runs
+    assert result.of(HOST, "State")["stdout"] == untouched
 
 
-def test_one_signed_by_an_enrolled_key_runs(tried, lab):
-    run = tried[0].of(HOST, "Run enrolled")["run"]
+def test_one_signed_by_an_enrolled_key_runs(signed_runs, lab):
+    run = signed_runs[0].of(HOST, "Run enrolled")["run"]
     assert run["outcome"] == "ok", run
     assert run["probes"]["armed"] == 1 and run["hits"] > 0
     # Loaded as signed: the kernel has no taint for an unsigned module (bit 13), only that for one from elsewhere (12).
     assert int(lab.run(HOST, "cat", "/proc/sys/kernel/tainted").stdout) & (1 << 13) == 0
 
 
-def test_three_modules_are_one_compilation_and_two_signatures(tried, lab, keys, enrolled_id):
-    result, _untouched, compiled = tried
+def test_three_modules_are_one_compilation_and_two_signatures(signed_runs, lab, keys, enrolled_id):
+    result, _untouched, compiled = signed_runs
     modules = {name: result.of(HOST, f"Build {name}")["module"] for name in ("unsigned", "stranger", "enrolled")}
     assert len(compiled) == 1, compiled
     assert modules["unsigned"]["signature"] is None
@@ -176,8 +164,8 @@ def test_three_modules_are_one_compilation_and_two_signatures(tried, lab, keys, 
     assert version == enrolled["key"][:40] == modules["unsigned"]["key"][:40]
 
 
-def test_the_signature_is_what_openssl_takes_for_one(tried, keys, lab, tmp_path):
-    result, _untouched, _built = tried
+def test_the_signature_is_what_openssl_takes_for_one(signed_runs, keys, lab, tmp_path):
+    result, _untouched, _built = signed_runs
     content, signed = (
         pathlib.Path(result.of(HOST, f"Build {name}")["module"]["controller_path"]) for name in ("unsigned", "enrolled")
     )
@@ -195,8 +183,8 @@ def test_the_signature_is_what_openssl_takes_for_one(tried, keys, lab, tmp_path)
         openssl(*verify)
 
 
-def test_the_key_stays_where_it_is(tried, keys, lab):
-    result, _untouched, _built = tried
+def test_the_key_stays_where_it_is(signed_runs, keys, lab):
+    result, _untouched, _built = signed_runs
     secret = lab.run("builder", "cat", keys["enrolled"]["key"]).stdout.splitlines()[5]
     assert secret not in result.stdout and secret not in json.dumps(result.results)
     module = result.of(HOST, "Build enrolled")["module"]
@@ -205,11 +193,11 @@ def test_the_key_stays_where_it_is(tried, keys, lab):
     assert lab.run("builder", "grep", "-rl", secret, folder).stdout == ""
 
 
-def test_a_second_signing_changes_nothing_and_a_wrong_pair_is_refused(tried, keys, lab):
-    module = tried[0].of(HOST, "Build enrolled")["module"]
-    order = {"script": SCRIPT, "kernel": module["kernel"], "sign": keys["enrolled"]}
-    (again,) = lab.ansible("builder", "tapvirt.host.stap_module", order).values()
+def test_a_second_signing_changes_nothing_and_a_wrong_pair_is_refused(signed_runs, keys, lab):
+    module = signed_runs[0].of(HOST, "Build enrolled")["module"]
+    args = {"script": SCRIPT, "kernel": module["kernel"], "sign": keys["enrolled"]}
+    (again,) = lab.ansible("builder", "tapvirt.host.stap_module", args).values()
     assert (again["changed"], again["module"]["sha256"]) == (False, module["sha256"])
     mixed = {"key": keys["enrolled"]["key"], "certificate": keys["stranger"]["certificate"]}
-    (refused,) = lab.ansible("builder", "tapvirt.host.stap_module", {**order, "sign": mixed}).values()
+    (refused,) = lab.ansible("builder", "tapvirt.host.stap_module", {**args, "sign": mixed}).values()
     assert refused["failed"] and "for sign.certificate: The certificate does not belong to the key" in refused["msg"]

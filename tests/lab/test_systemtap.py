@@ -1,15 +1,16 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SystemTap on real kernels: what is counted is exact, what is built is built once, and hosts are left as they were."""
+"""SystemTap on real kernels: counts are exact, each module is built once, and hosts stay unchanged."""
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import pytest
 import yaml
+
+from .support.tasks import FACTS, RUNNING_KERNEL, trace_task
 
 HOSTS = "trace1:trace2:trace3"
 KERNELS = {"trace1": "6.1.", "trace2": "6.12.", "trace3": "7.2."}
@@ -34,50 +35,34 @@ STATE = (
 )
 
 
-def state(lab):
-    """What must be the same on a host before and after: modules, units, processes, sysctls, probes, mounts, files."""
-    return {host: lab.run(host, "sh", "-c", STATE, timeout=120).stdout.splitlines() for host in KERNELS}
-
-
-def builds(lab):
-    """The compilations that the builder's own store has counted."""
-    log = lab.run("builder", "cat", "/var/lib/tapvirt/modules/builds.log")
-    assert log.returncode == 0, log.stderr
-    return [json.loads(line) for line in log.stdout.splitlines()]
+def host_states(lab):
+    """Return the state that a trace must not change: modules, units, processes, sysctls, probes, mounts, files."""
+    return {host: lab.shell(host, STATE, check=False).splitlines() for host in KERNELS}
 
 
 @pytest.fixture(scope="module")
 def traced(lab):
-    """Trace a known load side by side on three kernels; return the play, and the hosts' state before and after."""
-    play = [
+    """The result of a trace of a known load on three kernels at once, and the state of the hosts before and after."""
+    tasks = [
         {
-            "hosts": HOSTS,
-            "gather_facts": False,
-            "tasks": [
-                {
-                    "name": "Load",
-                    "ansible.builtin.shell": "nohup python3 - >/dev/null 2>&1 <<'END' & echo $!\n" + LOAD + "END\n",
-                    "register": "load",
-                },
-                {
-                    "name": "Trace",
-                    "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
-                    "vars": {
-                        "trace_variables": {"function": "vfs_read"},
-                        "trace_globals": {"target_pid": "{{ load.stdout }}"},
-                        "trace_duration": 15,
-                        "trace_cpu_ceiling_percent": 50,
-                    },
-                },
-            ],
-        }
+            "name": "Load",
+            "ansible.builtin.shell": "nohup python3 - >/dev/null 2>&1 <<'END' & echo $!\n" + LOAD + "END\n",
+            "register": "load",
+        },
+        trace_task(
+            variables={"function": "vfs_read"},
+            globals={"target_pid": "{{ load.stdout }}"},
+            duration=15,
+            cpu_ceiling_percent=50,
+        ),
     ]
-    before = state(lab)
-    done = lab.playbook(yaml.safe_dump(play))
-    return done, before, state(lab)
+    before = host_states(lab)
+    done = lab.run_tasks(HOSTS, tasks)
+    return done, before, host_states(lab)
 
 
 def run_of(done, host):
+    """Return the first run on a host."""
     return next(row for row in done.results if row["host"] == host and "run" in row["result"])["result"]["run"]
 
 
@@ -112,7 +97,7 @@ def test_the_host_is_left_as_it_was(traced):
 def test_one_build_for_each_distinct_kernel(lab, tmp_path):
     (tmp_path / "once.stp.j2").write_text("# {{ stamp }}\nprobe timer.s(1) { exit() }\n", encoding="utf-8")
     tasks = [
-        {"name": "Facts", "tapvirt.host.kernel_facts": {"gather_subset": ["min"]}},
+        FACTS,
         {
             "name": "Render",
             "tapvirt.host.stap_script": {"src": "once.stp.j2", "variables": {"stamp": str(tmp_path)}},
@@ -123,8 +108,7 @@ def test_one_build_for_each_distinct_kernel(lab, tmp_path):
             "name": "Build",
             "tapvirt.host.stap_module": {
                 "script": "{{ rendered.script }}",
-                "kernel": "{{ ansible_facts.tapvirt_kernel.release }}",
-                "kernel_version": "{{ ansible_facts.tapvirt_kernel.version }}",
+                **RUNNING_KERNEL,
             },
             "delegate_to": "builder",
         },
@@ -133,20 +117,20 @@ def test_one_build_for_each_distinct_kernel(lab, tmp_path):
     path.write_text(yaml.safe_dump([{"hosts": "trace1:trace2:trace4", "gather_facts": False, "tasks": tasks}]))
     first = lab.playbook(path)
     assert first.rc == 0, first.stdout
-    built = {host: first.of(host, "Build")["module"] for host in ("trace1", "trace2", "trace4")}
-    assert built["trace2"]["sha256"] == built["trace4"]["sha256"] != built["trace1"]["sha256"]
-    compiled = [row["kernel"] for row in builds(lab) if row["name"] == built["trace1"]["name"]]
-    assert sorted(compiled) == sorted({module["kernel"] for module in built.values()})
+    modules = {host: first.of(host, "Build")["module"] for host in ("trace1", "trace2", "trace4")}
+    assert modules["trace2"]["sha256"] == modules["trace4"]["sha256"] != modules["trace1"]["sha256"]
+    compiled = [row["kernel"] for row in lab.builds(modules["trace1"]["name"])]
+    assert sorted(compiled) == sorted({module["kernel"] for module in modules.values()})
     second = lab.playbook(path)
     assert all(counters["changed"] == 0 for counters in second.recap.values())
-    assert len([row for row in builds(lab) if row["name"] == built["trace1"]["name"]]) == 2
+    assert len(lab.builds(modules["trace1"]["name"])) == 2
 
 
 LINE = "systemtap speaks"
 
 
 def run_with_domain(lab, path, disk):
-    """Run a playbook that starts the domain, and remove the domain; show the processor if it had not said anything."""
+    """Run a playbook that starts the domain, and remove the domain; warn with its registers if it printed nothing."""
     show = "virsh domstate --reason systemtap-talker; virsh qemu-monitor-command --hmp systemtap-talker info registers"
     try:
         done = lab.playbook(path)
@@ -185,11 +169,7 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
                 "timeout": 60,
             },
         },
-        {
-            "name": "Trace",
-            "ansible.builtin.include_role": {"name": "tapvirt.host.trace"},
-            "vars": {"trace_script": "kvm_exits", "trace_domain": "systemtap-talker", "trace_duration": 5},
-        },
+        trace_task(script="kvm_exits", domain="systemtap-talker", duration=5),
     ]
     path = tmp_path / "play.yml"
     path.write_text(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+import typing as t
 
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
 
-PLAYBOOK = pathlib.Path(__file__).resolve().parents[2] / "playbooks" / "trace.yml"
+from .support.places import PLAYBOOKS
+
 HOSTS = ["trace1", "trace2", "trace3"]
 RUN = "tapvirt.host.trace : Trace"
 BUILD = "tapvirt.host.trace : Build the module, once for each distinct kernel"
@@ -28,12 +30,12 @@ BUSY = """# {{ stamp }}
 global sum
 probe timer.us(100), timer.us(103), timer.us(107) { for (number = 0; number < 400; number++) sum += number }
 """
-# A script, a module and whatever else a run keeps bear the script's name.
+# All files of a run have the name of the script in theirs.
 FILES = "find / -xdev -name '*campaign_count*' ! -path '/proc/*'; ls -A /proc/systemtap 2>/dev/null | grep campaign"
 
 
 class Campaign:
-    """The playbook with scripts that nobody built before, and with a host where nothing listens."""
+    """The playbook with scripts that were never built, and with hosts that do not answer."""
 
     def __init__(self, lab, folder: pathlib.Path) -> None:
         self.lab = lab
@@ -42,9 +44,9 @@ class Campaign:
         trace2 = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))["trace_hosts"]["hosts"]["trace2"]
         hosts = {
             "dead": {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_user": "root"},
-            # A kernel that the builder knows nothing of.
+            # The builder has no headers for its kernel.
             "here": {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"},
-            # No longer answers once its run has begun.
+            # Does not answer after its run has begun.
             "leaving": {
                 **trace2,
                 "ansible_port": f"{{{{ 9 if trace_before is defined else {trace2['ansible_port']} }}}}",
@@ -53,6 +55,7 @@ class Campaign:
         self._more.write_text(yaml.safe_dump({"more": {"hosts": hosts}}), encoding="utf-8")
 
     def run(self, hosts: list[str], script: str, waves: str, *options: str, **more):
+        """Run the playbook with a script on some hosts."""
         name = "campaign_busy" if script == BUSY else "campaign_count"
         path = self._folder / f"{name}.stp.j2"
         path.write_text(script, encoding="utf-8")
@@ -65,36 +68,33 @@ class Campaign:
             "trace_waves": waves,
             **more,
         }
-        return self.lab.playbook(PLAYBOOK, "-i", str(self._more), "-e", json.dumps(variables), *options)
+        return self.lab.playbook(PLAYBOOKS / "trace.yml", "-i", str(self._more), "-e", json.dumps(variables), *options)
 
-    def builds(self) -> list[str]:
-        """The compilations of these scripts that the builder's own store has counted."""
-        log = self.lab.run("builder", "cat", "/var/lib/tapvirt/modules/builds.log").stdout
-        return [row for row in log.splitlines() if "tapvirt_campaign_" in row]
+    def builds(self) -> list[dict[str, t.Any]]:
+        """Return the compilations of these scripts in the store of the builder."""
+        return self.lab.builds("tapvirt_campaign_")
 
     def files(self) -> dict[str, str]:
-        return {host: self.lab.run(host, "sh", "-c", FILES, timeout=180).stdout for host in [*HOSTS, "builder"]}
+        """Return the files of these scripts on each host and on the builder."""
+        return {host: self.lab.shell(host, FILES, check=False, timeout=180) for host in [*HOSTS, "builder"]}
 
 
 @pytest.fixture(scope="module")
 def campaign(lab, tmp_path_factory):
+    """The campaign."""
     return Campaign(lab, tmp_path_factory.mktemp("campaign"))
 
 
-def summary(result):
-    """The artifact, which is what the hosts' own results say."""
-    (stats,) = [row["result"]["ansible_stats"]["data"] for row in result.results if "ansible_stats" in row["result"]]
+def campaign_summary(result):
+    """Return the summary of the campaign, an artifact of the job."""
+    stats = result.stats()
     assert len(json.dumps(stats)) < 100_000
     return stats["trace_campaign"]
 
 
-def tasks_on(result, task: str) -> list[str]:
-    return [row["host"] for row in result.results if row["task"] == task and row["status"] != "skipped"]
-
-
 @pytest.fixture(scope="module")
 def checked(campaign):
-    """A check of what is traced below, and what there was before and after it."""
+    """The result of check mode, and the files and builds before and after it."""
     before = campaign.files(), campaign.builds()
     result = campaign.run(HOSTS, COUNT, "100%", "--check", trace_globals={"least": 7})
     return result, before, (campaign.files(), campaign.builds())
@@ -102,7 +102,7 @@ def checked(campaign):
 
 @pytest.fixture(scope="module")
 def traced(campaign, checked):
-    """Three hosts and a dead one, one host first; the builds that it took."""
+    """The result for three hosts, a dead one and one that is not ready, and the builds that it needed."""
     before = campaign.builds()
     result = campaign.run([*HOSTS, "dead", "here"], COUNT, "1, 100%", trace_globals={"least": 7})
     return result, campaign.builds()[len(before) :]
@@ -112,9 +112,9 @@ def test_a_check_plans_the_builds_and_leaves_nothing(checked):
     result, before, after = checked
     assert result.rc == 0, result.stdout[-3000:]
     assert after == before
-    assert tasks_on(result, RUN) == []
-    told = summary(result)
-    assert told["outcomes"] == {"planned": 3}
+    assert result.hosts_of(RUN) == []
+    summary = campaign_summary(result)
+    assert summary["outcomes"] == {"planned": 3}
     assert all(result.of(host, BUILD)["built"] for host in HOSTS)
 
 
@@ -122,16 +122,16 @@ def test_a_dead_host_is_named_and_the_others_are_whole(traced):
     result, _built = traced
     assert result.recap["dead"]["unreachable"] == 1
     assert {host: result.recap[host]["failed"] for host in HOSTS} == dict.fromkeys(HOSTS, 0), result.stdout[-3000:]
-    told = summary(result)
-    assert told["outcomes"] == {"ok": 3}
-    assert list(told["left_out"]) == ["dead", "here"]
+    summary = campaign_summary(result)
+    assert summary["outcomes"] == {"ok": 3}
+    assert list(summary["left_out"]) == ["dead", "here"]
     runs = {host: result.of(host, RUN)["run"] for host in HOSTS}
     counted = {host: run["records"][0]["count"] for host, run in runs.items()}
     assert all(counted.values())
-    assert told["counters"] == [
+    assert summary["counters"] == [
         {"title": "campaign_count", "hosts": 3, "totals": {"least 7": sum(counted.values())}},
     ]
-    assert {host: row["hits"] for host, row in told["hosts"].items()} == {host: runs[host]["hits"] for host in HOSTS}
+    assert {host: row["hits"] for host, row in summary["hosts"].items()} == {host: runs[host]["hits"] for host in HOSTS}
 
 
 def test_a_host_that_is_not_ready_is_told_why_and_left_out(traced):
@@ -140,16 +140,16 @@ def test_a_host_that_is_not_ready_is_told_why_and_left_out(traced):
         text for text in result.of("trace1", "Say which are not ready, and what helps")["msg"] if "here: " in text
     ]
     assert "the builder has no headers for " in line and "install the package linux-headers-" in line
-    assert summary(result)["left_out"]["here"] in line
+    assert campaign_summary(result)["left_out"]["here"] in line
     assert result.recap["here"]["failed"] == 0
 
 
 def test_one_host_is_first_and_each_kernel_is_built_once(traced):
     result, built = traced
-    order = tasks_on(result, RUN)
+    order = result.hosts_of(RUN)
     assert order[0] == "trace1" and sorted(order) == HOSTS
     assert len(built) == 3
-    assert len({json.loads(row)["kernel"] for row in built}) == 3
+    assert len({row["kernel"] for row in built}) == 3
 
 
 def test_another_value_needs_no_build(campaign, traced):
@@ -158,34 +158,34 @@ def test_another_value_needs_no_build(campaign, traced):
     assert result.rc == 0, result.stdout[-3000:]
     assert campaign.builds() == before
     assert [row["task"] for row in result.results if row["result"].get("changed")] == []
-    assert list(summary(result)["counters"][0]["totals"]) == ["least 8"]
+    assert list(campaign_summary(result)["counters"][0]["totals"]) == ["least 8"]
 
 
 def test_a_function_that_does_not_exist_is_refused_before_a_build(campaign):
     script = COUNT.replace('kprobe.function("vfs_read")', 'kernel.function("vfs_raed").call')
     result = campaign.run(["trace2"], script, "100%", "--check")
     assert result.rc != 0
-    assert tasks_on(result, BUILD) == []
-    kernel = campaign.lab.run("trace2", "uname", "-r").stdout.strip()
+    assert result.hosts_of(BUILD) == []
+    kernel = campaign.lab.release("trace2")
     names = {"web1, web2": "trace2", "6.12.108+deb13-amd64": kernel}
-    told = sample("docs/docsite/rst/guide_campaign.rst", "No host was traced", names)
+    expected = sample("docs/docsite/rst/guide_campaign.rst", "No host was traced", names)
     message = result.of("trace2", "Fail when not one host could be traced")["msg"]
-    assert shown_in(told, message), message
-    assert summary(result)["outcomes"] == {"refused": 1}
+    assert shown_in(expected, message), message
+    assert campaign_summary(result)["outcomes"] == {"refused": 1}
 
 
 def test_an_overloaded_canary_stops_the_campaign(campaign):
     result = campaign.run(["trace2", "trace1"], BUSY, "1", trace_cpu_ceiling_percent=1)
     assert result.rc != 0
-    assert tasks_on(result, RUN) == ["trace2"]
+    assert result.hosts_of(RUN) == ["trace2"]
     assert result.of("trace2", RUN)["run"]["outcome"] == "overloaded", result.of("trace2", RUN)
     lines = result.of("trace2", "Say why no further wave begins")["msg"]
     assert lines[1] == "No further wave begins. Not traced: trace1."
     hosts = {"web1": "trace2", "web2, web3": "trace1"}
-    told = sample("docs/docsite/rst/guide_campaign.rst", "No further wave begins", hosts)
-    assert shown_in(told, result.stdout)
-    told = summary(result)
-    assert told["braked"] and told["left_out"] == {"trace1": "the campaign had stopped before"}
+    expected = sample("docs/docsite/rst/guide_campaign.rst", "No further wave begins", hosts)
+    assert shown_in(expected, result.stdout)
+    summary = campaign_summary(result)
+    assert summary["braked"] and summary["left_out"] == {"trace1": "the campaign had stopped before"}
     assert result.recap["trace2"]["failed"] == 1 and result.recap["trace1"]["failed"] == 0
     counted = result.of("trace2", "Count a host as failed whose run was not as it should be")["msg"]
     assert counted.startswith("overloaded: it ended as overloaded: "), counted
@@ -194,8 +194,8 @@ def test_an_overloaded_canary_stops_the_campaign(campaign):
 def test_a_canary_that_no_longer_answers_stops_the_campaign(campaign):
     result = campaign.run(["leaving", "trace1"], COUNT, "1")
     assert result.rc != 0
-    assert tasks_on(result, "Read where the kernel's log ends") == ["leaving"]
-    told = summary(result)
-    assert told["hosts"]["leaving"]["outcome"] == "lost", result.stdout[-3000:]
-    assert list(told["left_out"]) == ["trace1"]
+    assert result.hosts_of("Read where the kernel's log ends") == ["leaving"]
+    summary = campaign_summary(result)
+    assert summary["hosts"]["leaving"]["outcome"] == "lost", result.stdout[-3000:]
+    assert list(summary["left_out"]) == ["trace1"]
     assert result.recap["leaving"]["failed"] == 1

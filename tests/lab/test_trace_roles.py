@@ -8,54 +8,48 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-import yaml
+
+from .support.tasks import role_task
 
 USER = "roles-tracer"
 STORE = "/var/lib/tapvirt/roles-store"
 
 
-def apply(lab, host: str, role: str, variables: t.Mapping[str, object], *options: str):
-    task = {"name": "Prepare", "ansible.builtin.import_role": {"name": f"tapvirt.host.{role}"}, "vars": dict(variables)}
-    result = lab.playbook(yaml.safe_dump([{"hosts": host, "gather_facts": False, "tasks": [task]}]), *options)
+def apply_role(lab, host: str, role: str, variables: t.Mapping[str, object], *options: str):
+    """Apply a role to a host; return the names of the changed tasks, and the result."""
+    result = lab.run_tasks(host, [role_task(role, variables)], *options)
     assert result.rc == 0, result.stdout[-3000:]
     changed = [row["task"].rpartition(" : ")[2] for row in result.results if row["result"].get("changed")]
     return changed, result
 
 
-def shell(lab, host: str, command: str) -> str:
-    done = lab.run(host, "sh", "-c", command)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture
 def tracer(lab):
-    """A user who has lost one of the two groups; debugfs is left as it was found."""
-    mounted = shell(lab, "trace4", "systemctl is-active sys-kernel-debug.mount || true").strip()
-    shell(lab, "trace4", f"useradd --system --groups stapusr {USER}")
+    """A user who is missing from one of the two groups; debugfs is restored afterwards."""
+    mounted = lab.shell("trace4", "systemctl is-active sys-kernel-debug.mount || true")
+    lab.shell("trace4", f"useradd --system --groups stapusr {USER}")
     yield USER
     restore = "" if mounted == "active" else "; systemctl stop sys-kernel-debug.mount"
-    shell(lab, "trace4", f"userdel {USER}{restore}")
+    lab.shell("trace4", f"userdel {USER}{restore}")
 
 
 @pytest.mark.soak
 def test_what_a_host_has_lost_comes_back_once(lab, tracer):
     variables = {"trace_host_developers": [tracer]}
-    checked, _result = apply(lab, "trace4", "trace_host", variables, "--check")
+    checked, _result = apply_role(lab, "trace4", "trace_host", variables, "--check")
     assert set(checked) <= {"Put users into them", "Have debugfs mounted"} and "Put users into them" in checked
-    assert set(shell(lab, "trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr"}
-    assert apply(lab, "trace4", "trace_host", variables)[0] == checked
-    assert set(shell(lab, "trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr", "stapdev"}
-    assert shell(lab, "trace4", "grep -c ' /sys/kernel/debug debugfs ' /proc/mounts").strip() == "1"
-    assert apply(lab, "trace4", "trace_host", variables)[0] == []
+    assert set(lab.shell("trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr"}
+    assert apply_role(lab, "trace4", "trace_host", variables)[0] == checked
+    assert set(lab.shell("trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr", "stapdev"}
+    assert lab.shell("trace4", "grep -c ' /sys/kernel/debug debugfs ' /proc/mounts") == "1"
+    assert apply_role(lab, "trace4", "trace_host", variables)[0] == []
 
 
 def test_a_user_who_does_not_exist_is_refused_and_not_made(lab):
-    role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_host"}, "name": "Prepare"}
-    role["vars"] = {"trace_host_runners": ["no-such-tracer"]}
-    result = lab.playbook(yaml.safe_dump([{"hosts": "trace4", "gather_facts": False, "tasks": [role]}]))
+    role = role_task("trace_host", {"trace_host_runners": ["no-such-tracer"]})
+    result = lab.run_tasks("trace4", [role])
     assert result.rc != 0
-    assert "no-such-tracer" not in shell(lab, "trace4", "cut -d: -f1 /etc/passwd").split()
+    assert "no-such-tracer" not in lab.shell("trace4", "cut -d: -f1 /etc/passwd").split()
 
 
 def test_a_builder_keeps_what_it_has_and_gets_its_store_back(lab):
@@ -63,21 +57,20 @@ def test_a_builder_keeps_what_it_has_and_gets_its_store_back(lab):
     kernels = sorted(found["builder"]["kernels"])
     variables = {"trace_builder_kernels": kernels, "trace_builder_store": STORE, "trace_builder_store_mode": "0750"}
     try:
-        assert apply(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
-        assert apply(lab, "builder", "trace_builder", variables)[0] == []
-        shell(lab, "builder", f"chmod 700 {STORE}")
-        assert apply(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
-        assert shell(lab, "builder", f"stat -c %a {STORE}").strip() == "750"
+        assert apply_role(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
+        assert apply_role(lab, "builder", "trace_builder", variables)[0] == []
+        lab.shell("builder", f"chmod 700 {STORE}")
+        assert apply_role(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
+        assert lab.shell("builder", f"stat -c %a {STORE}") == "750"
     finally:
         lab.run("builder", "rmdir", STORE)
 
 
 def test_headers_that_a_builder_lacks_are_named_as_packages(lab):
     variables = {"trace_builder_kernels": ["9.9.9-none"], "trace_builder_store": STORE}
-    role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}, "vars": variables, "name": "Prepare"}
+    role = role_task("trace_builder", variables)
     show = {"name": "Show", "ansible.builtin.debug": {"var": "trace_builder_missing"}, "vars": dict(variables)}
-    play = [{"hosts": "builder", "gather_facts": False, "tasks": [{"name": "Try", "block": [role], "rescue": [show]}]}]
-    result = lab.playbook(yaml.safe_dump(play), "--check")
+    result = lab.run_tasks("builder", [{"name": "Try", "block": [role], "rescue": [show]}], "--check")
     missing = ["linux-headers-9.9.9-none", "linux-image-9.9.9-none-dbg"]
     assert result.of("builder", "Show")["trace_builder_missing"] == missing, result.stdout[-3000:]
 
@@ -91,26 +84,25 @@ def test_a_builder_makes_its_key_once_and_keeps_it_to_itself(lab):
         "trace_builder_signing_certificate": f"{folder}/certificate.pem",
         "trace_builder_older_than": "30d",
     }
-    look = f"stat -c '%a %n' {folder} {folder}/key.pem; sha256sum {folder}/*"
+    state = f"stat -c '%a %n' {folder} {folder}/key.pem; sha256sum {folder}/*"
     try:
-        assert apply(lab, "builder", "trace_builder", variables, "--check")[0][-1] != "Prune the store"
+        assert apply_role(lab, "builder", "trace_builder", variables, "--check")[0][-1] != "Prune the store"
         assert lab.run("builder", "test", "-e", folder).returncode == 1
-        made = apply(lab, "builder", "trace_builder", variables)[0]
+        made = apply_role(lab, "builder", "trace_builder", variables)[0]
         assert made[-2:] == ["Make the folder of the key, closed to others", "Make the key and its certificate"]
-        first = shell(lab, "builder", look)
+        first = lab.shell("builder", state)
         assert first.startswith(f"700 {folder}\n600 {folder}/key.pem\n")
-        told = shell(
-            lab,
+        certificate = lab.shell(
             "builder",
             f"openssl x509 -in {folder}/certificate.pem -noout -subject -ext keyUsage,subjectKeyIdentifier",
         )
         assert (
-            "CN=tapvirt builder" in told.replace(" = ", "=")
-            and "Digital Signature" in told
-            and "Key Identifier" in told
+            "CN=tapvirt builder" in certificate.replace(" = ", "=")
+            and "Digital Signature" in certificate
+            and "Key Identifier" in certificate
         )
-        assert apply(lab, "builder", "trace_builder", variables)[0] == []
-        assert shell(lab, "builder", look) == first
+        assert apply_role(lab, "builder", "trace_builder", variables)[0] == []
+        assert lab.shell("builder", state) == first
     finally:
         lab.run("builder", "rm", "-rf", folder, STORE)
 
@@ -118,6 +110,6 @@ def test_a_builder_makes_its_key_once_and_keeps_it_to_itself(lab):
 def test_a_name_that_a_certificate_cannot_have_is_refused(lab):
     variables = {"trace_builder_store": STORE, "trace_builder_signing": True, "trace_builder_signing_name": "x/O=y"}
     variables["trace_builder_signing_key"] = "/etc/tapvirt-roles-test/key.pem"
-    role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}, "vars": variables, "name": "Prepare"}
-    result = lab.playbook(yaml.safe_dump([{"hosts": "builder", "gather_facts": False, "tasks": [role]}]), "--check")
+    role = role_task("trace_builder", variables)
+    result = lab.run_tasks("builder", [role], "--check")
     assert result.rc != 0 and "trace_builder_signing_name: x/O=y must have" in result.stdout

@@ -8,10 +8,11 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-import yaml
+
+from .support.tasks import role_task
 
 if t.TYPE_CHECKING:
-    from .conftest import LabHosts, PlaybookResult
+    from .support.hosts import LabHosts, PlaybookResult
 
 pytestmark = pytest.mark.soak  # it takes minutes
 HOST = "trace1"
@@ -31,15 +32,14 @@ WANTED: dict[str, t.Any] = {
 
 @pytest.fixture
 def prepare(lab: LabHosts) -> t.Iterator[t.Callable[..., PlaybookResult]]:
-    """Run the role with what the test wants; the host is as it was afterwards."""
+    """A function that runs the role with variables; the host is restored afterwards."""
     begin = f"set -e; mkdir {FOLDER}; touch {CONFIG}; cp -a {CONFIG} {SAVED}; virt-admin -c virtlogd:///system"
     before = lab.run(HOST, "sh", "-c", f"{begin} daemon-log-filters")
     assert before.returncode == 0, before.stderr
     found = before.stdout.partition(":")[2].strip()
 
     def run(*options: str, **wanted: t.Any) -> PlaybookResult:
-        task = {"name": "Prepare", "ansible.builtin.import_role": {"name": "tapvirt.host.virt_host"}, "vars": wanted}
-        return lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": [task]}]), *options)
+        return lab.run_tasks(HOST, [role_task("virt_host", wanted)], *options)
 
     yield run
     end = (
@@ -48,17 +48,17 @@ def prepare(lab: LabHosts) -> t.Iterator[t.Callable[..., PlaybookResult]]:
         f"virt-admin -c virtlogd:///system daemon-log-filters --filters '{found}'"
     )
     lab.run(HOST, "sh", "-c", end)
-    assert state(lab) == [""]
+    assert role_effects(lab) == [""]
 
 
-def state(lab: LabHosts) -> list[str]:
-    """Return what the role has made: who may manage domains, the network, the pool, what is logged."""
-    look = (
+def role_effects(lab: LabHosts) -> list[str]:
+    """Return what the role made: the user's group, the network, the pool and the log filter."""
+    command = (
         f"id -nG {USER} | grep -wo libvirt; virsh -q net-list --name | grep {NAME};"
         f"virsh -q pool-list --name | grep {NAME};"
         f"virt-admin -c virtlogd:///system daemon-log-filters | grep -o virt_host_test; grep -o virt_host_test {CONFIG}"
     )
-    return lab.run(HOST, "sh", "-c", look).stdout.strip().split("\n")
+    return lab.shell(HOST, command, check=False).split("\n")
 
 
 def test_a_debian_host_is_prepared_once(lab: LabHosts, prepare: t.Callable[..., PlaybookResult]) -> None:
@@ -68,7 +68,7 @@ def test_a_debian_host_is_prepared_once(lab: LabHosts, prepare: t.Callable[..., 
     planned = prepare("--check", **WANTED)
     assert planned.rc == 0, planned.stdout[-3000:]
     assert "Packages would be installed." not in planned.stdout
-    assert state(lab) == [""]
+    assert role_effects(lab) == [""]
     for wrong in ({"virt_host_users": [USER, "nobody-at-all"]}, {"virt_host_logging": [{"daemon": "virtlod"}]}):
         refused = prepare(**{**WANTED, **wrong})
         assert refused.rc != 0
@@ -76,6 +76,6 @@ def test_a_debian_host_is_prepared_once(lab: LabHosts, prepare: t.Callable[..., 
     done = prepare(**WANTED)
     assert done.rc == 0, done.stdout[-3000:]
     assert done.recap[HOST]["changed"] == planned.recap[HOST]["changed"] == 4
-    assert state(lab) == ["libvirt", NAME, NAME, "virt_host_test", "virt_host_test"]
+    assert role_effects(lab) == ["libvirt", NAME, NAME, "virt_host_test", "virt_host_test"]
     again = prepare(**WANTED)
     assert (again.rc, again.recap[HOST]["changed"]) == (0, 0), again.stdout[-3000:]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 
 import pytest
-import yaml
 
 # Unpacks the packages of Xen into a folder, and prints what other tools say of the files.
 UNPACK = r"""
@@ -47,39 +46,39 @@ def test_the_packages_of_xen_are_what_other_tools_say(lab):
     if done.stdout.strip() == "offline":
         pytest.skip("the builder does not reach its package mirror")
     assert done.returncode == 0, done.stderr
-    told = pairs(done.stdout)
+    values = pairs(done.stdout)
     try:
-        syms = f"{told['folder']}/xen-syms-{'{{ xen.images[1].version }}'}"
+        syms = f"{values['folder']}/xen-syms-{'{{ xen.images[1].version }}'}"
         look_up = {"symbols": ["_stext", "__start_xen", "vfs_read"], "source": "xen_syms", "path": syms}
         map_too = {"compare_with": "xen_syms", "compare_path": syms + ".map"}
         tasks = [
-            {"name": "xen", "tapvirt.host.xen_info": {"boot": told["folder"]}, "register": "xen"},
+            {"name": "xen", "tapvirt.host.xen_info": {"boot": values["folder"]}, "register": "xen"},
             {"name": "symbols", "tapvirt.host.kernel_symbol_info": {**look_up, **map_too}},
         ]
-        played = lab.playbook(yaml.safe_dump([{"hosts": "builder", "gather_facts": False, "tasks": tasks}]))
-        assert played.rc == 0, played.stdout
+        result = lab.run_tasks("builder", tasks)
+        assert result.rc == 0, result.stdout
     finally:
-        lab.run("builder", "rm", "-rf", told["folder"].rpartition("/")[0])
-    efi, image = played.of("builder", "xen")["images"]
+        lab.run("builder", "rm", "-rf", values["folder"].rpartition("/")[0])
+    efi, image = result.of("builder", "xen")["images"]
     assert (image["format"], image["machine"], image["entry_kind"]) == ("elf32", "i386", "multiboot")
-    assert re.match(r"ELF 32-bit LSB executable, Intel (80386|i386)", told["file"])
+    assert re.match(r"ELF 32-bit LSB executable, Intel (80386|i386)", values["file"])
     assert [header["version"] for header in image["multiboot"]] == [1, 2]
-    assert (image["entry"], image["build_id"]) == (told["entry"], told["build_id"])
+    assert (image["entry"], image["build_id"]) == (values["entry"], values["build_id"])
     symbols = image["symbols"]
     assert (symbols["format"], symbols["machine"], symbols["matches"]) == ("elf64", "x86_64", True)
-    assert told["file_syms"].startswith("ELF 64-bit LSB executable, x86-64")
-    assert symbols["build_id"] in told["file_syms"]
-    assert symbols["count"] == int(told["symbols"]) > 5000
+    assert values["file_syms"].startswith("ELF 64-bit LSB executable, x86-64")
+    assert symbols["build_id"] in values["file_syms"]
+    assert symbols["count"] == int(values["symbols"]) > 5000
     assert (efi["format"], efi["machine"], efi["entry_kind"]) == ("pe32plus", "x86_64", "efi")
-    assert re.match(r"PE32\+ executable (\(EFI application\)|for EFI \(application\),) x86-64", told["file_efi"])
-    found = played.of("builder", "symbols")
+    assert re.match(r"PE32\+ executable (\(EFI application\)|for EFI \(application\),) x86-64", values["file_efi"])
+    found = result.of("builder", "symbols")
     rows = {row["name"]: row for row in found["symbols"]}
     for name in ("_stext", "__start_xen"):
         match = rows[name]["matches"][0]
-        assert f"{match['address']} {match['type']}" == told[name]
+        assert f"{match['address']} {match['type']}" == values[name]
     assert (rows["vfs_read"]["status"], found["comparison"]["verdict"]) == ("absent", "same_kernel")
     assert found["comparison"]["offset"] == "0x0"
-    assert found["comparison"]["build_id"] == told["build_id"]
+    assert found["comparison"]["build_id"] == values["build_id"]
 
 
 def test_a_running_xen_is_what_xl_says(lab):
@@ -90,20 +89,20 @@ def test_a_running_xen_is_what_xl_says(lab):
         {"name": "symbols", "tapvirt.host.kernel_symbol_info": {"symbols": ["_stext", "*"], "source": "xen_syms"}},
         {"name": "facts", "tapvirt.host.kernel_facts": {"gather_subset": ["hypervisor"]}},
     ]
-    played = lab.playbook(yaml.safe_dump([{"hosts": "xen1", "gather_facts": False, "tasks": tasks}]))
-    assert played.rc == 0, played.stdout
+    result = lab.run_tasks("xen1", tasks)
+    assert result.rc == 0, result.stdout
     script = "xl info | sed 's/ *: /=/'; wc -l < /proc/xen/xensyms | sed 's/^/symbols=/'"
-    xl = pairs(lab.run("xen1", "sh", "-c", script).stdout)
-    running = played.of("xen1", "xen")["running"]
+    xl = pairs(lab.shell("xen1", script))
+    running = result.of("xen1", "xen")["running"]
     assert (running["role"], running["guest_type"], running["restricted"]) == ("control_domain", "pv", [])
     assert running["version"] == xl["xen_version"]
     assert running["capabilities"] == xl["xen_caps"].split()
     assert (running["build_id"], running["page_bytes"]) == (xl["build_id"], int(xl["xen_pagesize"]))
     assert (running["compiler"], running["compile_date"]) == (xl["cc_compiler"], xl["cc_compile_date"])
-    efi, image = played.of("xen1", "xen")["images"]
+    efi, image = result.of("xen1", "xen")["images"]
     assert (efi["running"], image["running"], image["format"]) == (None, True, "elf32")
-    found = played.of("xen1", "symbols")
+    found = result.of("xen1", "symbols")
     assert found["source"]["name"] == "/proc/xen/xensyms"
     assert found["symbols"][1]["count"] == int(xl["symbols"])
-    hypervisor = played.of("xen1", "facts")["ansible_facts"]["tapvirt_kernel"]["hypervisor"]
+    hypervisor = result.of("xen1", "facts")["ansible_facts"]["tapvirt_kernel"]["hypervisor"]
     assert (hypervisor["type"], hypervisor["version"]) == ("xen", running["version"])

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import pytest
-import yaml
+
+from .support.tasks import module_task
 
 HOST = "xen1"
 URI = "xen:///system"
@@ -30,16 +31,17 @@ XML = """
 
 
 @pytest.fixture
-def host(lab):
+def xen_release(lab):
+    """The release of the dom0's kernel; the guest is removed afterwards."""
     if HOST not in lab.hosts:
         pytest.skip("xen1 is only started when it is named: ./dev lab up xen1")
-    release = lab.run(HOST, "uname", "-r").stdout.strip()
+    release = lab.release(HOST)
     yield release
     lab.run(HOST, "sh", "-c", f"virsh -c {URI} destroy {NAME}; virsh -c {URI} undefine {NAME}")
 
 
-def story(release):
-    """Return the tasks of one life: each is done, and done again without a change."""
+def life_of_a_guest(release):
+    """Return the steps in the life of a guest as (name, module, options)."""
 
     def domain(state, now=160, vcpus=1, **more):
         xml = XML.format(release=release, most=192, now=now, vcpus=vcpus)
@@ -60,28 +62,28 @@ def story(release):
     ]
 
 
-def test_a_guest_lives_twice_and_every_step_is_done_once(lab, host):
+def test_a_guest_lives_twice_and_every_step_is_done_once(lab, xen_release):
     tasks = []
     for turn in ("first", "second"):
-        for name, module, args in story(host):
+        for name, module, args in life_of_a_guest(xen_release):
             for again in ("", " again"):
                 if module == "libvirt_console" and again:
                     continue
-                tasks.append({"name": f"{turn}: {name}{again}", f"tapvirt.host.{module}": args})
-    run = lab.playbook(yaml.safe_dump([{"hosts": HOST, "gather_facts": False, "tasks": tasks}]), timeout=1800)
+                tasks.append(module_task(f"{turn}: {name}{again}", module, args))
+    run = lab.run_tasks(HOST, tasks, timeout=1800)
     assert run.rc == 0, run.stdout[-3000:]
     for turn in ("first", "second"):
         assert run.of(HOST, f"{turn}: start and read")["matched"]
-        for name, module, _args in story(host):
+        for name, module, _args in life_of_a_guest(xen_release):
             if module == "libvirt_domain":
                 done, again = (run.of(HOST, f"{turn}: {name}{word}") for word in ("", " again"))
                 assert done["changed"] is (name != "run"), (turn, name, done["plan"])
                 assert again["plan"] == [], (turn, name)
         (row,) = run.of(HOST, f"{turn}: less memory")["domains"]
-        assert row["pending"] == [] or {one["reason"] for one in row["pending"]} == {"guest"}
+        assert row["pending"] == [] or {item["reason"] for item in row["pending"]} == {"guest"}
 
 
-def test_domain_0_is_not_offered_and_not_touched(lab, host):
+def test_domain_0_is_not_offered_and_not_touched(lab, xen_release):
     info = lab.ansible(HOST, "tapvirt.host.libvirt_domain_info", {"uri": URI})[HOST]
     assert "Domain-0" not in [row["name"] for row in info["domains"]]
     for state in ("shutdown", "absent", "paused"):
