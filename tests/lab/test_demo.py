@@ -125,7 +125,7 @@ def test_records_are_plausible_and_differ_from_host_to_host(passes):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_exits_agree_with_the_console(passes, host):
-    """A line costs a port write for each byte, one to acknowledge the timer, and one hlt (filter boot_sector)."""
+    """A line costs a port write for each byte, one to acknowledge the timer, and one hlt (boot_sector.py)."""
     for result in passes[0]:
         run = trace_runs(result, host)[TRACES["kvm_exits"]]
         exits = {row["key"]: row["count"] for row in run["records"]}

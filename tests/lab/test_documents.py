@@ -22,7 +22,7 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
     TREE,
     Block,

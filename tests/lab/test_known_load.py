@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import yaml
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 
 from .support.tasks import trace_task
 
@@ -179,7 +180,7 @@ def domains(lab):
             "vars": {
                 "disks": {
                     "known-writer": writer,
-                    "known-talker": "{{ '" + DOMAINS["known-talker"] + "' | tapvirt.host.boot_sector }}",
+                    "known-talker": boot_sector(DOMAINS["known-talker"]),
                 }
             },
         },

@@ -10,6 +10,7 @@ import re
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts
@@ -50,7 +51,7 @@ def run_domains(lab: LabHosts, domains: list[dict[str, t.Any]], check: bool = Fa
 def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[dict[str, t.Any]]:
     """The results by task of a playbook that defines two domains and runs the boot sector in one of them."""
     template = tmp_path_factory.mktemp("libvirt") / "boot_sector.img.j2"
-    template.write_text("{{- line | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}", encoding="ascii")
+    template.write_text("{{- sector | b64decode('iso-8859-1') }}", encoding="ascii")
     disk = {"src": str(template), "dest": IMAGE, "output_encoding": "iso-8859-1", "mode": "0644"}
     wanted = [
         {"name": TALKER, "xml": domain_xml(TALKER), "state": "running"},
@@ -60,7 +61,7 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
     needed = {"name": QUIET, "state": "absent", "remove_disks": ["hda"]}
     renamed = {"name": "libvirt-test-renamed", "xml": domain_xml("libvirt-test-renamed")}
     tasks: list[dict[str, t.Any]] = [
-        {"name": "Disk", "ansible.builtin.template": disk, "vars": {"line": LINE}},
+        {"name": "Disk", "ansible.builtin.template": disk, "vars": {"sector": boot_sector(LINE)}},
         {"name": "Pool", "ansible.builtin.shell": pool},
         {"name": "Planned", "tapvirt.host.libvirt_domain": {"domains": wanted}, "check_mode": True},
         {"name": "Done", "tapvirt.host.libvirt_domain": {"domains": wanted}},

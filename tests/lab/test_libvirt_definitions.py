@@ -11,7 +11,7 @@ import random
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.definitions import (
     TAKE_FROM_THE_HOST,
     definitions,

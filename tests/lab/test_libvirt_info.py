@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import yaml
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 
 from .support.tasks import FACTS, RUNNING_KERNEL, trace_task
 
@@ -146,7 +147,7 @@ def run_with_domain(lab, path, disk):
 def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     disk = "/var/lib/libvirt/images/systemtap-talker.img"
     (tmp_path / "sector.j2").write_text(
-        "{{ '" + LINE + "' | tapvirt.host.boot_sector | b64decode('iso-8859-1') -}}", encoding="utf-8"
+        "{{ '" + boot_sector(LINE) + "' | b64decode('iso-8859-1') -}}", encoding="utf-8"
     )
     domain = {"name": "systemtap-talker", "xml": lab.small_domain("systemtap-talker"), "state": "running"}
     tasks = [

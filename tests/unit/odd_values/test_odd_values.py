@@ -11,8 +11,8 @@ import typing as t
 
 import pytest
 from ansible.errors import AnsibleFilterError, AnsibleLookupError
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.plugins.filter import (
-    boot_sector,
     builders,
     campaign,
     controller_path,
@@ -283,7 +283,7 @@ def test_other_filters_refuse_an_odd_value_in_words(odd: t.Any) -> None:
     )
     in_words(fleet.kernel_version_code, odd)
     in_words(fleet.kernel_version_from_code, odd)
-    in_words(boot_sector.boot_sector, odd)
+    in_words(boot_sector, odd)
     in_words(params.params_drift, odd)
     in_words(functools.partial(playbook, "domain_problems"), [{"name": "x", "memory_mib": odd, "vcpus": odd}])
     for name in ("merge_params", "merge_domains"):

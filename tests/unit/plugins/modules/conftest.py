@@ -13,7 +13,7 @@ import textwrap
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
 
 TALKER = """

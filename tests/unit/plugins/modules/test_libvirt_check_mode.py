@@ -25,7 +25,7 @@ import typing as t
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.module_server import MODULES, ModuleServer
 from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import SystemDaemon, system_daemon
 

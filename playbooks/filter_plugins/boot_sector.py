@@ -1,7 +1,14 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The smallest guest that talks: a boot sector of 512 bytes that prints a line on the serial port, halts, repeats."""
+"""The smallest guest that talks: a boot sector of 512 bytes that prints a line on the serial port, halts, repeats.
+
+For the demonstration and the tests. What a line costs is known exactly: one port write for each of its bytes and one
+that acknowledges the timer, so ``length + 3`` I/O exits, and one ``hlt`` exit; the timer ticks 18.2 times a second.
+
+A disk of 512 bytes has to be on an IDE bus, so the machine is ``pc``. On other buses SeaBIOS passes over a disk that is
+smaller than a cylinder, 516096 bytes; a file that is filled up with zeros to that size boots there, too.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +16,6 @@ import base64
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-
-DOCUMENTATION = r"""
-name: boot_sector
-author: The tapvirt.host authors (@tapvirt)
-version_added: 0.1.0
-short_description: Make the smallest guest that talks, a boot sector that prints a line on its serial port
-description:
-  - Returns the 512 bytes of a boot disk, in Base64. A virtual machine with BIOS that boots from it prints O(_input),
-    carriage return and line feed on its first serial port (C(0x3f8)), halts until the next tick of its timer
-    (18.2 a second), and so on for ever.
-  - Made for tests and for tracing. What one line costs is known exactly - one port write for each of its bytes and one
-    that acknowledges the timer, so C(length + 3) I/O exits, and one C(hlt) exit.
-  - A disk of 512 bytes has to be on an IDE bus, so the machine is C(pc). On other buses SeaBIOS passes over a disk that
-    is smaller than a cylinder, 516096 bytes; a file that is filled up with zeros to that size boots there, too.
-options:
-  _input:
-    description: The line, 1 to 256 printable ASCII characters.
-    type: str
-    required: true
-"""
-
-EXAMPLES = r"""
-# boot_sector.img.j2 holds one expression and no line end, and the encoding maps each character to one byte:
-#   {{ 'hello from web1' | tapvirt.host.boot_sector | b64decode('iso-8859-1') }}
-- name: A disk for a guest that talks
-  ansible.builtin.template:
-    src: boot_sector.img.j2
-    dest: /var/lib/libvirt/images/hello.img
-    output_encoding: iso-8859-1
-    mode: "0644"
-"""
-
-RETURN = r"""
-_value:
-  description: The 512 bytes, in Base64.
-  type: str
-"""
 
 _LOAD_ADDRESS = 0x7C00
 _MAX_LENGTH = 256
@@ -134,10 +104,10 @@ def sector(line: bytes) -> bytes:
 
 
 def boot_sector(line: t.Any) -> str:
-    """Return the boot sector for a line, in Base64."""
+    """Return the boot sector for a line of 1 to 256 printable ASCII characters, in Base64."""
     if not isinstance(line, str) or not 1 <= len(line) <= _MAX_LENGTH or not (line.isascii() and line.isprintable()):
         raise AnsibleFilterError(
-            f"tapvirt.host.boot_sector: {line!r} is not a line of 1 to {_MAX_LENGTH} printable ASCII characters."
+            f"boot_sector: {line!r} is not a line of 1 to {_MAX_LENGTH} printable ASCII characters."
         )
     return base64.b64encode(sector(line.encode("ascii"))).decode("ascii")
 

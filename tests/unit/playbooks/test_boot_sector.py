@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.tapvirt.host.plugins.filter.boot_sector import boot_sector
+from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 
 
 @pytest.mark.parametrize("line", ["x", "hello from web1", "!" * 256])
