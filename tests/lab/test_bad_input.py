@@ -128,12 +128,12 @@ def test_bad_input_is_refused_in_one_paragraph(answers, title):
         assert re.search(word, message), message
 
 
-def test_nothing_changed_on_the_host(answers):
+def test_bad_input_changes_nothing_on_the_host(answers):
     _done, before, after = answers
     assert before == after and before
 
 
-def test_a_kernel_that_cannot_be_traced_says_why(lab):
+def test_host_info_explains_why_a_kernel_is_refused(lab):
     (result,) = lab.ansible("localhost", "tapvirt.host.stap_host_info", {}).values()
     assert result["verdict"] in {"ready", "refused"}
     if result["verdict"] == "refused":

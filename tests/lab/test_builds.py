@@ -114,7 +114,7 @@ def eight_plays(lab, scripts, kernels):
     return results, lab.builds(PREFIX)[len(before) :]
 
 
-def test_eight_plays_for_two_scripts_and_three_kernels_are_six_builds(eight_plays, kernels):
+def test_eight_plays_with_two_scripts_and_three_kernels_need_six_builds(eight_plays, kernels):
     results, compiled = eight_plays
     assert [result.rc for result in results] == [0] * PLAYS, results[0].stdout[-3000:]
     assert len(compiled) == 6, compiled
@@ -129,7 +129,7 @@ def test_eight_plays_for_two_scripts_and_three_kernels_are_six_builds(eight_play
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_hosts_of_one_kernel_have_the_same_module_whoever_asked(eight_plays, name):
+def test_hosts_with_the_same_kernel_get_the_same_module(eight_plays, name):
     modules = [(result.of(host, f"Build {name}")["module"], host) for result in eight_plays[0] for host in HOSTS]
     sums: dict[str, set[str]] = {}
     for module, _host in modules:
@@ -140,7 +140,7 @@ def test_hosts_of_one_kernel_have_the_same_module_whoever_asked(eight_plays, nam
         assert pathlib.Path(module["controller_path"]).stat().st_size == module["bytes"]
 
 
-def test_a_second_campaign_with_another_threshold_builds_nothing_and_starts_at_once(lab, scripts, kernels, eight_plays):
+def test_another_threshold_builds_nothing_and_starts_at_once(lab, scripts, kernels, eight_plays):
     before = lab.builds(PREFIX)
     run = {"module": "{{ built_reads.module }}", "duration": 2, "accept": ACCEPTED}
     tasks = [timestamp_task("Begun"), *build_tasks("reads", least=250), timestamp_task("Starts")]
@@ -172,7 +172,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_stap_refuses_is_said_in_one_paragraph(lab, scripts, eight_plays, fault):
+def test_error_of_stap_is_reported_in_one_paragraph(lab, scripts, eight_plays, fault):
     text, place, nearest = FAULTS[fault]
     script = lab.write("builder", f"{FOLDER}/faulty.stp", text)
     args = {"script": script, "kernel": eight_plays[0][0].of("trace2", "Build reads")["module"]["kernel"]}
@@ -234,7 +234,7 @@ def two_builder_campaign(lab, scripts, eight_plays, two_builders):
 
 
 @pytest.mark.soak
-def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, two_builder_campaign):
+def test_kernel_is_built_by_the_builder_that_has_its_headers(lab, two_builder_campaign):
     result, _limits = two_builder_campaign
     campaign = result.stats()["trace_campaign"]
     assert sorted(campaign["hosts"]) == ["trace1", "trace2", "trace4"], result.stdout[-3000:]
@@ -253,7 +253,7 @@ def test_a_kernel_goes_to_the_builder_that_can_build_it(lab, two_builder_campaig
 
 @pytest.mark.soak
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace4"])
-def test_a_build_is_the_same_in_another_store(eight_plays, two_builder_campaign, host):
+def test_build_is_identical_in_another_store(eight_plays, two_builder_campaign, host):
     elsewhere = two_builder_campaign[0].of(
         host, "tapvirt.host.trace : Build the module, once for each distinct kernel"
     )["module"]
@@ -263,7 +263,7 @@ def test_a_build_is_the_same_in_another_store(eight_plays, two_builder_campaign,
 
 
 @pytest.mark.soak
-def test_compilers_are_held_to_the_limits(two_builder_campaign):
+def test_limits_apply_to_compilers(two_builder_campaign):
     cpu, memory = (
         {int(line.split()[-3]) for line in two_builder_campaign[1].splitlines() if line.startswith(f"Max {name}")}
         for name in ("cpu time", "address space")

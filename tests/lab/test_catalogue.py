@@ -184,7 +184,7 @@ def test_system_calls_of_a_process(traced):
     assert sum(bucket[2] for bucket in histogram["buckets"] if bucket[1] > 10_000) >= 17 - run["skipped"]
 
 
-def test_segments_sent_again_by_peer(traced):
+def test_retransmitted_segments_by_peer(traced):
     run = traced[0]["tcp_retransmits"]
     size = traced[1]["tcp_retransmits"]["size"]
     assert size["segments"] >= 10
@@ -219,7 +219,7 @@ def account_bounds(traced, name, account):
     return inner - run["skipped"], outer + 1
 
 
-def test_page_faults_are_those_of_the_kernels_own_account(traced):
+def test_page_faults_agree_with_the_account_of_the_kernel(traced):
     row = only_record(traced[0]["page_faults"])
     least, most = account_bounds(traced, "page_faults", "faults")
     assert 1000 - traced[0]["page_faults"]["skipped"] <= least <= row["count"] <= most
@@ -227,7 +227,7 @@ def test_page_faults_are_those_of_the_kernels_own_account(traced):
     assert row["user"] + row["kernel"] == row["minor"] + row["major"] == row["count"]
 
 
-def test_waits_for_a_cpu_are_the_switches_of_the_process(traced):
+def test_waits_for_a_cpu_agree_with_the_switches_of_the_process(traced):
     # Whoever is switched from waits once before it is switched to again, after sleep or preemption alike.
     row = only_record(traced[0]["run_queue_latency"])
     least, most = account_bounds(traced, "run_queue_latency", "switches")

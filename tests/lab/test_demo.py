@@ -18,6 +18,7 @@ from tools.demo import end_domains, told
 
 from .support.places import PLAYBOOKS
 
+pytestmark = pytest.mark.scenario
 HOSTS = ["trace1", "trace2", "trace4"]
 TRACES = {"function_latency": "hrtimer_start_range_ns", "kvm_exits": "kvm_exits of demo-talker"}
 UNDO = """
@@ -93,7 +94,7 @@ def test_both_passes_succeed_and_the_second_changes_nothing(passes):
     assert all(first.changes()[host] for host in [*HOSTS, "localhost"])
 
 
-def test_it_says_what_the_readme_shows(passes):
+def test_output_matches_the_readme(passes):
     (first, _second), *_rest = passes
     shown = sample("README.md", "Where the time went")
     sentences = shown[shown.index("\ntrace1 (") : shown.index("\nThe lab is still up")]
@@ -134,12 +135,12 @@ def test_exits_agree_with_the_console(passes, host):
         assert host in result.of(host, "Read the running domain's console")["text"]
 
 
-def test_the_trace_hosts_are_left_as_they_were(passes):
+def test_demonstration_leaves_the_trace_hosts_unchanged(passes):
     _runs, _report, before, after = passes
     assert after == before
 
 
-def test_the_report_shows_all_of_it(passes):
+def test_report_shows_hosts_domains_and_traces(passes):
     report = passes[1]
     for word in [
         *HOSTS,

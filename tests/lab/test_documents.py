@@ -290,10 +290,11 @@ def ssh_by_inventory(lab: LabHosts, page: str, folder: pathlib.Path) -> None:
     program.chmod(0o755)
 
 
+@pytest.mark.scenario
 @pytest.mark.parametrize(
     "page", [page if page == QUICK else pytest.param(page, marks=pytest.mark.soak) for page in PAGES]
 )
-def test_the_examples_of_a_page_do_what_it_says(lab, page, tmp_path):
+def test_examples_of_a_page_work(lab, page, tmp_path):
     blocks = blocks_of(TREE / page)
     write_files(blocks, tmp_path)
     (tmp_path / "inventory.yml").write_text(inventory(lab, page), encoding="utf-8")

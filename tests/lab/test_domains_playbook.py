@@ -52,7 +52,8 @@ def fleet_domains(lab, host):
     return lab.shell(host, LISTED, check=False).splitlines()
 
 
-def test_a_fleet_is_compared_and_converged(lab, run_playbook):
+@pytest.mark.scenario
+def test_fleet_is_compared_and_converged(lab, run_playbook):
     planned = run_playbook("--check")
     assert planned.changes() == dict.fromkeys(HOSTS, 1)
     assert "0 of 2 hosts are as wanted." in planned.stdout
@@ -70,7 +71,7 @@ def test_a_fleet_is_compared_and_converged(lab, run_playbook):
     assert "2 of 2 hosts are as wanted." in again.stdout
 
 
-def test_consoles_are_kept_on_the_controller(lab, run_playbook, tmp_path):
+def test_console_logs_are_stored_on_the_controller(lab, run_playbook, tmp_path):
     wanted = [{"name": "fleet-web", "xml": TALKER, "state": "running"}, {"name": "fleet-db", "memory_mib": 32}]
     run_playbook("--tags", "converge", wanted=wanted)
     before = jobs(lab)
@@ -83,7 +84,7 @@ def test_consoles_are_kept_on_the_controller(lab, run_playbook, tmp_path):
     assert jobs(lab) == before
 
 
-def test_a_console_that_somebody_else_reads_is_named_and_the_others_are_kept(lab, run_playbook, tmp_path):
+def test_console_in_use_is_reported_and_the_others_are_stored(lab, run_playbook, tmp_path):
     wanted = [{"name": row["name"], "xml": TALKER, "state": "running"} for row in WANTED]
     run_playbook("--tags", "converge", wanted=wanted)
     before = jobs(lab)

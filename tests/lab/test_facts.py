@@ -80,14 +80,14 @@ def facts_of(module_results, host):
     return module_results.of(host, "facts")["ansible_facts"]["tapvirt_kernel"]
 
 
-def test_a_task_in_the_background_has_the_same_result(module_results):
+def test_asynchronous_task_returns_the_same_facts(module_results):
     later = module_results.of(HOSTS[0], "later")["ansible_facts"]["tapvirt_kernel"]
     facts = facts_of(module_results, HOSTS[0])
     keys = ("arch", "build_id", "release", "version", "version_code")
     assert [later[key] for key in keys] == [facts[key] for key in keys]
 
 
-def test_facts_are_what_other_readers_say(kernel_host, module_results, reader_values):
+def test_facts_agree_with_other_readers(kernel_host, module_results, reader_values):
     facts, values = facts_of(module_results, kernel_host), reader_values[kernel_host]
     assert (facts["release"], facts["version"], facts["arch"]) == (
         values["release"],
@@ -110,7 +110,7 @@ def test_facts_are_what_other_readers_say(kernel_host, module_results, reader_va
     assert symbols["by_owner"].items() <= owners.items()
 
 
-def test_symbols_are_where_awk_finds_them(kernel_host, module_results, reader_values):
+def test_symbols_agree_with_awk(kernel_host, module_results, reader_values):
     values = reader_values[kernel_host]
     for row in module_results.of(kernel_host, "symbols")["symbols"]:
         name = row["name"]
@@ -126,13 +126,13 @@ def test_symbols_are_where_awk_finds_them(kernel_host, module_results, reader_va
             assert (row["status"], row["section"]) == ("absent", None)
 
 
-def test_the_guests_have_placeholders_only(kernel_host, module_results):
+def test_system_map_of_the_guests_is_a_placeholder(kernel_host, module_results):
     comparison = module_results.of(kernel_host, "symbols")["comparison"]
     assert (comparison["verdict"], comparison["with"]["state"]) == ("unknown", "placeholder")
     assert "-dbg package" in comparison["reason"]
 
 
-def test_a_kernels_own_files_on_the_builder_agree(lab, module_results, reader_values):
+def test_facts_agree_with_the_files_of_the_kernel(lab, module_results, reader_values):
     releases = {host: reader_values[host]["release"] for host in HOSTS}
     line = "echo {0}=$(sed -n 's/#define LINUX_VERSION_CODE //p' /usr/src/linux-headers-{0}/{1}) $(file -bL {2}-{0})"
     places = ("include/generated/uapi/linux/version.h", "/usr/lib/debug/boot/vmlinux")

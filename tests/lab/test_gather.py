@@ -25,7 +25,7 @@ def gathered(lab, tmp_path_factory):
     return runs, dest
 
 
-def test_one_table_is_kept_for_each_kernel_and_it_is_the_hosts(gathered, lab):
+def test_one_symbol_table_is_stored_for_each_kernel(gathered, lab):
     _runs, dest = gathered
     tables = {path.stem: path.read_text() for path in (dest / "symbols").iterdir()}
     build_ids = {}
@@ -40,14 +40,14 @@ def test_one_table_is_kept_for_each_kernel_and_it_is_the_hosts(gathered, lab):
         assert theirs.split()[0] == hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
-def test_a_second_run_fetches_and_changes_nothing(gathered):
+def test_second_run_fetches_and_changes_nothing(gathered):
     (_first, second), _dest = gathered
     assert second.rc == 0, second.stdout[-3000:]
     assert second.changes() == dict.fromkeys(HOSTS, 0)
     assert not [row for row in second.results if row["task"] == "Read it" and row["status"] == "ok"]
 
 
-def test_what_differs_is_said_and_kept(gathered):
+def test_differences_are_printed_and_stored(gathered):
     (first, _second), dest = gathered
     drift = {row["fact"]: row["groups"] for row in json.loads((dest / "drift.json").read_text())}
     assert [group["hosts"] for group in drift["release"]] == [["trace2", "trace4"], ["trace1"]]

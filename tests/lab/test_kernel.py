@@ -94,7 +94,7 @@ def printed_options(printed: list[str]) -> list[tuple[str, str, str | None]]:
     return [(option.module, option.name, option.value) for option in modprobe_d.options_of(lines)]
 
 
-def test_what_modprobe_c_prints_is_our_view(trees):
+def test_options_agree_with_modprobe_c(trees):
     count = 0
     for number, (root, lines, theirs) in enumerate(trees):
         ours = options_of(root, lines)
@@ -111,7 +111,7 @@ def test_what_modprobe_c_prints_is_our_view(trees):
     assert count > COUNT * 5
 
 
-def test_what_modprobe_would_load_is_our_view(trees):
+def test_loads_agree_with_modprobe(trees):
     replaced = barred = loaded = 0
     for number, (root, lines, theirs) in enumerate(trees):
         for module in MODULES:
@@ -133,7 +133,7 @@ def test_what_modprobe_would_load_is_our_view(trees):
     assert min(replaced, barred, loaded) > COUNT / 20
 
 
-def test_the_softdep_that_modprobe_follows_is_the_one_that_we_name(trees):
+def test_softdeps_agree_with_modprobe(trees):
     followed = 0
     for number, (_root, lines, theirs) in enumerate(trees):
         softdep = modprobe_d.line_about(lines, "softdep", "dummy")

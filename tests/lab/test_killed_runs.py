@@ -296,7 +296,7 @@ def builds(lab, tmp_path_factory):
     return lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
 
 
-def test_of_controllers_with_the_same_trace_on_one_host_all_but_one_are_refused(lab, builds):
+def test_only_one_of_three_controllers_may_run_the_same_trace(lab, builds):
     """The one that comes first runs to its end, whatever the others do; they are told who has the module."""
     host = Host(lab, "trace2", builds["trace2"]["killed"]["module"])
     names = [f"twin_{number}" for number in range(3)]
@@ -337,7 +337,7 @@ def trials(lab, builds):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_left_in_time(trials, kind):
+def test_host_is_clean_in_time(trials, kind):
     assert len(trials[kind]) == sum(pair.count(kind) for pair in PAIRS)
     for trial in trials[kind]:
         assert trial.clean_seconds is not None and trial.left == "", trial
@@ -356,7 +356,7 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_it_was_is_told(trials, kind):
+def test_outcome_is_reported(trials, kind):
     for trial in trials[kind]:
         result = trial.result()
         assert result["outcome"] in OUTCOMES[kind], trial
@@ -367,7 +367,7 @@ def test_what_it_was_is_told(trials, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_printed_until_then_is_kept(trials, kind):
+def test_records_before_the_fault_are_kept(trials, kind):
     for trial in trials[kind]:
         result = trial.result()
         # Ticks come twenty a second and are numbered, from when the module is there; an emulated host misses many.

@@ -91,7 +91,7 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
         assert kept.stdout.strip() == "512", "absent must never take a disk"
 
 
-def test_check_mode_is_the_real_plan_and_a_second_run_plans_nothing(talker: dict[str, t.Any]) -> None:
+def test_check_mode_returns_the_real_plan_and_a_second_run_is_empty(talker: dict[str, t.Any]) -> None:
     assert talker["Planned"]["plan"] == talker["Done"]["plan"]
     assert [row["state"] for row in talker["Done"]["domains"]] == ["running", "shutoff"]
     assert [row["plan_fidelity"] for row in talker["Done"]["domains"]] == ["exact", "exact"]
@@ -105,7 +105,7 @@ def test_console_and_info_of_a_kvm_domain(talker: dict[str, t.Any]) -> None:
     assert talker["Info"]["domains"][1]["type"] == "kvm"
 
 
-def test_only_the_named_disk_goes_with_its_domain_and_a_rename_does_not_share_one(talker: dict[str, t.Any]) -> None:
+def test_only_the_named_disk_is_deleted_and_a_disk_in_use_is_refused(talker: dict[str, t.Any]) -> None:
     assert "is in use as disk hda of domain" in talker["Renamed"]["msg"]
     assert talker["Removal planned"]["plan"] == talker["Removed"]["plan"]
     rows = [(row["what"], row["before"], row["how"]) for row in talker["Removed"]["plan"]]

@@ -110,7 +110,7 @@ def test_ansible_works_in_a_guest_without_a_network(run_in_guest, tmp_path: path
     assert f"The agent of {NAME} (qemu+unix:///system?" in done["late"]["msg"]
 
 
-def test_the_guide_s_command_reaches_the_guest(uri: str, tmp_path: pathlib.Path) -> None:
+def test_command_of_the_guide_reaches_the_guest(uri: str, tmp_path: pathlib.Path) -> None:
     guide = "docs/docsite/rst/guide_domains.rst"
     shown = example(guide, "plugin: tapvirt.host.libvirt")
     assert shown.file
@@ -125,7 +125,7 @@ def test_the_guide_s_command_reaches_the_guest(uri: str, tmp_path: pathlib.Path)
 
 
 @pytest.mark.soak
-def test_every_way_of_ansible_with_files_become_and_pipelining(run_in_guest, tmp_path: pathlib.Path) -> None:
+def test_files_become_and_pipelining_work(run_in_guest, tmp_path: pathlib.Path) -> None:
     text = "a line of it\n" * 60_000
     content = os.urandom(150_000)
     (tmp_path / "source").write_bytes(content)
@@ -158,7 +158,7 @@ def test_every_way_of_ansible_with_files_become_and_pipelining(run_in_guest, tmp
     assert (done["job"]["finished"], done["job"]["rc"]) == (1, 0), done["job"]
 
 
-def test_commands_have_their_input_their_output_and_their_limits(guest: Guest) -> None:
+def test_commands_have_input_output_and_limits(guest: Guest) -> None:
     done = guest.run(SHELL, "cat; echo more >&2; exit 5", b"\0\xff one\n")
     assert (done.status, done.stdout, done.stderr) == (5, b"\0\xff one\n", b"more\n")
     assert guest.run(SHELL, "wc -c; ls /run/tapvirt.*", bytes(1_000_000)).stdout == b"1000000\n"
@@ -174,7 +174,7 @@ def test_commands_have_their_input_their_output_and_their_limits(guest: Guest) -
     assert guest.run(SHELL, "kill -15 $$", None).status == 143
 
 
-def test_files_are_whole_private_and_compared(guest: Guest) -> None:
+def test_files_are_copied_whole_and_private(guest: Guest) -> None:
     data, back = os.urandom(300_001), io.BytesIO()
     path = "/tmp/a b'$(c)"
     guest.put(io.BytesIO(data), path)
@@ -199,7 +199,7 @@ def test_files_are_whole_private_and_compared(guest: Guest) -> None:
 
 
 @pytest.mark.soak
-def test_an_agent_that_hangs_is_told_and_comes_back(uri: str, guest: Guest) -> None:
+def test_hanging_agent_is_reported_and_recovers(uri: str, guest: Guest) -> None:
     stop = "(sleep 1; kill -STOP $(cat /run/agent.pid); sleep 20; kill -CONT $(cat /run/agent.pid)) >/dev/null 2>&1 &"
     guest.run(SHELL, stop, None)
     time.sleep(2)
@@ -215,7 +215,7 @@ def test_an_agent_that_hangs_is_told_and_comes_back(uri: str, guest: Guest) -> N
 
 
 @pytest.mark.soak
-def test_an_agent_that_may_not_is_told_with_the_setting(uri: str, guest: Guest) -> None:
+def test_blocked_agent_commands_are_reported_with_the_setting(uri: str, guest: Guest) -> None:
     restart = "sleep 1; kill $(cat /run/agent.pid)"
     guest.run(
         SHELL,

@@ -85,7 +85,7 @@ def delete_domains(lab: LabHosts, names: list[str]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
-def test_each_edit_gives_its_rows_and_an_effect_or_what_waits(lab: LabHosts, kind: str, running: bool) -> None:
+def test_each_edit_has_its_rows_and_takes_effect_or_is_pending(lab: LabHosts, kind: str, running: bool) -> None:
     some = edits(WORLD, kind, EACH, SEED)
     if kind in ("vcpus", "CPU mode"):
         # Guests that run with many processors or features on an emulated host have ended it.
@@ -127,7 +127,7 @@ def apply_edits(lab: LabHosts, some: list[Edit], running: bool) -> Made:
         delete_domains(lab, names)
 
 
-def test_every_definition_stopped_gives_the_plan_and_nothing_more(lab: LabHosts) -> None:
+def test_stopped_definitions_converge_as_planned(lab: LabHosts) -> None:
     found = definitions(FOLDER, "kvm")
     lacking = [{"name": name, "xml": found[name]} for name in LACKING]
     wanted = [{"name": name, "xml": xml} for name, xml in found.items() if name not in LACKING]
@@ -158,7 +158,7 @@ def test_every_definition_stopped_gives_the_plan_and_nothing_more(lab: LabHosts)
         )
 
 
-def test_every_definition_that_can_run_there_is_told_exactly_once(lab: LabHosts) -> None:
+def test_running_definitions_converge_as_planned_and_once(lab: LabHosts) -> None:
     found = definitions(FOLDER, "kvm")
     names = sorted(set(found) - TAKE_FROM_THE_HOST - set(LACKING))
     ran = 0

@@ -120,7 +120,7 @@ def results(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
         assert (left.returncode, "info-" in left.stdout) == (0, False), left.stdout + left.stderr
 
 
-def test_a_start_is_read_from_its_first_byte(results: dict[str, t.Any]) -> None:
+def test_console_is_read_from_the_first_byte(results: dict[str, t.Any]) -> None:
     started = results["Started"]
     assert (started["changed"], started["matched"]) == (True, True)
     # The firmware speaks first, once, in escape sequences; the file is compared with what the daemon logged.
@@ -129,7 +129,7 @@ def test_a_start_is_read_from_its_first_byte(results: dict[str, t.Any]) -> None:
     assert results["Meanwhile"]["stdout_lines"] == ["600"]
 
 
-def test_a_console_in_use_is_taken_by_force_only(results: dict[str, t.Any]) -> None:
+def test_console_in_use_is_taken_only_with_force(results: dict[str, t.Any]) -> None:
     assert "left to whoever reads it now; force: true" in results["Refused"]["msg"]
     assert (results["Forced"]["matched"], results["Forced"]["changed"]) == (True, False)
 

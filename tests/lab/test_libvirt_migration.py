@@ -18,7 +18,7 @@ from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST, OTHER = "trace1", "trace2"
 NAME = "migration-test"
 KEY = "/root/.migration-test-key"
@@ -83,7 +83,7 @@ def steps(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
         lab.run_tasks(f"{HOST},{OTHER}", end)
 
 
-def test_a_running_domain_goes_to_another_host_and_comes_back(steps: dict[str, t.Any]) -> None:
+def test_running_domain_migrates_to_another_host_and_back(steps: dict[str, t.Any]) -> None:
     there, back = steps["There"], steps["Back"]
     assert there["plan"] == steps["There, planned"]["plan"]
     assert [row["what"].split()[1] for row in there["plan"]] == ["place", "definition", "autostart"]

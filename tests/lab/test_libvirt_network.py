@@ -16,7 +16,7 @@ if t.TYPE_CHECKING:
 
 # The unit tests have libvirt's test driver only, with no DHCP server and nothing stored beside what runs; here it is
 # the daemon of a host, and takes minutes.
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST = "trace1"
 LAB, SIDE, POOL, GUEST = "network-test", "network-test-side", "network-test-pool", "network-test-guest"
 NAMES = [LAB, SIDE, POOL]
@@ -111,7 +111,7 @@ def pending_of(result: PlaybookResult, name: str) -> list[tuple[str, str]]:
     return [(row["what"], row["reason"]) for network in result.of(HOST, name)["networks"] for row in network["pending"]]
 
 
-def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(result: PlaybookResult) -> None:
+def test_changed_xml_is_stored_and_applied_to_the_running_network(result: PlaybookResult) -> None:
     """What is served is read back from the files of the DHCP and DNS server that runs."""
     assert [row["state"] for row in result.of(HOST, "Done")["networks"]] == ["active"] * 3
     assert result.of(HOST, "Edit planned")["plan"] == result.of(HOST, "Edit done")["plan"]
@@ -137,13 +137,13 @@ def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(res
     assert "lab.example" in served
 
 
-def test_a_second_run_plans_nothing_and_what_waits_is_told_each_time(result: PlaybookResult) -> None:
+def test_second_run_plans_nothing_and_lists_pending_changes(result: PlaybookResult) -> None:
     assert plan_of(result, "Edit again") == []
     for name in ("Edit planned", "Edit done", "Edit again", "Info"):
         assert pending_of(result, name) == [("domain", "restart")]
 
 
-def test_a_network_in_use_is_not_stopped_and_the_others_are_not_either(result: PlaybookResult) -> None:
+def test_network_in_use_blocks_the_removal_of_all(result: PlaybookResult) -> None:
     refused = result.of(HOST, "Refused")
     assert f"{LAB}: running domains have an interface on it" in refused["msg"]
     assert GUEST in refused["msg"]
@@ -156,7 +156,7 @@ def test_a_network_in_use_is_not_stopped_and_the_others_are_not_either(result: P
     ]
 
 
-def test_info_tells_what_libvirt_chose_and_serves(result: PlaybookResult) -> None:
+def test_info_reports_bridges_addresses_and_leases(result: PlaybookResult) -> None:
     lab, side, pool = result.of(HOST, "Info")["networks"]
     assert (lab["forward_mode"], side["forward_mode"], pool["forward_mode"]) == ("route", None, "bridge")
     assert lab["bridge"].startswith("virbr")
@@ -173,12 +173,12 @@ def test_info_tells_what_libvirt_chose_and_serves(result: PlaybookResult) -> Non
     assert side["leases"] == []
 
 
-def test_a_restart_in_spite_of_a_guest_that_is_named_brings_in_what_waited(result: PlaybookResult) -> None:
+def test_restart_with_a_named_guest_applies_pending_changes(result: PlaybookResult) -> None:
     assert plan_of(result, "Restart") == [(f"{LAB} restart", "destroy, create")]
     assert pending_of(result, "Restart") == []
 
 
-def test_virt_net_check_mode_of_undefine_really_deletes_the_network(result: PlaybookResult) -> None:
+def test_removal_is_done_as_check_mode_planned_it(result: PlaybookResult) -> None:
     planned, done = result.of(HOST, "Absent planned"), result.of(HOST, "Absent")
     assert planned["plan"] == done["plan"]
     assert [row["how"] for row in done["plan"]] == ["destroy", "undefine"] * 3

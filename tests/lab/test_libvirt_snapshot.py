@@ -14,7 +14,7 @@ if t.TYPE_CHECKING:
 
 # The unit tests have what the machine's own libvirt can; here it is the daemon of a host with a later one, and takes
 # minutes.
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST = "trace3"
 NAME = "snapshot-test"
 IMAGES = "/var/lib/libvirt/images"
@@ -83,20 +83,20 @@ def steps(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
         lab.run(HOST, "sh", "-c", "; ".join(end).replace("NAME", NAME))
 
 
-def test_check_mode_is_the_real_plan_and_a_second_run_plans_nothing(steps: dict[str, t.Any]) -> None:
+def test_check_mode_returns_the_real_plan_and_a_second_run_is_empty(steps: dict[str, t.Any]) -> None:
     for name in ("Outside", "Back outside", "Gone"):
         assert steps[f"{name}, planned"]["plan"] == steps[name]["plan"]
         assert steps[name]["changed"]
     assert steps["Outside again"]["plan"] == []
 
 
-def test_internal_snapshots_hold_the_memory(steps: dict[str, t.Any]) -> None:
+def test_internal_snapshots_include_the_memory(steps: dict[str, t.Any]) -> None:
     assert steps["Inside"]["plan"][0]["after"]["memory"] == "internal"
     assert [row["domain_state"] for row in steps["Back inside"]["snapshots"]] == ["running"]
     assert [row["state"] for row in steps["Gone inside"]["snapshots"]] == ["absent"]
 
 
-def test_a_revert_names_the_overlays_that_go_and_leaves_the_images(steps: dict[str, t.Any]) -> None:
+def test_revert_lists_the_deleted_overlays_and_keeps_the_images(steps: dict[str, t.Any]) -> None:
     rows = {row["what"]: row["after"] for row in steps["Back outside"]["plan"]}
     assert rows[f"{NAME} disk vda"] == f"a new overlay above {FILES['qcow2']}, named by libvirt"
     assert rows[f"{NAME} file {FILES['whole']}"] is None
@@ -108,7 +108,7 @@ def test_a_revert_names_the_overlays_that_go_and_leaves_the_images(steps: dict[s
     assert (found["whole"]["parent"], found["whole"]["memory"]) == ("over", "external")
 
 
-def test_nothing_but_the_image_is_left_when_they_are_gone(steps: dict[str, t.Any]) -> None:
+def test_only_the_image_remains_after_deletion(steps: dict[str, t.Any]) -> None:
     gone = {row["what"].rpartition("/")[2] for row in steps["Gone"]["plan"] if " file " in row["what"]}
     branch = steps["Back outside"]["snapshots"][0]["disks"][0]["source"].rpartition("/")[2]
     assert gone == {f"{NAME}.over", f"{NAME}.memory", branch}

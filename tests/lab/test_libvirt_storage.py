@@ -77,7 +77,7 @@ def storage(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
         assert run.rc or kept == ["base", "copy", "top", "up"], "a pool that goes must never take a volume"
 
 
-def test_check_mode_is_the_real_plan_and_a_second_run_plans_nothing(storage: dict[str, t.Any]) -> None:
+def test_check_mode_returns_the_real_plan_and_a_second_run_is_empty(storage: dict[str, t.Any]) -> None:
     assert storage["Pool"]["pools"][0]["state"] == "active"
     assert storage["Planned"]["plan"] == storage["Done"]["plan"]
     assert (storage["Again"]["changed"], storage["Again"]["plan"]) == (False, [])
@@ -91,7 +91,7 @@ def test_check_mode_is_the_real_plan_and_a_second_run_plans_nothing(storage: dic
     assert storage["Done"]["volumes"][2]["checksum"] == storage["Source"]["stat"]["checksum"]
 
 
-def test_what_a_running_domain_stands_on_is_known_and_left_alone(storage: dict[str, t.Any]) -> None:
+def test_volumes_of_a_running_domain_are_not_deleted(storage: dict[str, t.Any]) -> None:
     used = {row["name"]: row["used_by"] for row in storage["Info"]["volumes"]}
     assert used == {"base": [DOMAIN], "top": [DOMAIN], "up": [], "copy": []}
     for name in ("Deleted", "Stopped"):

@@ -139,7 +139,7 @@ def case_runs(lab, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.outcome)
-def test_a_crafted_script_ends_as_it_must(case_runs, case):
+def test_crafted_script_ends_with_its_outcome(case_runs, case):
     result = case_runs.runs[case.outcome]
     run = result["run"]
     assert (run["outcome"], case.reason in run["reason"]) == (case.outcome, True), result
@@ -149,20 +149,20 @@ def test_a_crafted_script_ends_as_it_must(case_runs, case):
         assert run["left"] == [], run
 
 
-def test_a_script_that_cannot_be_built_says_where(case_runs):
+def test_failed_build_reports_the_line(case_runs):
     for host in case_runs.builds:
         result = case_runs.builds[host]["unbuildable"]
         assert result["outcome"] == "build_failed", result
         assert (result["line"], "no_such_function_anywhere" in result["msg"]) == (1, True), result
 
 
-def test_every_outcome_of_the_contract_has_its_script():
+def test_every_outcome_has_a_script():
     from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import OUTCOMES
 
     assert sorted([*(case.outcome for case in CASES), "build_failed"]) == sorted(OUTCOMES)
 
 
-def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(case_runs):
+def test_probe_in_an_unloaded_module_is_reported_before_and_after_the_run(case_runs):
     assert case_runs.before["verdict"] == "module_not_loaded", case_runs.before
     assert "tun is not loaded" in case_runs.before["reason"]
     run = case_runs.runs["partial_arm"]["run"]
@@ -171,19 +171,19 @@ def test_a_probe_in_a_module_that_is_not_loaded_is_told_before_and_after(case_ru
     assert "tun_chr_open" in run["probes"]["missing"][0]
 
 
-def test_a_warning_of_two_lines_is_no_error(case_runs):
+def test_two_line_warning_is_not_an_error(case_runs):
     run = case_runs.runs["ok"]["run"]
     assert (run["outcome"], run["errors"]) == ("ok", 0), run
     assert {"a warning", "of two lines"} <= set(run["messages"]), run
 
 
-def test_skipped_probes_are_those_that_systemtap_counts(case_runs):
+def test_skipped_probes_equal_the_count_of_systemtap(case_runs):
     run = case_runs.runs["skipped"]["run"]
     totals = [re.match(r"Number of errors: 0, skipped probes: (\d+)$", message) for message in run["messages"]]
     assert [run["skipped"]] == [int(total.group(1)) for total in totals if total] != [0], run
 
 
-def test_what_was_printed_is_on_the_controller(case_runs):
+def test_output_is_stored_on_the_controller(case_runs):
     ok = case_runs.runs["ok"]["run"]
     path = pathlib.Path(ok["output"]["path"])
     assert path == case_runs.folder / "ok" / f"trace2.{ok['module']['name']}.txt"
@@ -193,7 +193,7 @@ def test_what_was_printed_is_on_the_controller(case_runs):
     assert [json.loads(line) for line in data.splitlines() if line.startswith(b"{")] == ok["records"]
 
 
-def test_what_was_cut_is_told_as_such(case_runs):
+def test_truncated_output_is_reported(case_runs):
     lost = case_runs.runs["lost_output"]["run"]
     data = pathlib.Path(lost["output"]["path"]).read_bytes()
     assert (len(data), lost["output"]["bytes"], lost["output"]["truncated"]) == (1000, 1000, True)

@@ -204,7 +204,7 @@ def replays(lab, module_files) -> dict[str, dict[str, t.Any]]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_verdict_is_what_a_plain_write_and_read_back_shows(replays, host):
+def test_verdicts_equal_a_plain_write_and_read_back(replays, host):
     rows = replays[host]["rows"]
     assert len(rows) == sum(len(values) for values in INPUTS.values())
     different = [row for row in rows if row[2] != row[3] and not (row[1] in NEWER_WORDS and row[2] is None)]
@@ -216,7 +216,7 @@ def test_the_verdict_is_what_a_plain_write_and_read_back_shows(replays, host):
 
 
 @pytest.mark.parametrize("host", HOSTS[:2])
-def test_the_options_that_keep_a_module_from_being_loaded_are_known(lab, module_files, replays, host, tmp_path):
+def test_options_that_prevent_loading_are_recognized(lab, module_files, replays, host, tmp_path):
     done = lab.run(host, "sh", stdin=LOAD.format(module=module_files[host], words="\n".join(LOADS)), timeout=60)
     assert done.returncode == 0, done.stderr
     for name, data in {
@@ -238,14 +238,14 @@ def test_the_options_that_keep_a_module_from_being_loaded_are_known(lab, module_
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_host_without_module_information_has_the_same_verdicts(replays, host):
+def test_verdicts_do_not_depend_on_module_information(replays, host):
     rows = replays[host]["guessed"]
     assert len(rows) == sum(len(values) for values in GUESSED.values())
     assert [row for row in rows if row[2] != row[3] or row[5]] == []
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_every_parameter_set_to_its_own_value_in_every_spelling_is_no_change_and_no_write(replays, host):
+def test_setting_the_current_value_in_any_spelling_writes_nothing(replays, host):
     found = replays[host]["own_values"]
     assert found["planned"] == []
     assert found["written"] == []
@@ -255,7 +255,7 @@ def test_every_parameter_set_to_its_own_value_in_every_spelling_is_no_change_and
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_what_the_kernel_does_not_do_is_said_with_its_cause(replays, host):
+def test_errors_explain_what_the_kernel_refuses(replays, host):
     for (label, value, options, pattern), message in zip(ASKED, replays[host]["asked"], strict=True):
         if pattern is None:
             assert message is None, (label, value, options)
@@ -264,7 +264,7 @@ def test_what_the_kernel_does_not_do_is_said_with_its_cause(replays, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_check_mode_leaves_all_files_and_all_values(replays, host):
+def test_check_mode_changes_no_file_and_no_value(replays, host):
     found = replays[host]["check_mode"]
     assert found["values"] > 20
     assert found["planned"] >= found["values"]

@@ -62,7 +62,8 @@ def no_nbd(lab):
     lab.shell(HOST, f"rmmod nbd 2> /dev/null || true; rm -f {OWN_FILE} {JOURNAL}")
 
 
-def test_persisted_values_are_there_after_a_restart(lab, initrd, no_nbd):
+@pytest.mark.scenario
+def test_persisted_values_survive_a_restart(lab, initrd, no_nbd):
     was = read_parameter(lab, "tcp_cubic.hystart")
     wanted = [
         entry("nbd.max_part", 10, persist="auto"),
@@ -111,7 +112,8 @@ def test_persisted_values_are_there_after_a_restart(lab, initrd, no_nbd):
     assert lab.shell(HOST, "ls -A /etc/modprobe.d") == ""
 
 
-def test_an_unused_module_is_loaded_again_and_keeps_its_other_values(lab, no_nbd):
+@pytest.mark.scenario
+def test_unused_module_is_reloaded_with_its_other_values(lab, no_nbd):
     # Neither value is configured anywhere: the one was given at load, the other at run time.
     lab.shell(HOST, "modprobe nbd nbds_max=5; modprobe vxlan; echo N > /sys/module/vxlan/parameters/log_ecn_error")
     wanted = [
@@ -148,7 +150,7 @@ def test_an_unused_module_is_loaded_again_and_keeps_its_other_values(lab, no_nbd
     )
 
 
-def test_a_module_that_does_not_come_back_is_loaded_as_before(lab, no_nbd):
+def test_failed_reload_restores_the_module(lab, no_nbd):
     lab.shell(HOST, "modprobe nbd nbds_max=5")
     result = set_parameters(lab, [entry("nbd.max_part", -1, persist="auto", reload="if_unused")])
     assert result["failed"]
@@ -157,7 +159,7 @@ def test_a_module_that_does_not_come_back_is_loaded_as_before(lab, no_nbd):
     assert lab.shell(HOST, "ls -A /etc/modprobe.d") == ""
 
 
-def test_a_module_in_use_is_not_loaded_again_and_pending_says_what_uses_it(lab, no_nbd):
+def test_module_in_use_is_not_reloaded_and_pending_names_its_user(lab, no_nbd):
     lab.shell(
         HOST,
         "modprobe nbd; ip link add tapvirt-test type vxlan id 5 dstport 4789 local 127.0.0.1 dev lo;"
@@ -193,7 +195,7 @@ def test_a_module_in_use_is_not_loaded_again_and_pending_says_what_uses_it(lab, 
         )
 
 
-def test_a_parameter_that_cannot_be_seen_is_loaded_once(lab):
+def test_parameter_without_a_file_is_loaded_once(lab):
     lab.shell(HOST, "modprobe dummy; test ! -e /sys/module/dummy/parameters/numdummies")
     wanted = [entry("dummy.numdummies", 2, persist="auto", reload="if_unused")]
     first = set_parameters(lab, wanted)
@@ -210,7 +212,7 @@ def test_a_parameter_that_cannot_be_seen_is_loaded_once(lab):
 
 
 @pytest.mark.soak
-def test_an_unsafe_parameter_is_refused_and_a_taint_that_was_allowed_is_said(lab):
+def test_unsafe_parameter_is_refused_and_an_allowed_taint_is_reported(lab):
     # Emulated processors have no AVIC, so it stays off; that it was asked for taints all the same.
     assert lab.shell(HOST, "cat /proc/sys/kernel/tainted; cat /sys/module/kvm_amd/refcnt") == "0\n0"
     lab.shell(HOST, "echo Y > /sys/module/kvm_amd/parameters/dump_invalid_vmcb")

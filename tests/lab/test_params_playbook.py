@@ -47,7 +47,7 @@ def modinfo(lab, host: str, modules: list[str]) -> dict[tuple[str, str], dict[st
 
 
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace3"])
-def test_every_parameter_is_as_modinfo_prints_it(lab, host):
+def test_every_parameter_agrees_with_modinfo(lab, host):
     theirs = modinfo(lab, host, MODULES)
     assert len(theirs) > 60
     result = lab.ansible(host, "tapvirt.host.kernel_module_param_info", {"modules": MODULES, "limit": 1000})[host]
@@ -88,7 +88,7 @@ DECIDED_BY_CODE = {
 
 
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace3"])
-def test_a_value_that_was_never_set_is_the_one_that_the_file_says(lab, host):
+def test_values_that_were_never_set_equal_their_defaults(lab, host):
     asked = {"modules": ["kvm*", "fuse", "virtio*", "nf*", "ip*", "crypt*", "autofs*", "config*"], "limit": 1000}
     result = lab.ansible(host, "tapvirt.host.kernel_module_param_info", asked)[host]
     assert not result["truncated"]
@@ -180,7 +180,8 @@ def fleet_changes(result) -> dict[str, int]:
     return {host: result.changes()[host] for host in HOSTS}
 
 
-def test_a_fleet_is_compared_set_and_put_back(fleet):
+@pytest.mark.scenario
+def test_fleet_is_compared_set_and_restored(fleet):
     fleet.tables(TABLE, {"trace3": [{"module": "kvm", "name": "halt_poll_ns", "value": 300000}]})
     before, values = fleet.state(), fleet.values()
 
@@ -231,7 +232,7 @@ def test_a_fleet_is_compared_set_and_put_back(fleet):
     assert fleet.state() == before
 
 
-def test_a_canary_that_fails_stops_the_run(fleet):
+def test_failing_canary_stops_the_run(fleet):
     fleet.tables(TABLE)
     before = fleet.state()
     done = fleet.lab.run(
@@ -249,7 +250,7 @@ def test_a_canary_that_fails_stops_the_run(fleet):
     assert fleet.state() == before
 
 
-def test_what_one_host_cannot_take_is_refused_before_any_is_changed(fleet):
+def test_value_that_one_host_refuses_changes_no_host(fleet):
     fleet.tables(TABLE, {HOSTS[-1]: [{"module": "kvm", "name": "halt_poll_ns", "value": -1}]})
     before = fleet.state()
     result = fleet.run()
@@ -259,7 +260,7 @@ def test_what_one_host_cannot_take_is_refused_before_any_is_changed(fleet):
     assert fleet.state() == before
 
 
-def test_hosts_without_the_module_are_left_out_when_told_so(fleet):
+def test_hosts_without_the_module_are_skipped_on_request(fleet):
     fleet.tables([{"module": "kvm", "name": "eager_page_split", "value": True, "persist": "none"}])
     skip = json.dumps(
         {

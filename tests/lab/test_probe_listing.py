@@ -46,7 +46,7 @@ def listings(lab):
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, *([EVERYTHING] if LONG else [])])
-def test_the_rows_are_those_of_stap(lab, listings, pattern):
+def test_rows_equal_the_listing_of_stap(lab, listings, pattern):
     for release, rows in listings.items():
         plain = lab.run("builder", "nice", "stap", "-r", release, "-l", pattern, timeout=600)
         points = [point["point"] for point in rows[pattern]["points"]]
@@ -68,7 +68,7 @@ def test_rows_are_typed(listings):
             assert point["form"] == "call"
 
 
-def test_a_listing_is_limited_and_filtered(lab, listings):
+def test_listing_is_limited_and_filtered(lab, listings):
     release = next(iter(listings))
     options = {"probes": [PATTERNS[0]], "list": True, "kernel": release, "match": r"@fs/read_write\.c:", "limit": 2}
     (result,) = lab.ansible("builder", "tapvirt.host.stap_probe_info", options).values()
@@ -77,7 +77,7 @@ def test_a_listing_is_limited_and_filtered(lab, listings):
     assert (len(row["points"]), row["point_count"], row["truncated"]) == (2, len(whole), True)
 
 
-def test_what_is_not_there_is_said_with_the_nearest_names(lab, listings):
+def test_missing_function_is_reported_with_the_nearest_names(lab, listings):
     options = {"probes": ['kernel.function("vfs_raed")'], "list": True, "kernel": next(iter(listings))}
     (result,) = lab.ansible("builder", "tapvirt.host.stap_probe_info", options).values()
     (row,) = result["probes"]

@@ -236,7 +236,7 @@ def verdicts(lab, tmp_path_factory):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_by_name(verdicts, host):
+def test_verdicts_by_name_agree_with_the_kernel(verdicts, host):
     _found, chosen, rows_by_probe, by_name, _by_address, _run = verdicts[host]
     wrong = []
     for name, owner in chosen:
@@ -249,7 +249,7 @@ def test_by_name(verdicts, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_by_address(verdicts, host):
+def test_verdicts_by_address_agree_with_the_kernel(verdicts, host):
     found, chosen, rows_by_probe, _by_name, by_address, _run = verdicts[host]
     wrong = []
     for name, owner in chosen:
@@ -263,7 +263,7 @@ def test_by_address(verdicts, host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_sample_is_armed_by_systemtap_as_the_verdicts_say(verdicts, host):
+def test_systemtap_arms_a_sample_as_the_verdicts_predict(verdicts, host):
     _found, chosen, rows_by_probe, _by_name, _by_address, result = verdicts[host]
     probes = result["run"]["probes"]
     # Optional ones that debug information does not have at all (assembly, parts that the compiler split off) are left
@@ -289,7 +289,7 @@ def name_in(point):
     return point.partition('function("')[2].partition("@")[0].partition('"')[0]
 
 
-def test_what_a_module_began_with_is_gone(verdicts, lab):
+def test_init_functions_of_modules_are_discarded(verdicts, lab):
     for host in HOSTS:
         gone = verdicts[host][0]["gone"]
         kept = {(name, owner) for _address, name, owner in verdicts[host][0]["symbols"]}

@@ -125,14 +125,14 @@ def readings(kernel_host, all_readings):
     return all_readings[kernel_host]
 
 
-def test_every_row_of_every_table_is_known(readings):
+def test_every_row_of_every_table_is_parsed(readings):
     assert readings.root["unparsed"] == readings.nobody["unparsed"] == {}
     assert readings.root["truncated"] == {}
     absent = {name for name, status in readings.root["status"].items() if status != "present"}
     assert absent == {"latency_stats"}
 
 
-def test_modules_are_those_of_lsmod(readings):
+def test_modules_agree_with_lsmod(readings):
     rows = readings.root["procfs"]["modules"]
     assert [f"{row['name']} {row['size_bytes']} {row['references']}" for row in rows] == readings.others["lsmod"]
     assert {row["name"] for row in rows if row["taints"]} == {line.split()[0] for line in readings.others["taints"]}
@@ -168,7 +168,7 @@ def test_tables_agree_with_other_readers(readings):
     assert ours["sysctls"]["kernel.printk"] == [int(word) for word in others["sysctls"][1].split()]
 
 
-def test_a_process_is_that_of_ps(readings):
+def test_process_agrees_with_ps(readings):
     row = readings.root["procfs"]["processes"][0]
     assert [str(row["pid"])] == readings.others["pid"]
     words = readings.others["ps"][0].split(None, 6)
@@ -179,7 +179,7 @@ def test_a_process_is_that_of_ps(readings):
     assert [str(row["maps"]["mappings"])] == readings.others["maps"]
 
 
-def test_the_log_is_that_of_dmesg(readings):
+def test_kernel_log_agrees_with_dmesg(readings):
     theirs = json.loads("\n".join(readings.others["log"]))["dmesg"]
     ours = readings.root["procfs"]["kmsg"]
     assert len(ours) > 100
@@ -188,7 +188,7 @@ def test_the_log_is_that_of_dmesg(readings):
     ]
 
 
-def test_another_user_sees_what_is_restricted(readings):
+def test_restricted_values_are_marked_for_other_users(readings):
     status = readings.nobody["status"]
     assert {name for name, word in status.items() if word == "restricted"} >= {"iomem", "ioports", "slabinfo"}
     assert readings.nobody["procfs"]["slabinfo"] is None
@@ -202,7 +202,7 @@ def test_another_user_sees_what_is_restricted(readings):
     assert process["stat"]["startcode"] is None and process["limits"]["open files"]["soft"]
 
 
-def test_the_module_itself_is_small_and_finds_everything(lab, kernel_hosts):
+def test_module_result_is_small_and_complete(lab, kernel_hosts):
     results = lab.ansible(
         ",".join(kernel_hosts), "tapvirt.host.procfs_info", {"tables": ["all"], "kmsg": {"level": "err"}}
     )

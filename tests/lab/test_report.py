@@ -49,12 +49,12 @@ def test_no_host_is_changed(reported):
         "that were asked for are the same on all hosts",
     ],
 )
-def test_what_stands_out_is_on_the_page(reported, text):
+def test_page_shows_the_findings(reported, text):
     _run, page = reported
     assert text in page
 
 
-def test_what_stands_out_is_said(reported):
+def test_output_lists_the_findings(reported):
     run, _page = reported
     assert "kvm.halt_poll_ns is not as wanted on 2 hosts" in run.stdout
     assert "page.html" in run.stdout

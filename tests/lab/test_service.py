@@ -21,7 +21,7 @@ from .support.places import KEXEC, TREE
 from .support.tasks import FACTS, RUNNING_KERNEL, module_task, shell_task
 
 GUIDE = TREE / "docs/docsite/rst/guide_tracer_that_stays.rst"
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST, BESIDE = "trace3", "trace2"
 FILE_BYTES, FILES = 4096, 3
 # Every record has the number of the one before it and one more: nothing is lost, nothing torn. It runs seldom, since an
@@ -205,7 +205,7 @@ def plan_methods(result: dict[str, t.Any]) -> list[str]:
     return [row["how"] for row in result["plan"]]
 
 
-def test_what_is_planned_is_done_once(scenario, modules):
+def test_tracer_is_started_as_planned(scenario, modules):
     results = scenario[0]
     first, digest = results["first"], modules["recorder"]["key"][:40]
     assert results["plan"]["plan"] == first["plan"]
@@ -226,7 +226,7 @@ def test_what_is_planned_is_done_once(scenario, modules):
     assert results["loaded"]["stdout"].split() == [digest, "0", "1"]
 
 
-def test_another_value_restarts_and_says_why(scenario):
+def test_another_value_restarts_the_tracer(scenario):
     results = scenario[0]
     changed = results["another value"]
     assert results["plan of another value"]["plan"] == changed["plan"]
@@ -241,7 +241,7 @@ def test_drift_is_repaired(scenario):
     assert (row_of(results["repaired"])["state"], results["repaired again"]["plan"]) == ("running", [])
 
 
-def test_what_is_killed_comes_back(scenario, modules):
+def test_killed_tracer_is_restarted(scenario, modules):
     """What reads the module's output, and what keeps that: systemd starts the tracer again, within 45 s."""
     results = scenario[0]
     for name in ("kill stapio", "kill python"):
@@ -252,7 +252,7 @@ def test_what_is_killed_comes_back(scenario, modules):
     assert row["digest"]["loaded"] == modules["recorder"]["key"][:40]
 
 
-def test_the_output_is_a_ring_of_whole_records(scenario):
+def test_output_is_a_ring_of_whole_records(scenario):
     results = scenario[0]
     sizes = [int(size) for size in results["sizes"]["stdout"].split()]
     assert len(sizes) == FILES and max(sizes) <= FILE_BYTES < sum(sizes)
@@ -265,7 +265,7 @@ def test_the_output_is_a_ring_of_whole_records(scenario):
     assert output["dropped_bytes"] == 0
 
 
-def test_an_overloaded_tracer_stays_stopped_and_says_so(scenario, modules):
+def test_overloaded_tracer_stays_stopped(scenario, modules):
     results = scenario[0]
     assert row_of(results["two of them"], "heavy")["state"] == "running"
     assert results["overload"]["rc"] == 0, results["overload"]
@@ -282,7 +282,7 @@ def test_an_overloaded_tracer_stays_stopped_and_says_so(scenario, modules):
     )
 
 
-def test_what_is_absent_leaves_nothing(scenario):
+def test_removed_tracers_leave_nothing(scenario):
     results, before, after = scenario
     assert [row["state"] for row in results["gone"]["services"]] == ["absent", "absent"]
     assert results["gone again"]["plan"] == []
@@ -302,7 +302,7 @@ def other_kernel(lab):
 
 
 @pytest.mark.timeout(2400)
-def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder, modules, recorder, other_kernel):
+def test_tracer_survives_a_reboot_and_a_kernel_upgrade(lab, folder, modules, recorder, other_kernel):
     """With a module for one kernel it says what it waits for, before a restart into the other one and in it."""
     builder = {"delegate_to": "builder"}
     script = {"tapvirt.host.stap_script": {"src": "recorder.stp.j2"}, "register": "rendered", **builder}
@@ -343,7 +343,7 @@ def test_a_tracer_is_there_after_a_restart_and_with_the_next_kernel(lab, folder,
     assert host_state(lab) == before
 
 
-def test_the_guide_does_what_it_says(lab, tmp_path):
+def test_commands_of_the_guide_work(lab, tmp_path):
     """Every file of the page is written, and every command of it run, in their order."""
     tree = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))
     hosts = {"trace_hosts": {"hosts": {HOST: tree["trace_hosts"]["hosts"][HOST]}}, "builders": tree["builders"]}

@@ -113,7 +113,7 @@ def signed_runs(lab, keys):
     return result, untouched, lab.builds(PREFIX)[len(before) :]
 
 
-def test_the_guest_loads_signed_modules_only_and_tells_whose(lab, enrolled_id):
+def test_host_info_reports_the_trusted_keys(lab, enrolled_id):
     (info,) = lab.ansible(HOST, "tapvirt.host.stap_host_info", {}).values()
     assert info["host"]["module_signatures_enforced"] is True
     assert {"name": "SnakeOil Test Key for EFI Secure Boot", "key_id": enrolled_id, "keyring": ".platform"} in info[
@@ -123,26 +123,26 @@ def test_the_guest_loads_signed_modules_only_and_tells_whose(lab, enrolled_id):
     assert "signatures are enforced" in finding["reason"] and enrolled_id in finding["remedy"]
 
 
-def test_an_unsigned_module_is_refused_with_the_reason(signed_runs, enrolled_id):
+def test_unsigned_module_is_refused_with_the_reason(signed_runs, enrolled_id):
     run = signed_runs[0].of(HOST, "Run unsigned")
     assert run["run"]["outcome"] == "refused" and run["run"]["phase"] == "check", run
     expected = " ".join(sample("docs/docsite/rst/guide_builders.rst", "The run was refused").split())
     assert shown_in(expected, run["msg"]) and enrolled_id in run["msg"]
 
 
-def test_one_signed_by_a_key_that_is_not_enrolled_is_refused_with_the_reason(signed_runs, keys, lab):
+def test_module_signed_by_an_unknown_key_is_refused_with_the_reason(signed_runs, keys, lab):
     run = signed_runs[0].of(HOST, "Run stranger")
     certificate = lab.run("builder", "cat", keys["stranger"]["certificate"]).stdout
     assert run["run"]["outcome"] == "refused", run
     assert key_id(certificate) in run["msg"] and "not enrolled" in run["msg"]
 
 
-def test_the_refused_left_nothing_and_the_kernel_was_not_even_asked(signed_runs):
+def test_refused_modules_leave_nothing_and_are_never_loaded(signed_runs):
     result, untouched, _built = signed_runs
     assert result.of(HOST, "State")["stdout"] == untouched
 
 
-def test_one_signed_by_an_enrolled_key_runs(signed_runs, lab):
+def test_module_signed_by_an_enrolled_key_runs(signed_runs, lab):
     run = signed_runs[0].of(HOST, "Run enrolled")["run"]
     assert run["outcome"] == "ok", run
     assert run["probes"]["armed"] == 1 and run["hits"] > 0
@@ -150,7 +150,7 @@ def test_one_signed_by_an_enrolled_key_runs(signed_runs, lab):
     assert int(lab.run(HOST, "cat", "/proc/sys/kernel/tainted").stdout) & (1 << 13) == 0
 
 
-def test_three_modules_are_one_compilation_and_two_signatures(signed_runs, lab, keys, enrolled_id):
+def test_three_modules_need_one_compilation_and_two_signatures(signed_runs, lab, keys, enrolled_id):
     result, _untouched, compiled = signed_runs
     modules = {name: result.of(HOST, f"Build {name}")["module"] for name in ("unsigned", "stranger", "enrolled")}
     assert len(compiled) == 1, compiled
@@ -164,7 +164,7 @@ def test_three_modules_are_one_compilation_and_two_signatures(signed_runs, lab, 
     assert version == enrolled["key"][:40] == modules["unsigned"]["key"][:40]
 
 
-def test_the_signature_is_what_openssl_takes_for_one(signed_runs, keys, lab, tmp_path):
+def test_openssl_accepts_the_signature(signed_runs, keys, lab, tmp_path):
     result, _untouched, _built = signed_runs
     content, signed = (
         pathlib.Path(result.of(HOST, f"Build {name}")["module"]["controller_path"]) for name in ("unsigned", "enrolled")
@@ -183,7 +183,7 @@ def test_the_signature_is_what_openssl_takes_for_one(signed_runs, keys, lab, tmp
         openssl(*verify)
 
 
-def test_the_key_stays_where_it_is(signed_runs, keys, lab):
+def test_private_key_stays_on_the_builder(signed_runs, keys, lab):
     result, _untouched, _built = signed_runs
     secret = lab.run("builder", "cat", keys["enrolled"]["key"]).stdout.splitlines()[5]
     assert secret not in result.stdout and secret not in json.dumps(result.results)
@@ -193,7 +193,7 @@ def test_the_key_stays_where_it_is(signed_runs, keys, lab):
     assert lab.run("builder", "grep", "-rl", secret, folder).stdout == ""
 
 
-def test_a_second_signing_changes_nothing_and_a_wrong_pair_is_refused(signed_runs, keys, lab):
+def test_second_signing_changes_nothing_and_a_wrong_pair_is_refused(signed_runs, keys, lab):
     module = signed_runs[0].of(HOST, "Build enrolled")["module"]
     args = {"script": SCRIPT, "kernel": module["kernel"], "sign": keys["enrolled"]}
     (again,) = lab.ansible("builder", "tapvirt.host.stap_module", args).values()

@@ -68,7 +68,7 @@ def run_of(done, host):
 
 
 @pytest.mark.parametrize("host", KERNELS)
-def test_a_known_load_is_counted_exactly_by_real_function_probes(traced, host):
+def test_known_load_is_counted_exactly(traced, host):
     run = run_of(traced[0], host)
     assert run["kernel"].startswith(KERNELS[host])
     assert (run["outcome"], run["probes"]["asked"], run["probes"]["proved"]) == ("ok", 2, 2), run
@@ -81,13 +81,13 @@ def test_a_known_load_is_counted_exactly_by_real_function_probes(traced, host):
     assert run["skipped"] * 100 <= run["hits"]
 
 
-def test_hosts_differ(traced):
+def test_results_of_hosts_differ(traced):
     sums = {run_of(traced[0], host)["records"][1]["sum"] for host in KERNELS}
     places = {run_of(traced[0], host)["probes"]["points"][0]["point"] for host in KERNELS}
     assert len(sums) == len(places) == 3
 
 
-def test_the_host_is_left_as_it_was(traced):
+def test_trace_leaves_the_host_unchanged(traced):
     done, before, after = traced
     for host in KERNELS:
         kept = run_of(done, host)["module"]["path"]
@@ -189,7 +189,7 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     assert run["outcome"] == "ok"
 
 
-def test_a_domain_that_does_not_run_is_refused(lab):
+def test_unknown_domain_is_refused(lab):
     module = {"name": "x", "sha256": "0" * 64, "kernel": "x", "globals": {"target_pid": "long"}, "probes": []}
     from_cache = {"module": module, "domain": "no-such-domain"}
     (answer,) = lab.ansible("trace2", "tapvirt.host.stap_run", from_cache, check=True).values()

@@ -108,7 +108,7 @@ def traced(campaign, checked):
     return result, campaign.builds()[len(before) :]
 
 
-def test_a_check_plans_the_builds_and_leaves_nothing(checked):
+def test_check_mode_plans_the_builds_and_changes_nothing(checked):
     result, before, after = checked
     assert result.rc == 0, result.stdout[-3000:]
     assert after == before
@@ -118,7 +118,7 @@ def test_a_check_plans_the_builds_and_leaves_nothing(checked):
     assert all(result.of(host, BUILD)["built"] for host in HOSTS)
 
 
-def test_a_dead_host_is_named_and_the_others_are_whole(traced):
+def test_dead_host_is_left_out_and_the_others_are_traced(traced):
     result, _built = traced
     assert result.recap["dead"]["unreachable"] == 1
     assert {host: result.recap[host]["failed"] for host in HOSTS} == dict.fromkeys(HOSTS, 0), result.stdout[-3000:]
@@ -134,7 +134,7 @@ def test_a_dead_host_is_named_and_the_others_are_whole(traced):
     assert {host: row["hits"] for host, row in summary["hosts"].items()} == {host: runs[host]["hits"] for host in HOSTS}
 
 
-def test_a_host_that_is_not_ready_is_told_why_and_left_out(traced):
+def test_host_that_is_not_ready_is_left_out_with_a_reason(traced):
     result, _built = traced
     (line,) = [
         text for text in result.of("trace1", "Say which are not ready, and what helps")["msg"] if "here: " in text
@@ -144,7 +144,7 @@ def test_a_host_that_is_not_ready_is_told_why_and_left_out(traced):
     assert result.recap["here"]["failed"] == 0
 
 
-def test_one_host_is_first_and_each_kernel_is_built_once(traced):
+def test_canary_runs_first_and_each_kernel_is_built_once(traced):
     result, built = traced
     order = result.hosts_of(RUN)
     assert order[0] == "trace1" and sorted(order) == HOSTS
@@ -161,7 +161,7 @@ def test_another_value_needs_no_build(campaign, traced):
     assert list(campaign_summary(result)["counters"][0]["totals"]) == ["least 8"]
 
 
-def test_a_function_that_does_not_exist_is_refused_before_a_build(campaign):
+def test_unknown_function_is_refused_before_a_build(campaign):
     script = COUNT.replace('kprobe.function("vfs_read")', 'kernel.function("vfs_raed").call')
     result = campaign.run(["trace2"], script, "100%", "--check")
     assert result.rc != 0
@@ -174,7 +174,7 @@ def test_a_function_that_does_not_exist_is_refused_before_a_build(campaign):
     assert campaign_summary(result)["outcomes"] == {"refused": 1}
 
 
-def test_an_overloaded_canary_stops_the_campaign(campaign):
+def test_overloaded_canary_stops_the_campaign(campaign):
     result = campaign.run(["trace2", "trace1"], BUSY, "1", trace_cpu_ceiling_percent=1)
     assert result.rc != 0
     assert result.hosts_of(RUN) == ["trace2"]
@@ -191,7 +191,7 @@ def test_an_overloaded_canary_stops_the_campaign(campaign):
     assert counted.startswith("overloaded: it ended as overloaded: "), counted
 
 
-def test_a_canary_that_no_longer_answers_stops_the_campaign(campaign):
+def test_unreachable_canary_stops_the_campaign(campaign):
     result = campaign.run(["leaving", "trace1"], COUNT, "1")
     assert result.rc != 0
     assert result.hosts_of("Read where the kernel's log ends") == ["leaving"]

@@ -34,7 +34,7 @@ def tracer(lab):
 
 
 @pytest.mark.soak
-def test_what_a_host_has_lost_comes_back_once(lab, tracer):
+def test_trace_host_restores_a_lost_group_once(lab, tracer):
     variables = {"trace_host_developers": [tracer]}
     checked, _result = apply_role(lab, "trace4", "trace_host", variables, "--check")
     assert set(checked) <= {"Put users into them", "Have debugfs mounted"} and "Put users into them" in checked
@@ -45,14 +45,14 @@ def test_what_a_host_has_lost_comes_back_once(lab, tracer):
     assert apply_role(lab, "trace4", "trace_host", variables)[0] == []
 
 
-def test_a_user_who_does_not_exist_is_refused_and_not_made(lab):
+def test_unknown_user_is_refused_and_not_created(lab):
     role = role_task("trace_host", {"trace_host_runners": ["no-such-tracer"]})
     result = lab.run_tasks("trace4", [role])
     assert result.rc != 0
     assert "no-such-tracer" not in lab.shell("trace4", "cut -d: -f1 /etc/passwd").split()
 
 
-def test_a_builder_keeps_what_it_has_and_gets_its_store_back(lab):
+def test_trace_builder_creates_and_repairs_its_store(lab):
     (found,) = lab.ansible("builder", "tapvirt.host.stap_host_info", {}).values()
     kernels = sorted(found["builder"]["kernels"])
     variables = {"trace_builder_kernels": kernels, "trace_builder_store": STORE, "trace_builder_store_mode": "0750"}
@@ -66,7 +66,7 @@ def test_a_builder_keeps_what_it_has_and_gets_its_store_back(lab):
         lab.run("builder", "rmdir", STORE)
 
 
-def test_headers_that_a_builder_lacks_are_named_as_packages(lab):
+def test_missing_headers_are_reported_as_packages(lab):
     variables = {"trace_builder_kernels": ["9.9.9-none"], "trace_builder_store": STORE}
     role = role_task("trace_builder", variables)
     show = {"name": "Show", "ansible.builtin.debug": {"var": "trace_builder_missing"}, "vars": dict(variables)}
@@ -75,7 +75,7 @@ def test_headers_that_a_builder_lacks_are_named_as_packages(lab):
     assert result.of("builder", "Show")["trace_builder_missing"] == missing, result.stdout[-3000:]
 
 
-def test_a_builder_makes_its_key_once_and_keeps_it_to_itself(lab):
+def test_trace_builder_creates_a_private_key_once(lab):
     folder = "/etc/tapvirt-roles-test"
     variables = {
         "trace_builder_store": STORE,
@@ -107,7 +107,7 @@ def test_a_builder_makes_its_key_once_and_keeps_it_to_itself(lab):
         lab.run("builder", "rm", "-rf", folder, STORE)
 
 
-def test_a_name_that_a_certificate_cannot_have_is_refused(lab):
+def test_invalid_certificate_name_is_refused(lab):
     variables = {"trace_builder_store": STORE, "trace_builder_signing": True, "trace_builder_signing_name": "x/O=y"}
     variables["trace_builder_signing_key"] = "/etc/tapvirt-roles-test/key.pem"
     role = role_task("trace_builder", variables)

@@ -14,7 +14,7 @@ from .support.tasks import role_task
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts, PlaybookResult
 
-pytestmark = pytest.mark.soak  # it takes minutes
+pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST = "trace1"
 USER, NAME = "games", "virt-host-test"
 FOLDER, CONFIG, SAVED = f"/var/tmp/{NAME}", "/etc/libvirt/virtlogd.conf", f"/etc/libvirt/virtlogd.conf.{NAME}"
@@ -61,7 +61,7 @@ def role_effects(lab: LabHosts) -> list[str]:
     return lab.shell(HOST, command, check=False).split("\n")
 
 
-def test_a_debian_host_is_prepared_once(lab: LabHosts, prepare: t.Callable[..., PlaybookResult]) -> None:
+def test_debian_host_is_prepared_once(lab: LabHosts, prepare: t.Callable[..., PlaybookResult]) -> None:
     bare = prepare("--check", **{**WANTED, "virt_host_packages": ["cowsay"]})
     assert (bare.rc, bare.recap[HOST]["changed"]) == (0, 1), bare.stdout[-3000:]
     assert "Packages would be installed." in bare.stdout

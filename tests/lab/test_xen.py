@@ -41,7 +41,7 @@ def pairs(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def test_the_packages_of_xen_are_what_other_tools_say(lab):
+def test_images_of_the_xen_packages_agree_with_other_tools(lab):
     done = lab.run("builder", "sh", stdin=UNPACK, timeout=300)
     if done.stdout.strip() == "offline":
         pytest.skip("the builder does not reach its package mirror")
@@ -81,7 +81,7 @@ def test_the_packages_of_xen_are_what_other_tools_say(lab):
     assert found["comparison"]["build_id"] == values["build_id"]
 
 
-def test_a_running_xen_is_what_xl_says(lab):
+def test_running_xen_agrees_with_xl(lab):
     if "xen1" not in lab.hosts:
         pytest.skip("xen1 is only started when it is named: ./dev lab up xen1")
     tasks = [

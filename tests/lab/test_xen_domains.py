@@ -62,7 +62,8 @@ def life_of_a_guest(release):
     ]
 
 
-def test_a_guest_lives_twice_and_every_step_is_done_once(lab, xen_release):
+@pytest.mark.scenario
+def test_every_step_of_a_guest_is_done_once(lab, xen_release):
     tasks = []
     for turn in ("first", "second"):
         for name, module, args in life_of_a_guest(xen_release):
@@ -83,7 +84,7 @@ def test_a_guest_lives_twice_and_every_step_is_done_once(lab, xen_release):
         assert row["pending"] == [] or {item["reason"] for item in row["pending"]} == {"guest"}
 
 
-def test_domain_0_is_not_offered_and_not_touched(lab, xen_release):
+def test_domain_0_is_neither_listed_nor_changed(lab, xen_release):
     info = lab.ansible(HOST, "tapvirt.host.libvirt_domain_info", {"uri": URI})[HOST]
     assert "Domain-0" not in [row["name"] for row in info["domains"]]
     for state in ("shutdown", "absent", "paused"):
