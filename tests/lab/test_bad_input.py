@@ -124,6 +124,7 @@ def test_bad_input_is_refused_in_one_paragraph(answers, title):
     assert not result.get("changed"), result
     assert "Traceback" not in message and "exception" not in result, result
     assert len(message.splitlines()) == 1 and len(message) < 900, message
+    assert set(result["error"]) == {"option", "value", "problem", "hint", "candidates"}, result
     for word in CASES[title][1]:
         assert re.search(word, message), message
 
