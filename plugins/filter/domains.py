@@ -9,6 +9,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils._core.errors import InvalidInput
 from ..plugin_utils._fleet import domain_drift
 from ..plugin_utils._transport.edge import Odd
 
@@ -18,7 +19,8 @@ def domains_drift(result: t.Any) -> dict[str, t.Any]:
     try:
         return domain_drift.domains_drift(result)
     except Odd as error:
-        raise AnsibleFilterError(f"the result is not one of libvirt_domain: {error}.") from None
+        problem = f"the input is not a result of libvirt_domain: {error}."
+        raise AnsibleFilterError(InvalidInput("domains_drift", None, problem).message) from None
 
 
 class FilterModule:

@@ -9,7 +9,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils._core.errors import TapvirtError
+from ..module_utils._core.errors import InvalidInput, TapvirtError
 from ..module_utils._kernel.image.identity import version_code
 from ..plugin_utils._fleet import fleet
 from ..plugin_utils._transport.edge import ANY, Each, Need, parse, parse_all, warn
@@ -21,21 +21,20 @@ _FACTS = Need(Each(ANY))
 def kernel_version_code(release: t.Any) -> int:
     """Return LINUX_VERSION_CODE for a release such as ``3.12.0`` (199680)."""
     if not isinstance(release, str):
-        raise AnsibleFilterError(
-            f"kernel_version_code: {release!r} is not a text that begins with a kernel version, such as '6.12.0'."
+        raise _refusal(
+            "kernel_version_code", release, "a release is a text that begins with a version, such as 6.12.0."
         )
     try:
         return version_code(release)
     except TapvirtError as error:
-        raise AnsibleFilterError(f"kernel_version_code: {error.message}") from None
+        raise AnsibleFilterError(error.message) from None
 
 
 def kernel_version_from_code(code: t.Any) -> str:
     """Return the version for a LINUX_VERSION_CODE: 199680 is ``3.12.0``."""
     if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= _LARGEST_CODE:
-        raise AnsibleFilterError(
-            f"kernel_version_from_code: {code!r} is not a LINUX_VERSION_CODE, a number such as 199680 (3.12.0)."
-        )
+        problem = "a LINUX_VERSION_CODE is a number, such as 199680 for 3.12.0."
+        raise _refusal("kernel_version_from_code", code, problem)
     return f"{code >> 16}.{code >> 8 & 0xFF}.{code & 0xFF}"
 
 
@@ -58,7 +57,7 @@ def group_hosts_by(facts: t.Any, names: t.Any) -> list[dict[str, t.Any]]:
 def _by_host(name: str, values: t.Any, shape: t.Any, what: str) -> dict[str, t.Any]:
     """Return host -> what it has, of this shape; warn of hosts that have something else."""
     if not isinstance(values, t.Mapping):
-        raise AnsibleFilterError(f"{name}: {values!r} is not a dictionary of host names with their {what}.")
+        raise _refusal(name, values, f"the input is a dictionary of host names with their {what}.")
     good, odd = parse_all(values, lambda value: parse(value, shape))
     warn(name, odd)
     return good
@@ -66,8 +65,12 @@ def _by_host(name: str, values: t.Any, shape: t.Any, what: str) -> dict[str, t.A
 
 def _names(name: str, option: str, names: t.Any) -> list[str]:
     if isinstance(names, str) or not isinstance(names, t.Sequence) or not all(isinstance(item, str) for item in names):
-        raise AnsibleFilterError(f"{name}: {option}: {names!r} is not a list of names.")
+        raise _refusal(f"{name}.{option}", names, "the option is a list of names.")
     return list(names)
+
+
+def _refusal(option: str, value: t.Any, problem: str) -> AnsibleFilterError:
+    return AnsibleFilterError(InvalidInput(option, value, problem).message)
 
 
 class FilterModule:

@@ -9,17 +9,20 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils._core.errors import InvalidInput
 from ..plugin_utils._fleet import params
 from ..plugin_utils._transport.edge import Odd
 
 
 def params_drift(result: t.Any) -> list[str]:
     if not isinstance(result, t.Mapping):
-        raise AnsibleFilterError(f"the result: {result!r} is not one of kernel_module_param.")
+        problem = "the input is a result of kernel_module_param, which is a dictionary."
+        raise AnsibleFilterError(InvalidInput("params_drift", result, problem).message)
     try:
         return params.params_drift(result)
     except Odd as error:
-        raise AnsibleFilterError(f"the result is not one of kernel_module_param: {error}.") from None
+        problem = f"the input is not a result of kernel_module_param: {error}."
+        raise AnsibleFilterError(InvalidInput("params_drift", None, problem).message) from None
 
 
 class FilterModule:

@@ -19,7 +19,7 @@ def domains_drift(result: t.Any) -> dict[str, t.Any]:
     """Return the ``plan``, and a line for each thing that a running domain waits for (``waiting``).
 
     :param result: what ``libvirt_domain`` returned; both are empty for a task that was skipped.
-    :raises Odd: it is not such a result.
+    :raises Odd: the result does not have the shape of one.
     """
     known = parse(result, _RESULT)
     return {

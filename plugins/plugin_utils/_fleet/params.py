@@ -18,16 +18,16 @@ _RESULT = Need({"params": [{**_ROW, **dict.fromkeys(("wanted", "before", "after"
 def params_drift(result: t.Mapping[str, t.Any]) -> list[str]:
     """Return a line for each parameter that is not as wanted, from a result of kernel_module_param in check mode.
 
-    Of a run that was none, the lines say what the run found and changed, and what is still pending.
+    The lines of a run without check mode say what the run found and changed, and what is still pending.
 
-    :raises Odd: it is not such a result.
+    :raises Odd: the result does not have the shape of one.
     """
     lines = (_line(row) for row in parse(result, _RESULT).get("params") or ())
     return [line for line in lines if line]
 
 
 def _line(row: t.Mapping[str, t.Any]) -> str:
-    """Return what is to be said of a row; empty when all is as it should be."""
+    """Return the line of a row; empty where the parameter is as wanted."""
     label = f"{row['module']}.{row['name']}"
     facts = list(row.get("pending") or ())
     if row.get("changed"):
@@ -38,7 +38,7 @@ def _line(row: t.Mapping[str, t.Any]) -> str:
 def _difference(row: t.Mapping[str, t.Any]) -> str:
     wanted, before, after = (row.get(key) for key in ("wanted", "before", "after"))
     if wanted is None:
-        # Put back: what it was before it was first set is what it is afterwards.
+        # The state is restored: ``after`` is the value before it was first set.
         if before == after:
             return f"is {shown(before)} and still kept in modprobe.d"
         return f"is {shown(before)}, and was {shown(after)} before it was first set"

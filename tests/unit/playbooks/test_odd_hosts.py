@@ -96,7 +96,9 @@ def test_hosts_that_cannot_be_compared_are_named(
     drift = artifact(done)[f"{playbook}_drift"]
     assert list(drift["before"]) == ["h1"], done.stdout
     assert sorted(drift["failed"]) == [f"odd{number}" for number in range(len(odd))]
-    assert all(f"the result is not one of {module}: " in why for why in drift["failed"].values()), drift
+    assert all(
+        f"for {playbook}_drift: the input is not a result of {module}: " in why for why in drift["failed"].values()
+    ), drift
     assert "Traceback" not in done.stdout + done.stderr
 
 
