@@ -105,7 +105,7 @@ def catalogue_play():
 
 
 @pytest.fixture(scope="module")
-def traced(lab):
+def catalogue_runs(lab):
     """The run of each script, the size of its load, and the builds of each host."""
     done = lab.playbook(yaml.safe_dump(catalogue_play()))
     runs, sizes = {}, {}
@@ -133,18 +133,18 @@ def allowed_counts(run, wanted):
     return range(wanted - run["skipped"], wanted + 1)
 
 
-def test_scripts_build_for_three_kernels(traced):
-    for host, results in traced[2].items():
+def test_scripts_build_for_three_kernels(catalogue_runs):
+    for host, results in catalogue_runs[2].items():
         names = {result["module"]["script"]: result["module"]["kernel"] for result in results}
         assert sorted(names) == sorted(BUILT[host]), host
         assert len(set(names.values())) == 1
-    kernels = {results[0]["module"]["kernel"] for results in traced[2].values()}
+    kernels = {results[0]["module"]["kernel"] for results in catalogue_runs[2].values()}
     assert [sorted(kernels)[number].startswith(name) for number, name in enumerate(("6.1.", "6.12.", "7.2."))]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_probe_is_armed_and_every_bucket_counted(traced, name):
-    run = traced[0][name]
+def test_every_probe_is_armed_and_every_bucket_counted(catalogue_runs, name):
+    run = catalogue_runs[0][name]
     # On 7.2 the debug information of a module lists its own init and exit functions, and neither can be armed.
     own = ('"tun_init@', '"tun_cleanup@')
     missing = [point for point in run["probes"]["missing"] if not any(name in point for name in own)]
@@ -154,16 +154,16 @@ def test_every_probe_is_armed_and_every_bucket_counted(traced, name):
             assert sum(bucket[2] for bucket in row["buckets"]) == row["count"]
 
 
-def test_functions_by_name_and_wildcard(traced):
-    run = traced[0]["function_count"]
-    size = traced[1]["function_count"]["size"]
+def test_functions_by_name_and_wildcard(catalogue_runs):
+    run = catalogue_runs[0]["function_count"]
+    size = catalogue_runs[1]["function_count"]["size"]
     found = counts(run)
     assert all(found[function] in allowed_counts(run, wanted) for function, wanted in size.items()), run["records"]
 
 
-def test_calls_over_time(traced):
-    run = traced[0]["function_rate"]
-    size = traced[1]["function_rate"]["size"]
+def test_calls_over_time(catalogue_runs):
+    run = catalogue_runs[0]["function_rate"]
+    size = catalogue_runs[1]["function_rate"]["size"]
     row = only_record(run, "series")
     assert row["count"] in allowed_counts(run, size["vfs_read"])
     assert sum(row["values"]) == row["count"]
@@ -173,8 +173,8 @@ def test_calls_over_time(traced):
     assert row["values"][0] == 0
 
 
-def test_system_calls_of_a_process(traced):
-    run = traced[0]["syscall_latency"]
+def test_system_calls_of_a_process(catalogue_runs):
+    run = catalogue_runs[0]["syscall_latency"]
     assert counts(run)["getppid"] in allowed_counts(run, 1000)
     histogram = only_record(run, "histogram")
     assert sum(counts(run).values()) == histogram["count"]
@@ -184,18 +184,18 @@ def test_system_calls_of_a_process(traced):
     assert sum(bucket[2] for bucket in histogram["buckets"] if bucket[1] > 10_000) >= 17 - run["skipped"]
 
 
-def test_retransmitted_segments_by_peer(traced):
-    run = traced[0]["tcp_retransmits"]
-    size = traced[1]["tcp_retransmits"]["size"]
+def test_retransmitted_segments_by_peer(catalogue_runs):
+    run = catalogue_runs[0]["tcp_retransmits"]
+    size = catalogue_runs[1]["tcp_retransmits"]["size"]
     assert size["segments"] >= 10
     assert counts(run)[f"127.0.0.1:{size['port']}"] in allowed_counts(run, size["segments"])
 
 
-def test_block_reads_of_a_device(traced):
-    run = traced[0]["block_io_latency"]
-    size = traced[1]["block_io_latency"]["size"]
-    # The process may write as well: whoever needs memory may have to clean a page first. And where memory was short, it
-    # reads pages of its own program again, in requests of any size.
+def test_block_reads_of_a_device(catalogue_runs):
+    run = catalogue_runs[0]["block_io_latency"]
+    size = catalogue_runs[1]["block_io_latency"]["size"]
+    # The process may write as well: an allocation may clean a page first. When memory is short, the process reads
+    # pages of its own program again, in requests of any size.
     rows = {(row["kind"], row["key"]): row for row in run["records"]}
     row = rows["count", "vda read"]
     assert row["count"] >= size["vda read"] - run["skipped"], run["records"]
@@ -203,41 +203,41 @@ def test_block_reads_of_a_device(traced):
     assert rows["histogram", "vda read"]["count"] == row["count"]
 
 
-def test_waits_for_a_mutex(traced):
-    run = traced[0]["lock_contention"]
+def test_waits_for_a_mutex(catalogue_runs):
+    run = catalogue_runs[0]["lock_contention"]
     (mutex,) = [row for row in run["records"] if row["kind"] == "histogram" and row["key"] == "mutex"]
-    # Four threads wait for the reader before them; the process may meet another mutex of the kernel by chance.
+    # Four threads wait for the reader before them; the process may use another mutex of the kernel by chance.
     assert 4 - run["skipped"] <= mutex["count"] <= 8
     # Its 0.5 s begin when the last of the threads was started, so all four wait most of them.
     assert sum(bucket[2] for bucket in mutex["buckets"] if bucket[1] > 262_144) >= 4 - run["skipped"]
 
 
-def account_bounds(traced, name, account):
+def account_bounds(catalogue_runs, name, account):
     """Return the bounds of a count from the accounts of the kernel: of the load, and of the process around it."""
-    run = traced[0][name]
-    inner, outer = traced[1][name]["accounts"][account]
+    run = catalogue_runs[0][name]
+    inner, outer = catalogue_runs[1][name]["accounts"][account]
     return inner - run["skipped"], outer + 1
 
 
-def test_page_faults_agree_with_the_account_of_the_kernel(traced):
-    row = only_record(traced[0]["page_faults"])
-    least, most = account_bounds(traced, "page_faults", "faults")
-    assert 1000 - traced[0]["page_faults"]["skipped"] <= least <= row["count"] <= most
-    assert row["user"] >= 1000 - traced[0]["page_faults"]["skipped"]
+def test_page_faults_agree_with_the_account_of_the_kernel(catalogue_runs):
+    row = only_record(catalogue_runs[0]["page_faults"])
+    least, most = account_bounds(catalogue_runs, "page_faults", "faults")
+    assert 1000 - catalogue_runs[0]["page_faults"]["skipped"] <= least <= row["count"] <= most
+    assert row["user"] >= 1000 - catalogue_runs[0]["page_faults"]["skipped"]
     assert row["user"] + row["kernel"] == row["minor"] + row["major"] == row["count"]
 
 
-def test_waits_for_a_cpu_agree_with_the_switches_of_the_process(traced):
-    # Whoever is switched from waits once before it is switched to again, after sleep or preemption alike.
-    row = only_record(traced[0]["run_queue_latency"])
-    least, most = account_bounds(traced, "run_queue_latency", "switches")
-    assert 100 - traced[0]["run_queue_latency"]["skipped"] <= least <= row["count"] <= most
-    assert only_record(traced[0]["run_queue_latency"], "histogram")["sum"] == row["sum"]
+def test_waits_for_a_cpu_agree_with_the_switches_of_the_process(catalogue_runs):
+    # A process waits once between two switches to it, after sleep and after preemption.
+    row = only_record(catalogue_runs[0]["run_queue_latency"])
+    least, most = account_bounds(catalogue_runs, "run_queue_latency", "switches")
+    assert 100 - catalogue_runs[0]["run_queue_latency"]["skipped"] <= least <= row["count"] <= most
+    assert only_record(catalogue_runs[0]["run_queue_latency"], "histogram")["sum"] == row["sum"]
 
 
-def test_functions_of_a_module(traced):
-    run = traced[0]["module_functions"]
-    size = traced[1]["module_functions"]["size"]
+def test_functions_of_a_module(catalogue_runs):
+    run = catalogue_runs[0]["module_functions"]
+    size = catalogue_runs[1]["module_functions"]["size"]
     found = counts(run)
     assert all(found[function] in allowed_counts(run, wanted) for function, wanted in size.items()), run["records"]
     assert run["probes"]["asked"] > 20

@@ -16,7 +16,7 @@ from .support.tasks import FACTS, RUNNING_KERNEL, trace_task
 HOSTS = "trace1:trace2:trace3"
 KERNELS = {"trace1": "6.1.", "trace2": "6.12.", "trace3": "7.2."}
 READS = 2000
-# Reads exactly READS times, from when a SystemTap module is there; nothing else that it does is a read.
+# Reads exactly READS times after a SystemTap module is loaded, and does no other reads.
 LOAD = f"""
 import os, time
 null = os.open("/dev/zero", os.O_RDONLY)
@@ -42,7 +42,7 @@ def host_states(lab):
 
 
 @pytest.fixture(scope="module")
-def traced(lab):
+def known_load(lab):
     """The result of a trace of a known load on three kernels at once, and the state of the hosts before and after."""
     tasks = [
         {
@@ -68,27 +68,27 @@ def run_of(done, host):
 
 
 @pytest.mark.parametrize("host", KERNELS)
-def test_known_load_is_counted_exactly(traced, host):
-    run = run_of(traced[0], host)
+def test_known_load_is_counted_exactly(known_load, host):
+    run = run_of(known_load[0], host)
     assert run["kernel"].startswith(KERNELS[host])
     assert (run["outcome"], run["probes"]["asked"], run["probes"]["proved"]) == ("ok", 2, 2), run
     assert all('kernel.function("vfs_read@fs/read_write.c:' in point["point"] for point in run["probes"]["points"])
     count, histogram = run["records"]
-    # Only a hit that the run itself tells as skipped (emulation on a busy machine) may be missing.
+    # Only hits that the run reports as skipped (emulation on a busy machine) may be missing.
     assert READS - run["skipped"] <= count["count"] <= READS
     assert READS - run["skipped"] <= histogram["count"] <= READS
     assert sum(bucket[2] for bucket in histogram["buckets"]) == histogram["count"]
     assert run["skipped"] * 100 <= run["hits"]
 
 
-def test_results_of_hosts_differ(traced):
-    sums = {run_of(traced[0], host)["records"][1]["sum"] for host in KERNELS}
-    places = {run_of(traced[0], host)["probes"]["points"][0]["point"] for host in KERNELS}
+def test_results_of_hosts_differ(known_load):
+    sums = {run_of(known_load[0], host)["records"][1]["sum"] for host in KERNELS}
+    places = {run_of(known_load[0], host)["probes"]["points"][0]["point"] for host in KERNELS}
     assert len(sums) == len(places) == 3
 
 
-def test_trace_leaves_the_host_unchanged(traced):
-    done, before, after = traced
+def test_trace_leaves_the_host_unchanged(known_load):
+    done, before, after = known_load
     for host in KERNELS:
         kept = run_of(done, host)["module"]["path"]
         assert [line for line in after[host] if line != kept] == [line for line in before[host] if line != kept]
@@ -177,7 +177,7 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
     done = run_with_domain(lab, path, disk)
     console = done.of("trace2", "Console")
     if not console["text"]:
-        # Seen once in many runs; the registers in the warning tell whether the emulated processor stood still.
+        # This happens once in many runs; the registers in the warning show whether the emulated processor had stopped.
         done = run_with_domain(lab, path, disk)
         console = done.of("trace2", "Console")
     assert LINE in console["text"], console
