@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Builds: one for each distinct key whoever asks, the same bytes anywhere, by the builder that can, within limits."""
+"""Builds: one for each distinct key, identical on every builder, by a builder that has the headers, within limits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The demonstration on three trace hosts with two kernels: what it says is what the hosts and the builder show."""
+"""The demonstration on three trace hosts with two kernels: its output agrees with the hosts and the builder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def passes(lab, tmp_path_factory):
     report = tmp_path_factory.mktemp("report")
     embed = pathlib.Path(tempfile.mkdtemp(prefix="tvdemo", dir="/var/tmp"))
     embed.chmod(0o711)
-    undo(lab)  # somebody may have run it on this lab before
+    undo(lab)  # it may have run on this lab before
     before = {host: left_on(lab, host) for host in HOSTS}
     options = [
         "-i",

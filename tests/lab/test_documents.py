@@ -1,10 +1,10 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The documentation's examples, page by page and in their order, on hosts that have the names that the page gives them.
+"""The examples of the documentation, page by page and in their order, on hosts with the names in the page.
 
-What an example changes, the page puts back itself further down, or ``STAGES`` has who does: so all of them are run,
-whatever fails before.
+The page itself restores what an example changes, or a helper in ``STAGES`` does. All examples of a page run, even after
+one has failed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Given = t.Callable[["LabHosts", str, pathlib.Path], t.ContextManager[None]]
 
 
 def run_module(lab: LabHosts, host: str, name: str, args: dict[str, t.Any]) -> None:
-    """Run a module on a host; it has to succeed."""
+    """Run a module on a host; the test fails if it fails."""
     done = lab.ansible(host, f"tapvirt.host.{name}", args)[host]
     assert not done["failed"], done
 
@@ -54,7 +54,7 @@ def run_module(lab: LabHosts, host: str, name: str, args: dict[str, t.Any]) -> N
 def domain(
     lab: LabHosts, host: str, folder: pathlib.Path, name: str = "web1", state: str = "running"
 ) -> t.Iterator[None]:
-    """A domain with a disk of its own, which says ``NAME login:`` again and again, and its template for the reader."""
+    """A domain with its own disk, which prints ``NAME login:`` repeatedly, and its template for the reader."""
     raw, disk = f"/var/tmp/{name}.raw", f"{IMAGES}/{name}.qcow2"
     make = (
         f"echo {boot_sector(name + ' login:')} | base64 -d > {raw} && qemu-img convert -O qcow2 {raw} {disk}; rm {raw}"
@@ -73,7 +73,7 @@ def domain(
 
 @contextlib.contextmanager
 def old_domain(lab: LabHosts, host: str, _folder: pathlib.Path, disk: str = "") -> t.Iterator[None]:
-    """One that is to go, ``old7``, which is off."""
+    """A stopped domain, ``old7``, which the page removes."""
     drive = f"<disk type='file'><source file='{disk}'/><target dev='vda'/></disk>"
     xml = "<domain type='kvm'><name>old7</name><memory unit='MiB'>16</memory><os><type>hvm</type></os>"
     xml += f"<devices>{drive if disk else ''}</devices></domain>"
@@ -87,7 +87,7 @@ def old_domain(lab: LabHosts, host: str, _folder: pathlib.Path, disk: str = "") 
 
 @contextlib.contextmanager
 def image(lab: LabHosts, host: str, _folder: pathlib.Path, name: str = "web") -> t.Iterator[None]:
-    """The disk of a domain that the page defines and nobody puts back."""
+    """The disk of a domain that the page defines; both are removed afterwards."""
     lab.shell(host, f"qemu-img create -q -f qcow2 {IMAGES}/{name}.qcow2 1M")
     try:
         yield
@@ -97,7 +97,7 @@ def image(lab: LabHosts, host: str, _folder: pathlib.Path, name: str = "web") ->
 
 @contextlib.contextmanager
 def saved_network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
-    """libvirt's network ``default``, whose definition is the reader's meanwhile."""
+    """Replace the definition of libvirt's network ``default`` by that of the reader; restore it afterwards."""
     (folder / "default-network.xml").write_text(NETWORK, encoding="utf-8")
     saved = "/var/tmp/default-network.xml"
     end = "virsh net-destroy default; virsh net-undefine default"
@@ -110,7 +110,7 @@ def saved_network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[
 
 @contextlib.contextmanager
 def network(lab: LabHosts, host: str, folder: pathlib.Path) -> t.Iterator[None]:
-    """The network ``default`` at work, without addresses: nobody gives any out here."""
+    """The active network ``default``, without a DHCP server."""
     with saved_network(lab, host, folder):
         run_module(lab, host, "libvirt_network", {"name": "default", "xml": NETWORK, "state": "active"})
         yield
@@ -132,7 +132,7 @@ def pool(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
 def parameters(
     lab: LabHosts, host: str, _folder: pathlib.Path, names: t.Sequence[str] = ("halt_poll_ns",)
 ) -> t.Iterator[None]:
-    """Parameters of KVM that the page sets and does not put back."""
+    """Restore parameters of KVM that the page sets."""
     try:
         yield
     finally:
@@ -142,7 +142,7 @@ def parameters(
 
 @contextlib.contextmanager
 def user(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
-    """Somebody called ``alice``."""
+    """A user ``alice``."""
     lab.shell(host, "useradd --system alice")
     try:
         yield
@@ -152,7 +152,7 @@ def user(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
 
 @contextlib.contextmanager
 def key(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
-    """A builder without a key, which has none afterwards either."""
+    """A builder without a key; the key that the page makes is removed afterwards."""
     lab.shell(host, "! test -e /etc/tapvirt/signing")
     try:
         yield
@@ -162,7 +162,7 @@ def key(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
 
 @contextlib.contextmanager
 def daemon(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
-    """What a daemon of libvirt's logs, and the pool ``images``, which there is none of."""
+    """Restore the log settings of libvirt's daemon, and remove the pool ``images`` that the page makes."""
     conf = "/etc/libvirt/libvirtd.conf"
     saved = lab.shell(host, f"cp -a {conf} {conf}.documents; virt-admin daemon-log-outputs")
     outputs = saved.partition(":")[2].strip()
@@ -175,8 +175,8 @@ def daemon(lab: LabHosts, host: str, _folder: pathlib.Path) -> t.Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a page presupposes: its groups, as the names that it gives to hosts and the lab's hosts that stand for them;
-    and what its hosts have before (page's name of a host, what is given to it).
+    """The requirements of a page: its groups (group -> name of a host in the page -> host of the lab), and the helpers
+    that prepare hosts (name of a host in the page, helper).
     """
 
     groups: dict[str, dict[str, str]]
@@ -187,7 +187,7 @@ TRACED = {"trace_hosts": {"web1": "trace1", "web2": "trace2"}, "builders": {"bui
 ONE = {"virt_hosts": {"hv1": "trace1"}}
 TWO = {"virt_hosts": {"hv1": "trace1", "hv2": "trace2"}}
 absent = functools.partial(domain, state="absent")
-# A page that is not named here has hosts to trace and a builder.
+# Other pages have hosts to trace and a builder.
 STAGES = {
     "README.md": Stage(
         {**TRACED, "virt_hosts": {"web1": "trace1"}},
@@ -236,7 +236,7 @@ STAGES = {
 
 
 def stage_of(page: str) -> Stage:
-    """Return what a page presupposes."""
+    """Return the requirements of a page."""
     return STAGES.get(page, Stage(TRACED))
 
 
@@ -252,7 +252,7 @@ def inventory(lab: LabHosts, page: str) -> str:
 
 
 def commands_of(block: Block, blocks: t.Sequence[Block]) -> list[tuple[list[str], str]]:
-    """Return what a reader would type for an example, each with the output that the page shows."""
+    """Return the commands that a reader types for an example, each with the output in the page."""
     if block.kind == "console":
         return [(words[2 if words[:2] == ["./dev", "exec"] else 0 :], shown) for words, shown in block.commands]
     typed = [words for other in blocks if other.kind == "console" for words, _shown in other.commands]
@@ -262,7 +262,7 @@ def commands_of(block: Block, blocks: t.Sequence[Block]) -> list[tuple[list[str]
 
 
 def plays_of(block: Block) -> list[dict[str, t.Any]]:
-    """Return what a block shows as plays; tasks alone are for the page's hosts of domains or for its first group."""
+    """Return a block as plays; tasks without a play run on the page's hosts of domains or on its first group."""
     groups = stage_of(block.page).groups
     libvirt = "virt_hosts" in groups and any("libvirt_" in key for key, _options in block.steps)
     group = "virt_hosts" if libvirt else next(iter(groups))
@@ -299,7 +299,7 @@ def test_examples_of_a_page_work(lab, page, tmp_path):
     write_files(blocks, tmp_path)
     (tmp_path / "inventory.yml").write_text(inventory(lab, page), encoding="utf-8")
     ssh_by_inventory(lab, page, tmp_path)
-    # As a shell has it in this folder, and as ./dev exec names the lab's hosts.
+    # The environment of a shell in this directory, with the inventory as ./dev exec sets it.
     env = os.environ | {"PWD": str(tmp_path), "ANSIBLE_INVENTORY": str(tmp_path / "inventory.yml")}
     env |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     quiet: t.Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
@@ -318,7 +318,7 @@ def test_examples_of_a_page_work(lab, page, tmp_path):
                 (tmp_path / f"line-{block.line}.yml").write_text(yaml.safe_dump(plays_of(block)), encoding="utf-8")
             output = ""
             for words, shown in commands_of(block, blocks):
-                # A variable before a command is the environment's, as for a shell.
+                # As in a shell, an assignment before a command sets a variable of its environment.
                 variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
                 argv = words[len(variables) :]
                 done = subprocess.run(argv, cwd=tmp_path, env=env | variables, timeout=600, check=False, **quiet)

@@ -18,7 +18,7 @@ WANTED = [
     {"name": "fleet-web", "state": "paused", "memory_mib": 32, "autostart": True},
     {"name": "fleet-db", "memory_mib": 32, "interfaces": [{"network": "default"}], "graphics": "vnc"},
 ]
-# Without a disk, the firmware says so on the serial port, and tries again each second.
+# Without a disk, the firmware prints a message on the serial port each second.
 TALKER = """
 <domain type='kvm'>
   <memory unit='MiB'>32</memory>

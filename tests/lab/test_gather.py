@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook that gathers facts of an inventory: one symbol table for each kernel, and what differs between hosts."""
+"""The playbook that gathers facts of an inventory: one symbol table for each kernel, and differences of hosts."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def generated_tree(number: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trees(lab, tmp_path_factory) -> list[tuple[Root, list[modprobe_d.Line], dict[str, t.Any]]]:
-    """For each tree: a root that has it, our reading of it, and what modprobe made of it on the builder."""
+    """For each tree: a root with the tree, our lines, and the output of modprobe on the builder."""
     files = [generated_tree(number) for number in range(COUNT)]
     work = json.dumps({"modules": MODULES, "trees": files})
     script = SCRIPT.read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def trees(lab, tmp_path_factory) -> list[tuple[Root, list[modprobe_d.Line], dict
 
 
 def options_of(root: Root, lines: list[modprobe_d.Line]) -> list[tuple[str, str, str | None]]:
-    """Return every option, those of the kernel command line last; core parameters are none of modprobe's."""
+    """Return every option, those of the kernel command line last, without parameters of the kernel itself."""
     options = modprobe_d.options_of(lines) + modprobe_d.command_line_options(root)
     return [(option.module, option.name, option.value) for option in options if option.module != "kernel"]
 

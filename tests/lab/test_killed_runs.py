@@ -1,10 +1,11 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whatever is killed, cut or full while a host is traced: nothing is left in time, and what it was is told.
+"""Faults while a host is traced: processes killed, connections cut, disks full. The host is clean in time, and the
+outcome is reported.
 
-Each trial goes wrong at a random moment of a run. They come in pairs: in the first the controller is lost as well, so
-that the second one's run is the next on that host and tells what it found. The seed is printed.
+Each trial has a fault at a random moment of a run. Trials come in pairs: in the first, the controller is killed too, so
+that the next run on the host, the second of the pair, reports the first. The seed is printed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import pytest
 import yaml
 
 HOSTS = ("trace1", "trace2", "trace4")
-# Pairs of trials: the first happens with the controller lost, the second is what happens next. ``guard`` is the
-# supervisor where there is no systemd. A short run has one pair for each host.
+# Pairs of faults; in the first trial of a pair the controller is killed too. ``guard`` is the supervisor on a host
+# without systemd. A short run has one pair for each host.
 PAIRS = [("controller", "cut"), ("stapio", "stapio"), ("supervisor", "supervisor")]
 if os.environ.get("TAPVIRT_SOAK"):
     PAIRS = [("controller", "cut")] * 20
@@ -50,7 +51,7 @@ global number
 probe timer.ms(50) { printf("{\\"kind\\":\\"tick\\",\\"number\\":%d}%400s\\n", number++, "") }
 probe kprobe.function("vfs_read") { next }
 """
-# What must be on a host after a run as it was before.
+# The state of a host that a run must not change.
 STATE = "sysctl kernel.kptr_restrict debug.kprobes-optimization; grep -c debugfs /proc/self/mounts"
 LEFT = (
     "ls /proc/systemtap 2>/dev/null | grep {name}; pgrep -f '[s]tap(run|io).*{name}';"
@@ -64,14 +65,14 @@ exec unshare -m sh -c 'mount -t tmpfs none /run/systemd && exec python3 "$@"' sh
 
 @dataclasses.dataclass
 class Trial:
-    """One run that something happens to: what was decided by chance, and what was seen."""
+    """One run with a fault: the random parameters, and the results."""
 
     kind: str
     number: int
     alone: bool
     """Whether the controller is killed as well, a moment before."""
     moment: float
-    """When it happens, in seconds after the run's directory was there."""
+    """When the fault happens, in seconds after the directory of the run exists."""
     seconds: float
     """How long the connection is cut, or the disk full."""
     clean_seconds: float | None = None
@@ -140,7 +141,7 @@ class Forwarder:
         hang_up((source, sink))
 
     def cut(self, seconds: float, silently: bool) -> None:
-        """Let nothing through for a while; the connections that there were are lost, at once or in the end."""
+        """Forward nothing for some seconds; connections are closed at once, or afterwards with ``silently``."""
         self._open.clear()
         if not silently:
             self._drop()
@@ -245,7 +246,7 @@ class Host:
             forwarder.cut(trial.seconds, silently=trial.number % 2 == 1)
         elif trial.kind != "controller":
             self.shell(self._fault(trial, directory))
-        # Loading takes what it takes here; the run's own deadline is counted from its beginning.
+        # Loading may take long here; the deadline of the run is counted from its beginning.
         end = started + DURATION + LATEST_SECONDS
         while trial.clean_seconds is None and time.monotonic() < end:
             trial.left = self.shell(LEFT.format(name=self.name))
@@ -256,7 +257,7 @@ class Host:
             done = play.end(300)
             trial.screen = done.stdout
             trial.run = next((row["result"].get("run") for row in done.results), None)
-        # A run that its controller asked for a moment ago is not the next run's to tell; so time has passed.
+        # The next run does not report a run that was requested a moment ago: make the files of this run older.
         self.shell(f"touch -d '-1 min' {BASE}/*/seen {BASE}/*/request.json 2>/dev/null; true")
 
     def _fault(self, trial: Trial, directory: str) -> str:
@@ -271,7 +272,7 @@ class Host:
         return f"cat /dev/zero > {fill} 2>/dev/null; sleep {trial.seconds:.1f}; rm {fill}"
 
     def pair(self, kinds: tuple[str, str], number: int) -> list[Trial]:
-        """Lose a run, then have the next one tell of it."""
+        """Do the two trials of a pair; the second reports the run of the first."""
         first, second = kinds
         if first == "guard":
             self.lab.write(self.host, "/run/python", WITHOUT_SYSTEMD, "755")
@@ -292,12 +293,12 @@ def builds(lab, tmp_path_factory):
     """The build of the script for each host: host -> script -> result of the task."""
     script = tmp_path_factory.mktemp("killed") / "killed.stp"
     script.write_text(SCRIPT, encoding="utf-8")
-    # An emulated processor may stand still in the middle of a probe, and the time counts as the probe's.
+    # An emulated processor may stop in the middle of a probe, and the time counts as time of the probe.
     return lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
 
 
 def test_only_one_of_three_controllers_may_run_the_same_trace(lab, builds):
-    """The one that comes first runs to its end, whatever the others do; they are told who has the module."""
+    """The first run continues to its end; the errors of the others name the run that uses the module."""
     host = Host(lab, "trace2", builds["trace2"]["killed"]["module"])
     names = [f"twin_{number}" for number in range(3)]
     reach = {name: value for name, value in host.variables.items() if name.startswith("ansible_")}
@@ -370,7 +371,7 @@ def test_outcome_is_reported(trials, kind):
 def test_records_before_the_fault_are_kept(trials, kind):
     for trial in trials[kind]:
         result = trial.result()
-        # Ticks come twenty a second and are numbered, from when the module is there; an emulated host misses many.
+        # The module counts 20 ticks a second from its start; an emulated host misses many.
         assert [record["number"] for record in result["records"]] == list(range(len(result["records"]))), trial
         if result["outcome"] == "ok":
             assert result["duration_seconds"] >= DURATION and result["record_count"] >= DURATION * 2, trial

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Loads of an exactly known size: system calls on four hosts beside a dead one, port writes of one domain of two."""
+"""Loads of an exactly known size: system calls on four hosts beside a dead host, port writes of one of two domains."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_dead_host_does_not_affect_the_others(traced_calls):
 
 WRITES = 20_000
 READY = "ready"
-# Runs in real mode at 0000:7c00: says that it is ready, and stops for ever; what is asked of it comes as an NMI.
+# Runs in real mode at 0000:7c00: prints that it is ready and halts; an NMI starts its work.
 SECTOR = bytes([
     0xFA, 0x31, 0xC0, 0x8E, 0xD8, 0x8E, 0xD0,        # cli; xor ax, ax; mov ds, ax; mov ss, ax
     0xBC, 0x00, 0x7C,                                # mov  sp, 0x7c00
@@ -156,7 +156,7 @@ assert len(SECTOR) == 0x36
 DOMAINS = {"known-writer": READY, "known-talker": "a line for each tick"}
 # Seconds that each is traced: 20,000 emulated exits take some.
 SECONDS_OF = {"known-writer": 15, "known-talker": 2}
-# Both are there; the NMI comes when the probes are armed.
+# Both domains run; the NMI comes when the probes are armed.
 WAKE = """
 for try in $(seq 1500); do
   grep -q '"state": "running"' /run/tapvirt/stap/tapvirt_kvm_exits_*/state.json 2>/dev/null && break

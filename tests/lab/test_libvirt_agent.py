@@ -162,7 +162,7 @@ def test_commands_have_input_output_and_limits(guest: Guest) -> None:
     done = guest.run(SHELL, "cat; echo more >&2; exit 5", b"\0\xff one\n")
     assert (done.status, done.stdout, done.stderr) == (5, b"\0\xff one\n", b"more\n")
     assert guest.run(SHELL, "wc -c; ls /run/tapvirt.*", bytes(1_000_000)).stdout == b"1000000\n"
-    # As much as may be printed is there, and one byte more is told; the agent hears and answers as before.
+    # The largest output is returned, and one byte more is an error; the agent still answers.
     assert len(guest.run(SHELL, f"head -c {MOST_STDOUT} /dev/zero", None).stdout) == MOST_STDOUT
     with pytest.raises(TapvirtError, match="more than 2500000 bytes on stdout.*with status 4"):
         guest.run(SHELL, f"head -c {MOST_STDOUT + 1} /dev/zero; exit 4", None)

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""All recorded definitions, and edits of every kind, under the daemon of a KVM host: the plan is what is done, once."""
+"""All recorded definitions, and edits of every kind, under the daemon of a KVM host: each plan is applied once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What libvirt's daemon tells of a KVM domain: its console from the first byte, statistics, addresses, images."""
+"""Reports of libvirt's daemon about a KVM domain: console from the first byte, statistics, addresses, images."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ cat > net.xml <<EOF
 EOF
 virsh net-create net.xml
 """
-# A lease as libvirt's helper of the DHCP server notes it, for there is nobody in the guest to ask for one; an entry in
-# the ARP table; somebody else who reads the console.
+# A lease as libvirt's helper of the DHCP server writes it, because no system in the guest requests one; an entry in the
+# ARP table; another reader of the console.
 MEANWHILE = f"""
 set -e; cd {FOLDER}
 cmp -n $(stat -c %s console.raw) console.raw {LOG}
@@ -123,7 +123,7 @@ def results(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
 def test_console_is_read_from_the_first_byte(results: dict[str, t.Any]) -> None:
     started = results["Started"]
     assert (started["changed"], started["matched"]) == (True, True)
-    # The firmware speaks first, once, in escape sequences; the file is compared with what the daemon logged.
+    # The firmware prints first, with escape sequences; the file is compared with the log of the daemon.
     assert "SeaBIOS" in started["text"].splitlines()[0]
     assert "\x1b" not in started["text"]
     assert results["Meanwhile"]["stdout_lines"] == ["600"]
@@ -145,7 +145,7 @@ def test_statistics_addresses_and_images(results: dict[str, t.Any]) -> None:
     assert disks["vda"]["capacity_bytes"] == 1 << 20
     (interface,) = stats["interfaces"]
     assert interface["device"] == talker["interfaces"][0]["device"]
-    # Nobody in the guest sends anything.
+    # No system in the guest sends packets.
     assert interface["sent_packets"] == 0
     assert [(row["address"], row["source"], row["mac"]) for row in talker["addresses"]] == [
         ("192.168.211.70", "lease", MAC),

@@ -1,10 +1,10 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A running KVM domain goes to another host and comes back, through the ssh connection of the two daemons.
+"""A running KVM domain migrates to another host and back, through the ssh connection of the two daemons.
 
-It is the README's example with the lab's names, and tunnelled, since these hosts reach each other by ssh alone. The
-unit tests have the other ways, between two daemons of one machine.
+This is the example of the README with the names of the lab. It is tunnelled because these hosts reach each other
+only by ssh. The unit tests cover the other modes, between two daemons of one machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libvirt_network on a lab host: a real daemon with its DHCP and DNS server, and a guest that must not be cut off."""
+"""libvirt_network on a lab host: a real daemon with a DHCP and DNS server, and a guest that must stay connected."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .support.tasks import module_task
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts, PlaybookResult
 
-# The unit tests have libvirt's test driver only, with no DHCP server and nothing stored beside what runs; here it is
-# the daemon of a host, and takes minutes.
+# The unit tests use libvirt's test driver, which has no DHCP server and no stored definition of an active network. Here
+# it is the daemon of a host, and takes minutes.
 pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST = "trace1"
 LAB, SIDE, POOL, GUEST = "network-test", "network-test-side", "network-test-pool", "network-test-guest"
@@ -112,7 +112,7 @@ def pending_of(result: PlaybookResult, name: str) -> list[tuple[str, str]]:
 
 
 def test_changed_xml_is_stored_and_applied_to_the_running_network(result: PlaybookResult) -> None:
-    """What is served is read back from the files of the DHCP and DNS server that runs."""
+    """The files of the running DHCP and DNS server have the changes."""
     assert [row["state"] for row in result.of(HOST, "Done")["networks"]] == ["active"] * 3
     assert result.of(HOST, "Edit planned")["plan"] == result.of(HOST, "Edit done")["plan"]
     label = f"ip[{ADDRESS}]/dhcp/host[52:54:00:00:51:0{{0}}]"

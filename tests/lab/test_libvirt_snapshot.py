@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Snapshots of a KVM domain under libvirt's daemon, in the version that can merge and revert to external ones."""
+"""Snapshots of a KVM domain under libvirt's daemon, which can merge external snapshots and revert to them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts
 
-# The unit tests have what the machine's own libvirt can; here it is the daemon of a host with a later one, and takes
-# minutes.
+# The unit tests use this machine's libvirt; here it is the daemon of a host with a later version, and takes minutes.
 pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST = "trace3"
 NAME = "snapshot-test"

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Storage pools and volumes of a lab host, under the system's own daemon, with a KVM domain that stands on one."""
+"""Storage pools and volumes of a lab host, under the system's own daemon, with a KVM domain that uses a volume."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One crafted script for each outcome of a run; what is fetched of its output; a probe in an absent module."""
+"""One crafted script for each outcome of a run; the fetched output; a probe in a module that is not loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.soak
 CALLED = "__x64_sys_sched_rr_get_interval"
 TUN = 'module("tun").function("tun_chr_open").call'
-# Calls what only these tests call, as often as can be, or a hundred times a second.
+# Calls a system call that only these tests use, as often as possible or a hundred times a second.
 CALLS = "import os, time\nwhile True: os.sched_rr_get_interval(0); time.sleep({0})"
 SLEEPS = """
 import threading, time
@@ -39,7 +39,7 @@ probe end {
 """
 SCRIPTS = {
     "shared": SHARED % CALLED,
-    # More sleep than there is room for.
+    # More threads sleep than the probe has room for.
     "sleepers": 'global slept\nprobe kprobe.function("hrtimer_nanosleep").return.maxactive(1) { slept <<< 1 }\n',
     "unloaded": f'global calls\nprobe {TUN}, kprobe.function("{CALLED}") {{ calls <<< 1 }}\n',
     # Its end takes longer than a run's end may (the second signal comes after 15 s), or its hits more than half a CPU.
@@ -143,7 +143,7 @@ def test_crafted_script_ends_with_its_outcome(case_runs, case):
     result = case_runs.runs[case.outcome]
     run = result["run"]
     assert (run["outcome"], case.reason in run["reason"]) == (case.outcome, True), result
-    # A task that failed says why.
+    # A task that failed has a message.
     assert ("msg" in result) == (case.outcome not in ("ok", "zero_hits")), result
     if case.outcome != "refused":
         assert run["left"] == [], run

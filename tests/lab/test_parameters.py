@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Module parameters on three kernels: what a plain write and read-back shows decides what is right.
+"""Module parameters on three kernels: a plain write and read-back decides the right result.
 
 files/params_test.c is a module with a parameter of every type and behaviour, built for each kernel on the builder.
 """

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What lasts over a restart of the kernel, what a module's own load gives, and what taints: on one guest, restarted."""
+"""Parameters after a restart of the kernel and after a reload of their module, and taints, on one guest."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_parameter_without_a_file_is_loaded_once(lab):
 
 @pytest.mark.soak
 def test_unsafe_parameter_is_refused_and_an_allowed_taint_is_reported(lab):
-    # Emulated processors have no AVIC, so it stays off; that it was asked for taints all the same.
+    # Emulated processors have no AVIC, so it stays off; the request alone taints the kernel.
     assert lab.shell(HOST, "cat /proc/sys/kernel/tainted; cat /sys/module/kvm_amd/refcnt") == "0\n0"
     lab.shell(HOST, "echo Y > /sys/module/kvm_amd/parameters/dump_invalid_vmcb")
     unsafe = entry("kvm_amd.force_avic", True, persist="auto", reload="if_unused")

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What modules say of their parameters, against modinfo itself; a fleet's table, over four hosts."""
+"""The parameters of modules, compared with modinfo, and the playbook params with the table of a fleet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ for module in {modules}; do
   done
 done
 """
-# What a run might change: all of /etc, and every parameter but those with which a module shows what it measures.
+# What a run might change: /etc, and every parameter except those that show measurements.
 STATE = (
     "find /etc -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum; cd /sys/module;"
     "a=$(grep -s . */parameters/* | grep -v ^damon_stat/); echo $a | tr ' ' '\\n' | grep ^kvm; echo $a | sha256sum"
@@ -77,7 +77,7 @@ def test_every_parameter_agrees_with_modinfo(lab, host):
     assert mine["kvm_intel", "vmentry_l1d_flush"]["mode"] == "0644"
 
 
-#: Which parameters the code of these modules sets itself when it is loaded, by what the processor can do.
+#: The parameters that the code of these modules sets at load time, according to the processor.
 DECIDED_BY_CODE = {
     "kvm": {"enable_pmu", "pi_inject_timer"},
     "kvm_amd": {

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What stap_probe_info lists on the builder is what ``stap -l`` lists there, for the kernels of all hosts."""
+"""The listing of stap_probe_info on the builder equals that of ``stap -l``, for the kernels of all hosts."""
 
 from __future__ import annotations
 

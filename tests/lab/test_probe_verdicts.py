@@ -45,7 +45,7 @@ SAMPLE = 15
 INLINED = ("file_inode", "i_size_read", "task_pid_nr", "list_add_tail", "netdev_priv", "sk_user_ns", "page_count")
 MODULES_NOT_LOADED = (("dummy", "dummy_setup"), ("loop", "loop_configure"), ("nbd", "nbd_ioctl"))
 ENOENT = -2
-# It is also the kernel's answer to what a module began with, and to a name of which only a variant was there.
+# The kernel returns the same for init functions of modules, and for a name of which only a variant exists.
 NOT_FOUND = ["missing", "optimised_variant_only", "module_not_loaded", "discarded"]
 BUILD = """
 set -e

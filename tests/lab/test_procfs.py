@@ -37,7 +37,7 @@ from module_utils._core.root import Root
 from module_utils._kernel.procfs.gather import gather
 json.dump(gather(Root(), json.loads(sys.argv[2])), sys.stdout)
 """
-# Guests are slow: everything in one go. A process with a name that looks like something else is there to be found.
+# Guests are slow: all reads in one script. It starts a process whose name looks like fields of /proc/PID/stat.
 READERS = r"""
 set -e
 export LC_ALL=C
@@ -81,7 +81,7 @@ mark log; dmesg --json
 
 
 class Readings(t.NamedTuple):
-    """What was read in a guest: by our code as root and as another user, and by other programs (name -> lines)."""
+    """Values read in a guest: by our code as root and as another user, and by other programs (name -> lines)."""
 
     root: dict[str, t.Any]
     nobody: dict[str, t.Any]

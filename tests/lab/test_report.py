@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbook that asks an inventory how it stands: one page, with what stands out, and no host changed."""
+"""The playbook that reports the state of an inventory: one page with its findings, and no host changed."""
 
 from __future__ import annotations
 

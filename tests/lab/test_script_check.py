@@ -20,7 +20,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.dep
 from .support.places import TREE
 
 FIXTURES = TREE / "tests" / "unit" / "fixtures" / "systemtap"
-# What a script's command line can be: none, numbers, or names.
+# Arguments of a script: none, numbers, or names.
 ARGUMENTS = ("", "9", "vfs")
 STUB_TREE = """
 mkdir -p tree/include/config macros home
@@ -149,7 +149,7 @@ def test_whole_check_accepts_every_example_that_stap_accepts(examples):
                 prepare("src", "example", fill_arguments(texts[path], argument), {}, guru=True)
             except TapvirtError as error:
                 wrong[path] = error.message
-    # Files of functions alone are for other scripts to use.
+    # Files with functions only are used by other scripts.
     assert {path: message for path, message in wrong.items() if "has no probe" not in message} == {}
 
 

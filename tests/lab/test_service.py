@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tracers that stay: as wanted after every disturbance, bounded on disk, there after a reboot, and gone for good."""
+"""Persistent tracers: repaired after disturbances, bounded on disk, started after a reboot, and removed completely."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GUIDE = TREE / "docs/docsite/rst/guide_tracer_that_stays.rst"
 pytestmark = [pytest.mark.soak, pytest.mark.scenario]
 HOST, BESIDE = "trace3", "trace2"
 FILE_BYTES, FILES = 4096, 3
-# Every record has the number of the one before it and one more: nothing is lost, nothing torn. It runs seldom, since an
-# emulated processor may be taken away in the middle of a handler, and the time counts as the handler's.
+# Each record has the next number: no record is lost or torn. The timer is slow because an emulated processor may stop
+# in the middle of a handler, and the time counts as time of the handler.
 RECORDER = """\
 global step = 1
 global calls, sequence
@@ -37,7 +37,7 @@ probe timer.ms(200) {
   }
 }
 """
-# A handler that takes more than a hundredth of a CPU as soon as somebody reads.
+# A handler that takes more than a hundredth of a CPU as soon as a process reads.
 HEAVY = """\
 global sum
 probe kernel.function("vfs_read").call { for (number = 0; number < 900; number++) sum += number }
@@ -242,7 +242,7 @@ def test_drift_is_repaired(scenario):
 
 
 def test_killed_tracer_is_restarted(scenario, modules):
-    """What reads the module's output, and what keeps that: systemd starts the tracer again, within 45 s."""
+    """systemd starts the tracer again within 45 s after the reader of its output or its supervisor is killed."""
     results = scenario[0]
     for name in ("kill stapio", "kill python"):
         assert results[name]["rc"] == 0 and int(results[name]["stdout"]) < 45, results[name]
@@ -303,7 +303,7 @@ def other_kernel(lab):
 
 @pytest.mark.timeout(2400)
 def test_tracer_survives_a_reboot_and_a_kernel_upgrade(lab, folder, modules, recorder, other_kernel):
-    """With a module for one kernel it says what it waits for, before a restart into the other one and in it."""
+    """A tracer without a module for another kernel reports that as pending, before a restart into it and in it."""
     builder = {"delegate_to": "builder"}
     script = {"tapvirt.host.stap_script": {"src": "recorder.stp.j2"}, "register": "rendered", **builder}
     order = {"script": "{{ rendered.script }}", "kernel": other_kernel, "cpu_ceiling_percent": 50}

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A kernel that loads signed modules only: what no enrolled key has signed is refused before anything is loaded."""
+"""A kernel that loads only signed modules: a module without the signature of an enrolled key is refused unloaded."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_module_signed_by_an_enrolled_key_runs(signed_runs, lab):
     run = signed_runs[0].of(HOST, "Run enrolled")["run"]
     assert run["outcome"] == "ok", run
     assert run["probes"]["armed"] == 1 and run["hits"] > 0
-    # Loaded as signed: the kernel has no taint for an unsigned module (bit 13), only that for one from elsewhere (12).
+    # The module counts as signed: no taint for an unsigned module (bit 13), only for an external one (bit 12).
     assert int(lab.run(HOST, "cat", "/proc/sys/kernel/tainted").stdout) & (1 << 13) == 0
 
 

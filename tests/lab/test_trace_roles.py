@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The roles that prepare a traced host and a builder: what is there stays, what was taken away comes back, once."""
+"""The roles that prepare a traced host and a builder: they restore what is missing, and change nothing else."""
 
 from __future__ import annotations
 

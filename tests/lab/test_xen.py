@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-# Unpacks the packages of Xen into a folder, and prints what other tools say of the files.
+# Unpacks the packages of Xen into a directory, and prints what other tools report about the files.
 UNPACK = r"""
 set -e
 cd "$(mktemp -d /tmp/tapvirt-xen.XXXXXX)"

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A paravirtual guest on a real Xen, its life twice over; Domain-0 is nobody's to touch."""
+"""A paravirtual guest on a real Xen, from definition to removal, twice; Domain-0 is never changed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .errors import LabError
 
 # Whatever is mounted here, and whatever is started inside, ends with the namespaces: nothing is left on the machine.
 # What the builder writes is in memory (a tmpfs), so two labs do not see each other's files. SystemTap's own cache is
-# the exception: what it found out about a kernel's headers is the same for all.
+# the exception: its findings about the headers of a kernel are the same for all.
 _INIT = """
 set -e
 cd "$1"

@@ -35,13 +35,13 @@ def run(argv: Sequence[str | Path], cwd: Path | None = None, timeout: float = 90
     except OSError as error:
         raise LabError(f"{words[0]} cannot be run: {error}") from error
     if done.returncode != 0:
-        said = last_lines(done.stderr or done.stdout, 6)
-        raise LabError(f"{words[0]} failed ({done.returncode}): {' '.join(words)[:300]}: {said}")
+        message = last_lines(done.stderr or done.stdout, 6)
+        raise LabError(f"{words[0]} failed ({done.returncode}): {' '.join(words)[:300]}: {message}")
     return done.stdout
 
 
 def last_lines(text: str, count: int) -> str:
-    """The last lines that say something, joined for a one-paragraph message."""
+    """Return the last lines that are not empty, joined for a message of one paragraph."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " | ".join(lines[-count:])
 

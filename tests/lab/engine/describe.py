@@ -31,7 +31,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Root:
-    """A root file system: a Debian suite and what is installed in it."""
+    """A root file system: a Debian suite and its packages."""
 
     suite: str
     packages: tuple[str, ...]
@@ -52,7 +52,7 @@ class Description:
         return [self.hosts[name] for name in dict.fromkeys(names)]
 
     def kernels_for(self, hosts: list[Host]) -> list[str]:
-        """The kernels a builder has to serve: those of the trace hosts among these, all if there is none."""
+        """Return the kernels that a builder must serve: those of the trace hosts among these hosts, else all."""
         chosen = [host.kernel for host in hosts if host.kind == "guest" and host.kernel]
         return list(dict.fromkeys(chosen or [host.kernel for host in self.hosts.values() if host.kernel]))
 

@@ -16,7 +16,7 @@ from .commands import run
 from .packages import Apt
 from .store import Store
 
-# Names in the package, and what they are called here. The key is encrypted; its passphrase is "snakeoil".
+# Names in the package -> names here. The key is encrypted; its passphrase is "snakeoil".
 _FILES = {
     "usr/share/OVMF/OVMF_CODE_4M.fd": "code.fd",
     "usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd": "vars.fd",
@@ -26,7 +26,7 @@ _FILES = {
 
 
 def fetch(store: Store, suite: str) -> Path:
-    """A folder with the firmware, its variables, and a key pair."""
+    """Return a directory with the firmware, its variables, and a key pair."""
 
     def build(out: Path) -> None:
         scratch = out / "scratch"

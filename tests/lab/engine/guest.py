@@ -34,7 +34,7 @@ class GuestMaker:
     interrupted: threading.Event
 
     def start(self, host: Host, disk: Disk, fresh: bool) -> state.Started:
-        """A guest that answers; from its snapshot if there is one, else booted and then saved as one."""
+        """Start a guest from its snapshot, or boot it and save a snapshot; return when it answers."""
         began = time.monotonic()
         recipe = self._recipe(host, disk)
         saved = self.store.path(f"snapshot-{host.name}", recipe)
@@ -73,7 +73,7 @@ class GuestMaker:
     def _save(self, host: Host, disk: Disk, out: Path) -> None:
         folder = self.emulator.state
         qemu.hmp(folder, host.name, "stop", "savevm warm")
-        # A stopped guest's emulator has written all of its images; the copies are what later guests start from.
+        # The emulator of a stopped guest has written all images; later guests start from the copies.
         for image in images(host, disk):
             run(["cp", "--sparse=always", folder / image.name, out / image.saved])
         qemu.hmp(folder, host.name, "cont")
@@ -84,7 +84,7 @@ class GuestMaker:
         started = self._run(host, disk, ["-loadvm", "warm"], "snapshot")
         try:
             self._wait_for_ssh(started, RESTORE_DEADLINE)
-            # The restored clock stands where it was saved.
+            # The restored clock has the time of the snapshot.
             ssh.command([*self.login(host.name, started.port), f"date -s @{time.time():.3f}"], RESTORE_DEADLINE)
         except LabError as error:
             self.say(f"{host.name}: its snapshot does not come back ({error}); booting instead")
@@ -128,7 +128,7 @@ class GuestMaker:
 
 
 def died(folder: Path, name: str) -> str:
-    """What is known of a guest that is gone."""
+    """Return a message about a guest that ended."""
     last = tail_of(state.serial_log(folder, name)) or "nothing"
     emulator = tail_of(folder / f"{name}.err", 3)
     return f"{name} died; last on its serial port: {last}" + (f"; the emulator said: {emulator}" if emulator else "")

@@ -45,7 +45,7 @@ class Kernel:
 
     @property
     def version(self) -> str:
-        """What the release's packages were, for the recipes of what is made from them."""
+        """Return the packages of the release, for the recipes of artifacts that are made from them."""
         return digest(sorted(path.name for path in (self.folder / "debs").iterdir()))
 
 
@@ -94,7 +94,7 @@ def _unpack_debug(package: Path, release: str, out: Path) -> None:
 
 
 def _fill_boot(tree: Path) -> None:
-    """Newer packages ship these files beside the modules and copy them to /boot when they are installed."""
+    """Copy files to /boot that newer packages ship beside the modules."""
     for modules in (tree / "usr/lib/modules").iterdir():
         (tree / "boot").mkdir(exist_ok=True)
         for name in ("vmlinuz", "config", "System.map"):

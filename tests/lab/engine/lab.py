@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab: real hosts to test against, brought up and taken down by name.
 
-Run by itself for trials: python3 tests/lab/engine/lab.py up|down|status|ssh [NAME...] [COMMAND...]
+Run it on its own for trials: python3 tests/lab/engine/lab.py up|down|status|ssh [NAME...] [COMMAND...]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CLOCK_SECONDS = 60
 
 
 class Lab:
-    """One lab: a description, a folder for what runs, and a cache that labs share."""
+    """One lab: a description, a directory for its running hosts, and a cache that labs share."""
 
     def __init__(self, description: Path, state_dir: Path, cache_dir: Path, say: Callable[[str], None]) -> None:
         self.description = describe.read(description)
@@ -53,7 +53,7 @@ class Lab:
         needs.require()
         hosts = self.description.choose(names)
         with locked(self.state_dir / "lock"):
-            # A lab that went down while we waited took its folder along.
+            # A lab that went down while we waited has deleted its directory.
             self.state_dir.mkdir(parents=True, exist_ok=True)
             keys = ssh.keys_in(self.cache_dir)
             # Only lab hosts are ever looked up in this file, and all of them have the cache's host key.
@@ -100,7 +100,7 @@ class Lab:
         return self.state_dir / "paused"
 
     def down(self) -> None:
-        """Ends what this lab started and removes its folder."""
+        """End the processes that this lab started and remove its directory."""
         if not self.state_dir.exists():
             return
         with locked(self.state_dir / "lock"):
@@ -126,7 +126,7 @@ class Lab:
         return rows
 
     def ssh_argv(self, name: str, *command: str) -> list[str]:
-        """The command line that logs in to a running host, or runs a command there."""
+        """Return the command line that logs in to a running host, or runs a command there."""
         self.description.choose([name])
         record = state.load(self.state_dir, name)
         if record is None:

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an emulated machine of each kind is: processor, kernel, devices, and what warms it up once it runs."""
+"""The parts of an emulated machine of each kind: processor, kernel, devices, and commands that warm it up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .describe import Host
 
-# Everything that is slow once: KVM, the daemons, what libvirt finds out about its emulator, Python's start.
+# Everything that is slow the first time: KVM, the daemons, libvirt's probe of its emulator, the start of Python.
 _WARM_UP = {
     "guest": """
 set -e
@@ -37,7 +37,7 @@ sync
 
 @dataclass(frozen=True)
 class Disk:
-    """What machines start from: an image, beside it the kernel that belongs to it; UEFI firmware, or none."""
+    """A disk image with its kernel beside it, and UEFI firmware or ``None``."""
 
     folder: Path
     release: str
@@ -55,7 +55,7 @@ def warm_up(host: Host) -> str:
 
 @dataclass(frozen=True)
 class Image:
-    """What a machine writes to: an overlay, what it is called when it is saved, and what it lies over."""
+    """An image that a machine writes to: an overlay, its name in a snapshot, and its backing file."""
 
     name: str
     saved: str
@@ -71,7 +71,7 @@ def images(host: Host, disk: Disk) -> list[Image]:
 
 
 def words(host: Host, disk: Disk, accel: str, port: int, inside: Callable[[Path], str]) -> list[str]:
-    """The emulator's arguments; inside says how it names a file. With port 0 they are what a snapshot depends on."""
+    """Return the emulator's arguments; ``inside`` returns its name of a file. With port 0 they identify a snapshot."""
     return [
         "-name", host.name, "-nodefaults", "-no-user-config", "-display", "none",
         "-m", str(host.memory_mib), "-smp", str(host.cpus), *_processor(host, accel), *_kernel(host, disk, inside),

@@ -27,7 +27,7 @@ Made = TypeVar("Made")
 
 
 class Making:
-    """One bringing-up. Every part is a future under its name: whoever needs it waits for the same one."""
+    """One start of hosts. Each part is a future with a name; all that need the part wait for the same future."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Making:
     def up(self, hosts: list[Host]) -> None:
         """Brings up these hosts side by side; one that fails does not stop the others."""
         try:
-            # First what takes longest to get, so that it is on its way while the rest is made.
+            # Start the longest downloads first; the rest is made while they run.
             if any(host.kind != "xen" for host in hosts):
                 for suite in self._kernels_for(hosts):
                     self._kernel(suite)
             wanted = [self._part(f"host {host.name}", partial(self._host, host, hosts)) for host in hosts]
             errors = [error for error in (part.exception() for part in wanted) if error is not None]
         finally:
-            # After Ctrl-C: whoever still waits for a guest stops waiting.
+            # After Ctrl-C: all that wait for a guest stop waiting.
             self._interrupted.set()
             self._pool.shutdown(cancel_futures=True)
         for error in errors:
@@ -99,7 +99,7 @@ class Making:
             self._start_guest(host)
 
     def _kernels_for(self, hosts: list[Host]) -> list[str]:
-        """The kernels these hosts need; a builder alone serves those of all."""
+        """Return the kernels that these hosts need; a builder without other hosts serves the kernels of all."""
         return self._description.kernels_for(hosts)
 
     def _kernel(self, suite: str) -> Future[Kernel]:
@@ -149,7 +149,7 @@ class Making:
         maker.start(host, made, self._fresh)
 
     def _firmware(self, host: Host) -> Path:
-        """Firmware; the key that it trusts is put beside the inventory, for who signs modules."""
+        """Return the firmware; copy the key that it trusts beside the inventory, to sign modules with."""
         made = firmware.fetch(self._store, self._description.roots["guest"].suite)
         for name in ("key", "certificate"):
             shutil.copyfile(made / f"{name}.pem", self._state_dir / f"{host.name}.{name}.pem")

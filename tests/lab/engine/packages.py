@@ -14,13 +14,13 @@ from .commands import run
 from .errors import LabError
 from .needs import DEBIAN_KEYRING
 
-# What a kernel's metapackages lead to and what belongs to the kernel itself; compilers and tools come from the roots.
+# The packages of a kernel itself, which its metapackages depend on; compilers and tools come from the roots.
 _OF_THE_KERNEL = re.compile(r"linux-(image|binary|modules|headers|kbuild)-\S+|linux-base-\d\S+")
 
 
 @cache
 def debian_mirror() -> str | None:
-    """The mirror the machine's own apt uses for Debian; None leaves it to mmdebstrap (on Ubuntu, say)."""
+    """Return the mirror that the machine's apt uses for Debian, or ``None``: mmdebstrap chooses one (on Ubuntu)."""
     rows = run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"])
     for row in rows.splitlines():
         origin, label, address = row.split("|", 2)
@@ -53,7 +53,7 @@ def dependencies(stanza: str) -> list[str]:
 
 
 class Apt:
-    """A private apt for one suite, kept in a scratch folder."""
+    """A private apt for one suite in a scratch directory."""
 
     def __init__(self, suite: str, scratch: Path) -> None:
         self.suite = suite

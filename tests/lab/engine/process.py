@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is none (a zombie is none)."""
+    """Return the start time of a process in clock ticks since boot, or ``None`` if it does not run or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -29,7 +29,7 @@ def is_running(pid: int, started: int) -> bool:
 
 
 def end(pid: int, started: int) -> None:
-    """Ends the process at once: what it wrote is thrown away anyway, and what it started ends with it."""
+    """Kill a process; its files are deleted anyway, and its children end with it."""
     if is_running(pid, started):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -97,7 +97,7 @@ def _starts_on_kvm(emulator: Emulator, kernel: Path, deadline: float = 15.0) -> 
 
 def hmp(state: Path, name: str, *lines: str) -> None:
     """Gives a guest's emulator commands; any answer of these commands is an error message."""
-    # By way of the folder's descriptor: a socket's path must be short, the lab's folder need not be.
+    # Through the descriptor of the directory: the path of a socket must be short, that of the lab may be long.
     folder = os.open(state, os.O_PATH | os.O_DIRECTORY)
     try:
         with socket.socket(socket.AF_UNIX) as monitor:
@@ -107,9 +107,9 @@ def hmp(state: Path, name: str, *lines: str) -> None:
                 stream.readline()
                 _execute(stream, {"execute": "qmp_capabilities"})
                 for line in lines:
-                    said = _execute(stream, {"execute": "human-monitor-command", "arguments": {"command-line": line}})
-                    if said.strip():
-                        raise LabError(f"{name}: the emulator's answer to {line}: {said.strip()}")
+                    answer = _execute(stream, {"execute": "human-monitor-command", "arguments": {"command-line": line}})
+                    if answer.strip():
+                        raise LabError(f"{name}: the emulator's answer to {line}: {answer.strip()}")
     except OSError as error:
         raise LabError(f"{name}: the emulator does not answer: {error}") from error
     finally:

@@ -15,7 +15,7 @@ from .describe import Root
 from .needs import DEBIAN_KEYRING
 from .packages import debian_mirror
 
-# Half of a minimal root is text that nobody reads in a lab, and libvirt asks every emulator it finds what it can do.
+# Half of a minimal root is documentation, and libvirt probes every emulator that it finds.
 _LEFT_OUT = (
     "/usr/share/man/*",
     "/usr/share/doc/*",
@@ -58,7 +58,7 @@ ExecStart=-udevadm trigger --type=all --action=add --subsystem-match=net --subsy
   --subsystem-match=cpu --subsystem-match=misc
 """
 
-# In place of the initramfs' own init, which starts udev to find what is known here: the root is the first disk.
+# Replaces the init of the initramfs, which starts udev to find the root: here the root is the first disk.
 _FIRST_INIT = """\
 #!/bin/sh
 mkdir -p /proc /sys /dev /root
@@ -90,7 +90,7 @@ GUEST_FILES: dict[str, str] = {
     "etc/initramfs-tools/lab-init": _FIRST_INIT,
     "etc/initramfs-tools/hooks/lab": _FIRST_INIT_HOOK,
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
-    # Anything valid: the command line gives each guest its own. Without one, systemd enables every unit there is.
+    # Any valid identifier: the command line gives each guest its own. Without one, systemd enables every unit.
     "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
     "etc/default/locale": "LANG=C.UTF-8\n",
     "etc/initramfs-tools/conf.d/lab": "MODULES=list\n",
@@ -113,7 +113,7 @@ MASKED: tuple[str, ...] = tuple(
     systemd-update-done.service
     """.split()
 ) + tuple(
-    # Some of these look for what a guest here does not have, and complain at each boot.
+    # Some of these need devices that a guest here does not have, and log errors at each boot.
     f"system-generators/systemd-{name}-generator"
     for name in "debug gpt-auto hibernate-resume import rc-local run ssh tpm2".split()
 )
@@ -124,7 +124,7 @@ def bootstrap_recipe(root: Root) -> object:
 
 
 def bootstrap(root: Root, folder: Path) -> None:
-    """A root file system in the folder."""
+    """Make a root file system in the directory."""
     mirror = debian_mirror()
     run([
         "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", "--architectures=amd64",
@@ -156,9 +156,9 @@ def configure(tree: Path, files: dict[str, str], masked: tuple[str, ...], keys: 
 
 
 def make_disk(root: Path, kernel_tree: Path | None, release: str, keys: dict[str, str], out: Path) -> None:
-    """The disk image of machines with this root and kernel; beside it what the emulator starts them with.
+    """Make the disk image of machines with this root and kernel; beside it the kernel that the emulator starts.
 
-    Without a kernel's tree the kernel is one that the root has already.
+    Without the tree of a kernel, the kernel in the root is used.
     """
     tree = out / "tree"
     # Hard links: a second root costs a second and no space. Whatever is changed below is replaced, not written to.

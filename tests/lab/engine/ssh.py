@@ -43,7 +43,7 @@ class Keys:
 
 
 def keys_in(cache: Path) -> Keys:
-    """The keys of a cache, made if there are none."""
+    """Return the keys of a cache; make them if they do not exist."""
     folder = cache / "keys"
     with locked(cache / "locks" / "keys"):
         for name in ("login_key", "host_key"):
@@ -55,7 +55,7 @@ def keys_in(cache: Path) -> Keys:
 
 
 def options(known_hosts: Path) -> list[str]:
-    """Options that make ssh trust exactly the lab's host key, whatever the user's own configuration says."""
+    """Return options that make ssh trust exactly the lab's host key, independent of the user's configuration."""
     return [
         "-F", "/dev/null", "-o", f'UserKnownHostsFile="{known_hosts}"', "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR",
@@ -76,7 +76,7 @@ def free_port() -> int:
 
 
 def greets(port: int) -> bool:
-    """Whether an ssh server says its first line (user-mode networking takes connections long before the guest does)."""
+    """Return whether an ssh server sends its first line (user-mode networking accepts connections before the guest)."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
             connection.settimeout(10)

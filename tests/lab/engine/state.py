@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a lab has started: one small file a host in its state folder."""
+"""The processes that a lab started: one small file for each host in its state directory."""
 
 from __future__ import annotations
 

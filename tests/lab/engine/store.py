@@ -24,7 +24,7 @@ def digest(recipe: Any) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file; waits for whoever holds it (the kernel frees it when its holder dies)."""
+    """Hold a lock file; wait until it is free (the kernel frees it when its holder dies)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="ascii") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -45,7 +45,7 @@ class Store:
         return self.folder / f"{kind}-{digest(recipe)}"
 
     def ensure(self, kind: str, recipe: Any, build: Callable[[Path], None]) -> Path:
-        """The artifact of this recipe, built into a temporary folder first when it is not there."""
+        """Return the artifact of this recipe; build it in a temporary directory if it does not exist."""
         final = self.path(kind, recipe)
         if final.exists():
             os.utime(final)
@@ -53,7 +53,7 @@ class Store:
         with locked(self.folder / "locks" / final.name):
             if not final.exists():
                 partial = self.folder / "partial" / final.name
-                # Left by a build that was interrupted: nobody else can be at it while the lock is ours.
+                # Left by an interrupted build: no other build uses it while we hold the lock.
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 began = time.monotonic()
@@ -64,14 +64,14 @@ class Store:
         return final
 
     def prune(self, days: float = 14) -> None:
-        """Drops what nobody asked for in so many days: the artifacts of recipes that have changed."""
+        """Delete artifacts that were not used for some days: those of recipes that have changed."""
         for path in self.folder.glob("*-" + "[0-9a-f]" * 12):
             if path.stat().st_mtime < time.time() - days * 86400:
                 self._say(f"dropping {path.name}, unused for {days:.0f} days")
                 self.drop(path)
 
     def drop(self, path: Path) -> None:
-        """Forgets an artifact: first its name, so that nobody finds half of it."""
+        """Delete an artifact: first its name, so that no process finds a part of it."""
         with locked(self.folder / "locks" / path.name):
             if path.exists():
                 dying = self.folder / "partial" / path.name

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Loads of a known size for the scripts of the trace role's catalogue: ``catalogue_load.py SCRIPT...``.
 
-Prints each script's process as JSON, and goes on in the background. A process does its load once the script's probes
-are armed, and tells its size in /run/catalogue-SCRIPT.json once the module is gone. It waits by signals, so that what
-is traced of it is the load.
+Prints the process of each script as JSON and continues in the background. A process does its load when the probes of
+the script are armed, and writes its size to /run/catalogue-SCRIPT.json when the module is unloaded. It waits by
+signals, so that only the load is traced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import threading
 import time
 
 WAKE = {signal.SIGUSR1}
-# A module is there a little before its tracepoints are registered, and emulated hosts are slow.
+# A module is listed a little before its tracepoints are registered, and emulated hosts are slow.
 SETTLE_SECONDS = 3
 MISSING_SECONDS = 60
 
@@ -89,14 +89,14 @@ def tcp_retransmits():
         client.connect_ex(listener.getsockname())
     time.sleep(1.7)
     # tcpi_total_retrans is at 100 in struct tcp_info (include/uapi/linux/tcp.h).
-    told = [client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104) for client in clients]
+    infos = [client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104) for client in clients]
     for client in clients:
         client.close()
-    return {"segments": sum(struct.unpack_from("I", info, 100)[0] for info in told), "port": listener.getsockname()[1]}
+    return {"segments": sum(struct.unpack_from("I", info, 100)[0] for info in infos), "port": listener.getsockname()[1]}
 
 
 def lock_contention():
-    """A read of /proc/kmsg holds the file's position lock, a mutex, until there is a message; four more wait for it."""
+    """Read /proc/kmsg: a read holds the position lock of the file, a mutex, until a message comes; four more wait."""
     messages = os.open("/proc/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         while os.read(messages, 1 << 16):
@@ -126,7 +126,7 @@ def usage():
 
 
 def work(name):
-    """Do a load between two signals; tell its size, and what the kernel's own accounts say of it."""
+    """Do a load between two signals; write its size, and the accounts of the kernel about it."""
     outer = usage()
     signal.sigwait(WAKE)
     inner = usage()

@@ -1,11 +1,11 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs on a host of the lab: what modprobe itself makes of trees of configuration files.
+"""Runs on a host of the lab: print how modprobe reads trees of configuration files.
 
-Standard input is JSON: ``modules`` (names of modules that the host has a file of), ``trees`` (each: file -> text).
-Standard output is JSON, for each tree: ``config`` (what ``modprobe -c`` prints), ``loads`` (module -> what
-``modprobe --show-depends`` prints) and ``barred`` (one module: whether with ``-b`` that prints nothing).
+Standard input is JSON: ``modules`` (names of modules that the host has files of), ``trees`` (each: file -> text).
+Standard output is JSON, for each tree: ``config`` (output of ``modprobe -c``), ``loads`` (module -> output
+of ``modprobe --show-depends``) and ``barred`` (one module -> whether the same prints nothing with ``-b``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLACES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
 
 
 def few_modules(top: str, names: list[str]) -> list[str]:
-    """Make a small tree of modules and return the options that have modprobe look there."""
+    """Make a small tree of modules and return the options with which modprobe reads it."""
     directory, release = next(
         (directory, release)
         for directory in ("/lib/modules", "/usr/lib/modules")
@@ -40,7 +40,7 @@ def few_modules(top: str, names: list[str]) -> list[str]:
 
 
 def printed(argv: list[str]) -> list[str]:
-    """Return the lines that a command prints; modprobe says on standard error which lines it leaves out."""
+    """Return the output of a command by lines; modprobe reports lines that it ignores on standard error."""
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return done.stdout.decode("utf-8", "surrogateescape").split("\n")[:-1]
 
@@ -62,12 +62,12 @@ def main() -> None:
             there = [place for place in places if os.path.isdir(place)] or [os.path.join(top, "none")]
             argv = ["modprobe", *where, *(word for place in there for word in ("-C", place))]
             config = printed([*argv, "-c"])
-            one = work["modules"][number % len(work["modules"])]
+            module = work["modules"][number % len(work["modules"])]
             rows.append(
                 {
                     "config": config[: config.index("# End of configuration files. Dumping indexes now:")],
                     "loads": {name: printed([*argv, "--show-depends", name]) for name in work["modules"]},
-                    "barred": {one: not printed([*argv, "-b", "--show-depends", one])},
+                    "barred": {module: not printed([*argv, "-b", "--show-depends", module])},
                 }
             )
     json.dump(rows, sys.stdout)

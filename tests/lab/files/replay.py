@@ -1,10 +1,10 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs on a host of the lab: sets parameters plainly and by the collection's own code, and tells what both showed.
+"""Runs on a host of the lab: set parameters with plain writes and with the collection's code, and print both results.
 
-The collection and the file of the loaded module params_test lie in the current directory. Standard input is JSON:
-``inputs`` (label -> values), ``options`` (label -> what else to say of it), ``guessed`` (as ``inputs``, for a host
+The collection and the file of the loaded module params_test are in the current directory. Standard input is JSON:
+``inputs`` (label -> values), ``options`` (label -> other options), ``guessed`` (as ``inputs``, for a host
 that has no module information), ``asked`` (rows of label, value, options). Standard output is JSON, a key for each
 function.
 """
@@ -58,18 +58,18 @@ def write(label: str, data: bytes) -> None:
 def put_back(label: str, before: bytes) -> None:
     if read(label) != before:
         chosen = re.search(rb"\[(\S+)\]", before)
-        write(label, chosen.group(1) if chosen else without_line_end(before) or b"\0")
+        write(label, chosen.group(1) if chosen else without_newline(before) or b"\0")
 
 
-def without_line_end(text: bytes) -> bytes:
-    """Drop the line end that the kernel added; a few parameters have none."""
+def without_newline(text: bytes) -> bytes:
+    """Remove the newline that the kernel adds; a few parameters have none."""
     return text[:-1] if text.endswith(b"\n") else text
 
 
 def scratch_root(described: bool) -> str:
-    """Return a tree with this host's /sys and /proc, and with an /etc and a /var of its own.
+    """Return a tree with the /sys and /proc of this host, and with its own /etc and /var.
 
-    ``described``: with the host's module information, and that of params_test; else with none.
+    With ``described``, it has the module information of the host and of params_test.
     """
     top = tempfile.mkdtemp(dir=os.getcwd())
     for name in ("sys", "proc"):
@@ -99,8 +99,8 @@ def parameters(top: str, values: t.Mapping[str, t.Any], **options: t.Any) -> Par
 
 
 def replay(top: str, inputs: t.Mapping[str, t.Sequence[str]], options: t.Mapping[str, t.Any]) -> list[list[t.Any]]:
-    """Return for each input what a plain write made of it, what the collection did, the type (or the error's
-    message), and whether a second run would do more or a failed one left something behind.
+    """Return for each input (label, value, plain result, result of the collection, type or error message, whether a
+    second run would change more or a failed run left a change).
     """
     rows = []
     for label, values in inputs.items():
@@ -113,21 +113,21 @@ def replay(top: str, inputs: t.Mapping[str, t.Sequence[str]], options: t.Mapping
             put_back(label, before)
             try:
                 run = parameters(top, {label: value}, **options.get(label, {}))
-                told = run.converge(False)[1]["params"][0]["type"]
+                kind = run.converge(False)[1]["params"][0]["type"]
                 ours = read(label).decode()
                 again = bool(run.converge(False)[0]) or read(label).decode() != ours
             except TapvirtError as error:
-                told = error.message
+                kind = error.message
                 again = read(label) != before
             put_back(label, before)
-            rows.append([label, value, plain, ours, told, again])
+            rows.append([label, value, plain, ours, kind, again])
         if read(label) != before:
             raise SystemExit(f"{label} is not as it was")
     return rows
 
 
 def asked(top: str, rows: t.Sequence[t.Sequence[t.Any]]) -> list[str | None]:
-    """Return the message of each row's error, or null."""
+    """Return the error message of each row, or ``None``."""
     messages = []
     for label, value, options in rows:
         message = None
@@ -140,7 +140,7 @@ def asked(top: str, rows: t.Sequence[t.Sequence[t.Any]]) -> list[str | None]:
 
 
 class Watch:
-    """What is written to files meanwhile, as the kernel itself tells it: inotify(7)."""
+    """Watch files for writes with inotify(7)."""
 
     def __init__(self, labels: t.Iterable[str]) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -150,7 +150,7 @@ class Watch:
         }
 
     def seen(self) -> list[str]:
-        """Return the parameters that were written since this was last asked."""
+        """Return the parameters that were written since the last call."""
         labels = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -173,7 +173,7 @@ def writable() -> list[str]:
 
 
 def spellings(kind: str, text: str) -> list[str]:
-    """Return what the kernel takes as the value that a file of this type shows; custom types have but one spelling."""
+    """Return all spellings of the value in a file of this type; custom types have one spelling."""
     if kind in ("bool", "invbool", "bint", "bool_enable_only"):
         return TRUE if text in ("Y", "1") else FALSE
     if kind in ("byte", "short", "ushort", "int", "uint", "long", "ulong", "ullong", "hexint"):
@@ -185,14 +185,14 @@ def spellings(kind: str, text: str) -> list[str]:
         columns = [spellings(kind[len("array of ") :], part) for part in text.split(",")]
         turns = range(max(map(len, columns)))
         rows = [[column[turn % len(column)] for column in columns] for turn in turns]
-        # A line end, and what follows a zero byte, belong to the whole text and not to an element.
+        # A newline, and the text after a zero byte, belong to the whole text and not to an element.
         return [",".join(re.sub(r"[\n\0].*", "", part, flags=re.DOTALL) for part in row) for row in rows]
     return [text]
 
 
 def own_values(top: str) -> dict[str, t.Any]:
-    """Set every parameter to the value that it has, in every spelling; tell what was planned and what was written."""
-    texts = {label: without_line_end(read(label)).decode() for label in writable()}
+    """Set every parameter to its current value in every spelling; return the planned changes and the writes."""
+    texts = {label: without_newline(read(label)).decode() for label in writable()}
     rows = parameters(top, texts).converge(True)[1]["params"]
     ways = {label: spellings(row["type"], texts[label]) for label, row in zip(texts, rows, strict=True)}
     watch = Watch(texts)
@@ -232,7 +232,7 @@ def state() -> str:
 
 
 def check_mode() -> dict[str, t.Any]:
-    """Plan another value for every truth value, to be kept as well, on the host's own root; tell what it left."""
+    """Plan another value for every boolean, persisted too, on the host itself; return its state before and after."""
     values = {}
     for label in writable():
         text = read(label)

@@ -85,9 +85,9 @@ def _libraries(paths: t.Iterable[pathlib.Path]) -> set[pathlib.Path]:
 
 
 def _files() -> dict[str, tuple[bytes, int]]:
-    """Return what the guest has: path without the first slash -> content, and when it was changed.
+    """Return the files of the guest: path without the first slash -> (content, modification time).
 
-    Python compiles anew what is not as old as its compiled form says.
+    Python compiles a file again whose modification time differs from the one in its compiled form.
     """
     programs = [_program(name) for name in PROGRAMS]
     ask = "import sysconfig; print(sysconfig.get_path('stdlib'))"
