@@ -102,7 +102,7 @@ domains:
     transferred_bytes: {description: What was sent., type: int}
     memory_bytes: {description: "The guest's memory, the devices' own included.", type: int}
     changed: {description: "Whether it was, or would be, moved.", type: bool}
-    error: {description: "What went wrong with this domain, or null.", type: str}
+    error: {description: "Why this domain made the task fail, as in RV(error); else null.", type: dict}
   sample:
     - name: web1
       uuid: 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11
@@ -127,6 +127,18 @@ plan:
       after: qemu+ssh://root@virt2.example.org/system
       how: migrateToURI3
       why: it has to run at the destination
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "domains[0]"
+    value: "web1"
+    problem: Disk vda (/srv/web1.img) is on ext4, which only the source has.
+    hint: "Put a writable disk on storage that both hosts share."
+    candidates: []
 """
 
 import typing as t
@@ -151,12 +163,13 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params["domains"] if params["domains"] is not None else [params["name"]])
+    option = "domains" if params["domains"] is not None else ""
+    wanted = read_wanted(params[option] if option else [params["name"]], option)
     options = Options(
         params["mode"], params["deadline_seconds"], params["migrate_uri"], params["bandwidth_mib_per_second"]
     )
     timeout_seconds = params["connect_timeout_seconds"]
-    run = MigrationRun(params["uri"], params["destination"], timeout_seconds, wanted, options, module.log)
+    run = MigrationRun(params["uri"], params["destination"], timeout_seconds, wanted, options, module.log, option)
     return run.converge(module.check_mode, module._diff)
 
 

@@ -127,8 +127,8 @@ pools:
       type: list
       elements: dict
     error:
-      description: What went wrong with this pool, or null.
-      type: str
+      description: Why this pool made the task fail, as in RV(error); else null.
+      type: dict
   sample:
     - name: images
       uuid: 8e0daee3-6e79-4d28-b8ae-65cebe72570e
@@ -143,6 +143,18 @@ plan:
   elements: dict
   sample:
     - {what: images state, before: inactive, after: active, how: create, why: as wanted}
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "pools[1].state"
+    value: "inactive"
+    problem: "Running domains use pool 'images': web1."
+    hint: "Stop the domains, or set allow_in_use: true to do it anyway."
+    candidates: []
 """
 
 import typing as t
@@ -173,8 +185,9 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params["pools"] if params["pools"] is not None else [params])
-    run = PoolRun(wanted)
+    option = "pools" if params["pools"] is not None else ""
+    wanted = read_wanted(params[option] if option else [params], option)
+    run = PoolRun(wanted, option)
     return run.converge(params["uri"], params["connect_timeout_seconds"], module.check_mode, module._diff)
 
 

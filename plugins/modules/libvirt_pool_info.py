@@ -82,6 +82,18 @@ truncated:
   returned: success
   type: bool
   sample: false
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "names[0]"
+    value: "imges"
+    problem: No storage pool has this name.
+    hint: null
+    candidates: [images]
 """
 
 import typing as t

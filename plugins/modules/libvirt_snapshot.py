@@ -186,7 +186,7 @@ snapshots:
     domain_state: {description: The domain's run state; null where there is no such domain., type: str}
     disks: {description: The C(target) and C(source) of each of the domain's disks., type: list, elements: dict}
     changed: {description: "Whether something was, or would be, changed.", type: bool}
-    error: {description: "What went wrong with this snapshot, or null.", type: str}
+    error: {description: "Why this snapshot made the task fail, as in RV(error); else null.", type: dict}
   sample:
     - domain: db1
       name: nightly
@@ -209,6 +209,18 @@ plan:
       after: {disk: vda, format: qcow2, backing: /srv/db1.qcow2}
       how: snapshotCreateXML
       why: takes what the guest writes from now on; its backing file stays as it is
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "snapshots[0].with_children"
+    value: null
+    problem: "A value is needed, because snapshot 'weekly' of domain 'db1' has children: nightly."
+    hint: "Set with_children: true to remove them too, or with_children: false to keep them below its parent."
+    candidates: []
 """
 
 import typing as t
@@ -252,8 +264,9 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params["snapshots"] if params["snapshots"] is not None else [params])
-    run = SnapshotRun(params["uri"], params["connect_timeout_seconds"], wanted, params["wait_seconds"])
+    option = "snapshots" if params["snapshots"] is not None else ""
+    wanted = read_wanted(params[option] if option else [params], option)
+    run = SnapshotRun(params["uri"], params["connect_timeout_seconds"], wanted, params["wait_seconds"], option)
     return run.converge(module.check_mode, module._diff)
 
 

@@ -204,7 +204,7 @@ volumes:
       description: The SHA-256 of its content as far as O(source) goes, where that was read; null where it was not.
       type: str
     changed: {description: "Whether something was, or would be, changed.", type: bool}
-    error: {description: "What went wrong with this volume, or null.", type: str}
+    error: {description: "Why this volume made the task fail, as in RV(error); else null.", type: dict}
   sample:
     - pool: images
       name: web1.qcow2
@@ -223,6 +223,18 @@ plan:
   elements: dict
   sample:
     - {what: images/web1.qcow2 capacity, before: 10737418240, after: 21474836480, how: resize, why: as wanted}
+error:
+  description:
+    - Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+      is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "volumes[1].capacity"
+    value: "10 GiB"
+    problem: The volume has 20 GiB, and shrinking it loses the data beyond its new end.
+    hint: "Set force_shrink: true to shrink it."
+    candidates: []
 """
 
 import typing as t
@@ -260,8 +272,9 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    wanted = read_wanted(params["volumes"] if params["volumes"] is not None else [params])
-    run = VolumeRun(wanted, module.log)
+    option = "volumes" if params["volumes"] is not None else ""
+    wanted = read_wanted(params[option] if option else [params], option)
+    run = VolumeRun(wanted, module.log, option)
     return run.converge(params["uri"], params["connect_timeout_seconds"], module.check_mode, module._diff)
 
 

@@ -94,6 +94,6 @@ def test_check_mode_returns_the_real_plan_and_a_second_run_is_empty(storage: dic
 def test_volumes_of_a_running_domain_are_not_deleted(storage: dict[str, t.Any]) -> None:
     used = {row["name"]: row["used_by"] for row in storage["Info"]["volumes"]}
     assert used == {"base": [DOMAIN], "top": [DOMAIN], "up": [], "copy": []}
-    for name in ("Deleted", "Stopped"):
-        assert f"domains: {DOMAIN}" in storage[name]["msg"], name
+    for name, thing in (("Deleted", "the volume"), ("Stopped", f"pool '{POOL}'")):
+        assert f" use {thing}: {DOMAIN}. " in storage[name]["msg"], name
         assert storage[name]["changed"] is False, name

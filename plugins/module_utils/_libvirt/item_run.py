@@ -210,5 +210,8 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             result["warnings"] = self._warnings
         if self._any_error():
             result["changed"] = any(item.done for item in self._items)
-            raise TapvirtError(" ".join(item.error.message for item in self._items if item.error), **result)
+            errors = [item.error for item in self._items if item.error]
+            if len(errors) == 1:
+                result["error"] = errors[0].row()
+            raise TapvirtError(" ".join(error.message for error in errors), **result)
         return result

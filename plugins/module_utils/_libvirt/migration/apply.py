@@ -50,7 +50,7 @@ def move(name: str, ends: Endpoints, destination_uri: str, before: Seen, options
 
     :raises TapvirtError: it failed, or was aborted.
     """
-    with libvirt_errors(f"{name}: looking it up"):
+    with libvirt_errors(f"Looking up domain {name}"):
         domain = ends.get("source").lookupByUUIDString(before.uuid)
     destination = ends.get("destination")
     flags, parameters = _flags(before, options), _parameters(options)
@@ -66,7 +66,8 @@ def move(name: str, ends: Endpoints, destination_uri: str, before: Seen, options
             ended.set()
 
     threading.Thread(target=_tell, args=(name, domain, ended, log), daemon=True).start()
-    call_with_deadline(options.deadline_seconds, f"{name}: migrating it", call, lambda: _abort(domain, ended))
+    doing = f"Migrating domain {name}"
+    call_with_deadline(options.deadline_seconds, doing, call, lambda: _abort(domain, ended))
 
 
 def _flags(before: Seen, options: Options) -> int:
@@ -129,16 +130,16 @@ def whereabouts(name: str, ends: Endpoints, before: Seen) -> tuple[str, bool]:
             connection = ends.get(end)
             if end == "source":
                 _settle(connection, before.uuid)
-            with libvirt_errors(f"{name}: looking for it"):
+            with libvirt_errors(f"Looking up domain {name}"):
                 # A daemon that has come up again ends what was on its way to it only once it has met it.
                 ending = end == "destination" and seen.get("source") == before
                 seen[end] = _seen(connection, before, _SETTLE_SECONDS if ending else 0)
             found = seen[end]
-            told[end] = "is not there" if found is None else found.words()
+            told[end] = "does not exist" if found is None else found.words()
         except TapvirtError as error:
             told[end] = f"is not known ({error.message.rstrip('.')})"
     if seen.get("source") == before and "destination" in seen and seen["destination"] is None:
-        return f"It {before.words()} at the source as before; nothing of it is at the destination.", False
+        return f"It {before.words()} at the source as before, and it does not exist at the destination.", False
     arrived = seen.get("destination")
     moved = arrived is not None and arrived.active and "source" in seen and seen["source"] is None
     return f"At the source it {told['source']}; at the destination it {told['destination']}.", moved

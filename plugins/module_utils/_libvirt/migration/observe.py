@@ -108,7 +108,7 @@ def observe(ends: Endpoints, name: str, refreshing: bool) -> Observed:
     :raises TapvirtError: an end does not answer.
     """
     source, destination = ends.get("source"), ends.get("destination")
-    with libvirt_errors(f"{name}: looking for it"):
+    with libvirt_errors(f"Looking up domain {name}"):
         domain = find(source, name)
         here = see(domain)
         there = see(find(destination, name, None if here is None else here.uuid))
@@ -116,7 +116,7 @@ def observe(ends: Endpoints, name: str, refreshing: bool) -> Observed:
         return Observed(None, None, (*all_domains(source), *all_domains(destination)))
     if domain is None or here is None or there is not None or not here.active:
         return Observed(here, there)
-    with libvirt_errors(f"{name}: looking at the way to the destination"):
+    with libvirt_errors(f"Checking whether domain {name} can move to the destination"):
         return Observed(here, there, passage=_look(source, destination, domain, refreshing))
 
 
@@ -129,15 +129,19 @@ def check_ends(ends: Endpoints, places: tuple[str, str]) -> None:
     with libvirt_errors("Reading what source and destination can do"):
         kinds = [str(connection.getType()) for connection in (here, there)]
         roots = [ET.fromstring(connection.getCapabilities()) for connection in (here, there)]
-    for item, place, kind, root in zip(("uri", "destination"), places, kinds, roots):
+    for option, place, kind, root in zip(("uri", "destination"), places, kinds, roots):
         if root.find("host/migration_features/live") is None:
-            raise InvalidInput(item, place, f"has libvirt's driver {kind}, which knows no live migration")
+            raise InvalidInput(option, place, f"libvirt's driver {kind} does not support live migration")
     if kinds[0] != kinds[1]:
         source, destination = kinds
-        rule = f"has libvirt's driver {destination}, and the source has {source}; a domain cannot move between the two"
-        raise InvalidInput("destination", places[1], rule)
+        problem = (
+            f"The destination has libvirt's driver {destination} and the source has {source}, and a domain cannot move "
+            "between different drivers"
+        )
+        raise InvalidInput("destination", places[1], problem)
     if text_of(roots[0], "host/uuid") == text_of(roots[1], "host/uuid"):
-        raise InvalidInput("destination", places[1], "is the same host as the source: both give the same host UUID")
+        problem = "The destination is the same host as the source: both have the same host UUID"
+        raise InvalidInput("destination", places[1], problem)
 
 
 def _look(source: Connection, destination: Connection, domain: Domain, refreshing: bool) -> Passage:

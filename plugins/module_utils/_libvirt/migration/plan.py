@@ -101,16 +101,17 @@ class MigrationPlan:
 def plan_migration(wanted: Wanted, observed: Observed, places: tuple[str, str], mode: str) -> MigrationPlan:
     """Plan one domain; ``places`` are source and destination as they may be shown.
 
-    :raises InvalidInput: it cannot move; says why.
+    :raises InvalidInput: it cannot move; the option is empty, for the item itself is the name.
     """
     name, source, destination = wanted.name, observed.source, observed.destination
     if source is None:
         _check_arrived(name, observed)
         return MigrationPlan()
     if destination is not None:
-        raise InvalidInput("name", name, _twice(source, destination))
+        raise InvalidInput("", name, _twice(source, destination))
     if not source.active or source.state not in _MOVABLE:
-        raise InvalidInput("name", name, f"{source.words()} at the source; only a running or paused domain moves")
+        problem = f"The domain {source.words()} at the source, and only a running or paused domain can move"
+        raise InvalidInput("", name, problem)
     passage = observed.passage or Passage()
     _check_passage(name, passage)
     plan = MigrationPlan(move=True, autostart=source.persistent and source.autostart)
@@ -127,60 +128,57 @@ def plan_migration(wanted: Wanted, observed: Observed, places: tuple[str, str], 
 
 def _check_arrived(name: str, observed: Observed) -> None:
     if observed.destination is None:
-        rule = "is neither at the source nor at the destination"
-        raise InvalidInput("name", name, rule, nearest_names(name, observed.names))
+        problem = "Neither the source nor the destination has a domain of this name"
+        raise InvalidInput("", name, problem, candidates=nearest_names(name, observed.names))
     if not observed.destination.active:
-        rule = "is at the destination already, but off; it is started there, not migrated"
-        raise InvalidInput("name", name, rule)
+        problem = "The domain is already at the destination, but it is off"
+        raise InvalidInput("", name, problem, "Start it there with libvirt_domain")
 
 
 def _twice(source: Seen, destination: Seen) -> str:
     if source.uuid != destination.uuid:
         return (
-            f"{source.words()} at the source, and another domain of this name, with UUID {destination.uuid}, "
-            f"{destination.words()} at the destination"
+            f"The domain {source.words()} at the source, and another domain of this name, with the UUID "
+            f"{destination.uuid}, {destination.words()} at the destination"
         )
     called = "" if source.name == destination.name else f" as {destination.name!r}"
     return (
-        f"{source.words()} at the source and {destination.words()} at the destination{called}, with the same UUID. "
-        "It has to be in one of them only"
+        f"The domain {source.words()} at the source, and a domain with the same UUID {destination.words()} at the "
+        f"destination{called}; only one of the two can have it"
     )
 
 
 def _check_passage(name: str, passage: Passage) -> None:
     if passage.job:
-        raise InvalidInput("name", name, "has a job under way, such as a migration or a backup; it has to end first")
+        problem = "The domain has an active job, such as a migration or a backup"
+        raise InvalidInput("", name, problem, "Wait until the job ends, or abort it")
     if passage.snapshots:
-        rule = f"has {passage.snapshots} snapshots, which libvirt does not take along; remove them first"
-        raise InvalidInput("name", name, rule)
+        problem = f"The domain has {passage.snapshots} snapshots, and libvirt does not migrate snapshots"
+        raise InvalidInput("", name, problem, "Remove the snapshots first")
     if passage.machine is not None:
-        raise InvalidInput("name", name, f"cannot run at the destination: {passage.machine}")
+        raise InvalidInput("", name, f"The domain cannot run at the destination: {passage.machine}")
     if passage.processor is not None:
-        rule = f"needs a processor that the destination does not offer: {passage.processor}"
-        raise InvalidInput("name", name, rule)
+        problem = f"The domain needs a processor that the destination does not offer: {passage.processor}"
+        raise InvalidInput("", name, problem)
 
 
 def _check_disk(name: str, seen: DiskSeen) -> t.Iterator[str]:
-    """Yield what cannot be told of a disk.
+    """Yield the doubts about a disk.
 
-    :raises InvalidInput: the destination does not have what it is on.
+    :raises InvalidInput: the destination does not have the disk's storage.
     """
     disk, source = seen.disk, seen.disk.source
     where = "" if source is None else source.shown()
-    item = f"{name}: disk {disk.target}"
     if seen.there is False:
-        rule = "is not at the destination"
-        if disk.removable:
-            rule += "; put the medium there, or eject it first"
-        raise InvalidInput(item, where, rule)
+        problem = f"Disk {disk.target} ({where}) does not exist at the destination"
+        hint = "Copy the medium to the destination, or eject it first" if disk.removable else None
+        raise InvalidInput("", name, problem, hint)
     own = not (disk.readonly or disk.removable)
     if own and seen.file_system is not None and seen.file_system not in SHARED_FILE_SYSTEMS:
-        rule = f"is on {seen.file_system}, which the source alone has; "
-        rule += "a disk that is written to has to be on storage that both reach"
-        raise InvalidInput(item, where, rule)
+        problem = f"Disk {disk.target} ({where}) is on {seen.file_system}, which only the source has"
+        raise InvalidInput("", name, problem, "Put a writable disk on storage that both hosts share")
     if seen.there is None:
         yield (
-            f"{item}: whether the destination has {where} is not known beforehand; libvirt refuses to start there "
-            "without "
-            "it, and the domain stays at the source then."
+            f"It is not known whether disk {disk.target} ({where}) of domain {name!r} exists at the destination. "
+            "Without it, libvirt refuses to start the domain there, and the domain stays at the source."
         )

@@ -24,38 +24,39 @@ _MIGRATE_URI = re.compile(
 )
 
 
-def read_wanted(names: t.Sequence[str]) -> list[Wanted]:
+def read_wanted(names: t.Sequence[str], option: str = "domains") -> list[Wanted]:
     """Turn a user's names into ``Wanted``.
 
-    :raises InvalidInput: one is no name, or is there twice.
+    :param option: the option that lists the names; empty where the option ``name`` has the only one.
+    :raises InvalidInput: a name is not valid, or is in the list twice.
     """
-    check_names("names", names, field="")
+    check_names(option, names, "" if option else "name")
     return [Wanted(name) for name in names]
 
 
 def check_options(uri: str, destination: str, options: Options) -> None:
-    """Check what a user gave beside the names.
+    """Check the options beside the names.
 
-    :raises InvalidInput: says which and why.
+    :raises InvalidInput: one cannot be accepted.
     """
-    embedded = {"uri": check_uri(uri), "destination": check_uri(destination, "destination")}
-    for item, root in embedded.items():
-        if root is not None:
-            raise InvalidInput(item, root.path, "is a root of the embedded driver, which no other libvirt can reach")
+    for option, place in (("uri", uri), ("destination", destination)):
+        if check_uri(place, option) is not None:
+            problem = "libvirt's embedded driver does not migrate domains, because no other libvirt can reach it"
+            raise InvalidInput(option, shown_uri(place), problem)
     if options.deadline_seconds <= 0:
-        raise InvalidInput("deadline_seconds", options.deadline_seconds, "must be more than 0")
+        raise InvalidInput("deadline_seconds", options.deadline_seconds, "The deadline has to be more than 0 seconds")
     bandwidth = options.bandwidth_mib_per_second
     if bandwidth is not None and bandwidth < 1:
-        raise InvalidInput("bandwidth_mib_per_second", bandwidth, "must be 1 or more")
+        raise InvalidInput("bandwidth_mib_per_second", bandwidth, "The bandwidth has to be at least 1 MiB per second")
     if options.migrate_uri is None:
         return
     if options.mode == "tunnelled":
-        rule = "has no use with mode: tunnelled, where the data goes through the connection of the two daemons"
-        raise InvalidInput("migrate_uri", shown_uri(options.migrate_uri), rule)
+        problem = "With mode: tunnelled, the data goes through the connection of the two daemons"
+        raise InvalidInput("migrate_uri", shown_uri(options.migrate_uri), problem, "Leave migrate_uri out")
     if not _MIGRATE_URI.match(options.migrate_uri):
-        rule = "must say where the destination takes the data"
-        nearest = ["tcp://HOST", "tcp://HOST:PORT", "unix:///PATH"]
-        raise InvalidInput("migrate_uri", shown_uri(options.migrate_uri), rule, nearest)
+        problem = "The URI names the place where the destination receives the data"
+        hint = "Use a URI such as tcp://HOST, tcp://HOST:PORT or unix:///PATH"
+        raise InvalidInput("migrate_uri", shown_uri(options.migrate_uri), problem, hint)
 
 
 _Item = Item[Wanted, Observed, MigrationPlan]
@@ -67,9 +68,23 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
     rows = "domains"
 
     def __init__(
-        self, uri: str, destination: str, timeout_seconds: float, wanted: t.Sequence[Wanted], options: Options, log: Log
+        self,
+        uri: str,
+        destination: str,
+        timeout_seconds: float,
+        wanted: t.Sequence[Wanted],
+        options: Options,
+        log: Log,
+        option: str | None = None,
     ) -> None:
-        super().__init__(wanted, MigrationPlan, "names")
+        """Prepare the run.
+
+        :param option: as ``read_wanted`` takes it.
+        """
+        super().__init__(wanted, MigrationPlan, option)
+        for item in self._items:
+            # The name is the whole item.
+            item.path = item.path or "name"
         check_options(uri, destination, options)
         self._destination_uri = destination
         self._places = (shown_uri(uri), shown_uri(destination))
@@ -103,7 +118,8 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
             try:
                 item.observed = observe(self._ends, item.wanted.name, not self._check_mode)
             except TapvirtError as error:
-                item.error = item.error or TapvirtError(self._masked(error))
+                if item.error is None:
+                    item.fail(TapvirtError(self._masked(error)))
 
     # ---- plan ----
 
@@ -128,7 +144,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
         item.done = True
         self._statistics[name] = statistics(self._ends, before.uuid)
         if item.plan.autostart:
-            with libvirt_errors(f"{name}: it has moved; setting autostart at the destination"):
+            with libvirt_errors(f"Domain {name!r} has moved, but setting its autostart at the destination"):
                 self._ends.get("destination").lookupByUUIDString(before.uuid).setAutostart(1)
 
     def _masked(self, error: TapvirtError) -> str:
@@ -144,10 +160,11 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
             if item.error or before is None or observed is None:
                 continue
             if observed.place != "destination" or observed.destination != before:
-                item.error = NoEffect(
-                    f"{item.wanted.name}: migrated without an error, but it is not there as it was: "
+                message = (
+                    f"Domain {item.wanted.name!r} was migrated without an error, but the destination has "
                     f"{observed.destination} instead of {before}."
                 )
+                item.fail(NoEffect(message))
 
     def _keep(self, item: _Item, planned: MigrationPlan) -> None:
         item.plan = planned

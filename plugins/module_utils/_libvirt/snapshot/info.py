@@ -25,7 +25,9 @@ def snapshot_rows(connection: Connection, domains: t.Sequence[str], limit: int) 
     check_limit(limit)
     there = all_domains(connection)
     with libvirt_errors("Listing the snapshots"):
-        snapshots = [(name, one) for name in select(domains, there) for one in _snapshots_of(there[name])]
+        snapshots = [
+            (name, one) for name in select(domains, there, option="domains") for one in _snapshots_of(there[name])
+        ]
         rows = [_row(domain, snapshot) for domain, snapshot in snapshots[:limit]]
     return [row for row in rows if row is not None], len(snapshots) > limit
 

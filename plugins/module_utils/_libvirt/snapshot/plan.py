@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..._core.errors import InvalidInput, TapvirtError, nearest_names
+from ..._core.errors import InvalidInput, nearest_names
 from ..._core.plan import Change
 from ..domain.mark import differences
 from ..domain.stored_devices import is_lost_device
@@ -34,7 +34,7 @@ def plan_snapshot(wanted: Wanted, outlook: ProjectedState | None, reverted: bool
     """Return the plan for one snapshot, and note its effect in ``outlook`` (null: there is no such domain).
 
     :param reverted: the revert was done; only what it did not reach is planned.
-    :raises TapvirtError: it cannot be done, or would lose something that the user did not name.
+    :raises InvalidInput: it cannot be done, or would lose something that the user did not name.
     """
     if outlook is None:
         # Without its domain a snapshot is gone, too; the others are refused before this.
@@ -57,9 +57,10 @@ def _plan_revert(wanted: Wanted, outlook: ProjectedState, reverted: bool) -> Sna
     observed = outlook.observed
     found = outlook.snapshots.get(wanted.snapshot)
     if found is None:
-        rule = f"is no snapshot of domain {wanted.domain}"
         nearest = nearest_names(wanted.snapshot, outlook.snapshots)
-        raise InvalidInput(f"{wanted.name}: name", wanted.snapshot, rule, nearest)
+        raise InvalidInput(
+            "name", wanted.snapshot, f"No snapshot of domain {wanted.domain!r} has this name", None, nearest
+        )
     before = {"current": observed.current, "state": observed.state}
     after = {"current": found.name, "state": found.leads_to}
     if reverted:
@@ -120,30 +121,29 @@ def _is_source(path: str) -> bool:
 def _check_revert(wanted: Wanted, outlook: ProjectedState, found: Snapshot) -> None:
     observed = outlook.observed
     if observed.managed_save:
-        raise TapvirtError(
-            f"{wanted.name}: the domain has saved memory (a managed save), which would be resumed on other disks "
-            "after a revert. "
-            "Nothing was changed; start the domain first, or discard the saved memory."
+        problem = (
+            f"Domain {wanted.domain!r} has saved memory (a managed save), which would resume on other disks after the "
+            "revert"
         )
+        hint = "Start the domain first, or discard the saved memory"
+        raise InvalidInput("state", wanted.state, problem, hint)
     if found.domain is None:
-        raise TapvirtError(
-            f"{wanted.name}: it does not have the definition of the domain, so nobody can tell whether its state "
-            "fits. Nothing was changed."
-        )
+        problem = f"The definition of domain {wanted.domain!r} is not in the snapshot, so its state may not fit"
+        raise InvalidInput("state", wanted.state, problem)
     if found.kind != INTERNAL and observed.library_version < _REVERTS_EXTERNAL_SINCE:
-        raise TapvirtError(
-            f"{wanted.name}: it is external, and libvirt {version_text(observed.library_version)} cannot revert to "
-            f"such a snapshot ({version_text(_REVERTS_EXTERNAL_SINCE)} and later can). Nothing was "
-            "changed."
+        problem = (
+            f"The snapshot is external, and libvirt {version_text(observed.library_version)} cannot revert to such a "
+            f"snapshot ({version_text(_REVERTS_EXTERNAL_SINCE)} and later can)"
         )
+        raise InvalidInput("state", wanted.state, problem)
     if found.kind != EXTERNAL:
         if found.memory == NO and NUMBER.match(found.name):
-            rule = "cannot be reverted to: QEMU takes it for the number of another snapshot in the image"
-            raise InvalidInput(f"{wanted.name}: name", found.name, rule)
-        _check_in_place(wanted, outlook, found, "a revert")
+            problem = "QEMU would take this name for the number of another snapshot in the image"
+            raise InvalidInput("name", found.name, problem)
+        _check_in_place(wanted, outlook, found)
 
 
-def _check_in_place(wanted: Wanted, outlook: ProjectedState, found: Snapshot, doing: str) -> None:
+def _check_in_place(wanted: Wanted, outlook: ProjectedState, found: Snapshot) -> None:
     """Refuse to touch internal state where the domain's disks are others now.
 
     Images that later overlays stand on would change below them, or the state is not where libvirt looks for it.
@@ -151,10 +151,9 @@ def _check_in_place(wanted: Wanted, outlook: ProjectedState, found: Snapshot, do
     for target, image in found.inside.items() if found.domain is not None else ():
         now = outlook.sources.get(target)
         if now != image:
-            raise TapvirtError(
-                f"{wanted.name}: {doing} of {found.name} is refused: its state is in {image}, but disk {target} of "
-                f"the domain is {now or 'not there'} now. Nothing was changed."
-            )
+            has = f"uses {now}" if now else "does not exist"
+            problem = f"The state of snapshot {found.name!r} is in {image}, but disk {target} of the domain now {has}"
+            raise InvalidInput("state", wanted.state, problem)
 
 
 # ---- absent ----
@@ -168,17 +167,17 @@ def _plan_absence(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
     below = descendants(outlook.snapshots, found.name)
     unnamed = [name for name in reversed(below) if name not in outlook.named_absent]
     if unnamed and wanted.with_children is None:
-        raise InvalidInput(
-            f"{wanted.name}: with_children",
-            None,
-            f"has to be said, for it has children: {', '.join(unnamed)}. True removes them, too; false lets them "
-            "stay, below its own parent",
-        )
+        problem = f"A value is needed, because {wanted.title} has children: {', '.join(unnamed)}"
+        hint = "Set with_children: true to remove them too, or with_children: false to keep them below its parent"
+        raise InvalidInput("with_children", None, problem, hint)
     doomed = [*(below if wanted.with_children else []), found.name]
     kept = sorted(outlook.named_present.intersection(doomed))
     if kept:
-        rule = f"is to be present, and to go as a child of {found.name}"
-        raise InvalidInput(f"{wanted.name}: with_children", kept[0], rule)
+        problem = (
+            f"Snapshot {kept[0]!r} would be removed as a child of {found.name!r}, but another item of the task has it "
+            "as present"
+        )
+        raise InvalidInput("with_children", wanted.with_children, problem)
     for name in doomed:
         snapshot = outlook.snapshots[name]
         _check_removal(wanted, outlook, snapshot)
@@ -190,38 +189,39 @@ def _plan_absence(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
 def _check_removal(wanted: Wanted, outlook: ProjectedState, snapshot: Snapshot) -> None:
     if snapshot.kind != EXTERNAL and outlook.observed.active:
         # While the domain is off libvirt looks for the state where it was put.
-        _check_in_place(wanted, outlook, snapshot, "the removal")
+        _check_in_place(wanted, outlook, snapshot)
     if snapshot.kind == INTERNAL:
         return
     version = outlook.observed.library_version
     if version < _DELETES_EXTERNAL_SINCE:
-        raise TapvirtError(
-            f"{wanted.name}: {snapshot.name} is external, and libvirt {version_text(version)} could only forget it "
-            f"and leave its files ({', '.join(snapshot.files)}) behind with the domain's data in them; "
-            f"{version_text(_DELETES_EXTERNAL_SINCE)} and later can merge them. Nothing was changed."
+        problem = (
+            f"Snapshot {snapshot.name!r} is external. libvirt {version_text(version)} would only forget it and leave "
+            f"its files with the domain's data ({', '.join(snapshot.files)}); "
+            f"{version_text(_DELETES_EXTERNAL_SINCE)} and later can merge them"
         )
+        raise InvalidInput("state", wanted.state, problem)
     parent = outlook.snapshots.get(snapshot.parent or "")
     if parent is not None and parent.kind != EXTERNAL:
-        raise TapvirtError(
-            f"{wanted.name}: {snapshot.name} is external and its parent {parent.name} is internal: libvirt cannot "
-            "merge it into the image that has the "
-            f"state of {parent.name}. Nothing was changed; remove {parent.name} first, while the domain is off."
+        problem = (
+            f"Snapshot {snapshot.name!r} is external and its parent {parent.name!r} is internal, so libvirt cannot "
+            "merge it into the image that has the state of its parent"
         )
+        hint = f"Remove {parent.name!r} first, while the domain is off"
+        raise InvalidInput("state", wanted.state, problem, hint)
     children = outlook.children(snapshot.name)
     if len(children) > 1 or (children and snapshot.branch):
-        raise TapvirtError(
-            f"{wanted.name}: {snapshot.name} is external and more than one thing stands on its image (its children "
-            f"{', '.join(children)}{', and the domain since a revert' if snapshot.branch else ''}): libvirt cannot "
-            "merge it. Nothing was changed."
+        users = [*(f"snapshot {child!r}" for child in children), *(["the domain"] if snapshot.branch else [])]
+        problem = (
+            f"libvirt cannot merge the external snapshot {snapshot.name!r}, because its image has several users: "
+            f"{', '.join(users)}"
         )
+        raise InvalidInput("state", wanted.state, problem)
     going = set(snapshot.overlays.values())
     for other in outlook.snapshots.values():
         inside = sorted(going.intersection(image for image in other.inside.values() if image))
         if other.name != snapshot.name and inside:
-            raise TapvirtError(
-                f"{wanted.name}: {', '.join(inside)} would go, and the internal snapshot {other.name} has its state "
-                f"in it. Nothing was changed; remove {other.name} first."
-            )
+            problem = f"The removal would delete {', '.join(inside)}, which has the state of snapshot {other.name!r}"
+            raise InvalidInput("state", wanted.state, problem, f"Remove {other.name!r} first")
 
 
 def _plan_removal(plan: SnapshotPlan, wanted: Wanted, outlook: ProjectedState, snapshot: Snapshot) -> None:

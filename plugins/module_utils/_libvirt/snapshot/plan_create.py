@@ -24,35 +24,41 @@ NUMBER = re.compile(r"[1-9]\d{0,5}\Z")
 
 
 def check_same(wanted: Wanted, found: Snapshot) -> None:
-    """Refuse what a snapshot that is there differs in: it is not edited, and not taken anew in silence."""
-    asked: list[tuple[str, t.Any, t.Any]] = [
+    """Refuse a difference from an existing snapshot: it cannot be edited, and is not taken again silently."""
+    options: list[tuple[str, t.Any, t.Any]] = [
         ("kind", wanted.kind, found.kind),
         ("description", wanted.description, found.description or ""),
         ("memory_file", wanted.memory_file, found.memory_file),
     ]
-    for said in wanted.disks:
-        asked += _asked_of_disk(wanted, said, found)
-    for what, value, there in asked:
-        if value is not None and value != there:
-            rule = f"is not what the snapshot that is there has, {there!r}; a snapshot is not edited, remove it first"
-            raise InvalidInput(f"{wanted.name}: {what}", value, rule)
+    for index, disk in enumerate(wanted.disks):
+        options += _disk_options(f"disks[{index}]", disk, found)
+    for option, value, existing in options:
+        if value is not None and value != existing:
+            problem = f"The existing {wanted.title} {_has(existing)}, and a snapshot cannot be edited"
+            raise InvalidInput(option, value, problem, "Remove the snapshot first")
 
 
-def _asked_of_disk(wanted: Wanted, said: WantedDisk, found: Snapshot) -> list[tuple[str, t.Any, t.Any]]:
-    item = f"disk {said.target}: "
-    disk = found.disks.get(said.target)
+def _has(value: t.Any) -> str:
+    if isinstance(value, bool):
+        return "includes this disk" if value else "leaves this disk out"
+    return f"has {value!r}" if value else "has none"
+
+
+def _disk_options(path: str, wanted: WantedDisk, found: Snapshot) -> list[tuple[str, t.Any, t.Any]]:
+    """Return the options of a disk, each with its value and what the existing snapshot has."""
+    disk = found.disks.get(wanted.target)
     if disk is None:
-        rule = f"is no disk of the snapshot; it has {', '.join(found.disks) or 'none'}"
-        raise InvalidInput(f"{wanted.name}: disks", said.target, rule, nearest_names(said.target, found.disks))
+        problem = f"The disks of the existing snapshot are: {', '.join(found.disks) or 'none'}"
+        raise InvalidInput(f"{path}.target", wanted.target, problem, None, nearest_names(wanted.target, found.disks))
     disks = domain_disks(found.domain) if found.domain is not None else []
     could = [one.target for one in disks if one.writable and one.source]
-    asked: list[tuple[str, t.Any, t.Any]] = []
-    if not said.include or said.target in could:
-        asked.append((item + "include", said.include, disk.mode != NO))
+    options: list[tuple[str, t.Any, t.Any]] = []
+    if not wanted.include or wanted.target in could:
+        options.append((f"{path}.include", wanted.include, disk.mode != NO))
     # A revert may have put a file of libvirt's own naming beside it.
-    if said.file is None or said.file != found.branch.get(said.target):
-        asked.append((item + "file", said.file, disk.file))
-    return asked
+    if wanted.file is None or wanted.file != found.branch.get(wanted.target):
+        options.append((f"{path}.file", wanted.file, disk.file))
+    return options
 
 
 def plan_creation(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
@@ -66,10 +72,11 @@ def plan_creation(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
         _check_internal(wanted, observed, disks)
     else:
         _check_external(wanted, observed)
-    said = {disk.target: disk for disk in wanted.disks}
-    modes = {disk.target: _mode_of(wanted, kind, disk, said.get(disk.target)) for disk in disks}
+    indexes = {disk.target: index for index, disk in enumerate(wanted.disks)}
+    modes = {disk.target: _mode_of(wanted, kind, disk, indexes.get(disk.target)) for disk in disks}
     if modes and all(disk.mode == NO for disk in modes.values()) and kind == EXTERNAL:
-        raise InvalidInput(f"{wanted.name}: kind", kind, "cannot be: no disk of the domain would take part")
+        problem = f"The snapshot would have no disk of domain {wanted.domain!r}"
+        raise InvalidInput("kind", kind, problem)
     memory, state = _memory_of(wanted, observed, kind, modes, disks)
     new = Snapshot(
         name=wanted.snapshot,
@@ -105,42 +112,41 @@ def plan_creation(wanted: Wanted, outlook: ProjectedState) -> SnapshotPlan:
 
 def _check_targets(wanted: Wanted, disks: t.Sequence[DomainDisk]) -> None:
     targets = [disk.target for disk in disks]
-    for said in wanted.disks:
-        if said.target not in targets:
+    for index, disk in enumerate(wanted.disks):
+        if disk.target not in targets:
+            problem = f"The disks of domain {wanted.domain!r} are: {', '.join(targets) or 'none'}"
             raise InvalidInput(
-                f"{wanted.name}: disks",
-                said.target,
-                f"is no disk of the domain; it has {', '.join(targets) or 'none'}",
-                nearest_names(said.target, targets),
+                f"disks[{index}].target", disk.target, problem, None, nearest_names(disk.target, targets)
             )
 
 
 def _check_internal(wanted: Wanted, observed: Observed, disks: t.Sequence[DomainDisk]) -> None:
-    item = f"{wanted.name}: kind"
     if NUMBER.match(wanted.snapshot):
-        rule = "cannot name an internal snapshot: QEMU takes it for the number of another one in the image"
-        raise InvalidInput(f"{wanted.name}: name", wanted.snapshot, rule, ["s" + wanted.snapshot])
-    for said in wanted.disks:
-        if said.file is not None or not said.include:
-            rule = (
-                f"is kept inside every writable disk's image, so disk {said.target} has no file and cannot be left out"
-            )
-            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
+        problem = "QEMU would take this name for the number of another internal snapshot in the image"
+        raise InvalidInput("name", wanted.snapshot, problem, candidates=["s" + wanted.snapshot])
+    predicate = _internal_problem(wanted, observed, disks)
+    if predicate is not None:
+        raise InvalidInput("kind", wanted.kind, f"An internal snapshot {predicate}", "Set kind: external")
+
+
+def _internal_problem(wanted: Wanted, observed: Observed, disks: t.Sequence[DomainDisk]) -> str | None:
+    """Return why a snapshot cannot be internal, as the predicate of a sentence; None where it can."""
+    for asked in wanted.disks:
+        if asked.file is not None or not asked.include:
+            return f"is in the image of every writable disk, so disk {asked.target} cannot have a file or be left out"
     if wanted.memory_file is not None:
-        raise InvalidInput(item, INTERNAL, "keeps the memory in the image too; memory_file goes with", [EXTERNAL])
+        return "has the memory in the image, so it cannot have a memory_file"
     for disk in disks:
         if not disk.writable or disk.source is None:
             continue
         if disk.excluded:
-            rule = f"cannot be: the domain's definition excludes disk {disk.target} from snapshots"
-            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
+            return f"needs every writable disk, but the domain's definition excludes disk {disk.target} from snapshots"
         if disk.format not in (None, "qcow2"):
-            rule = f"needs qcow2 images, and disk {disk.target} ({disk.source}) is {disk.format}"
-            raise InvalidInput(item, INTERNAL, rule, [EXTERNAL, f"a qcow2 image for {disk.target}"])
+            return f"needs qcow2 images, but disk {disk.target} ({disk.source}) is {disk.format}"
     system = observed.definition.find("os")
     if system is not None and _has_raw_nvram(system):
-        rule = "cannot hold the firmware's variables (NVRAM): they are in a raw file beside the disks"
-        raise InvalidInput(item, INTERNAL, rule, [EXTERNAL])
+        return "cannot contain the firmware's variables (NVRAM), which are in a raw file beside the disks"
+    return None
 
 
 def _has_raw_nvram(system: ET.Element) -> bool:
@@ -151,27 +157,30 @@ def _has_raw_nvram(system: ET.Element) -> bool:
 
 def _check_external(wanted: Wanted, observed: Observed) -> None:
     if wanted.memory_file is not None and not observed.active:
-        rule = "cannot be written: the domain does not run, so there is no memory to keep"
-        raise InvalidInput(f"{wanted.name}: memory_file", wanted.memory_file, rule)
+        problem = f"Domain {wanted.domain!r} does not run, so it has no memory to store"
+        raise InvalidInput("memory_file", wanted.memory_file, problem)
 
 
-def _mode_of(wanted: Wanted, kind: str, disk: DomainDisk, said: WantedDisk | None) -> SnapshotDisk:
-    item = f"{wanted.name}: disk {disk.target}"
+def _mode_of(wanted: Wanted, kind: str, disk: DomainDisk, index: int | None) -> SnapshotDisk:
+    """Return what the snapshot does with a disk; ``index`` is the one of its entry in ``disks``."""
+    asked = None if index is None else wanted.disks[index]
     if not disk.writable or disk.source is None:
-        if said is not None and said.file is not None:
-            raise InvalidInput(item, said.file, "cannot be its overlay: the disk is read-only, removable or empty")
+        if asked is not None and asked.file is not None:
+            problem = f"Disk {disk.target} is read-only, removable or empty, so it cannot have an overlay"
+            raise InvalidInput(f"disks[{index}].file", asked.file, problem)
         return SnapshotDisk(NO)
-    if said is not None and not said.include:
+    if asked is not None and not asked.include:
         return SnapshotDisk(NO)
     if kind == INTERNAL:
         return SnapshotDisk(INTERNAL)
-    if disk.excluded and said is None:
+    if disk.excluded and asked is None:
         return SnapshotDisk(NO)
-    if said is not None and said.file is not None:
-        return SnapshotDisk(EXTERNAL, said.file)
+    if asked is not None and asked.file is not None:
+        return SnapshotDisk(EXTERNAL, asked.file)
     if disk.kind != "file":
-        rule = f"is of type {disk.kind}, so there is no place beside it for an overlay; name a 'file' for it"
-        raise InvalidInput(item, disk.source, rule)
+        option = "disks" if index is None else f"disks[{index}].file"
+        problem = f"Disk {disk.target} ({disk.source}) is of type {disk.kind}, so no overlay can be placed beside it"
+        raise InvalidInput(option, None, problem, f"Set a file for disk {disk.target} in disks")
     return SnapshotDisk(EXTERNAL, overlay_path(disk.source, wanted.snapshot))
 
 
@@ -186,8 +195,8 @@ def _memory_of(
     whole = INTERNAL if kind == INTERNAL and observed.active else EXTERNAL if wanted.memory_file else NO
     left_out = [disk.target for disk in disks if disk.writable and disk.source and modes[disk.target].mode == NO]
     if whole == EXTERNAL and left_out:
-        rule = f"goes with a snapshot of every writable disk, and {', '.join(left_out)} is left out"
-        raise InvalidInput(f"{wanted.name}: memory_file", wanted.memory_file, rule)
+        problem = f"A snapshot with memory needs every writable disk, but this one leaves out {', '.join(left_out)}"
+        raise InvalidInput("memory_file", wanted.memory_file, problem)
     if wanted.quiesce:
         _check_quiesce(wanted, observed, kind)
     if not observed.active:
@@ -196,28 +205,35 @@ def _memory_of(
 
 
 def _check_quiesce(wanted: Wanted, observed: Observed, kind: str) -> None:
-    item = f"{wanted.name}: quiesce"
     if kind == INTERNAL or wanted.memory_file is not None or not observed.active:
-        rule = "is for an external snapshot of a running domain without its memory; elsewhere nothing is in flight"
-        raise InvalidInput(item, True, rule)
+        problem = "Only an external snapshot of a running domain without its memory can be quiesced"
+        raise InvalidInput("quiesce", True, problem)
     agent = observed.definition.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
     if agent is None or agent.get("state") != "connected":
-        rule = (
-            "needs the guest agent, and "
-            f"{'the domain has no channel for it' if agent is None else 'nothing answers on its channel'}"
-        )  # fmt: skip
-        raise InvalidInput(item, True, rule)
+        has = "has no channel for the guest agent" if agent is None else "is not connected to its guest agent"
+        raise InvalidInput("quiesce", True, f"Domain {wanted.domain!r} {has}, which freezes the file systems")
+
+
+def file_error(wanted: Wanted, new: Snapshot, file: str, problem: str) -> InvalidInput:
+    """Return the error for a file of a new snapshot; ``problem`` is the predicate of a sentence."""
+    if file == new.memory_file:
+        return InvalidInput("memory_file", file, f"The file {problem}")
+    for index, disk in enumerate(wanted.disks):
+        if file == disk.file:
+            return InvalidInput(f"disks[{index}].file", file, f"The file {problem}")
+    target = next(target for target, overlay in new.overlays.items() if overlay == file)
+    return InvalidInput(
+        "disks", None, f"The overlay {file} of disk {target} {problem}", "Set another file for this disk"
+    )
 
 
 def _check_files(wanted: Wanted, outlook: ProjectedState, new: Snapshot) -> None:
     seen: set[str] = set()
     for file in new.files:
-        item = f"{wanted.name}: file"
         if not file.startswith("/") or file.endswith("/") or not file.isprintable() or "/../" in file:
-            raise InvalidInput(item, file, "must be an absolute path of printable characters, without '..'")
+            raise file_error(wanted, new, file, "needs an absolute path of printable characters without '..'")
         if len(file.rpartition("/")[2].encode()) > _MAX_FILE_NAME:
-            raise InvalidInput(item, file, f"has a last part longer than {_MAX_FILE_NAME} bytes")
+            raise file_error(wanted, new, file, f"has a name of more than {_MAX_FILE_NAME} bytes")
         if file in seen or file in outlook.taken:
-            rule = "would be written twice, or is the file of a disk or of another snapshot; name another one"
-            raise InvalidInput(item, file, rule)
+            raise file_error(wanted, new, file, "already belongs to a disk or a snapshot")
         seen.add(file)

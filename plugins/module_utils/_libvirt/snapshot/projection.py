@@ -18,7 +18,7 @@ from .model import Snapshot, domain_disks
 
 @dataclasses.dataclass(frozen=True)
 class WantedDisk:
-    """What the user says of one disk: the overlay's path, or that the snapshot leaves the disk out."""
+    """The user's options for one disk: the path of its overlay, or that the snapshot leaves the disk out."""
 
     target: str
     file: str | None = None
@@ -41,8 +41,13 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """Return what the item is called in a plan and in messages."""
+        """Return the item's name in a plan."""
         return f"{self.domain} snapshot {self.snapshot}"
+
+    @property
+    def title(self) -> str:
+        """Return the item's name in a message."""
+        return f"snapshot {self.snapshot!r} of domain {self.domain!r}"
 
 
 @dataclasses.dataclass(frozen=True)

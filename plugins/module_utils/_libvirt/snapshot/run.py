@@ -21,57 +21,66 @@ from ..connection.lookup import find_domain
 from ..connection.xml import check_name
 from ..disk.images import is_of_this_host
 from ..domain.lifecycle import state_of
-from ..item_run import Item, ItemRun
+from ..item_run import Item, ItemRun, entry_path
 from .model import NO, Snapshot, domain_disks, parse_snapshot, snapshot_xml
 from .plan import memory_file_to_go, plan_snapshot
+from .plan_create import file_error
 from .projection import Observed, ProjectedState, SnapshotPlan, Wanted, WantedDisk
 
 
-def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "snapshots") -> list[Wanted]:
     """Turn a user's list into ``Wanted``, all of it checked.
 
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
     :raises InvalidInput: a name that is none, an item given twice, or a revert beside other items of its domain.
     """
-    wanted = []
-    for item in items:
-        check_name("domain", item["domain"])
-        _check_snapshot_name(item["domain"], item["name"])
-        disks = tuple(WantedDisk(disk["target"], disk["file"], disk["include"]) for disk in item["disks"] or ())
-        wanted.append(
-            Wanted(
-                domain=item["domain"],
-                snapshot=item["name"],
-                state=item["state"],
-                description=_description(item),
-                kind=item["kind"],
-                memory_file=item["memory_file"],
-                quiesce=item["quiesce"],
-                disks=disks,
-                with_children=item["with_children"],
-            )
-        )
-    for number, one in enumerate(wanted):
-        if any((other.domain, other.snapshot) == (one.domain, one.snapshot) for other in wanted[:number]):
-            raise InvalidInput(f"{one.domain}: name", one.snapshot, "is in the list twice")
-        if one.state == "reverted" and sum(other.domain == one.domain for other in wanted) > 1:
-            rule = "has to stand alone for its domain: what the other snapshots are to be is not known before a revert"
-            raise InvalidInput(f"{one.name}: state", one.state, rule)
+    wanted: list[Wanted] = []
+    for index, item in enumerate(items):
+        with entry_path(option, index):
+            wanted.append(_read_entry(item))
+    for index, one in enumerate(wanted):
+        with entry_path(option, index):
+            _check_others(one, wanted[:index], wanted)
     return wanted
 
 
-def _check_snapshot_name(domain: str, name: str) -> None:
-    item = f"{domain}: name"
-    check_name(item, name)
+def _read_entry(item: t.Mapping[str, t.Any]) -> Wanted:
+    check_name("domain", item["domain"])
+    _check_snapshot_name(item["name"])
+    return Wanted(
+        domain=item["domain"],
+        snapshot=item["name"],
+        state=item["state"],
+        description=_description(item["description"]),
+        kind=item["kind"],
+        memory_file=item["memory_file"],
+        quiesce=item["quiesce"],
+        disks=tuple(WantedDisk(disk["target"], disk["file"], disk["include"]) for disk in item["disks"] or ()),
+        with_children=item["with_children"],
+    )
+
+
+def _check_others(one: Wanted, before: t.Sequence[Wanted], wanted: t.Sequence[Wanted]) -> None:
+    if any((other.domain, other.snapshot) == (one.domain, one.snapshot) for other in before):
+        raise InvalidInput("name", one.snapshot, f"The {one.title} is in the list twice")
+    if one.state == "reverted" and sum(other.domain == one.domain for other in wanted) > 1:
+        problem = f"The task has other snapshots of domain {one.domain!r}, which cannot be planned before the revert"
+        raise InvalidInput("state", one.state, problem, "Revert in a task of its own")
+
+
+def _check_snapshot_name(name: str) -> None:
+    check_name("name", name)
     if name.startswith("."):
-        raise InvalidInput(item, name, "must not start with '.', libvirt keeps a file of this name")
+        problem = "The name of a snapshot cannot start with '.', because libvirt stores it in a file of this name"
+        raise InvalidInput("name", name, problem)
 
 
-def _description(item: t.Mapping[str, t.Any]) -> str | None:
-    text: str | None = item["description"]
+def _description(text: str | None) -> str | None:
     if text is None:
         return None
-    if any(not letter.isprintable() and letter not in "\n\t" for letter in text):
-        raise InvalidInput(f"{item['name']}: description", text, "must be printable text")
+    if any(not character.isprintable() and character not in "\n\t" for character in text):
+        problem = "The description has a control character, and only printable text is allowed"
+        raise InvalidInput("description", text, problem)
     return text.strip()
 
 
@@ -83,8 +92,19 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
 
     rows = "snapshots"
 
-    def __init__(self, uri: str, timeout_seconds: float, wanted: t.Sequence[Wanted], wait_seconds: float) -> None:
-        super().__init__(wanted, SnapshotPlan)
+    def __init__(
+        self,
+        uri: str,
+        timeout_seconds: float,
+        wanted: t.Sequence[Wanted],
+        wait_seconds: float,
+        option: str | None = None,
+    ) -> None:
+        """Prepare the run.
+
+        :param option: as ``read_wanted`` takes it.
+        """
+        super().__init__(wanted, SnapshotPlan, option)
         self._uri = uri
         self._timeout_seconds = timeout_seconds
         self._wait_seconds = wait_seconds
@@ -105,8 +125,8 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             # Nothing is in a root that does not exist; opening it would make it.
             for item in self._items:
                 if item.wanted.state != "absent":
-                    rule = f"is no domain of this libvirt: nothing is in {root.path} yet"
-                    item.error = InvalidInput("domain", item.wanted.domain, rule)
+                    problem = f"No domain has this name, because nothing is in {root.path} yet"
+                    item.fail(InvalidInput("domain", item.wanted.domain, problem))
         return self.result(check_mode, with_diff)
 
     # ---- observe ----
@@ -117,18 +137,20 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             name = item.wanted.domain
             if name not in seen:
                 try:
-                    seen[name] = observe_domain(connection, find_domain(connection, name), self._local)
+                    seen[name] = observe_domain(connection, find_domain(connection, name, "domain"), self._local)
                 except TapvirtError as error:
                     seen[name] = error
             found = seen[name]
             item.observed = found if isinstance(found, Observed) else None
             if isinstance(found, InvalidInput) and item.wanted.state == "absent":
                 # Without its domain a snapshot is gone, too, unless the name is a mistyped one.
-                warning = f"{item.wanted.name}: {found.message}"
+                nearest = f" Did you mean {' or '.join(found.candidates)}?" if found.candidates else ""
+                title = f"{item.wanted.title[0].upper()}{item.wanted.title[1:]}"
+                warning = f"{title} is absent, because no domain has this name.{nearest}"
                 if warning not in self._warnings:
                     self._warnings.append(warning)
             elif isinstance(found, TapvirtError):
-                item.error = found
+                item.fail(found)
 
     # ---- plan ----
 
@@ -151,38 +173,36 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         return plan
 
     def _check_places(self, wanted: Wanted, new: Snapshot) -> None:
-        """Refuse files that are there, and those with no directory to go to.
+        """Refuse files that already exist, and those without an existing directory.
 
         Libvirt refuses to put an overlay over a file, but empties the one that the memory goes to.
         """
         if not self._local:
             if new.memory_file is not None:
-                rule = "is on another host, and whether a file there would be overwritten cannot be seen from here"
-                raise InvalidInput(f"{wanted.name}: memory_file", new.memory_file, rule)
+                problem = "is on another host, where this module cannot check that it does not exist yet"
+                raise file_error(wanted, new, new.memory_file, problem)
             return
         for file in new.files:
-            item = f"{wanted.name}: file"
             if os.path.lexists(file):
-                rule = "is there already and is not overwritten; name another file, or remove it"
-                raise InvalidInput(item, file, rule)
+                raise file_error(wanted, new, file, "already exists and is not overwritten")
             if not os.path.isdir(os.path.dirname(file)):
-                raise InvalidInput(item, file, "cannot be written: its directory does not exist")
+                raise file_error(wanted, new, file, "cannot be created, because its directory does not exist")
 
     # ---- apply ----
 
     def _apply(self, connection: Connection, item: _Item) -> None:
-        plan, name = item.plan, item.wanted.name
-        domain = find_domain(connection, item.wanted.domain)
+        plan, title = item.plan, item.wanted.title
+        domain = find_domain(connection, item.wanted.domain, "domain")
         if plan.create is not None:
             # Something may have been put there since the plan was made.
             self._check_places(item.wanted, plan.create)
             text, flags = snapshot_xml(plan.create), _creation_flags(plan)
-            self._do(f"{name}: taking it", domain, lambda: domain.snapshotCreateXML(text, flags))
+            self._do(f"Taking {title}", domain, lambda: domain.snapshotCreateXML(text, flags))
             item.done = True
         if plan.revert:
-            with libvirt_errors(f"{name}: looking it up"):
+            with libvirt_errors(f"Looking up {title}"):
                 snapshot = domain.snapshotLookupByName(item.wanted.snapshot)
-            self._do(f"{name}: reverting to it", domain, lambda: domain.revertToSnapshot(snapshot))
+            self._do(f"Reverting to {title}", domain, lambda: domain.revertToSnapshot(snapshot))
             item.done = True
         for one in plan.delete:
             self._delete(domain, one, item)
@@ -191,7 +211,8 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         call_with_deadline(self._wait_seconds, doing, call, domain.abortJob)
 
     def _delete(self, domain: Domain, snapshot: Snapshot, item: _Item) -> None:
-        doing = f"{item.wanted.domain} snapshot {snapshot.name}: removing it"
+        title = f"snapshot {snapshot.name!r} of domain {item.wanted.domain!r}"
+        doing = f"Removing {title}"
         with libvirt_errors(doing):
             found = domain.snapshotLookupByName(snapshot.name)
         self._do(doing, domain, found.delete)
@@ -201,9 +222,9 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             return
         if self._local:
             # Libvirt leaves it behind in some versions.
-            _remove_file(doing, file)
+            _remove_file(title, file)
         else:
-            self._warnings.append(f"{doing}: the memory file {file} may still be on the domain's host.")
+            self._warnings.append(f"The memory file {file} of {title} may still be on the domain's host.")
 
     # ---- verify ----
 
@@ -214,10 +235,10 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         for item in touched:
             left = [file for file in planned[item.wanted.name].goes if self._local and os.path.lexists(file)]
             if left and not item.error:
-                item.error = NoEffect(f"{item.wanted.name}: done, but still there: {', '.join(left)}.")
+                item.fail(NoEffect(f"Files that belonged to {item.wanted.title} still exist: {', '.join(left)}."))
             new = planned[item.wanted.name].create
             if new is not None and item.observed is not None and not item.error:
-                item.error = _not_as_planned(item.wanted, new, item.observed)
+                item.fail(_not_as_planned(item.wanted, new, item.observed))
                 expected.update({(item.wanted.domain, target): file for target, file in new.overlays.items()})
         for item in touched:
             if item.observed is None or item.error or planned[item.wanted.name].create is None:
@@ -225,10 +246,11 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             for disk in domain_disks(item.observed.definition):
                 file = expected.get((item.wanted.domain, disk.target), disk.source)
                 if disk.source != file:
-                    item.error = NoEffect(
-                        f"{item.wanted.name}: taken, but disk {disk.target} still writes to {disk.source} and not "
-                        f"to the overlay {file}."
+                    message = (
+                        f"libvirt took {item.wanted.title}, but disk {disk.target} still writes to {disk.source} and "
+                        f"not to the overlay {file}."
                     )
+                    item.fail(NoEffect(message))
 
     # ---- result ----
 
@@ -265,18 +287,18 @@ def _not_as_planned(wanted: Wanted, new: Snapshot, observed: Observed) -> NoEffe
     if found is None or (found.kind, sorted(found.files)) == (new.kind, sorted(new.files)):
         return None
     return NoEffect(
-        f"{wanted.name}: taken, but it is {found.kind} with the files {found.files}; planned was {new.kind} with "
-        f"{new.files}."
+        f"libvirt took {wanted.title} as {found.kind} with the files {found.files}, but it was planned as {new.kind} "
+        f"with the files {new.files}."
     )
 
 
-def _remove_file(doing: str, file: str) -> None:
+def _remove_file(title: str, file: str) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISREG(os.lstat(file).st_mode):
                 os.unlink(file)
     except OSError as error:
-        raise TapvirtError(f"{doing}: the memory file {file} stays: {error.strerror}.") from error
+        raise TapvirtError(f"The memory file {file} of {title} was not removed: {error.strerror}.") from error
 
 
 def observe_domain(connection: Connection, domain: Domain, local: bool) -> Observed:
@@ -284,13 +306,13 @@ def observe_domain(connection: Connection, domain: Domain, local: bool) -> Obser
 
     :raises TapvirtError: it cannot be read, or its driver knows no snapshots.
     """
-    with libvirt_errors(f"{domain.name()}: reading it"):
+    with libvirt_errors(f"Reading domain {domain.name()}"):
         active = bool(domain.isActive())
         stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         definition = ET.fromstring(domain.XMLDesc(0)) if active else stored
         version = connection.getLibVersion()
     snapshots = observe_snapshots(domain)
-    with libvirt_errors(f"{domain.name()}: reading its snapshots"):
+    with libvirt_errors(f"Reading the snapshots of domain {domain.name()}"):
         current = domain.snapshotCurrent().getName() if snapshots and domain.hasCurrentSnapshot() else None
         managed_save = bool(domain.hasManagedSaveImage())
     return Observed(
@@ -313,7 +335,7 @@ def observe_snapshots(domain: Domain) -> dict[str, Snapshot]:
 
     :raises TapvirtError: they cannot be read, or the domain's driver knows none.
     """
-    with libvirt_errors(f"{domain.name()}: reading its snapshots"):
+    with libvirt_errors(f"Reading the snapshots of domain {domain.name()}"):
         found = [parse_snapshot(one.getXMLDesc(0)) for one in list_snapshots(domain)]
     return {one.name: one for one in found}
 
@@ -329,4 +351,5 @@ def list_snapshots(domain: Domain, flags: int = 0) -> list[t.Any]:
         if not is_unsupported(error):
             raise
         driver = domain.connect().getType()
-        raise TapvirtError(f"{domain.name()}: libvirt's driver {driver} knows no snapshots.") from error
+        message = f"Domain {str(domain.name())!r} cannot have snapshots, because libvirt's driver {driver} has none."
+        raise TapvirtError(message) from error

@@ -13,21 +13,22 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.errors import InvalidInput
 from ..._core.plan import Change
 from ..connection.xml import Difference, differences, text_of, to_text
 from ..domain.live.edits import pending_row
-from .storage import UNKNOWN_USERS
+from .storage import unknown_users
 
 # What libvirt counts. It also fills in the permissions of a directory that is there; those that are asked for have an
 # effect only when a directory is made.
 _COUNTED = ("capacity", "allocation", "available", "uuid")
 _MAX_PENDING = 20
+_MAX_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class WantedPool:
-    """One pool as the user wants it; ``root`` is the parsed XML."""
+    """One pool as the user wants it; ``root`` is the parsed ``xml``."""
 
     name: str
     state: str
@@ -35,6 +36,7 @@ class WantedPool:
     autostart: bool | None = None
     build: bool = False
     allow_in_use: bool = False
+    xml: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def plan_pool(
 
     :param canonical: what libvirt makes of the wanted XML; null without XML.
     :param is_missing: tells whether a directory is not there; null where that cannot be seen from here.
-    :raises TapvirtError: it cannot be done, or running domains would lose what they stand on.
+    :raises InvalidInput: it cannot be done, or running domains would lose their volumes.
     """
     if wanted.state == "absent":
         return _plan_absence(wanted, observed)
@@ -119,9 +121,8 @@ def plan_pool(
     persistent = plan.define is not None or (observed is not None and observed.persistent)
     if wanted.autostart is not None and wanted.autostart != (observed.autostart if observed else False):
         if not persistent:
-            raise InvalidInput(
-                f"{wanted.name}: autostart", wanted.autostart, "needs a definition, and the pool has none: xml"
-            )
+            problem = f"Pool {wanted.name!r} has no stored definition, so it cannot start with the host"
+            raise InvalidInput("autostart", wanted.autostart, problem, "Set xml to define the pool")
         plan.autostart = wanted.autostart
         _add(plan, wanted, "autostart", not wanted.autostart, wanted.autostart, "setAutostart", "as wanted")
     active = observed is not None and observed.active
@@ -129,11 +130,8 @@ def plan_pool(
         _plan_start(plan, wanted, observed, stored, is_missing(path_of(stored) or "/"))
     elif wanted.state == "inactive" and active:
         if not persistent:
-            raise InvalidInput(
-                f"{wanted.name}: state",
-                "inactive",
-                "would make it vanish: it has no definition (absent)",
-            )
+            problem = f"Pool {wanted.name!r} has no stored definition, so it would disappear when it stops"
+            raise InvalidInput("state", wanted.state, problem, "Set state: absent, or set xml to define the pool")
         _plan_stop(plan, wanted, observed)
     if observed is not None and observed.running is not None and not plan.stop:
         plan.pending = pending_rows(stored, observed.running)
@@ -150,8 +148,7 @@ def _plan_definition(
     """Plan the stored definition; return what it will be."""
     if canonical is None or wanted.root is None:
         if observed is None:
-            rule = "cannot be reached: there is no pool of this name and no xml was given"
-            raise InvalidInput(wanted.name, wanted.state, rule)
+            raise InvalidInput("xml", None, f"A definition is needed, because pool {wanted.name!r} does not exist")
         return observed.stored
     if observed is None:
         _add(plan, wanted, "definition", None, summary(canonical), "defineXML", "there is no such pool")
@@ -159,7 +156,8 @@ def _plan_definition(
         return canonical
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
-        raise InvalidInput(f"{wanted.name}: uuid", uuid, f"is not the one that the pool has, {observed.uuid}")
+        problem = f"Pool {wanted.name!r} has the UUID {observed.uuid}, and the definition has {uuid}"
+        raise InvalidInput("xml", None, problem, "Leave <uuid> out to keep the UUID")
     rows: list[Difference] = differences(comparable(observed.stored), comparable(canonical))
     for row in rows:
         _add(plan, wanted, row.path, row.before, row.after, "defineXML", "the definition is another one")
@@ -214,20 +212,19 @@ def _plan_stop(plan: PoolPlan, wanted: WantedPool, observed: ObservedPool | None
 
 
 def refuse_users(wanted: WantedPool, observed: ObservedPool | None) -> None:
-    """Refuse to take a pool from under running domains.
+    """Refuse to stop or undefine a pool that running domains use.
 
-    :raises TapvirtError: some stand on it, or nobody can tell.
+    :raises InvalidInput: running domains use the pool, or the driver cannot tell.
     """
     if observed is None or wanted.allow_in_use:
         return
     if observed.users is None:
-        raise TapvirtError(UNKNOWN_USERS.format(wanted.name))
+        raise unknown_users("state", wanted.state, f"pool {wanted.name!r}")
     if observed.users:
-        raise TapvirtError(
-            f"{wanted.name}: is in use by running domains: "
-            f"{', '.join(observed.users[:5]) + (', ...' if len(observed.users) > 5 else '')}. Nothing was changed "
-            "(allow_in_use: true would)."
-        )
+        shown = ", ".join(observed.users[:_MAX_SHOWN]) + (", ..." if len(observed.users) > _MAX_SHOWN else "")
+        problem = f"Running domains use pool {wanted.name!r}: {shown}"
+        hint = "Stop the domains, or set allow_in_use: true to do it anyway"
+        raise InvalidInput("state", wanted.state, problem, hint)
 
 
 def _plan_absence(wanted: WantedPool, observed: ObservedPool | None) -> PoolPlan:

@@ -13,32 +13,42 @@ import os
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, error_row, option_path
+from ..._core.errors import InvalidInput, TapvirtError, error_row
 from ..connection.connection import Connection, LibvirtFailure, connected, libvirt, libvirt_errors
 from ..connection.schema import empty_host, schema_error
 from ..connection.xml import fill_or_check_name, parse_definition, text_of, to_text
-from ..item_run import Item, ItemRun, check_names
+from ..item_run import Item, ItemRun, check_names, entry_path
 from .pool_plan import ObservedPool, PoolPlan, WantedPool, path_of, plan_pool, refuse_users, type_of
 from .storage import Pool, Users, check_has_storage, is_local, list_pools
 
 _PREFIX = "{http://libvirt.org/schemas/storagepool/"
 
 
-def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedPool]:
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "pools") -> list[WantedPool]:
     """Turn a user's list into ``WantedPool``, all of it checked.
 
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
     :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
     """
-    check_names("pools", (item["name"] for item in items))
+    check_names(option, (item["name"] for item in items))
     wanted = []
     for index, item in enumerate(items):
+        xml = item.get("xml") or None
         root = None
-        if item.get("xml"):
-            with option_path(f"pools[{index}]"):
-                root = parse_definition(item["xml"], "pool")
+        if xml is not None:
+            with entry_path(option, index):
+                root = parse_definition(xml, "pool")
                 fill_or_check_name("pool", item["name"], root)
         wanted.append(
-            WantedPool(item["name"], item["state"], root, item.get("autostart"), item["build"], item["allow_in_use"])
+            WantedPool(
+                name=item["name"],
+                state=item["state"],
+                root=root,
+                autostart=item.get("autostart"),
+                build=item["build"],
+                allow_in_use=item["allow_in_use"],
+                xml=xml,
+            )
         )
     return wanted
 
@@ -51,8 +61,12 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
 
     rows = "pools"
 
-    def __init__(self, wanted: t.Sequence[WantedPool]) -> None:
-        super().__init__(wanted, PoolPlan)
+    def __init__(self, wanted: t.Sequence[WantedPool], option: str | None = None) -> None:
+        """Prepare the run.
+
+        :param option: as ``read_wanted`` takes it.
+        """
+        super().__init__(wanted, PoolPlan, option)
         self._local = False
         # What libvirt makes of the wanted definitions, or why it refuses, by name; asked for once.
         self._canonical: dict[str, ET.Element | InvalidInput] = {}
@@ -132,45 +146,45 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         uuid = text_of(wanted.root, "uuid")
         owner = self._owners.setdefault(uuid.lower(), wanted.name) if uuid else wanted.name
         if owner != wanted.name:
-            rule = f"belongs to pool {owner!r}; a pool is not renamed by another name in its XML"
-            raise InvalidInput(f"{wanted.name}: uuid", uuid, rule)
+            problem = f"The UUID {uuid} is the one of pool {owner!r}, and a pool cannot be renamed"
+            raise InvalidInput("xml", None, problem, "Leave <uuid> out to define a new pool")
         path = path_of(canonical)
         if type_of(canonical) != "dir" or path is None:
             return
         other = self._directories.setdefault(path, wanted.name)
         if other != wanted.name:
-            raise InvalidInput(f"{wanted.name}: path", path, f"belongs to pool {other!r} already")
+            raise InvalidInput("xml", None, f"The directory {path} already belongs to pool {other!r}")
 
     # ---- apply ----
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan
         if plan.define is not None:
-            with libvirt_errors(f"{name}: defining it"):
+            with libvirt_errors(f"Defining pool {name}"):
                 connection.storagePoolDefineXML(plan.define, 0)
             item.done = True
-        with libvirt_errors(f"{name}: looking it up"):
+        with libvirt_errors(f"Looking up pool {name}"):
             pool = connection.storagePoolLookupByName(name)
         if plan.autostart is not None:
-            with libvirt_errors(f"{name}: setting autostart"):
+            with libvirt_errors(f"Setting autostart of pool {name}"):
                 pool.setAutostart(int(plan.autostart))
             item.done = True
         if plan.build:
-            with libvirt_errors(f"{name}: building it"):
+            with libvirt_errors(f"Building pool {name}"):
                 _build(pool)
             item.done = True
         if plan.stop or plan.undefine:
             # A guest may have started since the plan was made.
-            with libvirt_errors(f"{name}: reading it"):
+            with libvirt_errors(f"Reading pool {name}"):
                 now = self._with_users(item, pool, observe_pool(pool), Users(connection, self._local))
             refuse_users(item.wanted, now)
         for asked, doing, step in (
-            (plan.start, "starting", pool.create),
-            (plan.stop, "stopping", pool.destroy),
-            (plan.undefine, "undefining", pool.undefine),
+            (plan.start, "Starting", pool.create),
+            (plan.stop, "Stopping", pool.destroy),
+            (plan.undefine, "Undefining", pool.undefine),
         ):
             if asked:
-                with libvirt_errors(f"{name}: {doing} it"):
+                with libvirt_errors(f"{doing} pool {name}"):
                     step()
                 item.done = True
 
@@ -249,7 +263,7 @@ def canonical_pools(wanted: t.Sequence[WantedPool]) -> dict[str, ET.Element | In
 
 def _canonical(connection: Connection, wanted: WantedPool) -> ET.Element:
     if wanted.root is None:
-        raise TapvirtError(f"{wanted.name}: no definition.")
+        raise TapvirtError(f"Pool {wanted.name!r} has no definition.")
     # Older versions do not have it; without it a wrong name in the XML is dropped silently, as everywhere.
     flags = getattr(libvirt, "VIR_STORAGE_POOL_DEFINE_VALIDATE", 0)
     try:
@@ -257,7 +271,7 @@ def _canonical(connection: Connection, wanted: WantedPool) -> ET.Element:
     except libvirt.libvirtError as error:
         reason = str(error.get_error_message())
         if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-            raise schema_error(wanted.root, reason) from error
+            raise schema_error(wanted.root, reason, wanted.xml) from error
         problem = f"libvirt refuses the definition of pool {wanted.name!r}: {' '.join(reason.split())}"
         raise InvalidInput("xml", None, problem) from error
     root = ET.fromstring(pool.XMLDesc(0))

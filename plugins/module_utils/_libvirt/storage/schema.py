@@ -16,29 +16,30 @@ from ..._core.errors import InvalidInput
 from ..connection.connection import libvirt
 from ..connection.schema import empty_host, schema_error
 from ..connection.xml import to_text
+from .volume_data import WantedVolume
 
 _POOL = "<pool type='dir'><name>pool</name><target><path>/pool</path></target></pool>"
 
 
-def check_schema(definitions: t.Mapping[str, ET.Element]) -> None:
-    """Check definitions by volume.
-
-    :raises InvalidInput: libvirt's schema does not know one; with the nearest of its names.
-    """
+def schema_errors(volumes: t.Iterable[WantedVolume]) -> dict[str, InvalidInput]:
+    """Check the definitions of volumes; return why libvirt's schema refuses them, by volume."""
     # Libvirt can do it since 8.10.
     validate = getattr(libvirt, "VIR_STORAGE_VOL_CREATE_VALIDATE", None)
-    if not definitions or validate is None:
-        return
+    defined = [(one, one.root) for one in volumes if one.root is not None]
+    errors: dict[str, InvalidInput] = {}
+    if not defined or validate is None:
+        return errors
     with empty_host() as connection:
         pool = connection.storagePoolDefineXML(_POOL, 0)
         pool.create(0)
-        for name, root in definitions.items():
+        for one, root in defined:
             try:
                 pool.createXML(to_text(_complete(root)), validate)
             except libvirt.libvirtError as error:
                 # Anything else is the test driver's own opinion; the driver that is asked for has its own.
                 if error.get_error_code() == libvirt.VIR_ERR_XML_INVALID_SCHEMA:
-                    raise _error(name, root, error) from error
+                    errors[one.name] = schema_error(root, str(error.get_error_message()), one.xml)
+    return errors
 
 
 def _complete(root: ET.Element) -> ET.Element:
@@ -49,7 +50,3 @@ def _complete(root: ET.Element) -> ET.Element:
             element = ET.SubElement(complete, tag)
             element.text = "0" if tag == "capacity" else None
     return complete
-
-
-def _error(name: str, root: ET.Element, error: t.Any) -> InvalidInput:
-    return schema_error(root, str(error.get_error_message()))

@@ -21,11 +21,8 @@ from ..connection.xml import SIZE_UNITS, text_of
 from ..disk.disks import ANY_HOST, Source, disks_of, nvram_path
 from ..disk.images import ImageLocator, is_of_this_host
 
-#: What to say where a driver of storage cannot tell who stands on it.
-UNKNOWN_USERS = (
-    "{0}: whether domains stand on it is not known: this libvirt driver knows no domains. Nothing was changed "
-    "(qemu:///system can tell; allow_in_use: true does it all the same)."
-)
+INACTIVE_POOL = "The storage pool is inactive, so its volumes cannot be read"
+START_POOL = "Start the pool with libvirt_pool and state: active"
 # What the binding's objects are; it ships no types.
 Pool = t.Any
 Volume = t.Any
@@ -38,10 +35,12 @@ _FACTORS = {**{unit.lower(): factor for unit, factor in SIZE_UNITS.items()}, "":
 _MAX_BYTES = (1 << 63) - 1
 # Text of a domain's <os> that is the path of a file.
 _BOOT_FILES = ("loader", "kernel", "initrd", "dtb")
-_UNKNOWN = "this libvirt driver has no storage; a daemon with a storage driver has, such as qemu:///system."
+_NO_STORAGE = "This libvirt driver has no storage."
+_USE_DAEMON = "Connect to a daemon with a storage driver, such as qemu:///system."
+_SIZE_RULE = "A size is a whole number, with a unit such as MiB or GB, or without a unit in bytes"
 
 
-def parse_size(item: str, text: str) -> int:
+def parse_size(option: str, text: str) -> int:
     """Return the bytes that a size such as ``10GiB``, ``10 GiB`` or ``512`` (bytes) means.
 
     Units are read as libvirt reads them (virScaleInteger): in any case; ``K`` and ``KiB`` are 1024, ``KB`` is 1000.
@@ -56,28 +55,28 @@ def parse_size(item: str, text: str) -> int:
         nearest = []
         if part is not None and factor is not None:
             nearest = [str(int(fractions.Fraction(part.group(1)) * factor))]
-        raise InvalidInput(item, text, "must be a whole number, with a unit such as MiB or GB, or of bytes", nearest)
+        raise InvalidInput(option, text, _SIZE_RULE, candidates=nearest)
     factor = _FACTORS.get(found.group(2).lower())
     if factor is None:
         units = [unit for unit in SIZE_UNITS if len(unit) > 1 and unit[0].lower() == found.group(2)[0].lower()]
         likely = nearest_names(found.group(2), units) or units or ["MiB", "GiB"]
-        rule = f"has the unit {found.group(2)!r}, which libvirt does not know"
-        raise InvalidInput(item, text, rule, [found.group(1) + unit for unit in likely])
+        problem = f"libvirt does not know the unit {found.group(2)!r}"
+        raise InvalidInput(option, text, problem, candidates=[found.group(1) + unit for unit in likely])
     size = int(found.group(1)) * factor
     if size > _MAX_BYTES:
-        raise InvalidInput(item, text, f"is more than libvirt can count, {_MAX_BYTES} bytes")
+        raise InvalidInput(option, text, f"The size is larger than libvirt's maximum, {_MAX_BYTES} bytes")
     return size
 
 
-def element_size(item: str, element: ET.Element | None) -> int | None:
-    """Return the bytes that ``<capacity unit='MiB'>8</capacity>`` means; null where there is none.
+def element_size(element: ET.Element | None) -> int | None:
+    """Return the bytes that ``<capacity unit='MiB'>8</capacity>`` of a user's XML means; None without the element.
 
     :raises InvalidInput: as ``parse_size`` does.
     """
     text = text_of(element)
     if element is None or text is None:
         return None
-    return parse_size(item, text + element.get("unit", ""))
+    return parse_size("xml", text + element.get("unit", ""))
 
 
 def shown_size(size: int) -> str:
@@ -89,13 +88,12 @@ def shown_size(size: int) -> str:
 
 
 def check_has_storage(uri: str) -> None:
-    """Refuse a root of the embedded driver before opening it would make it.
+    """Refuse a root of the embedded driver before opening it would create it.
 
-    :raises InvalidInput: the URI is none.
-    :raises TapvirtError: it is the embedded driver's.
+    :raises InvalidInput: the URI is malformed, or the embedded driver's.
     """
     if check_uri(uri) is not None:
-        raise TapvirtError(f"{shown_uri(uri)}: {_UNKNOWN}")
+        raise InvalidInput("uri", shown_uri(uri), _NO_STORAGE, _USE_DAEMON)
 
 
 def list_pools(connection: Connection) -> list[Pool]:
@@ -108,8 +106,18 @@ def list_pools(connection: Connection) -> list[Pool]:
             return list(connection.listAllStoragePools())
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-                raise TapvirtError(f"Listing the storage pools: {_UNKNOWN}") from error
+                raise TapvirtError(f"{_NO_STORAGE} {_USE_DAEMON}") from error
             raise
+
+
+def unknown_users(option: str, value: t.Any, thing: str) -> InvalidInput:
+    """Return the error for an option that would take something from domains, where the driver knows no domains."""
+    return InvalidInput(
+        option,
+        value,
+        f"This libvirt driver has no domains, so it is not known whether a domain uses {thing}",
+        "Connect to a driver that has them, such as qemu:///system, or set allow_in_use: true",
+    )
 
 
 def is_local(connection: Connection) -> bool:
@@ -235,8 +243,5 @@ def refresh(pool: Pool) -> None:
         active = pool.connect().listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE)
         if pool.name() not in [one.name() for one in active]:
             reason = " ".join(str(error.get_error_message()).split())
-            message = (
-                f"Pool {pool.name()}: libvirt could not look at what is in it, and stopped the pool over that: "
-                f"{reason}."
-            )
+            message = f"libvirt could not read the content of pool {str(pool.name())!r} and stopped the pool: {reason}."
             raise TapvirtError(message) from error

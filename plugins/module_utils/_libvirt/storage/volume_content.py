@@ -30,25 +30,27 @@ _QCOW2_MAGIC = b"QFI\xfb"
 Log = t.Callable[[str], None]
 
 
-def inspect_source(item: str, path: str) -> SourceFile:
+def inspect_source(path: str) -> SourceFile:
     """Return what a file of this host is.
 
-    :raises InvalidInput: no file that can be read, an empty one, or an image that stands on another file.
+    :raises InvalidInput: the file cannot be read, is empty, or is an image with a backing file.
     """
     try:
         with open_regular(path) as stream:
             found = os.fstat(stream.fileno())
             header = stream.read(_QCOW2.size)
     except OSError as error:
-        raise InvalidInput(item, path, f"cannot be read on this host: {error.strerror}") from error
+        raise InvalidInput("source", path, f"The file cannot be read on this host: {error.strerror}") from error
     if not found.st_size:
-        raise InvalidInput(item, path, "is empty")
+        raise InvalidInput("source", path, "The file is empty")
     if len(header) < _QCOW2.size or not header.startswith(_QCOW2_MAGIC):
         return SourceFile(path, found.st_size, "raw", found.st_size)
     _magic, _version, backing_offset, _length, _cluster_bits, capacity = _QCOW2.unpack(header)
     if backing_offset:
-        below = backing_file(path) or "which is not one of this host"
-        raise InvalidInput(item, path, f"stands on another file, {below}; only a whole image can be uploaded")
+        below = backing_file(path)
+        has = "a backing file on another host" if below is None else f"the backing file {below}"
+        problem = f"The image has {has}, and only a standalone image can be uploaded"
+        raise InvalidInput("source", path, problem, "Convert it to a standalone image with qemu-img convert")
     return SourceFile(path, found.st_size, "qcow2", int(capacity))
 
 
@@ -65,7 +67,7 @@ def _chunks(path: str) -> t.Iterator[bytes]:
         with open_regular(path) as stream:
             yield from iter(lambda: stream.read(_CHUNK_BYTES), b"")
     except OSError as error:
-        raise TapvirtError(f"{path}: cannot be read on this host: {error.strerror}.") from error
+        raise TapvirtError(f"{path} cannot be read on this host: {error.strerror}.") from error
 
 
 @contextlib.contextmanager
@@ -84,7 +86,7 @@ def _stream(connection: Connection, doing: str) -> t.Iterator[t.Any]:
 def digest_of_volume(connection: Connection, name: str, volume: Volume, length: int) -> str:
     """Return the SHA-256 of a volume's first bytes, in hex; of all that it has, where that is less."""
     digest = hashlib.sha256()
-    with _stream(connection, f"{name}: reading its content") as stream:
+    with _stream(connection, f"Reading the content of volume {name}") as stream:
         volume.download(stream, 0, length, 0)
         for chunk in iter(lambda: stream.recv(_CHUNK_BYTES), b""):
             digest.update(chunk)
@@ -99,11 +101,11 @@ def upload(connection: Connection, name: str, volume: Volume, source: SourceFile
     :raises NoEffect: what is read back is something else.
     """
     digest, sent, told = hashlib.sha256(), 0, 0
-    with _stream(connection, f"{name}: uploading {source.path}") as stream:
+    with _stream(connection, f"Uploading {source.path} to volume {name}") as stream:
         volume.upload(stream, 0, source.size, 0)
         for chunk in _chunks(source.path):
             if sent + len(chunk) > source.size:
-                raise TapvirtError(f"{name}: {source.path} grew while it was read.")
+                raise TapvirtError(f"{source.path} grew while it was uploaded to volume {name!r}.")
             _send(stream, chunk)
             digest.update(chunk)
             sent += len(chunk)
@@ -112,10 +114,12 @@ def upload(connection: Connection, name: str, volume: Volume, source: SourceFile
                 told = part
                 log(f"{name}: {shown_size(sent)} of {shown_size(source.size)} uploaded")
     if sent < source.size:
-        raise TapvirtError(f"{name}: {source.path} shrank while it was read.")
+        raise TapvirtError(f"{source.path} shrank while it was uploaded to volume {name!r}.")
     found = digest_of_volume(connection, name, volume, source.size)
     if found != digest.hexdigest():
-        raise NoEffect(f"{name}: {source.path} was uploaded without an error, but what is read back is something else.")
+        raise NoEffect(
+            f"{source.path} was uploaded to volume {name!r} without an error, but the volume contains something else."
+        )
     return found
 
 

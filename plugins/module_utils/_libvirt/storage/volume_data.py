@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import typing as t
 import xml.etree.ElementTree as ET
 
+from ..._core.errors import InvalidInput
 from .storage import User
 
 # Formats of volumes that are files (virStorageFileFormat), but those that are directories.
@@ -21,6 +23,8 @@ FILE_FORMATS = (
 FILE_POOLS = ("dir", "fs", "netfs", "gluster", "vstorage")
 # What libvirt calls a file without a header of an image depends on what is in it.
 PLAIN = ("raw", "iso")
+# The options that the XML of a volume contains.
+IN_XML = ("capacity", "allocation", "format", "backing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class BackingFile:
 
 @dataclasses.dataclass(frozen=True)
 class WantedVolume:
-    """One volume as the user wants it; sizes in bytes, ``root`` is the parsed XML, ``checksum`` a SHA-256 in hex."""
+    """One volume as the user wants it: sizes in bytes, ``checksum`` a SHA-256 in hex, ``root`` the parsed ``xml``."""
 
     pool: str
     volume: str
@@ -48,11 +52,19 @@ class WantedVolume:
     checksum: str | None = None
     force_shrink: bool = False
     allow_in_use: bool = False
+    xml: str | None = None
 
     @property
     def name(self) -> str:
         """Return pool and volume, which together are one of a kind."""
         return f"{self.pool}/{self.volume}"
+
+    def refusal(
+        self, option: str, value: t.Any, problem: str, hint: str | None = None, candidates: t.Iterable[str] = ()
+    ) -> InvalidInput:
+        """Return the error for an option of this volume, which is ``xml`` where its value is from there."""
+        in_xml = self.root is not None and option.partition(".")[0] in IN_XML
+        return InvalidInput("xml" if in_xml else option, value, problem, hint, candidates)
 
 
 @dataclasses.dataclass(frozen=True)

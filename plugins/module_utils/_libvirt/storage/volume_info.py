@@ -13,7 +13,7 @@ import typing as t
 from ..._core.errors import InvalidInput
 from ..connection.connection import Connection, libvirt, libvirt_errors
 from ..connection.lookup import check_limit, select
-from .storage import Rows, Users, Volume, is_local, list_pools
+from .storage import INACTIVE_POOL, START_POOL, Rows, Users, Volume, is_local, list_pools
 from .volume_read import read_volume
 
 # virStorageVolType, in libvirt's order.
@@ -29,14 +29,14 @@ def volume_rows(
     """
     check_limit(limit)
     there = {str(pool.name()): pool for pool in list_pools(connection)}
-    chosen = select(pools, sorted(there), "storage pool")
+    chosen = select(pools, sorted(there), "storage pool", "pools")
     found: list[tuple[str, str, t.Any]] = []
     for name in chosen:
         with libvirt_errors(f"Listing the volumes of pool {name}"):
             if there[name].isActive():
                 found += [(name, str(volume.name()), volume) for volume in there[name].listAllVolumes()]
             elif name in pools:
-                raise InvalidInput("pools", name, "is inactive, so that nothing can be said of its volumes")
+                raise InvalidInput(f"pools[{pools.index(name)}]", name, INACTIVE_POOL, START_POOL)
     meant = set(select(names, [name for _pool, name, _volume in found], "volume of these pools"))
     found = sorted((one for one in found if one[1] in meant), key=lambda one: one[:2])
     users = Users(connection, is_local(connection))

@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ..._core.errors import InvalidInput, TapvirtError, nearest_names
+from ..._core.errors import InvalidInput, nearest_names
 from ..._core.plan import Change
 from ..connection.xml import to_text
-from .storage import UNKNOWN_USERS, User, shown_size
+from .storage import INACTIVE_POOL, START_POOL, User, shown_size, unknown_users
 from .volume_data import (
     FILE_FORMATS,
     FILE_POOLS,
@@ -32,6 +32,8 @@ from .volume_data import (
 _SECTOR = 512
 # The types of pools in which libvirt changes a volume's capacity (those of its storage backends with a resizeVol).
 _RESIZED = ("dir", "fs", "netfs", "vstorage", "rbd", "sheepdog")
+_KEEP_OR_DELETE = "Leave the option out to keep the volume, or delete the volume with its content first"
+_MAX_SHOWN = 5
 
 
 @dataclasses.dataclass
@@ -55,17 +57,16 @@ def plan_volume(wanted: WantedVolume, seen: Seen, reserved: int = 0) -> VolumePl
     """Return the plan for one volume.
 
     :param reserved: bytes of the pool that the volumes before it in the list will take.
-    :raises TapvirtError: it cannot be done, or would lose something that the user did not name.
+    :raises InvalidInput: it cannot be done, or would lose something that the user did not name.
     """
     pool = seen.pool
     if pool is None:
         if wanted.state == "absent":
             return VolumePlan()
-        rule = "is no storage pool of this libvirt"
-        raise InvalidInput(f"{wanted.name}: pool", wanted.pool, rule, nearest_names(wanted.pool, seen.pools))
+        nearest = nearest_names(wanted.pool, seen.pools)
+        raise InvalidInput("pool", wanted.pool, "No storage pool has this name", candidates=nearest)
     if not pool.active:
-        rule = "is inactive, so that nothing can be said of its volumes; libvirt_pool can start it"
-        raise InvalidInput(f"{wanted.name}: pool", wanted.pool, rule)
+        raise InvalidInput("pool", wanted.pool, INACTIVE_POOL, START_POOL)
     if wanted.state == "absent":
         return _plan_absence(wanted, seen.volume)
     _check_format(wanted, pool, seen)
@@ -79,16 +80,16 @@ def _add(plan: VolumePlan, wanted: WantedVolume, part: str, before: t.Any, after
 
 
 def _check_format(wanted: WantedVolume, pool: PoolSeen, seen: Seen) -> None:
-    item = f"{wanted.name}: format"
-    formats = [one for one in (wanted.format, wanted.backing.format if wanted.backing else None) if one is not None]
+    formats = {"format": wanted.format, "backing.format": wanted.backing.format if wanted.backing else None}
     if pool.type in FILE_POOLS:
-        for one in formats:
-            if one not in FILE_FORMATS:
-                raise InvalidInput(item, one, "is no format of a volume", nearest_names(one, FILE_FORMATS))
+        for option, one in formats.items():
+            if one is not None and one not in FILE_FORMATS:
+                nearest = nearest_names(one, FILE_FORMATS)
+                raise wanted.refusal(option, one, "libvirt does not know this volume format", candidates=nearest)
     source = seen.source
     if source is not None and wanted.format is not None and not same_format(wanted.format, source.format):
-        rule = f"is not what {source.path} is, {source.format}; it is uploaded as it is"
-        raise InvalidInput(item, wanted.format, rule)
+        problem = f"{source.path} has the format {source.format}, and the upload does not convert it"
+        raise wanted.refusal("format", wanted.format, problem, candidates=[source.format])
 
 
 # ---- a volume that is not there ----
@@ -105,12 +106,13 @@ def _plan_new(wanted: WantedVolume, pool: PoolSeen, seen: Seen, reserved: int) -
         least = source.capacity if pool.type in FILE_POOLS else source.size
         _check_checksum(wanted, source)
     if wanted.capacity is None and not least and wanted.backing is None and wanted.clone_from is None:
-        raise InvalidInput(wanted.name, "no capacity", "is given, and there is no such volume")
+        problem = f"A capacity is needed, because volume {wanted.name!r} does not exist"
+        raise wanted.refusal("capacity", None, problem)
     if wanted.capacity is not None and wanted.capacity < least:
-        rule = f"is less than what goes into it, {shown_size(least)}"
-        raise InvalidInput(f"{wanted.name}: capacity", shown_size(wanted.capacity), rule)
+        problem = f"The content of the volume needs at least {shown_size(least)}"
+        raise wanted.refusal("capacity", shown_size(wanted.capacity), problem)
     if seen.backing_missing and wanted.backing is not None:
-        raise InvalidInput(f"{wanted.name}: backing", wanted.backing.path, "is no file that is there")
+        raise wanted.refusal("backing.path", wanted.backing.path, "The backing file does not exist")
     capacity = wanted.capacity if wanted.capacity is not None else least
     form = wanted.format or _default_format(wanted, seen)
     plan = VolumePlan(needs=_needs(wanted, pool, seen, form, capacity))
@@ -131,29 +133,28 @@ def _plan_new(wanted: WantedVolume, pool: PoolSeen, seen: Seen, reserved: int) -
 
 
 def _check_origin(wanted: WantedVolume, seen: Seen) -> None:
-    item, name = f"{wanted.name}: clone_from", wanted.clone_from or ""
+    option, name = "clone_from", wanted.clone_from or ""
     if seen.origin is None:
-        rule = f"is no volume of pool {wanted.pool!r}, nor one that is made before it"
-        raise InvalidInput(item, name, rule, nearest_names(name, seen.volumes))
-    writers = sorted({user.domain for user in _users(wanted, seen.origin) if user.writes})
+        problem = f"Pool {wanted.pool!r} has no such volume, and no earlier item of the task creates it"
+        raise InvalidInput(option, name, problem, candidates=nearest_names(name, seen.volumes))
+    users = _users(wanted, seen.origin, option, name)
+    writers = sorted({user.domain for user in users if user.writes})
     if writers and not wanted.allow_in_use:
-        shown = ", ".join(writers[:5])
-        rule = (
-            f"is written to by running domains ({shown}), a copy would not be consistent (allow_in_use: true makes it)"
-        )
-        raise InvalidInput(item, name, rule)
+        problem = f"Running domains write to this volume ({_shown(writers)}), so a copy would not be consistent"
+        raise InvalidInput(option, name, problem, "Stop the domains, or set allow_in_use: true to copy it anyway")
 
 
 def _check_checksum(wanted: WantedVolume, source: SourceFile) -> None:
     if wanted.checksum is None:
         return
-    item = f"{wanted.name}: checksum"
     if wanted.capacity is not None and source.format not in PLAIN and wanted.capacity > source.capacity:
-        rule = f"cannot hold: an image of the format {source.format} that grows is another one; leave one of both out"
-        raise InvalidInput(item, wanted.checksum, rule)
+        problem = (
+            f"The {source.format} image changes when it grows to {shown_size(wanted.capacity)}, so the checksum would "
+            "no longer match"
+        )
+        raise InvalidInput("checksum", wanted.checksum, problem, "Leave out either checksum or capacity")
     if source.digest is not None and source.digest != wanted.checksum:
-        rule = f"is not the SHA-256 of {source.path}, {source.digest}"
-        raise InvalidInput(item, wanted.checksum, rule)
+        raise InvalidInput("checksum", wanted.checksum, f"The SHA-256 of {source.path} is {source.digest}")
 
 
 def _default_format(wanted: WantedVolume, seen: Seen) -> str:
@@ -185,16 +186,30 @@ def _needs(wanted: WantedVolume, pool: PoolSeen, seen: Seen, form: str, capacity
 
 def _check_space(wanted: WantedVolume, pool: PoolSeen, capacity: int, needs: int) -> None:
     """Refuse what does not fit: into what is available now, or, once it is full, into the whole pool."""
-    item = f"{wanted.name}: capacity"
     if capacity > pool.capacity > 0:
-        rule = f"is more than the whole pool has, {shown_size(pool.capacity)}"
-        raise InvalidInput(item, shown_size(capacity), rule)
+        problem = f"The volume is larger than the whole pool {wanted.pool!r}, {shown_size(pool.capacity)}"
+        raise wanted.refusal(*_size_option(wanted), problem)
     if needs > pool.available and pool.capacity > 0:
-        rule = (
-            f"does not fit: {shown_size(needs)} would be allocated at once, with the volumes before it, and "
-            f"{shown_size(pool.available)} are available"
-        )
-        raise InvalidInput(item, shown_size(capacity), rule)
+        raise _no_room(wanted, pool, needs)
+
+
+def _no_room(wanted: WantedVolume, pool: PoolSeen, needs: int) -> InvalidInput:
+    problem = (
+        f"Pool {wanted.pool!r} has {shown_size(pool.available)} available, and {shown_size(needs)} would be allocated "
+        "at once, including earlier volumes of the task"
+    )
+    return wanted.refusal(*_size_option(wanted), problem)
+
+
+def _size_option(wanted: WantedVolume) -> tuple[str, t.Any]:
+    """Return the option that a volume's size comes from, and its value."""
+    if wanted.capacity is not None:
+        return "capacity", shown_size(wanted.capacity)
+    if wanted.source is not None:
+        return "source", wanted.source
+    if wanted.clone_from is not None:
+        return "clone_from", wanted.clone_from
+    return "allocation", shown_size(wanted.allocation or 0)
 
 
 # ---- a volume that is there ----
@@ -220,16 +235,16 @@ def _plan_existing(
         _add(plan, wanted, "capacity", volume.capacity, capacity, "resize", why)
     if wanted.checksum is not None and source is not None and volume.digest != wanted.checksum:
         _check_checksum(wanted, source)
-        _refuse_users(wanted, volume, "its content is not the one of the checksum, and would be replaced")
+        why = "The content does not have this checksum and would be overwritten"
+        _refuse_users(wanted, volume, "checksum", wanted.checksum, why)
         if capacity < source.size and same_format(volume.format or "raw", "raw"):
-            rule = f"has no room for {source.path}, {shown_size(source.size)}"
-            raise InvalidInput(f"{wanted.name}: capacity", shown_size(capacity), rule)
+            problem = f"{source.path} has {shown_size(source.size)}, and the volume only {shown_size(capacity)}"
+            raise wanted.refusal("capacity", wanted.capacity and shown_size(capacity), problem)
         plan.upload = True
         plan.needs += max(source.size - volume.allocation, 0)
         _add(plan, wanted, "content", volume.digest, wanted.checksum, "upload", "the content is another one")
     if plan.needs and plan.needs + reserved > pool.available:
-        rule = f"do not fit: {shown_size(pool.available)} are available"
-        raise InvalidInput(wanted.name, shown_size(plan.needs), rule)
+        raise _no_room(wanted, pool, plan.needs + reserved)
     return plan
 
 
@@ -244,83 +259,84 @@ def _has_capacity(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capa
     # What is made of whole extents or sectors, of a size that is not known here, may have more.
     if more != 0 and (more < 0 or wanted.force_shrink):
         has = shown_size(volume.capacity)
-        rule = f"cannot be had: the volume has {has}, and libvirt changes no capacity in a pool of the type {pool.type}"
-        raise InvalidInput(
-            f"{wanted.name}: capacity",
-            shown_size(capacity),
-            rule,
-            [shown_size(volume.capacity)],
-        )
+        problem = f"The volume has {has}, and libvirt cannot resize a volume in a pool of type {pool.type}"
+        raise wanted.refusal("capacity", shown_size(capacity), problem, candidates=[has])
     return True
 
 
 def _check_fixed(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen) -> None:
     """Refuse what only another volume could have."""
-    stays = "cannot become another one in place, and nothing is deleted to make it anew; the volume has {0}"
     fits = wanted.format is None or volume.format is None or same_format(wanted.format, volume.format)
     if pool.type in FILE_POOLS and not fits:
-        raise InvalidInput(f"{wanted.name}: format", wanted.format, stays.format(volume.format))
+        raise _fixed(wanted, "format", wanted.format, f"The volume has the format {volume.format}")
     below = volume.backing
-    if wanted.backing is not None and (below is None or below.path != wanted.backing.path):
-        rule = stays.format(below.path if below is not None else "no backing file")
-        raise InvalidInput(f"{wanted.name}: backing", wanted.backing.path, rule)
-    said = wanted.backing.format if wanted.backing is not None else None
-    if below is not None and below.format is not None and said is not None and not same_format(below.format, said):
-        rule = stays.format(f"a backing file of the format {below.format}")
-        raise InvalidInput(f"{wanted.name}: backing", said, rule)
+    if wanted.backing is None:
+        return
+    if below is None or below.path != wanted.backing.path:
+        has = f"the backing file {below.path}" if below is not None else "no backing file"
+        raise _fixed(wanted, "backing.path", wanted.backing.path, f"The volume has {has}")
+    form = wanted.backing.format
+    if below.format is not None and form is not None and not same_format(below.format, form):
+        raise _fixed(wanted, "backing.format", form, f"The volume has a backing file of the format {below.format}")
+
+
+def _fixed(wanted: WantedVolume, option: str, value: str | None, has: str) -> InvalidInput:
+    return wanted.refusal(option, value, f"{has}, and that cannot change in place", _KEEP_OR_DELETE)
 
 
 def _check_growth(wanted: WantedVolume, pool: PoolSeen, volume: VolumeSeen, capacity: int) -> None:
     _check_space(wanted, pool, capacity, 0)
-    running = sorted({user.domain for user in _users(wanted, volume) if user.running})
+    shown = shown_size(capacity)
+    running = sorted({user.domain for user in _users(wanted, volume, "capacity", shown) if user.running})
     if running and not wanted.allow_in_use:
-        raise TapvirtError(
-            f"{wanted.name}: cannot grow from {shown_size(volume.capacity)} to {shown_size(capacity)} behind the "
-            f"running domains that have it open: {', '.join(running[:5])}. Nothing was changed (allow_in_use: true "
-            "tries)."
+        problem = (
+            f"The volume has {shown_size(volume.capacity)} and cannot grow while running domains use it: "
+            f"{_shown(running)}"
         )
+        hint = "Stop the domains, or set allow_in_use: true to try it anyway"
+        raise wanted.refusal("capacity", shown, problem, hint)
 
 
 def _check_shrink(wanted: WantedVolume, volume: VolumeSeen, capacity: int) -> None:
-    item, shown = f"{wanted.name}: capacity", shown_size(capacity)
+    option, shown = "capacity", shown_size(capacity)
     if not wanted.force_shrink:
-        rule = (
-            f"is less than the volume has, {shown_size(volume.capacity)}; to shrink it loses what is beyond "
-            "(force_shrink: true does)"
-        )
-        raise InvalidInput(item, shown, rule)
+        problem = f"The volume has {shown_size(volume.capacity)}, and shrinking it loses the data beyond its new end"
+        raise wanted.refusal(option, shown, problem, "Set force_shrink: true to shrink it")
     if capacity < volume.allocation:
-        rule = (
-            f"is less than what is allocated, {shown_size(volume.allocation)}; libvirt does not shrink a volume below "
-            "that"
+        problem = (
+            f"The volume has {shown_size(volume.allocation)} allocated, and libvirt does not shrink a volume below that"
         )
-        raise InvalidInput(item, shown, rule)
-    _refuse_users(wanted, volume, f"it would lose what is beyond {shown}")
+        raise wanted.refusal(option, shown, problem)
+    _refuse_users(wanted, volume, option, shown, f"The data beyond {shown} would be lost")
 
 
-def _users(wanted: WantedVolume, volume: VolumeSeen) -> tuple[User, ...]:
+def _users(wanted: WantedVolume, volume: VolumeSeen, option: str, value: t.Any) -> tuple[User, ...]:
     if volume.users is None and not wanted.allow_in_use:
-        raise TapvirtError(UNKNOWN_USERS.format(wanted.name))
+        raise unknown_users(option, value, "the volume")
     return volume.users or ()
 
 
-def _refuse_users(wanted: WantedVolume, volume: VolumeSeen, why: str) -> None:
+def _refuse_users(wanted: WantedVolume, volume: VolumeSeen, option: str, value: t.Any, why: str) -> None:
     if wanted.allow_in_use:
         return
-    domains = sorted({user.domain for user in _users(wanted, volume)})
-    for kind, names in (("domains", domains), ("volumes that stand on it", volume.overlays)):
+    domains = sorted({user.domain for user in _users(wanted, volume, option, value)})
+    for uses, names in (
+        ("domains use the volume", domains),
+        ("the volume is the backing file of others", volume.overlays),
+    ):
         if names:
-            raise TapvirtError(
-                f"{wanted.name}: {why}, and it is in use by {kind}: "
-                f"{', '.join(names[:5]) + (', ...' if len(names) > 5 else '')}. Nothing was changed (allow_in_use: "
-                "true would)."
-            )
+            problem = f"{why}, but {uses}: {_shown(names)}"
+            raise wanted.refusal(option, value, problem, "Set allow_in_use: true to do it anyway")
+
+
+def _shown(names: t.Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
 
 
 def _plan_absence(wanted: WantedVolume, volume: VolumeSeen | None) -> VolumePlan:
     plan = VolumePlan()
     if volume is not None:
-        _refuse_users(wanted, volume, "it would be deleted")
+        _refuse_users(wanted, volume, "state", wanted.state, f"Volume {wanted.name!r} would be deleted")
         plan.delete = True
         before = {"path": volume.path, "capacity_bytes": volume.capacity, "format": volume.format}
         _add(plan, wanted, "volume", before, None, "delete", "as wanted; its content is lost")

@@ -18,9 +18,9 @@ import xml.etree.ElementTree as ET
 from ..._core.errors import InvalidInput, TapvirtError, error_row, nearest_names
 from ..connection.connection import Connection, connected, libvirt, libvirt_errors
 from ..connection.xml import check_name, fill_or_check_name, parse_definition, text_of
-from ..item_run import Item, ItemRun
+from ..item_run import Item, ItemRun, entry_path
 from .pool_plan import path_of, type_of
-from .schema import check_schema
+from .schema import schema_errors
 from .storage import (
     Pool,
     Volume,
@@ -33,49 +33,49 @@ from .storage import (
     shown_size,
 )
 from .volume_content import Log, digest_of_file, digest_of_volume, inspect_source, upload
-from .volume_data import FILE_POOLS, PLAIN, BackingFile, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
+from .volume_data import FILE_POOLS, IN_XML, PLAIN, BackingFile, PoolSeen, Seen, SourceFile, VolumeSeen, WantedVolume
 from .volume_plan import VolumePlan, plan_volume
 from .volume_read import BackingUsers, find_volume, may_lose_data
 
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z", re.IGNORECASE)
-_IN_XML = ("capacity", "allocation", "format", "backing")
 
 
-def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]]) -> list[WantedVolume]:
+def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "volumes") -> list[WantedVolume]:
     """Turn a user's list into ``WantedVolume``, all of it checked.
 
+    :param option: the option that lists the items; empty where the task's own options describe its only item.
     :raises InvalidInput: a name that is none or given twice, a size in an unknown unit, options that exclude
         each other.
     """
     wanted: dict[str, WantedVolume] = {}
-    for item in items:
-        if not item.get("pool"):
-            raise InvalidInput("pool", item.get("pool"), "must be given: the pool that the volume is in")
-        check_name("pool", item["pool"])
-        check_name("name", item["name"])
-        one = _wanted(item)
-        if one.name in wanted:
-            raise InvalidInput("name", one.name, "is in the list twice")
+    for index, item in enumerate(items):
+        with entry_path(option, index):
+            one = _read_entry(item)
+            if one.name in wanted:
+                raise InvalidInput("name", one.volume, f"Volume {one.name!r} is in the list twice")
         wanted[one.name] = one
     return list(wanted.values())
 
 
-def _wanted(item: t.Mapping[str, t.Any]) -> WantedVolume:
-    name = f"{item['pool']}/{item['name']}"
-    _check_together(name, item)
+def _read_entry(item: t.Mapping[str, t.Any]) -> WantedVolume:
+    if not item.get("pool"):
+        raise InvalidInput("pool", item.get("pool"), "The name of the volume's storage pool is needed")
+    check_name("pool", item["pool"])
+    check_name("name", item["name"])
+    _check_together(item)
     capacity, allocation, form = item.get("capacity"), item.get("allocation"), item.get("format")
     backing = item.get("backing")
     wanted = WantedVolume(
         pool=item["pool"],
         volume=item["name"],
         state=item["state"],
-        capacity=None if capacity is None else parse_size(f"{name}: capacity", capacity),
-        allocation=None if allocation is None else parse_size(f"{name}: allocation", allocation),
+        capacity=None if capacity is None else parse_size("capacity", capacity),
+        allocation=None if allocation is None else parse_size("allocation", allocation),
         format=form,
         backing=None if backing is None else BackingFile(backing["path"], backing["format"]),
         source=item.get("source"),
         clone_from=item.get("clone_from"),
-        checksum=_checksum(name, item.get("checksum")),
+        checksum=_checksum(item.get("checksum")),
         force_shrink=item["force_shrink"],
         allow_in_use=item["allow_in_use"],
     )
@@ -85,29 +85,28 @@ def _wanted(item: t.Mapping[str, t.Any]) -> WantedVolume:
     return wanted
 
 
-def _check_together(name: str, item: t.Mapping[str, t.Any]) -> None:
+def _check_together(item: t.Mapping[str, t.Any]) -> None:
     given = {key for key, value in item.items() if value is not None}
-    for key in _IN_XML:
+    for key in IN_XML:
         if "xml" in given and key in given:
-            raise InvalidInput(f"{name}: {key}", item[key], "is given beside 'xml', which says it already")
-    contents = [key for key in ("source", "clone_from") if key in given]
-    if len(contents) > 1:
-        raise InvalidInput(f"{name}: source", item["source"], "is given beside 'clone_from'; only one can be")
+            problem = f"xml and {key} cannot be used together, because the XML contains the {key}"
+            raise InvalidInput(key, item[key], problem)
+    if {"source", "clone_from"} <= given:
+        raise InvalidInput("source", item["source"], "source and clone_from cannot be used together")
     if "checksum" in given and "source" not in given:
-        raise InvalidInput(f"{name}: checksum", item["checksum"], "needs 'source', whose content it is of")
+        raise InvalidInput("checksum", item["checksum"], "A checksum needs source, the file that it belongs to")
 
 
-def _checksum(name: str, text: str | None) -> str | None:
+def _checksum(text: str | None) -> str | None:
     if text is None:
         return None
     found = _SHA256.match(text.strip())
     if found is None:
-        raise InvalidInput(f"{name}: checksum", text, "must be a SHA-256, 64 hexadecimal digits")
+        raise InvalidInput("checksum", text, "The checksum is a SHA-256, which has 64 hexadecimal digits")
     return found.group(1).lower()
 
 
 def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
-    item = f"{wanted.name}: xml"
     root = parse_definition(text, "volume")
     fill_or_check_name("volume", wanted.volume, root)
     form, below = root.find("target/format"), text_of(root, "backingStore/path")
@@ -115,8 +114,9 @@ def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
     return dataclasses.replace(
         wanted,
         root=root,
-        capacity=element_size(f"{item}: capacity", root.find("capacity")),
-        allocation=element_size(f"{item}: allocation", root.find("allocation")),
+        xml=text,
+        capacity=element_size(root.find("capacity")),
+        allocation=element_size(root.find("allocation")),
         format=None if form is None else form.get("type"),
         backing=None if below is None else BackingFile(below, None if below_form is None else below_form.get("type")),
     )
@@ -124,22 +124,23 @@ def _with_xml(wanted: WantedVolume, text: str) -> WantedVolume:
 
 def _check_values(wanted: WantedVolume) -> None:
     if wanted.clone_from is not None:
-        check_name(f"{wanted.name}: clone_from", wanted.clone_from)
-    for what, path in (("source", wanted.source), ("backing", wanted.backing.path if wanted.backing else None)):
+        check_name("clone_from", wanted.clone_from)
+    paths = {"source": wanted.source, "backing.path": wanted.backing.path if wanted.backing else None}
+    for option, path in paths.items():
         if path is not None and not os.path.isabs(path):
-            raise InvalidInput(f"{wanted.name}: {what}", path, "must be an absolute path")
+            raise wanted.refusal(option, path, "The path is not absolute")
     if wanted.backing is not None and (wanted.source is not None or wanted.clone_from is not None):
-        rule = "is given beside 'source' or 'clone_from', which bring what the volume is"
-        raise InvalidInput(f"{wanted.name}: backing", wanted.backing.path, rule)
+        problem = "A volume with a backing file cannot have the content of source or clone_from"
+        raise wanted.refusal("backing.path", wanted.backing.path, problem)
     if wanted.backing is not None and wanted.format in PLAIN:
-        rule = "has no place for a backing file"
-        raise InvalidInput(f"{wanted.name}: format", wanted.format, rule, ["qcow2"])
+        problem = "A volume of this format cannot have a backing file"
+        raise wanted.refusal("format", wanted.format, problem, candidates=["qcow2"])
     if wanted.source is not None and wanted.format not in (None, *PLAIN, "qcow2"):
-        rule = "cannot be uploaded; what is in such an image is not known here"
-        raise InvalidInput(f"{wanted.name}: format", wanted.format, rule, ["raw", "qcow2"])
+        problem = "An image of this format cannot be uploaded"
+        raise wanted.refusal("format", wanted.format, problem, candidates=["raw", "qcow2"])
     if wanted.allocation is not None and wanted.capacity is not None and wanted.allocation > wanted.capacity:
-        rule = f"is more than the capacity, {shown_size(wanted.capacity)}"
-        raise InvalidInput(f"{wanted.name}: allocation", shown_size(wanted.allocation), rule)
+        problem = f"The allocation is larger than the capacity, {shown_size(wanted.capacity)}"
+        raise wanted.refusal("allocation", shown_size(wanted.allocation), problem)
 
 
 _Item = Item[WantedVolume, Seen, VolumePlan]
@@ -150,8 +151,12 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     rows = "volumes"
 
-    def __init__(self, wanted: t.Sequence[WantedVolume], log: Log) -> None:
-        super().__init__(wanted, VolumePlan)
+    def __init__(self, wanted: t.Sequence[WantedVolume], log: Log, option: str | None = None) -> None:
+        """Prepare the run.
+
+        :param option: as ``read_wanted`` takes it.
+        """
+        super().__init__(wanted, VolumePlan, option)
         self._log = log
         self._local, self._check_mode = False, False
         # Of the volumes planned so far: the bytes that they will take, by pool; what they will be, by name.
@@ -166,7 +171,9 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         :raises TapvirtError: at least one volume failed; the rows of all are in its fields.
         """
         check_has_storage(uri)
-        check_schema({item.wanted.name: item.wanted.root for item in self._items if item.wanted.root is not None})
+        refusals = schema_errors(item.wanted for item in self._items)
+        for item in self._items:
+            item.fail(refusals.get(item.wanted.name))
         with connected(uri, timeout_seconds) as connection:
             self._local, self._check_mode = is_local(connection), check_mode
             self.run(connection, check_mode)
@@ -184,7 +191,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             one = item.wanted
             found = Seen(pool=seen.get(one.pool), pools=tuple(pools), volumes=names.get(one.pool, ()))
             if found.pool is not None and found.pool.active:
-                with libvirt_errors(f"{one.name}: reading it"):
+                with libvirt_errors(f"Reading volume {one.name}"):
                     found = self._see(connection, pools[one.pool], item, found)
             elif found.pool is None and one.state == "absent":
                 self._warn_of_pool(one, pools)
@@ -192,8 +199,8 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _warn_of_pool(self, wanted: WantedVolume, pools: t.Collection[str]) -> None:
         nearest = nearest_names(wanted.pool, pools)
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-        warning = f"{wanted.name}: there is no storage pool {wanted.pool!r}{hint}."
+        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+        warning = f"Volume {wanted.name!r} is absent, because no storage pool is called {wanted.pool!r}.{hint}"
         if warning not in self._warnings:
             self._warnings.append(warning)
 
@@ -223,7 +230,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             try:
                 source, seen = self._see_content(connection, wanted, wanted.source, volume, seen)
             except InvalidInput as error:
-                item.error = error
+                item.fail(error)
         if seen is None and wanted.clone_from is not None:
             origin = find_volume(pool, wanted.clone_from)[1]
             origin = None if origin is None else self._standing.upon(wanted.pool, wanted.clone_from, origin)
@@ -237,7 +244,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         self, connection: Connection, wanted: WantedVolume, path: str, volume: Volume, seen: VolumeSeen | None
     ) -> tuple[SourceFile, VolumeSeen | None]:
         """Look at the file to upload and, where a checksum holds it, at what is in the volume."""
-        source = inspect_source(f"{wanted.name}: source", path)
+        source = inspect_source(path)
         if seen is not None:
             digest = self._uploaded.get(wanted.name)
             if digest is None:
@@ -270,16 +277,16 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         wanted, plan = item.wanted, item.plan
-        with libvirt_errors(f"{wanted.name}: looking up its pool"):
+        with libvirt_errors(f"Looking up pool {wanted.pool}"):
             pool = connection.storagePoolLookupByName(wanted.pool)
         if plan.create is not None:
             self._create(connection, pool, item, plan.create)
             return
         self._look_again(connection, item)
-        with libvirt_errors(f"{wanted.name}: looking it up"):
+        with libvirt_errors(f"Looking up volume {wanted.name}"):
             volume = pool.storageVolLookupByName(wanted.volume)
         if plan.delete:
-            with libvirt_errors(f"{wanted.name}: deleting it"):
+            with libvirt_errors(f"Deleting volume {wanted.name}"):
                 volume.delete(0)
             item.done = True
         if plan.resize is not None:
@@ -290,9 +297,9 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             self._upload(connection, item, volume)
 
     def _look_again(self, connection: Connection, item: _Item) -> None:
-        """Plan anew with what stands on a volume by now: an upload before it may have taken an hour.
+        """Plan again with the current users of a volume: an upload before this may have taken an hour.
 
-        :raises TapvirtError: what was planned is refused by now.
+        :raises InvalidInput: what was planned is now refused.
         """
         wanted, seen = item.wanted, item.observed
         if seen is not None and seen.volume is not None:
@@ -303,7 +310,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _create(self, connection: Connection, pool: Pool, item: _Item, xml: str) -> None:
         wanted = item.wanted
-        with libvirt_errors(f"{wanted.name}: making it"):
+        with libvirt_errors(f"Creating volume {wanted.name}"):
             if wanted.clone_from is not None:
                 volume = pool.createXMLFrom(xml, pool.storageVolLookupByName(wanted.clone_from), 0)
             else:
@@ -312,7 +319,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
         try:
             if item.plan.upload:
                 self._upload(connection, item, volume)
-            with libvirt_errors(f"{wanted.name}: reading it"):
+            with libvirt_errors(f"Reading volume {wanted.name}"):
                 refresh(pool)
                 capacity = volume.info()[1]
             if wanted.capacity is not None and wanted.capacity > capacity:
@@ -321,7 +328,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
             with contextlib.suppress(libvirt.libvirtError):
                 volume.delete(0)
             if isinstance(error, TapvirtError):
-                raise TapvirtError(f"{error.message} The half-made volume was deleted again.") from error
+                raise TapvirtError(f"{error.message} The incomplete volume was deleted again.") from error
             raise
         item.done = True
 
@@ -357,5 +364,5 @@ def _volumes_in(pool: Pool) -> tuple[str, ...]:
 
 
 def _resize(name: str, volume: Volume, capacity: int, shrink: bool) -> None:
-    with libvirt_errors(f"{name}: changing its capacity"):
+    with libvirt_errors(f"Resizing volume {name}"):
         volume.resize(capacity, libvirt.VIR_STORAGE_VOL_RESIZE_SHRINK if shrink else 0)

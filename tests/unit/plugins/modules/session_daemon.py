@@ -42,7 +42,7 @@ def run_here(name: str, args: dict[str, t.Any], check: bool = False) -> dict[str
     try:
         return dict(code.body(frame))
     except TapvirtError as error:
-        return {**error.fields, "failed": True, "msg": error.message}
+        return {"error": error.row(), **error.fields, "failed": True, "msg": error.message}
 
 
 class SessionDaemon:

@@ -145,35 +145,43 @@ def test_past_the_deadline_it_runs_on_where_it_was(hosts: Hosts) -> None:
     start(hosts.one, writer(hosts), autostart=True, memory=LARGE)
     said = hosts.refused(bandwidth_mib_per_second=1, deadline_seconds=1.0)
     assert "aborted after 1 s" in said
-    assert "It is running at the source as before; nothing of it is at the destination." in said
+    assert "It is running at the source as before, and it does not exist at the destination." in said
 
 
 def test_what_cannot_move_is_told_before_anything_changes(hosts: Hosts) -> None:
-    assert "is neither at the source nor at the destination" in hosts.refused()
+    assert "for name: Neither the source nor the destination has a domain of this name." in hosts.refused()
     start(hosts.one)
-    assert "Nearest: web" in hosts.refused(name="wep")
-    assert "is the same host" in hosts.refused(destination=hosts.one.uri + "&mode=legacy")
-    assert "destination: 'nonsense' is not a libvirt URI" in hosts.refused(destination="nonsense")
-    assert "embedded driver" in hosts.refused(destination=f"qemu:///embed?root={hosts.folder}/e")
-    assert "must be more than 0" in hosts.refused(deadline_seconds=0)
-    assert "has no use with mode: tunnelled" in hosts.refused(mode="tunnelled")
-    assert "must say where" in hosts.refused(migrate_uri="/tmp/m")
+    assert "Did you mean web?" in hosts.refused(name="wep")
+    assert "for destination: The destination is the same host as the source" in hosts.refused(
+        destination=hosts.one.uri + "&mode=legacy"
+    )
+    assert "Invalid value 'nonsense' for destination: A libvirt URI " in hosts.refused(destination="nonsense")
+    assert "for destination: libvirt's embedded driver does not migrate domains" in hosts.refused(
+        destination=f"qemu:///embed?root={hosts.folder}/e"
+    )
+    assert "for deadline_seconds: The deadline has to be more than 0 seconds." in hosts.refused(deadline_seconds=0)
+    assert "for migrate_uri: With mode: tunnelled, the data goes through" in hosts.refused(mode="tunnelled")
+    assert "for migrate_uri: The URI names the place where the destination receives the data." in hosts.refused(
+        migrate_uri="/tmp/m"
+    )
     nobody = f"qemu+unix:///system?socket={hosts.folder}/nobody"
     assert nobody in hosts.refused(destination=nobody)
-    assert "driver TEST" in hosts.refused(uri="test:///default", name="test")
+    assert "for uri: libvirt's driver TEST does not support live migration." in hosts.refused(
+        uri="test:///default", name="test"
+    )
     with contextlib.closing(libvirt.open(hosts.one.uri)) as connection:
         domain = connection.lookupByName(NAME)
         text = domain.XMLDesc()
         domain.destroy()
-        assert "is defined and off at the source" in hosts.refused()
+        assert "The domain is defined and off at the source, and only a running" in hosts.refused()
         with contextlib.closing(libvirt.open(hosts.other.uri)) as other:
             other.defineXML(text)
-            assert "with the same UUID" in hosts.refused()
+            assert "and a domain with the same UUID is defined and off at the destination" in hosts.refused()
             other.lookupByName(NAME).undefine()
             other.defineXML(XML.format(name=NAME, devices="", memory=16))
-            assert "another domain of this name" in hosts.refused()
+            assert "and another domain of this name, with the UUID " in hosts.refused()
             domain.undefine()
-            assert "is at the destination already, but off" in hosts.refused()
+            assert "The domain is already at the destination, but it is off." in hosts.refused()
 
 
 def test_storage_that_the_destination_lacks_is_told_before_anything_changes(hosts: Hosts) -> None:
@@ -184,8 +192,8 @@ def test_storage_that_the_destination_lacks_is_told_before_anything_changes(host
     # Beside the daemon, so that the file is of the module's own host.
     said = hosts.one.module("libvirt_migration", **hosts.options(uri="qemu:///system"))["msg"]
     assert hosts.found() == before
-    assert f"web: disk vda: '{file}' is on " in said
-    assert "which the source alone has" in said
+    assert f"Disk vda ({file}) is on " in said
+    assert ", which only the source has. Put a writable disk on storage that both hosts share." in said
     medium, media = hosts.folder / "medium.img", hosts.folder / "media"
     medium.write_bytes(bytes(1 << 20))
     media.mkdir()
@@ -194,7 +202,7 @@ def test_storage_that_the_destination_lacks_is_told_before_anything_changes(host
         connection.storagePoolCreateXML(POOL.format(path=hosts.folder))
         assert [row["what"] for row in hosts.move(name="reader", check=True)["plan"]][:1] == ["reader place"]
         medium.rename(media / "medium.img")
-        assert f"'{medium}' is not at the destination" in hosts.refused(name="reader")
+        assert f"Disk vda ({medium}) does not exist at the destination." in hosts.refused(name="reader")
 
 
 @pytest.mark.soak
@@ -205,7 +213,7 @@ def test_every_mode_moves_a_guest_that_writes_there_and_back(hosts: Hosts) -> No
         uri = None if mode == "tunnelled" else f"unix://{hosts.folder}/m"
         done = hosts.move(back=bool(number % 2), mode=mode, migrate_uri=uri)
         assert not done.get("failed"), done
-        assert any("is not known beforehand" in warning for warning in done["warnings"])
+        assert any("It is not known whether disk vda" in warning for warning in done["warnings"])
         assert hosts.found() == (before if number % 2 else before[::-1])
 
 
@@ -252,5 +260,5 @@ def test_a_destination_that_dies_in_the_midst_leaves_it_at_the_source(hosts: Hos
     result = hosts.move(mode=mode, bandwidth_mib_per_second=1, deadline_seconds=60.0)
     killer.join()
     assert result.get("failed")
-    assert "It is running at the source as before; nothing of it is at the destination." in result["msg"]
+    assert "It is running at the source as before, and it does not exist at the destination." in result["msg"]
     assert hosts.found() == before

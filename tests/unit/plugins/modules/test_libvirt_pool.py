@@ -165,8 +165,14 @@ def test_a_transient_pool_stays_one_until_xml_is_given(daemon: SessionDaemon) ->
     path = daemon.files / "one"
     daemon.connection.storagePoolCreateXML(f"<pool type='dir'><name>pool</name>{xml(path)[17:]}", 1)
     assert daemon.done("libvirt_pool", name="pool", state="active")["plan"] == []
-    assert "would make it vanish" in daemon.module("libvirt_pool", name="pool", state="inactive")["msg"]
-    assert "needs a definition" in daemon.module("libvirt_pool", name="pool", autostart=True)["msg"]
+    assert daemon.module("libvirt_pool", name="pool", state="inactive")["msg"] == (
+        "Invalid value 'inactive' for state: Pool 'pool' has no stored definition, so it would disappear when it stops."
+        " Set state: absent, or set xml to define the pool."
+    )
+    assert daemon.module("libvirt_pool", name="pool", autostart=True)["msg"] == (
+        "Invalid value True for autostart: Pool 'pool' has no stored definition, so it cannot start with the host. Set "
+        "xml to define the pool."
+    )
     kept = daemon.twice("libvirt_pool", name="pool", xml=xml(path), autostart=True)
     assert changes(kept) == [("pool persistent", False, True), ("pool autostart", False, True)]
 
@@ -184,7 +190,7 @@ def test_a_file_system_is_made_only_when_asked_for_and_never_over_something(daem
 
     def converge(**more: t.Any) -> bytes:
         # Only root could mount it.
-        assert "starting it" in daemon.module("libvirt_pool", **wanted, **more)["msg"]
+        assert "Starting pool fs failed: " in daemon.module("libvirt_pool", **wanted, **more)["msg"]
         return device.read_bytes()
 
     assert not any(converge())
@@ -195,16 +201,31 @@ def test_a_file_system_is_made_only_when_asked_for_and_never_over_something(daem
 
 UUID = "3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11"
 WRONG = {
-    "a path": ({"name": "../pool"}, "must not contain '/'"),
-    "no xml": ({"name": "new", "state": "active"}, "no xml was given"),
-    "another name": ({"name": "new", "xml": xml("/x", "<name>other</name>")}, "is the <name> in the XML"),
-    "a typing error": ({"name": "new", "xml": xml("/x").replace("path", "paht")}, "Nearest: path"),
-    "a type": ({"name": "new", "xml": xml("/x").replace("dir", "dri")}, "pool"),
-    "no pool": ({"name": "new", "xml": "<volume/>"}, "must be <pool>"),
-    "an entity": ({"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + xml("/x")}, "DOCTYPE"),
-    "not XML": ({"name": "new", "xml": "<pool"}, "not well-formed"),
+    "a path": ({"name": "../pool"}, "pools[1].name: A name cannot be a path"),
+    "no xml": (
+        {"name": "new", "state": "active"},
+        "pools[1].xml: A definition is needed, because pool 'new' does not exist.",
+    ),
+    "another name": (
+        {"name": "new", "xml": xml("/x", "<name>other</name>")},
+        "pools[1].xml: The <name> in the XML is 'other', but",
+    ),
+    "a typing error": (
+        {"name": "new", "xml": xml("/x").replace("path", "paht")},
+        ", line 1: <paht> is not an element of a pool. Did you mean path",
+    ),
+    "a type": ({"name": "new", "xml": xml("/x").replace("dir", "dri")}, "pools[1].xml: libvirt"),
+    "no pool": ({"name": "new", "xml": "<volume/>"}, "The root element is <volume>, but it has to be <pool>."),
+    "an entity": (
+        {"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + xml("/x")},
+        "pools[1].xml, line 1: <!DOCTYPE pool> is not allowed",
+    ),
+    "not XML": ({"name": "new", "xml": "<pool"}, "pools[1].xml, line 1: The XML cannot be parsed"),
     "a hole": ({"name": "new", "xml": "<pool>" + "<a>" * 3000 + "</a>" * 3000 + "</pool>"}, "more than 256 elements"),
-    "another UUID": ({"name": "there", "xml": xml("/x", f"<uuid>{UUID}</uuid>")}, "is not the one that the pool has"),
+    "another UUID": (
+        {"name": "there", "xml": xml("/x", f"<uuid>{UUID}</uuid>")},
+        f"and the definition has {UUID}. Leave <uuid> out",
+    ),
     "twice": ({"name": "fine"}, "twice"),
 }
 
@@ -213,22 +234,32 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> No
     there = daemon.done("libvirt_pool", name="there", xml=xml(daemon.files / "there"))["pools"][0]
     wrong = {
         **WRONG,
-        "a taken UUID": ({"name": "new", "xml": xml("/x", f"<uuid>{there['uuid']}</uuid>")}, "belongs to pool 'there'"),
-        "a taken path": ({"name": "new", "xml": xml(daemon.files / "there/")}, "belongs to pool 'there' already"),
+        "a taken UUID": (
+            {"name": "new", "xml": xml("/x", f"<uuid>{there['uuid']}</uuid>")},
+            "is the one of pool 'there', and",
+        ),
+        "a taken path": (
+            {"name": "new", "xml": xml(daemon.files / "there/")},
+            "there already belongs to pool 'there'.",
+        ),
     }
     before = daemon.digest()
     own = str(uuid.uuid4())
     fine = {"name": "fine", "xml": xml(daemon.files / "fine", f"<uuid>{own}</uuid>"), "state": "active"}
-    wrong["one's UUID"] = ({"name": "new", "xml": xml("/x", f"<uuid>{own}</uuid>")}, "belongs to pool 'fine'")
-    wrong["one's path"] = ({"name": "new", "xml": xml(daemon.files / "fine/")}, "belongs to pool 'fine' already")
+    wrong["one's UUID"] = ({"name": "new", "xml": xml("/x", f"<uuid>{own}</uuid>")}, "is the one of pool 'fine', and")
+    wrong["one's path"] = ({"name": "new", "xml": xml(daemon.files / "fine/")}, "fine already belongs to pool 'fine'.")
     for what, (pool, said) in wrong.items():
         result = daemon.module("libvirt_pool", pools=[fine, pool])
         assert result.get("failed"), what
         assert said in result["msg"], (what, result["msg"])
+        assert result["error"]["option"].startswith("pools[1]."), what
         assert "\n" not in result["msg"], what
         assert result.get("changed", False) is False, what
     assert daemon.digest() == before
-    assert "Nearest: there" in daemon.module("libvirt_pool_info", names=["thre"])["msg"]
+    assert (
+        daemon.module("libvirt_pool_info", names=["thre"])["msg"]
+        == "Invalid value 'thre' for names[0]: No storage pool has this name. Did you mean there?"
+    )
 
 
 def test_info_by_name_and_glob_and_within_its_limit(daemon: SessionDaemon) -> None:
@@ -247,7 +278,10 @@ def test_a_pool_that_a_running_domain_stands_on_is_not_stopped(node: Run, disk: 
     running = DOMAIN.format(name="web1", disk=disk.format("one"), state=RUNNING)
     for state in ("inactive", "absent"):
         refused = node("libvirt_pool", running, name="images", state=state)
-        assert "running domains: web1" in refused["msg"]
+        assert refused["msg"] == (
+            f"Invalid value '{state}' for state: Running domains use pool 'images': web1. Stop the domains, or set "
+            "allow_in_use: true to do it anyway."
+        )
         assert refused["changed"] is False
     forced = node("libvirt_pool", running, name="images", state="absent", allow_in_use=True)
     assert (forced["pools"][0]["state"], forced["pools"][0]["error"]) == ("absent", None)
@@ -268,7 +302,7 @@ def test_a_domain_that_came_meanwhile_keeps_the_pool(tmp_path: pathlib.Path) -> 
     path.write_text(NODE.format(domains=""), encoding="utf-8")
     for state in ("inactive", "absent"):
         run = _Late(read_wanted([{"name": "images", "state": state, "build": False, "allow_in_use": False}]))
-        with pytest.raises(TapvirtError, match="running domains: late") as refused:
+        with pytest.raises(TapvirtError, match="Running domains use pool 'images': late[.]") as refused:
             run.converge(f"test://{path}", 10, False, False)
         assert (refused.value.fields["changed"], refused.value.fields["pools"][0]["state"]) == (False, "active")
 
@@ -285,7 +319,9 @@ def test_a_pool_of_others_that_vanishes_meanwhile_is_no_failure(
 def test_a_driver_without_storage_is_told_in_words() -> None:
     root = pathlib.Path(tempfile.gettempdir(), f"tv-none-{os.getpid()}")
     result = run_here("libvirt_pool", {"uri": f"qemu:///embed?root={root}", "name": "a", "xml": xml("/x")})
-    assert "has no storage" in result["msg"]
+    assert result["msg"].endswith(
+        " for uri: This libvirt driver has no storage. Connect to a daemon with a storage driver, such as qemu:///system."
+    )
     assert not root.exists()
 
 

@@ -164,7 +164,9 @@ def test_memory_of_a_running_domain_is_inside_and_states_are_reached_again(subje
 
 def test_a_snapshot_with_children_goes_only_as_it_is_said(subject: Subject) -> None:
     subject.converge({"name": "one"}, {"name": "two"}, {"name": "three"}, {"name": "four"}, again=False)
-    assert "has children: two, three, four" in subject.refused({"name": "one", "state": "absent"})
+    assert "snapshot 'one' of domain 'subject' has children: two, three, four." in subject.refused(
+        {"name": "one", "state": "absent"}
+    )
     subject.converge({"name": "one", "state": "absent", "with_children": False})
     assert {name: row["parent"] for name, row in subject.rows().items()} == {
         "two": None,
@@ -240,16 +242,16 @@ def test_external_snapshots_of_a_running_domain_with_its_memory(subject: Subject
 def test_internal_state_below_an_overlay_is_left_alone_while_the_domain_runs(subject: Subject) -> None:
     subject.converge({"name": "inside"}, {"name": "over", "kind": "external"}, {"name": "above"}, again=False)
     going = {"name": "over", "state": "absent", "with_children": False}
-    assert "its parent inside is internal" in subject.refused(going)
+    assert "Snapshot 'over' is external and its parent 'inside' is internal" in subject.refused(going)
     image = f"{subject.root}/a.qcow2"
-    assert f"a revert of inside is refused: its state is in {image}" in subject.refused(
+    assert f"The state of snapshot 'inside' is in {image}, but" in subject.refused(
         {**going, "name": "inside", "state": "reverted"}
     )
     subject.be("running")
-    assert f"the removal of inside is refused: its state is in {image}" in subject.refused({**going, "name": "inside"})
+    assert f"The state of snapshot 'inside' is in {image}, but" in subject.refused({**going, "name": "inside"})
     subject.be("shutdown")
     subject.converge({**going, "name": "inside"}, again=False)
-    assert "would go, and the internal snapshot above has its state in it" in subject.refused(going)
+    assert ", which has the state of snapshot 'above'. Remove 'above' first." in subject.refused(going)
     subject.converge({**going, "with_children": True})
     assert subject.rows() == {}
 
@@ -258,10 +260,17 @@ def test_a_file_that_is_there_is_never_written_to(subject: Subject) -> None:
     (subject.root / "memory").write_text("precious", encoding="ascii")
     subject.be("running")
     external = {"name": "x", "kind": "external"}
-    assert "/memory' is there already" in subject.refused({**external, "memory_file": f"{subject.root}/memory"})
-    assert "its directory does not exist" in subject.refused({**external, "memory_file": f"{subject.root}/no/memory"})
+    assert "/memory' for snapshots[0].memory_file: The file already exists" in subject.refused(
+        {**external, "memory_file": f"{subject.root}/memory"}
+    )
+    assert "The file cannot be created, because its directory does not exist." in subject.refused(
+        {**external, "memory_file": f"{subject.root}/no/memory"}
+    )
     (subject.root / "a.x").symlink_to("nowhere")
-    assert "/a.x' is there already" in subject.refused({"name": "fine"}, external)
+    assert subject.refused({"name": "fine"}, external) == (
+        f"Invalid value for snapshots[1].disks: The overlay {subject.root}/a.x of disk vda already exists and is not "
+        "overwritten. Set another file for this disk."
+    )
 
 
 def test_two_domains_do_not_write_to_one_memory_file(subject: Subject) -> None:
@@ -270,14 +279,20 @@ def test_two_domains_do_not_write_to_one_memory_file(subject: Subject) -> None:
     subject.be("running")
     memory = {"kind": "external", "memory_file": f"{subject.root}/memory"}
     both = [{"name": "x", **memory}, {"domain": "other", "name": "y", **memory}]
-    assert "/memory' would be written twice" in subject.refused(*both)
+    assert (
+        "/memory' for snapshots[1].memory_file: The file already belongs to a disk or a snapshot."
+        in subject.refused(*both)
+    )
 
 
 def test_absent_without_a_snapshot_or_domain_or_root_is_a_no_op(subject: Subject, embed: Embed) -> None:
     subject.converge({"name": "first", "state": "absent"}, {"domain": "other", "name": "x", "state": "absent"})
     result = embed.module("libvirt_snapshot", uri=f"{embed.uri}2", domain="x", name="x", state="absent")
     assert (result["changed"], result["plan"]) == (False, [])
-    assert "nothing is in" in embed.module("libvirt_snapshot", uri=f"{embed.uri}2", domain="x", name="x")["msg"]
+    assert (
+        "No domain has this name, because nothing is in"
+        in embed.module("libvirt_snapshot", uri=f"{embed.uri}2", domain="x", name="x")["msg"]
+    )
     assert not pathlib.Path(f"{embed.root}/e2").exists()
 
 
@@ -334,10 +349,13 @@ def test_info_is_bounded_and_parents_come_first(node: t.Callable[..., dict[str, 
     ]
     assert not whole["truncated"]
     assert node("libvirt_snapshot_info", domains=["guest", "gue*", "x*"])["snapshots"] == whole["snapshots"]
-    assert "must be 1 to 10000" in node("libvirt_snapshot_info", limit=0)["msg"]
+    assert "The limit is a number from 1 to 10000." in node("libvirt_snapshot_info", limit=0)["msg"]
     cut = node("libvirt_snapshot_info", domains=["guest"], limit=2)
     assert ([row["name"] for row in cut["snapshots"]], cut["truncated"]) == (["s1", "s2"], True)
-    assert "Nearest: guest" in node("libvirt_snapshot_info", domains=["guset"])["msg"]
+    assert (
+        "Invalid value 'guset' for domains[0]: No domain has this name. Did you mean guest?"
+        in node("libvirt_snapshot_info", domains=["guset"])["msg"]
+    )
 
 
 def test_a_mistyped_domain_is_told_once_though_nothing_is_to_do(node: t.Callable[..., dict[str, t.Any]]) -> None:
@@ -345,7 +363,7 @@ def test_a_mistyped_domain_is_told_once_though_nothing_is_to_do(node: t.Callable
     done = node("libvirt_snapshot", snapshots=[{"domain": "guset", **gone}, {"domain": "guest", **gone}])
     assert [row["state"] for row in done["snapshots"]] == ["absent", "absent"]
     (warning,) = done["warnings"]
-    assert "guset snapshot s3: name: 'guset' is no domain of this libvirt. Nearest: guest." in str(warning)
+    assert "'s3' of domain 'guset' is absent, because no domain has this name. Did you mean guest?" in str(warning)
 
 
 def test_other_drivers_take_and_remove_too(node: t.Callable[..., dict[str, t.Any]]) -> None:
@@ -354,4 +372,4 @@ def test_other_drivers_take_and_remove_too(node: t.Callable[..., dict[str, t.Any
     gone = node("libvirt_snapshot", domain="guest", name="s2", state="absent", with_children=True)
     assert [row["what"] for row in gone["plan"]] == ["guest snapshot s3", "guest snapshot s2"]
     back = node("libvirt_snapshot", domain="guest", name="s1", state="reverted")
-    assert "does not have the definition of the domain" in back["msg"]
+    assert "The definition of domain 'guest' is not in the snapshot" in back["msg"]

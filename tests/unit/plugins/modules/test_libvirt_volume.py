@@ -137,15 +137,17 @@ def test_a_volume_grows_and_shrinks_only_when_told_to(daemon: SessionDaemon) -> 
         assert changes(grown) == [(f"p/{form} capacity", 8 * MIB, 16 * MIB)]
         assert image_size(daemon.files / "p" / form) == 16 * MIB
         refused = daemon.module("libvirt_volume", **thin, capacity="8MiB")
-        assert "loses what is beyond" in refused["msg"]
-        assert "16 MiB" in refused["msg"]
+        assert refused["msg"] == (
+            "Invalid value '8 MiB' for capacity: The volume has 16 MiB, and shrinking it loses the data beyond its new "
+            "end. Set force_shrink: true to shrink it."
+        )
         shrunk = daemon.twice("libvirt_volume", **thin, capacity="8MiB", force_shrink=True)
         assert (shrunk["volumes"][0]["capacity_bytes"], shrunk["plan"][0]["how"]) == (8 * MIB, "resize")
         assert "lost" in shrunk["plan"][0]["why"]
     whole: dict[str, t.Any] = {"pool": "p", "name": "whole", "force_shrink": True}
     daemon.done("libvirt_volume", **whole, capacity="2MiB")
     before = daemon.digest()
-    assert "less than what is allocated" in daemon.module("libvirt_volume", **whole, capacity="1MiB")["msg"]
+    assert "The volume has 2 MiB allocated, and" in daemon.module("libvirt_volume", **whole, capacity="1MiB")["msg"]
     assert daemon.digest() == before
 
 
@@ -165,14 +167,23 @@ def test_what_cannot_change_in_place_is_refused(daemon: SessionDaemon) -> None:
     }
     before = daemon.digest()
     for wanted, said in (
-        ({"name": "base", "format": "raw"}, "the volume has qcow2"),
-        ({"name": "base", "backing": {"path": str(other), "format": "qcow2"}}, "has no backing file"),
-        ({"name": "top", "backing": {"path": str(other), "format": "qcow2"}}, f"the volume has {base}"),
-        ({"name": "top", "backing": {"path": str(base), "format": "raw"}}, "of the format qcow2"),
+        ({"name": "base", "format": "raw"}, "for format: The volume has the format qcow2"),
+        (
+            {"name": "base", "backing": {"path": str(other), "format": "qcow2"}},
+            "for backing.path: The volume has no backing file",
+        ),
+        (
+            {"name": "top", "backing": {"path": str(other), "format": "qcow2"}},
+            f"for backing.path: The volume has the backing file {base}",
+        ),
+        (
+            {"name": "top", "backing": {"path": str(base), "format": "raw"}},
+            "for backing.format: The volume has a backing file of the format qcow2",
+        ),
     ):
         refused = daemon.module("libvirt_volume", pool="p", **wanted)
         assert said in refused["msg"], refused["msg"]
-        assert "nothing is deleted" in refused["msg"]
+        assert "cannot change in place. Leave the option out to keep the volume, or delete" in refused["msg"]
     assert daemon.digest() == before
 
 
@@ -185,7 +196,10 @@ def test_absent_takes_only_what_is_named_and_nothing_that_others_stand_on(daemon
     )
     daemon.twice("libvirt_volume", volumes=wanted)
     refused = daemon.module("libvirt_volume", pool="p", name="base", state="absent")
-    assert f"in use by volumes that stand on it: {daemon.files}/p/top" in refused["msg"]
+    assert refused["msg"] == (
+        "Invalid value 'absent' for state: Volume 'p/base' would be deleted, but the volume is the backing file of "
+        f"others: {daemon.files}/p/top. Set allow_in_use: true to do it anyway."
+    )
     assert base.exists()
     gone = volumes({"name": "top", "state": "absent"}, {"name": "never", "state": "absent"})
     done = daemon.twice("libvirt_volume", volumes=gone)
@@ -196,7 +210,7 @@ def test_absent_takes_only_what_is_named_and_nothing_that_others_stand_on(daemon
     without = [{"pool": "pp", "name": "base", "state": "absent"}, *volumes({"name": "else", "state": "absent"})]
     done = daemon.done("libvirt_volume", volumes=without)
     assert [row["how"] for row in done["plan"]] == ["delete"]
-    assert done["warnings"] == ["pp/base: there is no storage pool 'pp'; nearest: p."]
+    assert done["warnings"] == ["Volume 'pp/base' is absent, because no storage pool is called 'pp'. Did you mean p?"]
 
 
 def test_what_stands_on_a_volume_of_another_pool_counts_too(daemon: SessionDaemon) -> None:
@@ -216,9 +230,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(daemon: SessionDae
     most = available * 6 // 10
     for wanted, said in (
         ([{"name": "a", "capacity": str(available + MIB)}], "would be allocated at once"),
-        ([{"name": "a", "capacity": str(capacity + MIB), "format": "qcow2"}], "more than the whole pool has"),
-        ([{"name": "a", "capacity": "7EiB", "allocation": "0"}], "more than the whole pool has"),
-        ([{"name": "a", "capacity": str(most)}, {"name": "b", "capacity": str(most)}], "with the volumes before it"),
+        (
+            [{"name": "a", "capacity": str(capacity + MIB), "format": "qcow2"}],
+            "The volume is larger than the whole pool 'p', ",
+        ),
+        ([{"name": "a", "capacity": "7EiB", "allocation": "0"}], "The volume is larger than the whole pool 'p', "),
+        (
+            [{"name": "a", "capacity": str(most)}, {"name": "b", "capacity": str(most)}],
+            "would be allocated at once, including earlier volumes of the task",
+        ),
     ):
         refused = daemon.module("libvirt_volume", volumes=volumes({"name": "fine", "capacity": "4KiB"}, *wanted))
         assert said in refused["msg"], refused["msg"]
@@ -280,9 +300,15 @@ def test_an_image_is_uploaded_with_its_format_and_grows(daemon: SessionDaemon, t
     # What others stand on is not overwritten.
     changed = qcow2(file, 16, 4)
     pinned: dict[str, t.Any] = {"pool": "p", "name": "same", "source": str(file), "checksum": changed}
-    assert "volumes that stand on it" in daemon.module("libvirt_volume", **pinned)["msg"]
+    assert (
+        "The content does not have this checksum and would be overwritten, but the volume is"
+        in daemon.module("libvirt_volume", **pinned)["msg"]
+    )
     assert digest_in(daemon, "same") == digest
-    assert "grows" in daemon.module("libvirt_volume", **{**pinned, "name": "x"}, capacity="32MiB")["msg"]
+    assert (
+        "The qcow2 image changes when it grows to 32 MiB"
+        in daemon.module("libvirt_volume", **{**pinned, "name": "x"}, capacity="32MiB")["msg"]
+    )
 
 
 def test_a_copy_is_what_its_origin_is(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
@@ -300,9 +326,12 @@ def test_a_copy_is_what_its_origin_is(daemon: SessionDaemon, tmp_path: pathlib.P
     ]
     assert digest_in(daemon, "raw") == digest_in(daemon, "origin")
     refused = daemon.module("libvirt_volume", pool="p", name="x", clone_from="orgin")
-    assert "Nearest: origin" in refused["msg"]
+    assert refused["msg"] == (
+        "Invalid value 'orgin' for clone_from: Pool 'p' has no such volume, and no earlier item of the task creates it."
+        " Did you mean origin?"
+    )
     assert (
-        "less than what goes into it"
+        "Invalid value '1 MiB' for capacity: The content of the volume needs at least 4 MiB."
         in daemon.module("libvirt_volume", pool="p", name="x", clone_from="origin", capacity="1MiB")["msg"]
     )
 
@@ -353,41 +382,83 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
     os.mkfifo(pipe)
     backing = {"path": str(daemon.files / "p" / "none"), "format": "qcow2"}
     wrong: list[tuple[dict[str, t.Any], str]] = [
-        ({"name": "../x", "capacity": "1MiB"}, "must not contain '/'"),
-        ({"name": "x", "pool": "../p", "capacity": "1MiB"}, "must not contain '/'"),
-        ({"name": "x", "pool": "q", "capacity": "1MiB"}, "is no storage pool"),
-        ({"name": "fine", "capacity": "1MiB"}, "twice"),
-        ({"name": "x"}, "no capacity"),
-        ({"name": "x", "capacity": "1MiBB"}, "Nearest: 1MiB"),
-        ({"name": "x", "capacity": "1.5GiB"}, "Nearest: 1610612736"),
-        ({"name": "x", "capacity": "-1"}, "whole number"),
-        ({"name": "x", "capacity": "99999999999EiB"}, "more than libvirt can count"),
-        ({"name": "x", "capacity": "1MiB", "allocation": "2MiB"}, "more than the capacity"),
-        ({"name": "x", "capacity": "1MiB", "format": "qcow3"}, "Nearest: qcow, qcow2"),
-        ({"name": "x", "format": "qcow2", "backing": backing}, "no file that is there"),
-        ({"name": "x", "format": "raw", "backing": backing}, "no place for a backing file"),
-        ({"name": "x", "backing": {**backing, "path": "none"}}, "absolute path"),
-        ({"name": "x", "source": "file"}, "absolute path"),
-        ({"name": "x", "source": str(tmp_path / "none")}, "cannot be read"),
-        ({"name": "x", "source": str(tmp_path)}, "cannot be read"),
-        ({"name": "x", "source": str(empty)}, "is empty"),
-        ({"name": "x", "source": str(above)}, f"stands on another file, {below}"),
-        ({"name": "x", "source": str(remote)}, "stands on another file, which is not one of this host"),
+        ({"name": "../x", "capacity": "1MiB"}, "name: A name cannot be a path"),
+        ({"name": "x", "pool": "../p", "capacity": "1MiB"}, "pool: A name cannot be a path"),
+        ({"name": "x", "pool": "q", "capacity": "1MiB"}, "pool: No storage pool has this name."),
+        ({"name": "fine", "capacity": "1MiB"}, "name: Volume 'p/fine' is in the list twice."),
+        ({"name": "x"}, "capacity: A capacity is needed, because volume 'p/x' does not exist."),
+        ({"name": "x", "capacity": "1MiBB"}, "capacity: libvirt does not know the unit 'MiBB'. Did you mean 1MiB"),
+        ({"name": "x", "capacity": "1.5GiB"}, "in bytes. Did you mean 1610612736?"),
+        ({"name": "x", "capacity": "-1"}, "capacity: A size is a whole number"),
+        ({"name": "x", "capacity": "99999999999EiB"}, "capacity: The size is larger than libvirt's maximum, "),
+        (
+            {"name": "x", "capacity": "1MiB", "allocation": "2MiB"},
+            "allocation: The allocation is larger than the capacity, 1 MiB.",
+        ),
+        (
+            {"name": "x", "capacity": "1MiB", "format": "qcow3"},
+            "format: libvirt does not know this volume format. Did you mean qcow",
+        ),
+        ({"name": "x", "format": "qcow2", "backing": backing}, "backing.path: The backing file does not exist."),
+        (
+            {"name": "x", "format": "raw", "backing": backing},
+            "format: A volume of this format cannot have a backing file. Did you mean qcow2?",
+        ),
+        ({"name": "x", "backing": {**backing, "path": "none"}}, "backing.path: The path is not absolute."),
+        ({"name": "x", "source": "file"}, "source: The path is not absolute."),
+        ({"name": "x", "source": str(tmp_path / "none")}, "source: The file cannot be read on this host: "),
+        ({"name": "x", "source": str(tmp_path)}, "source: The file cannot be read on this host: "),
+        ({"name": "x", "source": str(empty)}, "source: The file is empty."),
+        (
+            {"name": "x", "source": str(above)},
+            f"source: The image has the backing file {below}, and only a standalone image",
+        ),
+        (
+            {"name": "x", "source": str(remote)},
+            "source: The image has a backing file on another host, and only a standalone",
+        ),
         ({"name": "x", "source": str(pipe)}, "it is a FIFO, not a regular file"),
-        ({"name": "x", "source": str(file), "format": "qcow2"}, "is not what"),
-        ({"name": "x", "source": str(file), "format": "vmdk"}, "cannot be uploaded"),
-        ({"name": "x", "source": str(file), "capacity": "2"}, "less than what goes into it"),
-        ({"name": "x", "source": str(file), "checksum": "f" * 64}, f"is not the SHA-256 of {file}, {digest}"),
-        ({"name": "x", "source": str(file), "checksum": "md5"}, "64 hexadecimal digits"),
-        ({"name": "x", "capacity": "1MiB", "checksum": digest}, "needs 'source'"),
-        ({"name": "x", "source": str(file), "clone_from": "y"}, "only one"),
-        ({"name": "x", "clone_from": "../y"}, "must not contain '/'"),
-        ({"name": "x", "capacity": "1MiB", "xml": "<volume/>"}, "says it already"),
-        ({"name": "x", "xml": "<volume><name>y</name></volume>"}, "is the <name> in the XML"),
-        ({"name": "x", "xml": "<volume><capacity unit='Mob'>1</capacity></volume>"}, "Nearest: 1MB"),
-        ({"name": "x", "xml": "<volume><capacitty>1</capacitty></volume>"}, "Nearest: capacity"),
-        ({"name": "x", "xml": "<volume><capacity>1</capacity><target><mode>1</mode></target></volume>"}, "schema"),
-        ({"name": "x", "xml": "<pool/>"}, "must be <volume>"),
+        (
+            {"name": "x", "source": str(file), "format": "qcow2"},
+            f"format: {file} has the format raw, and the upload does not",
+        ),
+        (
+            {"name": "x", "source": str(file), "format": "vmdk"},
+            "format: An image of this format cannot be uploaded. Did you mean raw or qcow2?",
+        ),
+        (
+            {"name": "x", "source": str(file), "capacity": "2"},
+            "capacity: The content of the volume needs at least 7 bytes.",
+        ),
+        ({"name": "x", "source": str(file), "checksum": "f" * 64}, f"checksum: The SHA-256 of {file} is {digest}."),
+        (
+            {"name": "x", "source": str(file), "checksum": "md5"},
+            "checksum: The checksum is a SHA-256, which has 64 hexadecimal digits.",
+        ),
+        (
+            {"name": "x", "capacity": "1MiB", "checksum": digest},
+            "checksum: A checksum needs source, the file that it belongs to.",
+        ),
+        (
+            {"name": "x", "source": str(file), "clone_from": "y"},
+            "source: source and clone_from cannot be used together.",
+        ),
+        ({"name": "x", "clone_from": "../y"}, "clone_from: A name cannot be a path"),
+        ({"name": "x", "capacity": "1MiB", "xml": "<volume/>"}, "capacity: xml and capacity cannot be used together"),
+        ({"name": "x", "xml": "<volume><name>y</name></volume>"}, "xml: The <name> in the XML is 'y', but"),
+        (
+            {"name": "x", "xml": "<volume><capacity unit='Mob'>1</capacity></volume>"},
+            "xml: libvirt does not know the unit 'Mob'. Did you mean 1MB",
+        ),
+        (
+            {"name": "x", "xml": "<volume><capacitty>1</capacitty></volume>"},
+            "xml, line 1: <capacitty> is not an element of a volume. Did you mean capacity",
+        ),
+        (
+            {"name": "x", "xml": "<volume><capacity>1</capacity><target><mode>1</mode></target></volume>"},
+            "xml, line 1: libvirt's schema refuses <mode>: ",
+        ),
+        ({"name": "x", "xml": "<pool/>"}, "xml: The root element is <pool>, but it has to be <volume>."),
     ]
     before = daemon.digest()
     for item, said in wrong:
@@ -395,13 +466,17 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
         result = daemon.module("libvirt_volume", volumes=volumes(fine, item))
         assert result.get("failed"), item
         assert said in result["msg"], (item, result["msg"])
+        assert result["error"]["option"].startswith("volumes[1]."), item
         assert "\n" not in result["msg"], item
         assert result.get("changed", False) is False, item
     assert daemon.digest() == before
     daemon.done("libvirt_pool", name="p", state="inactive")
     for state in ("present", "absent"):
         refused = daemon.module("libvirt_volume", pool="p", name="x", capacity="1MiB", state=state)
-        assert "is inactive" in refused["msg"]
+        assert refused["msg"] == (
+            "Invalid value 'p' for pool: The storage pool is inactive, so its volumes cannot be read. Start the pool "
+            "with libvirt_pool and state: active."
+        )
 
 
 def test_what_a_domain_stands_on_is_left_alone(node: Run) -> None:
@@ -412,7 +487,11 @@ def test_what_a_domain_stands_on_is_left_alone(node: Run) -> None:
     domains = (running, reading, off, named)
     for name, domain in (("run", "web1"), ("lent", "web2"), ("off", "old1"), ("named", "old2")):
         refused = node(*domains, name=name, state="absent")
-        assert f"in use by domains: {domain}" in refused["msg"]
+        assert refused["msg"] == (
+            f"Invalid value 'absent' for state: Volume 'p/{name}' would be deleted, but domains use the volume: "
+            f"{domain}. Set allow_in_use: true to do it anyway."
+        )
+        assert refused["volumes"][0]["error"] == refused["error"]
         assert refused["changed"] is False
         forced = node(*domains, name=name, state="absent", allow_in_use=True)
         assert (forced["volumes"][0]["state"], forced["volumes"][0]["error"]) == ("absent", None)
@@ -451,7 +530,7 @@ def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> 
         if allowed:
             assert run.converge(f"test://{path}", 10, False, False)["volumes"][0]["state"] == "absent"
             continue
-        with pytest.raises(TapvirtError, match="in use by domains: late") as refused:
+        with pytest.raises(TapvirtError, match="but domains use the volume: late[.]") as refused:
             run.converge(f"test://{path}", 10, False, False)
         assert (refused.value.fields["changed"], refused.value.fields["volumes"][0]["state"]) == (False, "present")
 
@@ -459,7 +538,7 @@ def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> 
 def test_a_driver_that_knows_no_domains_does_not_say_that_there_are_none(daemon: SessionDaemon) -> None:
     daemon.done("libvirt_volume", pool="p", name="v", capacity="4KiB")
     storage: dict[str, t.Any] = {"uri": daemon.uri.replace("qemu+", "storage+")}
-    unknown = "whether domains stand on it is not known"
+    unknown = "This libvirt driver has no domains, so it is not known whether a domain uses "
     assert unknown in daemon.module("libvirt_volume", **storage, pool="p", name="v", state="absent")["msg"]
     assert unknown in daemon.module("libvirt_pool", **storage, name="p", state="inactive")["msg"]
     assert daemon.done("libvirt_volume_info", **storage)["volumes"][0]["used_by"] is None
@@ -472,7 +551,7 @@ def test_files_behind_a_socket_that_leads_anywhere_are_not_taken_for_those_of_th
 ) -> None:
     backing = {"path": str(daemon.files / "p" / "none"), "format": "qcow2"}
     new = {"pool": "p", "name": "x", "format": "qcow2", "capacity": "1MiB", "backing": backing}
-    assert "no file that is there" in daemon.module("libvirt_volume", check=True, **new)["msg"]
+    assert "The backing file does not exist." in daemon.module("libvirt_volume", check=True, **new)["msg"]
     assert not run_here("libvirt_volume", {"uri": daemon.uri, **new}, check=True).get("failed")
 
 
@@ -483,7 +562,10 @@ def test_check_mode_stops_no_pool_and_a_run_tells_that_libvirt_did(daemon: Sessi
     new: dict[str, t.Any] = {"pool": "p", "name": "v", "capacity": "4KiB"}
     daemon.module("libvirt_volume", check=True, **new)
     assert pool.isActive()
-    assert "could not look at what is in it, and stopped the pool" in daemon.module("libvirt_volume", **new)["msg"]
+    assert (
+        "libvirt could not read the content of pool 'p' and stopped the pool: "
+        in daemon.module("libvirt_volume", **new)["msg"]
+    )
     assert not pool.isActive()
 
 
@@ -512,9 +594,15 @@ def test_info_by_pool_name_and_glob_and_within_its_limit(daemon: SessionDaemon) 
         "backing": None,
         "used_by": [],
     }
-    assert "is no volume" in daemon.module("libvirt_volume_info", names=["c1"])["msg"]
-    assert "is inactive" in daemon.module("libvirt_volume_info", pools=["q"])["msg"]
-    assert "must be 1 to 10000" in daemon.module("libvirt_volume_info", limit=0)["msg"]
+    assert (
+        "Invalid value 'c1' for names[0]: No volume of these pools has this name."
+        in daemon.module("libvirt_volume_info", names=["c1"])["msg"]
+    )
+    assert (
+        "Invalid value 'q' for pools[0]: The storage pool is inactive, so"
+        in daemon.module("libvirt_volume_info", pools=["q"])["msg"]
+    )
+    assert "The limit is a number from 1 to 10000." in daemon.module("libvirt_volume_info", limit=0)["msg"]
 
 
 def test_the_modules_themselves_run(daemon: SessionDaemon, run_module: Run) -> None:

@@ -22,6 +22,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.pl
     plan_migration,
 )
 
+SHARE = "Put a writable disk on storage that both hosts share."
 HERE = Seen("web", "c7a5fdbd-edaf-9455-926a-d65c16db1809", "running", active=True, persistent=True, autostart=False)
 MOUNTS = """\
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
@@ -43,22 +44,35 @@ def disk(file_system: str | None, there: bool | None, **changes: t.Any) -> DiskS
 
 
 @pytest.mark.parametrize(
-    ("passage", "said"),
+    ("passage", "message"),
     [
-        ({"job": True}, "has a job under way"),
-        ({"snapshots": 2}, "has 2 snapshots"),
-        ({"machine": "no such machine"}, "cannot run at the destination: no such machine"),
-        ({"processor": "avx512f"}, "does not offer: avx512f"),
-        ({"disks": (disk("xfs", None),)}, "is on xfs, which the source alone has"),
-        ({"disks": (disk("xfs", None, shareable=True),)}, "is on xfs, which the source alone has"),
-        ({"disks": (disk("nfs4", False),)}, "is not at the destination"),
-        ({"disks": (disk("xfs", False, device="cdrom"),)}, "or eject it first"),
+        (
+            {"job": True},
+            "The domain has an active job, such as a migration or a backup. Wait until the job ends, or abort it.",
+        ),
+        (
+            {"snapshots": 2},
+            "The domain has 2 snapshots, and libvirt does not migrate snapshots. Remove the snapshots first.",
+        ),
+        ({"machine": "no such machine"}, "The domain cannot run at the destination: no such machine."),
+        ({"processor": "avx512f"}, "The domain needs a processor that the destination does not offer: avx512f."),
+        ({"disks": (disk("xfs", None),)}, f"Disk vda (/srv/a.img) is on xfs, which only the source has. {SHARE}"),
+        (
+            {"disks": (disk("xfs", None, shareable=True),)},
+            f"Disk vda (/srv/a.img) is on xfs, which only the source has. {SHARE}",
+        ),
+        ({"disks": (disk("nfs4", False),)}, "Disk vda (/srv/a.img) does not exist at the destination."),
+        (
+            {"disks": (disk("xfs", False, device="cdrom"),)},
+            "Disk vda (/srv/a.img) does not exist at the destination. Copy the medium to the destination, or eject it "
+            "first.",
+        ),
     ],
 )
-def test_what_stands_in_the_way_is_a_refusal_in_words(passage: dict[str, t.Any], said: str) -> None:
+def test_what_stands_in_the_way_is_a_refusal_in_words(passage: dict[str, t.Any], message: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         plan(**passage)
-    assert said in refused.value.message
+    assert refused.value.below("name").message == f"Invalid value 'web' for name: {message}"
 
 
 @pytest.mark.parametrize("seen", [disk("nfs4", None), disk(None, None), disk("ext4", None, readonly=True)])
@@ -75,7 +89,9 @@ def test_what_is_known_to_be_there_is_no_doubt() -> None:
 @pytest.mark.parametrize("state", ["crashed", "pmsuspended", "shutdown"])
 def test_only_what_runs_or_is_paused_moves(state: str) -> None:
     observed = Observed(dataclasses.replace(HERE, state=state), None, passage=Passage())
-    with pytest.raises(InvalidInput, match=f"is {state} at the source"):
+    with pytest.raises(
+        InvalidInput, match=f"The domain is {state} at the source, and only a running or paused domain can move"
+    ):
         plan_migration(Wanted("web"), observed, ("a:///", "b:///"), "client")
 
 

@@ -111,63 +111,212 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
 @pytest.mark.parametrize(
     ("said", "domain", "message"),
     [
-        ({"name": "1"}, {}, "QEMU takes it for the number of another one in the image. Nearest: s1."),
-        ({}, {"efi": " firmware='efi'"}, "cannot hold the firmware's variables (NVRAM)"),
-        ({}, {"format": "raw"}, "disk vdb (/dev/vg/b) is raw. Nearest: external, a qcow2 image for vdb."),
-        ({"disks": [{"target": "vdb", "include": False}]}, {}, "disk vdb has no file and cannot be left out"),
-        ({"memory_file": "/m"}, {"state": "running"}, "memory_file goes with. Nearest: external."),
-        ({"kind": "external"}, {}, "disk vdb: '/dev/vg/b' is of type block, so there is no place beside it"),
-        ({**EXTERNAL, "memory_file": "/m"}, {}, "does not run, so there is no memory"),
+        (
+            {"name": "1"},
+            {},
+            (
+                "name: QEMU would take this name for the number of another internal snapshot in the image. Did you "
+                "mean s1?"
+            ),
+        ),
+        (
+            {},
+            {"efi": " firmware='efi'"},
+            (
+                "kind: An internal snapshot cannot contain the firmware's variables (NVRAM), which are in a raw file "
+                "beside the disks. Set kind: external."
+            ),
+        ),
+        (
+            {},
+            {"format": "raw"},
+            "kind: An internal snapshot needs qcow2 images, but disk vdb (/dev/vg/b) is raw. Set kind: external.",
+        ),
+        (
+            {"disks": [{"target": "vdb", "include": False}]},
+            {},
+            (
+                "kind: An internal snapshot is in the image of every writable disk, so disk vdb cannot have a file or"
+                " be left out. Set kind: external."
+            ),
+        ),
+        (
+            {"memory_file": "/m"},
+            {"state": "running"},
+            (
+                "kind: An internal snapshot has the memory in the image, so it cannot have a memory_file. Set kind: "
+                "external."
+            ),
+        ),
+        (
+            {"kind": "external"},
+            {},
+            (
+                "disks: Disk vdb (/dev/vg/b) is of type block, so no overlay can be placed beside it. Set a file for "
+                "disk vdb in disks."
+            ),
+        ),
+        (
+            {**EXTERNAL, "memory_file": "/m"},
+            {},
+            "memory_file: Domain 'web1' does not run, so it has no memory to store.",
+        ),
         (
             {"kind": "external", "disks": [{"target": "vdb", "include": False}], "memory_file": "/m"},
             {"state": "running"},
-            "goes with a snapshot of every writable disk, and vdb is left out",
+            "memory_file: A snapshot with memory needs every writable disk, but this one leaves out vdb.",
         ),
-        ({**EXTERNAL, "quiesce": True}, {}, "is for an external snapshot of a running domain"),
-        ({**EXTERNAL, "quiesce": True}, {"state": "running"}, "the domain has no channel for it"),
+        (
+            {**EXTERNAL, "quiesce": True},
+            {},
+            "quiesce: Only an external snapshot of a running domain without its memory can be quiesced.",
+        ),
+        (
+            {**EXTERNAL, "quiesce": True},
+            {"state": "running"},
+            "quiesce: Domain 'web1' has no channel for the guest agent, which freezes the file systems.",
+        ),
         (
             {**EXTERNAL, "quiesce": True},
             {"state": "running", "devices": AGENT.format("disconnected")},
-            "nothing answers on its channel",
+            "quiesce: Domain 'web1' is not connected to its guest agent, which freezes the file systems.",
         ),
-        ({"kind": "external", "disks": [{"target": "vdx"}]}, {}, "it has vda, vdb, hdc. Nearest: vdb, vda."),
-        ({"kind": "external", "disks": [VDB, {"target": "hdc", "file": "/x"}]}, {}, "read-only, removable or empty"),
+        (
+            {"kind": "external", "disks": [{"target": "vdx"}]},
+            {},
+            "disks[0].target: The disks of domain 'web1' are: vda, vdb, hdc. Did you mean vdb or vda?",
+        ),
+        (
+            {"kind": "external", "disks": [VDB, {"target": "hdc", "file": "/x"}]},
+            {},
+            "disks[1].file: Disk hdc is read-only, removable or empty, so it cannot have an overlay.",
+        ),
         (
             {"kind": "external", "disks": [{"target": name, "include": False} for name in ("vda", "vdb")]},
             {},
-            "no disk of the domain would take part",
+            "kind: The snapshot would have no disk of domain 'web1'.",
         ),
-        ({"kind": "external", "disks": [{**VDB, "file": "b"}]}, {}, "'b' must be an absolute path"),
-        ({"kind": "external", "disks": [{**VDB, "file": "/i/../b"}]}, {}, "without '..'"),
-        ({"kind": "external", "disks": [{**VDB, "file": "/i/a.new"}]}, {}, "'/i/a.new' would be written twice, or is"),
-        ({"kind": "external", "disks": [{**VDB, "file": "/i/" + "b" * 256}]}, {}, "longer than 255 bytes"),
-        ({"name": "../new"}, {}, "is a path; a name must not contain '/'. Nearest: new."),
-        ({"name": ".new"}, {}, "must not start with '.'"),
-        ({"description": "a\x00b"}, {}, "must be printable text"),
-        ({"name": "lod", "state": "reverted"}, {}, "is no snapshot of domain web1. Nearest: old."),
-        ({"name": "old", "kind": "external"}, {}, "is not what the snapshot that is there has, 'internal'"),
-        ({"name": "old", "description": "other"}, {}, "a snapshot is not edited, remove it first"),
-        ({"name": "old", "disks": [{"target": "vda", "include": False}]}, {}, "disk vda: include: False is not what"),
-        ({"name": "old", "disks": [{"target": "vdb", "file": "/f"}]}, {}, "disk vdb: file: '/f' is not what"),
-        ({"name": "old", "disks": [{"target": "vdx"}]}, {}, "is no disk of the snapshot; it has vda, vdb. Nearest: vd"),
-        ({"name": "old", "state": "reverted"}, {"managed_save": True}, "has saved memory (a managed save)"),
-        ({"name": "old", "state": "absent"}, {"more": [snapshot("child", "old")]}, "has children: child. True removes"),
+        (
+            {"kind": "external", "disks": [{**VDB, "file": "b"}]},
+            {},
+            "disks[0].file: The file needs an absolute path of printable characters without '..'.",
+        ),
+        (
+            {"kind": "external", "disks": [{**VDB, "file": "/i/../b"}]},
+            {},
+            "disks[0].file: The file needs an absolute path of printable characters without '..'.",
+        ),
+        (
+            {"kind": "external", "disks": [{**VDB, "file": "/i/a.new"}]},
+            {},
+            "disks[0].file: The file already belongs to a disk or a snapshot.",
+        ),
+        (
+            {"kind": "external", "disks": [{**VDB, "file": "/i/" + "b" * 256}]},
+            {},
+            "disks[0].file: The file has a name of more than 255 bytes.",
+        ),
+        (
+            {"name": "../new"},
+            {},
+            ("snapshots[0].name: A name cannot be a path: it has no '/', and it is not '.' or '..'. Did you mean new?"),
+        ),
+        (
+            {"name": ".new"},
+            {},
+            (
+                "snapshots[0].name: The name of a snapshot cannot start with '.', because libvirt stores it in a file"
+                " of this name."
+            ),
+        ),
+        (
+            {"description": "a\x00b"},
+            {},
+            ("snapshots[0].description: The description has a control character, and only printable text is allowed."),
+        ),
+        (
+            {"name": "lod", "state": "reverted"},
+            {},
+            "name: No snapshot of domain 'web1' has this name. Did you mean old?",
+        ),
+        (
+            {"name": "old", "kind": "external"},
+            {},
+            (
+                "kind: The existing snapshot 'old' of domain 'web1' has 'internal', and a snapshot cannot be edited. "
+                "Remove the snapshot first."
+            ),
+        ),
+        (
+            {"name": "old", "description": "other"},
+            {},
+            (
+                "description: The existing snapshot 'old' of domain 'web1' has none, and a snapshot cannot be edited."
+                " Remove the snapshot first."
+            ),
+        ),
+        (
+            {"name": "old", "disks": [{"target": "vda", "include": False}]},
+            {},
+            (
+                "disks[0].include: The existing snapshot 'old' of domain 'web1' includes this disk, and a snapshot "
+                "cannot be edited. Remove the snapshot first."
+            ),
+        ),
+        (
+            {"name": "old", "disks": [{"target": "vdb", "file": "/f"}]},
+            {},
+            (
+                "disks[0].file: The existing snapshot 'old' of domain 'web1' has none, and a snapshot cannot be "
+                "edited. Remove the snapshot first."
+            ),
+        ),
+        (
+            {"name": "old", "disks": [{"target": "vdx"}]},
+            {},
+            "disks[0].target: The disks of the existing snapshot are: vda, vdb. Did you mean vdb or vda?",
+        ),
+        (
+            {"name": "old", "state": "reverted"},
+            {"managed_save": True},
+            (
+                "state: Domain 'web1' has saved memory (a managed save), which would resume on other disks after the "
+                "revert. Start the domain first, or discard the saved memory."
+            ),
+        ),
+        (
+            {"name": "old", "state": "absent"},
+            {"more": [snapshot("child", "old")]},
+            (
+                "with_children: A value is needed, because snapshot 'old' of domain 'web1' has children: child. Set "
+                "with_children: true to remove them too, or with_children: false to keep them below its parent."
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(said: dict[str, t.Any], domain: dict[str, t.Any], message: str) -> None:
     found = observed(snapshot("old"), *domain.pop("more", []), **domain)
-    assert message in refusal(found, wanted(**said))
+    assert refusal(found, wanted(**said)).endswith(f" for {message}")
 
 
 def test_what_stands_in_its_own_way_is_refused() -> None:
     found = observed(snapshot("old"), snapshot("child", "old"))
     twice = refusal(found, wanted(), wanted())
-    assert "'new' is in the list twice" in twice
-    assert "has to stand alone" in refusal(found, wanted(name="old", state="reverted"), wanted())
+    assert (
+        twice == "Invalid value 'new' for snapshots[1].name: The snapshot 'new' of domain 'web1' is in the list twice."
+    )
+    assert refusal(found, wanted(name="old", state="reverted"), wanted()) == (
+        "Invalid value 'reverted' for snapshots[0].state: The task has other snapshots of domain 'web1', which cannot "
+        "be planned before the revert. Revert in a task of its own."
+    )
     away = wanted(name="old", state="absent", with_children=True)
-    assert "'child' is to be present, and to go as a child of old" in refusal(found, wanted(name="child"), away)
+    message = (
+        "Invalid value True for with_children: Snapshot '{0}' would be removed as a child of 'old', but another item "
+        "of the task has it as present."
+    )
+    assert refusal(found, wanted(name="child"), away) == message.format("child")
     # A snapshot that this task takes hangs below the current one.
-    assert "'new' is to be present, and to go" in refusal(found, wanted(), away)
+    assert refusal(found, wanted(), away) == message.format("new")
 
 
 def test_internal_state_is_not_touched_where_the_disks_are_others() -> None:
@@ -175,7 +324,7 @@ def test_internal_state_is_not_touched_where_the_disks_are_others() -> None:
     found = dataclasses.replace(observed(snapshot("old"), over), definition=ET.fromstring(
         DOMAIN.format(efi="", format="qcow2", devices="").replace("/i/a.qcow2", "/i/a.over")
     ))  # fmt: skip
-    message = "its state is in /i/a.qcow2, but disk vda of the domain is /i/a.over now"
+    message = "The state of snapshot 'old' is in /i/a.qcow2, but disk vda of the domain now uses /i/a.over."
     assert message in refusal(found, wanted(name="old", state="reverted"))
     away = wanted(name="old", state="absent", with_children=False)
     assert message in refusal(dataclasses.replace(found, active=True), away)
@@ -186,7 +335,10 @@ def test_external_snapshots_go_as_far_as_the_library_can() -> None:
     over = snapshot("over", file="/i/a.over", state="disk-snapshot")
     away = wanted(name="over", state="absent", with_children=False)
     message = refusal(observed(over, version=8010000), away)
-    assert "libvirt 8.10.0 could only forget it and leave its files (/i/a.over) behind" in message
+    assert message == (
+        "Invalid value 'absent' for state: Snapshot 'over' is external. libvirt 8.10.0 would only forget it and leave "
+        "its files with the domain's data (/i/a.over); 9.0.0 and later can merge them."
+    )
     (plan,) = plans(observed(over, version=9000000), away)
     assert [row.what for row in plan.changes] == ["web1 snapshot over", "web1 file /i/a.over"]
     back = wanted(name="over", state="reverted")
@@ -196,10 +348,14 @@ def test_external_snapshots_go_as_far_as_the_library_can() -> None:
     (plan,) = plans(observed(over, version=9009000), back)
     assert plan.revert
     children = [snapshot(name, "over", file=f"/i/a.{name}", image="/i/a.over") for name in ("one", "two")]
-    assert "more than one thing stands on its image (its children one, two)" in refusal(observed(over, *children), away)
+    assert refusal(observed(over, *children), away) == (
+        "Invalid value 'absent' for state: libvirt cannot merge the external snapshot 'over', because its image has "
+        "several users: snapshot 'one', snapshot 'two'."
+    )
     inside = snapshot("inside", "over", image="/i/a.over")
-    assert "/i/a.over would go, and the internal snapshot inside has its state in it" in refusal(
-        observed(over, inside), away
+    assert refusal(observed(over, inside), away) == (
+        "Invalid value 'absent' for state: The removal would delete /i/a.over, which has the state of snapshot 'inside'"
+        ". Remove 'inside' first."
     )
 
 
@@ -209,7 +365,7 @@ def test_after_a_revert_the_domain_and_the_children_stand_on_other_overlays() ->
     found = dataclasses.replace(observed(over, child), current="over", missing=frozenset(["/i/a.child"]))
     assert over.files == ["/i/a.over", "/i/a.1795454840"]
     message = refusal(found, wanted(name="over", state="absent", with_children=False))
-    assert "(its children child, and the domain since a revert)" in message
+    assert message.endswith("because its image has several users: snapshot 'child', the domain.")
     (plan,) = plans(found, wanted(name="over", state="absent", with_children=True))
     assert [row.what.partition(" ")[2] for row in plan.changes] == [
         "snapshot child",
@@ -254,10 +410,12 @@ def test_a_file_is_for_one_snapshot_of_one_domain() -> None:
         return plan_snapshot(one, outlook)
 
     for memory in ("/i/a.qcow2", "/j/a.qcow2", "/j/m"):
-        with pytest.raises(TapvirtError, match=f"'{memory}' would be written twice"):
+        with pytest.raises(
+            TapvirtError, match=f"'{memory}' for memory_file: The file already belongs to a disk or a snapshot"
+        ):
             plan(first, memory)
     assert plan(first, "/i/m").create is not None
-    with pytest.raises(TapvirtError, match=r"'/i/m\.vda' would be written twice"):
+    with pytest.raises(TapvirtError, match=r"'/i/m\.vda' for disks.1..file: The file already belongs to a disk"):
         plan(second, "/i/m")
 
 
