@@ -200,7 +200,7 @@ exec /usr/bin/python3 "$@"' sh "$@"
 @pytest.fixture(scope="module")
 def two_builders(lab, scripts):
     """An inventory with two builders; each can build for one kernel and has its own store."""
-    machine = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))["builders"]["hosts"]["builder"]
+    machine = lab.variables("builder")
     hosts = {}
     for name, seen in {"builder-old": "*/6.1.*", "builder-new": "*/6.12.*"}.items():
         path, store = f"{FOLDER}/{name}-python", f"{FOLDER}/{name}"

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-import sys
 import tempfile
 
 import pytest
+from ansible_collections.tapvirt.host.tests.tools.demo import end_domains, told
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from tools.demo import end_domains, told
 
 from .support.places import PLAYBOOKS
 

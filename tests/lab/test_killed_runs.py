@@ -183,8 +183,7 @@ class Host:
         self.host = host
         self.module = module
         self.name = module["name"]
-        inventory = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))
-        self.variables = inventory["trace_hosts"]["hosts"][host]
+        self.variables = lab.variables(host)
         self.chance = random.Random(f"{SEED} {host}")
 
     def shell(self, text: str) -> str:

@@ -85,10 +85,10 @@ def run_in_guest(lab: LabHosts, uri: str, tmp_path_factory: pytest.TempPathFacto
     }
 
     def run(**tasks: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
-        listed = [
+        entries = [
             {"name": name, "ignore_errors": True, "ignore_unreachable": True, **task} for name, task in tasks.items()
         ]
-        done = lab.run_tasks(NAME, listed, "-i", str(inventory), vars=variables)
+        done = lab.run_tasks(NAME, entries, "-i", str(inventory), vars=variables)
         assert "Traceback" not in done.stdout
         return {row["task"]: row["result"] for row in done.results}
 
@@ -99,12 +99,12 @@ def test_ansible_works_in_a_guest_without_a_network(run_in_guest, tmp_path: path
     script = tmp_path / "script"
     script.write_text('#!/bin/sh\npwd; echo "$1" >&2; kill -9 $$\n', encoding="ascii")
     done = run_in_guest(
-        script={"ansible.builtin.script": {"cmd": f"{script} said"}},
+        script={"ansible.builtin.script": {"cmd": f"{script} words"}},
         ping={"ansible.builtin.ping": {"data": "x" * 50_000}},
         late={"ansible.builtin.raw": "sleep 9", "vars": {"tapvirt_agent_command_timeout_seconds": 1}},
     )
     assert (done["script"]["rc"], done["script"]["stdout_lines"]) == (137, ["/root"])
-    assert done["script"]["stderr_lines"][0] == "said"
+    assert done["script"]["stderr_lines"][0] == "words"
     assert done["ping"]["ping"] == "x" * 50_000
     assert "has not ended within 1 s; it goes on as process " in done["late"]["msg"]
     assert f"The agent of {NAME} (qemu+unix:///system?" in done["late"]["msg"]

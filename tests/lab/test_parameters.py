@@ -74,8 +74,8 @@ GUESSED = {
     "params_test.some_bools": ["Y,N", "N,Y", "1,2"],
     "params_test.a_choice": ["numa", "nosuch"],
 }
-# What to ask one after another, and how the error reads (null: none).
-ASKED: list[tuple[str, t.Any, dict[str, t.Any], str | None]] = [
+# Requests that are made one after another, and a pattern of the error (None: no error).
+REQUESTS: list[tuple[str, t.Any, dict[str, t.Any], str | None]] = [
     ("params_test.some_ints", [9, 9], {}, "has 4 elements, and the kernel would keep those that the value leaves out"),
     ("params_test.a_charp", "set", {}, None),
     ("params_test.a_charp", "(null)", {}, "the kernel cannot unset params_test.a_charp. Write '' for an empty text."),
@@ -186,8 +186,8 @@ def module_files(lab) -> dict[str, str]:
 def replays(lab, module_files) -> dict[str, dict[str, t.Any]]:
     """The output of files/replay.py on each host."""
     code = subprocess.run(["tar", "-C", TREE.parent, "-cz", *MODULE_UTILS], capture_output=True, check=True)
-    asked = [row[:3] for row in ASKED]
-    work = {"inputs": INPUTS, "options": OPTIONS, "guessed": GUESSED, "asked": asked}
+    requests = [row[:3] for row in REQUESTS]
+    work = {"inputs": INPUTS, "options": OPTIONS, "guessed": GUESSED, "requests": requests}
     parts = {
         "code": base64.b64encode(code.stdout).decode(),
         "replay": (FILES / "replay.py").read_text(encoding="utf-8"),
@@ -256,7 +256,7 @@ def test_setting_the_current_value_in_any_spelling_writes_nothing(replays, host)
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_errors_explain_what_the_kernel_refuses(replays, host):
-    for (label, value, options, pattern), message in zip(ASKED, replays[host]["asked"], strict=True):
+    for (label, value, options, pattern), message in zip(REQUESTS, replays[host]["requests"], strict=True):
         if pattern is None:
             assert message is None, (label, value, options)
         else:

@@ -89,8 +89,8 @@ DECIDED_BY_CODE = {
 
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace3"])
 def test_values_that_were_never_set_equal_their_defaults(lab, host):
-    asked = {"modules": ["kvm*", "fuse", "virtio*", "nf*", "ip*", "crypt*", "autofs*", "config*"], "limit": 1000}
-    result = lab.ansible(host, "tapvirt.host.kernel_module_param_info", asked)[host]
+    options = {"modules": ["kvm*", "fuse", "virtio*", "nf*", "ip*", "crypt*", "autofs*", "config*"], "limit": 1000}
+    result = lab.ansible(host, "tapvirt.host.kernel_module_param_info", options)[host]
     assert not result["truncated"]
     loaded = {row["module"] for row in result["modules"] if row["status"] == "loaded"}
     assert {"kvm", "kvm_amd"} <= loaded

@@ -142,7 +142,7 @@ def verdicts_play(chosen, releases):
             "hosts": ":".join(HOSTS),
             "gather_facts": False,
             "vars": {
-                "asked": {
+                "probes": {
                     host: [point for pair in pairs for point in probe_points(*pair)] for host, pairs in chosen.items()
                 },
                 "script": {host: f"probe {text} {{ next }}\n" for host, text in sample.items()},
@@ -151,7 +151,7 @@ def verdicts_play(chosen, releases):
             "tasks": [
                 {
                     "name": "Verdicts",
-                    "tapvirt.host.stap_probe_info": {"probes": "{{ asked[inventory_hostname] }}", "limit": 200},
+                    "tapvirt.host.stap_probe_info": {"probes": "{{ probes[inventory_hostname] }}", "limit": 200},
                 },
                 {
                     "name": "Render",

@@ -41,7 +41,7 @@ class Campaign:
         self.lab = lab
         self._folder = folder
         self._more = folder / "more.yml"
-        trace2 = yaml.safe_load(lab.inventory.read_text(encoding="utf-8"))["trace_hosts"]["hosts"]["trace2"]
+        trace2 = lab.variables("trace2")
         hosts = {
             "dead": {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_user": "root"},
             # The builder has no headers for its kernel.

@@ -5,7 +5,7 @@
 
 The collection and the file of the loaded module params_test are in the current directory. Standard input is JSON:
 ``inputs`` (label -> values), ``options`` (label -> other options), ``guessed`` (as ``inputs``, for a host
-that has no module information), ``asked`` (rows of label, value, options). Standard output is JSON, a key for each
+that has no module information), ``requests`` (rows of label, value, options). Standard output is JSON, a key for each
 function.
 """
 
@@ -126,7 +126,7 @@ def replay(top: str, inputs: t.Mapping[str, t.Sequence[str]], options: t.Mapping
     return rows
 
 
-def asked(top: str, rows: t.Sequence[t.Sequence[t.Any]]) -> list[str | None]:
+def request_errors(top: str, rows: t.Sequence[t.Sequence[t.Any]]) -> list[str | None]:
     """Return the error message of each row, or ``None``."""
     messages = []
     for label, value, options in rows:
@@ -252,7 +252,7 @@ def main() -> None:
             "check_mode": check_mode(),
             "rows": replay(described, work["inputs"], work["options"]),
             "guessed": replay(scratch_root(False), work["guessed"], work["options"]),
-            "asked": asked(described, work["asked"]),
+            "requests": request_errors(described, work["requests"]),
         },
         sys.stdout,
     )
