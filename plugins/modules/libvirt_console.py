@@ -141,6 +141,18 @@ sha256:
   returned: success
   type: str
   sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+error:
+  description: >-
+    Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+    is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: name
+    value: tolker
+    problem: No domain has this name.
+    hint: null
+    candidates: [talker]
 """
 
 import typing as t

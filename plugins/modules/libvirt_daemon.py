@@ -120,6 +120,18 @@ plan:
   elements: dict
   sample:
     - {what: libvirtd log_filters, before: [], after: ["1:qemu"], how: virt-admin, why: as wanted}
+error:
+  description: >-
+    Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+    is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: log_seconds
+    value: 0
+    problem: log_seconds is a number from 1 to 604800.
+    hint: null
+    candidates: []
 """
 
 import typing as t

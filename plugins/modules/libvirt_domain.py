@@ -206,8 +206,8 @@ domains:
       description: C(exact) or C(semantic); null where no XML was compared.
       type: str
     error:
-      description: What went wrong with this domain, or null.
-      type: str
+      description: Why this domain failed, as RV(error); null where it did not.
+      type: dict
   sample:
     - name: web1
       uuid: 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11
@@ -223,6 +223,15 @@ plan:
   elements: dict
   sample:
     - {what: web1 state, before: shutoff, after: running, how: create, why: as wanted}
+error:
+  description: >-
+    Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+    is at fault.
+  returned: failure
+  type: dict
+  sample:
+    {option: "domains[1].xml", value: null, problem: <memroy> is not an element of a domain., hint: null,
+     candidates: [memory]}
 """
 
 import typing as t

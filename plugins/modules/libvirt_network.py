@@ -147,8 +147,8 @@ networks:
       type: list
       elements: dict
     error:
-      description: What went wrong with this network, or null.
-      type: str
+      description: Why this network failed, as RV(error); null where it did not.
+      type: dict
   sample:
     - name: lab
       uuid: 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11
@@ -169,6 +169,18 @@ plan:
       after: <host mac="52:54:00:6b:3c:58" name="web1" ip="192.168.40.11" />
       how: networkUpdate add
       why: the running network differs
+error:
+  description: >-
+    Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+    is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "networks[0].xml"
+    value: null
+    problem: adress is not an attribute of <ip>.
+    hint: null
+    candidates: [address]
 """
 
 import typing as t

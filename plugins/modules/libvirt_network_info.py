@@ -111,6 +111,18 @@ truncated:
   returned: success
   type: bool
   sample: false
+error:
+  description: >-
+    Why the task failed. C(option), C(value), C(problem), C(hint) and C(candidates); C(option) is null where no option
+    is at fault.
+  returned: failure
+  type: dict
+  sample:
+    option: "names[0]"
+    value: lba
+    problem: No network has this name.
+    hint: null
+    candidates: [lab]
 """
 
 import typing as t

@@ -230,7 +230,7 @@ def connected_for_reading(uri: str, timeout_seconds: float, writing: bool = Fals
     """
     root = check_uri(uri)
     if root is not None and root.is_new():
-        raise TapvirtError(f"{root.path}: nothing is in this directory yet, so it has no domains.")
+        raise TapvirtError(f"The root {root.path} of the embedded driver is new, so it has no domains.")
     with connected(uri, timeout_seconds, read_only=not writing) as connection:
         yield connection
 

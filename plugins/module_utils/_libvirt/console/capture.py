@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import stat
 import threading
@@ -23,7 +24,7 @@ from ..._core.plan import Change, Plan
 from ..._core.write import write_atomic
 from ..connection.connection import Connection, Domain, LibvirtFailure, is_unsupported, libvirt, libvirt_errors
 from ..connection.lookup import find_domain
-from ..domain.lifecycle import Lifecycle, Waiting, state_of, steps_to
+from ..domain.lifecycle import DOING, Lifecycle, Waiting, state_of, steps_to
 from .device import Device, find_device
 from .text import PlainText, compile_pattern
 
@@ -36,7 +37,7 @@ _CHUNK_BYTES = 16384
 _NOTHING_NOW = -2
 _WAIT_SECONDS = 0.5
 _END_NOTED_SECONDS = 5
-_NO_CONSOLES = "this libvirt driver has no consoles that can be read."
+_NO_CONSOLES = "This libvirt driver has no consoles that can be read."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +87,20 @@ def read_request(params: t.Mapping[str, t.Any]) -> Request:
     :raises InvalidInput: a number out of its bounds, no regular expression, or a file that cannot be written there.
     """
     until, dest = compile_pattern(params["until"]), params["dest"]
-    if not 0 <= params["timeout"] <= MAX_SECONDS:
-        raise InvalidInput("timeout", params["timeout"], f"must be 0 to {MAX_SECONDS} seconds")
+    timeout = params["timeout"]
+    if not 0 <= timeout <= MAX_SECONDS:
+        # JSON has no infinity.
+        value = timeout if math.isfinite(timeout) else str(timeout)
+        raise InvalidInput("timeout", value, f"The timeout is a number of seconds from 0 to {MAX_SECONDS}.")
     if not 1 <= params["max_bytes"] <= (MAX_BYTES if dest is None else MAX_FILE_BYTES):
-        rule = f"must be 1 to {MAX_BYTES}, or to {MAX_FILE_BYTES} with 'dest'"
-        raise InvalidInput("max_bytes", params["max_bytes"], rule)
+        problem = f"The size is a number of bytes from 1 to {MAX_BYTES}, with dest to {MAX_FILE_BYTES}."
+        raise InvalidInput("max_bytes", params["max_bytes"], problem)
     if dest is not None:
         _check_dest(dest)
     return Request(
         params["name"],
         until,
-        params["timeout"],
+        timeout,
         params["max_bytes"],
         params["start"],
         params["force"],
@@ -108,13 +112,13 @@ def read_request(params: t.Mapping[str, t.Any]) -> Request:
 def _check_dest(dest: str) -> None:
     directory, base = os.path.split(dest)
     if not os.path.isabs(dest) or not base:
-        raise InvalidInput("dest", dest, "must be the absolute path of a file")
+        raise InvalidInput("dest", dest, "The destination is the absolute path of a file.")
     if not os.path.isdir(directory):
-        raise InvalidInput("dest", dest, "lies in a directory that does not exist")
+        raise InvalidInput("dest", dest, f"The directory {directory} does not exist.")
     if os.path.lexists(dest) and not stat.S_ISREG(os.lstat(dest).st_mode):
-        raise InvalidInput("dest", dest, "is there already and no regular file")
+        raise InvalidInput("dest", dest, "This path exists, and it is not a regular file.")
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise InvalidInput("dest", dest, "lies in a directory that this user may not write to")
+        raise InvalidInput("dest", dest, f"This user may not write to the directory {directory}.")
 
 
 # ---- observe ----
@@ -127,22 +131,22 @@ def observe(connection: Connection, request: Request) -> Observed:
     :raises TapvirtError: the driver has no consoles; told before the domain is started in vain.
     """
     domain = find_domain(connection, request.name)
-    with libvirt_errors(f"{request.name}: reading it"):
+    with libvirt_errors(f"Reading domain {request.name}"):
         state, active = state_of(domain)[0], bool(domain.isActive())
         root = ET.fromstring(domain.XMLDesc(0 if active else libvirt.VIR_DOMAIN_XML_INACTIVE))
     if not active:
-        _check_driver(connection, request.name, domain)
+        _check_driver(connection, domain)
     return Observed(domain, state, active, find_device(request.name, root, request.device))
 
 
-def _check_driver(connection: Connection, name: str, domain: Domain) -> None:
+def _check_driver(connection: Connection, domain: Domain) -> None:
     stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
     try:
         domain.openConsole(None, stream, 0)
     except libvirt.libvirtError as error:
         # Any other refusal is that it does not run.
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            raise TapvirtError(f"{name}: {_NO_CONSOLES}") from error
+            raise TapvirtError(_NO_CONSOLES) from error
     finally:
         with contextlib.suppress(libvirt.libvirtError):
             stream.abort()
@@ -160,17 +164,16 @@ def plan_start(request: Request, observed: Observed) -> list[str]:
     if not request.start:
         if not observed.active:
             raise TapvirtError(
-                f"{request.name}: the domain is {observed.state}; there is a console only while it runs (start: "
-                "true starts it)."
+                f"Domain {request.name!r} is {observed.state}; it has a console only while it runs. Set start: true to "
+                "start it."
             )
         return []
     if observed.active and observed.state == "crashed":
         raise TapvirtError(
-            f"{request.name}: the domain has crashed, and a start would destroy what is left of it; libvirt_domain "
-            "with state: "
-            "running does that."
+            f"Domain {request.name!r} has crashed, and a start would destroy what is left of it. Use "
+            "libvirt_domain with state: running to do that."
         )
-    steps = steps_to(request.name, "running", observed.state, observed.active, False)
+    steps = steps_to("running", observed.state, observed.active, False)
     return [*steps[:-1], "create_paused", "resume"] if steps[-1:] == ["create"] else steps
 
 
@@ -217,9 +220,8 @@ def read_console(connection: Connection, request: Request, check_mode: bool, wit
             raise
     if seen.stopped_by == "lost":
         raise TapvirtError(
-            f"{request.name}: libvirt closed the console after {len(seen.data)} bytes, yet the domain still runs; "
-            "somebody else may have "
-            "taken it over.",
+            f"libvirt closed the console of domain {request.name!r} after {len(seen.data)} bytes, but the domain still "
+            "runs. Another reader may have taken the console over.",
             **result,
         )
     return result
@@ -246,7 +248,7 @@ def _keep(dest: str, data: bytes) -> dict[str, t.Any]:
     try:
         write_atomic(dest, data, mode=0o600)
     except OSError as error:
-        raise TapvirtError(f"dest: {dest!r} cannot be written: {error.strerror}.") from error
+        raise TapvirtError(f"{dest} cannot be written: {error.strerror}.") from error
     return {"path": dest, "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -263,7 +265,7 @@ def capture(connection: Connection, request: Request, observed: Observed, steps:
         try:
             _open(request, observed, stream)
             readable = threading.Event()
-            with libvirt_errors(f"{name}: watching the console"):
+            with libvirt_errors(f"Watching the console of domain {name}"):
                 stream.eventAddCallback(_wanted_events(), _wake, readable)
         finally:
             _let_go(name, domain, steps[-1:])
@@ -286,14 +288,14 @@ def _steps(connection: Connection, request: Request, domain: Domain, steps: t.Se
 
 def _let_go(name: str, domain: Domain, last: t.Sequence[str]) -> None:
     for step in last:
-        with libvirt_errors(f"{name}: {step}"):
+        with libvirt_errors(f"{DOING[step]} domain {name}"):
             if step == "wakeup":
                 domain.pMWakeup()
                 continue
             domain.resume()
             # Not waited for "running": a short life may be over already.
             if state_of(domain)[0] == "paused":
-                raise NoEffect(f"{name}: resumed without an error, yet it is still paused.")
+                raise NoEffect(f"Domain {name!r} was resumed without an error, but it is still paused.")
 
 
 def _goes_on(name: str, domain: Domain) -> bool:
@@ -307,7 +309,7 @@ def _goes_on(name: str, domain: Domain) -> bool:
     except libvirt.libvirtError as error:
         # A domain without a definition is gone with its end.
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise LibvirtFailure(f"{name}: its console ended; asking whether it still runs", error) from error
+            raise LibvirtFailure(f"Asking whether domain {name} still runs after its console ended", error) from error
     return False
 
 
@@ -325,7 +327,7 @@ def _wake(stream: t.Any, events: int, readable: threading.Event) -> None:
 
 def _open(request: Request, observed: Observed, stream: t.Any) -> None:
     domain, device = observed.domain, observed.device
-    doing = f"{request.name}: opening {device.alias or 'its console'}"
+    doing = f"Opening {device.alias or 'the first console'} of domain {request.name}"
     try:
         if device.channel:
             domain.openChannel(device.alias, stream, libvirt.VIR_DOMAIN_CHANNEL_FORCE if request.force else 0)
@@ -341,12 +343,12 @@ def _open(request: Request, observed: Observed, stream: t.Any) -> None:
             domain.openConsole(device.alias, stream, force)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            raise TapvirtError(f"{request.name}: {_NO_CONSOLES}") from error
+            raise TapvirtError(_NO_CONSOLES) from error
         failure = LibvirtFailure(doing, error)
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED or request.force:
             raise failure from error
         raise ConsoleInUse(
-            f"{failure.message} It is left to whoever reads it now; force: true takes it away from them.",
+            f"{failure.message} Another reader has the console. Set force: true to take it over.",
             **failure.fields,
         ) from error
 

@@ -34,27 +34,27 @@ def find_device(name: str, root: ET.Element, alias: str | None) -> Device:
     :raises TapvirtError: there is no console or serial port at all.
     """
     devices = _aliases(root)
-    item = f"{name}: device"
     if alias is None:
         element = root.find("devices/console")
         element = root.find("devices/serial") if element is None else element
         if element is None:
-            raise TapvirtError(f"{name}: the domain has neither a console nor a serial port.")
+            raise TapvirtError(f"Domain {name!r} has neither a console nor a serial port.")
     elif alias in devices:
         element = devices[alias]
     else:
-        rule = f"is no console, port or channel of the domain; it has: {', '.join(sorted(devices)) or 'none'}"
-        raise InvalidInput(item, alias, rule, nearest_names(alias, devices))
-    shown, channel, target = alias or "its first console", element.tag == "channel", element.find("target")
+        there = ", ".join(sorted(devices)) or "none"
+        problem = f"Domain {name!r} has no console, port or channel of this alias. It has {there}."
+        raise InvalidInput("device", alias, problem, candidates=nearest_names(alias, devices))
+    channel, target = element.tag == "channel", element.find("target")
     if target is not None and target.get("name") == _AGENT:
-        raise InvalidInput(item, shown, "is the guest agent's, which libvirt itself talks to")
+        raise InvalidInput("device", alias, "This channel is that of the guest agent, which libvirt itself uses.")
     readable = "unix" if channel else "pty"
     if element.get("type") != readable:
-        rule = (
-            f"is of type {element.get('type')!r}; libvirt lets a {element.tag} be read only if it is of type "
-            f"{readable!r}"
+        problem = (
+            f"The {element.tag} is of type {element.get('type')!r}, but libvirt can only read a {element.tag} of type "
+            f"{readable!r}."
         )
-        raise InvalidInput(item, shown, rule)
+        raise InvalidInput("device", alias, problem)
     return Device(alias, channel)
 
 

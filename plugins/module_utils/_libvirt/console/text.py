@@ -40,7 +40,7 @@ def compile_pattern(until: str | None) -> t.Pattern[str] | None:
     try:
         return re.compile(until, re.MULTILINE | re.DOTALL)
     except re.error as error:
-        raise InvalidInput("until", until, f"is not a regular expression: {error}") from error
+        raise InvalidInput("until", until, f"This is not a regular expression: {error}.") from error
 
 
 def _plain(text: str) -> str:

@@ -31,7 +31,7 @@ _DENIED = re.compile("permission denied|not permitted|authenticat|access denied"
 # A plus sign before the name once asked for a stack trace; libvirt has dropped that, and takes the sign away.
 _FILTER = re.compile(r"[1-4]:[^\s\"+\0][^\s\"\0]*\Z")
 _OUTPUT = re.compile(r"[1-4]:(?:stderr|journald|syslog:[^\s\"\0]+|file:/[^\s\"\0]+)\Z")
-_LEVELS = "1 (debug), 2 (info), 3 (warning) or 4 (error)"
+_LEVELS = "LEVEL is 1 (debug), 2 (info), 3 (warning) or 4 (error)."
 _SETTING = re.compile(r"^[ \t]*(log_filters|log_outputs)[ \t]*=[ \t]*(\"\"\"|\"|')([\s\S]*?)\2[^\n]*$", re.MULTILINE)
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+\+0000: ")
 _JOURNAL_ENTRIES = 5000
@@ -76,15 +76,18 @@ def read_wanted(filters: t.Sequence[str] | None, outputs: t.Sequence[str] | None
 
     :raises InvalidInput: not a filter or output, or no output at all.
     """
-    for item in filters or ():
+    for index, item in enumerate(filters or ()):
         if not _FILTER.match(item):
-            raise InvalidInput("log_filters", item, f"must be LEVEL:NAME, the level {_LEVELS}", ["1:qemu"])
-    for item in outputs or ():
+            problem = f"A filter has the form LEVEL:NAME. {_LEVELS}"
+            raise InvalidInput(f"log_filters[{index}]", item, problem, "Use a filter such as 1:qemu.")
+    for index, item in enumerate(outputs or ()):
         if not _OUTPUT.match(item):
-            rule = f"must be LEVEL:stderr, LEVEL:journald, LEVEL:syslog:NAME or LEVEL:file:/PATH, the level {_LEVELS}"
-            raise InvalidInput("log_outputs", item, rule, ["3:journald"])
+            problem = (
+                f"An output has the form LEVEL:stderr, LEVEL:journald, LEVEL:syslog:NAME or LEVEL:file:/PATH. {_LEVELS}"
+            )
+            raise InvalidInput(f"log_outputs[{index}]", item, problem, "Use an output such as 3:journald.")
     if outputs is not None and not outputs:
-        raise InvalidInput("log_outputs", outputs, "must name at least one output")
+        raise InvalidInput("log_outputs", outputs, "A daemon needs at least one output.")
     return Logging(None if filters is None else tuple(filters), None if outputs is None else tuple(outputs))
 
 
@@ -95,7 +98,7 @@ def read_window(seconds: int, max_bytes: int, match: str | None) -> Window:
     """
     for name, value, most in (("log_seconds", seconds, _MAX_SECONDS), ("log_max_bytes", max_bytes, _MAX_BYTES)):
         if not 1 <= value <= most:
-            raise InvalidInput(name, value, f"must be 1 to {most}")
+            raise InvalidInput(name, value, f"{name} is a number from 1 to {most}.")
     return Window(seconds, max_bytes, compile_match(match))
 
 
@@ -107,7 +110,7 @@ def compile_match(match: str | None) -> t.Pattern[str] | None:
     try:
         return None if match is None else re.compile(match)
     except re.error as error:
-        raise InvalidInput("log_match", match, f"is not a regular expression: {error}") from error
+        raise InvalidInput("log_match", match, f"This is not a regular expression: {error}.") from error
 
 
 def as_told(name: str, items: t.Sequence[str]) -> list[str]:
@@ -170,7 +173,7 @@ def _admin(daemon: str, what: str, *words: str) -> str:
     if result.rc != 0:
         said = [line.partition("error: ")[2].strip() for line in result.stderr.splitlines() if "error: " in line]
         reason = said[-1].rstrip(".") if said else f"virt-admin ended with status {result.rc}"
-        text = f"{daemon}: its log {what} could not be {'set' if words else 'read'}: {reason}."
+        text = f"The log {what} of {daemon} could not be {'set' if words else 'read'}: {reason}."
         if os.geteuid() != 0 and _DENIED.search(reason):
             text += f" The task needs {NEEDS_ROOT}."
         raise TapvirtError(text)
@@ -286,15 +289,15 @@ def read_log(daemon: str, outputs: t.Sequence[str], window: Window) -> dict[str,
         result = command.run([*argv, f"--since=-{window.seconds}s"], timeout_seconds=_TIMEOUT_SECONDS)
         if result.rc != 0:
             said = " ".join(result.stderr.split()).rstrip(".") or f"journalctl ended with status {result.rc}"
-            raise TapvirtError(f"{daemon}: its log could not be read from journald: {said}.")
+            raise TapvirtError(f"The log of {daemon} could not be read from journald: {said}.")
         entries = entries_in(result.stdout)
         # The last one of a cut answer is cut, too.
         lines = [line for entry in reversed(entries[:-1] if result.truncated else entries) for line in entry]
         cut, source = result.truncated or len(entries) >= _JOURNAL_ENTRIES, "journald"
     else:
         raise TapvirtError(
-            f"{daemon} logs to {' '.join(outputs) or 'nothing'}, from where nothing can be read; 'log_outputs' can "
-            "name a file."
+            f"{daemon} logs to {' '.join(outputs) or 'nothing'}, where no log can be read. Add a file or journald to "
+            "log_outputs."
         )
     if window.match is not None:
         lines = [line for line in lines if window.match.search(line)]

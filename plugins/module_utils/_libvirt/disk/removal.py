@@ -56,11 +56,13 @@ def find_disks_to_delete(
     by_target = {disk.target: disk for disk in disks}
     now = {disk.target: disk for disk in running}
     found = []
-    for target in dict.fromkeys(wanted):
+    for index, target in enumerate(wanted):
+        if target in wanted[:index]:
+            continue
         disk = by_target.get(target)
         if disk is None:
             nearest = nearest_names(target, by_target) or sorted(by_target)[:_MOST_USERS]
-            raise InvalidInput(f"{name}: remove_disks", target, "is no disk of this domain", nearest)
+            raise InvalidInput(f"remove_disks[{index}]", target, f"Domain {name!r} has no such disk.", None, nearest)
         if target in now and now[target].source != disk.source:
             found.append(
                 DiskToDelete(target, "", refusal="is another file in the running domain than in its definition")
@@ -136,16 +138,21 @@ def _file(target: str, where: str) -> DiskToDelete:
     return DiskToDelete(target, where, "unlink", identity=(found.st_dev, found.st_ino))
 
 
-def refuse_unsafe_deletes(name: str, doomed: t.Iterable[DiskToDelete]) -> None:
-    """Refuse what must stay.
+def refuse_unsafe_deletes(name: str, targets: t.Sequence[str], disks: t.Iterable[DiskToDelete]) -> None:
+    """Refuse to delete what has to stay.
 
-    :raises InvalidInput: a named disk must stay; says which and why.
+    :param targets: the option ``remove_disks``.
+    :raises InvalidInput: a disk has to stay; says which and why.
     """
-    for one in doomed:
+    for one in disks:
         if one.refusal is not None:
-            shown = f"{one.target} ({one.where})" if one.where else one.target
-            rule = f"{one.refusal.rstrip('.')}. Nothing was changed"
-            raise InvalidInput(f"{name}: remove_disks", shown, rule)
+            option = f"remove_disks[{targets.index(one.target)}]"
+            raise InvalidInput(option, one.target, f"{_title(name, one)} {one.refusal}")
+
+
+def _title(name: str, disk: DiskToDelete) -> str:
+    shown = f"{disk.target} ({disk.where})" if disk.where else disk.target
+    return f"Disk {shown} of domain {name!r}"
 
 
 def delete(name: str, connection: Connection, planned: DiskToDelete, now: DiskToDelete) -> None:
@@ -154,25 +161,25 @@ def delete(name: str, connection: Connection, planned: DiskToDelete, now: DiskTo
     :param now: the same disk as it is after its domain has gone; it has to be as it was planned.
     :raises TapvirtError: it is needed by now, is another file, or could not be deleted; it is named.
     """
-    item = f"{name}: disk {planned.target}, {planned.where}"
+    title = _title(name, planned)
     if not now.there:
         return
     if now != planned:
-        raise TapvirtError(f"{item}: not deleted, it {now.refusal or 'is no longer the file that was planned to go'}.")
-    with libvirt_errors(item):
+        raise TapvirtError(f"{title} was not deleted: it {now.refusal or 'is another file than planned'}.")
+    with libvirt_errors(f"Deleting {title[0].lower()}{title[1:]}"):
         if planned.how == "deleteVolume":
             connection.storageVolLookupByPath(planned.where).delete(0)
         else:
-            _unlink(item, planned.where)
+            _unlink(title, planned.where)
     if not _is_gone(connection, planned):
-        raise NoEffect(f"{item}: deleted without an error, but it is still there.")
+        raise NoEffect(f"{title} was deleted without an error, but it still exists.")
 
 
-def _unlink(item: str, path: str) -> None:
+def _unlink(title: str, path: str) -> None:
     try:
         os.unlink(path)
     except OSError as error:
-        raise TapvirtError(f"{item}: could not be deleted: {error.strerror}.") from error
+        raise TapvirtError(f"{title} could not be deleted: {error.strerror}.") from error
 
 
 def _is_gone(connection: Connection, planned: DiskToDelete) -> bool:

@@ -36,7 +36,7 @@ _OPENS_IMAGE = "'blockdev-add'"
 
 def write_mark(name: str, domain: Domain, mark: Mark, wanted: ET.Element) -> None:
     """Note what libvirt made of the wanted definition, so that the next run can tell that nobody changed it."""
-    with libvirt_errors(f"{name}: noting what was applied"):
+    with libvirt_errors(f"Writing the mark of domain {name}"):
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         result = ET.fromstring(domain.XMLDesc(flags))
         note = result_mark(mark, wanted, result).note()
@@ -52,7 +52,7 @@ def edit_running(name: str, domain: Domain, edit: LiveEdit) -> tuple[str, str] |
     :raises LibvirtFailure: refused for a reason that may pass, so that the next run has to try again.
     """
     why, refused = None, False
-    with libvirt_errors(f"{name}: changing {edit.path} of the running domain"):
+    with libvirt_errors(f"Changing {edit.path} of the running domain {name}"):
         try:
             _EDITS[edit.kind](domain, edit)
         except libvirt.libvirtError as error:
@@ -89,7 +89,7 @@ _EDITS: dict[str, t.Callable[[Domain, LiveEdit], t.Any]] = {
 
 def record_balloon_request(name: str, domain: Domain) -> None:
     """Note in a domain that was just started what the start has asked of its guest: the memory to give back."""
-    with libvirt_errors(f"{name}: reading it after its start"):
+    with libvirt_errors(f"Reading domain {name} after its start"):
         running = _running(domain)
         stored = ET.fromstring(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE))
     for edit in live_edits(stored, running):
@@ -98,7 +98,7 @@ def record_balloon_request(name: str, domain: Domain) -> None:
 
 
 def _note_asked(name: str, domain: Domain, edit: LiveEdit, refused: bool = False) -> None:
-    with libvirt_errors(f"{name}: noting what its guest was asked"):
+    with libvirt_errors(f"Recording a request to the guest of domain {name}"):
         note = asked_of(_running(domain)).with_key(edit.key(), refused).note()
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, *note, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
@@ -127,7 +127,7 @@ def undefine(
     name: str, connection: Connection, domain: Domain, found: DomainArtifacts, remove: t.Collection[str]
 ) -> None:
     """Undefine a domain; what of its belongings is not in ``remove`` stays."""
-    with libvirt_errors(f"{name}: undefining it"):
+    with libvirt_errors(f"Undefining domain {name}"):
         version = connection.getLibVersion()
         flags = lifecycle.undefine_flags(
             version, remove, bool(found.managed_save), len(found.snapshots), len(found.checkpoints)

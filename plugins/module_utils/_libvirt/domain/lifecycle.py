@@ -37,6 +37,20 @@ _CHECKPOINTS_SINCE = 5006000
 TPM_KEPT_SINCE = 8009000
 
 
+#: How the message of a step that failed begins.
+DOING = {
+    "create": "Starting",
+    "create_paused": "Starting",
+    "destroy": "Destroying",
+    "managed_save": "Saving",
+    "resume": "Resuming",
+    "shutdown": "Shutting down",
+    "suspend": "Pausing",
+    "wait_off": "Shutting down",
+    "wakeup": "Waking up",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Waiting:
     """How long to wait for a guest, and what then: ``fail`` or ``destroy``; null where a user has no such choice."""
@@ -52,7 +66,7 @@ def reached(wanted: str, state: str, managed_save: bool) -> bool:
     return state in _REACHED[wanted] and (managed_save or wanted != "saved")
 
 
-def steps_to(item: str, wanted: str, state: str, active: bool, managed_save: bool) -> list[str]:
+def steps_to(wanted: str, state: str, active: bool, managed_save: bool) -> list[str]:
     """Return the steps from an observed state to a wanted one, as names of ``Lifecycle``'s methods.
 
     :raises InvalidInput: there is no way, such as saving the memory of a domain that does not run.
@@ -60,11 +74,11 @@ def steps_to(item: str, wanted: str, state: str, active: bool, managed_save: boo
     if reached(wanted, state, managed_save):
         return []
     if not active:
-        return _steps_from_off(item, wanted)
+        return _steps_from_off(wanted)
     if state == "crashed":
-        return ["destroy", *_steps_from_off(item, wanted)] if wanted != "shutdown" else ["destroy"]
+        return ["destroy", *_steps_from_off(wanted)] if wanted != "shutdown" else ["destroy"]
     if state == "shutdown":
-        return ["wait_off", *(_steps_from_off(item, wanted) if wanted != "shutdown" else [])]
+        return ["wait_off", *(_steps_from_off(wanted) if wanted != "shutdown" else [])]
     awake = {"pmsuspended": ["wakeup"], "paused": ["resume"]}.get(state, [])
     if wanted == "running":
         return awake
@@ -75,9 +89,9 @@ def steps_to(item: str, wanted: str, state: str, active: bool, managed_save: boo
     return [*awake, "shutdown"]
 
 
-def _steps_from_off(item: str, wanted: str) -> list[str]:
+def _steps_from_off(wanted: str) -> list[str]:
     if wanted == "saved":
-        raise InvalidInput(item, "saved", "cannot be reached: the domain does not run, so there is no memory to save")
+        raise InvalidInput("state", "saved", "The domain does not run, so it has no memory to save.")
     return {"running": ["create"], "paused": ["create_paused"], "shutdown": []}[wanted]
 
 
@@ -135,14 +149,14 @@ class Lifecycle:
         :raises LibvirtFailure: libvirt refused.
         :raises TapvirtError: the guest did not follow in time.
         """
-        with libvirt_errors(f"{name}: {step.replace('_', ' ')}"):
+        with libvirt_errors(f"{DOING[step]} domain {name}"):
             if step == "shutdown":
                 self._shut_down(name, domain, waiting)
             elif step == "wait_off":
                 self._wait_off(name, domain, waiting)
             elif step == "managed_save":
                 # Blocks as long as it takes to write the memory.
-                doing = f"{name}: managed save"
+                doing = f"Saving domain {name}"
                 call_with_deadline(waiting.timeout_seconds, doing, domain.managedSave, domain.abortJob)
                 self._wait(name, domain, _REACHED["saved"], waiting.timeout_seconds, step)
             else:
@@ -158,8 +172,8 @@ class Lifecycle:
             self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "shutdown")
         except TapvirtError as error:
             if waiting.on_timeout != "destroy":
-                hint = " (on_timeout: destroy would)" if waiting.on_timeout is not None else ""
-                raise TapvirtError(f"{error.message} It may not listen; nothing was forced{hint}.") from error
+                hint = " Set on_timeout: destroy to force it off." if waiting.on_timeout is not None else ""
+                raise TapvirtError(f"{error.message} The guest may ignore the request.{hint}") from error
             _unless_off(domain, domain.destroy)
             self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "destroy")
 
@@ -174,7 +188,7 @@ class Lifecycle:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TapvirtError(
-                        f"{name}: the guest is still {state} {timeout_seconds:g} s after {step.replace('_', ' ')}."
+                        f"Domain {name} is still {state} {timeout_seconds:g} s after {step.replace('_', ' ')}."
                     )
                 self._wait_for_event(seen, min(left, _POLL_SECONDS))
 

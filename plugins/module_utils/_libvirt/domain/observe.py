@@ -12,7 +12,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import TapvirtError
+from ..._core.errors import InvalidInput, TapvirtError
 from ..connection.connection import Connection, Domain, default_if_unsupported, libvirt
 from ..connection.xml import text_of
 from ..disk.disks import Disk, Source, disks_of
@@ -113,11 +113,15 @@ class HostContext:
             names, _why = self.places.known_names(source)
             other = next((owners[one] for one in sorted(names) if one in owners), None)
             if other is not None and other.domain != name:
-                wrong[name] = TapvirtError(
-                    f"{name}: disk {disk.target}, {source.shown()}, is in use as disk {other.target} of domain "
-                    f"{other.domain!r}. Who has renamed a domain lets the old "
-                    "one be absent in the same list; a disk for several says <shareable/> or <readonly/>."
+                problem = (
+                    f"Disk {disk.target} ({source.shown()}) of domain {name!r} is in use as disk {other.target} of "
+                    f"domain {other.domain!r}."
                 )
+                hint = (
+                    "To rename a domain, list the old name with state: absent. To share a disk, declare it "
+                    "<shareable/> or <readonly/>."
+                )
+                wrong[name] = InvalidInput("xml", None, problem, hint)
             owners.update(dict.fromkeys(names, Use(name, disk.target, names)))
         return wrong
 

@@ -12,7 +12,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, nearest_names
+from ..._core.errors import InvalidInput, nearest_names
 from ..._core.plan import Change
 from ..connection.xml import Difference, size_bytes, text_of, to_text
 from ..disk.removal import DiskToDelete, refuse_unsafe_deletes
@@ -137,7 +137,8 @@ def desired_definition(
         return complete(root)
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
-        raise InvalidInput(f"{wanted.name}: uuid", uuid, f"is not the one that the domain has, {observed.uuid}")
+        problem = f"The UUID in the XML is {uuid}, but that of domain {wanted.name!r} is {observed.uuid}."
+        raise InvalidInput("xml", None, problem, "Leave <uuid> out of the XML to keep the UUID.")
     mark = mark_of(observed.stored)
     applied = mark is not None and mark.wanted == wanted_hash(wanted.xml) and observed.persistent
     if mark is not None and applied and mark.result == definition_hash(observed.stored):
@@ -171,12 +172,8 @@ def plan_domain(
     if wanted.state == "absent":
         return _plan_absence(wanted, observed, options)
     if observed is None and desired is None:
-        raise InvalidInput(
-            f"{wanted.name}: state",
-            wanted.state,
-            "cannot be reached: there is no domain of this name and no xml was given",
-            nearest_names(wanted.name, known),
-        )
+        problem = "No domain has this name, and the task has no xml to define one."
+        raise InvalidInput("name", wanted.name, problem, candidates=nearest_names(wanted.name, known))
     plan = DomainPlan(
         fidelity=None if wanted.xml is None else EXACT if desired is None or canonical is not None else SEMANTIC
     )
@@ -213,7 +210,7 @@ def _change(wanted: Wanted, part: str, before: t.Any, after: t.Any, how: str, wh
 def _check_removals(wanted: Wanted, observed: Observed | None, result: ET.Element) -> None:
     """Refuse to remove devices, without permission, from a domain that somebody else defined.
 
-    :raises TapvirtError: the XML does not declare a device that such a domain has.
+    :raises InvalidInput: the XML does not declare a device that such a domain has.
     """
     if observed is None or wanted.allow_device_removal or mark_of(observed.stored) is not None:
         return
@@ -224,11 +221,11 @@ def _check_removals(wanted: Wanted, observed: Observed | None, result: ET.Elemen
             device_title(label, device) + (f", which it declares as {places[label]}" if places[label] else "")
             for label, device in removed.items()
         )
-        raise TapvirtError(
-            f"{wanted.name}: xml: it does not declare devices that the domain has: {devices}. They would be removed, "
-            "and this collection did not define the domain. Nothing was changed. Declare the devices in xml, or set "
-            "allow_device_removal: true."
+        problem = (
+            f"The XML does not declare devices that domain {wanted.name!r} has: {devices}. They would be removed, and "
+            "this collection did not define the domain."
         )
+        raise InvalidInput("xml", None, problem, "Declare the devices in xml, or set allow_device_removal: true.")
 
 
 def _definition_rows(stored: ET.Element, desired: ET.Element, canonical: ET.Element | None) -> list[Difference]:
@@ -365,8 +362,7 @@ def _plan_state(plan: DomainPlan, wanted: Wanted, observed: Observed | None) -> 
     state, active, saved = (
         (observed.state, observed.active, observed.managed_save) if observed else ("shutoff", False, False)
     )
-    item = f"{wanted.name}: state"
-    plan.steps = lifecycle.steps_to(item, wanted.state, state, active, saved)
+    plan.steps = lifecycle.steps_to(wanted.state, state, active, saved)
     if plan.steps:
         after = "shutoff" if wanted.state == "shutdown" else wanted.state
         plan.changes.append(
@@ -395,9 +391,9 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
         return plan
     found = observed.belongings
     refuse_unnamed_losses(wanted.name, found, options.remove)
-    refuse_unsafe_deletes(wanted.name, found.disks)
+    refuse_unsafe_deletes(wanted.name, wanted.remove_disks, found.disks)
     if observed.active:
-        plan.steps = lifecycle.steps_to(f"{wanted.name}: state", "shutdown", observed.state, True, False)
+        plan.steps = lifecycle.steps_to("shutdown", observed.state, True, False)
         plan.changes.append(_change(wanted, "state", observed.state, "shutoff", ", ".join(plan.steps), "as wanted"))
     if observed.persistent:
         plan.undefine = True

@@ -349,11 +349,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
                 left.append(before)
         if errors:
             places = ", ".join(f"{one.where} ({one.target})" for one in left)
-            rule = (
-                f"{' '.join(errors)} Of the disks to delete, there are still: {places}. They have to be looked after "
-                "by hand."
-            )
-            raise TapvirtError(rule)
+            raise TapvirtError(f"{' '.join(errors)} These disks were not deleted; delete them manually: {places}.")
 
     def _doomed_now(self, connection: Connection, item: _Item) -> list[DiskToDelete]:
         name = item.wanted.name

@@ -82,7 +82,8 @@ def refuse_unnamed_losses(name: str, found: DomainArtifacts, remove: t.Collectio
         if there and what not in remove:
             shown = "TPM state (this libvirt cannot keep it)" if what == "tpm" else what.replace("_", " ")
             raise TapvirtError(
-                f"{name}: has {shown} that an undefine would lose. Nothing was changed; 'remove' can name it."
+                f"Undefining domain {name!r} would lose its {shown}. Nothing was changed. Add {what} to remove to "
+                "allow that."
             )
 
 

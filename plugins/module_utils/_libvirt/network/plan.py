@@ -97,7 +97,8 @@ def desired_definition(wanted: Wanted, observed: Observed | None) -> ET.Element 
         return wanted.root
     uuid = text_of(wanted.root, "uuid")
     if uuid is not None and uuid.lower() != observed.uuid:
-        raise InvalidInput(f"{wanted.name}: uuid", uuid, f"is not the one that the network has, {observed.uuid}")
+        problem = f"The UUID in the XML is {uuid}, but that of network {wanted.name!r} is {observed.uuid}."
+        raise InvalidInput("xml", None, problem, "Leave <uuid> out of the XML to keep the UUID.")
     return with_identity(wanted.root, observed.stored)
 
 
@@ -117,9 +118,7 @@ def plan_network(
     if wanted.state == "absent":
         return _plan_absence(wanted, observed, options)
     if observed is None and desired is None:
-        raise InvalidInput(
-            wanted.name, wanted.state, "cannot be reached: there is no network of this name and no xml was given"
-        )
+        raise InvalidInput("name", wanted.name, "No network has this name, and the task has no xml to define one.")
     plan = NetworkPlan()
     if desired is not None and canonical is not None:
         _plan_definition(plan, wanted, observed, desired, canonical, options)
@@ -210,9 +209,8 @@ def _check_told(wanted: Wanted, observed: Observed, rows: t.Sequence[Difference]
     if rows and observed.active and not observed.tells_stored:
         places = ", ".join(row.path for row in rows[:_MAX_NAMES])
         raise TapvirtError(
-            f"{wanted.name}: this driver does not show what is stored of a network that runs, so a change of "
-            f"{places} could not be "
-            "read back. Nothing was changed; it can be while the network is inactive."
+            f"This libvirt driver does not show the stored definition of an active network, so a change of {places} of "
+            f"network {wanted.name!r} could not be read back. Nothing was changed. Stop the network to change it."
         )
 
 
@@ -265,6 +263,6 @@ def check_attached(name: str, attached: t.Sequence[str], options: Options) -> No
     if left:
         more = "" if len(left) <= _MAX_NAMES else f" and {len(left) - _MAX_NAMES} more"
         raise TapvirtError(
-            f"{name}: running domains have an interface on it and would lose their link: "
-            f"{', '.join(left[:_MAX_NAMES])}{more}. Nothing was changed; 'disconnect' can name them."
+            f"These running domains have an interface on network {name!r} and would lose their link: "
+            f"{', '.join(left[:_MAX_NAMES])}{more}. Nothing was changed. Name the domains in disconnect to allow that."
         )

@@ -252,7 +252,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                 network.setAutostart(int(plan.autostart))
             item.done = True
         for edit in plan.edits:
-            with libvirt_errors(f"{name}: {edit.command} {edit.path} of the running network"):
+            with libvirt_errors(f"{_DOING[edit.command]} {edit.path} of the active network {name}"):
                 _edit(network, edit)
             item.done = True
         for step in plan.steps:
@@ -261,7 +261,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                 bridge = _bridge_of(item.observed)
                 attached = attached_domains(connection, {name: bridge}).get(name, ())
                 check_attached(name, attached, self._options)
-            with libvirt_errors(f"{name}: {step}"):
+            with libvirt_errors(f"{_DOING[step]} network {name}"):
                 _STEPS[step](network)
             item.done = True
 
@@ -300,6 +300,15 @@ def _bridges(observed: Observed) -> list[str]:
     return [bridge for bridge in map(bridge_name, roots) if bridge]
 
 
+# How the message of a step that failed begins.
+_DOING = {
+    "add": "Adding",
+    "modify": "Changing",
+    "delete": "Deleting",
+    "create": "Starting",
+    "destroy": "Stopping",
+    "undefine": "Undefining",
+}
 _STEPS: dict[str, t.Callable[[Network], t.Any]] = {
     "create": lambda network: network.create(),
     "destroy": lambda network: network.destroy(),

@@ -81,7 +81,7 @@ def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: 
 def test_what_is_left_of_a_crashed_domain_is_not_destroyed_by_a_look_at_its_console() -> None:
     wanted = Request("talker", None, 1, 1, start=True)
     found = Observed(None, "crashed", True, Device("console0", False))
-    with pytest.raises(TapvirtError, match="talker: the domain has crashed, and a start would destroy"):
+    with pytest.raises(TapvirtError, match="Domain 'talker' has crashed, and a start would destroy"):
         plan_start(wanted, found)
     assert plan_start(wanted, Observed(None, "crashed", False, found.device)) == ["create_paused", "resume"]
 
@@ -140,12 +140,12 @@ def test_a_console_in_use_is_left_alone_unless_force_is_told(embed: Embed) -> No
         """
     )
     results = json.loads(said)
-    assert "left to whoever reads it now; force: true" in results["second"]["msg"]
+    assert "Another reader has the console. Set force: true to take it over." in results["second"]["msg"]
     assert results["second"]["changed"] is False
     assert (results["would"]["stopped_by"], results["would"]["changed"]) == (None, False)
     assert results["third"]["stopped_by"] == "timeout"
     assert embed.line in results["third"]["text"]
-    assert "yet the domain still runs" in results["first"]["msg"]
+    assert "but the domain still runs. Another reader may have taken the console over." in results["first"]["msg"]
     assert embed.line in results["first"]["text"]
 
 
@@ -161,9 +161,12 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
     """
     embed.converge({"name": "talker", "xml": embed.talker(devices=devices).replace(PTY, "<serial type='null'/>")})
     refused = {
-        "serial9": ("it has: channel0, channel1, serial0, serial1, serial2", "Nearest: serial"),
-        "channel1": ("is the guest agent's",),
-        "serial2": ("is of type 'null'; libvirt lets a serial be read only if it is of type 'pty'",),
+        "serial9": (
+            "Invalid value 'serial9' for device: Domain 'talker' has no console, port or channel of this alias. It has "
+            "channel0, channel1, serial0, serial1, serial2. Did you mean serial",
+        ),
+        "channel1": ("This channel is that of the guest agent, which libvirt itself uses.",),
+        "serial2": ("The serial is of type 'null', but libvirt can only read a serial of type 'pty'.",),
     }
     for phase in ("off", "on"):
         for alias, words in refused.items():
@@ -184,16 +187,22 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({"timeout": float("inf")}, "timeout: inf must be 0 to 86400 seconds"),
-        ({"timeout": float("nan")}, "timeout: nan must be"),
-        ({"max_bytes": 0}, "max_bytes: 0 must be 1 to 524288"),
-        ({"max_bytes": 1 << 20}, "or to 16777216 with 'dest'"),
-        ({"max_bytes": 1 << 25, "dest": "/tmp/x"}, "max_bytes: 33554432 must be"),
-        ({"dest": "raw"}, "must be the absolute path of a file"),
-        ({"dest": "/nowhere/at/all"}, "lies in a directory that does not exist"),
-        ({"dest": "/dev/null"}, "no regular file"),
-        ({"dest": "/tmp"}, "no regular file"),
-        ({"until": "("}, "is not a regular expression"),
+        (
+            {"timeout": float("inf")},
+            "Invalid value 'inf' for timeout: The timeout is a number of seconds from 0 to 86400.",
+        ),
+        ({"timeout": float("nan")}, "Invalid value 'nan' for timeout: "),
+        (
+            {"max_bytes": 0},
+            "Invalid value 0 for max_bytes: The size is a number of bytes from 1 to 524288, with dest to",
+        ),
+        ({"max_bytes": 1 << 20}, "with dest to 16777216."),
+        ({"max_bytes": 1 << 25, "dest": "/tmp/x"}, "Invalid value 33554432 for max_bytes: "),
+        ({"dest": "raw"}, "Invalid value 'raw' for dest: The destination is the absolute path of a file."),
+        ({"dest": "/nowhere/at/all"}, "dest: The directory /nowhere/at does not exist."),
+        ({"dest": "/dev/null"}, "for dest: This path exists, and it is not a regular file."),
+        ({"dest": "/tmp"}, "for dest: This path exists, and it is not a regular file."),
+        ({"until": "("}, "for until: This is not a regular expression: "),
     ],
 )
 def test_wrong_options_are_told_before_libvirt_is_asked(

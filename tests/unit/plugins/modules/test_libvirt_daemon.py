@@ -88,14 +88,17 @@ def test_the_log_is_bounded_by_time_size_and_pattern(daemon) -> None:
     assert matched
     assert all("virNetServerClient" in line for line in matched)
     daemon(log_outputs=["4:stderr"], log_filters=[])
-    assert "from where nothing can be read" in daemon(said=True, fetch_log=True)["msg"]
+    assert (
+        "logs to 4:stderr, where no log can be read. Add a file or journald to log_outputs."
+        in daemon(said=True, fetch_log=True)["msg"]
+    )
 
 
 def test_what_the_daemon_refuses_is_said(daemon) -> None:
     refused = daemon(said=True, log_outputs=["1:file:/nowhere/x.log"])
     assert "failed to open /nowhere/x.log: No such file or directory." in refused["msg"]
     absent = daemon(said=True, daemon="virtxend")
-    assert "virtxend: its log filters could not be read" in absent["msg"]
+    assert "The log filters of virtxend could not be read: " in absent["msg"]
 
 
 def running(daemon) -> dict[str, list[str]]:
@@ -128,12 +131,12 @@ def test_what_was_set_is_put_back_when_the_file_cannot_be_written(daemon, libvir
 @pytest.mark.parametrize(
     ("filters", "outputs", "said"),
     [
-        (["qemu"], None, "must be LEVEL:NAME"),
-        (["5:qemu"], None, "must be LEVEL:NAME"),
-        (["1:+qemu"], None, "must be LEVEL:NAME"),
-        (['1:qemu" x'], None, "must be LEVEL:NAME"),
-        (None, ["1:file:relative"], "LEVEL:file:/PATH"),
-        (None, [], "at least one output"),
+        (["qemu"], None, "for log_filters[0]: A filter has the form LEVEL:NAME. LEVEL is 1 (debug), "),
+        (["5:qemu"], None, "for log_filters[0]: A filter has the form LEVEL:NAME. LEVEL is 1 (debug), "),
+        (["1:+qemu"], None, "for log_filters[0]: A filter has the form LEVEL:NAME. LEVEL is 1 (debug), "),
+        (['1:qemu" x'], None, "for log_filters[0]: A filter has the form LEVEL:NAME. LEVEL is 1 (debug), "),
+        (None, ["1:file:relative"], "for log_outputs[0]: An output has the form "),
+        (None, [], "Invalid value [] for log_outputs: A daemon needs at least one output."),
     ],
 )
 def test_what_is_no_filter_or_output_is_refused(filters, outputs, said: str) -> None:
@@ -142,7 +145,7 @@ def test_what_is_no_filter_or_output_is_refused(filters, outputs, said: str) -> 
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="not a regular expression"):
+    with pytest.raises(InvalidInput, match=r"^Invalid value '\(' for log_match: This is not a regular expression: "):
         compile_match("(")
 
 
@@ -173,7 +176,7 @@ def test_a_file_that_cannot_be_read_is_not_an_empty_one(tmp_path: pathlib.Path) 
 
 @pytest.mark.parametrize("window", [(0, 1), (604801, 1), (1, 0), (1, -5), (1, 10**10)])
 def test_a_window_has_bounds(window: tuple[int, int]) -> None:
-    with pytest.raises(InvalidInput, match="must be 1 to "):
+    with pytest.raises(InvalidInput, match="log_(seconds|max_bytes): log_(seconds|max_bytes) is a number from 1 to "):
         read_window(*window, None)
 
 

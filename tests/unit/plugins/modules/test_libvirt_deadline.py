@@ -15,8 +15,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.d
 def test_a_call_that_does_not_end_is_left_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{call_with_deadline.__module__}._GRACE_SECONDS", 0.1)
     ending, aborted = threading.Event(), threading.Event()
-    with pytest.raises(TapvirtError, match=r"web1: libvirt has not done it within 0\.1 s and could not be stopped"):
-        call_with_deadline(0.1, "web1", ending.wait, aborted.set)
+    with pytest.raises(TapvirtError, match=r"Saving web1 did not end within 0\.1 s, and libvirt did not abort it\."):
+        call_with_deadline(0.1, "Saving web1", ending.wait, aborted.set)
     assert aborted.wait(30)
     ending.set()
     # One that ends because it was asked to, with time to do so.

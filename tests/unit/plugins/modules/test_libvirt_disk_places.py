@@ -88,7 +88,7 @@ def test_the_disks_that_could_not_be_deleted_are_all_named(
     with pytest.raises(TapvirtError) as failed:
         run._delete_disks(connection, item)
     assert failed.value.message.endswith(
-        f"there are still: {files['vda']} (vda), {files['vdc']} (vdc). They have to be looked after by hand."
+        f"These disks were not deleted; delete them manually: {files['vda']} (vda), {files['vdc']} (vdc)."
     )
     assert [file.exists() for file in files.values()] == [True, False, True]
     assert item.done

@@ -110,9 +110,17 @@ def test_a_talker_runs_is_read_and_goes_without_its_disk_being_lost(embed: Embed
 
 def test_console_of_a_domain_that_is_off_or_unknown_or_read_by_another(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker()})
-    assert "only while it runs" in embed.module("libvirt_console", name="talker")["msg"]
-    assert "Nearest: talker" in embed.module("libvirt_console", name="tolker")["msg"]
-    assert "not a regular expression" in embed.module("libvirt_console", name="talker", until="(")["msg"]
+    assert "it has a console only while it runs" in embed.module("libvirt_console", name="talker")["msg"]
+    unknown = embed.module("libvirt_console", name="tolker")
+    assert unknown["msg"] == "Invalid value 'tolker' for name: No domain has this name. Did you mean talker?"
+    assert unknown["error"] == {
+        "option": "name",
+        "value": "tolker",
+        "problem": "No domain has this name.",
+        "hint": None,
+        "candidates": ["talker"],
+    }
+    assert "This is not a regular expression: " in embed.module("libvirt_console", name="talker", until="(")["msg"]
 
 
 @pytest.mark.parametrize(
@@ -222,19 +230,47 @@ def test_one_domain_that_fails_does_not_hide_the_others(embed: Embed) -> None:
     assert result["failed"]
     assert "no.img" in result["msg"]
     assert [(row["name"], row["state"]) for row in result["domains"]] == [("broken", "shutoff"), ("talker", "running")]
-    assert result["domains"][0]["error"]
+    assert "no.img" in result["domains"][0]["error"]["problem"]
+    assert result["domains"][0]["error"] == result["error"]
     assert result["domains"][1]["error"] is None
 
 
 @pytest.mark.parametrize(
     ("name", "wrong", "said"),
     [
-        ("talker", {"memory": "memroy"}, ("'memroy'", "Nearest: memory")),
-        ("talker", {"type='raw'": "typ='raw'"}, ("'typ'", "Nearest: type")),
-        ("talker", {"machine='pc'": "machine='pcx'"}, ("refused by libvirt",)),
-        ("talker", {"<name>talker": "<name>other"}, ("'other'", "is the <name>")),
-        ("talker", {"</domain>": ""}, ("not well-formed", "line ")),
-        ("../talker", {}, ("is a path", "Nearest: talker")),
+        (
+            "talker",
+            {"memory": "memroy"},
+            (
+                "Invalid value for domains[1].xml, line ",
+                ": <memroy> is not an element of a domain. Did you mean memory",
+            ),
+        ),
+        (
+            "talker",
+            {"type='raw'": "typ='raw'"},
+            ("Invalid value for domains[1].xml, line ", ": typ is not an attribute of <driver>. Did you mean type"),
+        ),
+        (
+            "talker",
+            {"machine='pc'": "machine='pcx'"},
+            ("Invalid value for domains[1].xml: libvirt refuses the definition of domain 'talker': ",),
+        ),
+        (
+            "talker",
+            {"<name>talker": "<name>other"},
+            ("domains[1].xml: The <name> in the XML is 'other', but the name of the domain is 'talker'. Use the same",),
+        ),
+        (
+            "talker",
+            {"</domain>": ""},
+            ("Invalid value for domains[1].xml, line ", ": The XML cannot be parsed: no elem"),
+        ),
+        (
+            "../talker",
+            {},
+            ("Invalid value '../talker' for domains[1].name: A name cannot be a path: ", "Did you mean talker?"),
+        ),
     ],
 )
 def test_bad_input_is_told_before_anything_changes(
@@ -390,12 +426,12 @@ def test_another_name_for_the_same_uuid_is_refused(embed: Embed) -> None:
     xml = embed.talker().replace("<name>", f"{uuid}<name>")
     embed.converge({"name": "talker", "xml": xml})
     result = embed.module("libvirt_domain", name="renamed", xml=xml.replace("talker<", "renamed<"))
-    assert "belongs to domain 'talker'" in result["msg"]
+    assert "is that of domain 'talker'. A new name does not rename a domain." in result["msg"]
     # Without dashes it is the same one.
     short = xml.replace("6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d", "6B0B6A2E6A0D4F5E8F0A0A6F5D1B2C3D")
     assert changes(embed.converge({"name": "talker", "xml": short})) == []
     renamed = embed.module("libvirt_domain", name="renamed", xml=short.replace("talker<", "renamed<"))
-    assert "belongs to domain 'talker'" in renamed["msg"]
+    assert "is that of domain 'talker'. A new name does not rename a domain." in renamed["msg"]
 
 
 def test_a_diff_comes_only_when_it_is_asked_for(embed: Embed, run_module: t.Callable[..., dict[str, t.Any]]) -> None:
@@ -569,7 +605,10 @@ def test_purge_takes_what_was_ours_and_is_no_longer_in_the_list(embed: Embed) ->
     embed.converge({"name": "saved", "state": "saved"})
     full = {"name": "kept", "xml": xmls["kept"]}
     refused = embed.module("libvirt_domain", domains=[full], purge=True)
-    assert "saved: has managed save that an undefine would lose" in refused["msg"]
+    assert (
+        "Undefining domain 'saved' would lose its managed save. Nothing was changed. Add managed_save to"
+        in refused["msg"]
+    )
     assert refused["changed"] is False
     planned = embed.converge(full, check=True, purge=True, remove=["managed_save"])
     done = embed.converge(full, purge=True, remove=["managed_save"])

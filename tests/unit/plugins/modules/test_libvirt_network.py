@@ -149,8 +149,10 @@ def test_absent_and_inactive_refuse_to_cut_guests_off(host: Host) -> None:
             refused = host.converge(
                 {"name": "lab", "xml": "<network/>"}, {"name": "default", "state": state}, check=check
             )
-            assert "default: running domains have an interface on it" in refused["msg"]
-            assert ": test. Nothing was changed" in refused["msg"]
+            assert refused["msg"] == (
+                "These running domains have an interface on network 'default' and would lose their link: test. Nothing "
+                "was changed. Name the domains in disconnect to allow that."
+            )
             assert refused["changed"] is False
     assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
     done = host.converge({"name": "default", "state": "inactive"}, disconnect=("test",))
@@ -173,8 +175,10 @@ def test_this_driver_does_not_show_what_is_stored_of_a_network_that_runs(host: H
     other = {"name": "lab", "xml": xml(more="<domain name='d'/>")}
     for network, apply in ((other, "both"), ({**other, "state": "inactive"}, "both"), (other, "config")):
         refused = host.converge(network, apply=apply)
-        assert "lab: this driver does not show what is stored" in refused["msg"]
-        assert "a change of domain could not be read back" in refused["msg"]
+        assert refused["msg"] == (
+            "This libvirt driver does not show the stored definition of an active network, so a change of domain of "
+            "network 'lab' could not be read back. Nothing was changed. Stop the network to change it."
+        )
     host.twice({"name": "lab", "state": "inactive"})
     assert [row[:3] for row in rows(host.twice(other))] == [("lab domain", None, '<domain name="d" />')]
 
@@ -183,10 +187,19 @@ def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> No
     default = host.connection.networkLookupByName("default")
     fine = {"name": "fine", "xml": "<network/>"}
     for text, said in (
-        (f"<network><uuid>{default.UUIDString()}</uuid></network>", "belongs to network 'default'"),
-        ("<network><bridge name='virbr0'/></network>", "'virbr0' is that of network 'default'"),
-        ("<network><forward mode='bridg'/></network>", "is not valid network XML"),
-        (None, "there is no network of this name and no xml was given"),
+        (
+            f"<network><uuid>{default.UUIDString()}</uuid></network>",
+            "is that of network 'default'. A new name does not rename a network.",
+        ),
+        (
+            "<network><bridge name='virbr0'/></network>",
+            "Invalid value for networks[1].xml: The bridge virbr0 is that of network 'default'.",
+        ),
+        (
+            "<network><forward mode='bridg'/></network>",
+            "Invalid value for networks[1].xml, line 1: libvirt's schema refuses <forward>: ",
+        ),
+        (None, "'lab' for networks[1].name: No network has this name, and the task has no xml to define one."),
     ):
         refused = host.converge(fine, {"name": "lab", "xml": text})
         assert said in refused["msg"]
@@ -195,7 +208,10 @@ def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> No
     wrong = host.converge(
         {"name": "default", "xml": "<network><uuid>3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11</uuid></network>"}
     )
-    assert "is not the one that the network has" in wrong["msg"]
+    assert (
+        "xml: The UUID in the XML is 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11, but that of network 'default'"
+        in wrong["msg"]
+    )
     assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
 
 
@@ -225,7 +241,9 @@ def test_a_network_that_fails_does_not_hide_the_others(host: Host) -> None:
     more = "<dns><host ip='10.0.0.9'><hostname>a</hostname></host></dns>"
     host.converge({"name": "lab", "xml": xml(more=more), "state": "active"})
     wanted = [{"name": "lab", "state": "active", "xml": xml()}, {"name": "b", "state": "present", "xml": "<network/>"}]
-    with pytest.raises(TapvirtError, match=r"lab: delete dns/host\[10\.0\.0\.9\] of the running network") as failure:
+    with pytest.raises(
+        TapvirtError, match=r"Deleting dns/host\[10\.0\.0\.9\] of the active network lab failed: "
+    ) as failure:
         _Late(URI, 10, read_wanted(wanted), Options("both")).converge(False, False)
     assert failure.value.fields["changed"] is True
     assert [(row["name"], bool(row["error"]), row["state"]) for row in failure.value.fields["networks"]] == [
@@ -286,9 +304,9 @@ def test_libvirt_itself_reads_a_definition_and_says_what_is_wrong() -> None:
     assert [element.tag.rpartition("}")[2] for element in good if element.tag.startswith("{")] == ["options"]
     typo, wrong_range = answers["typo"], answers["range"]
     assert isinstance(typo, InvalidInput)
-    assert "typo: xml: 'adress' is not valid network XML" in typo.message
-    assert "Nearest: address" in typo.message
+    assert typo.message.startswith("Invalid value for xml: adress is not an attribute of <ip>. Did you mean address")
     assert isinstance(wrong_range, InvalidInput)
+    assert wrong_range.message.startswith("Invalid value for xml: libvirt refuses the definition of network 'range': ")
     assert "not entirely within network" in wrong_range.message
 
 
@@ -301,9 +319,18 @@ def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) ->
     assert [row["how"] for row in one["plan"]] == ["networkDefineXML", "setAutostart"]
     assert "n autostart: true" in one["diff"]["after"]
     told = run_module("libvirt_network_info", {"uri": uri, "names": ["lav"]})
-    assert told["msg"] == "name: 'lav' is no network of this libvirt. Nearest: lab."
+    assert told["msg"] == "Invalid value 'lav' for names[0]: No network has this name. Did you mean lab?"
     none = run_module("libvirt_network_info", {"uri": "qemu:///embed?root=/tmp/tapvirt-none"})
-    assert "has no networks" in none["msg"]
+    assert none["msg"] == (
+        "Invalid value 'qemu:///embed?root=/tmp/tapvirt-none' for uri: libvirt's embedded driver has no networks. Use "
+        "the URI of a daemon, such as qemu:///system."
+    )
+    typo = run_module(
+        "libvirt_network", {"uri": uri, "name": "n", "xml": "<network>\n<ip adress='10.0.0.1'/></network>"}
+    )
+    assert typo["msg"].startswith("Invalid value for xml, line 2: adress is not an attribute of <ip>.")
+    assert typo["error"] == typo["networks"][0]["error"]
+    assert (typo["error"]["option"], typo["error"]["candidates"][0]) == ("xml", "address")
     assert not pathlib.Path("/tmp/tapvirt-none").exists()
     both = run_module("libvirt_network", {"uri": uri, "name": "n", "networks": []})
     assert "mutually exclusive" in both["msg"]
@@ -312,11 +339,19 @@ def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) ->
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("../n", "<network/>", "must not contain '/'"),
-        ("n", "<network><name>m</name></network>", "the network is called 'n' in the list"),
-        ("n", "<!DOCTYPE network [<!ENTITY a 'b'>]><network/>", "no document type"),
-        ("n", "<domain/>", "must be <network>"),
-        ("n", "<network>", "not well-formed XML"),
+        ("../n", "<network/>", "Invalid value '../n' for networks[1].name: A name cannot be a path: "),
+        (
+            "n",
+            "<network><name>m</name></network>",
+            "networks[1].xml: The <name> in the XML is 'm', but the name of the network is 'n'.",
+        ),
+        (
+            "n",
+            "<!DOCTYPE network [<!ENTITY a 'b'>]><network/>",
+            "networks[1].xml, line 1: <!DOCTYPE network> is not allowed",
+        ),
+        ("n", "<domain/>", "networks[1].xml: The root element is <domain>, but it has to be <network>."),
+        ("n", "<network>", "networks[1].xml, line 1: The XML cannot be parsed: no element found (column 10)."),
     ],
 )
 def test_bad_input_is_refused_before_a_connection_is_opened(name: str, text: str, said: str) -> None:

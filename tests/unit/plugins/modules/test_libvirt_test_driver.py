@@ -64,7 +64,7 @@ def test_states_are_reached_as_planned(node: Run, state: str, wanted: str) -> No
     assert planned["plan"] == done["plan"]
     if state == "pmsuspended":
         # This driver cannot wake a guest up: the step is planned, fails, and the row says what is.
-        assert "wakeup" in done["msg"]
+        assert "Waking up domain " in done["msg"]
         assert done["domains"][0]["state"] == "pmsuspended"
         return
     assert not done.get("failed"), done["msg"]
@@ -131,7 +131,10 @@ def test_a_domain_that_ended_by_itself_needs_no_end() -> None:
 def test_the_name_of_another_uuid_is_refused(node: Run) -> None:
     uuid = "<uuid>3f2a1f9e-2f1c-4f55-9a43-000000000000</uuid>"
     xml = f"<domain type='test'><name>guest</name>{uuid}<memory>1024</memory><os><type>hvm</type></os></domain>"
-    assert "is not the one that the domain has" in node("shutoff", name="guest", xml=xml)["msg"]
+    assert (
+        "The UUID in the XML is 3f2a1f9e-2f1c-4f55-9a43-000000000000, but that of domain 'guest' is "
+        in node("shutoff", name="guest", xml=xml)["msg"]
+    )
 
 
 @pytest.mark.parametrize("title", ["", "<title>one</title>"])

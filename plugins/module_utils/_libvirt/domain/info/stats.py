@@ -64,7 +64,7 @@ def bulk_stats(connection: Connection, domains: t.Sequence[Domain]) -> dict[str,
                 return {}
             if _is_code(error, "VIR_ERR_NO_DOMAIN"):
                 continue
-            raise LibvirtFailure("Reading what the domains have used", error) from error
+            raise LibvirtFailure("Reading the statistics of the domains", error) from error
         found.update({domain.UUIDString(): values for domain, values in rows})
     return found
 

@@ -176,8 +176,10 @@ def test_what_stays_although_it_was_named(tmp_path: pathlib.Path) -> None:
     gone = Disk("vda", "disk", Source("file", str(tmp_path / "gone")), False, False)
     (found,) = find_disks_to_delete("web1", ["vda", "vda"], [gone], [], ImageLocator(None, True), [])
     assert (found.there, found.refusal) == (False, None)
-    with pytest.raises(InvalidInput, match=r"web1: remove_disks: 'vda \(/x\)' is it. Nothing was changed"):
-        refuse_unsafe_deletes("web1", [DiskToDelete("vda", "/x", refusal="is it")])
+    with pytest.raises(
+        InvalidInput, match=r"^Invalid value 'vda' for remove_disks\[1\]: Disk vda \(/x\) of domain 'web1' is it\.$"
+    ):
+        refuse_unsafe_deletes("web1", ["vdb", "vda"], [DiskToDelete("vda", "/x", refusal="is it")])
 
 
 def test_an_older_libvirt_cannot_keep_the_state_of_a_tpm_and_that_is_told() -> None:

@@ -26,7 +26,10 @@ def test_a_root_in_the_hands_of_another_user_is_refused(level: str, tmp_path: pa
     os.chown(owned, OTHER, OTHER)
     with pytest.raises(InvalidInput) as caught:
         embed.EmbedRoot(str(path)).acquire(time.monotonic())
-    assert f"is in the hands of {OTHER}, who owns {owned}, and this task runs as root" in caught.value.message
+    assert caught.value.message == (
+        f"Invalid value 'qemu:///embed?root={path}' for uri: {OTHER} owns {owned}, but this task runs as root. Run the "
+        f"task with become_user: {OTHER}."
+    )
     assert os.listdir(path) == []
 
 
