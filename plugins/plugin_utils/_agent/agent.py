@@ -158,7 +158,7 @@ class Guest:
             )
         try:
             connection = self._open.enter_context(connected(self._uri, self._answer_seconds))
-            self._domain = self._bounded(lambda: find_domain(connection, self._name))
+            self._domain = self._bounded(lambda: find_domain(connection, self._name, "domain"))
             if not self._bounded(self._domain.isActive):
                 raise NotReached("the domain is not running.")
             refused = missing(self._ask("guest-info", {}, self._deadline()))

@@ -12,7 +12,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.errors import InvalidInput, TapvirtError, nearest_names
 from ..._core.plan import Change
 from ..connection.xml import Difference, text_of, to_text
 from ..domain.live.edits import pending_row
@@ -108,9 +108,11 @@ def plan_network(
     desired: ET.Element | None,
     canonical: ET.Element | None,
     options: Options,
+    known: t.Collection[str] = (),
 ) -> NetworkPlan:
     """Return the plan for one network.
 
+    :param known: the names of all networks, to help with a wrong one.
     :param desired: from ``desired_definition``.
     :param canonical: what libvirt makes of ``desired``; null only where that is.
     :raises TapvirtError: it cannot be done, or would cut guests off that the user did not name.
@@ -118,7 +120,8 @@ def plan_network(
     if wanted.state == "absent":
         return _plan_absence(wanted, observed, options)
     if observed is None and desired is None:
-        raise InvalidInput("name", wanted.name, "No network has this name, and the task has no xml to define one.")
+        problem = "No network has this name, and the task has no xml to define one."
+        raise InvalidInput("name", wanted.name, problem, candidates=nearest_names(wanted.name, known))
     plan = NetworkPlan()
     if desired is not None and canonical is not None:
         _plan_definition(plan, wanted, observed, desired, canonical, options)

@@ -228,9 +228,9 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                 raise InvalidInput("xml", None, f"The bridge {bridge} is that of network {owner!r}.")
 
     def _plan(self, item: _Item) -> NetworkPlan:
-        name = item.wanted.name
+        name, known = item.wanted.name, self._by_uuid.values()
         return plan_network(
-            item.wanted, item.observed, self._desired.get(name), self._canonical.get(name), self._options
+            item.wanted, item.observed, self._desired.get(name), self._canonical.get(name), self._options, known
         )
 
     # ---- apply ----

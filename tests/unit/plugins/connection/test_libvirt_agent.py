@@ -111,7 +111,7 @@ def test_whatever_a_guest_answers_is_an_error_of_ours(value: t.Any) -> None:
 def test_a_libvirt_without_agents_and_one_that_is_not_there() -> None:
     with pytest.raises(NotReached, match="The agent of test .*Only domains of libvirt's QEMU driver"):
         Guest("test:///default", "test", 30, 60).open()
-    with pytest.raises(NotReached, match="'tset' is no domain of this libvirt. Nearest: test"):
+    with pytest.raises(NotReached, match="Invalid value 'tset' for domain: No domain has this name. Did you mean test"):
         Guest("test:///default", "tset", 30, 60).open()
     with pytest.raises(NotReached, match=r"admin:\*+@127.0.0.1:1") as caught:
         Guest("qemu+tcp://admin:secret@127.0.0.1:1/system", "web", 30, 60).open()
@@ -187,6 +187,6 @@ def test_guests_without_an_agent_are_unreachable_each_for_its_reason(root: str) 
     assert "Is qemu-guest-agent installed and running in the guest?" in said["deaf"]
     assert "The domain needs <channel type='unix'>" in said["bare"]
     assert "the domain is not running" in said["off"]
-    assert "Nearest: deaf" in said["dafe"]
+    assert "Did you mean deaf" in said["dafe"]
     assert all(root in text for text in said.values())
     assert "Traceback" not in finished.stdout + finished.stderr

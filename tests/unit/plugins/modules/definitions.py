@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import typing as t
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "libvirt"
 # Folders in the definitions that are not those of any system.
@@ -41,11 +42,11 @@ NEEDS = {
 }
 
 
-def why_not(name: str, error: str | None) -> str | None:
+def why_not(name: str, error: dict[str, t.Any] | None) -> str | None:
     """Return what is wrong with a start that failed otherwise than by what the host may lack; null where nothing is."""
-    if error is None or re.search(NEEDS.get(name, r"\Z."), error):
+    if error is None or re.search(NEEDS.get(name, r"\Z."), error["problem"]):
         return None
-    return f"{name}: {error}"
+    return f"{name}: {error['problem']}"
 
 
 def definitions(folder: str, type_: str = "qemu") -> dict[str, str]:

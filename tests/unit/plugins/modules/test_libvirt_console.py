@@ -235,7 +235,7 @@ def test_a_driver_without_consoles_is_told_before_a_start(
     for check in (True, False):
         result = run_module("libvirt_console", {"uri": f"test://{node}", "name": "guest", "start": True}, check=check)
         if found == "5" or not check:
-            assert result["msg"] == "guest: this libvirt driver has no consoles that can be read."
+            assert result["msg"] == "This libvirt driver has no consoles that can be read."
             assert result.get("changed", False) is False
     mute = run_module("libvirt_console", {"uri": f"test://{node}", "name": "mute", "start": True})
-    assert mute["msg"] == "mute: the domain has neither a console nor a serial port."
+    assert mute["msg"] == "Domain 'mute' has neither a console nor a serial port."

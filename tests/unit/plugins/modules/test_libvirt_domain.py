@@ -523,8 +523,9 @@ def test_a_disk_whose_file_is_not_there_yet_is_tried_again(embed: Embed) -> None
     embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
     wanted = {"name": "talker", "xml": embed.talker(devices=disk), "state": "running"}
     failed = embed.module("libvirt_domain", domains=[wanted])
-    assert "talker: changing devices/disk[vda] of the running domain" in failed["domains"][0]["error"]
-    assert "extra.raw" in failed["domains"][0]["error"]
+    problem = failed["domains"][0]["error"]["problem"]
+    assert problem.startswith("Changing devices/disk[vda] of the running domain talker failed: ")
+    assert "extra.raw" in problem
     (embed.root / "extra.raw").write_bytes(bytes(1 << 20))
     done = embed.converge(wanted)
     assert [row["how"] for row in done["plan"]] == ["attachDevice"]
@@ -640,14 +641,14 @@ def test_many_start_and_end_at_once_and_one_that_fails_hides_none(embed: Embed) 
     errors = [row["error"] for row in result["domains"]]
     assert [row["name"] for row in result["domains"]] == names
     assert [row["state"] for row in result["domains"]] == ["shutoff", *["running"] * 4]
-    assert "talker0.img" in errors[0]
+    assert "talker0.img" in errors[0]["problem"]
     assert errors[1:] == [None] * 4
     parts = ("definition", "state")
     assert [row["what"] for row in result["plan"][1:]] == [f"{name} {part}" for name in names for part in parts]
     off = [{"name": name, "state": "shutdown"} for name in names]
     stubborn = embed.module("libvirt_domain", domains=off, wait_seconds=1)
     assert [row["error"] is None for row in stubborn["domains"]] == [True, *[False] * 4]
-    assert all("still running 1 s after shutdown" in row["error"] for row in stubborn["domains"][1:])
+    assert all("still running 1 s after shutdown" in row["error"]["problem"] for row in stubborn["domains"][1:])
     gone = [{"name": name, "state": "absent"} for name in names]
     done = embed.converge(*gone, on_timeout="destroy", wait_seconds=1)
     assert {row["state"] for row in done["domains"]} == {"absent"}

@@ -378,7 +378,7 @@ def test_a_network_that_does_not_run_is_found_out_at_the_start_only_and_the_row_
     alone = embed.talker("alone", devices=nic).replace(str(embed.image), f"{embed.root}/own.img")
     wanted = [{"name": "alone", "xml": alone, "state": "running"}, {"name": "talker", "xml": embed.talker()}]
     result = embed.module("libvirt_domain", domains=wanted)
-    assert "alone: create: " in result["domains"][0]["error"]
+    assert result["domains"][0]["error"]["problem"].startswith("Starting domain alone failed: ")
     assert (result["domains"][0]["state"], result["domains"][1]["error"]) == ("shutoff", None)
 
 

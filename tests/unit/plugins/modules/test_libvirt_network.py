@@ -212,6 +212,8 @@ def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> No
         "xml: The UUID in the XML is 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11, but that of network 'default'"
         in wrong["msg"]
     )
+    misspelt = host.converge({"name": "defualt", "state": "active"})
+    assert misspelt["error"]["candidates"] == ["default"]
     assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]
 
 
