@@ -470,9 +470,15 @@ def _domain(host: str, row: Row) -> dict[str, t.Any]:
         "state": state,
         "done": done,
         "pending": [*pending[:_MOST_PENDING], *more],
-        "error": str(row["error"])[:_REASON_CHARACTERS] if row.get("error") else "",
+        "error": _problem(row.get("error")),
         "level": level,
     }
+
+
+def _problem(error: t.Any) -> str:
+    """Return the problem of a row's error record; empty where the row did not fail."""
+    problem = error.get("problem") if isinstance(error, t.Mapping) else error
+    return str(problem)[:_REASON_CHARACTERS] if problem else ""
 
 
 def _pending(entry: t.Any) -> str:

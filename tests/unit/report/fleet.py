@@ -65,7 +65,10 @@ def _domains(name: str, number: int) -> list[dict[str, t.Any]]:
     if name == PENDING_DOMAIN:
         rows[0]["pending"] = [{"what": "memory", "running": "1 GiB", "stored": "2 GiB", "reason": "restart"}]
     if name == BROKEN_DOMAIN:
-        rows[1] |= {"state": "crashed", "error": "guest1: its disk <vda> is not there"}
+        rows[1] |= {
+            "state": "crashed",
+            "error": {"option": None, "problem": "Disk <vda> of domain 'guest1' does not exist."},
+        }
     return rows
 
 

@@ -36,7 +36,7 @@ def finding(text: str) -> dict[str, t.Any]:
         (fleet.DRIFTED, "warn", "parameters", "kvm.halt_poll_ns was changed or waits on 1 host"),
         (fleet.OTHER_TABLE, "bad", "kernels", "other core symbols than the other hosts of build-id 1f1f1f1f1f1f"),
         (fleet.OVERLOADED, "bad", "runs", "the trace kvm_exits demo-talker ended as overloaded"),
-        (fleet.BROKEN_DOMAIN, "bad", "domains", "domain guest1: guest1: its disk <vda> is not there"),
+        (fleet.BROKEN_DOMAIN, "bad", "domains", "domain guest1: Disk <vda> of domain 'guest1' does not exist."),
         (fleet.PENDING_DOMAIN, "warn", "domains", "1 domain runs otherwise than defined: guest0 on host0002"),
     ],
 )
