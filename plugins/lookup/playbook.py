@@ -13,7 +13,9 @@ from ansible.plugins.loader import lookup_loader
 from ansible.plugins.lookup import LookupBase
 
 from ..module_utils._core.errors import TapvirtError
-from ..plugin_utils._fleet import domain_entries, merge, run_report, tables, targets, waves
+from ..plugin_utils._fleet import controller_files, domain_entries, merge, run_report, tables, targets, waves
+from ..plugin_utils._report import summaries
+from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points
 
 DOCUMENTATION = r"""
 name: playbook
@@ -27,7 +29,8 @@ description:
 options:
   _terms:
     description:
-      - The name of the function, and its positional arguments. Arguments by name go to the function, too.
+      - The name of the function. Its arguments are given by name. Ansible before 2.19 evaluates positional arguments of
+        a lookup as templates, also those that hosts returned.
     type: list
     elements: raw
     required: true
@@ -36,7 +39,7 @@ options:
 EXAMPLES = r"""
 - name: What playbooks of this collection do with the variable params_serial
   hosts: all
-  serial: "{{ lookup('tapvirt.host.playbook', 'waves', params_serial, default=[1, '100%'], name='params_serial') }}"
+  serial: "{{ lookup('tapvirt.host.playbook', 'waves', value=params_serial, default=[1], name='params_serial') }}"
   tasks:
     - name: Contact the host
       ansible.builtin.ping:
@@ -49,20 +52,49 @@ _raw:
   elements: raw
 """
 
+
+def problem(function: str, **arguments: t.Any) -> str:
+    """Return why a function refuses its arguments; empty where it accepts them."""
+    try:
+        FUNCTIONS[function](**arguments)
+    except TapvirtError as error:
+        return error.message
+    return ""
+
+
 #: Pure functions, except for warnings. Each raises TapvirtError where its arguments cannot be used.
 FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
+    "asked_builders": builders.asked_builders,
+    "console_logs_counts": summaries.console_logs_counts,
+    "console_logs_summary": summaries.console_logs_summary,
+    "controller_path": controller_files.controller_path,
     "domain_problems": domain_entries.domain_problems,
+    "file_name": controller_files.file_name,
+    "gather_lines": summaries.gather_lines,
+    "gather_summary": summaries.gather_summary,
     "merge_domains": merge.merge_domains,
     "merge_params": merge.merge_params,
     "missing_tables": tables.missing_tables,
     "near_tables": tables.warn_of_near_tables,
     "play_hosts": targets.play_hosts,
+    "problem": problem,
+    "report_summary": summaries.report_summary,
     "run_artifact": run_report.run_artifact,
     "run_report": run_report.run_report,
+    "trace_builder_for": builders.trace_builder_for,
+    "trace_campaign": campaign.trace_campaign,
+    "trace_failure_lines": campaign_lines.trace_failure_lines,
+    "trace_outcomes": campaign.trace_outcomes,
+    "trace_points": probe_points.probe_points,
+    "trace_refusal": probe_points.trace_refusal,
+    "trace_request": catalogue.trace_request,
+    "trace_stop_lines": campaign_lines.trace_stop_lines,
+    "trace_summary_lines": campaign_lines.trace_summary_lines,
+    "trace_unready_lines": campaign_lines.trace_unready_lines,
+    "trace_verdict": campaign.trace_verdict,
     "waves": waves.waves,
-    "waves_problem": waves.waves_problem,
 }
-#: Functions whose first argument renders a template with one entry; the lookup gets the name of the template instead.
+#: Functions whose argument render renders a template with one entry; the lookup gets the name of the template instead.
 RENDERING: dict[str, t.Callable[..., t.Any]] = {"domain_items": domain_entries.domain_items}
 
 
@@ -71,15 +103,17 @@ class LookupModule(LookupBase):
 
     def run(self, terms: list[t.Any], variables: t.Any = None, **kwargs: t.Any) -> list[t.Any]:
         """Return the result of a function in a list, because a lookup unpacks a list of one element."""
-        name, *arguments = terms
+        name, *others = terms
         function = FUNCTIONS.get(name) or RENDERING.get(name)
         if function is None:
             known = ", ".join(sorted({**FUNCTIONS, **RENDERING}))
             raise AnsibleLookupError(f"{name!r} is not an internal function: {known}.")
+        if others:
+            raise AnsibleLookupError(f"{name}: give the arguments by name.")
         if name in RENDERING:
-            arguments[0] = functools.partial(self._render, arguments[0], variables)
+            kwargs["render"] = functools.partial(self._render, kwargs.pop("template"), variables)
         try:
-            return [function(*arguments, **kwargs)]
+            return [function(**kwargs)]
         except TapvirtError as error:
             raise AnsibleLookupError(error.message) from error
 

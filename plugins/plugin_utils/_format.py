@@ -10,6 +10,7 @@ import json
 import typing as t
 
 _NAMED = 3
+_HOSTS = 5
 _LINES = 300
 _LINE_CHARS = 1000
 _CUT = " .."
@@ -21,16 +22,37 @@ def listed(names: t.Sequence[str], most: int = _NAMED) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def shorten(text: str, most: int) -> str:
-    """Return a text of at most so many characters, with `` ..`` where it was cut."""
-    return text if len(text) <= most else text[: most - len(_CUT)] + _CUT
+def shorten(text: str, most: int, end: str = _CUT) -> str:
+    """Return a text of at most so many characters, with ``end`` where it was cut."""
+    return text if len(text) <= most else text[: most - len(end)] + end
 
 
 def first_lines(lines: t.Sequence[str]) -> list[str]:
-    """Return the first 300 lines, each of at most 1,000 characters, and how many more there are."""
+    """Return the first 300 lines, each of at most 1,000 characters, and a line with how many more there are.
+
+    The output of a job is kept and shown, so it has to be bounded.
+    """
     more = len(lines) - _LINES
     first = [shorten(line, _LINE_CHARS) for line in lines[:_LINES]]
     return [*first, *([f"And {more} lines more, which are not shown."] if more > 0 else ())]
+
+
+def by_reason(reasons: t.Mapping[str, str], before: str = "") -> list[str]:
+    """Return a line for each reason, with its hosts and ``before`` in front of the reason.
+
+    :param reasons: host -> reason.
+    """
+    hosts: dict[str, list[str]] = {}
+    for host, reason in reasons.items():
+        hosts.setdefault(reason, []).append(host)
+    return first_lines(
+        [f"{listed(hosts[reason], _HOSTS)}: {before}{reason}" for reason in sorted(hosts, key=str.lower)]
+    )
+
+
+def split_lines(lines: t.Iterable[str]) -> list[str]:
+    """Return the lines of a message, without empty ones."""
+    return [part for line in lines for part in line.split("\n") if part]
 
 
 def shown(value: t.Any) -> str:

@@ -64,8 +64,7 @@ def traced_calls(lab, tmp_path_factory):
     inventory = tmp_path_factory.mktemp("known") / "dead.yml"
     dead = {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_user": "root"}
     inventory.write_text(yaml.safe_dump({"more": {"hosts": {"dead": dead}}}), encoding="utf-8")
-    merge = "dict(merged | zip(merged | map('extract', hostvars, 'trace_runs')))"
-    known = f"{{{{ {{}} | tapvirt.host.trace_summary(runs={merge}) }}}}"
+    known = "{{ lookup('tapvirt.host.playbook', 'trace_campaign', hostvars=hostvars, hosts=merged) }}"
     plays = [
         {
             "hosts": ["dead", *CALLS],

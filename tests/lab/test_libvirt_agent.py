@@ -106,7 +106,7 @@ def test_ansible_works_in_a_guest_without_a_network(run_in_guest, tmp_path: path
     assert (done["script"]["rc"], done["script"]["stdout_lines"]) == (137, ["/root"])
     assert done["script"]["stderr_lines"][0] == "words"
     assert done["ping"]["ping"] == "x" * 50_000
-    assert "has not ended within 1 s; it goes on as process " in done["late"]["msg"]
+    assert "has not ended within 1 s. It continues as process " in done["late"]["msg"]
     assert f"The agent of {NAME} (qemu+unix:///system?" in done["late"]["msg"]
 
 

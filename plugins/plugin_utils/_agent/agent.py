@@ -105,7 +105,12 @@ def place(uri: str | None, name: str | None, row: t.Mapping[str, t.Any] | None, 
     row = row or {}
     found = uri or row.get("uri")
     if not uri and found and ":********@" in found:
-        raise InvalidInput("libvirt_uri", found, "comes from the inventory without its password; set it yourself")
+        raise InvalidInput(
+            "libvirt_uri",
+            found,
+            "the inventory does not contain the password of this URI.",
+            "Set libvirt_uri yourself.",
+        )
     return found or DEFAULT_URI, name or row.get("name") or host
 
 
@@ -118,11 +123,13 @@ def refuse_facts(facts: t.Any, given: t.Mapping[str, t.Any]) -> None:
     """
     for name, value in given.items():
         if isinstance(facts, t.Mapping) and value is not None and name in facts and facts[name] == value:
-            rule = (
-                "is among the facts of the guest, which must not choose where the controller connects to. set_fact "
-                "with cacheable makes such a fact too: set the variable in the inventory, or without cacheable"
+            raise InvalidInput(
+                name,
+                value,
+                "the value is among the facts of the guest, and a guest must not choose where the controller connects "
+                "to. set_fact with cacheable makes such a fact, too.",
+                "Set the variable in the inventory, or with set_fact without cacheable.",
             )
-            raise InvalidInput(name, value, rule)
 
 
 class Guest:
@@ -138,7 +145,7 @@ class Guest:
             ("command_timeout_seconds", command_seconds, 1),
         ):
             if value < least:
-                raise InvalidInput(option, value, f"must be at least {least}")
+                raise InvalidInput(option, value, f"the least number of seconds is {least}.")
         self._uri, self._name = uri, name
         self._where = f"The agent of {name} ({shown_uri(uri)})"
         self._answer_seconds, self._command_seconds = answer_seconds, command_seconds
@@ -264,7 +271,7 @@ class Guest:
     def _ask(self, command: str, arguments: t.Mapping[str, t.Any], deadline: float) -> t.Any:
         text = message(command, arguments)
         if time.monotonic() > deadline:
-            raise TapvirtError(f"not done within {self._command_seconds} s.")
+            raise TapvirtError(f"it was not done within {self._command_seconds} s.")
         seconds = max(1, self._answer_seconds - _GRACE_SECONDS - _SYNC_SECONDS)
         return answer(self._bounded(lambda: libvirt_qemu.qemuAgentCommand(self._domain, text, seconds, 0), command))
 
@@ -286,8 +293,8 @@ class Guest:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TapvirtError(
-                    f"the command has not ended within {self._command_seconds} s; it goes on as process {pid} of the "
-                    "guest and those that it started.",
+                    f"the command has not ended within {self._command_seconds} s. It continues as process {pid} of the "
+                    "guest, with the processes that it started.",
                     pid=pid,
                 )
             time.sleep(min(pause, left))
@@ -298,7 +305,7 @@ class Guest:
         ended = self._execute([_SHELL, "-c", script, _SHELL, *words], None, deadline)
         if ended.status:
             said = " ".join(ended.stderr.decode("utf-8", "replace").split())
-            raise TapvirtError(f"{said[:500] or 'no word about it'} (status {ended.status}).")
+            raise TapvirtError(f"{said[:500] or 'the command printed no message'} (status {ended.status}).")
         return ended.stdout.decode("ascii", "replace")
 
     def _look(self, path: str, size: int, deadline: float) -> tuple[int, str | None]:

@@ -54,12 +54,12 @@ def message(command: str, arguments: t.Mapping[str, t.Any]) -> str:
     """
     for value in [text for given in arguments.values() for text in (given if isinstance(given, list) else [given])]:
         if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
-            raise InvalidInput(command, value, "has a character that the agent cannot take: only UTF-8 without NUL")
+            raise InvalidInput(command, value, "the agent accepts only UTF-8 without NUL characters.")
     text = json.dumps({"execute": command, "arguments": arguments}, ensure_ascii=False)
     size = len(text.encode())
     if size > MOST_REQUEST:
         raise TapvirtError(
-            f"{command}: the request has {size} bytes, and libvirt brings over {MOST_REQUEST} safely; put it in a file."
+            f"{command}: the request has {size} bytes, and libvirt transfers at most {MOST_REQUEST}. Put it in a file."
         )
     return text
 
@@ -111,7 +111,7 @@ def done(status: t.Any) -> Done | None:
     for name, data, most in (("stdout", stdout, MOST_STDOUT), ("stderr", stderr, MOST_STDERR)):
         if len(data) > most or name[3:] in cut:
             raise TapvirtError(
-                f"The command printed more than {most} bytes on {name}, which is as much as the agent's way brings "
-                f"over; it ran to its end, with status {code}. Let it write a file, and fetch that without 'become'."
+                f"The command printed more than {most} bytes on {name}, and the agent does not transfer more. The "
+                f"command has ended with status {code}. Let it write a file, and fetch that file without 'become'."
             )
     return Done(code, stdout, stderr)

@@ -36,15 +36,6 @@ def waves(value: t.Any, default: t.Sequence[Wave], name: str) -> list[Wave]:
     return [_wave(size, value, default, name) for size in sizes or default]
 
 
-def waves_problem(value: t.Any, default: t.Sequence[Wave], name: str) -> str:
-    """Return why a value is no list of sizes, in a sentence; empty where it is one."""
-    try:
-        waves(value, default, name)
-    except InvalidInput as error:
-        return error.message
-    return ""
-
-
 def _wave(size: t.Any, value: t.Any, default: t.Sequence[Wave], name: str) -> Wave:
     text = str(size).strip() if isinstance(size, (int, str)) and not isinstance(size, bool) else ""
     if _NUMBER.fullmatch(text):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from ...module_utils._core.errors import TapvirtError
 from ...module_utils._systemtap.limits import Memory
 from ...module_utils._systemtap.readiness import Finding, find_problems
-from .._transport.edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, parse, parse_all
+from .._transport.edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, Odd, parse, parse_all
 
 Row = t.Mapping[str, t.Any]
 _REASONS = Need([TEXT])
@@ -54,15 +55,34 @@ def parse_host(host: t.Any) -> dict[str, t.Any]:
     return {"staprun": None, **host, "memory": known["memory"], "loaded": loaded}
 
 
-def trace_builder_for(host: Row, builders: t.Mapping[str, Row | None]) -> dict[str, t.Any]:
+def asked_builders(results: t.Iterable[Row], chosen: str = "") -> dict[str, t.Any]:
+    """Return the builders that may build for a host: name -> its facts, None where it did not answer or has no stap.
+
+    :param results: what ``stap_host_info`` returned in a loop over the builders.
+    :param chosen: the builder that the host's own variable names, if any.
+    """
+    asked = {row["item"]: row.get("builder") for row in results}
+    return {chosen: asked.get(chosen)} if chosen else asked
+
+
+def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
     """Return which ``builder`` builds for a host, or why none can: ``verdict``, ``reason``, ``remedy``, ``findings``.
 
     It is the first that can, among those with debug information of the host's kernel where there are such. So all hosts
     of one kernel have the same builder, and nothing is built twice.
 
     :param host: what ``stap_host_info`` returned as ``host``.
-    :param builders: names, each with what it returned as ``builder`` there; null for one without answer or stap.
+    :param builders: names, each with what it returned as ``builder`` there; None for one without answer or stap.
+    :raises TapvirtError: the host, or the builders, are something else.
     """
+    if not isinstance(host, t.Mapping) or not {"kernel", "traceability", "memory"} <= set(host):
+        raise TapvirtError("trace_builder_for: the host is not what tapvirt.host.stap_host_info returns as its host.")
+    try:
+        host = parse_host(host)
+    except Odd as error:
+        raise TapvirtError(f"trace_builder_for: the host is not what stap_host_info returned: {error}.") from None
+    if not isinstance(builders, t.Mapping):
+        raise TapvirtError(f"trace_builder_for: builders: {builders!r} is not a dictionary of builders' names.")
     odd = parse_all(builders, lambda facts: parse(facts, _BUILDER))[1]
     builders = {name: None if name in odd else facts for name, facts in builders.items()}
     own = find_problems(host, None)

@@ -13,7 +13,7 @@ import json
 import re
 import typing as t
 
-from ...module_utils._core.errors import InvalidInput, nearest_names
+from ...module_utils._core.errors import InvalidInput, TapvirtError, nearest_names
 from ...module_utils._kernel.image.identity import taint_flags
 from ...module_utils._systemtap.supervise.outcome import OUTCOMES
 from .._transport.edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
@@ -58,7 +58,7 @@ _SHOWN_TEXT = 300
 _SHOWN_PLOTS = 20
 
 
-def trace_outcomes(value: t.Any, name: str) -> list[str]:
+def trace_outcomes(value: t.Any, *, name: str) -> list[str]:
     """Return the outcomes that are no failure.
 
     :param value: a list, or a text with commas between them.
@@ -67,26 +67,45 @@ def trace_outcomes(value: t.Any, name: str) -> list[str]:
     """
     outcomes = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(outcomes, (list, tuple)):
-        raise InvalidInput(name, value, "must be a list of outcomes, such as [ok, zero_hits]")
-    for outcome in outcomes:
+        raise InvalidInput(name, value, "the value is not a list of outcomes, such as [ok, zero_hits].")
+    for number, outcome in enumerate(outcomes):
         if outcome not in _ACCEPTABLE:
-            rule = f"must be an outcome of a run, which are {', '.join(_ACCEPTABLE)}"
-            raise InvalidInput(name, outcome, rule, nearest_names(str(outcome), _ACCEPTABLE))
+            raise InvalidInput(
+                f"{name}[{number}]",
+                outcome,
+                f"a run has one of the outcomes {', '.join(_ACCEPTABLE)}.",
+                candidates=nearest_names(str(outcome), _ACCEPTABLE),
+            )
     return list(map(str, outcomes))
 
 
 def trace_verdict(
-    run: Row, failure: str | None, before: Row | None, after: Row | None, accept: t.Sequence[str]
+    run: t.Any,
+    *,
+    before: t.Any = None,
+    after: t.Any = None,
+    failure: str | None = None,
+    accept: t.Sequence[str] = ("ok", "zero_hits"),
 ) -> dict[str, t.Any]:
     """Return what a host's run was: ``outcome``, ``reason``, ``ran``, ``accepted``, ``brake`` (why to stop), numbers.
 
+    Reasons to stop are the outcome ``overloaded``, a host that no longer answers, a taint flag that the kernel did not
+    have before (other than the two that a module from outside of the kernel's tree sets), a new line of an oops, a BUG
+    or a WARNING in the kernel's log, and a host where this could not be read. A host that returns something else than
+    these modules do is ``lost``, or a reason to stop.
+
     :param run: the result contract of ``stap_run``; empty when it did not come that far.
-    :param failure: what the failed task said; null when none failed.
     :param before: what ``procfs_info`` returned before the run: the last record of the kernel's log, and
         ``kernel.tainted``.
     :param after: the same afterwards: all records that may be trouble. Either may be a failed task's result, and None
         where nobody read it. Where it was read, a kernel whose state is not known is a reason to stop.
+    :param failure: the message of the failed task; empty or None when none failed.
+    :param accept: outcomes that are not a failure.
+    :raises TapvirtError: a result is not a dictionary.
     """
+    for name, value in (("run", run), ("before", before or {}), ("after", after or {})):
+        if not isinstance(value, t.Mapping):
+            raise TapvirtError(f"trace_verdict: {name}: {value!r} is not a result, which is a dictionary.")
     run, odd_run = _parsed(run, _RUN)
     before, odd_before = _parsed_read(before)
     after, odd_after = _parsed_read(after)
@@ -165,6 +184,28 @@ def _trouble(before: Row, after: Row) -> list[str]:
     return lines[:_SHOWN_LINES]
 
 
+def trace_campaign(hostvars: t.Mapping[str, Row], hosts: t.Iterable[str]) -> dict[str, t.Any]:
+    """Return the summary of a campaign, from the variables of its hosts.
+
+    :param hostvars: host -> its variables: ``trace_result`` (its verdict), ``trace_runs``, ``trace_unready`` (why it
+        cannot be traced) and ``trace_entered`` where its wave has begun.
+    :param hosts: all hosts of the play.
+    """
+    known = {host: hostvars[host] for host in hosts}
+    return trace_summary(
+        {host: own["trace_result"] for host, own in known.items() if "trace_result" in own},
+        {host: own["trace_runs"] for host, own in known.items() if "trace_runs" in own},
+        {host: _left_out_reason(own) for host, own in known.items() if "trace_result" not in own},
+    )
+
+
+def _left_out_reason(variables: Row) -> t.Any:
+    if "trace_entered" in variables:
+        return "it failed before its run was judged"
+    reason = variables.get("trace_unready", "it did not answer, or failed before the trace")
+    return reason or "the campaign had stopped before"
+
+
 def trace_summary(
     verdicts: t.Mapping[str, Row],
     runs: t.Mapping[str, t.Sequence[Row]],
@@ -173,9 +214,16 @@ def trace_summary(
 ) -> dict[str, t.Any]:
     """Return a campaign in a few kB: counts by outcome, hosts with trouble first, records merged over the hosts.
 
+    - ``outcomes`` (how many hosts ended so), ``traced`` (how many had a run), ``left_out_count``, ``braked``;
+    - ``hosts``, the verdicts without what is None or empty, and ``left_out``, with hosts whose verdict cannot be read;
+    - ``trouble``, hosts with records that are not merged, each with what is wrong with the first; ``trouble_count``;
+    - ``histograms``, each with ``title, key, unit, count, p50, p99, buckets, outliers``, and ``counters``, each with
+      ``title``, ``hosts`` (how many) and ``totals`` by key; at most 20 of each;
+    - ``truncated``, whether hosts were left out of the summary, those with a reason to stop or a failure last.
+
     :param verdicts: host -> what :func:`trace_verdict` returned.
     :param runs: host -> its runs, each ``{"title", "run": {"records": [...]}}``.
-    :param left_out: host -> why it was not traced. So is a host whose verdict cannot be read.
+    :param left_out: host -> why it was not traced.
     """
     verdicts, odd = parse_all(verdicts, lambda verdict: parse(verdict, _VERDICT))
     reasons, unclear = parse_all(left_out, lambda reason: parse(reason, Need(TEXT)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ...module_utils._core.errors import InvalidInput, TapvirtError, nearest_names
+from ...module_utils._core.errors import InvalidInput, nearest_names
 from ...module_utils._systemtap.limits import MAX_DURATION_SECONDS
 
 Catalogue = t.Mapping[str, t.Mapping[str, t.Any]]
@@ -16,8 +16,8 @@ _EXAMPLES = {"function": "vfs_read", "functions": "vfs_read", "module": "kvm"}
 
 
 def trace_request(
-    given: t.Mapping[str, t.Any],
-    script: str,
+    given: t.Any,
+    script: t.Any,
     duration: t.Any,
     catalogue: Catalogue,
     names: t.Mapping[str, str] | None = None,
@@ -27,36 +27,50 @@ def trace_request(
     :param given: the variables of the script. One that another script of the catalogue takes is left aside.
     :param catalogue: script -> ``variables``, each with ``required`` and ``pattern``.
     :param names: what a playbook calls some of these variables, for the messages.
-    :raises InvalidInput: there is no such script, or it does not take what is given.
-    :raises TapvirtError: a variable is missing.
+    :raises InvalidInput: there is no such script, or it does not take what is given, or a variable is missing.
     """
+    if not isinstance(given, t.Mapping):
+        raise InvalidInput("trace_variables", given, "the variables are not a dictionary.")
+    script = str(script)
     _check_duration(duration)
     if script not in catalogue:
         if re.search(r"[./]", script):
             return  # a template of the user's own
-        rule = f"is no script of the catalogue ({', '.join(catalogue)}), nor the file name of a template of your own"
-        raise InvalidInput("trace_script", script, rule, nearest_names(script, catalogue))
+        raise InvalidInput(
+            "trace_script",
+            script,
+            f"the catalogue does not contain this script; it contains {', '.join(catalogue)}.",
+            "Give one of these, or the path of your own template, which contains a dot or a slash.",
+            nearest_names(script, catalogue),
+        )
     variables = catalogue[script]["variables"]
     known = {name for row in catalogue.values() for name in row["variables"]}
     for name in given:
         if name not in known:
-            takes = f"takes {', '.join(variables)}" if variables else "takes none"
-            rule = f"is no variable of {script}, which {takes}"
-            raise InvalidInput("trace_variables", name, rule, nearest_names(str(name), variables))
+            takes = f"the variables {', '.join(variables)}" if variables else "no variables"
+            raise InvalidInput(
+                "trace_variables",
+                name,
+                f"the script {script} takes {takes}.",
+                candidates=nearest_names(str(name), variables),
+            )
     for name, wanted in variables.items():
         if name not in given:
             if wanted["required"]:
                 raise _missing(name, script, (names or {}).get(name))
         elif not re.fullmatch(wanted["pattern"], str(given[name])):
-            rule = f"must fit {wanted['pattern']}, as {script} puts it into its text"
-            raise InvalidInput((names or {}).get(name, f"trace_variables, {name}"), given[name], rule)
+            problem = f"the script {script} takes a value that matches {wanted['pattern']}."
+            raise InvalidInput((names or {}).get(name, f"trace_variables.{name}"), given[name], problem)
 
 
-def _missing(name: str, script: str, shown: str | None) -> TapvirtError:
-    """Return the error for a variable that was not given."""
-    item = shown or f"trace_variables, {name}"
-    example = f"{item}={_EXAMPLES[name]}" if shown else f"{{{name}: {_EXAMPLES.get(name, '...')}}}"
-    return TapvirtError(f"{item} is missing: the script {script} needs it, for example {example}.", item=item)
+def _missing(name: str, script: str, shown: str | None) -> InvalidInput:
+    """Return the error for a variable that was not given.
+
+    :param shown: what the playbook calls the variable, if it has a name of its own.
+    """
+    option = shown or f"trace_variables.{name}"
+    example = f"{option}={_EXAMPLES[name]}" if shown else f"trace_variables={{{name}: {_EXAMPLES.get(name, '...')}}}"
+    return InvalidInput(option, None, f"the script {script} needs it.", f"Set it, for example {example}.")
 
 
 def _check_duration(duration: t.Any) -> None:
@@ -65,5 +79,5 @@ def _check_duration(duration: t.Any) -> None:
     except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 < seconds <= MAX_DURATION_SECONDS:
-        rule = f"must be a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10"
-        raise InvalidInput("trace_duration", duration, rule)
+        problem = f"the duration is a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10."
+        raise InvalidInput("trace_duration", duration, problem)

@@ -13,7 +13,7 @@ from ...module_utils._systemtap.language.grammar import parse
 from ...module_utils._systemtap.language.preprocessor import Target
 from ...module_utils._systemtap.language.probe_point import ProbePoint, parse_probe_point, split_probe_points
 from ...module_utils._systemtap.language.tokens import tokenize
-from .._transport.edge import TEXT, Kind, Need
+from .._transport.edge import TEXT, Kind, Need, Odd
 from .._transport.edge import parse as parse_shape
 
 Row = t.Mapping[str, t.Any]
@@ -44,15 +44,29 @@ _ROW = {
 }
 
 
-def parse_rows(value: t.Any) -> list[dict[str, t.Any]]:
+def _parse_rows(name: str, value: t.Any) -> list[dict[str, t.Any]]:
     """Return rows of ``stap_probe_info``, as a host returned them.
 
-    :raises Odd: they are something else.
+    :raises TapvirtError: they are something else.
     """
-    return t.cast("list[dict[str, t.Any]]", parse_shape(value, Need([_ROW])))
+    try:
+        return t.cast("list[dict[str, t.Any]]", parse_shape(value, Need([_ROW])))
+    except Odd as error:
+        raise TapvirtError(f"trace_refusal: {name} is not what stap_probe_info returns: {error}.") from None
 
 
-def probe_points(script: Row, release: str) -> list[str]:
+def trace_refusal(probes: t.Any, *, release: str, listed: t.Any = ()) -> dict[str, t.Any]:
+    """Return why a script cannot be built for a kernel, and what only the builder knows: ``reason, undecided``.
+
+    :param probes: ``probes`` of ``stap_probe_info``, of a host with this kernel.
+    :param listed: the same of the builder, for the undecided points.
+    :raises TapvirtError: these are not rows of ``stap_probe_info``.
+    """
+    rows = _parse_rows("probes", probes)
+    return {"reason": refusal(rows, _parse_rows("listed", listed), release), "undecided": undecided_points(rows)}
+
+
+def probe_points(script: t.Any, release: str) -> list[str]:
     """Return the probe points that a kernel must have for a script to be built.
 
     Optional and alternative points, groups, and aliases of tapsets are left to the builder. So is a script with
@@ -60,10 +74,15 @@ def probe_points(script: Row, release: str) -> list[str]:
 
     :param script: what ``stap_script`` returned.
     :param release: of the kernel, as ``uname -r`` prints it.
+    :raises TapvirtError: this is not a script, or it cannot be parsed.
     """
-    name, text = script.get("name", "script"), script.get("text")
+    if not isinstance(script, t.Mapping):
+        raise TapvirtError(f"trace_points: {script!r} is not a script, as stap_script returns it.")
+    name, text = str(script.get("name", "script")), script.get("text")
     if not text:
         return []
+    if not isinstance(text, str):
+        raise TapvirtError(f"trace_points: {text!r} is not the text of a script.")
     tokens = tokenize(name, text)
     words = (token.text for token in tokens if token.kind == "word")
     if any(token.text == "%?" for token in tokens) and any(_OF_BUILDER.match(word) for word in words):

@@ -13,10 +13,6 @@ import pytest
 from ansible.errors import AnsibleFilterError, AnsibleLookupError
 from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
 from ansible_collections.tapvirt.host.plugins.filter import (
-    builders,
-    campaign,
-    controller_path,
-    file_name,
     fleet,
     params,
     records,
@@ -115,6 +111,12 @@ def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
+def playbook(name: str, /, **arguments: t.Any) -> t.Any:
+    """Return what a function of the playbooks returns."""
+    (found,) = LookupModule().run([name], **arguments)
+    return found
+
+
 def check_output(value: t.Any) -> None:
     """Check that an output can be written to any file and be read by any program."""
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -190,7 +192,14 @@ def test_a_page_can_be_laid_out_whatever_a_host_has() -> None:
 
 def test_a_summary_names_an_odd_host() -> None:
     verdicts, runs = {"a": VERDICT, "b": VERDICT}, {"a": RUNS, "b": RUNS}
-    summary = campaign.FilterModule().filters()["trace_summary"]
+
+    def summary(verdicts: t.Any, runs: t.Any, left_out: t.Any = ()) -> t.Any:
+        hosts = {host: {"trace_result": value} for host, value in verdicts.items()}
+        hosts |= {host: {"trace_unready": value} for host, value in dict(left_out).items()}
+        for host, value in runs.items():
+            hosts.setdefault(host, {})["trace_runs"] = value
+        return playbook("trace_campaign", hostvars=hosts, hosts=list(hosts))
+
     without = summary(verdicts, runs=runs)
     for what, odd in mutations(VERDICT, 200):
         found = summary({**verdicts, "odd": odd}, runs=runs)
@@ -208,27 +217,30 @@ def test_a_summary_names_an_odd_host() -> None:
 
 
 def test_a_verdict_is_given_whatever_a_host_returned() -> None:
-    judge = campaign.FilterModule().filters()["trace_verdict"]
+    judge = functools.partial(playbook, "trace_verdict")
     for _what, odd in mutations(RUN, 200):
         for run, before, after in ((odd, READ, READ), (RUN, odd, READ), (RUN, READ, odd)):
             if isinstance(run, dict) and isinstance(before, dict) and isinstance(after, dict):
-                check_output(judge(run, before=before, after=after))
+                check_output(judge(run=run, before=before, after=after))
     for what, odd in mutations(READ, 200):
         if isinstance(odd, dict):
-            row = judge(RUN, before=READ, after=odd)
+            row = judge(run=RUN, before=READ, after=odd)
             check_output(row)
             assert row["outcome"] in ("ok", "lost"), what
-            check_output(judge(RUN, before=odd, after=READ))
-    assert judge({**RUN, "outcome": 5})["brake"] == [
+            check_output(judge(run=RUN, before=odd, after=READ))
+    assert judge(run={**RUN, "outcome": 5})["brake"] == [
         "it ended as lost: the host returned something else than a run: outcome is 5, not an outcome of a run"
     ]
-    assert judge(RUN, before=READ, after={"procfs": {"kmsg": [{"sequence": "7"}]}})["brake"] == [
+    assert judge(run=RUN, before=READ, after={"procfs": {"kmsg": [{"sequence": "7"}]}})["brake"] == [
         "what its kernel has said meanwhile is not known: procfs.kmsg[0].sequence is '7', not a whole number"
     ]
 
 
 def test_an_odd_builder_is_one_that_cannot_build() -> None:
-    choose = builders.trace_builder_for
+
+    def choose(host: t.Any, builders: t.Any) -> t.Any:
+        return playbook("trace_builder_for", host=host, builders=builders)
+
     host = {**TRACEABLE, "traceability": {"reasons": [], "conditions": []}}
     for what, odd in mutations(BUILDER, 200):
         found = choose(host, {"odd": odd, "fine": BUILDER})
@@ -245,14 +257,8 @@ def test_an_odd_builder_is_one_that_cannot_build() -> None:
         in_words(choose, odd, {"fine": BUILDER})
 
 
-def playbook(name: str, /, *values: t.Any, **options: t.Any) -> t.Any:
-    """Return what a function of the playbooks returns."""
-    (found,) = LookupModule().run([name, *values], **options)
-    return found
-
-
 def in_words(call: t.Callable[..., t.Any], *values: t.Any) -> None:
-    """Check that a filter gives an output or refuses its input in a sentence."""
+    """Check that a filter or a function gives an output or refuses its input in a sentence."""
     try:
         call(*values)
     except (AnsibleFilterError, AnsibleLookupError) as error:
@@ -264,40 +270,45 @@ def in_words(call: t.Callable[..., t.Any], *values: t.Any) -> None:
 )
 def test_other_filters_refuse_an_odd_value_in_words(odd: t.Any) -> None:
     catalogue = {"s": {"variables": {"function": {"required": True, "pattern": "^[a-z]+$"}}}}
-    campaigns = campaign.FilterModule().filters()
-    in_words(functools.partial(playbook, "waves", default=[1], name="x"), odd)
-    in_words(functools.partial(playbook, "waves", default=[1], name="x"), [odd])
-    in_words(functools.partial(playbook, "play_hosts", default="all", name="x", groups={"all": ["a"]}), odd)
-    in_words(functools.partial(playbook, "near_tables", prefix="domains"), {"domain_wanted": odd})
-    in_words(functools.partial(playbook, "missing_tables", hosts=["h"], prefix="domains"), {"h": {"domain_host": odd}})
-    in_words(lambda value: campaigns["trace_outcomes"](value, name="x"), odd)
-    in_words(lambda value: campaigns["trace_outcomes"]([value], name="x"), odd)
-    in_words(lambda value: campaigns["trace_request"]({"function": value}, "s", 10, catalogue), odd)
-    in_words(lambda value: campaigns["trace_request"](value, "s", 10, catalogue), odd)
-    in_words(lambda value: campaigns["trace_request"]({"function": "f"}, "s", value, catalogue), odd)
-    in_words(lambda value: campaigns["trace_request"]({"function": "f"}, value, 10, catalogue), odd)
-    in_words(file_name.file_name, odd)
-    in_words(lambda value: controller_path.controller_path(value, name="x"), odd)
-    in_words(
-        lambda value: controller_path.controller_path("~" + value, name="x") if isinstance(value, str) else "", odd
+    request = functools.partial(playbook, "trace_request", catalogue=catalogue)
+    for value in (odd, [odd]):
+        in_words(lambda value: playbook("waves", value=value, default=[1], name="x"), value)
+    groups = {"all": ["a"]}
+    in_words(lambda value: playbook("play_hosts", value=value, default="all", name="x", groups=groups), odd)
+    in_words(lambda value: playbook("near_tables", inventory={"domain_wanted": value}, prefix="domains"), odd)
+    hostvars = {"h": {"domain_host": odd}}
+    in_words(lambda value: playbook("missing_tables", hostvars=value, hosts=["h"], prefix="domains"), hostvars)
+    for value in (odd, [odd]):
+        in_words(lambda value: playbook("trace_outcomes", value=value, name="x"), value)
+    in_words(lambda value: request(given={"function": value}, script="s", duration=10), odd)
+    in_words(lambda value: request(given=value, script="s", duration=10), odd)
+    in_words(lambda value: request(given={"function": "f"}, script="s", duration=value), odd)
+    in_words(lambda value: request(given={"function": "f"}, script=value, duration=10), odd)
+    in_words(lambda value: playbook("trace_points", script=value, release="6.1"), odd)
+    in_words(lambda value: playbook("trace_points", script={"text": value}, release="6.1"), odd)
+    in_words(lambda value: playbook("trace_refusal", probes=value, release="6.1"), odd)
+    in_words(lambda value: playbook("file_name", value=value), odd)
+    for value in (odd, f"~{odd}" if isinstance(odd, str) else ""):
+        in_words(lambda value: playbook("controller_path", value=value, name="x", facts={}), value)
+    check_output(
+        playbook("console_logs_counts", results=[odd, {"text": odd, "bytes": odd, "matched": odd}], truncated=odd)
     )
     in_words(fleet.kernel_version_code, odd)
     in_words(fleet.kernel_version_from_code, odd)
     in_words(boot_sector, odd)
     in_words(params.params_drift, odd)
-    in_words(functools.partial(playbook, "domain_problems"), [{"name": "x", "memory_mib": odd, "vcpus": odd}])
+    in_words(lambda value: playbook("domain_problems", entries=value), [{"name": "x", "memory_mib": odd, "vcpus": odd}])
     for name in ("merge_params", "merge_domains"):
-        in_words(functools.partial(playbook, name), odd)
-        in_words(functools.partial(playbook, name), {"t": odd})
-        in_words(functools.partial(playbook, name), {"t": [odd]})
+        for tables in (odd, {"t": odd}, {"t": [odd]}):
+            in_words(lambda name, tables: playbook(name, tables=tables), name, tables)
 
 
 def test_tables_and_drift_are_refused_in_words() -> None:
     for _what, odd in mutations({"params": [PARAM, VALUE]}, 200):
         in_words(params.params_drift, odd)
     for _what, odd in mutations({"t": [{"module": "kvm", "name": "x", "value": 1}]}, 50):
-        in_words(functools.partial(playbook, "merge_params"), odd)
-        in_words(functools.partial(playbook, "merge_domains"), odd)
+        in_words(lambda tables: playbook("merge_params", tables=tables), odd)
+        in_words(lambda tables: playbook("merge_domains", tables=tables), odd)
 
 
 RESULTS: dict[str, dict[str, t.Any]] = {
@@ -312,8 +323,8 @@ def test_a_run_is_told_whatever_a_host_has(name: str) -> None:
 
     def told(odd: t.Any) -> list[str]:
         hostvars = {"a": fine, "odd": odd, "b": fine}
-        check_output(playbook("run_artifact", name, list(hostvars), hostvars))
-        lines: list[str] = playbook("run_report", name, list(hostvars), hostvars, when="before")
+        check_output(playbook("run_artifact", playbook=name, hosts=list(hostvars), hostvars=hostvars))
+        lines: list[str] = playbook("run_report", playbook=name, hosts=list(hostvars), hostvars=hostvars, when="before")
         check_output(lines)
         return lines
 

@@ -8,17 +8,16 @@ AWX leaves out the result of an event above 700,000 characters, and an artifact 
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import typing as t
 
-import jinja2
 import pytest
 import yaml
-from ansible.plugins.filter import core, mathstuff
 from ansible_collections.tapvirt.host.plugins.filter import fleet, report
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import run_report
+from ansible_collections.tapvirt.host.plugins.plugin_utils._report import summaries
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign_lines
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PLAYBOOKS = ROOT / "playbooks"
@@ -39,39 +38,16 @@ def of_all(row: t.Any) -> dict[str, t.Any]:
     return {host: {**row, "inventory_hostname": host} for host in HOSTS}
 
 
-CASES: dict[str, dict[str, t.Any]] = {
-    "gather_summary": {},
-    "console_logs_summary": of_all({"console_logs_counts": CONSOLES}),
-    "report_summary": of_all({"fleet_report_facts": {"failed": True, "msg": WORDS}}),
-    "gather_report": {},
-    "trace_unready": {host: {**row, "trace_unready": host + WORDS} for host, row in of_all({}).items()},
-    "trace_brake": of_all({"trace_entered": True, "trace_result": {"accepted": False, "brake": [WORDS] * 3}}),
-}
-
-
-def listed(generate: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
-    """Return a filter that gives a list, as every one of Ansible's does."""
-
-    @functools.wraps(generate)
-    def call(*words: t.Any, **options: t.Any) -> list[t.Any]:
-        return list(generate(*words, **options))
-
-    return call
+def bounded(value: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return an artifact that is small enough."""
+    assert len(json.dumps(value)) < ARTIFACT_BYTES
+    return value
 
 
 @pytest.fixture(scope="module")
-def rendered() -> dict[str, str]:
-    """Render each template of CASES for a thousand hosts, with Ansible's own filters; return the texts."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PLAYBOOKS / "templates"), trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(core.FilterModule().filters())
-    environment.filters.update(mathstuff.FilterModule().filters())
-    for name in ("map", "reject", "rejectattr", "select", "selectattr"):
-        environment.filters[name] = listed(environment.filters[name])
-    environment.filters["tapvirt.host.group_hosts_by"] = fleet.group_hosts_by
-    environment.filters["tapvirt.host.fleet_report"] = report.fleet_report
-    gathered = {
+def gathered() -> dict[str, t.Any]:
+    """Return the facts of a thousand hosts."""
+    return {
         host: {
             "release": f"6.12.{number}",
             "version": "#1",
@@ -80,31 +56,6 @@ def rendered() -> dict[str, str]:
         }
         for number, host in enumerate(HOSTS)
     }
-    of_play = {
-        "groups": {"trace_armable": HOSTS},
-        "ansible_play_hosts": HOSTS,
-        "ansible_play_hosts_all": HOSTS,
-        "gather_facts_of": gathered,
-        "gather_drift": fleet.fact_diff(gathered),
-        "gather_to": "/somewhere",
-        "trace_entered": HOSTS,
-    }
-    silent = {"ansible_play_hosts_all": [*HOSTS, SILENT]}
-    return {
-        name: environment.get_template(f"{name}.j2").render(
-            {**of_play, **(silent if name == "gather_summary" else {}), "hostvars": hostvars}
-        )
-        for name, hostvars in CASES.items()
-    }
-
-
-def bounded(value: t.Any) -> t.Any:
-    assert len(json.dumps(value)) < ARTIFACT_BYTES
-    return value
-
-
-def artifact(rendered: dict[str, str], name: str) -> dict[str, t.Any]:
-    return t.cast("dict[str, t.Any]", bounded(json.loads(rendered[name])))
 
 
 @pytest.fixture(params=["params", "domains"])
@@ -127,43 +78,53 @@ def test_drift_counts_all_and_names_the_first(run: tuple[run_report.Playbook, di
     assert {len(reason) for reason in told["failed"].values()} == {300}
 
 
-def test_what_was_gathered_is_counted_and_the_first_are_named(rendered: dict[str, str]) -> None:
-    told = artifact(rendered, "gather_summary")
+def test_what_was_gathered_is_counted_and_the_first_are_named(gathered: dict[str, t.Any]) -> None:
+    kernels = fleet.group_hosts_by(gathered, ["release", "build_id"])
+    told = bounded(summaries.gather_summary(kernels, fleet.fact_diff(gathered), [*HOSTS, SILENT], HOSTS))
     assert (told["hosts"], told["no_answer_count"], told["kernels_count"]) == (1000, 1, 1000)
     assert told["no_answer"] == [SILENT]
     assert len(told["kernels"]) == 50 and told["kernels"][0]["hosts"] == [HOSTS[0]]
     assert told["drift_count"] == len(FACTS) + 2 and len(told["drift"]) == 100
 
 
-def test_consoles_are_counted_and_trouble_is_named(rendered: dict[str, str]) -> None:
-    told = artifact(rendered, "console_logs_summary")
+def test_consoles_are_counted_and_trouble_is_named() -> None:
+    told = bounded(summaries.console_logs_summary(of_all({"console_logs_counts": CONSOLES}), HOSTS))
     assert (told["hosts"], told["read"], told["bytes"], told["matched"]) == (1000, 1000, 101_000, 1000)
     assert told["failed_count"] == told["truncated"] == 1000 and len(told["failed"]) == 100
     assert told["failed"][HOSTS[0]].startswith("something is not as it should be")
 
 
-def test_findings_are_counted_and_the_first_are_kept(rendered: dict[str, str]) -> None:
-    told = artifact(rendered, "report_summary")
+def test_findings_are_counted_and_the_first_are_kept() -> None:
+    hostvars = of_all({"fleet_report_facts": {"failed": True, "msg": WORDS}})
+    told = bounded(summaries.report_summary(report.fleet_report(hostvars, HOSTS)))
     assert told["numbers"] == ["1000 hosts", "1000 with trouble"]
     (finding,) = told["findings"]
     assert (finding["level"], finding["hosts_count"], told["findings_count"]) == ("bad", 1000, 1)
     assert len(finding["text"]) == 300
 
 
-@pytest.mark.parametrize(
-    ("name", "last"),
-    [
-        ("gather_report", "facts differ between 1000 hosts, of which 40 are looked at here; all are in"),
-        ("trace_unready", "0 of 1000 hosts are ready to be traced."),
-        ("trace_brake", "No further wave begins. Not traced: none."),
-    ],
-)
-def test_what_is_said_is_bounded_and_counts_the_rest(rendered: dict[str, str], name: str, last: str) -> None:
-    lines = [line for line in rendered[name].split("\n") if line]
-    assert len(rendered[name]) < RESULT_CHARACTERS / 2
+def check_message(lines: list[str], last: str, line_chars: int = 1000) -> None:
+    """Check that a message is bounded, and that it ends with what was counted."""
+    assert sum(map(len, lines)) < RESULT_CHARACTERS / 2
     assert last in lines[-1]
     assert any(line.startswith("And ") and line.endswith(" more, which are not shown.") for line in lines)
-    assert all(len(line) <= 1000 for line in lines) or name == "gather_report"
+    assert all(len(line) <= line_chars for line in lines)
+
+
+def test_what_gather_says_is_bounded(gathered: dict[str, t.Any]) -> None:
+    kernels = fleet.group_hosts_by(gathered, ["release", "version", "build_id"])
+    lines = summaries.gather_lines(kernels, fleet.fact_diff(gathered), len(gathered), "/somewhere")
+    last = "facts differ between 1000 hosts, of which 40 are looked at here; all are in"
+    check_message(lines, last, line_chars=10_000)
+
+
+def test_what_trace_says_is_bounded() -> None:
+    unready = {host: {"trace_unready": host + WORDS} for host in HOSTS}
+    lines = campaign_lines.trace_unready_lines(unready, HOSTS, HOSTS)
+    check_message(lines, "0 of 1000 hosts are ready to be traced.")
+    stopped = of_all({"trace_entered": True, "trace_result": {"accepted": False, "brake": [WORDS] * 3}})
+    lines = campaign_lines.trace_stop_lines(stopped, HOSTS, HOSTS)
+    check_message(lines, "No further wave begins. Not traced: none.")
 
 
 def test_the_report_of_a_run_is_bounded_and_counts_the_rest(
@@ -171,11 +132,9 @@ def test_the_report_of_a_run_is_bounded_and_counts_the_rest(
 ) -> None:
     name, hostvars = run
     lines = run_report.run_report(name, HOSTS, hostvars, when="before")
-    assert sum(map(len, lines)) < RESULT_CHARACTERS / 2
-    assert lines[-1] == "0 of 1000 hosts are as wanted."
+    check_message(lines, "0 of 1000 hosts are as wanted.")
     assert "And 970 hosts more that failed, which are not shown." in lines
     assert any(line.startswith("And ") and line.endswith(" lines more, which are not shown.") for line in lines)
-    assert all(len(line) <= 1000 for line in lines)
 
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in PLAYBOOKS.glob("*.yml")} - {"awx", "demo"}))

@@ -103,7 +103,7 @@ class Play:
         (place / "plugins/action").mkdir(parents=True)
         for name in ("playbooks", "roles", "galaxy.yml", "meta"):
             (place / name).symlink_to(ROOT / name)
-        for name in ("filter", "plugin_utils", "module_utils"):
+        for name in ("filter", "lookup", "plugin_utils", "module_utils"):
             (place / "plugins" / name).symlink_to(ROOT / "plugins" / name)
         for name in {name.removesuffix("_before").removesuffix("_after") for name in ANSWERS}:
             (place / "plugins/action" / f"{name}.py").write_text(ACTION, encoding="utf-8")
@@ -184,7 +184,8 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
 
 
 NO_FUNCTION = (
-    '"msg": "trace_function is missing: the script function_latency needs it, for example trace_function=vfs_read."'
+    '"msg": "Invalid value for trace_function: the script function_latency needs it. '
+    'Set it, for example trace_function=vfs_read."'
 )
 
 
@@ -192,10 +193,16 @@ NO_FUNCTION = (
     ("variables", "words"),
     [
         ({"trace_waves": 0}, "Invalid value 0 for trace_waves: the size of a wave is a number of hosts"),
-        ({"trace_accept": "ok,partialarm"}, "trace_accept: 'partialarm' must be an outcome of a run"),
+        (
+            {"trace_accept": "ok,partialarm"},
+            "Invalid value 'partialarm' for trace_accept[1]: a run has one of the outcomes",
+        ),
         ({"trace_function": ""}, NO_FUNCTION),
-        ({"trace_function": "a b"}, "trace_function: 'a b' must fit"),
-        ({"trace_function": "vfs_read\n"}, "must fit"),
+        (
+            {"trace_function": "a b"},
+            "Invalid value 'a b' for trace_function: the script function_latency takes a value",
+        ),
+        ({"trace_function": "vfs_read\n"}, "takes a value that matches"),
         ({"trace_function": "", "trace_script": "module_functions"}, "for example trace_module=kvm."),
         (
             {"trace_targets": "nix"},
@@ -205,12 +212,15 @@ NO_FUNCTION = (
             {"trace_builders": "building"},
             "for trace_builders: the pattern matches no host of the inventory. Its groups",
         ),
-        ({"trace_function": "", "trace_variables": {"funtion": "f"}}, "'funtion' is no variable of function_latency"),
-        ({"trace_script": "function_latncy"}, "is no script of the catalogue"),
-        ({"trace_duration": "tenn"}, "trace_duration: 'tenn' must be a number of seconds"),
-        ({"trace_duration": 1000}, "trace_duration: 1000 must be a number of seconds, more than 0 and at most 900"),
-        ({"trace_output": "/srv/$HOME/x"}, "trace_output: '/srv/$HOME/x' has $HOME in it"),
-        ({"trace_report": "/srv/$HOME/x.html"}, "trace_report: '/srv/$HOME/x.html' has $HOME in it"),
+        (
+            {"trace_function": "", "trace_variables": {"funtion": "f"}},
+            "'funtion' for trace_variables: the script function_latency takes the variables function, module. Did you",
+        ),
+        ({"trace_script": "function_latncy"}, "for trace_script: the catalogue does not contain this script"),
+        ({"trace_duration": "tenn"}, "Invalid value 'tenn' for trace_duration: the duration is a number of seconds"),
+        ({"trace_duration": 1000}, "a number of seconds, more than 0 and at most 900"),
+        ({"trace_output": "/srv/$HOME/x"}, "Invalid value '/srv/$HOME/x' for trace_output: the path contains $HOME"),
+        ({"trace_report": "/srv/$HOME/x.html"}, "'/srv/$HOME/x.html' for trace_report: the path contains $HOME"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_host_is_asked(

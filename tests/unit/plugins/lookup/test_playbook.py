@@ -14,16 +14,16 @@ from ansible.errors import AnsibleError
 from ansible_collections.tapvirt.host.plugins.lookup.playbook import FUNCTIONS, RENDERING, LookupModule
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
-CALL = re.compile(r"'tapvirt\.host\.playbook',\s*'(\w+)'")
+CALL = re.compile(r"'tapvirt\.host\.playbook',\s*'(\w+)'(?:, function='(\w+)')?")
 
 
 def test_the_result_is_the_only_element() -> None:
-    assert LookupModule().run(["waves", "1,2"], variables={}, default=[1], name="x") == [[1, 2]]
+    assert LookupModule().run(["waves"], variables={}, value="1,2", default=[1], name="x") == [[1, 2]]
 
 
 def test_an_error_keeps_its_sentence() -> None:
     with pytest.raises(AnsibleError, match="^Invalid value 0 for x: the size of a wave"):
-        LookupModule().run(["waves", 0], default=[1], name="x")
+        LookupModule().run(["waves"], value=0, default=[1], name="x")
 
 
 def test_an_unknown_function_is_refused_with_the_known_ones() -> None:
@@ -31,10 +31,22 @@ def test_an_unknown_function_is_refused_with_the_known_ones() -> None:
         LookupModule().run(["weaves"])
 
 
+def test_arguments_are_given_by_name() -> None:
+    with pytest.raises(AnsibleError, match="^waves: give the arguments by name"):
+        LookupModule().run(["waves", "1,2"], default=[1], name="x")
+
+
 def test_playbooks_and_roles_call_every_function_and_no_other() -> None:
     files = [path for folder in ("playbooks", "roles") for path in (ROOT / folder).rglob("*.*") if path.is_file()]
-    called = {name for path in files for name in CALL.findall(path.read_text(encoding="utf-8", errors="ignore"))}
-    assert called == {*FUNCTIONS, *RENDERING}
+    called = {call for path in files for call in CALL.findall(path.read_text(encoding="utf-8", errors="ignore"))}
+    assert {name for call in called for name in call if name} == {*FUNCTIONS, *RENDERING}
+
+
+def test_a_problem_is_the_sentence_of_a_refusal() -> None:
+    refused = {"function": "waves", "value": 0, "default": [1], "name": "x"}
+    (problem,) = LookupModule().run(["problem"], **refused)
+    assert problem.startswith("Invalid value 0 for x: the size of a wave")
+    assert LookupModule().run(["problem"], **{**refused, "value": 1}) == [""]
 
 
 def test_no_function_takes_an_argument_that_the_lookup_keeps() -> None:

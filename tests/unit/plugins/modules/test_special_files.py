@@ -11,11 +11,12 @@ import socket
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleActionFail, AnsibleFilterError
-from ansible_collections.tapvirt.host.plugins.filter.controller_path import controller_path
+from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.module_utils._core import write
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.controller_files import controller_path
 
 RunModule = t.Callable[..., t.Dict[str, t.Any]]
 SCRIPT = "probe begin { exit() }\n"
@@ -124,14 +125,14 @@ def test_a_file_of_the_controller_is_not_put_there(
     if words == "a directory":
         directory = False
     wanted = "directory" if directory else "regular file"
-    with pytest.raises(AnsibleFilterError) as caught:
-        controller_path(str(path), "report_dest", directory)
-    expected = f"Invalid value {str(path)!r} for report_dest: The path is {words}, not a {wanted}."
-    assert str(caught.value) == expected
+    with pytest.raises(InvalidInput) as caught:
+        controller_path(str(path), name="report_dest", facts={}, directory=directory)
+    assert str(caught.value) == f"Invalid value {str(path)!r} for report_dest: The path is {words}, not a {wanted}."
     (tmp_path / "file").touch()
-    with pytest.raises(AnsibleFilterError, match=r"/file is not a directory, so the file cannot be written\.$"):
-        controller_path(str(tmp_path / "file" / "a" / "b"), "report_dest", directory)
-    assert controller_path(str(tmp_path / "new" / "a"), "report_dest", directory) == str(tmp_path / "new" / "a")
+    with pytest.raises(InvalidInput, match=r"/file is not a directory, so the file cannot be written"):
+        controller_path(str(tmp_path / "file" / "a" / "b"), name="report_dest", facts={}, directory=directory)
+    new = str(tmp_path / "new" / "a")
+    assert controller_path(new, name="report_dest", facts={}, directory=directory) == new
 
 
 def test_the_output_of_a_trace_is_not_put_there(tmp_path: pathlib.Path) -> None:

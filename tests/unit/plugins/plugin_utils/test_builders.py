@@ -8,9 +8,8 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.tapvirt.host.plugins.filter.builders import trace_builder_for as checked
-from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.builders import trace_builder_for
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.builders import asked_builders, trace_builder_for
 
 OLD, NEW = "6.1.0-50-amd64", "7.2.12-amd64"
 
@@ -101,8 +100,15 @@ def test_a_remedy_names_the_packages_of_who_needs_them() -> None:
 
 
 def test_other_input_is_refused_in_words() -> None:
-    with pytest.raises(AnsibleFilterError, match="as its host"):
-        checked({"verdict": "ready"}, {})
-    with pytest.raises(AnsibleFilterError, match="not a dictionary of builders' names"):
-        checked(host(OLD), ["builder1"])
-    assert checked(host(OLD), {"a": builder(OLD)})["builder"] == "a"
+    with pytest.raises(TapvirtError, match="as its host"):
+        trace_builder_for({"verdict": "ready"}, {})
+    with pytest.raises(TapvirtError, match="not a dictionary of builders' names"):
+        trace_builder_for(host(OLD), ["builder1"])
+    assert trace_builder_for(host(OLD), {"a": builder(OLD)})["builder"] == "a"
+
+
+def test_the_builders_that_were_asked_are_known_by_name() -> None:
+    results: list[dict[str, t.Any]] = [{"item": "a", "builder": builder(OLD)}, {"item": "gone", "unreachable": True}]
+    assert asked_builders(results) == {"a": builder(OLD), "gone": None}
+    assert asked_builders(results, "a") == {"a": builder(OLD)}
+    assert asked_builders(results, "other") == {"other": None}

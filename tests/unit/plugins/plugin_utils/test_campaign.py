@@ -11,8 +11,7 @@ import re
 
 import pytest
 import yaml
-from ansible.errors import AnsibleFilterError
-from ansible_collections.tapvirt.host.plugins.filter.campaign import FilterModule
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
@@ -29,7 +28,8 @@ def read(tainted, *messages, first=100, facility=0):
 
 
 def verdict(run=None, failure=None, before=None, after=None):
-    return campaign.trace_verdict(OK if run is None else run, failure, before or read(0, "x"), after or read(0), ACCEPT)
+    run, before = OK if run is None else run, before or read(0, "x")
+    return campaign.trace_verdict(run, before=before, after=after or read(0), failure=failure, accept=ACCEPT)
 
 
 def test_a_good_run_stops_nothing():
@@ -94,7 +94,7 @@ def test_a_new_taint_stops_and_an_old_one_does_not():
 
 def test_a_host_that_no_longer_answers_stops():
     for after in ({"unreachable": True, "msg": "ssh"}, {}):
-        row = campaign.trace_verdict({}, None, read(0), after, ACCEPT)
+        row = campaign.trace_verdict({}, before=read(0), after=after)
         assert row["outcome"] == "lost"
         assert row["brake"][0].startswith("it ended as lost: ")
 
@@ -104,7 +104,7 @@ def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
     row = verdict(after=killed)
     assert (row["outcome"], row["accepted"], row["hits"]) == ("ok", True, 4)
     assert row["brake"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
-    row = campaign.trace_verdict({}, "MODULE FAILURE", killed, read(0), ACCEPT)
+    row = campaign.trace_verdict({}, before=killed, after=read(0), failure="MODULE FAILURE")
     assert (row["outcome"], row["brake"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
 
 
@@ -121,35 +121,35 @@ def test_traced_is_a_host_that_had_a_run(run, ran):
 
 @pytest.mark.parametrize("value", ["ok,partial_arm", " ok , partial_arm", ["ok", "partial_arm"], ("ok", "partial_arm")])
 def test_outcomes_are_a_list_or_a_text(value):
-    assert FilterModule().filters()["trace_outcomes"](value, name="trace_accept") == ["ok", "partial_arm"]
+    assert campaign.trace_outcomes(value, name="trace_accept") == ["ok", "partial_arm"]
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("ok,partialarm", "trace_accept: 'partialarm' must be an outcome of a run, .* Nearest: partial_arm"),
-        ("", "trace_accept: '' must be an outcome"),
-        (["build_failed"], "trace_accept: 'build_failed' must be"),
-        ([{}], "trace_accept: {} must be"),
-        (7, "trace_accept: 7 must be a list"),
-        ({"ok": True}, "trace_accept: {'ok': True} must be a list"),
+        ("ok,partialarm", r"'partialarm' for trace_accept\[1\]: a run has one of .* Did you mean partial_arm\?"),
+        ("", r"Invalid value '' for trace_accept\[0\]: a run has one of the outcomes ok, "),
+        (["build_failed"], r"'build_failed' for trace_accept\[0\]: a run has"),
+        ([{}], r"{} for trace_accept\[0\]: a run has"),
+        (7, "7 for trace_accept: the value is not a list"),
+        ({"ok": True}, "{'ok': True} for trace_accept: the value is not a list"),
     ],
 )
 def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):
-    with pytest.raises(AnsibleFilterError, match=words):
-        FilterModule().filters()["trace_outcomes"](value, name="trace_accept")
+    with pytest.raises(InvalidInput, match=words):
+        campaign.trace_outcomes(value, name="trace_accept")
 
 
 def test_what_cannot_be_read_is_no_reason():
     nothing = {"procfs": {"sysctls": None, "kmsg": None}}
-    assert campaign.trace_verdict(OK, None, nothing, {}, ACCEPT)["brake"] == [
+    assert campaign.trace_verdict(OK, before=nothing, after={})["brake"] == [
         "what its kernel has said before is not known: kernel.tainted is missing",
         "what its kernel has said meanwhile is not known: kernel.tainted is missing",
     ]
     no_log = {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": None}}
-    (line,) = campaign.trace_verdict(OK, None, read(0), no_log, ACCEPT)["brake"]
+    (line,) = campaign.trace_verdict(OK, before=read(0), after=no_log)["brake"]
     assert line == "what its kernel has said meanwhile is not known: kmsg is missing"
-    assert campaign.trace_verdict(OK, None, None, None, ACCEPT)["brake"] == []
+    assert campaign.trace_verdict(OK)["brake"] == []
 
 
 def test_a_summary_counts_merges_and_names():
@@ -180,10 +180,31 @@ def test_a_summary_of_thousands_is_small_and_keeps_the_trouble():
     assert (told["traced"], told["left_out_count"]) == (5001, 3000)
 
 
-@pytest.mark.parametrize("name", ["trace_verdict", "trace_summary"])
-def test_what_is_no_dictionary_is_refused(name):
-    with pytest.raises(AnsibleFilterError, match=name):
-        FilterModule().filters()[name]([])
+def test_what_is_no_dictionary_is_refused():
+    with pytest.raises(TapvirtError, match="trace_verdict: run: "):
+        campaign.trace_verdict([1])
+    with pytest.raises(TapvirtError, match="trace_verdict: before: "):
+        campaign.trace_verdict(OK, before=[1])
+    with pytest.raises(TapvirtError, match="trace_verdict: after: "):
+        campaign.trace_verdict(OK, after=[1])
+
+
+def test_a_campaign_is_summed_up_from_the_variables_of_its_hosts():
+    hosts = {
+        "done": {"trace_result": verdict(), "trace_runs": [], "trace_entered": ["done"], "trace_unready": ""},
+        "broken": {"trace_entered": ["done"], "trace_unready": ""},
+        "unready": {"trace_unready": "no staprun"},
+        "waiting": {"trace_unready": ""},
+        "silent": {},
+    }
+    told = campaign.trace_campaign({**hosts, "other": {}}, list(hosts))
+    assert list(told["hosts"]) == ["done"]
+    assert told["left_out"] == {
+        "broken": "it failed before its run was judged",
+        "silent": "it did not answer, or failed before the trace",
+        "unready": "no staprun",
+        "waiting": "the campaign had stopped before",
+    }
 
 
 def test_the_survey_asks_for_what_the_playbook_takes():

@@ -8,13 +8,13 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.probe_points import (
-    parse_rows,
     probe_points,
     refusal,
+    trace_refusal,
     undecided_points,
 )
-from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.edge import Odd
 
 SCRIPT = """
 probe kernel.function("a").call, kernel.function("b").return ?, vm.pagefault, kernel.trace("x:y") {}
@@ -107,7 +107,14 @@ def test_many_missing_points_are_counted() -> None:
     ],
 )
 def test_rows_that_are_something_else_are_named(rows: t.Any, problem: str) -> None:
-    with pytest.raises(Odd) as caught:
-        parse_rows(rows)
-    assert str(caught.value) == problem
-    assert parse_rows([row('kernel.function("f")')]) == [row('kernel.function("f")')]
+    for probes, listed, name in ((rows, [], "probes"), ([], rows, "listed")):
+        with pytest.raises(TapvirtError) as caught:
+            trace_refusal(probes, listed=listed, release="6.1")
+        assert str(caught.value) == f"trace_refusal: {name} is not what stap_probe_info returns: {problem}."
+
+
+def test_a_refusal_has_a_reason_and_the_points_that_only_the_builder_knows() -> None:
+    rows = [row('kernel.function("f").call'), row('kernel.function("g")')]
+    found = trace_refusal(rows, release="6.1")
+    assert found["undecided"] == ['kernel.function("g")']
+    assert found["reason"] == refusal(rows, [], "6.1") != ""

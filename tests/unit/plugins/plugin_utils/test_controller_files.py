@@ -1,0 +1,51 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files of the controller: names of hosts and domains become names of files, and a host does not choose a path."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.controller_files import controller_path, file_name
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("web1.example.org", "web1.example.org.log"),
+        ("../../escaped", "%2E.%2F..%2Fescaped.log"),
+        ("..", "%2E..log"),
+        ("a%2Fb", "a%252Fb.log"),
+        ("größe", "gr%C3%B6%C3%9Fe.log"),
+    ],
+)
+def test_a_name_is_never_a_path(name: str, wanted: str) -> None:
+    assert file_name(name, suffix=".log") == wanted
+    assert file_name(name) == wanted.removesuffix(".log")
+
+
+@pytest.mark.parametrize("value", ["", None, 7, ["a"], "h" * 252, "ö" * 43])
+def test_what_cannot_be_one_is_refused(value: t.Any) -> None:
+    with pytest.raises(TapvirtError, match=r"is not the name of a host or of a domain\.$|^The name .* is too long\.$"):
+        file_name(value, suffix=".log")
+
+
+@pytest.mark.parametrize("value", ["", None, 7, ["a"], "a\0b", "/srv/$HOME/x", "/srv/${A}/x", "/srv/\udcff\ud800"])
+def test_what_is_not_a_path_is_refused(value: t.Any) -> None:
+    with pytest.raises(InvalidInput, match=r"for trace_report: the (value|path) .*\.$"):
+        controller_path(value, name="trace_report", facts={})
+
+
+def test_a_relative_path_counts_from_where_the_command_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/somewhere")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert controller_path("a/../b", name="x", facts={"y": "a/../b"}) == "/somewhere/b"
+    assert controller_path("~/b", name="x", facts={"x": "other"}) == "/home/me/b"
+
+
+def test_a_host_does_not_choose_a_path() -> None:
+    with pytest.raises(InvalidInput, match=r"a host must not choose a file .* Set x as an extra variable\.$"):
+        controller_path("/srv/a", name="x", facts={"x": "/srv/a"})
