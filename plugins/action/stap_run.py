@@ -17,10 +17,12 @@ import typing as t
 
 from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.utils.display import Display
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import limits
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import run_directory, unit_of
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path, has_file
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import refused
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.pipelined import SourceAction
 
 # The linear and free strategies load this file in the main process, before workers lose its standard output.
@@ -56,7 +58,8 @@ class ActionModule(SourceAction):
     def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         build = self._task.args.get("module")
         if not isinstance(build, dict) or not {"name", "sha256"} <= set(build):
-            raise AnsibleActionFail("module: give what tapvirt.host.stap_module returned as its module.")
+            problem = "This is not a module that tapvirt.host.stap_module returned."
+            raise refused(InvalidInput("module", build, problem))
         if self._task.check_mode:
             return self._run_module(task_vars)
         self._params = self._checked_options(self._module())
@@ -207,9 +210,8 @@ class ActionModule(SourceAction):
     def _ship(self, build: dict[str, t.Any]) -> str:
         local = cache_path(str(build["sha256"]))
         if not has_file(local, build["sha256"]):
-            raise AnsibleActionFail(
-                f"module: {build['name']} is not in the controller's cache ({local}); run stap_module in the same job."
-            )
+            problem = f"The controller's cache does not contain this module ({local})."
+            raise refused(InvalidInput("module", build["name"], problem, "Run stap_module in the same job."))
         # Made once, so that a second try leaves no second one behind.
         folder = self._connection._shell.tmpdir or self._make_tmp_path()
         remote = str(self._connection._shell.join_path(folder, os.path.basename(local)))

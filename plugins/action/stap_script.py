@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleError
 from ansible.plugins.loader import lookup_loader
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.files import kind_of
-from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction, refused
 
 
 class ActionModule(ModuleAction):
@@ -19,7 +20,9 @@ class ActionModule(ModuleAction):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
         if "src" not in args:
-            raise AnsibleActionFail("src: is missing; give the template of a SystemTap script.")
+            raise refused(
+                InvalidInput("src", None, "The option is missing.", "Give the template of a SystemTap script.")
+            )
         args["content"] = self._render(args["src"], args.get("variables") or {}, task_vars or {})
         result.update(self._run_module(task_vars or {}, module_args=args))
         return result
@@ -32,7 +35,7 @@ class ActionModule(ModuleAction):
             return  # the lookup names the directories that it searched
         kind = kind_of(os.stat(path).st_mode)
         if kind:
-            raise AnsibleActionFail(f"src: {path!r} is {kind}, not a regular file.")
+            raise refused(InvalidInput("src", path, f"The path is {kind}, not a regular file."))
 
     def _render(self, src: str, variables: dict[str, t.Any], task_vars: dict[str, t.Any]) -> str:
         self._check_regular(src)
@@ -40,4 +43,4 @@ class ActionModule(ModuleAction):
         try:
             return str(lookup.run([src], variables=task_vars, template_vars=variables)[0])
         except AnsibleError as error:
-            raise AnsibleActionFail(f"src: {src!r} cannot be rendered: {error}") from error
+            raise refused(InvalidInput("src", src, f"The template cannot be rendered: {error}")) from error

@@ -9,9 +9,9 @@ import os
 import shlex
 import typing as t
 
-from ansible.errors import AnsibleActionFail
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path, has_file
-from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction, refused
 
 # Where stap_service keeps modules on a host (module_utils/_systemtap/service/model.py).
 _HOST_PATH = "/var/lib/tapvirt/services/{0}/modules/{1}/{2}.ko"
@@ -49,9 +49,8 @@ class ActionModule(ModuleAction):
         for sha256, name in missing.items():
             local = cache_path(sha256)
             if not has_file(local, sha256):
-                raise AnsibleActionFail(
-                    f"modules: {name} is not in the controller's cache ({local}); run stap_module in the same job."
-                )
+                problem = f"The controller's cache does not contain this module ({local})."
+                raise refused(InvalidInput("services", name, problem, "Run stap_module in the same job."))
             shipped[sha256] = str(self._connection._shell.join_path(folder, os.path.basename(local)))
             self._transfer_file(local, shipped[sha256])
         self._fixup_perms2((self._connection._shell.tmpdir, *shipped.values()))

@@ -26,6 +26,7 @@ from ...module_utils._core.errors import InvalidInput
 from ...module_utils._core.write import check_target, make_directories
 from ...module_utils._systemtap.trace.collect import CHUNK_BYTES
 from .._transport.edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
+from .._transport.module_action import refused
 from .status import CHANNEL
 
 # How often a host's run is told of, in seconds, on a terminal and in a log.
@@ -181,7 +182,7 @@ def file_name(host: str, module: str) -> str:
     try:
         return encoded(host, f".{module}.txt")
     except NameTooLong as error:
-        raise AnsibleActionFail(f"output: {error}") from None
+        raise refused(InvalidInput("output", host, str(error))) from None
 
 
 def check_directory(path: str) -> None:
@@ -192,7 +193,7 @@ def check_directory(path: str) -> None:
     try:
         check_target("output", path, directory=True)
     except InvalidInput as error:
-        raise AnsibleActionFail(error.message) from None
+        raise refused(error) from None
 
 
 def save_output(

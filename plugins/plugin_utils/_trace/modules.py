@@ -17,8 +17,11 @@ import typing as t
 from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.module_utils._core.disk import disk_failure
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.files import open_regular
 from ansible_collections.tapvirt.host.plugins.module_utils._core.write import make_directories
+
+from .._transport.module_action import refused
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -36,7 +39,7 @@ def cache_path(sha256: str) -> str:
     :raises AnsibleActionFail: it is no hash; what comes from a host never becomes a path unchecked.
     """
     if not _SHA256.fullmatch(sha256):
-        raise AnsibleActionFail(f"module.sha256: {sha256!r} is not what stap_module returns.")
+        raise refused(InvalidInput("module.sha256", sha256, "This is not a digest that stap_module returns."))
     home = constants.config.get_config_value("ANSIBLE_HOME")
     return os.path.join(os.path.expanduser(home), "tapvirt", "modules", sha256 + ".ko")
 

@@ -10,10 +10,16 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ...module_utils._core.errors import InvalidInput
 from .edge import Odd
 from .module_result import keep_of_ansible
 
 COLLECTION = "ansible_collections.tapvirt.host."
+
+
+def refused(error: InvalidInput) -> AnsibleActionFail:
+    """Return the failure of an action for an option; its result has the same ``error`` as that of a module."""
+    return AnsibleActionFail(error.message, result={"error": error.row()})
 
 
 class ModuleAction(ActionBase):

@@ -21,8 +21,9 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import UnsupportedError
 
+from ...module_utils._core.errors import InvalidInput
 from .edge import Odd
-from .module_action import COLLECTION, ModuleAction
+from .module_action import COLLECTION, ModuleAction, refused
 from .module_result import keep_documented, parse_json
 
 _TREE = pathlib.Path(__file__).resolve().parents[3]
@@ -79,6 +80,8 @@ class SourceAction(ModuleAction):
             result.update(self._run_task(task_vars or {}))
         except AnsibleActionFail as error:
             result.update(failed=True, msg=error.message)
+            if "error" in error.result:
+                result["error"] = error.result["error"]
         return result
 
     def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -86,7 +89,7 @@ class SourceAction(ModuleAction):
         interpreter = self._interpreter(task_vars)
         reason = self._why_not_pipelined(interpreter)
         if params["transport"] == "source" and reason:
-            raise AnsibleActionFail(f"transport: 'source' is not possible: {reason}.")
+            raise refused(InvalidInput("transport", "source", f"The module's sources cannot be sent: {reason}."))
         if params["transport"] == "module" or reason:
             return self._run_module(task_vars, wrap_async=self._task.async_val)
         return self._run_sources(params, interpreter)

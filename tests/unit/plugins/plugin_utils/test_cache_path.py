@@ -12,7 +12,7 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 64 + "\n", "0" * 64 + "/../x", "A" * 64])
 def test_what_is_no_hash_becomes_no_path(sha256: str) -> None:
-    with pytest.raises(AnsibleActionFail, match="is not what stap_module returns"):
+    with pytest.raises(AnsibleActionFail, match=r"for module\.sha256: This is not a digest that stap_module returns"):
         cache_path(sha256)
 
 
