@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import typing as t
 
-from .._format import first_lines, listed, shorten
+from .._format import first_lines, listed, shorten, split_lines
 from .._transport.edge import ANY, TEXT, Need, Odd, parse
 from .domain_drift import shown_value
 
@@ -126,7 +126,7 @@ def run_report(playbook: Playbook, hosts: t.Sequence[str], hostvars: HostVars, *
     same = sum(1 for host, result in results.items() if host not in without and not _total(kind, result))
     lines = [f"{host}: {line}" for host, result in results.items() for line in kind.lines(result)]
     summary = f"{same} of {len(run) - len(without)} hosts are as wanted."
-    return [*_trouble_lines(run), *first_lines(lines), *_named("Without a table", without), summary]
+    return split_lines([*_trouble_lines(run), *first_lines(lines), *_named("Without a table", without), summary])
 
 
 def run_artifact(playbook: Playbook, hosts: t.Sequence[str], hostvars: HostVars) -> dict[str, t.Any]:
