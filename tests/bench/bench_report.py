@@ -9,9 +9,9 @@ import pathlib
 import tempfile
 import time
 
-from ansible_collections.tapvirt.host.tests.unit.report.browser import Browser, installed
-from ansible_collections.tapvirt.host.tests.unit.report.fleet import crowded, fleet
-from ansible_collections.tapvirt.host.tests.unit.report.render import lay_out, render
+from ansible_collections.tapvirt.host.tests.unit.support.report.browser import Browser, installed
+from ansible_collections.tapvirt.host.tests.unit.support.report.fleet import crowded, fleet
+from ansible_collections.tapvirt.host.tests.unit.support.report.render import lay_out, render
 
 HOSTS = (30, 200, 1000)
 # Until it is loaded and laid out; then how long the filter takes for what it shows to be laid out again.

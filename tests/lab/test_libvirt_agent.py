@@ -22,8 +22,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import T
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.agent import Guest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import MOST_STDOUT, NotReached
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import system_daemon
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.short_directory import short_directory
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import system_daemon
 
 from .support import agent_guest
 
@@ -54,7 +54,7 @@ def uri(lab: LabHosts) -> t.Iterator[str]:
     """The URI of the libvirt daemon whose guest runs."""
     read = lab.run("builder", "sh", "-c", "base64 /boot/vmlinuz-6.12.*")
     assert read.returncode == 0, read.stderr
-    with short_folder() as top, system_daemon() as daemon:
+    with short_directory() as top, system_daemon() as daemon:
         (top / "vmlinuz").write_bytes(base64.b64decode(read.stdout))
         agent_guest.write_initrd(top / "initrd")
         files = {"kernel": top / "vmlinuz", "initrd": top / "initrd", "log": top / "serial.log"}

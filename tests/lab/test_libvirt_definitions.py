@@ -12,20 +12,20 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.definitions import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.definitions import (
     TAKE_FROM_THE_HOST,
     definitions,
     make_files,
     why_not,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.domain_edits import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.domain_edits import (
     DISK_BYTES,
     KINDS,
     Edit,
     World,
     edits,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.edit_checks import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.edit_checks import (
     READ,
     Made,
     items,

@@ -16,7 +16,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.hidden_kvm import hide_kvm
+from ansible_collections.tapvirt.host.tests.unit.support.hidden_kvm import hide_kvm
 
 
 class RunModule(t.Protocol):

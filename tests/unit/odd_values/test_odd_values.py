@@ -22,7 +22,7 @@ from ansible_collections.tapvirt.host.plugins.lookup.playbook import LookupModul
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report import findings
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import edge
-from ansible_collections.tapvirt.host.tests.unit.report.render import lay_out
+from ansible_collections.tapvirt.host.tests.unit.support.report.render import lay_out
 
 from .mutations import GONE, ODD, mutations
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import pytest
-
-from .browser import PROGRAMS, Browser, installed
+from ansible_collections.tapvirt.host.tests.unit.support.report.browser import PROGRAMS, Browser, installed
 
 
 @pytest.fixture(scope="session")

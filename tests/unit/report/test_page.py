@@ -13,10 +13,9 @@ import shutil
 import typing as t
 
 import pytest
-
-from . import fleet
-from .browser import Browser
-from .render import lay_out, render
+from ansible_collections.tapvirt.host.tests.unit.support.report import fleet
+from ansible_collections.tapvirt.host.tests.unit.support.report.browser import Browser
+from ansible_collections.tapvirt.host.tests.unit.support.report.render import lay_out, render
 
 MANY = 1000 if os.environ.get("TAPVIRT_SOAK") else 60
 MOST_BYTES = 3_000_000

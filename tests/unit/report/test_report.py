@@ -15,8 +15,7 @@ from ansible_collections.tapvirt.host.plugins.filter.report import fleet_report 
 from ansible_collections.tapvirt.host.plugins.plugin_utils._format import escaped, listed, measured, short, shown, word
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report.findings import fleet_report
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.records import series_plots, valid_records
-
-from . import fleet
+from ansible_collections.tapvirt.host.tests.unit.support.report import fleet
 
 FLEET = fleet.fleet(30)
 REPORT = fleet_report(FLEET)

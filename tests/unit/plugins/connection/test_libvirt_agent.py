@@ -29,7 +29,7 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages impor
     message,
     missing,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.short_directory import short_directory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,7 +170,7 @@ except _agent.NotReached as error:
 @pytest.fixture
 def root(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[str]:
     """The URI of an embedded driver with a guest that listens to nobody, one without a channel, and one that is off."""
-    with short_folder() as top:
+    with short_directory() as top:
         uri = f"qemu:///embed?root={top}/e"
         domains = [
             {"name": name, "xml": DOMAIN.format(name=name, channel=channel), "state": state}

@@ -14,7 +14,7 @@ import sys
 import typing as t
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 PLAYBOOK = pathlib.Path(__file__).resolve().parents[4] / "playbooks" / "demo.yml"
 

@@ -26,8 +26,8 @@ import typing as t
 import libvirt
 import pytest
 from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.module_server import MODULES, ModuleServer
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import SystemDaemon, system_daemon
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.module_server import MODULES, ModuleServer
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import SystemDaemon, system_daemon
 
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDERS = ("/etc/libvirt", "/run", "/var/lib/libvirt")

@@ -17,7 +17,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.capt
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.device import Device
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 PTY = "<serial type='pty'/>"
 REBOOT = bytes([0xB0, 0xFE, 0xE6, 0x64])  # the keyboard controller's reset line

@@ -26,7 +26,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon.loggi
     stored_in,
     with_settings,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import SystemDaemon, system_daemon
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import SystemDaemon, system_daemon
 
 OUTPUTS = ["1:file:/run/here.log", "3:stderr"]
 

@@ -9,7 +9,7 @@ import re
 import typing as t
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 MARK = "https://github.com/tapvirt/tapvirt.host/domain/1"
 COMPANIONS = "".join(f"<controller type='usb' model='ich9-{model}'/>" for model in ("uhci3", "ehci1", "uhci1", "uhci2"))

@@ -28,7 +28,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan 
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import read_wanted
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEFINITIONS = sorted((HERE.parents[1] / "fixtures" / "libvirt").glob("*.xml"))

@@ -16,7 +16,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.c
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.info.gather import PARTS, Gather, domain_rows
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEFINITIONS = sorted((HERE.parents[1] / "fixtures" / "libvirt").glob("*.xml"))

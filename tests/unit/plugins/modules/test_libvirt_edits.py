@@ -12,21 +12,21 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.definitions import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.definitions import (
     NEEDS,
     TAKE_FROM_THE_HOST,
     definitions,
     make_files,
     why_not,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.domain_edits import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.domain_edits import (
     DISK_BYTES,
     KINDS,
     Edit,
     World,
     edits,
 )
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.edit_checks import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.edit_checks import (
     READ,
     Made,
     items,
@@ -35,7 +35,7 @@ from ansible_collections.tapvirt.host.tests.unit.plugins.modules.edit_checks imp
 )
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 # Domains at once: what runs costs 40 MiB each.
 BATCH = 20

@@ -10,8 +10,8 @@ import os
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.kvm import kvm_warning
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain import run
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.conftest import Embed
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import run_here
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import run_here
 
 
 def test_a_root_that_was_left_with_an_empty_etc_is_finished(embed: Embed) -> None:

@@ -18,7 +18,7 @@ import typing as t
 import pytest
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 Run = t.Callable[..., dict[str, t.Any]]
 POOLED = """

@@ -17,8 +17,8 @@ import typing as t
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.daemon_pair import OneOfTwo, daemon_pair
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import run_here
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.daemon_pair import OneOfTwo, daemon_pair
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import run_here
 
 NAME = "web"
 XML = """

@@ -18,7 +18,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import T
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import pool_run
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.pool_run import PoolRun, read_wanted
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.storage import list_pools
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import (
     SessionDaemon,
     run_here,
     session_daemon,

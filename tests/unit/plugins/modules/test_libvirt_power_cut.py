@@ -17,7 +17,7 @@ import typing as t
 import xml.etree.ElementTree as ET
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import SystemDaemon, system_daemon
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import SystemDaemon, system_daemon
 
 TRIALS = 30 if os.environ.get("TAPVIRT_SOAK") else 3
 SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))

@@ -13,7 +13,7 @@ import libvirt
 import pytest
 
 if t.TYPE_CHECKING:
-    from .conftest import Embed
+    from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 REVERTS_EXTERNAL_SINCE = 9009000
 SUBJECT = """

@@ -14,7 +14,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.volume_run import VolumeRun, read_wanted
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import (
     SessionDaemon,
     run_here,
     session_daemon,

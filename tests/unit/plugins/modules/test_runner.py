@@ -17,7 +17,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
 from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.short_directory import short_directory
 
 COLLECTIONS = pathlib.Path(campaign.__file__).resolve().parents[6]
 CALLBACKS = pathlib.Path(__file__).resolve().parents[3] / "lab" / "callback"
@@ -111,7 +111,7 @@ def row(host: str, task: str, status: str, result: t.Any) -> Row:
 
 @pytest.fixture(scope="module")
 def fleet() -> t.Iterator[Fleet]:
-    with short_folder() as top:
+    with short_directory() as top:
         yield Fleet(top)
 
 

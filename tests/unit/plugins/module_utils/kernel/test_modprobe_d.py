@@ -22,7 +22,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modin
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
-from ansible_collections.tapvirt.host.tests.unit.plugins.module_utils.kernel.module_object import object_file
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.module_object import object_file
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
 RELEASE = "6.12.107+deb13-cloud-amd64"

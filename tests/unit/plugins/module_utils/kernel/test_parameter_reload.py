@@ -18,7 +18,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules impor
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import reload
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
-from ansible_collections.tapvirt.host.tests.unit.plugins.module_utils.kernel.module_object import object_file
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.module_object import object_file
 
 RELEASE = "6.12.107"
 OWN = "etc/modprobe.d/zz-tapvirt.conf"

@@ -101,7 +101,7 @@ class Device:
     when: str
 
 
-Value = t.Union[str, int, Device, None]
+Value = str | int | Device | None
 
 
 @dataclasses.dataclass(frozen=True)

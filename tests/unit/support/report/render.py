@@ -18,7 +18,7 @@ import jinja2
 from ansible.plugins.filter.core import FilterModule as CoreFilters
 from ansible_collections.tapvirt.host.plugins.filter.report import fleet_report
 
-_TEMPLATES = pathlib.Path(__file__).resolve().parents[3] / "roles" / "fleet_report" / "templates"
+_TEMPLATES = pathlib.Path(__file__).resolve().parents[4] / "roles" / "fleet_report" / "templates"
 _PLAY = """
 - hosts: all
   gather_facts: false

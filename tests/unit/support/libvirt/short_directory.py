@@ -24,7 +24,7 @@ END_SECONDS = 30
 
 
 @contextlib.contextmanager
-def short_folder() -> t.Iterator[pathlib.Path]:
+def short_directory() -> t.Iterator[pathlib.Path]:
     """Yield a folder whose path is short: names of sockets below it must fit into 108 bytes."""
     top = pathlib.Path(tempfile.mkdtemp(prefix="tv", dir="/tmp"))
     top.chmod(0o755)

@@ -12,8 +12,8 @@ import time
 import typing as t
 import uuid
 
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import answers
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.system_daemon import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import answers
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import (
     PRIVATE,
     START_SECONDS,
     SystemDaemon,

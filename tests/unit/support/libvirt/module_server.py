@@ -21,7 +21,7 @@ COLLECTION = "ansible_collections.tapvirt.host."
 MODULES = COLLECTION + "plugins.modules."
 # So long may one module take; what hangs is ended.
 LIMIT_SECONDS = 120
-THIS = COLLECTION + "tests.unit.plugins.modules.module_server"
+THIS = COLLECTION + "tests.unit.support.libvirt.module_server"
 
 
 class ModuleServer:

@@ -19,7 +19,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.session_daemon import answers
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import answers
 
 START_SECONDS = 60
 END_SECONDS = 30

@@ -25,7 +25,7 @@ import libvirt
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import storage
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.short_folder import short_folder
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.short_directory import short_directory
 
 NOBODY = 65534
 START_SECONDS = 60
@@ -106,7 +106,7 @@ def answers(path: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def session_daemon() -> t.Iterator[SessionDaemon]:
     """Start a daemon, yield it, end it."""
-    with short_folder() as top:
+    with short_directory() as top:
         user: dict[str, t.Any] = {}
         if os.geteuid() == 0:
             os.chown(top, NOBODY, NOBODY)

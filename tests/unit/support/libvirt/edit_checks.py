@@ -14,7 +14,7 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ansible_collections.tapvirt.host.tests.unit.plugins.modules.domain_edits import (
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.domain_edits import (
     MASK,
     RUNNING_WHY,
     STORED_WHY,
