@@ -21,8 +21,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modin
     parse_modinfo,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 from ansible_collections.tapvirt.host.tests.unit.support.kernel.module_object import object_file
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.parameters import set_parameters
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
 RELEASE = "6.12.107+deb13-cloud-amd64"
@@ -45,31 +46,26 @@ def tree(tmp_path):
     dummy = b"parm=numdummies:Number of dummy pseudo devices\0parmtype=numdummies:int\0parmtype=model:charp\0"
     (modules / "kernel" / "dummy.ko").write_bytes(object_file(dummy, wide=False))
     (modules / "kernel" / "snd-pcm.ko").write_bytes(object_file(b"parmtype=preallocate_dma:int\0"))
-    for name, text in {
-        "proc/sys/kernel/osrelease": RELEASE,
-        "proc/cmdline": "quiet rcutree.blimit=20 panic=5",
-        "sys/module/kvm/initstate": "live\n",
-        "sys/module/kvm/parameters/halt_poll_ns": "200000\n",
-        "sys/module/kvm/parameters/nx_huge_pages": "never\n",
-        "sys/module/rcutree/parameters/blimit": "10\n",
-        "sys/module/firmware_class/parameters/path": "\n",
-        "sys/module/kernel/parameters/panic": "5\n",
-        "sys/module/vt/parameters/default_red": ",".join(["1"] * 16) + "\n",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_files(
+        tmp_path,
+        {
+            "proc/sys/kernel/osrelease": RELEASE,
+            "proc/cmdline": "quiet rcutree.blimit=20 panic=5",
+            "sys/module/kvm/initstate": "live\n",
+            "sys/module/kvm/parameters/halt_poll_ns": "200000\n",
+            "sys/module/kvm/parameters/nx_huge_pages": "never\n",
+            "sys/module/rcutree/parameters/blimit": "10\n",
+            "sys/module/firmware_class/parameters/path": "\n",
+            "sys/module/kernel/parameters/panic": "5\n",
+            "sys/module/vt/parameters/default_red": ",".join(["1"] * 16) + "\n",
+        },
+    )
     (tmp_path / "etc" / "modprobe.d").mkdir(parents=True)
     return tmp_path
 
 
-def run(tree, values, state="present", check=False, persist="none", **options):
-    entries = []
-    for label, value in values.items():
-        module, _dot, name = label.partition(".")
-        entry = {"module": module, "name": name, "value": value, "runtime": True, "persist": persist}
-        entries.append({**entry, "read_back": "auto", **options})
-    return Parameters(Root(str(tree)), "x86_64", wanted_list(entries, state), state).converge(check)
+def set_in(tree, values, **options):
+    return set_parameters(Root(str(tree)), values, **options)
 
 
 def conf(tree, name, text):
@@ -197,19 +193,19 @@ def test_our_own_file_is_read_back_as_it_was_written():
 @pytest.mark.parametrize("value", ['a"b', "a\nb", "a\tb"])
 def test_what_modprobe_d_cannot_hold_is_refused(value, tree):
     with pytest.raises(InvalidInput, match="The value of \\S+ cannot be persisted: modprobe.d.5. cannot "):
-        run(tree, {"dummy.model": value}, persist="auto")
+        set_in(tree, {"dummy.model": value}, persist="auto")
     assert list((tree / "etc/modprobe.d").iterdir()) == []
 
 
 def test_set_persist_second_run_restored(tree):
-    plan, result = run(tree, {"kvm.halt_poll_ns": "0x493e0"}, persist="auto")
+    plan, result = set_in(tree, {"kvm.halt_poll_ns": "0x493e0"}, persist="auto")
     assert [change.how for change in plan] == ["sysfs", "/etc/modprobe.d/zz-tapvirt.conf"]
     row = result["params"][0]
     assert (row["type"], row["before"], row["after"]) == ("uint", 200000, 300000)
     assert (row["persisted_in"], row["pending"]) == ("/etc/modprobe.d/zz-tapvirt.conf", [])
     assert own(tree).endswith("\noptions kvm halt_poll_ns=300000\n")
-    assert not run(tree, {"kvm.halt-poll-ns": 300000}, persist="auto")[0]
-    plan, result = run(tree, {"kvm.halt_poll_ns": None}, state="restored")
+    assert not set_in(tree, {"kvm.halt-poll-ns": 300000}, persist="auto")[0]
+    plan, result = set_in(tree, {"kvm.halt_poll_ns": None}, state="restored")
     assert len(plan) == 2
     assert (tree / "sys/module/kvm/parameters/halt_poll_ns").read_text() == "200000"
     assert list((tree / "etc/modprobe.d").iterdir()) == []
@@ -218,22 +214,22 @@ def test_set_persist_second_run_restored(tree):
 
 def test_check_mode_says_the_same_and_writes_nothing(tree):
     before = {path: path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()}
-    plan, result = run(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto", check=True)
+    plan, result = set_in(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto", check=True)
     assert {path: path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()} == before
     assert result["params"][0]["persisted_in"] == "/etc/modprobe.d/zz-tapvirt.conf"
-    assert run(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto")[0].rows() == plan.rows()
+    assert set_in(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto")[0].rows() == plan.rows()
 
 
 def test_a_vendors_line_that_says_it_already_is_enough(tree):
     conf(tree, "usr/lib/modprobe.d/vendor.conf", "options kvm halt_poll_ns=0x30d40 ignore_msrs=1\n")
-    plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    plan, result = set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
     assert not plan
     assert result["params"][0]["persisted_in"] == "/usr/lib/modprobe.d/vendor.conf"
 
 
 def test_a_vendors_line_that_says_otherwise_is_overruled_and_left_alone(tree):
     conf(tree, "etc/modprobe.d/vendor.conf", "options kvm halt_poll_ns=1\n")
-    plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="modprobe_d")
+    plan, result = set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="modprobe_d")
     assert plan.changes[0].why == "/etc/modprobe.d/vendor.conf sets another value"
     assert result["params"][0]["persisted_in"] == "/etc/modprobe.d/zz-tapvirt.conf"
     assert (tree / "etc/modprobe.d/vendor.conf").read_text() == "options kvm halt_poll_ns=1\n"
@@ -241,8 +237,8 @@ def test_a_vendors_line_that_says_otherwise_is_overruled_and_left_alone(tree):
 
 def test_a_line_that_comes_after_ours_is_named_and_does_not_make_us_write_again(tree):
     conf(tree, "etc/modprobe.d/zzz.conf", "options kvm halt_poll_ns=1\n")
-    run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
-    plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    plan, result = set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
     assert not plan
     row = result["params"][0]
     assert (row["verdict"], row["persisted_in"]) == ("pending", None)
@@ -268,10 +264,10 @@ CONVERGING = [
 def test_the_second_run_has_nothing_to_do(vendor, values, steps, written, tree):
     conf(tree, "sys/module/kvm/parameters/ignore_msrs", "N\n")
     conf(tree, "usr/lib/modprobe.d/vendor.conf", vendor)
-    plan, _result = run(tree, values, persist="modprobe_d")
+    plan, _result = set_in(tree, values, persist="modprobe_d")
     assert len(plan) == steps
     assert (own(tree).splitlines()[1:] if (tree / modprobe_d.OWN_FILE).exists() else None) == (written and [written])
-    plan, result = run(tree, values, persist="modprobe_d")
+    plan, result = set_in(tree, values, persist="modprobe_d")
     assert not plan
     assert {row["verdict"] for row in result["params"]} <= {"unchanged", "pending"}
     assert all(row["persisted_in"] for row in result["params"])
@@ -281,21 +277,21 @@ def test_the_second_run_has_nothing_to_do(vendor, values, steps, written, tree):
 def test_an_array_that_only_a_load_can_set_may_be_given_in_part(tree):
     conf(tree, "sys/module/dummy/parameters/some", "1,2,3\n")
     (tree / "sys/module/dummy/parameters/some").chmod(0o444)
-    _plan, result = run(tree, {"dummy.some": [9, 2]}, persist="auto")
+    _plan, result = set_in(tree, {"dummy.some": [9, 2]}, persist="auto")
     assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
     assert own(tree).endswith("\noptions dummy some=9,2\n")
     conf(tree, "sys/module/dummy/parameters/some", "9,2,3\n")
-    plan, result = run(tree, {"dummy.some": [9, 2]}, persist="auto")
+    plan, result = set_in(tree, {"dummy.some": [9, 2]}, persist="auto")
     assert not plan
     assert (result["params"][0]["verdict"], result["params"][0]["pending"]) == ("unchanged", [])
     (tree / "sys/module/dummy/parameters/some").chmod(0o644)
     with pytest.raises(InvalidInput, match="has 3 elements, and the kernel would keep those.* Give all 3 elements."):
-        run(tree, {"dummy.some": [9, 2]})
+        set_in(tree, {"dummy.some": [9, 2]})
 
 
 def test_an_install_line_is_named(tree):
     conf(tree, "etc/modprobe.d/no.conf", "install kvm /bin/true\n")
-    _plan, result = run(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
+    _plan, result = set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
     assert result["params"][0]["pending"] == [
         "/etc/modprobe.d/no.conf replaces the loading of the module: install kvm /bin/true"
     ]
@@ -306,20 +302,20 @@ def test_a_module_that_is_not_loaded_can_be_prepared(tree):
         InvalidInput,
         match="cannot be set now: its module is not loaded. Set persist to modprobe_d: the value takes effect when",
     ):
-        run(tree, {"dummy.numdummies": 3})
-    _plan, result = run(tree, {"dummy.numdummies": 3}, persist="auto")
+        set_in(tree, {"dummy.numdummies": 3})
+    _plan, result = set_in(tree, {"dummy.numdummies": 3}, persist="auto")
     assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded"]
     assert own(tree).endswith("\noptions dummy numdummies=3\n")
     with pytest.raises(InvalidInput, match="takes a whole number from -2147483648 to 2147483647.$"):
-        run(tree, {"dummy.numdummies": 1 << 31}, persist="auto")
+        set_in(tree, {"dummy.numdummies": 1 << 31}, persist="auto")
 
 
 def test_what_is_on_the_kernel_command_line_lasts(tree):
     conf(tree, "sys/module/rcutree/parameters/blimit", "20\n")
-    plan, result = run(tree, {"rcutree.blimit": 20, "kernel.panic": 5}, persist="auto")
+    plan, result = set_in(tree, {"rcutree.blimit": 20, "kernel.panic": 5}, persist="auto")
     assert not plan
     assert [row["persisted_in"] for row in result["params"]] == ["/proc/cmdline", "/proc/cmdline"]
-    _plan, result = run(tree, {"kernel.panic": 6}, persist="auto")
+    _plan, result = set_in(tree, {"kernel.panic": 6}, persist="auto")
     assert result["params"][0]["pending"] == ["add panic=6 to the kernel command line and reboot"]
 
 
@@ -329,8 +325,8 @@ def test_a_read_only_parameter_is_persisted_and_pending(tree):
         InvalidInput,
         match="it is read-only .mode 0444 in sysfs.. Set persist to modprobe_d: the value takes effect when",
     ):
-        run(tree, {"kvm.nx_huge_pages": "force"})
-    _plan, result = run(tree, {"kvm.nx_huge_pages": "force"}, persist="auto")
+        set_in(tree, {"kvm.nx_huge_pages": "force"})
+    _plan, result = set_in(tree, {"kvm.nx_huge_pages": "force"}, persist="auto")
     assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
 
 
@@ -344,12 +340,12 @@ def test_a_truth_value_that_takes_other_words_is_compared_as_words(tree):
         ("never", "never", 0),
     ):
         path.write_text(text + "\n")
-        assert len(run(tree, {"kvm.nx_huge_pages": value}, check=True)[0]) == changes
+        assert len(set_in(tree, {"kvm.nx_huge_pages": value}, check=True)[0]) == changes
 
 
 def test_an_empty_text_is_written_as_one_zero_byte(tree):
     conf(tree, "sys/module/firmware_class/parameters/path", "/lib/fw\n")
-    run(tree, {"firmware_class.path": ""}, read_back="opaque")
+    set_in(tree, {"firmware_class.path": ""}, read_back="opaque")
     assert (tree / "sys/module/firmware_class/parameters/path").read_bytes() == b"\0"
 
 
@@ -364,14 +360,14 @@ def test_what_an_interrupted_run_began_is_put_back(tree):
             "var/lib/tapvirt/kernel_module_param.json",
             json.dumps({**journal, "boot_id": boot_id}),
         )
-        checked = run(tree, {"kernel.panic": 5}, check=True)[0].rows()
-        plan, result = run(tree, {"kernel.panic": 5})
+        checked = set_in(tree, {"kernel.panic": 5}, check=True)[0].rows()
+        plan, result = set_in(tree, {"kernel.panic": 5})
         assert (result["recovered"], plan.rows()) == (recovered, checked)
-        assert run(tree, {"kernel.panic": 5})[1]["recovered"] == []
+        assert set_in(tree, {"kernel.panic": 5})[1]["recovered"] == []
         assert (tree / "sys/module/kvm/parameters/halt_poll_ns").read_text().strip() == (
             "200000" if recovered else "300000"
         )
-        run(tree, {"kvm.halt_poll_ns": None}, state="restored")
+        set_in(tree, {"kvm.halt_poll_ns": None}, state="restored")
         assert (tree / "sys/module/kvm/parameters/halt_poll_ns").read_text().strip() == "7"
 
 
@@ -404,7 +400,7 @@ def test_what_would_keep_a_module_from_being_loaded_is_refused_and_nothing_is_wr
     name, value, rule, persist, check, tree
 ):
     with pytest.raises(InvalidInput, match=f" for params.1..value: nf_conntrack_ftp.{name} {rule}$"):
-        run(tree, {"dummy.numdummies": 3, "nf_conntrack_ftp." + name: value}, persist=persist, check=check)
+        set_in(tree, {"dummy.numdummies": 3, "nf_conntrack_ftp." + name: value}, persist=persist, check=check)
     assert list((tree / "etc/modprobe.d").iterdir()) == []
     assert not (tree / "var").exists()
 
@@ -427,9 +423,9 @@ BAD = [
 @pytest.mark.parametrize(("text", "sentence"), BAD)
 def test_an_option_that_the_kernel_refuses_is_named_and_no_value_is_called_persisted(text, sentence, tree):
     conf(tree, "etc/modprobe.d/vendor.conf", text)
-    checked = run(tree, {"dummy.numdummies": 3}, persist="auto", check=True)[1]["params"][0]
-    plan, result = run(tree, {"dummy.numdummies": 3}, persist="auto")
-    again, _result = run(tree, {"dummy.numdummies": 3}, persist="auto")
+    checked = set_in(tree, {"dummy.numdummies": 3}, persist="auto", check=True)[1]["params"][0]
+    plan, result = set_in(tree, {"dummy.numdummies": 3}, persist="auto")
+    again, _result = set_in(tree, {"dummy.numdummies": 3}, persist="auto")
     row = result["params"][0]
     assert (len(plan) <= 1, again.rows(), row["pending"]) == (True, [], checked["pending"])
     flaws = [line for line in row["pending"] if "cannot be loaded" in line]
@@ -445,27 +441,27 @@ def test_an_option_that_the_kernel_refuses_is_named_and_no_value_is_called_persi
 def test_a_bad_option_of_the_kernel_command_line_and_of_another_parameter_count_too(tree):
     conf(tree, "proc/cmdline", "quiet nf_conntrack_ftp.ports=21,many nf_conntrack_ftp.ports=21")
     conf(tree, "etc/modprobe.d/vendor.conf", "options nf-conntrack-ftp loose\n")
-    row = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
+    row = set_in(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
     assert row["persisted_in"] is None
     assert row["pending"][1].startswith(
         "/proc/cmdline sets ports=21,many for nf_conntrack_ftp, but ports takes a whole "
     )
     assert not (tree / modprobe_d.OWN_FILE).exists()
     conf(tree, "proc/cmdline", "quiet")
-    row = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
+    row = set_in(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
     assert row["persisted_in"] == "/etc/modprobe.d/vendor.conf"
 
 
 def test_a_value_of_our_own_file_that_the_kernel_refuses_is_replaced(tree):
     conf(tree, modprobe_d.OWN_FILE, "options nf_conntrack_ftp ports= loose=1\n")
     conf(tree, "etc/modprobe.d/zzz.conf", "options nf_conntrack_ftp ports=21\n")
-    row = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
+    row = set_in(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")[1]["params"][0]
     assert "zz-tapvirt.conf sets ports= for nf_conntrack_ftp" in row["pending"][1]
-    plan, result = run(tree, {"nf_conntrack_ftp.ports": [21]}, persist="auto")
+    plan, result = set_in(tree, {"nf_conntrack_ftp.ports": [21]}, persist="auto")
     assert [change.why for change in plan] == ["the kernel refuses the value that /etc/modprobe.d/zz-tapvirt.conf has"]
     assert own(tree) == "options nf_conntrack_ftp ports=21 loose=1\n"
     assert result["params"][0]["persisted_in"] == "/etc/modprobe.d/zzz.conf"
-    assert not run(tree, {"nf_conntrack_ftp.ports": [21]}, persist="auto")[0]
+    assert not set_in(tree, {"nf_conntrack_ftp.ports": [21]}, persist="auto")[0]
 
 
 BY_HAND = """\
@@ -483,16 +479,16 @@ options nf_conntrack_ftp loose"""
 def test_our_own_file_edited_by_hand_keeps_all_that_was_not_asked_for(tree):
     conf(tree, "sys/module/kvm/parameters/ignore_msrs", "N\n")
     conf(tree, modprobe_d.OWN_FILE, BY_HAND)
-    run(tree, {"kvm.halt_poll_ns": 5, "dummy.model": "a b", "snd_pcm.preallocate_dma": 1}, persist="auto")
+    set_in(tree, {"kvm.halt_poll_ns": 5, "dummy.model": "a b", "snd_pcm.preallocate_dma": 1}, persist="auto")
     changed = BY_HAND.replace("halt_poll_ns=1", "halt_poll_ns=5").replace(
         "preallocate_dma=1 preallocate_dma=0", "preallocate_dma=1"
     )
     assert own(tree) == changed + '\noptions dummy model="a b"\n'
     # A bare name is a boolean's 1: this is what the module is loaded with already.
-    plan, result = run(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")
+    plan, result = set_in(tree, {"nf_conntrack_ftp.loose": True}, persist="auto")
     assert (plan.rows(), result["params"][0]["persisted_in"]) == ([], "/" + modprobe_d.OWN_FILE)
     values = {"kvm.halt_poll_ns": None, "dummy.model": None, "snd_pcm.preallocate_dma": None, "kvm.ignore_msrs": None}
-    run(tree, {**values, "nf_conntrack_ftp.loose": None}, state="restored")
+    set_in(tree, {**values, "nf_conntrack_ftp.loose": None}, state="restored")
     assert own(tree) == BY_HAND.replace("halt_poll_ns=1 ignore_msrs ", "").replace(
         "options snd_pcm preallocate_dma=1 preallocate_dma=0\n", ""
     ).replace("\noptions nf_conntrack_ftp loose", "\n")
@@ -537,7 +533,7 @@ def test_several_words_of_the_command_line_that_bar_a_module_add_up(tree):
         "proc/cmdline",
         "modprobe.blacklist=dummy,a modprobe.blacklist=b module_blacklist=c module_blacklist=dummy",
     )
-    row = run(tree, {"dummy.numdummies": 3}, persist="auto")[1]["params"][0]
+    row = set_in(tree, {"dummy.numdummies": 3}, persist="auto")[1]["params"][0]
     assert row["notes"] == [
         "/proc/cmdline says: modprobe.blacklist=dummy,a",
         "/proc/cmdline says: module_blacklist=dummy",
@@ -546,5 +542,5 @@ def test_several_words_of_the_command_line_that_bar_a_module_add_up(tree):
 
 def test_a_value_with_a_space_is_quoted_for_the_kernel_command_line(tree):
     conf(tree, "sys/module/firmware_class/parameters/path", "/lib/a\n")
-    row = run(tree, {"firmware_class.path": "/lib/a b"}, persist="auto", check=True)[1]["params"][0]
+    row = set_in(tree, {"firmware_class.path": "/lib/a b"}, persist="auto", check=True)[1]["params"][0]
     assert row["pending"] == ['add firmware_class.path="/lib/a b" to the kernel command line and reboot']

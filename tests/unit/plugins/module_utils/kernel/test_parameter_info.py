@@ -25,6 +25,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.kerne
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.modinfo import ParameterInfo, parameters_of
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules.module_file import entries_printed
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.info import parameter_info
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "kernel"
 RELEASE = "6.12.107+deb13-cloud-amd64"
@@ -251,7 +252,7 @@ def test_what_modinfo_prints_is_what_modules_say():
 
 
 @pytest.fixture
-def tree(tmp_path):
+def sample_root(tmp_path):
     """A host of kernel 6.12: sample is loaded, spare only installed, zswap and the kernel itself are built in."""
     modules = tmp_path / "lib" / "modules" / RELEASE
     (modules / "kernel").mkdir(parents=True)
@@ -284,10 +285,7 @@ def tree(tmp_path):
         "sys/module/kernel/parameters/panic": "5\n",
         "sys/module/empty/initstate": "live\n",
     }
-    for name, text in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_files(tmp_path, files)
     (tmp_path / "sys/module/sample_mod/parameters/own_type").chmod(0o200)
     (tmp_path / "sys/module/sample_mod/parameters/off").chmod(0o444)
     return Root(str(tmp_path))
@@ -298,8 +296,8 @@ def rows_of(root: Root, *modules: str, names: t.Sequence[str] = ("*",), limit: i
     return {f"{row['module']}.{row['name']}": row for row in result["params"]}
 
 
-def test_a_loaded_modules_parameters_are_known_whole(tree):
-    rows = rows_of(tree, "sample-mod")
+def test_a_loaded_modules_parameters_are_known_whole(sample_root):
+    rows = rows_of(sample_root, "sample-mod")
     assert rows["sample_mod.the_uint"] == {
         "module": "sample_mod",
         "name": "the_uint",
@@ -341,12 +339,12 @@ def test_a_loaded_modules_parameters_are_known_whole(tree):
     }
 
 
-def test_an_option_that_keeps_a_module_from_being_loaded_is_pending(tree):
-    with open(tree.path("etc/modprobe.d/sample.conf"), "a", encoding="ascii") as stream:
+def test_an_option_that_keeps_a_module_from_being_loaded_is_pending(sample_root):
+    with open(sample_root.path("etc/modprobe.d/sample.conf"), "a", encoding="ascii") as stream:
         stream.write(
             "options sample_mod the_byte=256 the_short=1,2 the_invbool own_type=x whole=1,2,3,4,5 buffer=0123\n"
         )
-    rows = rows_of(tree, "sample-mod")
+    rows = rows_of(sample_root, "sample-mod")
     found = {
         row["name"]: row["pending"] for row in rows.values() if any("cannot be" in text for text in row["pending"])
     }
@@ -363,8 +361,8 @@ def test_an_option_that_keeps_a_module_from_being_loaded_is_pending(tree):
     assert rows["sample_mod.the_invbool"]["configured"] is None
 
 
-def test_a_module_that_is_only_installed_has_what_its_file_says(tree):
-    result = parameter_info(tree, "x86_64", ["spare"], ["*"], 20)
+def test_a_module_that_is_only_installed_has_what_its_file_says(sample_root):
+    result = parameter_info(sample_root, "x86_64", ["spare"], ["*"], 20)
     assert result["modules"] == [
         {
             "module": "spare",
@@ -382,8 +380,8 @@ def test_a_module_that_is_only_installed_has_what_its_file_says(tree):
     assert (unknown["type"], unknown["description"], unknown["mode"]) == (None, "No type", None)
 
 
-def test_built_in_parameters_are_set_by_the_command_line_alone(tree):
-    rows = rows_of(tree, "zswap", "kernel")
+def test_built_in_parameters_are_set_by_the_command_line_alone(sample_root):
+    rows = rows_of(sample_root, "zswap", "kernel")
     percent = rows["zswap.max_pool_percent"]
     assert (percent["persist"], percent["persist_as"]) == ("command_line", "zswap.max_pool_percent")
     assert (percent["settable"], percent["default"], percent["unsafe"]) == (["run", "boot"], None, None)
@@ -395,9 +393,9 @@ def test_built_in_parameters_are_set_by_the_command_line_alone(tree):
     assert (panic["persist_as"], panic["configured"], panic["pending"]) == ("panic", 5, [])
 
 
-def test_names_patterns_and_what_is_not_there(tree):
+def test_names_patterns_and_what_is_not_there(sample_root):
     asked = ["sampel_mod", "s*pa*", "[r-t]ample-*", "nosuch*", "tree", "spare", "[d-f]mpty", "plain", "empty"]
-    result = parameter_info(tree, "x86_64", asked, ["*e*"], 100)
+    result = parameter_info(sample_root, "x86_64", asked, ["*e*"], 100)
     assert [(row["module"], row["status"], row["nearest"]) for row in result["modules"]] == [
         ("sampel_mod", "absent", ["sample_mod"]),
         ("spare", "installed", []),
@@ -409,21 +407,21 @@ def test_names_patterns_and_what_is_not_there(tree):
         ("empty", "loaded", []),
     ]
     assert {row["module"] for row in result["params"]} == {"spare", "sample_mod"}
-    everything = parameter_info(tree, "x86_64", ["*"], ["*"], 500)
+    everything = parameter_info(sample_root, "x86_64", ["*"], ["*"], 500)
     assert [row["module"] for row in everything["modules"]][:3] == ["kernel", "sample_mod", "zswap"]
     assert len(everything["modules"]) > 10
-    absent = parameter_info(tree, "x86_64", ["sample_mod", "zswap"], ["the-int", "the_imt", "q*"], 100)
+    absent = parameter_info(sample_root, "x86_64", ["sample_mod", "zswap"], ["the-int", "the_imt", "q*"], 100)
     assert [row["name"] for row in absent["params"]] == ["the_int"]
     (missing,) = absent["absent_names"]
     assert (missing["name"], missing["nearest"][0]) == ("the_imt", "the_int")
 
 
-def test_the_limit_holds_and_is_told(tree):
-    all_of_it = parameter_info(tree, "x86_64", ["sample_mod", "zswap"], ["*"], 500)
+def test_the_limit_holds_and_is_told(sample_root):
+    all_of_it = parameter_info(sample_root, "x86_64", ["sample_mod", "zswap"], ["*"], 500)
     count = len(all_of_it["params"])
     assert not all_of_it["truncated"]
-    assert not parameter_info(tree, "x86_64", ["sample_mod", "zswap"], ["*"], count)["truncated"]
-    some = parameter_info(tree, "x86_64", ["sample_mod", "zswap", "nosuch"], ["x", "*"], 5)
+    assert not parameter_info(sample_root, "x86_64", ["sample_mod", "zswap"], ["*"], count)["truncated"]
+    some = parameter_info(sample_root, "x86_64", ["sample_mod", "zswap", "nosuch"], ["x", "*"], 5)
     assert (some["truncated"], some["params"]) == (True, all_of_it["params"][:5])
     assert [row["module"] for row in some["modules"]] == ["sample_mod"]
     assert some["absent_names"] == []
@@ -438,9 +436,9 @@ def test_the_limit_holds_and_is_told(tree):
         (["kvm", ""], ["*"], 1, "modules[1]"),
     ],
 )
-def test_what_can_be_no_name_is_refused(tree, modules, names, limit, option):
+def test_what_can_be_no_name_is_refused(sample_root, modules, names, limit, option):
     with pytest.raises(InvalidInput) as error:
-        parameter_info(tree, "x86_64", modules, names, limit)
+        parameter_info(sample_root, "x86_64", modules, names, limit)
     assert error.value.option == option
 
 

@@ -19,6 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import initramfs
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 
 RELEASE = "6.12.107"
 IMAGE = "boot/initrd.img-" + RELEASE
@@ -64,17 +65,17 @@ PACKERS = {
 
 
 @pytest.fixture
-def root(tmp_path):
-    for name, text in {
-        "proc/sys/kernel/osrelease": RELEASE,
-        f"lib/modules/{RELEASE}/modules.dep": "kernel/virtio_blk.ko:\n",
-        "sys/module/virtio_blk/initstate": "live\n",
-        "sys/module/virtio_blk/parameters/queue_depth": "64\n",
-        "sys/module/virtio_blk/parameters/num_request_queues": "0\n",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+def blk_root(tmp_path):
+    write_files(
+        tmp_path,
+        {
+            "proc/sys/kernel/osrelease": RELEASE,
+            f"lib/modules/{RELEASE}/modules.dep": "kernel/virtio_blk.ko:\n",
+            "sys/module/virtio_blk/initstate": "live\n",
+            "sys/module/virtio_blk/parameters/queue_depth": "64\n",
+            "sys/module/virtio_blk/parameters/num_request_queues": "0\n",
+        },
+    )
     for name in ("boot", "etc/modprobe.d"):
         (tmp_path / name).mkdir(parents=True)
     return Root(str(tmp_path))
@@ -91,7 +92,7 @@ def aged(root, seconds):
     os.utime(root.path(IMAGE), (newest + seconds, newest + seconds))
 
 
-def run(root, value, state="present", check=False, **options):
+def set_queue_depth(root, value, state="present", check=False, **options):
     entry = {"module": "virtio_blk", "name": "queue_depth", "value": value, "runtime": True, "read_back": "auto"}
     wanted = wanted_list([{**entry, "persist": "auto"}], state)
     plan, result = Parameters(root, "x86_64", wanted, state, **options).converge(check)
@@ -100,11 +101,11 @@ def run(root, value, state="present", check=False, **options):
 
 @pytest.mark.parametrize("packer", sorted(PACKERS))
 @pytest.mark.parametrize("microcode", [False, True])
-def test_modules_and_options_are_found_however_the_image_is_packed(packer, microcode, root):
+def test_modules_and_options_are_found_however_the_image_is_packed(packer, microcode, blk_root):
     first = cpio({"kernel/x86/microcode/AuthenticAMD.bin": b"\1" * 5001}) + b"\0" * 1536 if microcode else b""
-    image(root, first + PACKERS[packer](cpio({**MODULES, **OPTIONS}) + b"\0" * 200))
-    assert initramfs.image_of(root, RELEASE) == IMAGE
-    found = initramfs.read_image(root, IMAGE, RELEASE)
+    image(blk_root, first + PACKERS[packer](cpio({**MODULES, **OPTIONS}) + b"\0" * 200))
+    assert initramfs.image_of(blk_root, RELEASE) == IMAGE
+    found = initramfs.read_image(blk_root, IMAGE, RELEASE)
     assert found.unreadable is None
     assert found.modules == {"virtio_blk", "x"}
     options = {key: option.value for key, option in found.options.items()}
@@ -133,81 +134,81 @@ def test_modules_and_options_are_found_however_the_image_is_packed(packer, micro
         "zstd of nothing",
     ],
 )
-def test_an_image_that_cannot_be_read_says_why(data, reason, root):
-    image(root, data)
-    found = initramfs.read_image(root, IMAGE, RELEASE)
+def test_an_image_that_cannot_be_read_says_why(data, reason, blk_root):
+    image(blk_root, data)
+    found = initramfs.read_image(blk_root, IMAGE, RELEASE)
     said = str(found.unreadable)
     assert reason in said
-    aged(root, -5)
-    assert any(said in text for text in run(root, 64)[1]["pending"])
+    aged(blk_root, -5)
+    assert any(said in text for text in set_queue_depth(blk_root, 64)[1]["pending"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_image_that_this_user_may_not_read_is_not_called_damaged(root):
-    image(root, cpio(MODULES))
-    os.chmod(root.path(IMAGE), 0o600)
+def test_an_image_that_this_user_may_not_read_is_not_called_damaged(blk_root):
+    image(blk_root, cpio(MODULES))
+    os.chmod(blk_root.path(IMAGE), 0o600)
     child = os.fork()
     if child == 0:
         os.setuid(65534)
-        said = initramfs.read_image(root, IMAGE, RELEASE).unreadable
+        said = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
         os._exit(0 if said == "this user may not read it" else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_an_image_that_takes_a_program_which_is_missing_or_slow_says_so(root, monkeypatch):
-    image(root, b"\x28\xb5\x2f\xfd")
-    os.mkdir(root.path("bin"))
+def test_an_image_that_takes_a_program_which_is_missing_or_slow_says_so(blk_root, monkeypatch):
+    image(blk_root, b"\x28\xb5\x2f\xfd")
+    os.mkdir(blk_root.path("bin"))
     monkeypatch.setattr(initramfs, "_UNPACK_SECONDS", 0.1)
-    with open(root.path("bin/zstd"), "w", encoding="ascii") as stream:
+    with open(blk_root.path("bin/zstd"), "w", encoding="ascii") as stream:
         stream.write("#!/bin/sh\nsleep 60\n")
-    os.chmod(root.path("bin/zstd"), 0o755)
-    monkeypatch.setenv("PATH", root.path("bin"), prepend=os.pathsep)
-    said = initramfs.read_image(root, IMAGE, RELEASE).unreadable
+    os.chmod(blk_root.path("bin/zstd"), 0o755)
+    monkeypatch.setenv("PATH", blk_root.path("bin"), prepend=os.pathsep)
+    said = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
     assert said == "zstd takes longer than 0.1 s to unpack it"
     monkeypatch.setattr(initramfs, "_PROGRAMS", ((b"\x28\xb5\x2f\xfd", ("no-such-zstd", "-d")),))
-    assert initramfs.read_image(root, IMAGE, RELEASE).unreadable == "it takes the program no-such-zstd to unpack it"
+    assert initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable == "it takes the program no-such-zstd to unpack it"
 
 
-def test_a_stale_image_is_said_until_it_has_what_modprobe_d_says(root):
-    image(root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=32\n"})))
+def test_a_stale_image_is_said_until_it_has_what_modprobe_d_says(blk_root):
+    image(blk_root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=32\n"})))
     for check in (True, False):
-        _plan, row = run(root, 64, check=check)
+        _plan, row = set_queue_depth(blk_root, 64, check=check)
         assert [text.split(", and loads")[0] for text in row["pending"]] == [
             f"/{IMAGE} has the module with queue_depth=32"
         ]
-    aged(root, -5)
-    plan, row = run(root, 64)
+    aged(blk_root, -5)
+    plan, row = set_queue_depth(blk_root, 64)
     assert (bool(plan), row["verdict"]) == (False, "pending")
-    image(root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=0x40\n"})))
-    aged(root, -5)
-    assert run(root, 64)[1]["pending"] == []
+    image(blk_root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=0x40\n"})))
+    aged(blk_root, -5)
+    assert set_queue_depth(blk_root, 64)[1]["pending"] == []
 
 
-def test_a_module_that_is_not_in_the_image_is_nothing_to_say(root):
-    image(root, gzip.compress(cpio({"usr/lib/other.ko": b"", **OPTIONS})))
-    assert run(root, 128)[1]["pending"] == []
+def test_a_module_that_is_not_in_the_image_is_nothing_to_say(blk_root):
+    image(blk_root, gzip.compress(cpio({"usr/lib/other.ko": b"", **OPTIONS})))
+    assert set_queue_depth(blk_root, 128)[1]["pending"] == []
 
 
-def test_an_image_that_is_newer_than_all_of_modprobe_d_is_not_read(root):
-    image(root, b"not an image")
-    assert "cannot be seen" in run(root, 64)[1]["pending"][0]
-    aged(root, 5)
-    assert run(root, 64)[1]["pending"] == []
-    with open(root.path("etc/modprobe.d/other.conf"), "w", encoding="ascii") as stream:
+def test_an_image_that_is_newer_than_all_of_modprobe_d_is_not_read(blk_root):
+    image(blk_root, b"not an image")
+    assert "cannot be seen" in set_queue_depth(blk_root, 64)[1]["pending"][0]
+    aged(blk_root, 5)
+    assert set_queue_depth(blk_root, 64)[1]["pending"] == []
+    with open(blk_root.path("etc/modprobe.d/other.conf"), "w", encoding="ascii") as stream:
         stream.write("options x y=1\n")
-    aged(root, -5)
-    assert "cannot be seen" in run(root, 64)[1]["pending"][0]
+    aged(blk_root, -5)
+    assert "cannot be seen" in set_queue_depth(blk_root, 64)[1]["pending"][0]
 
 
-def test_what_was_taken_out_of_modprobe_d_is_stale_in_the_image_that_has_it(root):
-    run(root, 64)
-    ours = root.read_bytes("etc/modprobe.d/zz-tapvirt.conf")
-    image(root, cpio({**MODULES, "etc/modprobe.d/zz-tapvirt.conf": ours}))
-    plan, row = run(root, None, state="restored")
+def test_what_was_taken_out_of_modprobe_d_is_stale_in_the_image_that_has_it(blk_root):
+    set_queue_depth(blk_root, 64)
+    ours = blk_root.read_bytes("etc/modprobe.d/zz-tapvirt.conf")
+    image(blk_root, cpio({**MODULES, "etc/modprobe.d/zz-tapvirt.conf": ours}))
+    plan, row = set_queue_depth(blk_root, None, state="restored")
     assert [step.what for step in plan] == ["virtio_blk.queue_depth in /etc/modprobe.d/zz-tapvirt.conf"]
     assert "has the module with queue_depth=64" in row["pending"][0]
-    aged(root, 5)
-    assert run(root, None, state="restored")[1]["pending"] == []
+    aged(blk_root, 5)
+    assert set_queue_depth(blk_root, None, state="restored")[1]["pending"] == []
 
 
 PROGRAM = """#!/bin/sh
@@ -229,48 +230,48 @@ def program(root, monkeypatch, new, rc=0):
     monkeypatch.setenv("PATH", tree + "bin", prepend=os.pathsep)
 
 
-def test_a_stale_image_is_made_anew_on_request_only_and_never_in_check_mode(root, monkeypatch):
-    image(root, cpio(MODULES))
-    program(root, monkeypatch, cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=64\n"}))
-    run(root, 64, check=True, refresh_initramfs=True)
-    run(root, 64)
-    assert not root.exists("called")
-    plan, row = run(root, 64, refresh_initramfs=True)
+def test_a_stale_image_is_made_anew_on_request_only_and_never_in_check_mode(blk_root, monkeypatch):
+    image(blk_root, cpio(MODULES))
+    program(blk_root, monkeypatch, cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=64\n"}))
+    set_queue_depth(blk_root, 64, check=True, refresh_initramfs=True)
+    set_queue_depth(blk_root, 64)
+    assert not blk_root.exists("called")
+    plan, row = set_queue_depth(blk_root, 64, refresh_initramfs=True)
     assert [(step.what, step.how) for step in plan] == [("/" + IMAGE, "update-initramfs -u -k " + RELEASE)]
     assert (row["verdict"], row["pending"]) == ("changed", [])
-    assert root.read_text("called").endswith(f"update-initramfs -u -k {RELEASE}\n")
-    assert not run(root, 64, refresh_initramfs=True)[0]
+    assert blk_root.read_text("called").endswith(f"update-initramfs -u -k {RELEASE}\n")
+    assert not set_queue_depth(blk_root, 64, refresh_initramfs=True)[0]
 
 
 @pytest.mark.parametrize(("rc", "reason"), [(0, "still has other options"), (3, "update-initramfs failed .3.")])
-def test_making_it_anew_in_vain_is_a_failure_that_leaves_everything_as_before(rc, reason, root, monkeypatch):
-    image(root, cpio(MODULES))
-    program(root, monkeypatch, cpio(MODULES), rc)
+def test_making_it_anew_in_vain_is_a_failure_that_leaves_everything_as_before(rc, reason, blk_root, monkeypatch):
+    image(blk_root, cpio(MODULES))
+    program(blk_root, monkeypatch, cpio(MODULES), rc)
     with pytest.raises(TapvirtError, match=reason + ".*Everything is as it was before"):
-        run(root, 32, refresh_initramfs=True)
-    assert not root.exists("etc/modprobe.d/zz-tapvirt.conf")
-    assert root.read_text("sys/module/virtio_blk/parameters/queue_depth") == "64"
+        set_queue_depth(blk_root, 32, refresh_initramfs=True)
+    assert not blk_root.exists("etc/modprobe.d/zz-tapvirt.conf")
+    assert blk_root.read_text("sys/module/virtio_blk/parameters/queue_depth") == "64"
     # An image that was made with the wanted value is made again without it.
-    assert len(root.read_text("called").splitlines()) == (2 if rc == 0 else 1)
+    assert len(blk_root.read_text("called").splitlines()) == (2 if rc == 0 else 1)
 
 
-def test_a_file_that_cannot_be_put_back_is_named_and_values_are_put_back_all_the_same(root, monkeypatch):
-    image(root, cpio(MODULES))
-    program(root, monkeypatch, cpio(MODULES), 3)
-    place, value = root.path("etc/modprobe.d"), root.path("sys/module/virtio_blk/parameters/queue_depth")
+def test_a_file_that_cannot_be_put_back_is_named_and_values_are_put_back_all_the_same(blk_root, monkeypatch):
+    image(blk_root, cpio(MODULES))
+    program(blk_root, monkeypatch, cpio(MODULES), 3)
+    place, value = blk_root.path("etc/modprobe.d"), blk_root.path("sys/module/virtio_blk/parameters/queue_depth")
     pathlib.Path(place, "zz-tapvirt.conf").write_text("options virtio_blk queue_depth=64\n")
     script = f"#!/bin/sh\nrm -r {place} && : >{place}\nexit 3\n"
-    pathlib.Path(root.path("bin/update-initramfs")).write_text(script)
+    pathlib.Path(blk_root.path("bin/update-initramfs")).write_text(script)
     os.chmod(value, 0o644)
     with pytest.raises(
         TapvirtError, match="Not everything could be put back: /etc/modprobe.d/zz-tapvirt.conf: Not a directory"
     ):
-        run(root, 32, refresh_initramfs=True)
-    assert root.read_text("sys/module/virtio_blk/parameters/queue_depth").strip() == "64"
+        set_queue_depth(blk_root, 32, refresh_initramfs=True)
+    assert blk_root.read_text("sys/module/virtio_blk/parameters/queue_depth").strip() == "64"
 
 
-def test_without_a_program_that_could_make_it_anew_that_is_refused(root, monkeypatch):
-    image(root, cpio(MODULES))
+def test_without_a_program_that_could_make_it_anew_that_is_refused(blk_root, monkeypatch):
+    image(blk_root, cpio(MODULES))
     monkeypatch.setattr(initramfs, "find_program", lambda _name: None)
     with pytest.raises(TapvirtError, match="neither update-initramfs nor dracut"):
-        run(root, 64, refresh_initramfs=True)
+        set_queue_depth(blk_root, 64, refresh_initramfs=True)

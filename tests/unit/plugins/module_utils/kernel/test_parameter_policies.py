@@ -11,8 +11,7 @@ import os
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import Item, wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import Item
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import (
     Kind,
     parse_value,
@@ -22,6 +21,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.wr
     check_read_back,
     explain_errno,
 )
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.parameters import set_parameters
 
 
 def item(word="uint", module="some", name="parameter", mode=0o644, text=None):
@@ -30,25 +31,22 @@ def item(word="uint", module="some", name="parameter", mode=0o644, text=None):
 
 @pytest.fixture
 def root(tmp_path):
-    for name, text in {
-        "proc/sys/kernel/osrelease": "6.12",
-        "proc/sys/kernel/tainted": "0\n",
-        "sys/module/pcie_aspm/parameters/policy": "[default] performance powersave powersupersave\n",
-        "sys/module/panfrost/parameters/unstable_ioctls": "N\n",
-        "sys/module/some/parameters/plain": "one two\n",
-        "sys/module/some/parameters/number": "5\n",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_files(
+        tmp_path,
+        {
+            "proc/sys/kernel/osrelease": "6.12",
+            "proc/sys/kernel/tainted": "0\n",
+            "sys/module/pcie_aspm/parameters/policy": "[default] performance powersave powersupersave\n",
+            "sys/module/panfrost/parameters/unstable_ioctls": "N\n",
+            "sys/module/some/parameters/plain": "one two\n",
+            "sys/module/some/parameters/number": "5\n",
+        },
+    )
     return Root(str(tmp_path))
 
 
-def run(root, label, value, check=False, state="present", **options):
-    module, _dot, name = label.partition(".")
-    entry = {"module": module, "name": name, "value": value, "runtime": True, "persist": "none", "read_back": "auto"}
-    plan, result = Parameters(root, "x86_64", wanted_list([{**entry, **options}], state), state).converge(check)
-    return plan, result
+def set_parameter(root, label, value, **options):
+    return set_parameters(root, {label: value}, **options)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +82,7 @@ def test_a_truth_value_for_a_number_is_told_what_to_be(root):
         InvalidInput,
         match="^Invalid value True for .*: some.number takes a whole .*. Write 1 or 0 instead of a boolean.$",
     ):
-        run(root, "some.number", True)
+        set_parameter(root, "some.number", True)
 
 
 def test_no_policy_lets_another_text_pass():
@@ -115,23 +113,23 @@ def test_what_is_known_of_a_parameter_is_its_policy(parameter, policy):
 
 
 def test_of_a_selector_only_a_listed_word_can_be_chosen(root):
-    assert not run(root, "pcie_aspm.policy", "default")[0]
+    assert not set_parameter(root, "pcie_aspm.policy", "default")[0]
     with pytest.raises(
         InvalidInput, match="pcie_aspm.policy takes one of the words that it lists: .*. Did you mean powersave"
     ):
-        run(root, "pcie_aspm.policy", "powersav")
-    plan, result = run(root, "pcie_aspm.policy", "powersave", check=True)
+        set_parameter(root, "pcie_aspm.policy", "powersav")
+    plan, result = set_parameter(root, "pcie_aspm.policy", "powersave", check=True)
     assert (plan.rows()[0]["before"], plan.rows()[0]["after"]) == ("default", "powersave")
     assert result["params"][0]["type"] == "selector"
-    run(root, "pcie_aspm.policy", "powersave")
+    set_parameter(root, "pcie_aspm.policy", "powersave")
     assert root.read_text("sys/module/pcie_aspm/parameters/policy") == "powersave"
 
 
 def test_a_selector_can_be_named_as_one_where_the_value_does_not_show_it(root):
     with open(root.path("sys/module/some/parameters/plain"), "w", encoding="ascii") as stream:
         stream.write("[One]\n")
-    assert not run(root, "some.plain", "one", read_back="selector")[0]
-    assert run(root, "some.plain", "one", read_back="exact", check=True)[0]
+    assert not set_parameter(root, "some.plain", "one", read_back="selector")[0]
+    assert set_parameter(root, "some.plain", "one", read_back="exact", check=True)[0]
 
 
 def test_what_cannot_be_read_is_written_every_time(root):
@@ -142,7 +140,7 @@ def test_what_cannot_be_read_is_written_every_time(root):
         os.remove(path)
         os.symlink("/proc/self/clear_refs", path)
     for _time in range(2):
-        plan, result = run(root, "some.number", 1)
+        plan, result = set_parameter(root, "some.number", 1)
         assert (len(plan), plan.rows()[0]["why"], result["params"][0]["after"]) == (1, "a write always acts", None)
 
 
@@ -151,10 +149,10 @@ def test_an_unsafe_parameter_is_refused_before_anything_changes(root):
     with pytest.raises(
         InvalidInput, match="^Invalid value True for .*The module marks .* as unsafe: .*Set allow_taint to true"
     ):
-        run(root, label, True)
+        set_parameter(root, label, True)
     assert root.read_text("sys/module/panfrost/parameters/unstable_ioctls") == "N\n"
-    assert not run(root, label, False)[0]
-    assert len(run(root, label, True, allow_taint=True)[0]) == 1
+    assert not set_parameter(root, label, False)[0]
+    assert len(set_parameter(root, label, True, allow_taint=True)[0]) == 1
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -163,16 +161,16 @@ def test_a_taint_that_nobody_knew_of_is_found_out(allowed, root):
     os.remove(root.path("proc/sys/kernel/tainted"))
     os.symlink("../../../sys/module/some/parameters/number", root.path("proc/sys/kernel/tainted"))
     if allowed:
-        assert run(root, "some.number", 64, allow_taint=True)[1]["taints_added"] == ["user_request"]
+        assert set_parameter(root, "some.number", 64, allow_taint=True)[1]["taints_added"] == ["user_request"]
         return
     with pytest.raises(
         TapvirtError, match="^Setting some.number tainted the kernel .U.*Set allow_taint to true"
     ) as error:
-        run(root, "some.number", 64)
+        set_parameter(root, "some.number", 64)
     assert error.value.fields["taints_added"] == ["user_request"]
     assert root.read_text("sys/module/some/parameters/number") == "5"
     # Flags that were there before are nobody's fault, and neither are others.
-    assert run(root, "some.number", 128)[1]["taints_added"] == ["died"]
+    assert set_parameter(root, "some.number", 128)[1]["taints_added"] == ["died"]
 
 
 def test_every_errno_has_its_cause():
@@ -204,6 +202,6 @@ def test_every_errno_has_its_cause():
 
 def test_more_than_a_page_is_refused_before_the_write(root):
     with pytest.raises(InvalidInput, match="takes a value of at most 4095 bytes"):
-        run(root, "some.plain", "x" * 4096)
+        set_parameter(root, "some.plain", "x" * 4096)
     assert root.read_text("sys/module/some/parameters/plain") == "one two\n"
-    run(root, "some.plain", "x" * 4095)
+    set_parameter(root, "some.plain", "x" * 4095)

@@ -18,7 +18,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules impor
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters import reload
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 from ansible_collections.tapvirt.host.tests.unit.support.kernel.module_object import object_file
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.parameters import set_parameters
 
 RELEASE = "6.12.107"
 OWN = "etc/modprobe.d/zz-tapvirt.conf"
@@ -63,16 +65,16 @@ for name, value in values.items():
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    for name, text in {
-        "proc/sys/kernel/osrelease": RELEASE,
-        "proc/sys/kernel/random/boot_id": "this\n",
-        f"lib/modules/{RELEASE}/modules.dep": "kernel/drivers/nbd.ko:\n",
-        f"lib/modules/{RELEASE}/modules.alias": "alias rtnl-link-nb-link nbd\n",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+def nbd_root(tmp_path, monkeypatch):
+    write_files(
+        tmp_path,
+        {
+            "proc/sys/kernel/osrelease": RELEASE,
+            "proc/sys/kernel/random/boot_id": "this\n",
+            f"lib/modules/{RELEASE}/modules.dep": "kernel/drivers/nbd.ko:\n",
+            f"lib/modules/{RELEASE}/modules.alias": "alias rtnl-link-nb-link nbd\n",
+        },
+    )
     (tmp_path / "etc" / "modprobe.d").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     for name in ("rmmod", "modprobe"):
@@ -86,13 +88,9 @@ def root(tmp_path, monkeypatch):
     return root
 
 
-def run(root, values, state="present", check=False, **options):
-    entries = []
-    for name, value in values.items():
-        entry = {"module": "nbd", "name": name, "value": value, "runtime": True, "persist": "auto"}
-        entries.append({**entry, "read_back": "auto", "reload": "if_unused", **options})
-    plan, result = Parameters(root, "x86_64", wanted_list(entries, state), state).converge(check)
-    return plan, result
+def set_nbd(root, values, **options):
+    options = {"persist": "auto", "reload": "if_unused", **options}
+    return set_parameters(root, {f"nbd.{name}": value for name, value in values.items()}, **options)
 
 
 def value(root, name):
@@ -104,49 +102,47 @@ def called(root):
 
 
 def put(root, name, text):
-    path = pathlib.Path(root.path(name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_files(root.path("/"), {name: text})
 
 
-def test_one_reload_for_all_parameters_of_a_module_and_none_in_the_second_run(root):
-    checked = run(root, {"count": 5, "parts": 8}, check=True)[0].rows()
-    assert (called(root), root.exists(OWN), value(root, "count")) == ([], False, "2")
-    plan, result = run(root, {"count": 5, "parts": 8}, read_back="rounded")
+def test_one_reload_for_all_parameters_of_a_module_and_none_in_the_second_run(nbd_root):
+    checked = set_nbd(nbd_root, {"count": 5, "parts": 8}, check=True)[0].rows()
+    assert (called(nbd_root), nbd_root.exists(OWN), value(nbd_root, "count")) == ([], False, "2")
+    plan, result = set_nbd(nbd_root, {"count": 5, "parts": 8}, read_back="rounded")
     assert [row["how"] for row in plan.rows()] == ["/" + OWN, "/" + OWN, "rmmod, modprobe"]
     assert plan.rows() == checked
-    assert called(root) == ["rmmod nbd", "modprobe nbd"]
+    assert called(nbd_root) == ["rmmod nbd", "modprobe nbd"]
     assert [(row["after"], row["verdict"], row["pending"]) for row in result["params"]] == [
         (5, "changed", []),
         (9, "adjusted", []),
     ]
-    plan, result = run(root, {"count": 5, "parts": 8})
+    plan, result = set_nbd(nbd_root, {"count": 5, "parts": 8})
     assert (plan.rows(), [row["verdict"] for row in result["params"]]) == ([], ["unchanged", "adjusted"])
 
 
-def test_values_that_nothing_configures_are_not_lost(root):
+def test_values_that_nothing_configures_are_not_lost(nbd_root):
     reload.unload("nbd")
     command.run(["modprobe", "nbd", "count=7"])
-    put(root, "sys/module/nbd/parameters/log", "Y\n")
-    run(root, {"parts": 3})
-    assert [value(root, name) for name in ("parts", "count", "log")] == ["3", "7", "Y"]
-    assert called(root)[-1] == "modprobe nbd count=7"
+    put(nbd_root, "sys/module/nbd/parameters/log", "Y\n")
+    set_nbd(nbd_root, {"parts": 3})
+    assert [value(nbd_root, name) for name in ("parts", "count", "log")] == ["3", "7", "Y"]
+    assert called(nbd_root)[-1] == "modprobe nbd count=7"
 
 
-def test_without_being_asked_nothing_is_loaded_again(root):
-    _plan, result = run(root, {"count": 5}, reload="never")
+def test_without_being_asked_nothing_is_loaded_again(nbd_root):
+    _plan, result = set_nbd(nbd_root, {"count": 5}, reload="never")
     assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
-    assert (called(root), value(root, "count")) == ([], "2")
+    assert (called(nbd_root), value(nbd_root, "count")) == ([], "2")
     with pytest.raises(
         InvalidInput,
         match="^Invalid value 'if_unused' for params.0..reload: .*nbd.count.* Set persist to auto or modprobe_d.$",
     ):
-        run(root, {"count": 5}, persist="none")
+        set_nbd(nbd_root, {"count": 5}, persist="none")
 
 
-def test_a_parameter_that_can_be_set_needs_no_reload(root):
-    run(root, {"log": True})
-    assert (called(root), value(root, "log")) == ([], "Y")
+def test_a_parameter_that_can_be_set_needs_no_reload(nbd_root):
+    set_nbd(nbd_root, {"log": True})
+    assert (called(nbd_root), value(nbd_root, "log")) == ([], "Y")
 
 
 @pytest.mark.parametrize(
@@ -161,145 +157,145 @@ def test_a_parameter_that_can_be_set_needs_no_reload(root):
         (f"lib/modules/{RELEASE}/modules.dep", "", "it is not installed for this kernel"),
     ],
 )
-def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reason, root):
-    put(root, "sys/class/net/lo/flags", "0x9\n")
-    put(root, name, text)
-    _plan, result = run(root, {"count": 5})
+def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reason, nbd_root):
+    put(nbd_root, "sys/class/net/lo/flags", "0x9\n")
+    put(nbd_root, name, text)
+    _plan, result = set_nbd(nbd_root, {"count": 5})
     (pending,) = result["params"][0]["pending"]
     assert pending.startswith("not in effect: it takes effect when the module is loaded again; that was not done now: ")
     assert reason in pending
-    assert (called(root), value(root, "count"), result["params"][0]["verdict"]) == ([], "2", "changed")
-    assert run(root, {"count": 5})[1]["params"][0]["verdict"] == "pending"
+    assert (called(nbd_root), value(nbd_root, "count"), result["params"][0]["verdict"]) == ([], "2", "changed")
+    assert set_nbd(nbd_root, {"count": 5})[1]["params"][0]["verdict"] == "pending"
 
 
-def test_a_module_that_could_not_be_loaded_again_is_not_unloaded(root):
-    path = pathlib.Path(root.path(f"lib/modules/{RELEASE}/kernel/drivers/nbd.ko"))
+def test_a_module_that_could_not_be_loaded_again_is_not_unloaded(nbd_root):
+    path = pathlib.Path(nbd_root.path(f"lib/modules/{RELEASE}/kernel/drivers/nbd.ko"))
     path.parent.mkdir(parents=True)
     path.write_bytes(object_file(b"parmtype=count:int\0parmtype=parts:int\0parmtype=log:bool\0"))
-    put(root, "etc/modprobe.d/a.conf", "options nbd parts=many\n")
-    _plan, result = run(root, {"count": 5})
-    assert (called(root), value(root, "count")) == ([], "2")
+    put(nbd_root, "etc/modprobe.d/a.conf", "options nbd parts=many\n")
+    _plan, result = set_nbd(nbd_root, {"count": 5})
+    assert (called(nbd_root), value(nbd_root, "count")) == ([], "2")
     assert "that was not done now: /etc/modprobe.d/a.conf sets parts=many for nbd" in result["params"][0]["pending"][0]
-    put(root, "etc/modprobe.d/a.conf", "options nbd parts=8\n")
-    run(root, {"count": 5})
-    assert (called(root), value(root, "count")) == (["rmmod nbd", "modprobe nbd"], "5")
+    put(nbd_root, "etc/modprobe.d/a.conf", "options nbd parts=8\n")
+    set_nbd(nbd_root, {"count": 5})
+    assert (called(nbd_root), value(nbd_root, "count")) == (["rmmod nbd", "modprobe nbd"], "5")
 
 
-def test_a_device_that_is_bound_to_the_module_is_in_the_way(root):
-    put(root, "sys/bus/virtio/drivers/nbd/bind", "")
-    os.makedirs(root.path("sys/module/nbd/drivers"))
-    os.symlink("../../../bus/virtio/drivers/nbd", root.path("sys/module/nbd/drivers/virtio:nbd"))
+def test_a_device_that_is_bound_to_the_module_is_in_the_way(nbd_root):
+    put(nbd_root, "sys/bus/virtio/drivers/nbd/bind", "")
+    os.makedirs(nbd_root.path("sys/module/nbd/drivers"))
+    os.symlink("../../../bus/virtio/drivers/nbd", nbd_root.path("sys/module/nbd/drivers/virtio:nbd"))
     lines: list[modprobe_d.Line] = []
-    assert reload.reload_blockers(root, "nbd", lines, "") == []
-    os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/module"))
-    os.symlink("/sys", root.path("sys/bus/virtio/drivers/nbd/virtio7"))
-    assert reload.reload_blockers(root, "nbd", lines, "") == ["it drives virtio7"]
+    assert reload.reload_blockers(nbd_root, "nbd", lines, "") == []
+    os.symlink("/sys", nbd_root.path("sys/bus/virtio/drivers/nbd/module"))
+    os.symlink("/sys", nbd_root.path("sys/bus/virtio/drivers/nbd/virtio7"))
+    assert reload.reload_blockers(nbd_root, "nbd", lines, "") == ["it drives virtio7"]
 
 
-def test_an_interface_that_is_down_or_of_another_kind_is_not_in_the_way(root):
-    put(root, "sys/class/net/lo/flags", "0x8\n")
-    put(root, "sys/class/net/lo/uevent", "DEVTYPE=nb_link\n")
-    assert reload.reload_blockers(root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
-    put(root, "sys/class/net/lo/flags", "0x9\n")
-    assert reload.reload_blockers(root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
+def test_an_interface_that_is_down_or_of_another_kind_is_not_in_the_way(nbd_root):
+    put(nbd_root, "sys/class/net/lo/flags", "0x8\n")
+    put(nbd_root, "sys/class/net/lo/uevent", "DEVTYPE=nb_link\n")
+    assert reload.reload_blockers(nbd_root, "nbd", [], "alias rtnl-link-nb-link nbd\n") == []
+    put(nbd_root, "sys/class/net/lo/flags", "0x9\n")
+    assert reload.reload_blockers(nbd_root, "nbd", [], "alias rtnl-link-nb-link other\n") == []
 
 
-def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before(root):
-    put(root, "busy", "")
+def test_a_module_that_cannot_be_unloaded_is_a_failure_that_leaves_all_as_before(nbd_root):
+    put(nbd_root, "busy", "")
     with pytest.raises(
         TapvirtError, match="The module nbd could not be unloaded: .*not permitted.*Everything is as it was"
     ):
-        run(root, {"count": 5, "log": True})
-    assert [value(root, name) for name in ("count", "log")] == ["2", "N"]
-    assert not root.exists(OWN)
-    assert not root.exists(JOURNAL)
+        set_nbd(nbd_root, {"count": 5, "log": True})
+    assert [value(nbd_root, name) for name in ("count", "log")] == ["2", "N"]
+    assert not nbd_root.exists(OWN)
+    assert not nbd_root.exists(JOURNAL)
 
 
-def test_who_looks_at_a_new_device_for_a_moment_is_waited_for(root):
-    put(root, "held", "")
-    run(root, {"count": 5})
-    assert (called(root), value(root, "count")) == (["rmmod nbd", "rmmod nbd", "modprobe nbd"], "5")
+def test_who_looks_at_a_new_device_for_a_moment_is_waited_for(nbd_root):
+    put(nbd_root, "held", "")
+    set_nbd(nbd_root, {"count": 5})
+    assert (called(nbd_root), value(nbd_root, "count")) == (["rmmod nbd", "rmmod nbd", "modprobe nbd"], "5")
 
 
-def test_a_module_that_does_not_come_back_is_loaded_as_before(root):
-    put(root, "sys/module/nbd/parameters/log", "Y\n")
+def test_a_module_that_does_not_come_back_is_loaded_as_before(nbd_root):
+    put(nbd_root, "sys/module/nbd/parameters/log", "Y\n")
     with pytest.raises(
         TapvirtError, match="The module nbd could not be loaded: .*Invalid argument. Everything is as it was"
     ):
-        run(root, {"count": -1})
-    assert [value(root, name) for name in ("count", "log")] == ["2", "Y"]
-    assert (called(root), root.exists(OWN)) == (["rmmod nbd", "modprobe nbd", "modprobe nbd"], False)
+        set_nbd(nbd_root, {"count": -1})
+    assert [value(nbd_root, name) for name in ("count", "log")] == ["2", "Y"]
+    assert (called(nbd_root), nbd_root.exists(OWN)) == (["rmmod nbd", "modprobe nbd", "modprobe nbd"], False)
 
 
-def test_a_module_that_cannot_even_be_loaded_as_before_is_left_to_the_next_run(root):
-    program = pathlib.Path(root.path("bin/modprobe"))
+def test_a_module_that_cannot_even_be_loaded_as_before_is_left_to_the_next_run(nbd_root):
+    program = pathlib.Path(nbd_root.path("bin/modprobe"))
     works = program.read_text()
     program.write_text("#!/bin/sh\necho modprobe: FATAL: none >&2\nexit 1\n")
     with pytest.raises(
         TapvirtError, match="Not everything could be put back: The module nbd could not be loaded: modprobe: FATAL"
     ):
-        run(root, {"count": 5})
+        set_nbd(nbd_root, {"count": 5})
     program.write_text(works)
-    plan, result = run(root, {"count": 2})
-    assert (plan.rows()[0]["what"], result["recovered"], value(root, "count")) == (
+    plan, result = set_nbd(nbd_root, {"count": 2})
+    assert (plan.rows()[0]["what"], result["recovered"], value(nbd_root, "count")) == (
         "the module nbd",
         ["the module nbd"],
         "2",
     )
 
 
-def test_the_first_of_two_modules_is_loaded_as_before_when_the_second_fails(root):
-    put(root, f"lib/modules/{RELEASE}/modules.dep", "kernel/a.ko:\nkernel/nbd.ko:\n")
+def test_the_first_of_two_modules_is_loaded_as_before_when_the_second_fails(nbd_root):
+    put(nbd_root, f"lib/modules/{RELEASE}/modules.dep", "kernel/a.ko:\nkernel/nbd.ko:\n")
     command.run(["modprobe", "a", "count=7"])
     entry = {"runtime": True, "persist": "auto", "read_back": "auto", "reload": "if_unused", "name": "count"}
     entries = [{**entry, "module": "a", "value": 3}, {**entry, "module": "nbd", "value": -1}]
     with pytest.raises(TapvirtError, match="The module nbd could not be loaded: .*Everything is as it was"):
-        Parameters(root, "x86_64", wanted_list(entries, "present"), "present").converge(False)
-    assert root.read_text("sys/module/a/parameters/count") == "7\n"
-    assert (value(root, "count"), root.exists(OWN), root.exists(JOURNAL)) == ("2", False, False)
+        Parameters(nbd_root, "x86_64", wanted_list(entries, "present"), "present").converge(False)
+    assert nbd_root.read_text("sys/module/a/parameters/count") == "7\n"
+    assert (value(nbd_root, "count"), nbd_root.exists(OWN), nbd_root.exists(JOURNAL)) == ("2", False, False)
 
 
-def test_a_value_that_the_load_did_not_take_is_a_failure_that_leaves_all_as_before(root):
+def test_a_value_that_the_load_did_not_take_is_a_failure_that_leaves_all_as_before(nbd_root):
     with pytest.raises(
         TapvirtError, match="The kernel took '8' for nbd.parts, but 9 reads back.*Everything is as it was"
     ):
-        run(root, {"count": 5, "parts": 8}, read_back="exact")
-    assert [value(root, name) for name in ("count", "parts")] == ["2", "17"]
-    assert not root.exists(OWN)
+        set_nbd(nbd_root, {"count": 5, "parts": 8}, read_back="exact")
+    assert [value(nbd_root, name) for name in ("count", "parts")] == ["2", "17"]
+    assert not nbd_root.exists(OWN)
 
 
-def test_restored_loads_it_again_with_what_was_there(root):
-    run(root, {"count": 5})
-    _plan, result = run(root, {"count": None}, state="restored", reload="never")
+def test_restored_loads_it_again_with_what_was_there(nbd_root):
+    set_nbd(nbd_root, {"count": 5})
+    _plan, result = set_nbd(nbd_root, {"count": None}, state="restored", reload="never")
     assert result["params"][0]["pending"] == ["the running value stays until the module is loaded again"]
-    assert value(root, "count") == "5"
-    put(root, "sys/module/nbd/refcnt", "1\n")
-    (pending,) = run(root, {"count": None}, state="restored")[1]["params"][0]["pending"]
+    assert value(nbd_root, "count") == "5"
+    put(nbd_root, "sys/module/nbd/refcnt", "1\n")
+    (pending,) = set_nbd(nbd_root, {"count": None}, state="restored")[1]["params"][0]["pending"]
     assert "; that was not done now: it is in use (1 times" in pending
-    put(root, "sys/module/nbd/refcnt", "0\n")
-    plan, result = run(root, {"count": None}, state="restored")
+    put(nbd_root, "sys/module/nbd/refcnt", "0\n")
+    plan, result = set_nbd(nbd_root, {"count": None}, state="restored")
     assert [row["what"] for row in plan.rows()] == ["the module nbd"]
-    assert (value(root, "count"), result["params"][0]["verdict"]) == ("2", "restored")
-    assert not run(root, {"count": None}, state="restored")[0]
-    assert not root.exists(JOURNAL)
+    assert (value(nbd_root, "count"), result["params"][0]["verdict"]) == ("2", "restored")
+    assert not set_nbd(nbd_root, {"count": None}, state="restored")[0]
+    assert not nbd_root.exists(JOURNAL)
 
 
-def test_a_module_that_a_killed_run_had_unloaded_is_loaded_by_the_next_one(root):
+def test_a_module_that_a_killed_run_had_unloaded_is_loaded_by_the_next_one(nbd_root):
     reload.unload("nbd")
     journal = {"boot_id": "this", "in_progress": {}, "reloading": {"nbd": {"count": "7", "log": "Y", "parts": "17"}}}
-    put(root, JOURNAL, json.dumps(journal))
-    put(root, "sys/module/kernel/parameters/panic", "0\n")
+    put(nbd_root, JOURNAL, json.dumps(journal))
+    put(nbd_root, "sys/module/kernel/parameters/panic", "0\n")
     entry = {"module": "kernel", "name": "panic", "value": 0, "runtime": True, "persist": "none", "read_back": "auto"}
-    plan, result = Parameters(root, "x86_64", wanted_list([entry], "present"), "present").converge(False)
+    plan, result = Parameters(nbd_root, "x86_64", wanted_list([entry], "present"), "present").converge(False)
     assert ([step.what for step in plan], result["recovered"]) == (["the module nbd"], ["the module nbd"])
-    assert [value(root, name) for name in ("count", "log", "parts")] == ["7", "Y", "17"]
-    assert not Parameters(root, "x86_64", wanted_list([entry], "present"), "present").converge(False)[0]
+    assert [value(nbd_root, name) for name in ("count", "log", "parts")] == ["7", "Y", "17"]
+    assert not Parameters(nbd_root, "x86_64", wanted_list([entry], "present"), "present").converge(False)[0]
 
 
-def test_other_lines_about_the_module_are_notes(root):
-    put(root, "etc/modprobe.d/a.conf", "blacklist nbd\nsoftdep nbd pre: dummy\nblacklist other\n")
-    put(root, "proc/cmdline", "quiet module_blacklist=x,nbd modprobe.blacklist=nbd\n")
-    _plan, result = run(root, {"count": 5})
+def test_other_lines_about_the_module_are_notes(nbd_root):
+    put(nbd_root, "etc/modprobe.d/a.conf", "blacklist nbd\nsoftdep nbd pre: dummy\nblacklist other\n")
+    put(nbd_root, "proc/cmdline", "quiet module_blacklist=x,nbd modprobe.blacklist=nbd\n")
+    _plan, result = set_nbd(nbd_root, {"count": 5})
     assert result["params"][0]["notes"] == [
         "/etc/modprobe.d/a.conf says: blacklist nbd",
         "/etc/modprobe.d/a.conf says: softdep nbd pre: dummy",

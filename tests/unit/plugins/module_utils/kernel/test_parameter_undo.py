@@ -14,8 +14,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.parameters import set_parameters
 
 OWN = "etc/modprobe.d/zz-tapvirt.conf"
 JOURNAL = "var/lib/tapvirt/kernel_module_param.json"
@@ -31,7 +30,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def root(tmp_path) -> t.Iterator[Root]:
+def twins(tmp_path) -> t.Iterator[Root]:
     """A host whose loadable module "twin" has two parameters that are one to the kernel, and "other" a third."""
     (tmp_path / "proc").symlink_to("/proc")
     for module, name, path in (("twin", "one", SHARED), ("twin", "two", SHARED), ("other", "size", EARLIER)):
@@ -48,13 +47,8 @@ def root(tmp_path) -> t.Iterator[Root]:
         path.write_text(text)
 
 
-def run(root: Root, values: t.Mapping[str, int]) -> None:
-    entries = []
-    for label, value in values.items():
-        module, _dot, name = label.partition(".")
-        entry = {"module": module, "name": name, "value": value, "runtime": True, "persist": "auto"}
-        entries.append({**entry, "read_back": "auto"})
-    Parameters(root, "x86_64", wanted_list(entries, "present"), "present").converge(False)
+def set_lasting(root: Root, values: t.Mapping[str, int]) -> None:
+    set_parameters(root, values, persist="auto")
 
 
 def numbers() -> tuple[int, int]:
@@ -68,14 +62,14 @@ def verdicts(error: TapvirtError) -> dict[str, tuple[str, bool]]:
     return {"{module}.{name}".format(**row): (row["verdict"], row["changed"]) for row in rows}
 
 
-def test_what_has_no_effect_in_the_end_is_undone_with_all_that_was_set_before_it(root):
+def test_what_has_no_effect_in_the_end_is_undone_with_all_that_was_set_before_it(twins):
     shared, earlier = numbers()
     with pytest.raises(TapvirtError) as error:
-        run(root, {"other.size": earlier + 1, "twin.one": shared + 1, "twin.two": shared + 2})
+        set_lasting(twins, {"other.size": earlier + 1, "twin.one": shared + 1, "twin.two": shared + 2})
     assert "no effect: twin.one (it has another value). Everything is as it was before." in error.value.message
     assert numbers() == (shared, earlier)
-    assert root.read_text(OWN) == TEXT
-    assert not root.exists(JOURNAL)
+    assert twins.read_text(OWN) == TEXT
+    assert not twins.exists(JOURNAL)
     assert (error.value.fields["changed"], error.value.fields["not_put_back"]) == (False, [])
     assert [row["error"] for row in error.value.fields["params"]] == [None, error.value.row(), None]
     assert verdicts(error.value) == {
@@ -83,12 +77,12 @@ def test_what_has_no_effect_in_the_end_is_undone_with_all_that_was_set_before_it
         "twin.one": ("failed", False),
         "twin.two": ("put_back", False),
     }
-    run(root, {"other.size": earlier + 1, "twin.one": shared + 1})
+    set_lasting(twins, {"other.size": earlier + 1, "twin.one": shared + 1})
     assert numbers() == (shared + 1, earlier + 1)
-    assert root.read_text(OWN) == TEXT.replace("size=1", f"size={earlier + 1}") + f"options twin one={shared + 1}\n"
+    assert twins.read_text(OWN) == TEXT.replace("size=1", f"size={earlier + 1}") + f"options twin one={shared + 1}\n"
 
 
-def test_an_undo_that_fails_is_named_and_the_others_are_undone(root):
+def test_an_undo_that_fails_is_named_and_the_others_are_undone(twins):
     shared, earlier = numbers()
     # From the moment that our own file is there, the kernel lets nobody write the first parameter: not even root.
     watching = [True]
@@ -100,12 +94,12 @@ def test_an_undo_that_fails_is_named_and_the_others_are_undone(root):
     sys.addaudithook(protect)
     try:
         with pytest.raises(TapvirtError) as error:
-            run(root, {"other.size": earlier + 1, "twin.one": shared + 1, "twin.two": shared + 2})
+            set_lasting(twins, {"other.size": earlier + 1, "twin.one": shared + 1, "twin.two": shared + 2})
     finally:
         watching[0] = False
     assert error.value.message.endswith("Not everything could be put back: other.size: Permission denied.")
     assert numbers() == (shared, earlier + 1)
-    assert root.read_text(OWN) == TEXT
+    assert twins.read_text(OWN) == TEXT
     assert (error.value.fields["changed"], error.value.fields["not_put_back"]) == (
         True,
         ["other.size: Permission denied"],

@@ -18,10 +18,10 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.plan import Plan
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
-from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import kind_of_value, read_value
+from ansible_collections.tapvirt.host.tests.unit.support.kernel.parameters import set_parameters
 
 SYSFS = pathlib.Path("/sys/module")
 ARCH = os.uname().machine
@@ -74,14 +74,8 @@ def root(tmp_path) -> Root:
     return Root(str(tmp_path))
 
 
-def run(root: Root, values: t.Mapping[str, t.Any], state: str = "present", check: bool = False, **options: t.Any):
-    entries = []
-    for label, value in values.items():
-        module, _dot, name = label.partition(".")
-        entry = {"module": module, "name": name, "value": value, "runtime": True, "persist": "none"}
-        entries.append({"read_back": "auto", **entry, **options})
-    plan, result = Parameters(root, ARCH, wanted_list(entries, state), state).converge(check)
-    return plan, result
+def set_here(root: Root, values: t.Mapping[str, t.Any], **options: t.Any) -> tuple[Plan, dict[str, t.Any]]:
+    return set_parameters(root, values, machine=ARCH, **options)
 
 
 def writable() -> list[str]:
@@ -121,14 +115,14 @@ def test_the_verdict_is_what_a_plain_write_and_read_back_shows(label, value, roo
         if file_of(label).read_text() != before[label]:
             plain_write(label, before[label].rstrip("\n").encode())
         try:
-            run(root, {label: value})
+            set_here(root, {label: value})
             ours: t.Any = file_of(label).read_text()
         except TapvirtError:
             ours = None
             assert file_of(label).read_text() == before[label]
         assert ours == plain
         if ours is not None:
-            plan, _result = run(root, {label: value})
+            plan, _result = set_here(root, {label: value})
             assert not plan
 
 
@@ -137,7 +131,7 @@ def test_an_array_that_is_too_short_is_refused_as_the_kernel_would_keep_its_tail
     with kept("vt.default_red"), pytest.raises(
         InvalidInput, match="has 16 elements, and the kernel would keep those.* Give all 16 elements."
     ):
-        run(root, {"vt.default_red": [9, 9]})
+        set_here(root, {"vt.default_red": [9, 9]})
 
 
 def spellings(text: str) -> list[t.Any]:
@@ -177,7 +171,7 @@ def test_every_parameter_set_to_its_own_value_in_any_spelling_is_no_change_and_n
         values[label] = texts[turn % len(texts)]
     assert len(values) > 20
     results = []
-    opened = opened_for_writing(lambda: results.append(run(root, values)))
+    opened = opened_for_writing(lambda: results.append(set_here(root, values)))
     plan, result = results[0]
     assert plan.rows() == []
     assert {row["verdict"] for row in result["params"]} == {"unchanged"}
@@ -226,7 +220,7 @@ def test_a_failing_thirteenth_of_twenty_leaves_all_as_before_and_says_which(root
         with pytest.raises(
             TapvirtError, match=f"The kernel took 'cachejunk' for {failing}, but.*Everything is as it was"
         ):
-            run(root, values)
+            set_here(root, values)
         assert {label: file_of(label).read_text() for label in before} == before
         assert not os.path.exists(root.path("var/lib/tapvirt/kernel_module_param.json"))
 
@@ -235,17 +229,17 @@ def test_set_second_run_restored(root):
     labels = some_numbers(10)
     with kept(*labels) as before:
         values = {label: neighbour(before[label]) for label in labels}
-        plan, result = run(root, values)
+        plan, result = set_here(root, values)
         assert len(plan) == len(labels)
         assert {row["verdict"] for row in result["params"]} == {"changed"}
         assert [row["after"] for row in result["params"]] == list(values.values())
-        assert not run(root, values)[0]
-        run(root, {label: neighbour(file_of(label).read_text()) for label in labels})
-        plan, result = run(root, dict.fromkeys(labels), state="restored")
+        assert not set_here(root, values)[0]
+        set_here(root, {label: neighbour(file_of(label).read_text()) for label in labels})
+        plan, result = set_here(root, dict.fromkeys(labels), state="restored")
         assert {row["verdict"] for row in result["params"]} <= {"restored", "unchanged"}
         assert plan
         assert {label: file_of(label).read_text() for label in labels} == before
-        assert not run(root, dict.fromkeys(labels), state="restored")[0]
+        assert not set_here(root, dict.fromkeys(labels), state="restored")[0]
 
 
 def test_check_mode_plans_the_same_and_touches_nothing(root, tmp_path):
@@ -253,10 +247,10 @@ def test_check_mode_plans_the_same_and_touches_nothing(root, tmp_path):
     with kept(*labels) as before:
         values = {label: neighbour(before[label]) for label in labels}
         checks: list[t.Any] = []
-        assert opened_for_writing(lambda: checks.append(run(root, values, check=True))) == []
+        assert opened_for_writing(lambda: checks.append(set_here(root, values, check=True))) == []
         assert {label: file_of(label).read_text() for label in labels} == before
         assert list((tmp_path / "var" / "lib").iterdir()) == []
-        plan, _result = run(root, values)
+        plan, _result = set_here(root, values)
         assert checks[0][0].rows() == plan.rows()
 
 
@@ -283,7 +277,7 @@ def test_check_mode_leaves_all_of_etc_and_all_parameters():
         with kept(*labels) as texts:
             before = everything()
             values = {label: neighbour(text) for label, text in texts.items()}
-            plan, result = run(Root("/"), values, persist="auto", check=True)
+            plan, result = set_here(Root("/"), values, persist="auto", check=True)
             assert len(plan) >= len(labels)
             assert {row["verdict"] for row in result["params"]} == {"changed"}
             different = {name for name, _what in before.items() ^ everything().items()}
@@ -327,14 +321,14 @@ def test_what_reads_otherwise_is_said_or_refused_and_never_changed_twice(label, 
     with kept(label) as before:
         if isinstance(expected, str):
             with pytest.raises(TapvirtError, match=expected):
-                run(root, {label: value})
+                set_here(root, {label: value})
             assert file_of(label).read_text() == before[label]
             return
         verdict, after = expected
-        row = run(root, {label: value})[1]["params"][0]
+        row = set_here(root, {label: value})[1]["params"][0]
         assert row["verdict"] == verdict
         assert row["after"] == after or (after is None and row["after"] != value)
-        plan, result = run(root, {label: value})
+        plan, result = set_here(root, {label: value})
         assert not plan
         assert result["params"][0]["verdict"] == ("unchanged" if verdict == "changed" else verdict)
 
@@ -342,28 +336,28 @@ def test_what_reads_otherwise_is_said_or_refused_and_never_changed_twice(label, 
 @needs("nf_conntrack.hashsize")
 def test_a_rounded_number_is_refused_where_the_exact_one_is_asked_for(root):
     with kept("nf_conntrack.hashsize"), pytest.raises(TapvirtError, match="reads back"):
-        run(root, {"nf_conntrack.hashsize": 3000}, read_back="exact")
+        set_here(root, {"nf_conntrack.hashsize": 3000}, read_back="exact")
 
 
 @needs("workqueue.default_affinity_scope")
 def test_a_word_that_the_kernel_takes_for_another_is_put_back(root):
     label = "workqueue.default_affinity_scope"
     with kept(label):
-        run(root, {label: "numa"})
+        set_here(root, {label: "numa"})
         with pytest.raises(TapvirtError, match="but 'cache' reads back.*Everything is as it was"):
-            run(root, {label: "cachejunk"})
+            set_here(root, {label: "cachejunk"})
         assert file_of(label).read_text() == "numa\n"
 
 
 @needs("rcutree.do_rcu_barrier")
 def test_a_known_trigger_acts_every_time_unless_it_is_set_to_what_it_shows(root):
     with pytest.raises(TapvirtError, match="but 0 reads back"):
-        run(root, {"rcutree.do_rcu_barrier": 1}, read_back="exact")
+        set_here(root, {"rcutree.do_rcu_barrier": 1}, read_back="exact")
     for read_back in ("auto", "auto", "trigger", "trigger"):
-        plan, _result = run(root, {"rcutree.do_rcu_barrier": 1}, read_back=read_back)
+        plan, _result = set_here(root, {"rcutree.do_rcu_barrier": 1}, read_back=read_back)
         assert len(plan) == 1
-    assert not run(root, {"rcutree.do_rcu_barrier": 0})[0]
-    assert len(run(root, {"rcutree.do_rcu_barrier": 0}, read_back="trigger")[0]) == 1
+    assert not set_here(root, {"rcutree.do_rcu_barrier": 0})[0]
+    assert len(set_here(root, {"rcutree.do_rcu_barrier": 0}, read_back="trigger")[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -398,7 +392,7 @@ def test_what_cannot_be_is_refused_before_anything_changes(values, message, root
     if module == "tcp_cubic" and not (SYSFS / module / "parameters").exists():
         pytest.skip(f"this kernel has no {module}")
     with pytest.raises(InvalidInput, match=message):
-        run(root, values)
+        set_here(root, values)
     assert list((tmp_path / "var" / "lib").iterdir()) == []
 
 
@@ -410,8 +404,8 @@ def test_a_read_only_parameter_is_refused_with_its_mode_and_where_it_can_be_set(
             with pytest.raises(
                 InvalidInput, match="it is read-only .mode 0444 in sysfs.. Set \\S+=VALUE on the kernel command line"
             ):
-                run(root, {label: text.strip() != "Y"})
-            assert not run(root, {label: text.strip()})[0]
+                set_here(root, {label: text.strip() != "Y"})
+            assert not set_here(root, {label: text.strip()})[0]
             return
     pytest.skip("this kernel has no read-only truth value built in")
 
@@ -423,11 +417,11 @@ def test_a_refused_hardware_parameter_is_explained(root):
         pytest.skip("no kernel lockdown here")
     with kept("8250.share_irqs"):
         try:
-            run(root, {"8250.share_irqs": 1})
+            set_here(root, {"8250.share_irqs": 1})
         except TapvirtError as error:
             assert "lockdown" in error.message and "EPERM" in error.message
         else:
-            run(root, {"8250.share_irqs": 0})
+            set_here(root, {"8250.share_irqs": 0})
 
 
 @needs("tcp_cubic.hystart")
@@ -435,13 +429,13 @@ def test_a_built_in_is_kept_on_the_command_line_and_that_is_said(root):
     text = file_of("tcp_cubic.hystart").read_text().strip()
     if pathlib.Path("/sys/module/tcp_cubic/initstate").exists():
         pytest.skip("tcp_cubic is loadable here")
-    plan, result = run(root, {"tcp_cubic.hystart": text}, persist="auto")
+    plan, result = set_here(root, {"tcp_cubic.hystart": text}, persist="auto")
     assert not plan
     assert result["params"][0]["pending"] == [f"add tcp_cubic.hystart={text} to the kernel command line and reboot"]
     with pytest.raises(
         InvalidInput, match="is built into the kernel, and modprobe.d has no effect on it. Set persist to "
     ):
-        run(root, {"tcp_cubic.hystart": text}, persist="modprobe_d")
+        set_here(root, {"tcp_cubic.hystart": text}, persist="modprobe_d")
 
 
 CHILD = """
@@ -475,7 +469,7 @@ def child(root: Root, values: t.Mapping[str, t.Any], count: int = 0, persist: st
 
 def finish_journal(root: Root) -> list[str]:
     """Run for a parameter that no other run names; return what it recovered."""
-    _plan, result = run(root, {"kernel.panic": file_of("kernel.panic").read_text().strip()})
+    _plan, result = set_here(root, {"kernel.panic": file_of("kernel.panic").read_text().strip()})
     return list(result["recovered"])
 
 
@@ -493,7 +487,7 @@ def test_a_run_that_was_killed_at_any_step_is_undone_by_the_next_one(root):
             settled = {label: file_of(label).read_text() for label in labels}
             assert settled == (before if recovered[-1] else after)
             assert settled == before or status == 0 or count > 3 + len(labels)
-            run(root, dict.fromkeys(labels), state="restored")
+            set_here(root, dict.fromkeys(labels), state="restored")
             assert {label: file_of(label).read_text() for label in labels} == before
             assert finish_journal(root) == []
         assert status == 0
@@ -512,7 +506,7 @@ def test_a_run_that_fails_does_not_forget_what_a_killed_one_had_set(root):
         assert sum(file_of(label).read_text() != before[label] for label in labels) == 2
         other = {labels[0]: neighbour(file_of(labels[0]).read_text()), failing: "cachejunk"}
         with pytest.raises(TapvirtError, match="but 'cache' reads back"):
-            run(root, other)
+            set_here(root, other)
         assert labels[1] in finish_journal(root)
         assert {label: file_of(label).read_text() for label in before} == before
 
@@ -532,13 +526,13 @@ def test_a_killed_run_leaves_neither_values_nor_what_is_kept_of_them(tmp_path):
         root = Root(str(tmp_path))
         with child(root, {"kvm.a": 2, "kvm.b": 2}, count, "modprobe_d") as killed:
             status = killed.wait()
-        run(root, {"kernel.panic": 0})
+        set_here(root, {"kernel.panic": 0})
         values = [(tmp_path / "sys/module/kvm/parameters" / name).read_text().strip() for name in ("a", "b")]
         own = (tmp_path / "etc/modprobe.d/zz-tapvirt.conf").read_text().splitlines()[-1]
         found = (*values, own)
         assert found in (("1", "1", "options kvm a=1"), ("2", "2", "options kvm a=2 b=2")), count
-        assert not run(root, {"kernel.panic": 0})[0]
-        run(root, {"kvm.a": None, "kvm.b": None}, state="restored")
+        assert not set_here(root, {"kernel.panic": 0})[0]
+        set_here(root, {"kvm.a": None, "kvm.b": None}, state="restored")
     assert status == 0
     assert count == 3 + 2 + 2 + 2 + 1
 
@@ -554,7 +548,7 @@ def test_a_run_that_was_killed_at_a_random_moment_is_undone_by_the_next_one(root
             started = time.perf_counter()
             assert whole.wait() == 0
             seconds = time.perf_counter() - started
-        run(root, dict.fromkeys(labels), state="restored")
+        set_here(root, dict.fromkeys(labels), state="restored")
         interrupted = 0
         for _time in range(times):
             with child(root, values) as killed:
@@ -568,7 +562,7 @@ def test_a_run_that_was_killed_at_a_random_moment_is_undone_by_the_next_one(root
             settled = {label: file_of(label).read_text() for label in labels}
             assert settled == (before if recovered else after)
             assert len({settled[label] == before[label] for label in labels}) == 1
-            run(root, dict.fromkeys(labels), state="restored")
+            set_here(root, dict.fromkeys(labels), state="restored")
             assert {label: file_of(label).read_text() for label in labels} == before
         print(f"killed {times} times, {interrupted} of them half-way")
         assert interrupted or times < 50

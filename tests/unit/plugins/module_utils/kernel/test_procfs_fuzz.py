@@ -87,7 +87,7 @@ def mutation(seed):
 
 
 @pytest.fixture(scope="module")
-def tree():
+def undamaged_tree():
     """A root with all files undamaged, in memory where there is such a place."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     top = pathlib.Path(tempfile.mkdtemp(prefix="tapvirt-", dir=memory))
@@ -116,18 +116,18 @@ def wanted(path):
     database=None,
 )
 @given(seed=st.integers(0, 2**64 - 1))
-def test_damaged_files_give_small_results_and_no_exceptions(tree, part, seed):
+def test_damaged_files_give_small_results_and_no_exceptions(undamaged_tree, part, seed):
     path, data = mutation(seed)
-    (tree / path).write_bytes(data)
+    (undamaged_tree / path).write_bytes(data)
     try:
-        result = gather(Root(str(tree)), wanted(path))
+        result = gather(Root(str(undamaged_tree)), wanted(path))
     finally:
-        (tree / path).write_bytes(CONTENTS[path])
+        (undamaged_tree / path).write_bytes(CONTENTS[path])
     assert len(json.dumps(result)) <= MAX_BYTES
     assert set(result) == {"procfs", "status", "truncated", "unparsed"}
 
 
-def test_undamaged_files_are_known(tree):
+def test_undamaged_files_are_known(undamaged_tree):
     for path in CONTENTS:
         if path != "dev/kmsg":
-            assert gather(Root(str(tree)), wanted(path))["unparsed"] == {}
+            assert gather(Root(str(undamaged_tree)), wanted(path))["unparsed"] == {}

@@ -43,31 +43,31 @@ def may_mount():
         pytest.skip("mount namespaces are not allowed here")
 
 
-def read(**changes):
+def gather_all(**changes):
     result = gather(Root(), {**OPTIONS, **changes})
     assert result["truncated"] == {}
     return result
 
 
 def table(name):
-    result = read(tables=[name])
+    result = gather_all(tables=[name])
     if result["status"][name] == "absent":
         pytest.skip(f"this kernel has no table {name}")
     assert result["unparsed"] == {}
     return result["procfs"][name]
 
 
-def run(*argv):
+def output_of(*argv):
     environment = dict(os.environ, LC_ALL="C")
     return subprocess.run(argv, stdout=subprocess.PIPE, check=True, env=environment).stdout.decode("utf-8", "replace")
 
 
 def awk(program, name):
-    return run("awk", program, "/proc/" + name).split("\n")[:-1]
+    return output_of("awk", program, "/proc/" + name).split("\n")[:-1]
 
 
 def test_every_table_of_this_kernel_is_known_whole():
-    result = read(tables=["all"])
+    result = gather_all(tables=["all"])
     assert result["unparsed"] == {}
     assert set(result["status"]) == set(TABLES)
     for name, status in result["status"].items():
@@ -76,7 +76,7 @@ def test_every_table_of_this_kernel_is_known_whole():
 
 def test_memory():
     found = table("meminfo")
-    free = run("free", "-b", "-w").split("\n")
+    free = output_of("free", "-b", "-w").split("\n")
     assert found["MemTotal_bytes"] == int(free[1].split()[1])
     assert found["SwapTotal_bytes"] == int(free[2].split()[1])
     assert abs(found["MemAvailable_bytes"] - int(free[1].split()[-1])) < found["MemTotal_bytes"] / 10
@@ -113,7 +113,7 @@ def test_slabs():
 
 def test_modules_are_those_of_lsmod():
     rows = ["{name} {size_bytes}".format(**row) for row in table("modules")]
-    assert rows == [" ".join(line.split()[:2]) for line in run("lsmod").splitlines()[1:]]
+    assert rows == [" ".join(line.split()[:2]) for line in output_of("lsmod").splitlines()[1:]]
 
 
 def test_time_and_load():
@@ -128,9 +128,9 @@ def test_time_and_load():
 
 def test_cpus():
     found = table("cpuinfo")
-    online = [int(line) for line in run("lscpu", "-p=CPU").splitlines() if not line.startswith("#")]
+    online = [int(line) for line in output_of("lscpu", "-p=CPU").splitlines() if not line.startswith("#")]
     assert [row["processor"] for row in found["processors"]] == online
-    lscpu = dict(re.findall(r"^([\w ]+): +(.*)$", run("lscpu"), re.MULTILINE))
+    lscpu = dict(re.findall(r"^([\w ]+): +(.*)$", output_of("lscpu"), re.MULTILINE))
     first = {**found["common"], **found["processors"][0]}
     assert first["model name"] == lscpu["Model name"]
     assert sorted(first["flags"]) == sorted(lscpu["Flags"].split())
@@ -162,7 +162,7 @@ def test_interrupts_are_between_two_looks(name, key):
 
 
 def test_mounts_are_those_of_findmnt():
-    rows = json.loads(run("findmnt", "--json", "--list", "--output", "TARGET,FSTYPE,ID"))["filesystems"]
+    rows = json.loads(output_of("findmnt", "--json", "--list", "--output", "TARGET,FSTYPE,ID"))["filesystems"]
     theirs = {(row["target"], row["fstype"]) for row in rows}
     assert {(row["target"], row["type"]) for row in table("mounts")} == theirs
     assert {(row["target"], row["type"], row["id"]) for row in table("mountinfo")} == {
@@ -178,7 +178,7 @@ def test_a_mount_with_an_odd_name(tmp_path, may_mount):
     )
     argv = ["unshare", "-m", "sh", "-c", script, "sh", *(str(tmp_path / name) for name in names)]
     unparsed: list[str] = []
-    rows = TABLES["mounts"].parse(run(*argv), unparsed)
+    rows = TABLES["mounts"].parse(output_of(*argv), unparsed)
     assert unparsed == []
     found = [row for row in rows if row["source"] == "#none"]
     assert [row["target"] for row in found] == [str(tmp_path / name) for name in names]
@@ -228,7 +228,7 @@ def test_network_is_between_two_looks():
 def test_version_and_command_line():
     found = table("version")
     assert (found["release"], found["version"]) == (os.uname().release, os.uname().version)
-    assert found["text"] == run("cat", "/proc/version").rstrip("\n")
+    assert found["text"] == output_of("cat", "/proc/version").rstrip("\n")
 
 
 @needs_root
@@ -242,10 +242,10 @@ def test_address_ranges():
 
 def test_sysctls_are_those_of_sysctl():
     names = ["kernel.ostype", "kernel.pid_max", "kernel.printk", "net.ipv4.ip_local_port_range", "vm.swappiness"]
-    result = read(sysctls=[*names, "net.ipv4.conf.*.forwarding"])
+    result = gather_all(sysctls=[*names, "net.ipv4.conf.*.forwarding"])
     for name, value in result["procfs"]["sysctls"].items():
         words = value if isinstance(value, list) else [value]
-        assert run("sysctl", "-n", name).split() == [str(word) for word in words]
+        assert output_of("sysctl", "-n", name).split() == [str(word) for word in words]
     assert "net.ipv4.conf.lo.forwarding" in result["procfs"]["sysctls"]
     assert result["status"] == {"sysctls": "present"}
 
@@ -259,12 +259,12 @@ def test_all_sysctls_are_read_without_an_error():
 
 @needs_root
 def test_the_log_is_that_of_dmesg_and_nothing_is_taken_from_it():
-    first = read(kmsg={"limit": 100000})["procfs"]["kmsg"]
+    first = gather_all(kmsg={"limit": 100000})["procfs"]["kmsg"]
     try:
-        theirs = json.loads(run("dmesg", "--json"))["dmesg"]
+        theirs = json.loads(output_of("dmesg", "--json"))["dmesg"]
     except subprocess.CalledProcessError:
         pytest.skip("this dmesg prints no JSON")
-    again = read(kmsg={"limit": 100000})["procfs"]["kmsg"]
+    again = gather_all(kmsg={"limit": 100000})["procfs"]["kmsg"]
     # Meanwhile the log may have grown, and lost its oldest records.
     assert again[0] in first and len(first) > 20
     steady = first[first.index(again[0]) :]
@@ -287,7 +287,7 @@ def test_a_message_arrives_in_the_log():
     before = time.monotonic()
     with open("/dev/kmsg", "wb", buffering=0) as log:
         log.write(("<12>" + text + "\n").encode("utf-8"))
-    rows = read(kmsg={"limit": 10, "level": "warning", "since": -5.0, "pattern": rf"procfs test {os.getpid()}\b"})
+    rows = gather_all(kmsg={"limit": 10, "level": "warning", "since": -5.0, "pattern": rf"procfs test {os.getpid()}\b"})
     row = rows["procfs"]["kmsg"][0]
     assert (row["message"], row["level"], row["facility"]) == (text, "warning", 1)
     assert abs(row["seconds"] - before) < 5
@@ -328,7 +328,7 @@ def in_mount(collections, options, *before):
 
 @needs_root
 def test_an_unprivileged_user_sees_what_is_restricted(readable_collections):
-    ours, theirs = read(tables=["all"]), as_others(readable_collections, *NOBODY)
+    ours, theirs = gather_all(tables=["all"]), as_others(readable_collections, *NOBODY)
     for name in TABLES:
         wanted = "restricted" if name in ROOT_ONLY | HIDDEN_FROM_OTHERS else ours["status"][name]
         assert theirs["status"][name] == wanted, name

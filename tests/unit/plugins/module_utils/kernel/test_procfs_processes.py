@@ -35,7 +35,7 @@ def recorded(release, section):
     return value
 
 
-def read(**wanted):
+def read_processes(**wanted):
     return processes.read_processes(Root(), Wanted(**wanted))
 
 
@@ -144,7 +144,7 @@ def test_a_process_agrees_with_ps(child):
     pid = child("sleep-for-ps").pid
     columns = "pid=,ppid=,nlwp=,rss=,vsz=,uid=,comm="
     theirs = subprocess.run(["ps", "-o", columns, "-p", str(pid)], stdout=subprocess.PIPE, check=True).stdout.split()
-    row = read(pids=[pid], sections=ALL).value[0]
+    row = read_processes(pids=[pid], sections=ALL).value[0]
     ours = [row["pid"], row["ppid"], row["threads"], row["rss_bytes"] >> 10, row["vsize_bytes"] >> 10, row["uid"]]
     assert [*(str(number).encode() for number in ours), row["name"].encode()] == theirs
     assert row["user"] == pwd.getpwuid(os.geteuid()).pw_name
@@ -167,7 +167,7 @@ def test_a_process_agrees_with_ps(child):
 def test_all_processes_are_those_of_ps():
     argv = ["ps", "-e", "-o", "pid=,ppid="]
     before = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
-    ours = {(row["pid"], row["ppid"]) for row in read(limit=100000).value}
+    ours = {(row["pid"], row["ppid"]) for row in read_processes(limit=100000).value}
     after = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
     steady = {tuple(int(word) for word in line.split()) for line in before.splitlines() if line in after.splitlines()}
     assert len(steady) > 3
@@ -176,17 +176,17 @@ def test_all_processes_are_those_of_ps():
 
 def test_filters_hold_together(child):
     first, second = child("tv-one"), child("tv-two")
-    assert {row["pid"] for row in read(name="tv-*").value} == {first.pid, second.pid}
-    assert [row["pid"] for row in read(name="tv-*", pids=[second.pid]).value] == [second.pid]
+    assert {row["pid"] for row in read_processes(name="tv-*").value} == {first.pid, second.pid}
+    assert [row["pid"] for row in read_processes(name="tv-*", pids=[second.pid]).value] == [second.pid]
     user = pwd.getpwuid(os.geteuid()).pw_name
     for asked in (user, str(os.geteuid())):
-        assert {row["pid"] for row in read(name="tv-*", user=asked).value} == {first.pid, second.pid}
-    assert read(name="tv-*", user="no-such-user").value == []
-    group = read(pids=[first.pid], sections=["cgroup"]).value[0]["cgroup"][0]["path"]
-    assert {row["pid"] for row in read(name="tv-*", cgroup=group).value} == {first.pid, second.pid}
-    assert len(read(name="tv-*", cgroup="/").value) == 2
-    assert read(name="tv-*", cgroup="/no/such").value == []
-    newest = read(name="tv-*", sort="start", limit=1)
+        assert {row["pid"] for row in read_processes(name="tv-*", user=asked).value} == {first.pid, second.pid}
+    assert read_processes(name="tv-*", user="no-such-user").value == []
+    group = read_processes(pids=[first.pid], sections=["cgroup"]).value[0]["cgroup"][0]["path"]
+    assert {row["pid"] for row in read_processes(name="tv-*", cgroup=group).value} == {first.pid, second.pid}
+    assert len(read_processes(name="tv-*", cgroup="/").value) == 2
+    assert read_processes(name="tv-*", cgroup="/no/such").value == []
+    newest = read_processes(name="tv-*", sort="start", limit=1)
     assert ([row["pid"] for row in newest.value], newest.left_out) == ([second.pid], 1)
 
 
@@ -216,10 +216,10 @@ def test_a_domain_is_found_by_its_command_line(start):
     quiet = ["-S", "-machine", "none", "-accel", "tcg", "-nodefaults", "-display", "none"]
     # As libvirt starts it.
     process = start([program, "-name", "guest=tv,,procfs,debug-threads=on", *quiet])
-    found = read(domain="tv,procfs", sections=["cmdline"]).value
+    found = read_processes(domain="tv,procfs", sections=["cmdline"]).value
     assert [row["pid"] for row in found] == [process.pid]
     assert found[0]["cmdline"][1:3] == ["-name", "guest=tv,,procfs,debug-threads=on"]
-    assert read(domain="tv").value == []
+    assert read_processes(domain="tv").value == []
 
 
 NAMES = [b"a) R 1 1 (", b"two\nlines", b"\xff\xfe", b"sp ace", b"", b"b\\n"]
@@ -236,7 +236,7 @@ def test_a_live_name_that_looks_like_something_else(name):
         os._exit(0)
     try:
         os.read(ready, 1)
-        row = read(pids=[pid], sections=["status", "stat"]).value[0]
+        row = read_processes(pids=[pid], sections=["status", "stat"]).value[0]
         assert row["name"] == row["status"]["Name"] == row["stat"]["comm"] == decode(name)
         assert (row["pid"], row["ppid"]) == (pid, os.getpid())
     finally:
@@ -257,11 +257,11 @@ def test_a_process_that_ended_is_gone_whoever_holds_it(child):
                 held.read(section)
     with pytest.raises(processes.Gone):
         processes._Process(Root(), process.pid)
-    assert read(pids=[process.pid]).value == []
+    assert read_processes(pids=[process.pid]).value == []
 
 
 def test_another_process_with_the_same_number_is_another_one(child):
-    summary = read(pids=[child("tv-reused").pid]).value[0]
+    summary = read_processes(pids=[child("tv-reused").pid]).value[0]
     assert processes._row(Root(), summary, Wanted(), [])["pid"] == summary["pid"]
     with pytest.raises(processes.Gone):
         processes._row(Root(), {**summary, "start_seconds": summary["start_seconds"] - 10}, Wanted(), [])
@@ -271,7 +271,7 @@ def test_a_zombie_is_a_process(child):
     process = child("tv-zombie")
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    row = read(pids=[process.pid], sections=ALL).value[0]
+    row = read_processes(pids=[process.pid], sections=ALL).value[0]
     assert (row["state"], row["cmdline"], row["maps"]["mappings"]) == ("Z", [], 0)
 
 
@@ -282,7 +282,7 @@ def test_processes_that_vanish_give_no_error():
     rounds = 0
     try:
         while process.poll() is None or rounds < 3:
-            reading = read(sections=ALL, sort="start", limit=30)
+            reading = read_processes(sections=ALL, sort="start", limit=30)
             assert reading.status == "present"
             assert all(row["pid"] and row["status"] is not None for row in reading.value)
             rounds += 1

@@ -23,6 +23,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.sourc
     symvers_table,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table import SymbolTable
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,15 +47,8 @@ XEN_BUILD_ID = "151b373fd64b321593bf987fd923cd10dabadac4"
 EXAMPLES = 100000 if os.environ.get("TAPVIRT_SOAK") else 2000
 
 
-def put(tree, files):
-    for name, content in files.items():
-        path = tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
 @pytest.fixture
-def tree(tmp_path):
+def kernel_tree(tmp_path):
     """A running kernel, and Debian's placeholder for its System.map."""
     files = {
         "proc/kallsyms": KALLSYMS,
@@ -62,7 +56,7 @@ def tree(tmp_path):
         "sys/kernel/notes": NOTES,
     }
     placeholder = (FIXTURES / "kernel" / OLDER / "System.map-placeholder").read_bytes()
-    put(tmp_path, {**files, "boot/System.map-" + RELEASE: placeholder})
+    write_files(tmp_path, {**files, "boot/System.map-" + RELEASE: placeholder})
     return tmp_path
 
 
@@ -71,14 +65,14 @@ def find(tree, *symbols, kind="system_map", path=None, against=None, owner=None,
 
 
 def debug_map(tree, content=SYSTEM_MAP):
-    put(tree, {"usr/lib/debug/boot/System.map-" + RELEASE: content})
+    write_files(tree, {"usr/lib/debug/boot/System.map-" + RELEASE: content})
 
 
 @pytest.mark.parametrize("release", [OLDER, NEWER])
-def test_a_placeholder_is_no_table_and_names_the_package(tree, release):
+def test_a_placeholder_is_no_table_and_names_the_package(kernel_tree, release):
     text = (FIXTURES / "kernel" / release / "System.map-placeholder").read_bytes()
-    put(tree, {"boot/System.map-" + RELEASE: text})
-    found = find(tree, "vfs_read", "vfs_*")
+    write_files(kernel_tree, {"boot/System.map-" + RELEASE: text})
+    found = find(kernel_tree, "vfs_read", "vfs_*")
     # Newer packages write the release themselves.
     package = f"linux-image-{RELEASE if release == OLDER else NEWER}-dbg"
     reason = f"it is a placeholder: The real System.map is in the {package} package"
@@ -88,9 +82,9 @@ def test_a_placeholder_is_no_table_and_names_the_package(tree, release):
     assert package in found["symbols"][0]["reason"]
 
 
-def test_the_map_of_the_debug_package_is_found_behind_the_placeholder(tree):
-    debug_map(tree)
-    found = find(tree, "vfs_read", "init_once", "no_such_name", "vfs_*")
+def test_the_map_of_the_debug_package_is_found_behind_the_placeholder(kernel_tree):
+    debug_map(kernel_tree)
+    found = find(kernel_tree, "vfs_read", "init_once", "no_such_name", "vfs_*")
     assert found["source"]["name"] == "/usr/lib/debug/boot/System.map-" + RELEASE
     row, ambiguous, absent, pattern = found["symbols"]
     assert (row["status"], row["matches"][0]["address"]) == ("found", "0xffffffff81430990")
@@ -105,7 +99,7 @@ def test_the_map_of_the_debug_package_is_found_behind_the_placeholder(tree):
 def test_without_any_map_there_is_none(tmp_path):
     found = find(tmp_path, "vfs_read")
     assert (found["source"]["state"], found["symbols"][0]["status"]) == ("absent", "data_unavailable")
-    put(tmp_path, {"some/file": b"this is no map\n"})
+    write_files(tmp_path, {"some/file": b"this is no map\n"})
     assert find(tmp_path, "vfs_read", path="/some/file")["source"] == {
         "kind": "system_map",
         "name": "/some/file",
@@ -114,23 +108,23 @@ def test_without_any_map_there_is_none(tmp_path):
     }
 
 
-def test_a_map_of_the_running_kernel_is_bound_to_its_build_id(tree):
-    debug_map(tree)
-    found = find(tree, "vfs_read", against=Place())
+def test_a_map_of_the_running_kernel_is_bound_to_its_build_id(kernel_tree):
+    debug_map(kernel_tree)
+    found = find(kernel_tree, "vfs_read", against=Place())
     comparison = found["comparison"]
     assert (comparison["verdict"], comparison["build_id"]) == ("same_kernel", BUILD_ID)
     assert (comparison["offset"], comparison["differing"]) == ("0x20e00000", 0)
     assert comparison["compared"] > 100
     row = found["symbols"][0]
     assert (row["status"], row["drift"], row["matches"][0]["address"]) == ("found", "none", "0xffffffff81430990")
-    running = find(tree, "vfs_read", kind="kallsyms", against=Place("system_map"))
+    running = find(kernel_tree, "vfs_read", kind="kallsyms", against=Place("system_map"))
     assert (running["comparison"]["verdict"], running["comparison"]["offset"]) == ("same_kernel", "-0x20e00000")
     assert running["symbols"][0]["matches"][0]["address"] == "0xffffffffa2230990"
 
 
-def test_addresses_of_another_kernels_map_are_never_returned(tree):
-    debug_map(tree, OLDER_MAP)
-    found = find(tree, "vfs_read", "bpf_prog_get_stats", "kvm_exit", "vfs_*", "no_such_name", against=Place())
+def test_addresses_of_another_kernels_map_are_never_returned(kernel_tree):
+    debug_map(kernel_tree, OLDER_MAP)
+    found = find(kernel_tree, "vfs_read", "bpf_prog_get_stats", "kvm_exit", "vfs_*", "no_such_name", against=Place())
     comparison = found["comparison"]
     assert (comparison["verdict"], comparison["build_id"], comparison["offset"]) == ("another_kernel", None, None)
     assert 0 < comparison["differing"] <= comparison["compared"]
@@ -141,7 +135,7 @@ def test_addresses_of_another_kernels_map_are_never_returned(tree):
     assert "is of another kernel" in rows["vfs_read"]["reason"]
     assert rows["vfs_*"]["status"] == "data_unavailable"
     # The other way round, the running kernel's own addresses are right, whatever the file is.
-    running = find(tree, "vfs_read", kind="kallsyms", against=Place("system_map"))
+    running = find(kernel_tree, "vfs_read", kind="kallsyms", against=Place("system_map"))
     assert running["comparison"]["verdict"] == "another_kernel"
     row = running["symbols"][0]
     assert (row["status"], row["drift"], row["matches"][0]["address"]) == ("found", "moved", "0xffffffffa2230990")
@@ -166,10 +160,10 @@ def source_of(data):
     return Source("kallsyms", "/proc/kallsyms", "readable", None, SymbolTable(data))
 
 
-def test_what_cannot_be_compared_is_unknown_and_says_why(tree):
-    debug_map(tree)
-    put(tree, {"proc/kallsyms": HIDDEN, "proc/sys/kernel/kptr_restrict": b"2\n"})
-    found = find(tree, "vfs_read", "kvm_exit", against=Place())
+def test_what_cannot_be_compared_is_unknown_and_says_why(kernel_tree):
+    debug_map(kernel_tree)
+    write_files(kernel_tree, {"proc/kallsyms": HIDDEN, "proc/sys/kernel/kptr_restrict": b"2\n"})
+    found = find(kernel_tree, "vfs_read", "kvm_exit", against=Place())
     assert found["comparison"]["verdict"] == "unknown"
     assert (
         found["comparison"]["reason"]
@@ -190,9 +184,9 @@ def test_drift_tells_who_has_a_name():
     assert drift("_stext", ours, theirs, "another_kernel") == "none"
 
 
-def test_module_symvers_tells_who_exports_what(tree):
-    put(tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
-    found = find(tree, "kernel_read", "bpf_prog_put", "twofish_enc_blk", "vfs_read", kind="module_symvers")
+def test_module_symvers_tells_who_exports_what(kernel_tree):
+    write_files(kernel_tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
+    found = find(kernel_tree, "kernel_read", "bpf_prog_put", "twofish_enc_blk", "vfs_read", kind="module_symvers")
     assert found["source"]["name"] == f"/usr/src/linux-headers-{RELEASE}/Module.symvers"
     plain, gpl, module, absent = found["symbols"]
     assert plain["matches"] == [
@@ -209,13 +203,13 @@ def test_module_symvers_tells_who_exports_what(tree):
     ]
     assert (plain["status"], gpl["gpl_only"], module["matches"][0]["owner"]) == ("found", True, "twofish_x86_64")
     assert absent["status"] == "absent"
-    owned = find(tree, "*", kind="module_symvers", owner="kvm")["symbols"][0]
+    owned = find(kernel_tree, "*", kind="module_symvers", owner="kvm")["symbols"][0]
     assert sorted(match["name"] for match in owned["matches"]) == ["kvm_exit", "kvm_init"]
 
 
-def test_exports_of_the_running_kernel_come_from_its_headers(tree):
-    put(tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
-    read, put_, internal = find(tree, "kernel_read", "bpf_prog_put", "do_syscall_64", kind="kallsyms")["symbols"]
+def test_exports_of_the_running_kernel_come_from_its_headers(kernel_tree):
+    write_files(kernel_tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
+    read, put_, internal = find(kernel_tree, "kernel_read", "bpf_prog_put", "do_syscall_64", kind="kallsyms")["symbols"]
     assert (read["exported"], read["gpl_only"], read["matches"][0]["gpl_only"]) == (True, False, False)
     assert (put_["gpl_only"], put_["matches"][0]["namespace"]) == (True, None)
     assert "gpl_only" not in internal and "gpl_only" not in internal["matches"][0]
@@ -245,12 +239,12 @@ def test_rows_that_are_none():
 def xen_tree(tree):
     syms = gzip.decompress((XEN / "xen-syms.gz").read_bytes())
     debug = "usr/lib/debug/boot/xen-syms-4.17-amd64"
-    put(tree, {debug: syms, debug + ".map": (XEN / "xen-syms.map").read_bytes()})
+    write_files(tree, {debug: syms, debug + ".map": (XEN / "xen-syms.map").read_bytes()})
 
 
-def test_xens_symbols_are_read_from_the_elf_file(tree):
-    xen_tree(tree)
-    found = find(tree, "core_parking_init", "crash_heap_current", "vfs_read", kind="xen_syms")
+def test_xens_symbols_are_read_from_the_elf_file(kernel_tree):
+    xen_tree(kernel_tree)
+    found = find(kernel_tree, "core_parking_init", "crash_heap_current", "vfs_read", kind="xen_syms")
     assert found["source"]["name"] == "/usr/lib/debug/boot/xen-syms-4.17-amd64"
     text, data, absent = found["symbols"]
     assert text["matches"][0] == {
@@ -264,23 +258,26 @@ def test_xens_symbols_are_read_from_the_elf_file(tree):
     assert (data["matches"][0]["type"], absent["status"]) == ("b", "absent")
 
 
-def test_the_map_of_xen_has_prefixed_addresses(tree):
-    xen_tree(tree)
+def test_the_map_of_xen_has_prefixed_addresses(kernel_tree):
+    xen_tree(kernel_tree)
     path = "/usr/lib/debug/boot/xen-syms-4.17-amd64.map"
-    found = find(tree, "start", "x86_64/entry.S#restore_all_guest", kind="xen_syms", path=path)["symbols"]
+    found = find(kernel_tree, "start", "x86_64/entry.S#restore_all_guest", kind="xen_syms", path=path)["symbols"]
     assert [row["matches"][0]["address"] for row in found] == ["0xffff82d040200000", "0xffff82d040201000"]
     assert found[0]["aliases"] == ["_stext", "_start"]
 
 
-def test_the_running_xen_comes_first_and_has_its_build_id(tree):
-    xen_tree(tree)
-    root = Root(str(tree))
-    put(tree, {"sys/hypervisor/properties/buildid": bytes.fromhex(XEN_BUILD_ID)})
+def test_the_running_xen_comes_first_and_has_its_build_id(kernel_tree):
+    xen_tree(kernel_tree)
+    root = Root(str(kernel_tree))
+    write_files(kernel_tree, {"sys/hypervisor/properties/buildid": bytes.fromhex(XEN_BUILD_ID)})
     # Not the map, nor a file of another version.
-    put(tree, {"boot/xen-syms-4.11": (XEN / "xen-syms.map").read_bytes(), "boot/xen-syms-4.12": b"\x7fELF damaged"})
+    write_files(
+        kernel_tree,
+        {"boot/xen-syms-4.11": (XEN / "xen-syms.map").read_bytes(), "boot/xen-syms-4.12": b"\x7fELF damaged"},
+    )
     assert read_source(root, "xen_syms", None, RELEASE).build_id == XEN_BUILD_ID
-    put(
-        tree,
+    write_files(
+        kernel_tree,
         {
             "proc/xen/xensyms": (DOM0 / "xensyms").read_bytes(),
             "sys/hypervisor/properties/buildid": bytes.fromhex(DOM0_BUILD_ID),
@@ -289,13 +286,13 @@ def test_the_running_xen_comes_first_and_has_its_build_id(tree):
     running = read_source(root, "xen_syms", None, RELEASE)
     assert (running.name, running.build_id) == ("/proc/xen/xensyms", DOM0_BUILD_ID)
     file = "/usr/lib/debug/boot/xen-syms-4.17-amd64"
-    verdict = find(tree, "start", kind="xen_syms", path=file, against=Place("xen_syms"))["comparison"]
+    verdict = find(kernel_tree, "start", kind="xen_syms", path=file, against=Place("xen_syms"))["comparison"]
     assert (verdict["verdict"], verdict["reason"]) == ("another_kernel", "the build-ids differ")
 
 
-def test_the_section_and_ftrace_are_told(tree):
-    put(
-        tree,
+def test_the_section_and_ftrace_are_told(kernel_tree):
+    write_files(
+        kernel_tree,
         {
             "proc/kallsyms": b"ffffffffa3200000 T _etext\n" + KALLSYMS,
             "proc/self/mounts": b"tracefs /sys/kernel/tracing tracefs rw 0 0\n",
@@ -303,14 +300,14 @@ def test_the_section_and_ftrace_are_told(tree):
         },
     )
     names = ["vfs_read", "start_kernel", "kvm_vcpu_ioctl", "jiffies"]
-    rows = find(tree, *names, kind="kallsyms")["symbols"]
+    rows = find(kernel_tree, *names, kind="kallsyms")["symbols"]
     assert [row["section"] for row in rows] == ["text", "init", None, None]
     assert [row["ftrace"] for row in rows] == [True, False, True, False]
     wanted = SymbolTable(KALLSYMS).find("vfs_read")
-    assert in_ftrace(Root(str(tree)), wanted) == {("vfs_read", "vmlinux")}
-    put(tree, {"proc/self/mounts": b""})
-    assert in_ftrace(Root(str(tree)), []) is None
-    assert find(tree, "vfs_read", kind="kallsyms")["symbols"][0]["ftrace"] is None
+    assert in_ftrace(Root(str(kernel_tree)), wanted) == {("vfs_read", "vmlinux")}
+    write_files(kernel_tree, {"proc/self/mounts": b""})
+    assert in_ftrace(Root(str(kernel_tree)), []) is None
+    assert find(kernel_tree, "vfs_read", kind="kallsyms")["symbols"][0]["ftrace"] is None
 
 
 def damaged(*texts):

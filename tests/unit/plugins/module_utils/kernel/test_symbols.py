@@ -22,6 +22,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.symbols.table
     read_table,
     variant_kinds,
 )
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,23 +36,23 @@ OLD_HIDDEN = re.sub(rb"(?m)^[0-9a-f]{16}", b"          (null)", RECORDED)
 
 
 @pytest.fixture
-def tree(tmp_path):
+def kernel_tree(tmp_path):
     """A recorded kernel as a root: symbols, the kprobe blacklist, the release, a configuration with kprobes."""
-    for name, text in {
-        "proc/kallsyms": RECORDED.decode(),
-        "proc/sys/kernel/osrelease": RELEASE + "\n",
-        "proc/sys/kernel/kptr_restrict": "0\n",
-        "proc/self/mounts": "debugfs /sys/kernel/debug debugfs rw 0 0\n",
-        "sys/kernel/debug/kprobes/blacklist": (FIXTURES / RELEASE / "blacklist").read_text(),
-        "boot/config-" + RELEASE: "CONFIG_KPROBES=y\n",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_files(
+        tmp_path,
+        {
+            "proc/kallsyms": RECORDED.decode(),
+            "proc/sys/kernel/osrelease": RELEASE + "\n",
+            "proc/sys/kernel/kptr_restrict": "0\n",
+            "proc/self/mounts": "debugfs /sys/kernel/debug debugfs rw 0 0\n",
+            "sys/kernel/debug/kprobes/blacklist": (FIXTURES / RELEASE / "blacklist").read_text(),
+            "boot/config-" + RELEASE: "CONFIG_KPROBES=y\n",
+        },
+    )
     return tmp_path
 
 
-def rows(tree, *symbols, owner=None, limit=50):
+def find_rows(tree, *symbols, owner=None, limit=50):
     return look_up(Root(str(tree)), symbols, owner, limit)["symbols"]
 
 
@@ -127,12 +128,14 @@ def test_addresses_of_eight_digits_and_a_missing_last_line_end():
     assert table.aliases(table.find("stext")[0]) == ["_text"]
 
 
-def test_status_words(tree):
-    with (tree / "proc/self/mounts").open("a") as mounts:
+def test_status_words(kernel_tree):
+    with (kernel_tree / "proc/self/mounts").open("a") as mounts:
         mounts.write("tracefs /sys/kernel/tracing tracefs rw 0 0\n")
-    (tree / "sys/kernel/tracing").mkdir()
-    (tree / "sys/kernel/tracing/available_filter_functions").write_text("vfs_read\n")
-    found, absent, ambiguous, pattern, none = rows(tree, "vfs_read", "vfs_reed", "init_once", "vfs_*", "~^nothing")
+    (kernel_tree / "sys/kernel/tracing").mkdir()
+    (kernel_tree / "sys/kernel/tracing/available_filter_functions").write_text("vfs_read\n")
+    found, absent, ambiguous, pattern, none = find_rows(
+        kernel_tree, "vfs_read", "vfs_reed", "init_once", "vfs_*", "~^nothing"
+    )
     assert (found["status"], found["probeable"]) == ("found", True)
     assert absent["nearest"][0] == "vfs_read"
     assert (ambiguous["status"], ambiguous["count"], ambiguous["reason"]) == (
@@ -143,88 +146,91 @@ def test_status_words(tree):
     assert (pattern["status"], pattern["count"], none["status"]) == ("found", 4, "absent")
 
 
-def test_what_differs_among_symbols_of_one_name_is_null(tree):
+def test_what_differs_among_symbols_of_one_name_is_null(kernel_tree):
     core = b"ffffffff81000000 T _stext\nffffffff81000010 t init_once\nffffffff82000000 T _etext\n"
     for table, section in ((core, "text"), (core + b"ffffffffc0000000 t init_once\t[ext4]\n", None)):
-        (tree / "proc" / "kallsyms").write_bytes(table)
-        assert rows(tree, "init_once")[0]["section"] == section
+        (kernel_tree / "proc" / "kallsyms").write_bytes(table)
+        assert find_rows(kernel_tree, "init_once")[0]["section"] == section
 
 
-def test_a_table_without_variables_cannot_say_that_one_is_absent(tree):
-    row = rows(tree, "no_such_thing")[0]
+def test_a_table_without_variables_cannot_say_that_one_is_absent(kernel_tree):
+    row = find_rows(kernel_tree, "no_such_thing")[0]
     assert (row["status"], row["reason"]) == (
         "data_unavailable",
         "there is no function of this name, and this kernel does not list variables",
     )
 
 
-def test_hidden_is_not_absent(tree):
-    (tree / "proc" / "kallsyms").write_bytes(HIDDEN)
-    (tree / "proc/sys/kernel/kptr_restrict").write_text("2\n")
-    result = look_up(Root(str(tree)), ["vfs_read"], None, 5)
+def test_hidden_is_not_absent(kernel_tree):
+    (kernel_tree / "proc" / "kallsyms").write_bytes(HIDDEN)
+    (kernel_tree / "proc/sys/kernel/kptr_restrict").write_text("2\n")
+    result = look_up(Root(str(kernel_tree)), ["vfs_read"], None, 5)
     assert result["source"]["state"] == "restricted"
     assert result["source"]["reason"] == "kernel.kptr_restrict is 2: nobody sees addresses"
     assert (result["symbols"][0]["status"], result["symbols"][0]["matches"][0]["address"]) == ("restricted", None)
 
 
-def test_no_table_is_an_answer(tree):
-    (tree / "proc" / "kallsyms").unlink()
-    result = look_up(Root(str(tree)), ["vfs_read", "a*"], None, 5)
+def test_no_table_is_an_answer(kernel_tree):
+    (kernel_tree / "proc" / "kallsyms").unlink()
+    result = look_up(Root(str(kernel_tree)), ["vfs_read", "a*"], None, 5)
     assert result["source"]["state"] == "absent"
     assert [row["status"] for row in result["symbols"]] == ["data_unavailable", "data_unavailable"]
 
 
-def test_what_can_be_probed(tree):
-    verdicts = {row["name"]: row["probeable_reason"] for row in rows(tree, "do_syscall_64", "start_kernel", "jiffies")}
+def test_what_can_be_probed(kernel_tree):
+    verdicts = {
+        row["name"]: row["probeable_reason"]
+        for row in find_rows(kernel_tree, "do_syscall_64", "start_kernel", "jiffies")
+    }
     assert verdicts == {
         "do_syscall_64": "is in the kernel's kprobe blacklist",
         "start_kernel": "lies in the init section, which is freed after boot",
         "jiffies": "is not a function",
     }
-    (tree / "proc/self/mounts").write_text("")
-    row = rows(tree, "vfs_read")[0]
+    (kernel_tree / "proc/self/mounts").write_text("")
+    row = find_rows(kernel_tree, "vfs_read")[0]
     assert (row["probeable"], row["probeable_reason"]) == (
         None,
         "the kprobe blacklist cannot be seen: debugfs is not mounted",
     )
-    (tree / "boot" / ("config-" + RELEASE)).write_text("CONFIG_HZ=250\n# CONFIG_KPROBES is not set\n")
-    row = rows(tree, "vfs_read")[0]
+    (kernel_tree / "boot" / ("config-" + RELEASE)).write_text("CONFIG_HZ=250\n# CONFIG_KPROBES is not set\n")
+    row = find_rows(kernel_tree, "vfs_read")[0]
     assert (row["probeable"], row["probeable_reason"]) == (
         False,
         "cannot be probed: the kernel was built without CONFIG_KPROBES",
     )
 
 
-def test_what_is_exported(tree):
-    table = tree / "proc" / "kallsyms"
+def test_what_is_exported(kernel_tree):
+    table = kernel_tree / "proc" / "kallsyms"
     table.write_bytes(RECORDED + b"ffffffffc0000000 T in_a_module\t[m]\nffffffffc0000010 t gpl_in_a_module\t[m]\n")
     with table.open("ab") as stream:
         stream.write(b"ffffffffc0000020 r __ksymtab_gpl_in_a_module\t[m]\n")
     names = ["kernel_read", "vfs_read", "kvm_vcpu_ioctl", "in_a_module", "gpl_in_a_module"]
-    assert [row["exported"] for row in rows(tree, *names)] == [True, False, False, True, True]
-    headers = tree / "lib" / "modules" / RELEASE / "build"
+    assert [row["exported"] for row in find_rows(kernel_tree, *names)] == [True, False, False, True, True]
+    headers = kernel_tree / "lib" / "modules" / RELEASE / "build"
     headers.mkdir(parents=True)
     (headers / "Module.symvers").write_text("0x1\tkernel_read\tvmlinux\tEXPORT_SYMBOL_GPL\tSOME_SPACE\n0x2\tx\n")
-    row = rows(tree, "kernel_read")[0]
+    row = find_rows(kernel_tree, "kernel_read")[0]
     assert (row["exported"], row["gpl_only"], row["namespace"]) == (True, True, "SOME_SPACE")
 
 
-def test_limit_and_owner(tree):
-    first, second = rows(tree, "vfs_*", "kvm_*", limit=3)
+def test_limit_and_owner(kernel_tree):
+    first, second = find_rows(kernel_tree, "vfs_*", "kvm_*", limit=3)
     assert (len(first["matches"]), first["truncated"], len(second["matches"]), second["truncated"]) == (
         3,
         True,
         0,
         True,
     )
-    assert [match["owner"] for match in rows(tree, "kvm_*", owner="kvm")[0]["matches"]][:1] == ["kvm"]
-    assert rows(tree, "vfs_read", owner="nbd")[0]["reason"] == "nbd is not loaded, or has no symbols"
+    assert [match["owner"] for match in find_rows(kernel_tree, "kvm_*", owner="kvm")[0]["matches"]][:1] == ["kvm"]
+    assert find_rows(kernel_tree, "vfs_read", owner="nbd")[0]["reason"] == "nbd is not loaded, or has no symbols"
 
 
 @pytest.mark.parametrize("text", ["", "two words", "~(", "a]b"])
-def test_what_is_no_name_is_refused(text, tree):
+def test_what_is_no_name_is_refused(text, kernel_tree):
     with pytest.raises(InvalidInput) as error:
-        rows(tree, text)
+        find_rows(kernel_tree, text)
     assert (error.value.option, error.value.value) == ("symbols[0]", text)
 
 

@@ -17,6 +17,7 @@ import sys
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import elf, xen
+from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ SYMS = gzip.decompress((FIXTURES / "xen-syms.gz").read_bytes())
 
 
 @pytest.fixture
-def tree(tmp_path):
+def xen_tree(tmp_path):
     """An installed Xen as Debian lays it out."""
     boot, debug = tmp_path / "boot", tmp_path / "usr" / "lib" / "debug" / "boot"
     boot.mkdir()
@@ -45,15 +46,8 @@ def tree(tmp_path):
     return tmp_path
 
 
-def write(tree, files):
-    for name, text in files.items():
-        path = tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def test_xen_is_elf32_with_multiboot_headers_and_xen_syms_is_elf64(tree):
-    efi, image = xen.gather(Root(str(tree)))["images"]
+def test_xen_is_elf32_with_multiboot_headers_and_xen_syms_is_elf64(xen_tree):
+    efi, image = xen.gather(Root(str(xen_tree)))["images"]
     assert image == {
         "path": "/boot/xen-4.17-amd64.gz",
         "version": "4.17-amd64",
@@ -85,10 +79,10 @@ def test_xen_is_elf32_with_multiboot_headers_and_xen_syms_is_elf64(tree):
     assert (efi["entry"], efi["symbols"]) == ("0xffff82d0406303f0", None)
 
 
-def test_an_uncompressed_image_is_the_same_image(tree):
-    (tree / "boot" / "xen-4.17-amd64.gz").rename(tree / "boot" / "old")
-    (tree / "boot" / "xen-4.17-amd64").write_bytes(XEN)
-    image = xen.gather(Root(str(tree)))["images"][0]
+def test_an_uncompressed_image_is_the_same_image(xen_tree):
+    (xen_tree / "boot" / "xen-4.17-amd64.gz").rename(xen_tree / "boot" / "old")
+    (xen_tree / "boot" / "xen-4.17-amd64").write_bytes(XEN)
+    image = xen.gather(Root(str(xen_tree)))["images"][0]
     assert (image["compression"], image["format"], image["build_id"]) == (None, "elf32", BUILD_ID)
 
 
@@ -106,13 +100,13 @@ def test_without_multiboot_headers_the_image_is_a_plain_elf_file():
     assert xen.parse_image(XEN[:128] + b"\0" * 64 + XEN[192:]).entry_kind == "elf"
 
 
-def test_damaged_images_are_said_to_be(tree):
-    boot = tree / "boot"
+def test_damaged_images_are_said_to_be(xen_tree):
+    boot = xen_tree / "boot"
     (boot / "xen-4.17-amd64.gz").write_bytes((FIXTURES / "xen.gz").read_bytes()[:-2000])
     (boot / "xen-4.18.gz").write_bytes(b"\x1f\x8bnothing")
     (boot / "xen-4.19").write_bytes(b"text")
     (boot / "xen-4.20").symlink_to("nowhere")
-    rows = {row["path"]: (row["state"], row["reason"]) for row in xen.gather(Root(str(tree)))["images"]}
+    rows = {row["path"]: (row["state"], row["reason"]) for row in xen.gather(Root(str(xen_tree)))["images"]}
     assert rows["/boot/xen-4.17-amd64.gz"] == ("damaged", "The gzip file is cut short.")
     assert rows["/boot/xen-4.18.gz"][0] == rows["/boot/xen-4.19"][0] == "damaged"
     assert rows["/boot/xen-4.20"] == ("absent", "No such file or directory")
@@ -142,8 +136,8 @@ DOM0 = {
 
 
 def dom0(tree, build_id):
-    write(tree, {"sys/hypervisor/" + name: text for name, text in DOM0.items()})
-    write(tree, {"proc/xen/capabilities": "control_d\n"})
+    write_files(tree, {"sys/hypervisor/" + name: text for name, text in DOM0.items()})
+    write_files(tree, {"proc/xen/capabilities": "control_d\n"})
     (tree / "sys/hypervisor/properties/buildid").write_bytes(build_id)
 
 
@@ -163,20 +157,20 @@ def test_a_control_domain_agrees_with_what_xl_info_printed(tmp_path):
     assert (running["role"], running["guest_type"], running["restricted"]) == ("control_domain", "pv", [])
 
 
-def test_the_running_xen_is_found_among_the_images(tree):
-    dom0(tree, bytes.fromhex(BUILD_ID))
-    assert [row["running"] for row in xen.gather(Root(str(tree)))["images"]] == [None, True]
-    dom0(tree, bytes.fromhex(DOM0_BUILD_ID))
-    assert [row["running"] for row in xen.gather(Root(str(tree)))["images"]] == [None, False]
+def test_the_running_xen_is_found_among_the_images(xen_tree):
+    dom0(xen_tree, bytes.fromhex(BUILD_ID))
+    assert [row["running"] for row in xen.gather(Root(str(xen_tree)))["images"]] == [None, True]
+    dom0(xen_tree, bytes.fromhex(DOM0_BUILD_ID))
+    assert [row["running"] for row in xen.gather(Root(str(xen_tree)))["images"]] == [None, False]
     # The kernel prints it up to its first zero byte.
-    dom0(tree, bytes.fromhex(BUILD_ID)[:7])
-    found = xen.gather(Root(str(tree)))
+    dom0(xen_tree, bytes.fromhex(BUILD_ID)[:7])
+    found = xen.gather(Root(str(xen_tree)))
     assert (found["running"]["build_id"], found["images"][1]["running"]) == (None, None)
 
 
 def test_what_xen_hides_from_a_guest_is_restricted(tmp_path):
     dom0(tmp_path, b"<denied>")
-    write(tmp_path, {"sys/hypervisor/compilation/compiler": "<denied>\n", "proc/xen/capabilities": "\n"})
+    write_files(tmp_path, {"sys/hypervisor/compilation/compiler": "<denied>\n", "proc/xen/capabilities": "\n"})
     running = xen.gather(Root(str(tmp_path)))["running"]
     assert (running["role"], running["compiler"], running["build_id"]) == ("guest", None, None)
     assert sorted(running["restricted"]) == ["build_id", "compiler"]
@@ -184,7 +178,7 @@ def test_what_xen_hides_from_a_guest_is_restricted(tmp_path):
 
 def test_no_xen_and_no_images_is_an_answer(tmp_path):
     assert xen.gather(Root(str(tmp_path))) == {"running": None, "images": [], "truncated": False}
-    write(tmp_path, {f"boot/xen-4.{number}.gz": "" for number in range(40)})
+    write_files(tmp_path, {f"boot/xen-4.{number}.gz": "" for number in range(40)})
     found = xen.gather(Root(str(tmp_path)))
     assert (len(found["images"]), found["truncated"]) == (xen.MAX_IMAGES, True)
 
@@ -199,9 +193,9 @@ print(json.dumps(xen.gather(Root({root!r}))))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="already unprivileged")
-def test_another_user_gets_restricted_and_no_failure(tree, readable_collections):
+def test_another_user_gets_restricted_and_no_failure(xen_tree, readable_collections):
     root = pathlib.Path(readable_collections) / "xen"
-    shutil.copytree(str(tree), str(root))
+    shutil.copytree(str(xen_tree), str(root))
     root.chmod(0o755)
     (root / "boot" / "xen-4.17-amd64.gz").chmod(0o600)
     (root / "usr" / "lib" / "debug" / "boot" / "xen-syms-4.17-amd64").chmod(0o600)
