@@ -76,7 +76,7 @@ class ActionModule(SourceAction):
         stage = {"do": "start", "diff": self._task.diff, "run": secrets.token_hex(8)}
         begun = self._persist(lambda: self._ask(stage), _START_SECONDS)
         if (begun.get("run") or {}).get("ship"):
-            begun = self._persist(lambda: self._ask(stage, shipped=self._ship(build)), _START_SECONDS)
+            begun = self._persist(lambda: self._ask(stage, _shipped=self._ship(build)), _START_SECONDS)
         # The module's description came from the task; a copy of it in every result helps nobody.
         begun.pop("invocation", None)
         if begun.get("failed") or "supervisor" not in (begun.get("run") or {}):
@@ -96,9 +96,9 @@ class ActionModule(SourceAction):
         """Run a stage of the module, from its sources where that is possible."""
         interpreter = self._interpreter(self._task_vars)
         if self._why_not_pipelined(interpreter):
-            args = {**self._task.args, **more, "stage": stage}
+            args = {**self._task.args, **more, "_stage": stage}
             return self._run_module(self._task_vars, module_args=args)
-        return self._run_sources({**self._params, **more, "stage": stage}, interpreter)
+        return self._run_sources({**self._params, **more, "_stage": stage}, interpreter)
 
     def _collect(self, directory: str) -> dict[str, t.Any]:
         """Wait for the run's end, and return its result.
@@ -109,10 +109,10 @@ class ActionModule(SourceAction):
         name = self._task_vars.get("inventory_hostname", "")
         told = _progress.ProgressReporter(name, directory, _TERMINAL, display.display)
         started = time.monotonic()
-        deadline = started + limits.LOAD_SECONDS + self._params["duration"] + _AFTER_SECONDS
+        deadline = started + limits.LOAD_SECONDS + self._params["duration_seconds"] + _AFTER_SECONDS
         stage = {"do": "collect", "directory": directory, "wait": _COLLECT_SECONDS, "offset": 0}
         stage["output"] = self._params["output"] is not None
-        left = self._params["duration"] + _POLL_SECONDS
+        left = self._params["duration_seconds"] + _POLL_SECONDS
         patience = _ANSWER_SECONDS
         while True:
             try:
@@ -191,7 +191,7 @@ class ActionModule(SourceAction):
             return (answer.get("run") or {}).get("output")
 
         path = os.path.join(self._output_directory(), _progress.file_name(host, name))
-        return _progress.save_output(path, run.pop("output", None), more, run, self._params["output_limit_bytes"])
+        return _progress.save_output(path, run.pop("output", None), more, run, self._params["max_output_bytes"])
 
     def _forget(self, directory: str) -> None:
         """Remove the run's directory now that its result is here; the next run does it otherwise.

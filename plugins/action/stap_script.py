@@ -23,7 +23,7 @@ class ActionModule(ModuleAction):
             raise refused(
                 InvalidInput("src", None, "The option is missing.", "Give the template of a SystemTap script.")
             )
-        args["content"] = self._render(args["src"], args.get("variables") or {}, task_vars or {})
+        args["_content"] = self._render(args["src"], args.get("variables") or {}, task_vars or {})
         result.update(self._run_module(task_vars or {}, module_args=args))
         return result
 

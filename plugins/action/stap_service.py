@@ -23,7 +23,7 @@ class ActionModule(ModuleAction):
         args = dict(self._task.args)
         # In check mode the module only has to know that they are not there.
         if not self._task.check_mode:
-            args["shipped"] = self._ship(self._missing(_wanted(args.get("services"))))
+            args["_shipped"] = self._ship(self._missing(_wanted(args.get("services"))))
         try:
             result.update(self._run_module(task_vars or {}, module_args=args))
         finally:

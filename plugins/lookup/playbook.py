@@ -37,9 +37,9 @@ options:
 """
 
 EXAMPLES = r"""
-- name: What playbooks of this collection do with the variable params_serial
+- name: What playbooks of this collection do with the variable params_waves
   hosts: all
-  serial: "{{ lookup('tapvirt.host.playbook', 'waves', value=params_serial, default=[1], name='params_serial') }}"
+  serial: "{{ lookup('tapvirt.host.playbook', 'waves', value=params_waves, default=[1], name='params_waves') }}"
   tasks:
     - name: Contact the host
       ansible.builtin.ping:

@@ -95,7 +95,7 @@ modules:
       type: str
       sample: /lib/modules/6.12.107+deb13-cloud-amd64/kernel/arch/x86/kvm/kvm.ko.xz
     parameters: {description: How many parameters it has., returned: always, type: int, sample: 23}
-    nearest:
+    candidates:
       description: For a name that is not there, the most similar names.
       returned: always
       type: list
@@ -184,11 +184,11 @@ params:
       elements: str
       sample: ["/etc/modprobe.d/kvm.conf says halt_poll_ns=400000: it takes effect when the module is loaded again"]
 absent_names:
-  description: Entries of O(names), without patterns, that no module has, each with C(nearest). Empty if RV(truncated).
+  description: Names of O(names) without a pattern that no module has, each with C(candidates). Empty if RV(truncated).
   returned: always
   type: list
   elements: dict
-  sample: [{"name": "halt_pol_ns", "nearest": ["halt_poll_ns"]}]
+  sample: [{"name": "halt_pol_ns", "candidates": ["halt_poll_ns"]}]
 truncated:
   description: Whether O(limit) left parameters out.
   returned: always

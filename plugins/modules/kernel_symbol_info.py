@@ -193,7 +193,7 @@ symbols:
       elements: dict
       returned: for a name
       sample: []
-    nearest:
+    candidates:
       description: For a name that is not there, functions with the most similar names.
       type: list
       elements: str

@@ -49,9 +49,10 @@ options:
       - A Python regular expression; reading stops as soon as it is found anywhere in the text so far. C(^) and C($)
         match at line ends, C(.) matches a line end too. Plain words are found as they are. What it matches may begin
         up to 65536 characters back.
-      - Without it, or where it is not found, reading goes on until O(timeout); that is no failure, see RV(matched).
+      - Without it, or where it is not found, reading goes on until O(timeout_seconds) is over. That is no failure;
+        see RV(matched).
     type: str
-  timeout:
+  timeout_seconds:
     description: How long to read at most, in seconds, up to 86400.
     type: float
     default: 30
@@ -72,7 +73,7 @@ EXAMPLES = r"""
   tapvirt.host.libvirt_console:
     name: web1
     until: 'login:'
-    timeout: 60
+    timeout_seconds: 60
   register: console
   failed_when: not console.matched
 
@@ -81,7 +82,7 @@ EXAMPLES = r"""
     name: web1
     start: true
     until: 'login:|Kernel panic'
-    timeout: 300
+    timeout_seconds: 300
     max_bytes: 1048576
     dest: /var/log/web1-boot.raw
 """
@@ -172,7 +173,7 @@ ARGUMENT_SPEC = {
     "device": {"type": "str"},
     "force": {"type": "bool", "default": False},
     "until": {"type": "str"},
-    "timeout": {"type": "float", "default": 30},
+    "timeout_seconds": {"type": "float", "default": 30},
     "max_bytes": {"type": "int", "default": 65536},
     "dest": {"type": "path"},
 }

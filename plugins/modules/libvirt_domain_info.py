@@ -78,7 +78,7 @@ domains:
     autostart: {description: Whether it starts with the host., type: bool}
     persistent: {description: Whether it is defined beyond its run., type: bool}
     managed_save: {description: Whether a start would go on from saved memory., type: bool}
-    managed_by_us: {description: Whether M(tapvirt.host.libvirt_domain) defined it., type: bool}
+    managed_by_tapvirt: {description: Whether M(tapvirt.host.libvirt_domain) defined it., type: bool}
     type: {description: The hypervisor type such as C(kvm) or C(qemu)., type: str}
     machine: {description: The machine version., type: str}
     vcpus: {description: How many processors are switched on., type: int}
@@ -145,7 +145,7 @@ domains:
       autostart: true
       persistent: true
       managed_save: false
-      managed_by_us: true
+      managed_by_tapvirt: true
       type: kvm
       machine: pc-q35-7.2
       vcpus: 2

@@ -89,9 +89,9 @@ domains:
   contains:
     name: {description: The domain., type: str}
     uuid: {description: Its UUID; null where there is none., type: str}
-    from: {description: "The source's URI, without a password.", type: str}
-    to: {description: "The destination's URI, without a password.", type: str}
-    place:
+    source: {description: "The source's URI, without a password.", type: str}
+    destination: {description: "The destination's URI, without a password.", type: str}
+    location:
       description:
         - Where the domain is, C(source), C(destination), C(both) or C(none); null where that could not be read back. In
           check mode, where it would be.
@@ -106,9 +106,9 @@ domains:
   sample:
     - name: web1
       uuid: 3f2a1f9e-2f1c-4f55-9a43-0a7f6a1f2b11
-      from: qemu:///system
-      to: qemu+ssh://root@virt2.example.org/system
-      place: destination
+      source: qemu:///system
+      destination: qemu+ssh://root@virt2.example.org/system
+      location: destination
       state: running
       elapsed_seconds: 4.2
       downtime_seconds: 0.012

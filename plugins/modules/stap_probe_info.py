@@ -51,7 +51,7 @@ options:
     description: Where the builder keeps its modules, and SystemTap's cache.
     type: path
     default: /var/lib/tapvirt/modules
-  timeout:
+  timeout_seconds:
     description:
       - With O(list), how many seconds each probe may take. All functions of a kernel take a minute or two.
     type: int
@@ -124,7 +124,7 @@ probes:
       description: The reason in words.
       type: str
       sample: the function is there
-    nearest:
+    candidates:
       description: What looks most like a name that is missing (for the first three), or the form that would work.
       type: list
       elements: str
@@ -195,7 +195,7 @@ ARGUMENT_SPEC = {
     "variables": {"type": "bool", "default": False},
     "match": {"type": "str"},
     "store": {"type": "path", "default": DEFAULT_STORE},
-    "timeout": {"type": "int", "default": 300},
+    "timeout_seconds": {"type": "int", "default": 300},
     **TRANSPORT,
 }
 _OF_LISTS = ("kernel", "variables", "match")
@@ -209,7 +209,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     for index, probe in enumerate(params["probes"]):
         with option_path(f"probes[{index}]"):
             points += parse_probe_points(probe)
-    for option in ("limit", "timeout"):
+    for option in ("limit", "timeout_seconds"):
         if params[option] < 1:
             raise InvalidInput(option, params[option], "The number must be 1 or more")
     release, rows = listed(params, points) if params["list"] else looked_up(params, points)
@@ -249,7 +249,7 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
         known = ", ".join(sorted(kernels)) or "no kernel"
         raise InvalidInput("kernel", None, f"A release is needed, because this builder has headers for {known}")
     kernel = toolchain.find_kernel(kernels, release, None)
-    lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout"])
+    lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout_seconds"])
     return release, [lister.row(point, accept, params["limit"]) for point in points]
 
 

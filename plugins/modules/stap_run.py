@@ -15,7 +15,8 @@ description:
   - Checks kernel, memory and lockdown, loads the module, proves from the kernel's own list that the probes are armed,
     waits, and removes the module. A second run of it at the same time is refused and names the first, which goes on.
   - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time when the
-    connection is cut or the controller dies; the next run on the host then tells what it was (RV(run.found)).
+    connection is cut or the controller dies; the next run on the host then
+    returns it in RV(run.previous_leftovers).
   - The controller asks every few seconds how far it is, and says so on a terminal. A connection that is cut is tried
     again until the run must have ended, or for a minute while it starts; after that the host counts as unreachable.
   - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
@@ -27,7 +28,7 @@ options:
     description: What M(tapvirt.host.stap_module) returned as RV(tapvirt.host.stap_module#module:module).
     type: dict
     required: true
-  duration:
+  duration_seconds:
     description: For how many seconds to trace, counted from when the probes are armed. At most 900.
     type: float
     default: 60
@@ -52,26 +53,26 @@ options:
         C(Buffers) of the host, and must leave 128 MiB of its C(MemAvailable).
     type: int
     default: 1
-  output_limit_bytes:
+  max_output_bytes:
     description: How much of the script's output to keep; the rest is counted and dropped.
     type: int
     default: 1048576
   output:
     description:
-      - A directory on the controller for what the script printed, up to O(output_limit_bytes). It is made if missing.
+      - A directory on the controller for what the script printed, up to O(max_output_bytes). It is made if missing.
         The file in it is called C(HOST.MODULE.txt), after the host's name in the inventory, in which all but letters,
         digits, dots, dashes and underscores is percent-encoded, and the module's name. An older file is replaced.
-      - What runs had printed that are told as found (RV(run.found)) is not fetched, but for their records.
+      - The output of RV(run.previous_leftovers) is not fetched, only its records.
     type: str
   record_limit:
     description: How many records to return.
     type: int
     default: 100
-  shipped:
-    description: Where the action plugin put the module on the host. Set by the action plugin.
+  _shipped:
+    description: Internal. Where the action plugin put the module on the host. Set by the action plugin.
     type: path
-  stage:
-    description: Which part of the run the action plugin asks for. Set by the action plugin.
+  _stage:
+    description: Internal. Which part of the run the action plugin asks for. Set by the action plugin.
     type: dict
 attributes:
   idempotent:
@@ -91,21 +92,21 @@ EXAMPLES = r"""
 - name: Trace for ten seconds
   tapvirt.host.stap_run:
     module: "{{ built.module }}"
-    duration: 10
+    duration_seconds: 10
     globals: {threshold_us: 250}
   register: traced
 
 - name: Trace and keep all that the script printed
   tapvirt.host.stap_run:
     module: "{{ built.module }}"
-    duration: 60
+    duration_seconds: 60
     output: traces
-    output_limit_bytes: 10485760
+    max_output_bytes: 10485760
 
 - name: Narrow it to one virtual machine
   tapvirt.host.stap_run:
     module: "{{ built.module }}"
-    duration: 10
+    duration_seconds: 10
     domain: web1
 """
 
@@ -183,7 +184,7 @@ run:
       description: The sysctls that were put back, each with the value found and the value put back.
       type: dict
       sample: {"/proc/sys/kernel/kptr_restrict": ["1", "0"]}
-    left:
+    leftovers:
       description: What could not be removed or put back on the host, in words.
       type: list
       elements: str
@@ -200,7 +201,7 @@ run:
       type: dict
       returned: when O(output) is given
       sample: {"bytes": 812, "path": "/home/me/traces/web1.tapvirt_x.txt", "sha256": "11f0...", "truncated": false}
-    found:
+    previous_leftovers:
       description:
         - Runs that nobody had collected, since their controller or connection was lost, or that had been killed. What
           they had left on the host was cleaned up before this run began.
@@ -208,7 +209,7 @@ run:
           nobody can read), or how far it was when it and its supervisor were killed), C(started) (seconds since 1970),
           C(removed) (whether the module was still there and had to be removed), C(kept_bytes) (how much of its output
           was kept), C(records) (of what was kept, up to O(record_limit)), and, as in RV(run), C(outcome), C(reason),
-          C(hits), C(skipped), C(bytes), C(sha256), C(duration_seconds), C(record_count), C(restored) and C(left).
+          C(hits), C(skipped), C(bytes), C(sha256), C(duration_seconds), C(record_count), C(restored) and C(leftovers).
       type: list
       elements: dict
       sample: []
@@ -225,7 +226,7 @@ error:
   returned: failure
   type: dict
   sample:
-    option: duration
+    option: duration_seconds
     value: 0
     problem: The duration must be more than 0 and at most 900 seconds.
     hint: null
@@ -242,7 +243,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.
 
 ARGUMENT_SPEC = {
     "module": {"type": "dict", "required": True},
-    "duration": {"type": "float", "default": 60},
+    "duration_seconds": {"type": "float", "default": 60},
     "globals": {"type": "dict", "default": {}},
     "domain": {"type": "str"},
     "accept": {
@@ -252,17 +253,17 @@ ARGUMENT_SPEC = {
         "choices": [name for name in OUTCOMES if name != "build_failed"],
     },
     "buffer_mb": {"type": "int", "default": 1},
-    "output_limit_bytes": {"type": "int", "default": MAX_OUTPUT_BYTES},
+    "max_output_bytes": {"type": "int", "default": MAX_OUTPUT_BYTES},
     "output": {"type": "str"},
     "record_limit": {"type": "int", "default": 100},
-    "shipped": {"type": "path"},
-    "stage": {"type": "dict"},
+    "_shipped": {"type": "path"},
+    "_stage": {"type": "dict"},
 }
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Carry out a stage, and fail the task when the outcome is none of the accepted ones."""
-    stage = module.params["stage"]
+    stage = module.params["_stage"]
     if stage is None and not module.check_mode:
         raise TapvirtError("stap_run works only through its action plugin, which starts one stage after the other.")
     if stage and stage["do"] == "collect":

@@ -52,8 +52,8 @@ options:
   guru_reason:
     description: Why embedded C, which nothing checks, is needed. It is repeated in the result.
     type: str
-  content:
-    description: The rendered script. Set by the action plugin; a value given in a task is overwritten.
+  _content:
+    description: Internal. The rendered script. Set by the action plugin; a value given in a task is overwritten.
     type: str
 notes:
   - A line C(#:) C(record KIND field:type ...) in the script declares a kind of record that it prints as a JSON line.
@@ -162,7 +162,7 @@ ARGUMENT_SPEC = {
     "globals": {"type": "dict", "default": {}},
     "guru": {"type": "bool", "default": False},
     "guru_reason": {"type": "str"},
-    "content": {"type": "str"},
+    "_content": {"type": "str"},
 }
 
 
@@ -171,7 +171,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     source = "dest" if params["dest"] else "src"
     name = script_name(source, params[source])
-    row, checked_by = prepare("src", name, params["content"], params["globals"], params["guru"])
+    row, checked_by = prepare("src", name, params["_content"], params["globals"], params["guru"])
     plan = deploy(params["dest"], row["text"], module.check_mode)
     return {"script": dict(row, path=params["dest"]), "checked_by": checked_by, **plan.result(module._diff)}
 

@@ -82,8 +82,8 @@ options:
     description: How long to wait while another task changes tracers of this host. The message of a timeout names it.
     type: int
     default: 120
-  shipped:
-    description: Where the action plugin put modules on the host. Set by the action plugin.
+  _shipped:
+    description: Internal. Where the action plugin put modules on the host. Set by the action plugin.
     type: dict
 notes:
   - The privileges of root are needed, and systemd.
@@ -245,7 +245,7 @@ ARGUMENT_SPEC = {
         },
     },
     "lock_timeout_seconds": {"type": "int", "default": 120},
-    "shipped": {"type": "dict"},
+    "_shipped": {"type": "dict"},
 }
 
 

@@ -31,7 +31,7 @@ PING: dict[str, t.Any] = {"ansible.builtin.ping": {}}
 
 def trace(script: pathlib.Path, least: int) -> dict[str, t.Any]:
     """Return the task of a campaign."""
-    variables = {"trace_script": str(script), "trace_duration": SECONDS, "trace_globals": {"least": least}}
+    variables = {"trace_script": str(script), "trace_duration_seconds": SECONDS, "trace_globals": {"least": least}}
     return {"ansible.builtin.include_role": {"name": "tapvirt.host.trace"}, "vars": variables}
 
 

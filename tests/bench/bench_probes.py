@@ -28,7 +28,7 @@ def main() -> None:
         commands = [["cat", "/proc/kallsyms"]]
         for number, probes in enumerate(asked.values()):
             options = {"probes": probes, "limit": 10, "list": False, "kernel": None, "variables": False, "match": None}
-            options.update(store="/nowhere", timeout=1, transport="source")
+            options.update(store="/nowhere", timeout_seconds=1, transport="source")
             target = pathlib.Path(folder, f"{number}.py")
             commands.append([HOST_PYTHON, "-IS", str(sources("stap_probe_info", options, target))])
         show("x cat", ["cat /proc/kallsyms", *("stap_probe_info, " + what for what in asked)], commands, 0)

@@ -142,7 +142,7 @@ def test_hosts_with_the_same_kernel_get_the_same_module(eight_plays, name):
 
 def test_another_threshold_builds_nothing_and_starts_at_once(lab, scripts, kernels, eight_plays):
     before = lab.builds(PREFIX)
-    run = {"module": "{{ built_reads.module }}", "duration": 2, "accept": ACCEPTED}
+    run = {"module": "{{ built_reads.module }}", "duration_seconds": 2, "accept": ACCEPTED}
     tasks = [timestamp_task("Begun"), *build_tasks("reads", least=250), timestamp_task("Starts")]
     tasks.append({"name": "Run", "tapvirt.host.stap_run": run})
     result = lab.playbook(write_play(scripts / "again.yml", kernels, tasks))
@@ -220,7 +220,7 @@ def two_builder_campaign(lab, scripts, eight_plays, two_builders):
         "trace_script": str(scripts / "builds_test_reads.stp.j2"),
         "trace_variables": {"stamp": str(scripts)},
         "trace_targets": ",".join(HOSTS),
-        "trace_duration": 5,
+        "trace_duration_seconds": 5,
         "trace_waves": "100%",
         "trace_accept": ACCEPTED,
     }

@@ -83,7 +83,7 @@ def catalogue_play():
                     "name": "Trace",
                     "tapvirt.host.stap_run": {
                         "module": "{{ built.results[built_for[inventory_hostname].index(item)].module }}",
-                        "duration": 8,
+                        "duration_seconds": 8,
                         "globals": narrowed,
                     },
                     "loop": "{{ runs[inventory_hostname] }}",

@@ -54,7 +54,7 @@ def passes(lab, tmp_path_factory):
         "--limit",
         ",".join([*HOSTS, "builder", "localhost"]),
     ]
-    options += ["-e", f"demo_report_dir={report}", "-e", f"demo_embed_root={embed}"]
+    options += ["-e", f"demo_dest={report}", "-e", f"demo_embed_root={embed}"]
     try:
         runs = [lab.playbook(PLAYBOOKS / "demo.yml", *options) for _number in range(2)]
         after = {host: left_on(lab, host) for host in HOSTS}

@@ -34,7 +34,7 @@ def run_playbook(lab):
     """A function that runs the playbook with domains; the domains are deleted afterwards."""
 
     def run(*options, wanted=None):
-        variables = {"domains_wanted": wanted or WANTED, "domains_hosts": ",".join(HOSTS)}
+        variables = {"domains_wanted": wanted or WANTED, "domains_targets": ",".join(HOSTS)}
         done = lab.playbook(PLAYBOOKS / "domains.yml", "-e", json.dumps(variables), *options)
         assert done.rc == 0, done.stdout[-3000:]
         return done
@@ -75,7 +75,11 @@ def test_console_logs_are_stored_on_the_controller(lab, run_playbook, tmp_path):
     wanted = [{"name": "fleet-web", "xml": TALKER, "state": "running"}, {"name": "fleet-db", "memory_mib": 32}]
     run_playbook("--tags", "converge", wanted=wanted)
     before = jobs(lab)
-    variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_until": "No bootable"}
+    variables = {
+        "console_logs_targets": "trace1",
+        "console_logs_dest": str(tmp_path),
+        "console_logs_until": "No bootable",
+    }
     done = lab.playbook(PLAYBOOKS / "console_logs.yml", "-e", json.dumps({**variables, "console_logs_seconds": 30}))
     assert done.rc == 0, done.stdout[-3000:]
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.log")] == ["trace1/fleet-web.log"]
@@ -88,7 +92,7 @@ def test_console_in_use_is_reported_and_the_others_are_stored(lab, run_playbook,
     wanted = [{"name": row["name"], "xml": TALKER, "state": "running"} for row in WANTED]
     run_playbook("--tags", "converge", wanted=wanted)
     before = jobs(lab)
-    variables = {"console_logs_hosts": "trace1", "console_logs_dir": str(tmp_path), "console_logs_seconds": 5}
+    variables = {"console_logs_targets": "trace1", "console_logs_dest": str(tmp_path), "console_logs_seconds": 5}
     console = "sleep 600 | script -qfc 'virsh console fleet-db' /dev/null"
     hold = f'setsid sh -c "{console}" > /dev/null 2>&1 & echo $!; sleep 5'
     reader = lab.run("trace1", "sh", "-c", hold).stdout.strip()

@@ -19,7 +19,12 @@ HOSTS = ["trace1", "trace2", "trace4"]
 def gathered(lab, tmp_path_factory):
     """Gather twice from three hosts with two kernels; return both runs and where the files are."""
     dest = tmp_path_factory.mktemp("gathered")
-    options = ["--limit", ",".join(HOSTS), "-e", json.dumps({"gather_hosts": "trace_hosts", "gather_dest": str(dest)})]
+    options = [
+        "--limit",
+        ",".join(HOSTS),
+        "-e",
+        json.dumps({"gather_targets": "trace_hosts", "gather_dest": str(dest)}),
+    ]
     runs = [lab.playbook(PLAYBOOKS / "gather.yml", *options) for _number in range(2)]
     assert runs[0].rc == 0, runs[0].stdout[-3000:]
     return runs, dest

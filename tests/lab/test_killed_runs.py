@@ -192,7 +192,7 @@ class Host:
 
     def begin(self, duration: float, **variables: t.Any) -> t.Any:
         """Start a playbook that runs the module."""
-        args = {"module": self.module, "duration": duration, "record_limit": 5}
+        args = {"module": self.module, "duration_seconds": duration, "record_limit": 5}
         tasks = [{"name": "Run", "tapvirt.host.stap_run": args, "ignore_errors": True}]
         play = [{"hosts": self.host, "gather_facts": False, "tasks": tasks}]
         return self.lab.begin(yaml.safe_dump(play), "-e", json.dumps(variables))
@@ -281,7 +281,7 @@ class Host:
             trials = [self.trial(first, number, True), self.trial(second, number, False)]
         finally:
             self.shell(f"umount {BASE} 2>/dev/null; rmdir {BASE} /run/tapvirt; rm -f /run/python")
-        trials[0].found = (trials[1].run or {}).get("found")
+        trials[0].found = (trials[1].run or {}).get("previous_leftovers")
         trials[1].left += self.shell("ls -d /run/tapvirt 2>/dev/null")
         print(f"{self.host} {first} {number}, {second}:", *(row.row() for row in trials), flush=True)
         return trials
@@ -302,7 +302,7 @@ def test_only_one_of_three_controllers_may_run_the_same_trace(lab, builds):
     names = [f"twin_{number}" for number in range(3)]
     reach = {name: value for name, value in host.variables.items() if name.startswith("ansible_")}
     twins = [{"name": f"Add {name}", "ansible.builtin.add_host": {"name": name, **reach}} for name in names]
-    args = {"module": host.module, "duration": 2 * DURATION}
+    args = {"module": host.module, "duration_seconds": 2 * DURATION}
     tasks = [{"name": "Run", "tapvirt.host.stap_run": args, "ignore_errors": True}]
     plays = [
         {"hosts": host.host, "gather_facts": False, "tasks": twins},
@@ -312,7 +312,7 @@ def test_only_one_of_three_controllers_may_run_the_same_trace(lab, builds):
     runs = sorted((done.of(name, "Run")["run"] for name in names), key=lambda run: run["outcome"])
     assert [run["outcome"] for run in runs] == ["ok", "refused", "refused"], runs
     assert runs[0]["duration_seconds"] >= 2 * DURATION and runs[0]["record_count"] >= DURATION, runs[0]
-    assert runs[0]["left"] == [], runs[0]
+    assert runs[0]["leftovers"] == [], runs[0]
     user = r"the run [0-9a-f]{16}( \(process \d+, started \d+ seconds ago\)|, which is starting)"
     for run in runs[1:]:
         assert re.match(f"the module {host.name} is in use by {user}$", run["reason"]), run
@@ -360,7 +360,7 @@ def test_outcome_is_reported(trials, kind):
     for trial in trials[kind]:
         result = trial.result()
         assert result["outcome"] in OUTCOMES[kind], trial
-        assert result["left"] == [], trial
+        assert result["leftovers"] == [], trial
         assert len(result["records"]) == min(result["record_count"], 5), trial
         if trial.alone:
             assert result["bytes"] >= result["kept_bytes"], trial

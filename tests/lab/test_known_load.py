@@ -83,7 +83,7 @@ def traced_calls(lab, tmp_path_factory):
                     title="calls",
                     variables={"function": CALLED},
                     globals={"target_pid": "{{ load.stdout }}"},
-                    duration=SECONDS,
+                    duration_seconds=SECONDS,
                     cpu_ceiling_percent=50,
                 ),
             ],
@@ -197,7 +197,7 @@ def domains(lab):
                     "uri": "qemu:///system",
                     "name": name,
                     "until": line,
-                    "timeout": 60,
+                    "timeout_seconds": 60,
                 },
             }
             for name, line in DOMAINS.items()
@@ -215,7 +215,7 @@ def test_exits_of_one_domain_equal_its_port_writes(lab, domains):
     tasks = [
         {"name": "Wake", "ansible.builtin.shell": f"nohup sh -c {shlex.quote(WAKE)} >/dev/null 2>&1 &"},
         {
-            **trace_task(script="kvm_exits", domain="{{ item }}", duration="{{ seconds[item] }}"),
+            **trace_task(script="kvm_exits", domain="{{ item }}", duration_seconds="{{ seconds[item] }}"),
             "loop": list(SECONDS_OF),
         },
     ]

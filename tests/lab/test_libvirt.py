@@ -66,7 +66,10 @@ def talker(lab: LabHosts, tmp_path_factory: pytest.TempPathFactory) -> t.Iterato
         {"name": "Planned", "tapvirt.host.libvirt_domain": {"domains": wanted}, "check_mode": True},
         {"name": "Done", "tapvirt.host.libvirt_domain": {"domains": wanted}},
         {"name": "Again", "tapvirt.host.libvirt_domain": {"domains": wanted}},
-        {"name": "Console", "tapvirt.host.libvirt_console": {"name": TALKER, "until": f"^{LINE}$", "timeout": 60}},
+        {
+            "name": "Console",
+            "tapvirt.host.libvirt_console": {"name": TALKER, "until": f"^{LINE}$", "timeout_seconds": 60},
+        },
         {"name": "Info", "tapvirt.host.libvirt_domain_info": {"names": [QUIET, TALKER]}},
         {
             "name": "Renamed",

@@ -99,8 +99,14 @@ def results(lab: LabHosts) -> t.Iterator[dict[str, t.Any]]:
     wanted[1]["xml"] = (
         wanted[1]["xml"].replace(MAC, "52:54:00:1f:00:02").replace(f"<log file='{LOG}' append='off'/>", "")
     )
-    start = {"name": TALKER, "start": True, "until": f"^{LINE}$", "timeout": 90, "dest": f"{FOLDER}/console.raw"}
-    forced = {"name": TALKER, "force": True, "until": LINE, "timeout": 90}
+    start = {
+        "name": TALKER,
+        "start": True,
+        "until": f"^{LINE}$",
+        "timeout_seconds": 90,
+        "dest": f"{FOLDER}/console.raw",
+    }
+    forced = {"name": TALKER, "force": True, "until": LINE, "timeout_seconds": 90}
     gather = {"names": [TALKER, "info-*"], "gather": ["stats", "addresses", "backing"], "trace_api": True}
     tasks: list[dict[str, t.Any]] = [
         {"name": "Prepare", "ansible.builtin.shell": PREPARE},

@@ -90,7 +90,7 @@ def test_running_domain_migrates_to_another_host_and_back(steps: dict[str, t.Any
     assert (steps["There again"]["changed"], steps["There again"]["plan"]) == (False, [])
     for result in (there, back):
         row = result["domains"][0]
-        assert (row["place"], row["state"]) == ("destination", "running")
+        assert (row["location"], row["state"]) == ("destination", "running")
         assert row["transferred_bytes"] > 0
         assert row["elapsed_seconds"] >= row["downtime_seconds"] > 0
     uuid = steps["Start"]["domains"][0]["uuid"]

@@ -71,13 +71,13 @@ CASES = [
     Case("ok", "shared", "trace2", "1 of 1 probes armed", load=CALLS.format(0.01)),
     Case("zero_hits", "shared", "trace2", "none was hit"),
     Case("script_error", "shared", "trace2", "division by 0", {"globals": {"divisor": 0}}),
-    Case("lost_output", "shared", "trace2", "1000 kept", {"globals": {"lines": 50}, "output_limit_bytes": 1000}),
+    Case("lost_output", "shared", "trace2", "1000 kept", {"globals": {"lines": 50}, "max_output_bytes": 1000}),
     Case(
         "overloaded",
         "slow",
         "trace2",
         "more of a CPU than the build allows",
-        {"duration": 20},
+        {"duration_seconds": 20},
         CALLS.format(0),
     ),
     Case("refused", "shared", "trace2", "the module was built for kernel 6.0.0", built={"kernel": "6.0.0"}),
@@ -88,7 +88,7 @@ CASES = [
         "slow",
         "trace4",
         "did not end when it was asked to",
-        {"duration": 1, "globals": {"end_ms": 16500}},
+        {"duration_seconds": 1, "globals": {"end_ms": 16500}},
     ),
 ]
 
@@ -105,7 +105,12 @@ class CaseRuns:
 
 def tasks_of(case: Case, module: dict[str, t.Any], folder: pathlib.Path) -> list[dict[str, t.Any]]:
     """Return the tasks of a case: start the load, run, end the load."""
-    args = {"module": {**module, **case.built}, "duration": 3, "output": str(folder / case.outcome), **case.options}
+    args = {
+        "module": {**module, **case.built},
+        "duration_seconds": 3,
+        "output": str(folder / case.outcome),
+        **case.options,
+    }
     here = f"inventory_hostname == '{case.host}'"
     run = {"name": case.name, "tapvirt.host.stap_run": args, "when": here, "ignore_errors": True}
     if case.load is None:
@@ -146,7 +151,7 @@ def test_crafted_script_ends_with_its_outcome(case_runs, case):
     # A task that failed has a message.
     assert ("msg" in result) == (case.outcome not in ("ok", "zero_hits")), result
     if case.outcome != "refused":
-        assert run["left"] == [], run
+        assert run["leftovers"] == [], run
 
 
 def test_failed_build_reports_the_line(case_runs):

@@ -125,7 +125,7 @@ class Fleet:
 
     def run(self, *options: str):
         """Run the playbook."""
-        arguments = ["-i", str(self._path), "-e", json.dumps({"params_hosts": ":".join(HOSTS)}), *options]
+        arguments = ["-i", str(self._path), "-e", json.dumps({"params_targets": ":".join(HOSTS)}), *options]
         return self.lab.playbook(pathlib.Path("tapvirt.host.params"), *arguments)
 
     def state(self) -> dict[str, str]:

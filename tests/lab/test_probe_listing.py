@@ -82,4 +82,4 @@ def test_missing_function_is_reported_with_the_nearest_names(lab, listings):
     (result,) = lab.ansible("builder", "tapvirt.host.stap_probe_info", options).values()
     (row,) = result["probes"]
     assert (row["verdict"], row["points"]) == ("missing", [])
-    assert "vfs_read" in row["nearest"]
+    assert "vfs_read" in row["candidates"]

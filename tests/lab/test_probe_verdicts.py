@@ -173,7 +173,7 @@ def verdicts_play(chosen, releases):
                 },
                 {
                     "name": "Run",
-                    "tapvirt.host.stap_run": {"module": "{{ built.module }}", "duration": 3},
+                    "tapvirt.host.stap_run": {"module": "{{ built.module }}", "duration_seconds": 3},
                     "register": "traced",
                     "ignore_errors": True,
                 },

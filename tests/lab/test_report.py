@@ -22,7 +22,7 @@ def reported(lab, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     (folder / "gone.yml").write_text(GONE, encoding="utf-8")
     variables = {
-        "report_hosts": [*HOSTS, "gone"],
+        "report_targets": [*HOSTS, "gone"],
         "report_dest": str(folder / "deep" / "page.html"),
         "report_symbols": "vfs_read, no_such_function",
         "module_params_wanted": TABLE,

@@ -95,7 +95,7 @@ def signed_runs(lab, keys):
                 "register": f"built_{name}",
             }
         )
-    run = {"duration": 2, "module": "{{ built.module }}"}
+    run = {"duration_seconds": 2, "module": "{{ built.module }}"}
     for name in ("unsigned", "stranger"):
         tasks.append(
             {

@@ -53,7 +53,7 @@ def known_load(lab):
         trace_task(
             variables={"function": "vfs_read"},
             globals={"target_pid": "{{ load.stdout }}"},
-            duration=15,
+            duration_seconds=15,
             cpu_ceiling_percent=50,
         ),
     ]
@@ -92,7 +92,7 @@ def test_trace_leaves_the_host_unchanged(known_load):
     for host in KERNELS:
         kept = run_of(done, host)["module"]["path"]
         assert [line for line in after[host] if line != kept] == [line for line in before[host] if line != kept]
-        assert run_of(done, host)["left"] == []
+        assert run_of(done, host)["leftovers"] == []
 
 
 def test_one_build_for_each_distinct_kernel(lab, tmp_path):
@@ -167,10 +167,10 @@ def test_exits_of_one_domain_agree_with_its_console(lab, tmp_path):
                 "uri": "qemu:///system",
                 "name": "systemtap-talker",
                 "until": LINE,
-                "timeout": 60,
+                "timeout_seconds": 60,
             },
         },
-        trace_task(script="kvm_exits", domain="systemtap-talker", duration=5),
+        trace_task(script="kvm_exits", domain="systemtap-talker", duration_seconds=5),
     ]
     path = tmp_path / "play.yml"
     path.write_text(yaml.safe_dump([{"hosts": "trace2", "gather_facts": False, "tasks": tasks}]))

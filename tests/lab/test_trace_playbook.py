@@ -64,7 +64,7 @@ class Campaign:
             "trace_script": str(path),
             "trace_variables": {"stamp": str(self._folder)},
             "trace_title": name,
-            "trace_duration": 3,
+            "trace_duration_seconds": 3,
             "trace_waves": waves,
             **more,
         }
@@ -185,7 +185,7 @@ def test_overloaded_canary_stops_the_campaign(campaign):
     expected = sample("docs/docsite/rst/guide_campaign.rst", "No further wave begins", hosts)
     assert shown_in(expected, result.stdout)
     summary = campaign_summary(result)
-    assert summary["braked"] and summary["left_out"] == {"trace1": "the campaign had stopped before"}
+    assert summary["stopped"] and summary["left_out"] == {"trace1": "the campaign had stopped before"}
     assert result.recap["trace2"]["failed"] == 1 and result.recap["trace1"]["failed"] == 0
     counted = result.of("trace2", "Count a host as failed whose run was not as it should be")["msg"]
     assert counted.startswith("overloaded: it ended as overloaded: "), counted

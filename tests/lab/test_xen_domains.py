@@ -49,7 +49,7 @@ def life_of_a_guest(release):
 
     gone = {"uri": URI, "name": NAME, "state": "absent", "on_timeout": "destroy", "wait_seconds": 5}
     off = {"uri": URI, "name": NAME, "state": "shutdown", "on_timeout": "destroy", "wait_seconds": 60}
-    console = {"uri": URI, "name": NAME, "start": True, "until": "Linux version|Run /init", "timeout": 120}
+    console = {"uri": URI, "name": NAME, "start": True, "until": "Linux version|Run /init", "timeout_seconds": 120}
     return [
         ("define", "libvirt_domain", domain("present")),
         ("start and read", "libvirt_console", console),

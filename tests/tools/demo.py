@@ -54,7 +54,7 @@ def play_pass(
     only = ",".join([*DEMO_HOSTS, "localhost"])
     argv: list[str | Path] = ["ansible-playbook", "-i", inventory, "-i", here, "--limit", only, playbook]
     # As JSON: a path may hold spaces.
-    argv += ["-e", json.dumps({"demo_report_dir": str(WRITTEN), "demo_embed_root": str(EMBED)})]
+    argv += ["-e", json.dumps({"demo_dest": str(WRITTEN), "demo_embed_root": str(EMBED)})]
     env = place.env | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_INJECT_FACT_VARS": "0"}
     text = run(steps, f"demo-{number}", argv, env, place.tree, watch, telling=r"^(fatal|failed|ERROR|\[ERROR\]):")
     ends = [start for _name, start in plays[1:]] + [time.monotonic()]

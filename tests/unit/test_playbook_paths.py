@@ -31,19 +31,23 @@ def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_a
         "gather_facts": False,
         "vars": {
             "console_logs_domains": {"domains": [{**row, "name": name} for name in names]},
-            "console_logs_found": variable("console_logs", "console_logs_found"),
-            **{name: variable("gather", name) for name in ("gather_build_id", "gather_to")},
-            "console_logs_folder": variable("console_logs", "console_logs_folder"),
-            "trace_report": "report/index.html",
-            "trace_page": variable("trace", "trace_page"),
-            "report_path": variable("report", "report_path"),
+            "console_logs_domain_names": variable("console_logs", "console_logs_domain_names"),
+            **{name: variable("gather", name) for name in ("gather_build_id", "gather_dest_path")},
+            "console_logs_dest_path": variable("console_logs", "console_logs_dest_path"),
+            "trace_dest": "report/index.html",
+            "trace_dest_path": variable("trace", "trace_dest_path"),
+            "report_dest_path": variable("report", "report_dest_path"),
         },
         "tasks": [
             {"ansible.builtin.set_fact": {"tapvirt_kernel": {"build_id": "{{ said }}"}, "cacheable": True}},
-            {"ansible.builtin.assert": {"that": "console_logs_found == ['web1'] and gather_build_id == wanted"}},
-            {"ansible.builtin.assert": {"that": f"gather_to == '{tmp_path}/' ~ dest_there"}},
-            {"ansible.builtin.assert": {"that": f"console_logs_folder == '{tmp_path}/' ~ dest_there"}},
-            {"ansible.builtin.assert": {"that": f"trace_page == report_path == '{tmp_path}/report/index.html'"}},
+            {"ansible.builtin.assert": {"that": "console_logs_domain_names == ['web1'] and gather_build_id == wanted"}},
+            {"ansible.builtin.assert": {"that": f"gather_dest_path == '{tmp_path}/' ~ dest_there"}},
+            {"ansible.builtin.assert": {"that": f"console_logs_dest_path == '{tmp_path}/' ~ dest_there"}},
+            {
+                "ansible.builtin.assert": {
+                    "that": f"trace_dest_path == report_dest_path == '{tmp_path}/report/index.html'"
+                }
+            },
         ],
     }
     path = tmp_path / "play.yml"
@@ -53,7 +57,7 @@ def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_a
         ("0123abcd", "0123abcd", "~/kept", "home/kept"),
         ("", "", f"{tmp_path}/whole", "whole"),
     ):
-        extra = {"said": said, "wanted": wanted, "gather_dest": dest, "console_logs_dir": dest, "dest_there": there}
+        extra = {"said": said, "wanted": wanted, "gather_dest": dest, "console_logs_dest": dest, "dest_there": there}
         argv = ["ansible-playbook", str(path), "-e", json.dumps(extra)]
         env = os.environ | {"PWD": str(tmp_path), "HOME": f"{tmp_path}/home"}
         done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ _RESULT = Need({"plan": [_CHANGE], "domains": [{"name": Need(TEXT), "pending": [
 
 
 def domains_drift(result: t.Any) -> dict[str, t.Any]:
-    """Return the ``plan``, and a line for each thing that a running domain waits for (``waiting``).
+    """Return the ``plan``, and a line for each thing that a running domain waits for (``pending``).
 
     :param result: what ``libvirt_domain`` returned; both are empty for a task that was skipped.
     :raises Odd: the result does not have the shape of one.
@@ -24,7 +24,7 @@ def domains_drift(result: t.Any) -> dict[str, t.Any]:
     known = parse(result, _RESULT)
     return {
         "plan": [{**dict.fromkeys(_CHANGE), **row} for row in known.get("plan") or ()],
-        "waiting": [
+        "pending": [
             f"{row['name']}: {_waiting(wait)}"
             for row in known.get("domains") or ()
             for wait in row.get("pending") or ()

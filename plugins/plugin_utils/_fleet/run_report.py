@@ -50,7 +50,7 @@ def _domain_lines(result: Result) -> list[str]:
         f"{row['what']} is {shown_value(row.get('before'))}, wanted {shown_value(row.get('after'))}"
         for row in result.get("plan") or ()
     )
-    return [*plan, *(result.get("waiting") or ())]
+    return [*plan, *(result.get("pending") or ())]
 
 
 def _param_differences(result: Result) -> int:
@@ -58,7 +58,7 @@ def _param_differences(result: Result) -> int:
 
 
 def _domain_differences(result: Result) -> dict[str, int]:
-    return {"changes": len(result.get("plan") or ()), "waiting": len(result.get("waiting") or ())}
+    return {"changes": len(result.get("plan") or ()), "pending": len(result.get("pending") or ())}
 
 
 _ROW = {"what": Need(TEXT), "before": ANY, "after": ANY}
@@ -71,7 +71,7 @@ _KINDS: dict[Playbook, _Kind] = {
     ),
     "domains": _Kind(
         count="domains_count",
-        shape=Need({"wanted": ANY, "plan": [_ROW], "waiting": [TEXT]}),
+        shape=Need({"wanted": ANY, "plan": [_ROW], "pending": [TEXT]}),
         lines=_domain_lines,
         differences=_domain_differences,
     ),
@@ -135,7 +135,7 @@ def run_artifact(playbook: Playbook, hosts: t.Sequence[str], hostvars: HostVars)
     ``{hosts, before: {host: differences}, before_count, after, after_count}``, and where they are not empty
     ``without_table_count``, ``failed: {host: reason}``, ``failed_count``, ``not_reached: [host]`` and
     ``not_reached_count``. The hosts that differ most come first; at most 150 are named. ``differences`` is a number of
-    parameters, or ``{changes, waiting}`` of domains.
+    parameters, or ``{changes, pending}`` of domains.
     """
     kind, run = _KINDS[playbook], _read(playbook, hosts, hostvars)
     kept: dict[str, t.Any] = {"hosts": len(run)}

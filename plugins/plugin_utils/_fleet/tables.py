@@ -28,7 +28,7 @@ _SHOWN = 5
 # A group's table may have a name of its own after the stem.
 _GROUP = re.compile(r"(.*?_groups?)(_.+)")
 # Variables of the roles and playbooks themselves.
-_OTHERS = ("domains_hosts", "module_params_here", "module_params_table", "module_params_tables")
+_OTHERS = ("module_params_here", "module_params_table", "module_params_tables")
 
 
 def missing_tables(hostvars: t.Mapping[str, Variables], hosts: t.Sequence[str], prefix: str) -> str:

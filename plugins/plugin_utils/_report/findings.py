@@ -53,7 +53,7 @@ _SHAPES: dict[str, t.Any] = {
     "fleet_report_symbols": {**_RESULT, "symbols": [SYMBOL]},
     "fleet_report_domains": {**_RESULT, "domains": [_DOMAIN]},
     "fleet_report_console": {**_RESULT, "text": TEXT},
-    "trace_result": {"accepted": ANY, "brake": [ANY], "outcome": ANY, "reason": ANY},
+    "trace_result": {"accepted": ANY, "stop_reasons": [ANY], "outcome": ANY, "reason": ANY},
 }
 
 _MOST_DOMAINS = 1500
@@ -159,15 +159,15 @@ def _first_of_each_section(findings: Rows) -> tuple[Rows, int]:
 
 
 def _mark(part: t.Any, standing: t.Collection[str]) -> None:
-    """Give every row about a host or about some the key ``worth``: whether something was found about one of them."""
+    """Set ``has_findings`` in every row about one or several hosts: whether one of these hosts has a finding."""
     if isinstance(part, list):
         for entry in part:
             _mark(entry, standing)
     elif isinstance(part, dict):
         if "host" in part:
-            part["worth"] = part["host"] in standing
+            part["has_findings"] = part["host"] in standing
         elif isinstance(part.get("hosts"), list):
-            part["worth"] = any(isinstance(name, str) and name in standing for name in part["hosts"])
+            part["has_findings"] = any(isinstance(name, str) and name in standing for name in part["hosts"])
         for entry in list(part.values()):
             _mark(entry, standing)
 
@@ -208,9 +208,9 @@ def _trouble(
             if result.get("failed") and not result.get("domains"):  # a failed domain is told by its own row
                 why.setdefault(host, []).append(f"{what}: {text}")
         verdict = _of(known, "trace_result")
-        if verdict and (verdict.get("brake") or not verdict.get("accepted", True)):
-            brake = "; ".join(map(str, verdict.get("brake") or ()))
-            told = brake or f"{verdict.get('outcome')}: {verdict.get('reason')}"
+        if verdict and (verdict.get("stop_reasons") or not verdict.get("accepted", True)):
+            stop_reasons = "; ".join(map(str, verdict.get("stop_reasons") or ()))
+            told = stop_reasons or f"{verdict.get('outcome')}: {verdict.get('reason')}"
             why.setdefault(host, []).append(f"trace: {told}"[:_REASON_CHARACTERS])
         if host in lost:
             why.setdefault(host, ["failed or did not answer in this run"])

@@ -241,7 +241,7 @@ def run_row(host: str, entry: Row, verdict: Row | None = None) -> dict[str, t.An
     run = entry["run"]
     outcome = str(run.get("outcome") or "no result")
     probes = run.get("probes") or {}
-    good = bool(verdict.get("accepted", True) and not verdict.get("brake")) if verdict else outcome in _GOOD
+    good = bool(verdict.get("accepted", True) and not verdict.get("stop_reasons")) if verdict else outcome in _GOOD
     return {
         "host": host,
         "title": entry["title"],

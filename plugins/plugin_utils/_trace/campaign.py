@@ -47,7 +47,7 @@ _VERDICT = Need(
         "reason": Need(TEXT),
         "ran": Need(ANY),
         "accepted": Need(ANY),
-        "brake": Need([TEXT]),
+        "stop_reasons": Need([TEXT]),
         "kernel": TEXT,
         **dict.fromkeys(_SHOWN_NUMBERS, NUMBER),
     }
@@ -87,7 +87,7 @@ def trace_verdict(
     failure: str | None = None,
     accept: t.Sequence[str] = ("ok", "zero_hits"),
 ) -> dict[str, t.Any]:
-    """Return what a host's run was: ``outcome``, ``reason``, ``ran``, ``accepted``, ``brake`` (why to stop), numbers.
+    """Return what a host's run was: ``outcome``, ``reason``, ``ran``, ``accepted``, ``stop_reasons``, numbers.
 
     Reasons to stop are the outcome ``overloaded``, a host that no longer answers, a taint flag that the kernel did not
     have before (other than the two that a module from outside of the kernel's tree sets), a new line of an oops, a BUG
@@ -115,24 +115,26 @@ def trace_verdict(
         outcome, reason = "lost", "the host answered before the trace, and no longer does"
     if odd_run:
         outcome, reason = "lost", f"the host returned something else than a run: {odd_run}"
-    brake = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
-    brake += [
+    stop_reasons = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
+    stop_reasons += [
         f"what its kernel has said {when} is not known: {odd}"
         for when, odd in (("before", odd_before), ("meanwhile", odd_after))
         if odd
     ]
     if after.get("failed"):
-        brake.append(f"what its kernel has said meanwhile is not known: {' '.join(str(after.get('msg')).split())}")
+        stop_reasons.append(
+            f"what its kernel has said meanwhile is not known: {' '.join(str(after.get('msg')).split())}"
+        )
     taints = _new_taints(before, after)
     if taints:
-        brake.append(f"its kernel has become tainted: {', '.join(taints)}")
-    brake += [f"its kernel said: {line}" for line in _trouble(before, after)]
+        stop_reasons.append(f"its kernel has become tainted: {', '.join(taints)}")
+    stop_reasons += [f"its kernel said: {line}" for line in _trouble(before, after)]
     return {
         "outcome": outcome,
         "reason": reason,
         "ran": (run.get("outcome") or "build_failed") not in _NO_RUN,
         "accepted": outcome in accept,
-        "brake": [text[:_SHOWN_TEXT] for text in brake],
+        "stop_reasons": [text[:_SHOWN_TEXT] for text in stop_reasons],
         "hits": run.get("hits"),
         "skipped": run.get("skipped"),
         "records": run.get("record_count"),
@@ -187,8 +189,8 @@ def _trouble(before: Row, after: Row) -> list[str]:
 def trace_campaign(hostvars: t.Mapping[str, Row], hosts: t.Iterable[str]) -> dict[str, t.Any]:
     """Return the summary of a campaign, from the variables of its hosts.
 
-    :param hostvars: host -> its variables: ``trace_result`` (its verdict), ``trace_runs``, ``trace_unready`` (why it
-        cannot be traced) and ``trace_entered`` where its wave has begun.
+    :param hostvars: host -> its variables: ``trace_result`` (its verdict), ``trace_runs``, ``trace_not_ready_reason``
+        (empty where it is ready) and ``trace_wave_hosts`` where its wave has begun.
     :param hosts: all hosts of the play.
     """
     known = {host: hostvars[host] for host in hosts}
@@ -200,9 +202,9 @@ def trace_campaign(hostvars: t.Mapping[str, Row], hosts: t.Iterable[str]) -> dic
 
 
 def _left_out_reason(variables: Row) -> t.Any:
-    if "trace_entered" in variables:
+    if "trace_wave_hosts" in variables:
         return "it failed before its run was judged"
-    reason = variables.get("trace_unready", "it did not answer, or failed before the trace")
+    reason = variables.get("trace_not_ready_reason", "it did not answer, or failed before the trace")
     return reason or "the campaign had stopped before"
 
 
@@ -214,7 +216,7 @@ def trace_summary(
 ) -> dict[str, t.Any]:
     """Return a campaign in a few kB: counts by outcome, hosts with trouble first, records merged over the hosts.
 
-    - ``outcomes`` (how many hosts ended so), ``traced`` (how many had a run), ``left_out_count``, ``braked``;
+    - ``outcomes`` (how many hosts ended so), ``traced`` (how many had a run), ``left_out_count``, ``stopped``;
     - ``hosts``, the verdicts without what is None or empty, and ``left_out``, with hosts whose verdict cannot be read;
     - ``trouble``, hosts with records that are not merged, each with what is wrong with the first; ``trouble_count``;
     - ``histograms``, each with ``title, key, unit, count, p50, p99, buckets, outliers``, and ``counters``, each with
@@ -229,13 +231,15 @@ def trace_summary(
     reasons, unclear = parse_all(left_out, lambda reason: parse(reason, Need(TEXT)))
     left_out = {**reasons, **{host: f"its verdict cannot be read: {why}" for host, why in {**unclear, **odd}.items()}}
     runs, trouble = valid_records(runs)
-    hosts = sorted(verdicts, key=lambda host: (not verdicts[host]["brake"], bool(verdicts[host]["accepted"]), host))
+    hosts = sorted(
+        verdicts, key=lambda host: (not verdicts[host]["stop_reasons"], bool(verdicts[host]["accepted"]), host)
+    )
     missing, troubled = sorted(left_out), sorted(trouble)
     summary: dict[str, t.Any] = {
         "outcomes": dict(collections.Counter(row["outcome"] for row in verdicts.values())),
         "traced": sum(bool(row["ran"]) for row in verdicts.values()),
         "left_out_count": len(left_out),
-        "braked": any(row["brake"] for row in verdicts.values()),
+        "stopped": any(row["stop_reasons"] for row in verdicts.values()),
         "trouble_count": len(trouble),
         "histograms": _histograms(runs),
         "counters": _counters(runs),

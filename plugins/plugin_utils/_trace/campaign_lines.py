@@ -16,11 +16,11 @@ _LISTED = 20
 def trace_unready_lines(hostvars: t.Mapping[str, Row], hosts: t.Sequence[str], answered: t.Sequence[str]) -> list[str]:
     """Return a line for each reason why hosts are not ready, how many are ready, and which hosts did not answer.
 
-    :param hostvars: host -> its variables, with ``trace_unready``, which is empty where the host is ready.
+    :param hostvars: host -> its variables, with ``trace_not_ready_reason``, which is empty where the host is ready.
     :param hosts: all hosts of the play.
     :param answered: those that did not fail in it.
     """
-    unready = {host: hostvars[host].get("trace_unready") for host in answered}
+    unready = {host: hostvars[host].get("trace_not_ready_reason") for host in answered}
     silent = _without(hosts, answered)
     return split_lines(
         [
@@ -31,15 +31,15 @@ def trace_unready_lines(hostvars: t.Mapping[str, Row], hosts: t.Sequence[str], a
     )
 
 
-def trace_stop_lines(hostvars: t.Mapping[str, Row], wave: t.Iterable[str], armable: t.Iterable[str]) -> list[str]:
+def trace_stop_lines(hostvars: t.Mapping[str, Row], wave: t.Iterable[str], traceable: t.Iterable[str]) -> list[str]:
     """Return why no further wave begins, and which hosts are not traced.
 
-    :param hostvars: host -> its variables: ``trace_result``, and ``trace_entered`` where its wave has begun.
+    :param hostvars: host -> its variables: ``trace_result``, and ``trace_wave_hosts`` where its wave has begun.
     :param wave: the hosts of the last wave.
-    :param armable: all hosts that the campaign was to trace.
+    :param traceable: all hosts that the campaign was to trace.
     """
     lines = [f"{host}: {reason}" for host in wave for reason in _stop_reasons(hostvars[host])]
-    waiting = [host for host in armable if "trace_entered" not in hostvars[host]]
+    waiting = [host for host in traceable if "trace_wave_hosts" not in hostvars[host]]
     return split_lines(
         [*first_lines(lines), f"No further wave begins. Not traced: {listed(waiting, _LISTED) or 'none'}."]
     )
@@ -49,7 +49,7 @@ def _stop_reasons(variables: Row) -> t.Sequence[str]:
     if "trace_result" not in variables:
         return ["it failed before its run was judged"]
     verdict = variables["trace_result"]
-    return verdict["brake"] or ([] if verdict["accepted"] else [f"{verdict['outcome']}: {verdict['reason']}"])
+    return verdict["stop_reasons"] or ([] if verdict["accepted"] else [f"{verdict['outcome']}: {verdict['reason']}"])
 
 
 def trace_summary_lines(campaign: Row, planned: bool = False, page: str = "") -> list[str]:
@@ -83,7 +83,7 @@ def _host_line(row: Row) -> str:
         text += f" (it printed {row['bytes']} bytes of other text, which trace_output keeps)"
     if "reason" in row:
         text += f"; {row['reason']}"
-    return f"{text}; stopped the campaign: {'; '.join(row['brake'])}" if "brake" in row else text
+    return f"{text}; stopped the campaign: {'; '.join(row['stop_reasons'])}" if "stop_reasons" in row else text
 
 
 def _histogram_line(plot: Row) -> str:

@@ -80,4 +80,4 @@ def _check_duration(duration: t.Any) -> None:
         seconds = -1.0
     if not 0 < seconds <= MAX_DURATION_SECONDS:
         problem = f"the duration is a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10."
-        raise InvalidInput("trace_duration", duration, problem)
+        raise InvalidInput("trace_duration_seconds", duration, problem)

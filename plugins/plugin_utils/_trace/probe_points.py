@@ -40,7 +40,7 @@ _ROW = {
     "family": Need(TEXT),
     "verdict": Need(TEXT),
     "reason": Need(TEXT),
-    "nearest": Need([TEXT]),
+    "candidates": Need([TEXT]),
 }
 
 
@@ -150,5 +150,5 @@ def refusal(rows: t.Sequence[Row], listed: t.Sequence[Row], release: str) -> str
 
 
 def _described(row: Row) -> str:
-    nearest = f" (nearest: {', '.join(row['nearest'][:_SHOWN])})" if row["nearest"] else ""
+    nearest = f" (nearest: {', '.join(row['candidates'][:_SHOWN])})" if row["candidates"] else ""
     return f"{row['probe']}: {row['reason']}{nearest}"

@@ -21,10 +21,10 @@ from .edge import ANY, FLAG, NUMBER, TEXT, WHOLE, Kind, Odd, parse
 _COMMON = {"changed": FLAG, "failed": FLAG, "msg": TEXT, "warnings": [TEXT]}
 # The fields of the errors that modules with an action plugin raise (see _core/errors.py).
 _ERROR = {
-    **dict.fromkeys(("item", "rule", "phase", "program", "service", "outcome", "module", "output"), TEXT),
-    **{name: [TEXT] for name in ("nearest", "releases", "argv", "lost")},
+    **dict.fromkeys(("phase", "program", "service", "outcome", "module", "output"), TEXT),
+    **{name: [TEXT] for name in ("releases", "argv", "lost")},
     **dict.fromkeys(("line", "column", "timeout_seconds"), NUMBER),
-    **dict.fromkeys(("value", "wanted", "read_back", "not_effective"), ANY),
+    **dict.fromkeys(("wanted", "read_back", "not_effective"), ANY),
 }
 ALWAYS: t.Mapping[str, t.Any] = {**_COMMON, **_ERROR}
 """The keys of every module's result, with their shapes."""

@@ -67,14 +67,14 @@ HOST = {
     "fleet_report_domains": {"domains": [DOMAIN]},
     "fleet_report_console": {"text": "login:"},
     "trace_runs": RUNS,
-    "trace_result": {"accepted": False, "brake": ["x"], "outcome": "lost", "reason": "y"},
+    "trace_result": {"accepted": False, "stop_reasons": ["x"], "outcome": "lost", "reason": "y"},
 }
 VERDICT = {
     "outcome": "ok",
     "reason": "x",
     "ran": True,
     "accepted": False,
-    "brake": ["x"],
+    "stop_reasons": ["x"],
     "hits": 7,
     "kernel": "6.12.1",
 }
@@ -162,8 +162,8 @@ def test_a_page_tells_an_odd_host_and_shows_the_others() -> None:
     def sound(report: dict[str, t.Any]) -> str:
         return (
             json.dumps([report[section] for section in sections])
-            .replace('"worth": true', "")
-            .replace('"worth": false', "")
+            .replace('"has_findings": true', "")
+            .replace('"has_findings": false', "")
         )
 
     def troubles(report: dict[str, t.Any]) -> str:
@@ -195,7 +195,7 @@ def test_a_summary_names_an_odd_host() -> None:
 
     def summary(verdicts: t.Any, runs: t.Any, left_out: t.Any = ()) -> t.Any:
         hosts = {host: {"trace_result": value} for host, value in verdicts.items()}
-        hosts |= {host: {"trace_unready": value} for host, value in dict(left_out).items()}
+        hosts |= {host: {"trace_not_ready_reason": value} for host, value in dict(left_out).items()}
         for host, value in runs.items():
             hosts.setdefault(host, {})["trace_runs"] = value
         return playbook("trace_campaign", hostvars=hosts, hosts=list(hosts))
@@ -228,10 +228,10 @@ def test_a_verdict_is_given_whatever_a_host_returned() -> None:
             check_output(row)
             assert row["outcome"] in ("ok", "lost"), what
             check_output(judge(run=RUN, before=odd, after=READ))
-    assert judge(run={**RUN, "outcome": 5})["brake"] == [
+    assert judge(run={**RUN, "outcome": 5})["stop_reasons"] == [
         "it ended as lost: the host returned something else than a run: outcome is 5, not an outcome of a run"
     ]
-    assert judge(run=RUN, before=READ, after={"procfs": {"kmsg": [{"sequence": "7"}]}})["brake"] == [
+    assert judge(run=RUN, before=READ, after={"procfs": {"kmsg": [{"sequence": "7"}]}})["stop_reasons"] == [
         "what its kernel has said meanwhile is not known: procfs.kmsg[0].sequence is '7', not a whole number"
     ]
 
@@ -313,7 +313,7 @@ def test_tables_and_drift_are_refused_in_words() -> None:
 
 RESULTS: dict[str, dict[str, t.Any]] = {
     "params": {"wanted": 1, "differs": ["kvm.x is 1"], "absent": ["nbd.y"]},
-    "domains": {"wanted": 1, "plan": [{"what": "web state", "before": None, "after": 1}], "waiting": ["x"]},
+    "domains": {"wanted": 1, "plan": [{"what": "web state", "before": None, "after": 1}], "pending": ["x"]},
 }
 
 

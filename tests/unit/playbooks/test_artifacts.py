@@ -27,7 +27,7 @@ HOSTS = [f"{'h' * 200}{number:04}.example.com" for number in range(1000)]  # nam
 WORDS = "something is not as it should be, and this is told at some length; " * 20
 PLAN = [{"what": f"domain d{number}", "before": None, "after": WORDS} for number in range(30)]
 DIFFERS = {"wanted": 30, "differs": [WORDS] * 30, "absent": ["kvm.x"] * 30}
-DOMAINS = {"wanted": 30, "plan": PLAN, "waiting": [WORDS] * 30}
+DOMAINS = {"wanted": 30, "plan": PLAN, "pending": [WORDS] * 30}
 CONSOLES = {"read": 1, "bytes": 101, "matched": 1, "truncated": True, "failed": WORDS}
 SILENT = "silent.example.com"
 # Every host with a kernel of its own, and every fact different.
@@ -119,10 +119,10 @@ def test_what_gather_says_is_bounded(gathered: dict[str, t.Any]) -> None:
 
 
 def test_what_trace_says_is_bounded() -> None:
-    unready = {host: {"trace_unready": host + WORDS} for host in HOSTS}
+    unready = {host: {"trace_not_ready_reason": host + WORDS} for host in HOSTS}
     lines = campaign_lines.trace_unready_lines(unready, HOSTS, HOSTS)
     check_message(lines, "0 of 1000 hosts are ready to be traced.")
-    stopped = of_all({"trace_entered": True, "trace_result": {"accepted": False, "brake": [WORDS] * 3}})
+    stopped = of_all({"trace_wave_hosts": True, "trace_result": {"accepted": False, "stop_reasons": [WORDS] * 3}})
     lines = campaign_lines.trace_stop_lines(stopped, HOSTS, HOSTS)
     check_message(lines, "No further wave begins. Not traced: none.")
 

@@ -35,7 +35,7 @@ def stubs(tmp_path: pathlib.Path) -> Stubs:
 
 def test_names_are_no_paths_and_a_console_taken_over_counts_as_failed(stubs: Stubs) -> None:
     hosts = {"../../escaped": {"told": {"domains": ["web", "taken"], "taken": ["taken"], "truncated": True}}}
-    done = stubs.run("console_logs", hosts, console_logs_dir="~/kept/here")
+    done = stubs.run("console_logs", hosts, console_logs_dest="~/kept/here")
     assert done.returncode == 2, done.stdout + done.stderr
     kept = stubs.top / "home" / "kept" / "here" / "%2E.%2F..%2Fescaped"
     assert sorted(path.relative_to(stubs.top) for path in stubs.top.rglob("*.log")) == [
@@ -51,12 +51,12 @@ def test_names_are_no_paths_and_a_console_taken_over_counts_as_failed(stubs: Stu
 
 
 def test_nothing_is_read_where_nothing_can_be_kept_and_nothing_is_left_where_keeping_fails(stubs: Stubs) -> None:
-    done = stubs.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dir="/dev/null/x")
+    done = stubs.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dest="/dev/null/x")
     assert done.returncode == 2, done.stdout + done.stderr
     assert stubs.calls("libvirt_console") == []
     (stubs.top / "kept" / "h1" / "web.log").mkdir(parents=True)
     (stubs.top / "kept" / "h1" / "web.log" / "in the way").touch()
-    done = stubs.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dir=str(stubs.top / "kept"))
+    done = stubs.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dest=str(stubs.top / "kept"))
     assert done.returncode == 2, done.stdout + done.stderr
     assert stubs.calls("libvirt_console") != []
     assert [*(stubs.top / "async").iterdir()] == []

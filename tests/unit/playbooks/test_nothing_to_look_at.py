@@ -35,17 +35,21 @@ def stubs(tmp_path: pathlib.Path) -> Stubs:
 
 @pytest.mark.parametrize("playbook", ["params", "domains", "gather", "report", "console_logs"])
 def test_a_pattern_without_hosts_is_refused(stubs: Stubs, playbook: str) -> None:
-    done = stubs.run(playbook, {"web1": {}}, **{f"{playbook}_hosts": "web3"})
+    done = stubs.run(playbook, {"web1": {}}, **{f"{playbook}_targets": "web3"})
     assert done.returncode != 0
-    told = f"Invalid value 'web3' for {playbook}_hosts: the pattern matches no host of the inventory. It has no groups."
+    told = (
+        f"Invalid value 'web3' for {playbook}_targets: the pattern matches no host of the inventory. It has no groups."
+    )
     assert f"{told} Did you mean web1?" in output(done)
     assert "PLAY [" not in done.stdout
 
 
 def test_a_limit_that_leaves_no_host_is_refused(stubs: Stubs) -> None:
-    done = stubs.run("params", {"web1": {}, "web2": {}}, "--limit", "web2", params_hosts="web1")
+    done = stubs.run("params", {"web1": {}, "web2": {}}, "--limit", "web2", params_targets="web1")
     assert done.returncode != 0
-    assert "Invalid value 'web1' for params_hosts: the pattern has no host in common with --limit web2." in output(done)
+    assert "Invalid value 'web1' for params_targets: the pattern has no host in common with --limit web2." in output(
+        done
+    )
 
 
 def test_reading_a_playbook_needs_no_hosts(stubs: Stubs) -> None:

@@ -31,21 +31,21 @@ def site(stubs: Stubs, *plays: dict[str, t.Any]) -> str:
 
 
 def test_an_imported_playbook_without_hosts_does_not_end_the_run(stubs: Stubs) -> None:
-    params = {"import_playbook": "tapvirt.host.params", "vars": {"params_hosts": "web2"}}
+    params = {"import_playbook": "tapvirt.host.params", "vars": {"params_targets": "web2"}}
     trace = {"import_playbook": "tapvirt.host.trace", "when": False}
     done = stubs.run(site(stubs, params, trace, LAST), {"web1": {}, "web2": {}}, "--limit", "web1")
     output = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 0 and "the last play" in output, output
-    told = "for params_hosts: the pattern has no host in common with --limit web1. The playbook tapvirt.host.params"
+    told = "for params_targets: the pattern has no host in common with --limit web1. The playbook tapvirt.host.params"
     assert told in output
     assert "for trace_targets: the default pattern matches no host of the inventory" in output
 
 
 def test_a_playbook_that_is_started_by_its_path_is_refused_as_by_its_name(stubs: Stubs) -> None:
     path = stubs.top / "ansible_collections/tapvirt/host/playbooks/params.yml"
-    done = stubs.run(str(path), {"web1": {}}, params_hosts="web3")
+    done = stubs.run(str(path), {"web1": {}}, params_targets="web3")
     assert done.returncode != 0 and "PLAY [" not in done.stdout
-    assert "for params_hosts: the pattern matches no host of the inventory" in " ".join(
+    assert "for params_targets: the pattern matches no host of the inventory" in " ".join(
         (done.stdout + done.stderr).split()
     )
 

@@ -156,7 +156,7 @@ def test_a_limit_to_traced_hosts_leaves_the_builders_and_a_dead_builder_ends_not
     assert "nobody is there" in done.said and "2 of 2 hosts were traced." in done.said
     assert done.asked("stap_module") == ["b1", "b1"] and done.asked("stap_run") == ["h1", "h2"]
     told = done.campaign
-    assert (told["traced"], told["braked"], told["counters"][0]["totals"]) == (2, False, {"io": 10})
+    assert (told["traced"], told["stopped"], told["counters"][0]["totals"]) == (2, False, {"io": 10})
 
 
 @pytest.mark.parametrize("waves", ["1,2", "1"])
@@ -165,9 +165,9 @@ def test_a_host_that_fails_to_tell_stops_the_campaign_and_keeps_its_run(play: Pl
     done = play.run("-f", "1", trace_waves=waves, answers={"procfs_info_after": {bad: KILLED}})
     assert done.code != 0
     told = done.campaign
-    assert told["braked"], done.said
+    assert told["stopped"], done.said
     assert told["hosts"][bad]["outcome"] == "ok" and told["hosts"][bad]["hits"] == 4
-    assert KILLED["msg"] in told["hosts"][bad]["brake"][0]
+    assert KILLED["msg"] in told["hosts"][bad]["stop_reasons"][0]
     assert told["left_out"] == ({} if bad == "h2" else dict.fromkeys(["h2", "h3"], "the campaign had stopped before"))
     assert f"{bad}: what its kernel has said meanwhile is not known: {KILLED['msg']}" in done.said
     assert "No further wave begins. Not traced: " in done.said
@@ -180,7 +180,7 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
     assert told["outcomes"] == {"build_failed": 2, "lost": 1} and told["traced"] == 0
     assert told["hosts"]["h1"]["reason"] == REFUSED["msg"]
     assert "0 of 3 hosts were traced." in done.said
-    assert told["braked"] and KILLED["msg"] in told["hosts"]["h2"]["brake"][0]
+    assert told["stopped"] and KILLED["msg"] in told["hosts"]["h2"]["stop_reasons"][0]
 
 
 NO_FUNCTION = (
@@ -217,10 +217,13 @@ NO_FUNCTION = (
             "'funtion' for trace_variables: the script function_latency takes the variables function, module. Did you",
         ),
         ({"trace_script": "function_latncy"}, "for trace_script: the catalogue does not contain this script"),
-        ({"trace_duration": "tenn"}, "Invalid value 'tenn' for trace_duration: the duration is a number of seconds"),
-        ({"trace_duration": 1000}, "a number of seconds, more than 0 and at most 900"),
+        (
+            {"trace_duration_seconds": "tenn"},
+            "Invalid value 'tenn' for trace_duration_seconds: the duration is a number of seconds",
+        ),
+        ({"trace_duration_seconds": 1000}, "a number of seconds, more than 0 and at most 900"),
         ({"trace_output": "/srv/$HOME/x"}, "Invalid value '/srv/$HOME/x' for trace_output: the path contains $HOME"),
-        ({"trace_report": "/srv/$HOME/x.html"}, "'/srv/$HOME/x.html' for trace_report: the path contains $HOME"),
+        ({"trace_dest": "/srv/$HOME/x.html"}, "'/srv/$HOME/x.html' for trace_dest: the path contains $HOME"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_host_is_asked(
@@ -254,7 +257,7 @@ def test_a_run_of_another_shape_is_lost_and_the_campaign_is_told(play: Play) -> 
     assert done.code == 2, done.said
     campaign = done.campaign
     assert campaign["outcomes"] == {"ok": 2, "lost": 1}
-    assert campaign["hosts"]["h2"]["brake"] == [
+    assert campaign["hosts"]["h2"]["stop_reasons"] == [
         "it ended as lost: the host returned something else than a run: outcome is a list, not an outcome of a run"
     ]
     why = "trace_runs has an entry that is no run of a trace: run.records is not a list"
@@ -268,7 +271,7 @@ def test_a_missing_function_is_named_once_and_nothing_is_built(play: Play) -> No
         "family": "function",
         "verdict": "missing",
         "reason": "no such function here",
-        "nearest": ["vfs_read"],
+        "candidates": ["vfs_read"],
     }
     script = {"name": "x", "sha256": "1", "text": 'probe kernel.function("vfs_raed").call {}'}
     done = play.run(
@@ -283,7 +286,7 @@ def test_a_missing_function_is_named_once_and_nothing_is_built(play: Play) -> No
 
 
 def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed(play: Play) -> None:
-    point = {"probe": 'kernel.function("f")', "family": "function", "reason": "no", "nearest": []}
+    point = {"probe": 'kernel.function("f")', "family": "function", "reason": "no", "candidates": []}
     gone, there = {**point, "verdict": "missing"}, {**point, "verdict": "armable"}
     script = {"name": "x", "sha256": "1", "text": 'probe kernel.function("f") {}'}
     old = {"ansible_facts": {"tapvirt_kernel": {**KERNEL, "version": "#0"}}}
@@ -301,7 +304,7 @@ def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed
     assert "2 of 3 hosts were traced." in done.said
 
 
-POINT = {"probe": 'kernel.function("f").call', "family": "function", "reason": "no such function", "nearest": []}
+POINT = {"probe": 'kernel.function("f").call', "family": "function", "reason": "no such function", "candidates": []}
 ARMABLE, MISSING = {**POINT, "verdict": "armable"}, {**POINT, "verdict": "missing"}
 SCRIPT = {"script": {"name": "x", "sha256": "1", "text": 'probe kernel.function("f").call {}'}}
 
@@ -348,7 +351,7 @@ def test_a_kernel_that_cannot_be_looked_at_after_its_run_stops_the_campaign(play
     nothing = {"procfs": {"sysctls": {"kernel.tainted": None}, "kmsg": None}}
     done = play.run("--limit", "h1", answers={"procfs_info_after": {"*": nothing}})
     assert done.code == 2, done.said
-    assert done.campaign["hosts"]["h1"]["brake"] == [
+    assert done.campaign["hosts"]["h1"]["stop_reasons"] == [
         "what its kernel has said meanwhile is not known: kernel.tainted is missing"
     ]
 

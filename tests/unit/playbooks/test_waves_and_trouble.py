@@ -46,7 +46,7 @@ WANTED: dict[str, dict[str, t.Any]] = {
 }
 MODULE = {"params": "kernel_module_param", "domains": "libvirt_domain"}
 DIFFERS = {"params": "kvm.halt_poll_ns is 1, wanted 2", "domains": "web state is not there, wanted running"}
-ONE = {"params": 1, "domains": {"changes": 1, "waiting": 0}}
+ONE = {"params": 1, "domains": {"changes": 1, "pending": 0}}
 NOT_DONE = {"params": "could not be set: ", "domains": "could not be converged: "}
 
 
@@ -116,7 +116,7 @@ def test_a_run_without_trouble_ends_well_and_says_no_more_than_before(stubs: Stu
 
 
 def test_a_host_that_is_lost_after_it_was_set_is_named(stubs: Stubs) -> None:
-    done = run(stubs, "domains", {"h2": {"left": "Lost: gone"}}, "-e", "domains_serial=2")
+    done = run(stubs, "domains", {"h2": {"left": "Lost: gone"}}, "-e", "domains_waves=2")
     assert done.returncode == 2, done.stdout + done.stderr
     assert sorted(changed(stubs, "domains")[:2]) == ["h1", "h2"]
     assert '"h2: could not be compared afterwards: Lost: gone"' in done.stdout
@@ -127,9 +127,7 @@ def test_a_host_that_is_lost_after_it_was_set_is_named(stubs: Stubs) -> None:
 
 @pytest.mark.parametrize("name", ["params", "domains"])
 def test_waves_that_cannot_be_are_refused_before_any_host_is_asked(stubs: Stubs, name: str) -> None:
-    done = run(stubs, name, {}, "-e", f"{name}_serial=abc")
+    done = run(stubs, name, {}, "-e", f"{name}_waves=abc")
     assert done.returncode != 0
-    assert (
-        f"Invalid value 'abc' for {name}_serial: the size of a wave is a number of hosts" in done.stdout + done.stderr
-    )
+    assert f"Invalid value 'abc' for {name}_waves: the size of a wave is a number of hosts" in done.stdout + done.stderr
     assert "TASK [Compare" not in done.stdout and changed(stubs, name) == []

@@ -73,7 +73,7 @@ def test_nothing_is_wrong_with_the_page_for_those_who_do_not_see_it(
 
 def test_the_filter_leaves_the_hosts_that_are_looked_for(page: str, browser: Browser, tmp_path: pathlib.Path) -> None:
     script = f"""{_VISIBLE}
-    const box = document.getElementById("filter"), worth = document.getElementById("worth");
+    const box = document.getElementById("filter"), findingsOnly = document.getElementById("findings-only");
     const all = seen("#hosts tbody tr").length;
     box.value = "HOST0007"; box.dispatchEvent(new Event("input"));
     const count = document.getElementById("count").textContent;
@@ -85,7 +85,7 @@ def test_the_filter_leaves_the_hosts_that_are_looked_for(page: str, browser: Bro
     box.value = "host0007"; box.dispatchEvent(new Event("input"));
     const kernels = document.querySelectorAll("#kernels tbody tr:not([hidden])").length;
     box.value = ""; box.dispatchEvent(new Event("input"));
-    worth.click();
+    findingsOnly.click();
     const stands = seen("#hosts tbody tr");
     return {{all, one, again, words, kernels, stands}};
     """

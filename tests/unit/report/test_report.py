@@ -78,7 +78,7 @@ def test_the_hosts_with_trouble_come_first() -> None:
     assert [row["level"] for row in rows[:5]] == ["bad"] * 5
     bad = {fleet.SLOW, fleet.LOST, fleet.OVERLOADED, fleet.BROKEN_DOMAIN, fleet.OTHER_TABLE}
     assert {row["host"] for row in rows[:5]} == bad
-    assert {row["host"] for row in rows if row["worth"]} == {
+    assert {row["host"] for row in rows if row["has_findings"]} == {
         host for row in REPORT["findings"] for host in row["hosts"]
     }
     assert REPORT["hosts"]["columns"] == ["kernel", "tracing", "trace", "params", "domains", "trouble"]
@@ -216,7 +216,7 @@ def traced(*records: t.Any, **run: t.Any) -> dict[str, t.Any]:
         ),
         ({"fleet_report_symbols": {"symbols": [{"name": "vfs_read"}]}}, "fleet_report_symbols holds no result"),
         ({"fleet_report_domains": {"domains": [7]}}, "fleet_report_domains holds no result"),
-        ({"trace_result": {"accepted": False, "brake": 7}}, "trace_result holds no result"),
+        ({"trace_result": {"accepted": False, "stop_reasons": 7}}, "trace_result holds no result"),
         ({"ansible_facts": "x"}, "ansible_facts holds no result of its module: it is 'x', not a dictionary"),
         ({"ansible_facts": {"tapvirt_kernel": 5}}, "tapvirt_kernel is 5, not a dictionary"),
         ({"ansible_facts": {"tapvirt_kernel": {"release": "6\ud800"}}}, "which is not UTF-8"),
@@ -318,7 +318,7 @@ def test_what_is_rare_stands_out_where_it_is_not_and_little_does_not() -> None:
 
 
 def test_a_run_after_which_the_kernel_said_something_is_trouble_though_it_went_well() -> None:
-    verdict = {"outcome": "ok", "accepted": True, "brake": ["its kernel said: BUG: x"]}
+    verdict = {"outcome": "ok", "accepted": True, "stop_reasons": ["its kernel said: BUG: x"]}
     report = fleet_report({"a": traced(COUNT) | {"trace_result": verdict}})
     assert [row["text"] for row in report["findings"]] == ["a: trace: its kernel said: BUG: x"]
     assert report["traces"]["runs"][0]["level"] == "bad"

@@ -135,8 +135,7 @@ class Applier:
         reason = error.message if isinstance(error, TapvirtError) else _reason_of(error)
         fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
         fields.update(
-            item=failed,
-            not_put_back=texts,
+            not_restored=texts,
             changed=bool(texts),
         )
         result = TapvirtError(f"{reason.rstrip('.')}. {undone}.", **fields)

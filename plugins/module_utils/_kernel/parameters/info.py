@@ -74,7 +74,7 @@ class _Look:
         return {
             "modules": list(module_rows.values()),
             "params": params,
-            "absent_names": [{"name": name, "nearest": _nearest(name, self._all_names)} for name in absent],
+            "absent_names": [{"name": name, "candidates": _nearest(name, self._all_names)} for name in absent],
             "truncated": self._truncated,
         }
 
@@ -88,7 +88,7 @@ class _Look:
 
     def _absent(self, entry: str) -> dict[str, t.Any]:
         nearest = [] if _GLOB.search(entry) else _nearest(canonical(entry), self._known)
-        return {"module": entry, "status": "absent", "file": None, "parameters": 0, "nearest": nearest}
+        return {"module": entry, "status": "absent", "file": None, "parameters": 0, "candidates": nearest}
 
     def _module(self, module: str) -> tuple[dict[str, t.Any], list[dict[str, t.Any]]]:
         installed = self._reader.installed
@@ -105,7 +105,7 @@ class _Look:
             "status": _status(self._root, module, path),
             "file": None if path is None else "/" + path,
             "parameters": len(names),
-            "nearest": [],
+            "candidates": [],
         }
         return row, self._parameters(module, asked) if asked else []
 

@@ -73,9 +73,9 @@ def failed_row(
     :param left: why that could not be undone, in words.
     """
     was, value = before.current, now.current
-    verdict = "put_back" if is_done else "unchanged"
+    verdict = "restored" if is_done else "unchanged"
     if left:
-        verdict = "not_put_back"
+        verdict = "not_restored"
         error = error or TapvirtError(f"This could not be put back: {'; '.join(left)}.")
     elif error is not None:
         verdict = "failed"

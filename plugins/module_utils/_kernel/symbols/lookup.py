@@ -179,7 +179,7 @@ class _Answers:
             row["reason"] = "only variants that the compiler made of it are there; inlined copies are not listed"
         if self._nearest_left > 0:
             self._nearest_left -= 1
-            row["nearest"] = self._table.nearest(name, owner=self._owner)
+            row["candidates"] = self._table.nearest(name, owner=self._owner)
 
 
 def _row(query: Query, status: str, reason: str | None) -> dict[str, t.Any]:
@@ -194,7 +194,7 @@ def _row(query: Query, status: str, reason: str | None) -> dict[str, t.Any]:
         "probeable": None,
     }
     if query.kind == "name":
-        row.update(variants=[], aliases=[], nearest=[], probeable_reason=None, section=None, ftrace=None, drift=None)
+        row.update(variants=[], aliases=[], candidates=[], probeable_reason=None, section=None, ftrace=None, drift=None)
     return row
 
 

@@ -87,11 +87,11 @@ def read_request(params: t.Mapping[str, t.Any]) -> Request:
     :raises InvalidInput: a number out of its bounds, no regular expression, or a file that cannot be written there.
     """
     until, dest = compile_pattern(params["until"]), params["dest"]
-    timeout = params["timeout"]
+    timeout = params["timeout_seconds"]
     if not 0 <= timeout <= MAX_SECONDS:
         # JSON has no infinity.
         value = timeout if math.isfinite(timeout) else str(timeout)
-        raise InvalidInput("timeout", value, f"The timeout is a number of seconds from 0 to {MAX_SECONDS}.")
+        raise InvalidInput("timeout_seconds", value, f"The timeout is a number of seconds from 0 to {MAX_SECONDS}.")
     if not 1 <= params["max_bytes"] <= (MAX_BYTES if dest is None else MAX_FILE_BYTES):
         problem = f"The size is a number of bytes from 1 to {MAX_BYTES}, with dest to {MAX_FILE_BYTES}."
         raise InvalidInput("max_bytes", params["max_bytes"], problem)

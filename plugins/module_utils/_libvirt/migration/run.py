@@ -180,9 +180,9 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
         return {
             "name": name,
             "uuid": None if seen is None else seen.uuid,
-            "from": self._places[0],
-            "to": self._places[1],
-            "place": place,
+            "source": self._places[0],
+            "destination": self._places[1],
+            "location": place,
             "state": None if seen is None else seen.state,
             **self._statistics.get(name, NO_STATISTICS),
             "changed": item.changed(check_mode),

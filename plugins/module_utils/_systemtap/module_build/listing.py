@@ -64,7 +64,7 @@ class Lister:
             "synchronous": point.synchronous,
             "verdict": "listed" if lines else "missing",
             "reason": reason or _counted(len(taken), len(lines), accept is not None),
-            "nearest": nearest,
+            "candidates": nearest,
             "points": [parse_line(line) for line in taken[:limit]],
             "point_count": len(taken),
             "truncated": cut or len(taken) > limit,

@@ -44,7 +44,7 @@ def resolve(point: ProbePoint, facts: HostFacts, limit: int) -> dict[str, t.Any]
         "synchronous": point.synchronous,
         "verdict": verdict,
         "reason": reason,
-        "nearest": nearest,
+        "candidates": nearest,
         "points": [{"name": symbol.name, "owner": symbol.owner} for symbol in points[:limit]],
         "point_count": len(points),
         "truncated": len(points) > limit,

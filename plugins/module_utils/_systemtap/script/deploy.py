@@ -55,7 +55,7 @@ def prepare(
     :raises BuildFailed: stap's own parser refuses it.
     """
     if text is None:
-        raise InvalidInput("content", None, "The rendered script is missing, because no action plugin rendered it")
+        raise InvalidInput("_content", None, "The rendered script is missing, because no action plugin rendered it")
     with script_option(option):
         script = read_script(name, text, guru)
         check_safety(option, script, guru)

@@ -37,7 +37,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool, with_diff: bool) -> dic
     wanted = read_wanted(params["services"])
     data = program()
     tool = Program(data, sha256_of(data), python_command())
-    shipped = params["shipped"] or {}
+    shipped = params["_shipped"] or {}
     steps = Applier(wanted, tool, shipped)
     names = [one.name for one in wanted]
 

@@ -471,7 +471,7 @@ def clean(directory: str, held: bool = False) -> dict[str, t.Any]:
     being done; then the file stays, so that the next cleanup tries again.
 
     :param held: whether the caller holds the lock of the module.
-    :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``left``
+    :returns: ``removed`` (the module was still there and had to be removed), ``restored`` (sysctls) and ``leftovers``
         (what could not be removed, in words).
     """
     removed, again = False, False
@@ -491,7 +491,7 @@ def clean(directory: str, held: bool = False) -> dict[str, t.Any]:
         left += changed
     except (OSError, TapvirtError) as error:
         left.append(f"the sysctls that staprun changes were not put back: {error}")
-    return {"removed": removed, "restored": restored, "left": left}
+    return {"removed": removed, "restored": restored, "leftovers": left}
 
 
 def unmount(directory: str) -> list[str]:

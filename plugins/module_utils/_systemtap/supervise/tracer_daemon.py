@@ -315,7 +315,7 @@ class TracerDaemon:
 
     def _judged(self, rc: int, removed: bool, left: list[str]) -> int:
         """Tell how the tracer ended, and whether it is to be started again."""
-        more = {"left": left, "rc": rc, "presses": self._presses}
+        more = {"leftovers": left, "rc": rc, "presses": self._presses}
         if self._told_to_stop and not left:
             self._end("stopped", "it was told to stop", **more)
             return 0
@@ -378,7 +378,7 @@ def clean_up(directory: str) -> None:
     left += SysctlGuard(os.path.basename(directory)).leave()
     if state.get("state") in ("loading", "running"):
         reason = "; ".join(["the process that keeps it was ended by force", *left])
-        ended = dict(state, state="failed", outcome="killed", reason=reason, left=left)
+        ended = dict(state, state="failed", outcome="killed", reason=reason, leftovers=left)
         write_with_reserve(os.path.join(directory, "state.json"), json.dumps(ended).encode())
 
 

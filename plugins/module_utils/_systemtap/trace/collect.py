@@ -57,7 +57,7 @@ def run_directory(name: str, run_id: str) -> str:
     """
     directory = os.path.join(cleanup.BASE, f"{name}-{run_id}")
     if not _DIRECTORY.match(directory):
-        raise InvalidInput("stage.run", run_id, "The name of a run is 1 to 16 hexadecimal digits")
+        raise InvalidInput("_stage.run", run_id, "The name of a run is 1 to 16 hexadecimal digits")
     return directory
 
 
@@ -77,7 +77,7 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
     :raises TapvirtError: the run left nothing here, or nothing that can be read.
     """
     if not _DIRECTORY.match(directory):
-        raise InvalidInput("stage.directory", directory, "The path is not the directory of a run")
+        raise InvalidInput("_stage.directory", directory, "The path is not the directory of a run")
     if offset:
         return {"output": read_output(directory, offset)}
     try:
@@ -171,7 +171,7 @@ def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any
     result["builder"] = request["builder"]
     result["module"] = {"name": build["name"], "sha256": build["sha256"], "path": request["path"]}
     result["restored"] = state.get("restored", {})
-    result["left"] = state.get("left", [])
+    result["leftovers"] = state.get("leftovers", [])
     result["tainted"] = [request["tainted"], int(Root().read_text("proc/sys/kernel/tainted"))]
     return result
 
@@ -244,7 +244,7 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
         if row is None:
             continue
         if os.path.exists(directory):
-            row["left"] = [*row["left"], f"the directory {directory} could not be removed"]
+            row["leftovers"] = [*row["leftovers"], f"the directory {directory} could not be removed"]
         found.append(row)
     # Where that fails, the run that follows tries it again at its end, and reports it.
     cleanup.restore_orphaned_sysctls()
@@ -319,7 +319,7 @@ def _is_in_hands(directory: str) -> bool:
         return False
 
 
-_RESULT_KEYS = "outcome reason hits skipped bytes sha256 duration_seconds record_count restored left".split()
+_RESULT_KEYS = "outcome reason hits skipped bytes sha256 duration_seconds record_count restored leftovers".split()
 
 
 def _found(directory: str, record_limit: int) -> dict[str, t.Any] | None:
@@ -356,7 +356,7 @@ def _unreadable(directory: str, error: Exception) -> dict[str, t.Any]:
         outcome="lost_output",
         reason=reason[:_SHOWN_CHARS],
         restored=cleaned.get("restored", {}),
-        left=cleaned.get("left", left),
+        leftovers=cleaned.get("leftovers", left),
         kept_bytes=0,
         record_count=0,
         records=[],

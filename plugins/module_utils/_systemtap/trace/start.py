@@ -57,7 +57,7 @@ class Request:
     values: t.Mapping[str, str | int]
     duration_seconds: float
     buffer_mb: int
-    output_limit_bytes: int
+    max_output_bytes: int
     record_limit: int
 
     def kept(self) -> dict[str, t.Any]:
@@ -78,40 +78,40 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
 
     That is ``ship`` when the host lacks the module, else what to put into the run's result once
     :func:`.collect.collect` has it, ``supervisor`` and ``found``. A controller that lost the answer asks again with the
-    same ``stage.run``, and gets it once more: the run is not started twice.
+    same ``_stage.run``, and gets it once more: the run is not started twice.
 
     :raises InvalidInput: an option is not acceptable.
     :raises Refused: the host or the module forbids the run.
     """
     root = Root()
     request = read_request(params, root)
-    directory = "" if check_mode else run_directory(request.build["name"], params["stage"]["run"])
+    directory = "" if check_mode else run_directory(request.build["name"], params["_stage"]["run"])
     if os.path.isdir(directory):
         return started_result(request, directory)
     check_host(root, request)
-    unsigned = signature_refusal(root, request.build, params["shipped"] or cache_path(request.build))
+    unsigned = signature_refusal(root, request.build, params["_shipped"] or cache_path(request.build))
     if unsigned:
         raise Refused(unsigned)
-    plan = cache_plan(request, params["shipped"] is None and has_module(request.build))
+    plan = cache_plan(request, params["_shipped"] is None and has_module(request.build))
     if check_mode:
         check_free(request.build, sweeps=True)
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
-    if plan and params["shipped"] is None:
+    if plan and params["_shipped"] is None:
         return plan, {"ship": True}
     found = sweep(request.record_limit)
     try:
         check_free(request.build)
     except Refused as refused:
-        refused.fields["run"]["found"] = found
+        refused.fields["run"]["previous_leftovers"] = found
         raise
-    install_module(request.build, params["shipped"])
+    install_module(request.build, params["_shipped"])
     try:
-        claim(request, root, directory, {"found": found, "kept_before": not plan})
+        claim(request, root, directory, {"previous_leftovers": found, "kept_before": not plan})
     except FileExistsError:
         # The answer to an earlier question was lost while its process still worked.
         return started_result(request, directory)
     except Refused as refused:
-        refused.fields["run"]["found"] = found
+        refused.fields["run"]["previous_leftovers"] = found
         raise
     start(request, directory)
     return started_result(request, directory)
@@ -150,7 +150,10 @@ def cache_plan(request: Request, kept_before: bool) -> Plan:
 def started_result(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
     """Return what there is to tell of a run that has been prepared."""
     told = cleanup.read_json(os.path.join(directory, "begun.json"))
-    row = {"supervisor": "systemd" if has_systemd() else "guard", "found": told.get("found", [])}
+    row = {
+        "supervisor": "systemd" if has_systemd() else "guard",
+        "previous_leftovers": told.get("previous_leftovers", []),
+    }
     return cache_plan(request, told.get("kept_before", True)), row
 
 
@@ -162,9 +165,9 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     build = params["module"]
     with option_path("module"):
         check_build(build)
-    if not 0 < params["duration"] <= limits.MAX_DURATION_SECONDS:
+    if not 0 < params["duration_seconds"] <= limits.MAX_DURATION_SECONDS:
         problem = f"The duration must be more than 0 and at most {limits.MAX_DURATION_SECONDS} seconds"
-        raise InvalidInput("duration", params["duration"], problem)
+        raise InvalidInput("duration_seconds", params["duration_seconds"], problem)
     if not 1 <= params["buffer_mb"] <= limits.MAX_BUFFER_MB:
         problem = f"The output buffer must be from 1 to {limits.MAX_BUFFER_MB} MB for each online CPU"
         raise InvalidInput("buffer_mb", params["buffer_mb"], problem)
@@ -177,9 +180,9 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     return Request(
         build=build,
         values=values,
-        duration_seconds=params["duration"],
+        duration_seconds=params["duration_seconds"],
         buffer_mb=params["buffer_mb"],
-        output_limit_bytes=params["output_limit_bytes"],
+        max_output_bytes=params["max_output_bytes"],
         record_limit=params["record_limit"],
     )
 
@@ -311,7 +314,7 @@ def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[
         "duration": request.duration_seconds,
         "load": limits.LOAD_SECONDS,
         "grace": limits.STOP_GRACE_SECONDS,
-        "limit": request.output_limit_bytes,
+        "limit": request.max_output_bytes,
         "sites": count_sites(request.build["probes"]),
     }
     kept = dict(request.kept(), tainted=int(root.read_text("proc/sys/kernel/tainted")))

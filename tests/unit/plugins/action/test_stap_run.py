@@ -36,7 +36,7 @@ def action(monkeypatch: pytest.MonkeyPatch, answer: t.Callable[[], t.Any]) -> tu
     clock = Clock()
     made: t.Any = object.__new__(stap_run.ActionModule)
     made._task = types.SimpleNamespace(timeout=99)
-    made._task_vars, made._params = {"inventory_hostname": "h"}, {"duration": 10, "output": None}
+    made._task_vars, made._params = {"inventory_hostname": "h"}, {"duration_seconds": 10, "output": None}
 
     def ask(_stage: t.Any) -> t.Any:
         clock.now += 1

@@ -24,7 +24,7 @@ def test_the_domains_of_the_demonstration_converge_and_then_need_nothing(embed: 
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "demo_embed_root": str(embed.root / "e"),
-        "demo_report_dir": str(embed.root / "report"),
+        "demo_dest": str(embed.root / "report"),
     }
     inventory = embed.root / "inventory.yml"
     inventory.write_text(json.dumps({"this_machine": {"hosts": {"here": variables}}}), encoding="utf-8")

@@ -84,7 +84,7 @@ def test_a_script_that_does_not_fit_leaves_nothing(disk: tuple[str, str, str], t
     dest = tmp_path / "a" / "b" / "x.stp"
     script = "#" * 100_000 + "\n" + SCRIPT
     done, files = run_module_on(
-        disk, str(tmp_path), "stap_script", {"src": "x.stp", "dest": str(dest), "content": script}
+        disk, str(tmp_path), "stap_script", {"src": "x.stp", "dest": str(dest), "_content": script}
     )
     place = str(dest) if disk is FULL else str(tmp_path / "a")
     assert done["msg"] == f"{place} cannot be written: its file system {disk[2]}. Nothing was changed."
@@ -92,7 +92,7 @@ def test_a_script_that_does_not_fit_leaves_nothing(disk: tuple[str, str, str], t
 
 
 def test_an_old_script_stays_whole(tmp_path: pathlib.Path) -> None:
-    args = {"src": "x.stp", "dest": str(tmp_path / "x.stp"), "content": "#" * 100_000 + "\n" + SCRIPT}
+    args = {"src": "x.stp", "dest": str(tmp_path / "x.stp"), "_content": "#" * 100_000 + "\n" + SCRIPT}
     done, files = run_module_on(FULL, str(tmp_path), "stap_script", args, "echo 1234567 > x.stp")
     assert "has no space left. Nothing was changed." in done["msg"]
     assert files == ["x.stp 8"]

@@ -612,7 +612,7 @@ TALKER = "snapshot-present-running"
 READS: dict[str, dict[str, t.Any]] = {
     **{name: {} for name in INFOS},
     "libvirt_domain_info": {"gather": spec_of("libvirt_domain_info")["gather"]["choices"]},
-    "libvirt_console": {"name": TALKER, "timeout": 0.2, "dest": "/run/talker.raw"},
+    "libvirt_console": {"name": TALKER, "timeout_seconds": 0.2, "dest": "/run/talker.raw"},
     "libvirt_daemon": {"fetch_log": True},
 }
 

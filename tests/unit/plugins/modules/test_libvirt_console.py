@@ -54,12 +54,12 @@ def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: 
     embed.converge({"name": "talker", "xml": logged(embed, "talker")})
     log, dest = embed.root / "talker.log", embed.root / "talker.raw"
     args: dict[str, t.Any] = {"name": "talker", "start": True, "until": r"^only once\n\.", "dest": str(dest)}
-    planned = embed.module("libvirt_console", check=True, timeout=60, **args)
+    planned = embed.module("libvirt_console", check=True, timeout_seconds=60, **args)
     assert (planned["changed"], planned["stopped_by"], planned["bytes"], planned["path"]) == (True, None, 0, None)
     assert state(embed, "talker") == "shutoff"
     assert not log.exists()
     assert not dest.exists()
-    done = embed.module("libvirt_console", timeout=60, **args)
+    done = embed.module("libvirt_console", timeout_seconds=60, **args)
     assert done["plan"] == planned["plan"]
     assert (done["changed"], done["matched"], done["stopped_by"]) == (True, True, "pattern"), done
     assert done["text"].endswith("only once\n.")
@@ -68,12 +68,12 @@ def test_a_start_is_read_from_its_first_byte_and_a_second_run_only_reads(embed: 
     assert (done["bytes"], done["sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
     assert stat.S_IMODE(dest.stat().st_mode) == 0o600
     for check in (True, False):
-        again = embed.module("libvirt_console", check=check, timeout=0.5, **args)
+        again = embed.module("libvirt_console", check=check, timeout_seconds=0.5, **args)
         assert (again["changed"], again["plan"], again["bytes"]) == (False, [], 0)
         assert again["stopped_by"] == "timeout"
         assert dest.read_bytes() == (raw if check else b"")
     assert state(embed, "talker") == "running"
-    lost = embed.module("libvirt_console", name="talker", timeout=0.5, dest="/proc/nowhere")
+    lost = embed.module("libvirt_console", name="talker", timeout_seconds=0.5, dest="/proc/nowhere")
     assert "cannot be written" in lost["msg"]
     assert (lost["changed"], lost["stopped_by"]) == (False, "timeout")
 
@@ -88,9 +88,9 @@ def test_what_is_left_of_a_crashed_domain_is_not_destroyed_by_a_look_at_its_cons
 
 def test_a_paused_domain_goes_on_only_with_start(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": logged(embed, "talker"), "state": "paused"})
-    silent = embed.module("libvirt_console", name="talker", timeout=0)
+    silent = embed.module("libvirt_console", name="talker", timeout_seconds=0)
     assert (silent["bytes"], silent["stopped_by"], silent["changed"]) == (0, "timeout", False)
-    heard = embed.module("libvirt_console", name="talker", start=True, max_bytes=5, timeout=60)
+    heard = embed.module("libvirt_console", name="talker", start=True, max_bytes=5, timeout_seconds=60)
     assert [(row["before"], row["how"]) for row in heard["plan"]] == [("paused", "resume")]
     assert (heard["bytes"], heard["truncated"]) == (5, True)
     assert state(embed, "talker") == "running"
@@ -101,10 +101,10 @@ def test_reboots_are_read_through_and_the_end_is_told(embed: Embed) -> None:
     (embed.root / "short.img").write_bytes(disk(b"goodbye\r\n", POWER_OFF))
     short = logged(embed, "short").replace("talker.img", "short.img")
     embed.converge({"name": "again", "xml": logged(embed, "again")}, {"name": "short", "xml": short})
-    again = embed.module("libvirt_console", name="again", start=True, until="(?:^once more$.*){3}", timeout=60)
+    again = embed.module("libvirt_console", name="again", start=True, until="(?:^once more$.*){3}", timeout_seconds=60)
     assert again["matched"], again
     dest = embed.root / "short.raw"
-    ended = embed.module("libvirt_console", name="short", start=True, until="never", timeout=60, dest=str(dest))
+    ended = embed.module("libvirt_console", name="short", start=True, until="never", timeout_seconds=60, dest=str(dest))
     assert (ended["stopped_by"], ended["matched"], ended["changed"]) == ("end", False, True), ended
     assert ended["text"].endswith("goodbye\n")
     assert dest.read_bytes() == (embed.root / "short.log").read_bytes()
@@ -177,10 +177,10 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
         if phase == "off":
             assert state(embed, "talker") == "shutoff"
             heard = embed.module(
-                "libvirt_console", name="talker", start=True, device="serial1", until=embed.line, timeout=60
+                "libvirt_console", name="talker", start=True, device="serial1", until=embed.line, timeout_seconds=60
             )
             assert heard["matched"], heard
-    quiet = embed.module("libvirt_console", name="talker", device="channel0", timeout=0.5)
+    quiet = embed.module("libvirt_console", name="talker", device="channel0", timeout_seconds=0.5)
     assert (quiet["bytes"], quiet["stopped_by"]) == (0, "timeout")
 
 
@@ -188,10 +188,10 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
     ("args", "said"),
     [
         (
-            {"timeout": float("inf")},
-            "Invalid value 'inf' for timeout: The timeout is a number of seconds from 0 to 86400.",
+            {"timeout_seconds": float("inf")},
+            "Invalid value 'inf' for timeout_seconds: The timeout is a number of seconds from 0 to 86400.",
         ),
-        ({"timeout": float("nan")}, "Invalid value 'nan' for timeout: "),
+        ({"timeout_seconds": float("nan")}, "Invalid value 'nan' for timeout_seconds: "),
         (
             {"max_bytes": 0},
             "Invalid value 0 for max_bytes: The size is a number of bytes from 1 to 524288, with dest to",

@@ -94,9 +94,9 @@ def test_a_talker_runs_is_read_and_goes_without_its_disk_being_lost(embed: Embed
     wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
     assert embed.converge(wanted)["domains"][0]["state"] == "running"
     assert embed.converge(wanted)["plan"] == []
-    heard = embed.module("libvirt_console", name="talker", until=f"^{embed.line}$", timeout=30)
+    heard = embed.module("libvirt_console", name="talker", until=f"^{embed.line}$", timeout_seconds=30)
     assert heard["matched"], heard
-    full = embed.module("libvirt_console", name="talker", timeout=20, max_bytes=4 * (len(embed.line) + 2))
+    full = embed.module("libvirt_console", name="talker", timeout_seconds=20, max_bytes=4 * (len(embed.line) + 2))
     assert (full["stopped_by"], full["bytes"], full["truncated"]) == ("size", 4 * (len(embed.line) + 2), True)
     assert "\r" not in full["text"]
     gone = {"name": "talker", "state": "absent"}

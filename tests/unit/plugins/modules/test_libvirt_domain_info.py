@@ -161,7 +161,7 @@ def test_bulk_statistics_and_backing_chains_of_a_running_domain(embed: Embed) ->
         <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     """
     embed.converge({"name": "talker", "xml": embed.talker(devices=disk), "state": "running"})
-    heard = embed.module("libvirt_console", name="talker", until=embed.line, timeout=60)
+    heard = embed.module("libvirt_console", name="talker", until=embed.line, timeout_seconds=60)
     assert heard["matched"], heard
     # An agent channel that nobody has opened in the guest is not waited for.
     (row,) = embed.module("libvirt_domain_info", gather=list(PARTS))["domains"]

@@ -125,14 +125,14 @@ def test_a_domain_moves_with_all_that_is_its_own(hosts: Hosts) -> None:
     before = hosts.found()
     planned = hosts.move(check=True)
     assert hosts.found() == before
-    assert planned["domains"][0]["place"] == "destination"
+    assert planned["domains"][0]["location"] == "destination"
     done = hosts.move()
     assert not done.get("failed"), done
     assert done["plan"] == planned["plan"]
     assert [row["what"] for row in done["plan"]] == ["web place", "web definition", "web autostart"]
     assert hosts.found() == before[::-1]
     row = done["domains"][0]
-    assert (row["place"], row["state"], row["changed"], row["error"]) == ("destination", "running", True, None)
+    assert (row["location"], row["state"], row["changed"], row["error"]) == ("destination", "running", True, None)
     assert row["uuid"] == before[0][NAME][0]
     assert row["memory_bytes"] >= 16 << 20
     assert row["transferred_bytes"] > 0

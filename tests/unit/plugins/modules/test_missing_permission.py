@@ -103,7 +103,7 @@ def refused(path: t.Any, needs: str) -> str:
 
 @pytest.mark.parametrize(("name", "check"), [("x.stp", False), ("new/x.stp", True)])
 def test_a_script_needs_permission_for_its_directory(name, check, run, closed):
-    result = run("stap_script", {"src": "/x.stp", "content": SCRIPT, "dest": str(closed / name)}, check)
+    result = run("stap_script", {"src": "/x.stp", "_content": SCRIPT, "dest": str(closed / name)}, check)
     assert result["msg"] == refused(closed / name, PATH)
 
 

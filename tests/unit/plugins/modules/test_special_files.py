@@ -60,7 +60,7 @@ def special(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> tuple[pat
 def test_a_script_is_not_put_in_its_place(run_module: RunModule, special: tuple[pathlib.Path, str]) -> None:
     path, words = special
     before = path.lstat()
-    args = {"src": "x.stp", "dest": str(path), "content": SCRIPT}
+    args = {"src": "x.stp", "dest": str(path), "_content": SCRIPT}
     for check in (True, False) if words == "a FIFO" else (False,):
         done = run_module("stap_script", args, check=check, timeout=20)
         expected = f"Invalid value {str(path)!r} for dest: The path is {words}, not a regular file."

@@ -34,24 +34,24 @@ def verdict(run=None, failure=None, before=None, after=None):
 
 def test_a_good_run_stops_nothing():
     row = verdict(after=read(12288, "tapvirt_x: loading out-of-tree module taints kernel.", first=101))
-    assert (row["outcome"], row["accepted"], row["brake"], row["hits"], row["records"]) == ("ok", True, [], 4, 1)
+    assert (row["outcome"], row["accepted"], row["stop_reasons"], row["hits"], row["records"]) == ("ok", True, [], 4, 1)
 
 
 def test_an_overloaded_run_stops():
     row = verdict({"outcome": "overloaded", "reason": "too much"}, "The run ended as overloaded: too much.")
-    assert row["brake"] == ["it ended as overloaded: too much"]
+    assert row["stop_reasons"] == ["it ended as overloaded: too much"]
     assert not row["accepted"]
 
 
 @pytest.mark.parametrize("outcome", ["timeout", "refused", "script_error", "partial_arm"])
 def test_other_failures_alone_do_not(outcome):
     row = verdict({"outcome": outcome, "reason": "x"}, "msg")
-    assert (row["accepted"], row["brake"]) == (False, [])
+    assert (row["accepted"], row["stop_reasons"]) == (False, [])
 
 
 def test_a_failed_build_is_told_in_the_words_of_the_task():
     row = verdict({}, "pass 2: no such function")
-    assert (row["outcome"], row["reason"], row["brake"]) == ("build_failed", "pass 2: no such function", [])
+    assert (row["outcome"], row["reason"], row["stop_reasons"]) == ("build_failed", "pass 2: no such function", [])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_failed_build_is_told_in_the_words_of_the_task():
 def test_new_trouble_in_the_log_stops(message):
     (pattern,) = re.findall(r"kmsg: \{pattern: '(.*?)'", (ROOT / "playbooks/trace.yml").read_text(encoding="utf-8"))
     assert re.search(pattern, message), "the playbook does not read this from the host"
-    assert verdict(after=read(0, message, first=101))["brake"] == [f"its kernel said: {message}"]
+    assert verdict(after=read(0, message, first=101))["stop_reasons"] == [f"its kernel said: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -83,29 +83,29 @@ def test_new_trouble_in_the_log_stops(message):
     ],
 )
 def test_what_was_there_before_or_is_not_the_kernels_does_not(after):
-    assert verdict(after=after)["brake"] == []
+    assert verdict(after=after)["stop_reasons"] == []
 
 
 def test_a_new_taint_stops_and_an_old_one_does_not():
-    assert verdict(before=read(512, "x"), after=read(12288 | 512))["brake"] == []
+    assert verdict(before=read(512, "x"), after=read(12288 | 512))["stop_reasons"] == []
     row = verdict(after=read(12288 | 512 | 128))
-    assert row["brake"] == ["its kernel has become tainted: died, warning"]
+    assert row["stop_reasons"] == ["its kernel has become tainted: died, warning"]
 
 
 def test_a_host_that_no_longer_answers_stops():
     for after in ({"unreachable": True, "msg": "ssh"}, {}):
         row = campaign.trace_verdict({}, before=read(0), after=after)
         assert row["outcome"] == "lost"
-        assert row["brake"][0].startswith("it ended as lost: ")
+        assert row["stop_reasons"][0].startswith("it ended as lost: ")
 
 
 def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
     killed = {"failed": True, "msg": "MODULE FAILURE\nkilled"}
     row = verdict(after=killed)
     assert (row["outcome"], row["accepted"], row["hits"]) == ("ok", True, 4)
-    assert row["brake"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
+    assert row["stop_reasons"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
     row = campaign.trace_verdict({}, before=killed, after=read(0), failure="MODULE FAILURE")
-    assert (row["outcome"], row["brake"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
+    assert (row["outcome"], row["stop_reasons"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):
 
 def test_what_cannot_be_read_is_no_reason():
     nothing = {"procfs": {"sysctls": None, "kmsg": None}}
-    assert campaign.trace_verdict(OK, before=nothing, after={})["brake"] == [
+    assert campaign.trace_verdict(OK, before=nothing, after={})["stop_reasons"] == [
         "what its kernel has said before is not known: kernel.tainted is missing",
         "what its kernel has said meanwhile is not known: kernel.tainted is missing",
     ]
     no_log = {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": None}}
-    (line,) = campaign.trace_verdict(OK, before=read(0), after=no_log)["brake"]
+    (line,) = campaign.trace_verdict(OK, before=read(0), after=no_log)["stop_reasons"]
     assert line == "what its kernel has said meanwhile is not known: kmsg is missing"
-    assert campaign.trace_verdict(OK)["brake"] == []
+    assert campaign.trace_verdict(OK)["stop_reasons"] == []
 
 
 def test_a_summary_counts_merges_and_names():
@@ -161,7 +161,7 @@ def test_a_summary_counts_merges_and_names():
     runs = {host: [{"title": "t", "run": {"records": records}}] for host in "ab"}
     told = campaign.trace_summary(verdicts, runs, {"d": "no answer"})
     assert told["outcomes"] == {"ok": 2, "overloaded": 1}
-    assert (told["traced"], told["left_out_count"], told["braked"], told["truncated"]) == (3, 1, True, False)
+    assert (told["traced"], told["left_out_count"], told["stopped"], told["truncated"]) == (3, 1, True, False)
     assert list(told["hosts"]) == ["c", "a", "b"]
     assert told["hosts"]["a"] == {"outcome": "ok", "hits": 4, "records": 1, "kernel": "6.12.1"}
     assert told["hosts"]["c"]["reason"] == "too much"
@@ -191,10 +191,15 @@ def test_what_is_no_dictionary_is_refused():
 
 def test_a_campaign_is_summed_up_from_the_variables_of_its_hosts():
     hosts = {
-        "done": {"trace_result": verdict(), "trace_runs": [], "trace_entered": ["done"], "trace_unready": ""},
-        "broken": {"trace_entered": ["done"], "trace_unready": ""},
-        "unready": {"trace_unready": "no staprun"},
-        "waiting": {"trace_unready": ""},
+        "done": {
+            "trace_result": verdict(),
+            "trace_runs": [],
+            "trace_wave_hosts": ["done"],
+            "trace_not_ready_reason": "",
+        },
+        "broken": {"trace_wave_hosts": ["done"], "trace_not_ready_reason": ""},
+        "unready": {"trace_not_ready_reason": "no staprun"},
+        "waiting": {"trace_not_ready_reason": ""},
         "silent": {},
     }
     told = campaign.trace_campaign({**hosts, "other": {}}, list(hosts))
@@ -212,7 +217,13 @@ def test_the_survey_asks_for_what_the_playbook_takes():
     playbook = (ROOT / "playbooks" / "trace.yml").read_text(encoding="utf-8")
     catalogue = yaml.safe_load((ROOT / "roles" / "trace" / "vars" / "main.yml").read_text(encoding="utf-8"))
     questions = {row["variable"]: row for row in survey["spec"]}
-    assert list(questions) == ["trace_script", "trace_function", "trace_duration", "trace_targets", "trace_waves"]
+    assert list(questions) == [
+        "trace_script",
+        "trace_function",
+        "trace_duration_seconds",
+        "trace_targets",
+        "trace_waves",
+    ]
     assert all(name in playbook for name in questions)
     choices = questions["trace_script"]["choices"]
     assert set(choices) <= set(catalogue["trace_catalogue"])

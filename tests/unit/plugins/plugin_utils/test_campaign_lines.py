@@ -11,7 +11,7 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaig
 
 CAMPAIGN: dict[str, t.Any] = {
     "hosts": {
-        "a": {"outcome": "overloaded", "reason": "too much", "brake": ["x", "y"], "kernel": "6.1"},
+        "a": {"outcome": "overloaded", "reason": "too much", "stop_reasons": ["x", "y"], "kernel": "6.1"},
         "b": {"outcome": "ok", "hits": 4, "records": 0, "bytes": 9, "kernel": "6.1"},
         "c": {"outcome": "ok", "hits": 0, "records": 2, "bytes": 9},
         "d": {"outcome": "planned"},
@@ -63,8 +63,8 @@ def test_what_went_wrong_everywhere_is_said_once_for_each_reason() -> None:
 
 
 def test_hosts_that_are_not_ready_are_named_with_the_reason() -> None:
-    hosts: dict[str, dict[str, t.Any]] = {f"h{number}": {"trace_unready": "no staprun"} for number in range(7)}
-    hosts |= {"ready": {"trace_unready": ""}, "silent": {}}
+    hosts: dict[str, dict[str, t.Any]] = {f"h{number}": {"trace_not_ready_reason": "no staprun"} for number in range(7)}
+    hosts |= {"ready": {"trace_not_ready_reason": ""}, "silent": {}}
     answered = [host for host in hosts if host != "silent"]
     assert campaign_lines.trace_unready_lines(hosts, list(hosts), answered) == [
         "h0, h1, h2, h3, h4 and 2 more: no staprun",
@@ -75,12 +75,12 @@ def test_hosts_that_are_not_ready_are_named_with_the_reason() -> None:
 
 
 def test_why_no_further_wave_begins() -> None:
-    failed = {"brake": [], "accepted": False, "outcome": "timeout", "reason": "too slow"}
+    failed = {"stop_reasons": [], "accepted": False, "outcome": "timeout", "reason": "too slow"}
     hosts: dict[str, dict[str, t.Any]] = {
-        "a": {"trace_entered": 1, "trace_result": {**failed, "brake": ["x", "y"]}},
-        "b": {"trace_entered": 1, "trace_result": failed},
-        "c": {"trace_entered": 1, "trace_result": {**failed, "accepted": True}},
-        "d": {"trace_entered": 1},
+        "a": {"trace_wave_hosts": 1, "trace_result": {**failed, "stop_reasons": ["x", "y"]}},
+        "b": {"trace_wave_hosts": 1, "trace_result": failed},
+        "c": {"trace_wave_hosts": 1, "trace_result": {**failed, "accepted": True}},
+        "d": {"trace_wave_hosts": 1},
         "e": {},
     }
     assert campaign_lines.trace_stop_lines(hosts, list("abcd"), list(hosts)) == [

@@ -35,8 +35,8 @@ def test_what_cannot_be_one_is_refused(value: t.Any) -> None:
 
 @pytest.mark.parametrize("value", ["", None, 7, ["a"], "a\0b", "/srv/$HOME/x", "/srv/${A}/x", "/srv/\udcff\ud800"])
 def test_what_is_not_a_path_is_refused(value: t.Any) -> None:
-    with pytest.raises(InvalidInput, match=r"for trace_report: the (value|path) .*\.$"):
-        controller_path(value, name="trace_report", facts={})
+    with pytest.raises(InvalidInput, match=r"for trace_dest: the (value|path) .*\.$"):
+        controller_path(value, name="trace_dest", facts={})
 
 
 def test_a_relative_path_counts_from_where_the_command_was_started(monkeypatch: pytest.MonkeyPatch) -> None:

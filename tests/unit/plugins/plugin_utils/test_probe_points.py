@@ -41,7 +41,7 @@ def row(
     probe: str, family: str = "function", verdict: str = "missing", nearest: tuple[str, ...] = ()
 ) -> dict[str, t.Any]:
     reason = "is there" if verdict == "armable" else "no such function here"
-    return {"probe": probe, "family": family, "verdict": verdict, "reason": reason, "nearest": list(nearest)}
+    return {"probe": probe, "family": family, "verdict": verdict, "reason": reason, "candidates": list(nearest)}
 
 
 @pytest.mark.parametrize(("release", "branch"), [("6.12.107+deb13-amd64", "new"), ("6.1.0-50-amd64", "old")])
@@ -102,7 +102,7 @@ def test_many_missing_points_are_counted() -> None:
         ("x", "it is 'x', not a list"),
         ([{"probe": 1}], "[0].probe is 1, not a probe point"),
         ([{"probe": "nonsense("}], "[0].probe is 'nonsense(', not a probe point"),
-        ([{**row('kernel.function("f")'), "nearest": [5]}], "[0].nearest[0] is 5, not a text"),
+        ([{**row('kernel.function("f")'), "candidates": [5]}], "[0].candidates[0] is 5, not a text"),
         ([{**row('kernel.function("f")'), "verdict": None}], "[0].verdict is missing"),
     ],
 )

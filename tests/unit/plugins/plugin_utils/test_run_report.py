@@ -12,7 +12,7 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.run_report imp
 
 SAME: dict[str, dict[str, t.Any]] = {
     "params": {"wanted": 1, "differs": [], "absent": []},
-    "domains": {"wanted": 1, "plan": [], "waiting": []},
+    "domains": {"wanted": 1, "plan": [], "pending": []},
 }
 DIFFERENT: dict[str, dict[str, t.Any]] = {
     "params": {"wanted": "2", "differs": ["kvm.x is 1, wanted 2"], "absent": ["nbd.y"]},
@@ -22,14 +22,14 @@ DIFFERENT: dict[str, dict[str, t.Any]] = {
             {"what": "web state", "before": None, "after": "running"},
             {"what": "web memory", "before": {"a": 1}, "after": "6\n4 "},
         ],
-        "waiting": ["web: vcpus wait"],
+        "pending": ["web: vcpus wait"],
     },
 }
 LINES = {
     "params": ["kvm.x is 1, wanted 2", "has no nbd.y"],
     "domains": ["web state is not there, wanted running", 'web memory is {"a": 1}, wanted 6 4', "web: vcpus wait"],
 }
-DIFFERENCES = {"params": 1, "domains": {"changes": 2, "waiting": 1}}
+DIFFERENCES = {"params": 1, "domains": {"changes": 2, "pending": 1}}
 COUNT = {"params": "module_params_count", "domains": "domains_count"}
 BOTH = pytest.mark.parametrize("playbook", ["params", "domains"])
 

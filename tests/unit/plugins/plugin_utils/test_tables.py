@@ -44,7 +44,7 @@ def test_names_of_ours_and_values_that_are_no_table_are_left() -> None:
     assert near_tables(dict.fromkeys([*ours, "module_params_here", "domains_wanted"], TABLE), "module_params") == {}
     others = {"module_params_state": "present", "module_param_host": ["a"], "module_param_wanted": []}
     assert near_tables(others, "module_params") == {}
-    assert near_tables({"domains_hosts": TABLE, "domains": TABLE}, "domains") == {}
+    assert near_tables({"domains_targets": TABLE, "domains": TABLE}, "domains") == {}
 
 
 def test_one_host_with_an_entry_is_enough() -> None:

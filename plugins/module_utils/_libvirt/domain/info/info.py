@@ -55,7 +55,7 @@ def domain_row(domain: Domain) -> tuple[dict[str, t.Any], ET.Element, ET.Element
         "autostart": bool(domain.autostart()) if persistent else False,
         "persistent": persistent,
         "managed_save": _has_saved_memory(domain),
-        "managed_by_us": mark_of(stored) is not None,
+        "managed_by_tapvirt": mark_of(stored) is not None,
         **describe(stored, running),
     }
     return row, stored, running

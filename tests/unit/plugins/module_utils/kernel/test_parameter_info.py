@@ -369,7 +369,7 @@ def test_a_module_that_is_only_installed_has_what_its_file_says(sample_root):
             "status": "installed",
             "file": f"/lib/modules/{RELEASE}/kernel/spare.ko",
             "parameters": 3,
-            "nearest": [],
+            "candidates": [],
         }
     ]
     level, silent, unknown = result["params"]
@@ -396,7 +396,7 @@ def test_built_in_parameters_are_set_by_the_command_line_alone(sample_root):
 def test_names_patterns_and_what_is_not_there(sample_root):
     asked = ["sampel_mod", "s*pa*", "[r-t]ample-*", "nosuch*", "tree", "spare", "[d-f]mpty", "plain", "empty"]
     result = parameter_info(sample_root, "x86_64", asked, ["*e*"], 100)
-    assert [(row["module"], row["status"], row["nearest"]) for row in result["modules"]] == [
+    assert [(row["module"], row["status"], row["candidates"]) for row in result["modules"]] == [
         ("sampel_mod", "absent", ["sample_mod"]),
         ("spare", "installed", []),
         ("sample_mod", "loaded", []),
@@ -413,7 +413,7 @@ def test_names_patterns_and_what_is_not_there(sample_root):
     absent = parameter_info(sample_root, "x86_64", ["sample_mod", "zswap"], ["the-int", "the_imt", "q*"], 100)
     assert [row["name"] for row in absent["params"]] == ["the_int"]
     (missing,) = absent["absent_names"]
-    assert (missing["name"], missing["nearest"][0]) == ("the_imt", "the_int")
+    assert (missing["name"], missing["candidates"][0]) == ("the_imt", "the_int")
 
 
 def test_the_limit_holds_and_is_told(sample_root):

@@ -137,7 +137,7 @@ def test_status_words(kernel_tree):
         kernel_tree, "vfs_read", "vfs_reed", "init_once", "vfs_*", "~^nothing"
     )
     assert (found["status"], found["probeable"]) == ("found", True)
-    assert absent["nearest"][0] == "vfs_read"
+    assert absent["candidates"][0] == "vfs_read"
     assert (ambiguous["status"], ambiguous["count"], ambiguous["reason"]) == (
         "ambiguous",
         9,

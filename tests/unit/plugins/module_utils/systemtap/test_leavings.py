@@ -173,7 +173,7 @@ def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path,
     found = collect.sweep(10)
     assert [row["module"] for row in found] == [NAME] * 3
     assert [row["record_count"] for row in found] == [1, 0, 1]
-    assert found[1]["outcome"] != "ok" and found[1]["reason"] and found[1]["left"] == [], found[1]
+    assert found[1]["outcome"] != "ok" and found[1]["reason"] and found[1]["leftovers"] == [], found[1]
     assert set(found[0]) == set(found[1])
     json.dumps(found)
     assert not os.path.exists(directory) and not base.exists()
@@ -182,7 +182,7 @@ def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path,
 def test_a_leftover_that_cannot_be_removed_is_told(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = leave(base, 1, output=b"{}\n")
     monkeypatch.setattr(collect, "remove_run_directory", lambda _directory: None)
-    assert collect.sweep(10)[0]["left"] == [f"the directory {directory} could not be removed"]
+    assert collect.sweep(10)[0]["leftovers"] == [f"the directory {directory} could not be removed"]
 
 
 def test_a_run_whose_files_are_damaged_is_told_in_a_sentence(base: pathlib.Path) -> None:
@@ -249,9 +249,9 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
         cleaned = cleanup.clean(str(directory))
         os.close(descriptor)
     assert cleaned["restored"] == {}
-    assert "the sysctls that staprun changes were not put back: " in cleaned["left"][0]
-    assert f"Process {os.getpid()} of user" in cleaned["left"][0]
-    assert cleanup.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
+    assert "the sysctls that staprun changes were not put back: " in cleaned["leftovers"][0]
+    assert f"Process {os.getpid()} of user" in cleaned["leftovers"][0]
+    assert cleanup.clean(str(directory)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "leftovers": []}
 
 
 HOLD = """
@@ -297,12 +297,12 @@ def test_only_what_a_run_has_loaded_is_removed(base: pathlib.Path, start: Start,
     monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
     other = pretend(start)
     never_loaded = leave(base, 1, state={"state": "starting"})
-    assert cleanup.clean(never_loaded) == {"removed": False, "restored": {}, "left": []}
+    assert cleanup.clean(never_loaded) == {"removed": False, "restored": {}, "leftovers": []}
     # It had begun to load the module, and another run has it now.
     killed = leave(base, 2, state={"state": "loading"})
     (base / os.path.basename(killed) / "holds").touch()
     holder = hold_elsewhere(start, base, leave(base, 3, state={"state": "running"}))
-    assert cleanup.clean(killed)["left"] == []
+    assert cleanup.clean(killed)["leftovers"] == []
     assert other.poll() is None and holder.poll() is None
 
 
@@ -311,7 +311,7 @@ def test_processes_of_another_session_are_not_the_runs(base: pathlib.Path, start
     own = pretend(start, start_new_session=True)
     directory = leave(base, 1, state={"state": "running", "staprun": own.pid})
     (base / os.path.basename(directory) / "holds").touch()
-    assert cleanup.clean(directory)["left"] == []
+    assert cleanup.clean(directory)["leftovers"] == []
     # Python ends with status 1 where the signal comes while it starts.
     assert own.wait(10) != 0 and theirs.poll() is None
 
@@ -386,7 +386,7 @@ def test_a_killed_run_holds_nothing(shared: Shared) -> None:
     # As long as another one lives, its sysctls stay as they are.
     assert cleanup.clean(str(directory))["restored"] == {} and sysctl.read_text() == "0\n"
     os.close(cleanup.hold_sysctls(str(directory)))
-    assert cleanup.clean(str(living)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "left": []}
+    assert cleanup.clean(str(living)) == {"removed": False, "restored": {str(sysctl): ["0", "2"]}, "leftovers": []}
     os.close(descriptor)
 
 
@@ -400,12 +400,12 @@ def test_a_cleanup_that_failed_is_done_again(shared: Shared, monkeypatch: pytest
     shutil.rmtree(directory.parent / f"{NAME}-2")
     monkeypatch.setattr(cleanup, "_SYSCTL_SECONDS", 0)
     descriptor = lock.take(os.path.join(cleanup.LOCKS, "sysctls"), "the test")
-    assert "were not put back" in collect.collect(str(directory), 0, with_output=False, offset=0)["left"][0]
+    assert "were not put back" in collect.collect(str(directory), 0, with_output=False, offset=0)["leftovers"][0]
     collect.remove_run_directory(str(directory))
     assert sysctl.read_text() == "0\n" and (directory / "holds").exists()
     os.close(descriptor)
     result = collect.collect(str(directory), 0, with_output=False, offset=0)
-    assert (result["outcome"], result["left"]) == ("ok", [])
+    assert (result["outcome"], result["leftovers"]) == ("ok", [])
     assert result["restored"] == {str(sysctl): ["0", "2"]} and sysctl.read_text() == "2\n"
     collect.remove_run_directory(str(directory))
     assert not directory.exists()
@@ -435,7 +435,7 @@ def test_a_sysctl_that_cannot_be_written_is_reported_and_tried_again(
     cleanup.hold_sysctls(str(directory))
     snapshot = directory.parent / "sysctls.json"
     snapshot.write_text(json.dumps({real: "many"}))
-    assert f"{real} could not be set back to many: " in cleanup.clean(str(directory))["left"][0]
+    assert f"{real} could not be set back to many: " in cleanup.clean(str(directory))["leftovers"][0]
     assert json.loads(snapshot.read_text()) == {real: "many"}
     snapshot.write_text(json.dumps({real: pathlib.Path(real).read_text().strip()}))
     assert cleanup.restore_orphaned_sysctls() == [] and not snapshot.exists()
@@ -451,19 +451,19 @@ def test_one_step_that_fails_keeps_no_other_from_being_done(
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(cleanup, "Child", functools.partial(subprocess.Popen, executable="/nowhere/staprun"))
     cleaned = cleanup.clean(str(directory))
-    assert cleaned["left"] == [
+    assert cleaned["leftovers"] == [
         f"the module {NAME} could not be removed: [Errno 2] No such file or directory: '/nowhere/staprun'"
     ]
     assert sysctl.read_text() == "2\n" and cleanup.needs_cleaning(str(directory))
     (tmp_path / "proc" / NAME).rmdir()
-    assert cleanup.clean(str(directory))["left"] == [] and not cleanup.needs_cleaning(str(directory))
+    assert cleanup.clean(str(directory))["leftovers"] == [] and not cleanup.needs_cleaning(str(directory))
 
 
 def test_odd_counts_of_a_killed_run_are_ignored(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "_CLEAN_SECONDS", 0)
     directory = leave(base, 1, output=b"{}\n", state={"state": "running", "bytes": [1]})
     result = collect.collect(directory, 5, with_output=False, offset=0)
-    assert result["bytes"] == 3 and result["left"] == []
+    assert result["bytes"] == 3 and result["leftovers"] == []
 
 
 def test_a_directory_that_disappears_while_it_is_waited_for_is_gone(
@@ -509,7 +509,7 @@ def test_a_module_that_nobody_uses_is_no_other_runs(
     (tmp_path / "proc" / NAME).mkdir(parents=True)
     hold_elsewhere(start, directory.parent, str(directory.parent / f"{NAME}-2"))
     cleaned = cleanup.clean(str(directory))
-    assert f"{NAME} is in use by the run 2" in cleaned["left"][0] and cleanup.needs_cleaning(str(directory))
+    assert f"{NAME} is in use by the run 2" in cleaned["leftovers"][0] and cleanup.needs_cleaning(str(directory))
 
 
 def test_check_mode_takes_what_a_run_removes_first_for_free(
@@ -535,7 +535,7 @@ def test_what_changed_nothing_waits_for_nothing(shared: Shared) -> None:
     directory, _sysctl = shared
     descriptor = lock.take(os.path.join(cleanup.LOCKS, "sysctls"), "the test")
     begun = time.monotonic()
-    assert cleanup.clean(str(directory)) == {"removed": False, "restored": {}, "left": []}
+    assert cleanup.clean(str(directory)) == {"removed": False, "restored": {}, "leftovers": []}
     assert time.monotonic() - begun < 5
     os.close(descriptor)
 
@@ -606,7 +606,7 @@ def test_a_run_ends_whatever_its_processes_keep_open(shared: Shared, script: str
     argv = [sys.executable, "-c", SUPERVISE, str(directory.parent), cleanup.LOCKS, str(sysctl), str(directory)]
     subprocess.run(argv, check=True, timeout=20)
     state = cleanup.read_json(str(directory / "state.json"))
-    assert (state["state"], state["rc"], state["left"]) == ("done", rc, [])
+    assert (state["state"], state["rc"], state["leftovers"]) == ("done", rc, [])
     assert (directory / "output").read_text() == ("printed\n" if rc == 0 else "")
     time.sleep(0.1)
     assert subprocess.run(["pgrep", "-fx", "sleep 1003"], check=False, capture_output=True).stdout == b""
@@ -715,7 +715,7 @@ def test_a_tracer_stops_in_time_and_leaves_nothing(shared: Shared, start: Start,
     daemon.terminate()
     assert daemon.wait(20) == 0
     state = cleanup.read_json(str(tracer / "state.json"))
-    assert (state["state"], state["rc"], state["left"]) == ("stopped", 0, [])
+    assert (state["state"], state["rc"], state["leftovers"]) == ("stopped", 0, [])
     assert not module.exists() and not (tracer / "job.json").exists()
     assert (tmp_path / "log" / "trace.000001").read_text() == "begun\n"
     assert subprocess.run(["pgrep", "-fx", "sleep 1005"], check=False, capture_output=True).stdout == b""

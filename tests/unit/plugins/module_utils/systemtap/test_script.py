@@ -207,7 +207,7 @@ def test_nothing_follows_what_a_text_must_fit(end: str) -> None:
         check_build({"name": "tapvirt_x" + end, "sha256": "0" * 64})
     with pytest.raises(InvalidInput, match="for sha256: stap_module does not return such a sha256"):
         check_build({"name": "tapvirt_x", "sha256": "0" * 64 + end})
-    with pytest.raises(InvalidInput, match=re.escape("stage.run")):
+    with pytest.raises(InvalidInput, match=re.escape("_stage.run")):
         run_directory("tapvirt_x", "12ab" + end)
 
 
