@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 from ansible_collections.tapvirt.host.tests.tools.demo import end_domains, told
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
+from ansible_collections.tapvirt.host.tests.unit.support.documents import sample, shown_in
 
 from .support.places import PLAYBOOKS
 

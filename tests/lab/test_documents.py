@@ -23,7 +23,7 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.playbooks.filter_plugins.boot_sector import boot_sector
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
+from ansible_collections.tapvirt.host.tests.unit.support.documents import (
     TREE,
     Block,
     all_blocks,

@@ -21,7 +21,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.agent import Guest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._agent.messages import MOST_STDOUT, NotReached
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
+from ansible_collections.tapvirt.host.tests.unit.support.documents import example
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.short_directory import short_directory
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import system_daemon
 

@@ -13,7 +13,7 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
+from ansible_collections.tapvirt.host.tests.unit.support.documents import example
 
 if t.TYPE_CHECKING:
     from .support.hosts import LabHosts

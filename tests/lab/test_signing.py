@@ -11,7 +11,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
+from ansible_collections.tapvirt.host.tests.unit.support.documents import sample, shown_in
 
 from .support.tasks import RUNNING_KERNEL
 

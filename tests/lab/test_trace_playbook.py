@@ -11,7 +11,7 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import sample, shown_in
+from ansible_collections.tapvirt.host.tests.unit.support.documents import sample, shown_in
 
 from .support.places import PLAYBOOKS
 

@@ -144,7 +144,8 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             except TapvirtError as error:
                 item.fail(error)
 
-    def _apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
+    def apply_all(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:
+        """Apply the plans of these items, one after another; an item that fails keeps its error."""
         for item in touched:
             try:
                 with libvirt_errors(f"Changing {item.wanted.name}"):
@@ -163,7 +164,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             return
         touched = [item for item in self._items if item.plan.changes]
         if touched:
-            self._apply_all(connection, touched)
+            self.apply_all(connection, touched)
             self._verify(connection, touched)
 
     def _verify(self, connection: Connection, touched: t.Sequence[Item[WantedT, ObservedT, PlanT]]) -> None:

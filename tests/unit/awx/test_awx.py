@@ -17,7 +17,7 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs
 
 COLLECTIONS = pathlib.Path(campaign.__file__).resolve().parents[6]
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -41,7 +41,7 @@ QUESTIONS = [
 ]
 
 
-def run(*argv: str | pathlib.Path, **options: t.Any) -> str:
+def run_program(*argv: str | pathlib.Path, **options: t.Any) -> str:
     words = [str(BIN / argv[0]), *map(str, argv[1:])]
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **options.pop("env", {})}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False, **options)
@@ -50,7 +50,7 @@ def run(*argv: str | pathlib.Path, **options: t.Any) -> str:
 
 
 def test_what_the_collection_needs_is_found_in_it() -> None:
-    needs = yaml.safe_load(run("ansible-builder", "introspect", COLLECTIONS))
+    needs = yaml.safe_load(run_program("ansible-builder", "introspect", COLLECTIONS))
     ours = {
         kind: [row.partition("  # from")[0] for row in rows if "tapvirt.host" in row] for kind, rows in needs.items()
     }
@@ -71,10 +71,10 @@ def test_bindep_reads_what_the_system_has_to_have(tmp_path: pathlib.Path) -> Non
 
 
 def test_the_execution_environment_can_be_made(tmp_path: pathlib.Path) -> None:
-    run("ansible-galaxy", "collection", "build", "--output-path", tmp_path, ROOT)
+    run_program("ansible-galaxy", "collection", "build", "--output-path", tmp_path, ROOT)
     shutil.copy(AWX / "execution-environment.yml", tmp_path)
     env = {"ANSIBLE_HOME": str(tmp_path / "home")}
-    run(
+    run_program(
         "ansible-builder",
         "create",
         "--file",

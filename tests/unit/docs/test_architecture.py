@@ -10,7 +10,7 @@ import pathlib
 import re
 import typing as t
 
-from .documents import TREE
+from ansible_collections.tapvirt.host.tests.unit.support.documents import TREE
 
 PAGE = (TREE / "docs/docsite/rst/architecture.rst").read_text("utf-8")
 UTILS = TREE / "plugins" / "module_utils"

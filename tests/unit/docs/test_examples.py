@@ -21,7 +21,7 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.plugins.inventory import libvirt as inventory_plugin
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import (
+from ansible_collections.tapvirt.host.tests.unit.support.documents import (
     PAGES,
     TREE,
     Block,

@@ -22,9 +22,8 @@ from ansible_collections.tapvirt.host.plugins.lookup.playbook import LookupModul
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress as _progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._report import findings
 from ansible_collections.tapvirt.host.plugins.plugin_utils._transport import edge
+from ansible_collections.tapvirt.host.tests.unit.support.mutations import GONE, ODD, mutations
 from ansible_collections.tapvirt.host.tests.unit.support.report.render import lay_out
-
-from .mutations import GONE, ODD, mutations
 
 KERNEL = {"release": "6.12.1", "build_id": "ab" * 20, "arch": "x86_64", "symbols": {"core_fingerprint": "cd"}}
 SYMBOL = {

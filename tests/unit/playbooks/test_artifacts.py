@@ -59,7 +59,7 @@ def gathered() -> dict[str, t.Any]:
 
 
 @pytest.fixture(params=["params", "domains"])
-def run(request: pytest.FixtureRequest) -> tuple[run_report.Playbook, dict[str, t.Any]]:
+def playbook_run(request: pytest.FixtureRequest) -> tuple[run_report.Playbook, dict[str, t.Any]]:
     """Return a playbook and the variables of its hosts: one was changed, all failed, and all differ as before."""
     name: run_report.Playbook = request.param
     result = DIFFERS if name == "params" else DOMAINS
@@ -68,8 +68,8 @@ def run(request: pytest.FixtureRequest) -> tuple[run_report.Playbook, dict[str, 
     return name, hostvars
 
 
-def test_drift_counts_all_and_names_the_first(run: tuple[run_report.Playbook, dict[str, t.Any]]) -> None:
-    name, hostvars = run
+def test_drift_counts_all_and_names_the_first(playbook_run: tuple[run_report.Playbook, dict[str, t.Any]]) -> None:
+    name, hostvars = playbook_run
     told = bounded(run_report.run_artifact(name, HOSTS, hostvars))
     assert told["hosts"] == told["before_count"] == told["after_count"] == told["failed_count"] == 1000
     assert list(told["before"]) == list(told["after"]) == HOSTS[:150]
@@ -128,9 +128,9 @@ def test_what_trace_says_is_bounded() -> None:
 
 
 def test_the_report_of_a_run_is_bounded_and_counts_the_rest(
-    run: tuple[run_report.Playbook, dict[str, t.Any]],
+    playbook_run: tuple[run_report.Playbook, dict[str, t.Any]],
 ) -> None:
-    name, hostvars = run
+    name, hostvars = playbook_run
     lines = run_report.run_report(name, HOSTS, hostvars, when="before")
     check_message(lines, "0 of 1000 hosts are as wanted.")
     assert "And 970 hosts more that failed, which are not shown." in lines

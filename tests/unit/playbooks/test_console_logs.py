@@ -8,7 +8,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs, artifact
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs, artifact
 
 LISTED = """
 rows = [{"name": domain, "state": "running", "console": {"type": "pty"}} for domain in told["domains"]]
@@ -29,17 +29,17 @@ return {"changed": False, "ansible_job_id": job, "started": 1, "finished": 0}
 
 
 @pytest.fixture
-def stubs(tmp_path: pathlib.Path) -> Stubs:
+def consoles(tmp_path: pathlib.Path) -> Stubs:
     return Stubs(tmp_path, libvirt_domain_info=LISTED, libvirt_console=READ)
 
 
-def test_names_are_no_paths_and_a_console_taken_over_counts_as_failed(stubs: Stubs) -> None:
+def test_names_are_no_paths_and_a_console_taken_over_counts_as_failed(consoles: Stubs) -> None:
     hosts = {"../../escaped": {"told": {"domains": ["web", "taken"], "taken": ["taken"], "truncated": True}}}
-    done = stubs.run("console_logs", hosts, console_logs_dest="~/kept/here")
+    done = consoles.run("console_logs", hosts, console_logs_dest="~/kept/here")
     assert done.returncode == 2, done.stdout + done.stderr
-    kept = stubs.top / "home" / "kept" / "here" / "%2E.%2F..%2Fescaped"
-    assert sorted(path.relative_to(stubs.top) for path in stubs.top.rglob("*.log")) == [
-        (kept / name).relative_to(stubs.top) for name in ("taken.log", "web.log")
+    kept = consoles.top / "home" / "kept" / "here" / "%2E.%2F..%2Fescaped"
+    assert sorted(path.relative_to(consoles.top) for path in consoles.top.rglob("*.log")) == [
+        (kept / name).relative_to(consoles.top) for name in ("taken.log", "web.log")
     ]
     assert (kept / "taken.log").read_text(encoding="utf-8") == "said by taken\n"
     assert '"msg": "somebody else may have taken it over."' in done.stdout
@@ -47,16 +47,18 @@ def test_names_are_no_paths_and_a_console_taken_over_counts_as_failed(stubs: Stu
     told = artifact(done)["console_logs"]
     assert (told["read"], told["bytes"], told["failed_count"], told["truncated"]) == (1, 26, 1, 1)
     assert told["failed"] == {"../../escaped": "somebody else may have taken it over."}
-    assert [*(stubs.top / "async").iterdir()] == []
+    assert [*(consoles.top / "async").iterdir()] == []
 
 
-def test_nothing_is_read_where_nothing_can_be_kept_and_nothing_is_left_where_keeping_fails(stubs: Stubs) -> None:
-    done = stubs.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dest="/dev/null/x")
+def test_nothing_is_read_where_nothing_can_be_kept_and_nothing_is_left_where_keeping_fails(consoles: Stubs) -> None:
+    done = consoles.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dest="/dev/null/x")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert stubs.calls("libvirt_console") == []
-    (stubs.top / "kept" / "h1" / "web.log").mkdir(parents=True)
-    (stubs.top / "kept" / "h1" / "web.log" / "in the way").touch()
-    done = stubs.run("console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dest=str(stubs.top / "kept"))
+    assert consoles.calls("libvirt_console") == []
+    (consoles.top / "kept" / "h1" / "web.log").mkdir(parents=True)
+    (consoles.top / "kept" / "h1" / "web.log" / "in the way").touch()
+    done = consoles.run(
+        "console_logs", {"h1": {"told": {"domains": ["web"]}}}, console_logs_dest=str(consoles.top / "kept")
+    )
     assert done.returncode == 2, done.stdout + done.stderr
-    assert stubs.calls("libvirt_console") != []
-    assert [*(stubs.top / "async").iterdir()] == []
+    assert consoles.calls("libvirt_console") != []
+    assert [*(consoles.top / "async").iterdir()] == []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs, artifact
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs, artifact
 
 
 def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import ROOT, Stubs
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import ROOT, Stubs
 
 FACTS = """
 kernel = {"release": "6." + told["id"], "version": "#1", "build_id": told["id"]}

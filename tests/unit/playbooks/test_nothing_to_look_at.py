@@ -10,7 +10,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs, artifact
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs, artifact
 
 LOST = 'return {"unreachable": True, "msg": "no route"}'
 SAME = 'return {"changed": False, "plan": [], "params": [], "domains": []}'
@@ -23,7 +23,7 @@ def output(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture
-def stubs(tmp_path: pathlib.Path) -> Stubs:
+def lost_stubs(tmp_path: pathlib.Path) -> Stubs:
     return Stubs(
         tmp_path,
         kernel_facts=LOST,
@@ -34,8 +34,8 @@ def stubs(tmp_path: pathlib.Path) -> Stubs:
 
 
 @pytest.mark.parametrize("playbook", ["params", "domains", "gather", "report", "console_logs"])
-def test_a_pattern_without_hosts_is_refused(stubs: Stubs, playbook: str) -> None:
-    done = stubs.run(playbook, {"web1": {}}, **{f"{playbook}_targets": "web3"})
+def test_a_pattern_without_hosts_is_refused(lost_stubs: Stubs, playbook: str) -> None:
+    done = lost_stubs.run(playbook, {"web1": {}}, **{f"{playbook}_targets": "web3"})
     assert done.returncode != 0
     told = (
         f"Invalid value 'web3' for {playbook}_targets: the pattern matches no host of the inventory. It has no groups."
@@ -44,57 +44,57 @@ def test_a_pattern_without_hosts_is_refused(stubs: Stubs, playbook: str) -> None
     assert "PLAY [" not in done.stdout
 
 
-def test_a_limit_that_leaves_no_host_is_refused(stubs: Stubs) -> None:
-    done = stubs.run("params", {"web1": {}, "web2": {}}, "--limit", "web2", params_targets="web1")
+def test_a_limit_that_leaves_no_host_is_refused(lost_stubs: Stubs) -> None:
+    done = lost_stubs.run("params", {"web1": {}, "web2": {}}, "--limit", "web2", params_targets="web1")
     assert done.returncode != 0
     assert "Invalid value 'web1' for params_targets: the pattern has no host in common with --limit web2." in output(
         done
     )
 
 
-def test_reading_a_playbook_needs_no_hosts(stubs: Stubs) -> None:
-    assert stubs.run("params", {}, "--syntax-check").returncode == 0
+def test_reading_a_playbook_needs_no_hosts(lost_stubs: Stubs) -> None:
+    assert lost_stubs.run("params", {}, "--syntax-check").returncode == 0
 
 
-def test_no_table_on_any_host_is_refused_and_the_misspelt_name_is_named(stubs: Stubs) -> None:
-    done = stubs.run("params", {"h1": {}, "h2": {"module_param_wanted": TABLE}})
+def test_no_table_on_any_host_is_refused_and_the_misspelt_name_is_named(lost_stubs: Stubs) -> None:
+    done = lost_stubs.run("params", {"h1": {}, "h2": {"module_param_wanted": TABLE}})
     assert done.returncode == 2, output(done)
     names = "module_params_wanted, module_params_group, module_params_host and module_params_group_NAME"
     assert f"No host has a table: {names} are empty or not set on 2 of 2 hosts." in output(done)
     assert "Did you mean module_params_wanted? The inventory sets module_param_wanted." in output(done)
     assert "set module_params_allow_empty: true" in output(done)
     assert output(done).count("fatal: [") == 1
-    assert stubs.calls("kernel_module_param") == []
+    assert lost_stubs.calls("kernel_module_param") == []
 
 
-def test_an_empty_list_of_domains_is_refused_unless_it_is_intended(stubs: Stubs) -> None:
+def test_an_empty_list_of_domains_is_refused_unless_it_is_intended(lost_stubs: Stubs) -> None:
     hosts: dict[str, t.Any] = {"h1": {"domains_wanted": []}}
-    done = stubs.run("domains", hosts, "--tags", "report")
+    done = lost_stubs.run("domains", hosts, "--tags", "report")
     assert done.returncode == 2
     assert "No host has a table: domains_wanted, " in output(done)
-    done = stubs.run("domains", hosts, "--tags", "report", domains_allow_empty=True)
+    done = lost_stubs.run("domains", hosts, "--tags", "report", domains_allow_empty=True)
     assert done.returncode == 0, output(done)
     assert '"0 of 0 hosts are as wanted."' in done.stdout
     assert artifact(done)["domains_drift"]["without_table_count"] == 1
 
 
-def test_hosts_without_a_table_are_counted_apart_and_a_misspelt_table_is_a_warning(stubs: Stubs) -> None:
+def test_hosts_without_a_table_are_counted_apart_and_a_misspelt_table_is_a_warning(lost_stubs: Stubs) -> None:
     hosts = {"h1": {"module_params_group_kvm": TABLE}, "h2": {"module_params_hosts": TABLE}, "h3": {}}
-    done = stubs.run("params", hosts, "--tags", "report")
+    done = lost_stubs.run("params", hosts, "--tags", "report")
     assert done.returncode == 0, output(done)
     assert '"1 of 1 hosts are as wanted."' in done.stdout
     assert '"Without a table (2): h2, h3"' in done.stdout
     warning = "[WARNING]: The variable module_params_hosts is not used. Did you mean module_params_host?"
     assert output(done).count(warning) == 1
     assert artifact(done)["params_drift"]["without_table_count"] == 2
-    assert [host for host, _checked, _options in stubs.calls("kernel_module_param")] == ["h1"]
+    assert [host for host, _checked, _options in lost_stubs.calls("kernel_module_param")] == ["h1"]
 
 
-def test_a_report_without_an_answer_fails_after_the_page_was_written(stubs: Stubs) -> None:
-    done = stubs.run("report", {"h1": {}, "h2": {}})
+def test_a_report_without_an_answer_fails_after_the_page_was_written(lost_stubs: Stubs) -> None:
+    done = lost_stubs.run("report", {"h1": {}, "h2": {}})
     assert done.returncode == 2, output(done)
     assert "No host of 2 gave its kernel facts. The first reason: no route" in output(done)
-    assert (stubs.top / "report" / "index.html").exists()
+    assert (lost_stubs.top / "report" / "index.html").exists()
     assert artifact(done)["report_summary"]["numbers"][0] == "2 hosts"
 
 
@@ -106,8 +106,8 @@ def test_facts_of_ansible_itself_are_no_answer(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("names", ["web", ""])
-def test_names_that_match_no_domain_fail(stubs: Stubs, names: str) -> None:
-    done = stubs.run("console_logs", {"h1": {}}, console_logs_names=names)
+def test_names_that_match_no_domain_fail(lost_stubs: Stubs, names: str) -> None:
+    done = lost_stubs.run("console_logs", {"h1": {}}, console_logs_names=names)
     assert done.returncode == (2 if names else 0), output(done)
     told = "console_logs_names: web matches no running domain with a console on any host that answered."
     assert (told in output(done)) == bool(names)
@@ -120,5 +120,5 @@ def test_that_domains_were_left_out_is_said_where_no_name_matches(tmp_path: path
     assert done.returncode == 2 and told in output(done), output(done)
 
 
-def test_gather_without_an_answer_fails(stubs: Stubs) -> None:
-    assert stubs.run("gather", {"h1": {}}).returncode != 0
+def test_gather_without_an_answer_fails(lost_stubs: Stubs) -> None:
+    assert lost_stubs.run("gather", {"h1": {}}).returncode != 0

@@ -9,7 +9,7 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs, artifact
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs, artifact
 
 RETURN = 'return {"changed": False, **told["result"]}'
 CONSOLE = """
@@ -29,7 +29,7 @@ def deep(levels: int) -> t.Any:
     return value
 
 
-def hosts(key: str, **results: t.Any) -> dict[str, t.Any]:
+def hosts_with(key: str, **results: t.Any) -> dict[str, t.Any]:
     return {host: {"told": {key: result}} for host, result in results.items()}
 
 
@@ -44,7 +44,7 @@ def test_gather_goes_on_without_hosts_whose_facts_cannot_be_compared(tmp_path: p
     }
     told = {host: {"ansible_facts": {"tapvirt_kernel": kernel}} for host, kernel in kernels.items()}
     told["odd4"] = {}
-    done = Stubs(tmp_path, kernel_facts=RETURN).run("gather", hosts("result", **told), "--tags", "drift")
+    done = Stubs(tmp_path, kernel_facts=RETURN).run("gather", hosts_with("result", **told), "--tags", "drift")
     assert done.returncode == 2
     summary = artifact(done)["gather_summary"]
     assert sorted(row["release"] for row in summary["kernels"]) == ["6.1", "6.12"], done.stdout
@@ -86,7 +86,7 @@ def test_hosts_that_cannot_be_compared_are_named(
     tmp_path: pathlib.Path, playbook: str, module: str, fine: dict[str, t.Any], odd: list[dict[str, t.Any]]
 ) -> None:
     stubs = Stubs(tmp_path, **{module: RETURN})
-    told = hosts("result", h1=fine, **{f"odd{number}": result for number, result in enumerate(odd)})
+    told = hosts_with("result", h1=fine, **{f"odd{number}": result for number, result in enumerate(odd)})
     wanted: dict[str, dict[str, t.Any]] = {
         "domains": {"domains_wanted": [{"name": "web", "state": "running"}]},
         "params": {"module_params_wanted": [{"module": "kvm", "name": "x", "value": 2}]},
@@ -106,12 +106,12 @@ def test_a_host_does_not_choose_a_file_of_the_controller(tmp_path: pathlib.Path)
     chosen = tmp_path / "chosen by the host"
     lie = {"ansible_facts": {"report_dest": str(chosen), "tapvirt_kernel": {"release": "6"}}}
     stubs = Stubs(tmp_path, kernel_facts=RETURN, stap_host_info='return {"verdict": "ready"}')
-    done = stubs.run("report", hosts("result", h1=lie))
+    done = stubs.run("report", hosts_with("result", h1=lie))
     assert not chosen.exists()
     output = " ".join((done.stdout + done.stderr).split())
     told = "the value is a fact of this name that the host returned; a host must not choose a file of the controller"
     assert told in output
-    done = stubs.run("report", hosts("result", h1=lie), report_dest=str(chosen))
+    done = stubs.run("report", hosts_with("result", h1=lie), report_dest=str(chosen))
     assert done.returncode == 0 and chosen.exists(), "the user's own choice may be that of the fact"
 
 
@@ -120,7 +120,7 @@ def test_consoles_are_counted_whatever_one_of_them_returned(tmp_path: pathlib.Pa
     stubs = Stubs(tmp_path, libvirt_domain_info=listed, libvirt_console=CONSOLE)
     fine = {"text": "said\n", "bytes": 5, "matched": True}
     odd = [{**fine, "bytes": "7"}, {**fine, "bytes": [], "matched": "x"}, {"msg": ["a"], "failed": True}, {"text": "x"}]
-    told = hosts("console", h1=fine, **{f"odd{number}": said for number, said in enumerate(odd)})
+    told = hosts_with("console", h1=fine, **{f"odd{number}": said for number, said in enumerate(odd)})
     done = stubs.run("console_logs", told, console_logs_seconds=0)
     assert done.returncode == 2
     counts = artifact(done)["console_logs"]

@@ -10,7 +10,7 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs
 
 SAME = 'return {"changed": False, "plan": [], "params": [], "domains": []}'
 TABLES: dict[str, tuple[str, str, list[dict[str, t.Any]]]] = {

@@ -13,8 +13,7 @@ import sys
 import typing as t
 
 import yaml
-
-from . import stubs
+from ansible_collections.tapvirt.host.tests.unit.support import stubs
 
 # What the module returns on a host whose files are in a tree, where SystemTap is what stap.txt contains.
 LOOK = """

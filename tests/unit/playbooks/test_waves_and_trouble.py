@@ -10,7 +10,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.tapvirt.host.tests.unit.playbooks.stubs import Stubs, artifact
+from ansible_collections.tapvirt.host.tests.unit.support.stubs import Stubs, artifact
 
 # ``trouble`` of a host: what goes wrong when it is compared, set, and compared once more ("left").
 TROUBLE = """
@@ -55,7 +55,7 @@ def stubs(tmp_path: pathlib.Path) -> Stubs:
     return Stubs(tmp_path, kernel_module_param=PARAMS, libvirt_domain=DOMAINS)
 
 
-def run(
+def run_playbook(
     stubs: Stubs, playbook: str, trouble: dict[str, dict[str, str]], *options: str
 ) -> subprocess.CompletedProcess[str]:
     hosts = {f"h{number}": {"told": {"trouble": trouble.get(f"h{number}", {})}} for number in range(1, 5)}
@@ -71,7 +71,7 @@ def test_hosts_that_cannot_be_compared_are_named_and_none_is_changed(
     stubs: Stubs, playbook: str, options: list[str]
 ) -> None:
     trouble = {"h1": {"compare": "Lost: no route"}, "h3": {"compare": "no such thing here"}}
-    done = run(stubs, playbook, trouble, *options)
+    done = run_playbook(stubs, playbook, trouble, *options)
     assert done.returncode == 2, done.stdout + done.stderr
     assert changed(stubs, playbook) == []
     assert sorted(host for host, _checked, _options in stubs.calls(MODULE[playbook])) == ["h1", "h2", "h3", "h4"]
@@ -87,7 +87,7 @@ def test_hosts_that_cannot_be_compared_are_named_and_none_is_changed(
 
 @pytest.mark.parametrize(("playbook", "reason"), [("params", "Lost: gone"), ("domains", "the first is refused")])
 def test_after_a_canary_that_fails_the_others_are_named_and_left(stubs: Stubs, playbook: str, reason: str) -> None:
-    done = run(stubs, playbook, {"h1": {"set": reason}})
+    done = run_playbook(stubs, playbook, {"h1": {"set": reason}})
     assert done.returncode == 2, done.stdout + done.stderr
     assert changed(stubs, playbook) == ["h1"]
     assert f'"h1: {NOT_DONE[playbook]}{reason}"' in done.stdout
@@ -100,7 +100,7 @@ def test_after_a_canary_that_fails_the_others_are_named_and_left(stubs: Stubs, p
 
 
 def test_a_run_without_trouble_ends_well_and_says_no_more_than_before(stubs: Stubs) -> None:
-    done = run(stubs, "params", {})
+    done = run_playbook(stubs, "params", {})
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(stubs, "params")[0] == "h1" and sorted(changed(stubs, "params")) == ["h1", "h2", "h3", "h4"]
     assert '"4 of 4 hosts are as wanted."' in done.stdout
@@ -116,7 +116,7 @@ def test_a_run_without_trouble_ends_well_and_says_no_more_than_before(stubs: Stu
 
 
 def test_a_host_that_is_lost_after_it_was_set_is_named(stubs: Stubs) -> None:
-    done = run(stubs, "domains", {"h2": {"left": "Lost: gone"}}, "-e", "domains_waves=2")
+    done = run_playbook(stubs, "domains", {"h2": {"left": "Lost: gone"}}, "-e", "domains_waves=2")
     assert done.returncode == 2, done.stdout + done.stderr
     assert sorted(changed(stubs, "domains")[:2]) == ["h1", "h2"]
     assert '"h2: could not be compared afterwards: Lost: gone"' in done.stdout
@@ -127,7 +127,7 @@ def test_a_host_that_is_lost_after_it_was_set_is_named(stubs: Stubs) -> None:
 
 @pytest.mark.parametrize("name", ["params", "domains"])
 def test_waves_that_cannot_be_are_refused_before_any_host_is_asked(stubs: Stubs, name: str) -> None:
-    done = run(stubs, name, {}, "-e", f"{name}_waves=abc")
+    done = run_playbook(stubs, name, {}, "-e", f"{name}_waves=abc")
     assert done.returncode != 0
     assert f"Invalid value 'abc' for {name}_waves: the size of a wave is a number of hosts" in done.stdout + done.stderr
     assert "TASK [Compare" not in done.stdout and changed(stubs, name) == []

@@ -14,7 +14,7 @@ from ansible_collections.tapvirt.host.tests.tools.steps import DevError
 
 
 @pytest.fixture
-def tree(tmp_path, monkeypatch):
+def git_tree(tmp_path, monkeypatch):
     root = tmp_path / "any name"
     root.mkdir()
     subprocess.run(["git", "init", "-q", str(root)], check=True)
@@ -30,12 +30,12 @@ def tree(tmp_path, monkeypatch):
     return root
 
 
-def test_tree_files_are_tracked_and_new_ones_but_not_ignored_ones(tree):
-    subprocess.run(["git", "-C", str(tree), "add", "run"], check=True)
+def test_tree_files_are_tracked_and_new_ones_but_not_ignored_ones(git_tree):
+    subprocess.run(["git", "-C", str(git_tree), "add", "run"], check=True)
     assert tree_files() == [".gitignore", "run", "sub/new"]
 
 
-def test_a_folder_without_git_is_said(tree, tmp_path, monkeypatch):
+def test_a_folder_without_git_is_said(git_tree, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "ROOT", tmp_path / "cache")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     (tmp_path / "cache").mkdir()
@@ -43,7 +43,7 @@ def test_a_folder_without_git_is_said(tree, tmp_path, monkeypatch):
         tree_files()
 
 
-def test_the_copy_follows_the_tree_and_keeps_only_the_output_of_ansible_test(tree):
+def test_the_copy_follows_the_tree_and_keeps_only_the_output_of_ansible_test(git_tree):
     copy = copy_tree("exec")
     assert copy.parts[-3:] == ("ansible_collections", "tapvirt", "host")
     assert os.access(copy / "run", os.X_OK)
@@ -51,8 +51,8 @@ def test_the_copy_follows_the_tree_and_keeps_only_the_output_of_ansible_test(tre
     (copy / "tests" / "output").mkdir(parents=True)
     (copy / "tests" / "output" / "kept").write_text("x")
     (copy / "left").write_text("x")
-    (tree / "sub" / "new").unlink()
-    (tree / "run").write_text("#!/bin/sh\ntrue\n")
+    (git_tree / "sub" / "new").unlink()
+    (git_tree / "run").write_text("#!/bin/sh\ntrue\n")
     assert copy_tree("exec") == copy
     assert (copy / "run").read_text() == "#!/bin/sh\ntrue\n"
     assert not (copy / "left").exists()

@@ -266,13 +266,13 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
 
     # ---- apply ----
 
-    def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+    def apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
         """Apply to several domains at once; what ends goes before what begins, which may need its disks and memory."""
         turns = WorkerSlots()
         self._lifecycle = Lifecycle(connection, turns)
         if any(item.plan.steps for item in touched):
             self._lifecycle.watch()
-        apply_each = super()._apply_all
+        apply_each = super().apply_all
         try:
             ending = [item for item in touched if item.wanted.state in _ENDS and item.observed is not None]
             for_each(lambda item: apply_each(connection, [item]), ending, turns)

@@ -235,9 +235,9 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
 
     # ---- apply ----
 
-    def _apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
+    def apply_all(self, connection: Connection, touched: t.Sequence[_Item]) -> None:
         """Take away first what goes: others may get its UUID or bridge."""
-        super()._apply_all(connection, sorted(touched, key=lambda item: item.wanted.state != "absent"))
+        super().apply_all(connection, sorted(touched, key=lambda item: item.wanted.state != "absent"))
 
     def _apply(self, connection: Connection, item: _Item) -> None:
         name, plan = item.wanted.name, item.plan

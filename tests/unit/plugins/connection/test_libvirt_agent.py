@@ -168,7 +168,7 @@ except _agent.NotReached as error:
 
 
 @pytest.fixture
-def root(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[str]:
+def guests_uri(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[str]:
     """The URI of an embedded driver with a guest that listens to nobody, one without a channel, and one that is off."""
     with short_directory() as top:
         uri = f"qemu:///embed?root={top}/e"
@@ -181,8 +181,8 @@ def root(run_module: t.Callable[..., dict[str, t.Any]]) -> t.Iterator[str]:
         yield uri
 
 
-def test_guests_without_an_agent_are_unreachable_each_for_its_reason(root: str) -> None:
-    env = os.environ | {"TAPVIRT_LIBVIRT_URI": root, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "500"}
+def test_guests_without_an_agent_are_unreachable_each_for_its_reason(guests_uri: str) -> None:
+    env = os.environ | {"TAPVIRT_LIBVIRT_URI": guests_uri, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "500"}
     argv = ["ansible", "-i", "deaf,bare,off,dafe", "-c", "tapvirt.host.libvirt_agent", "all", "-m", "raw", "-a", "true"]
     finished = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     rows = re.findall(r"^(\w+) \| UNREACHABLE! => (\{.*?^\})", finished.stdout, re.MULTILINE | re.DOTALL)
@@ -192,5 +192,5 @@ def test_guests_without_an_agent_are_unreachable_each_for_its_reason(root: str) 
     assert "The domain needs <channel type='unix'>" in said["bare"]
     assert "the domain is not running" in said["off"]
     assert "Did you mean deaf" in said["dafe"]
-    assert all(root in text for text in said.values())
+    assert all(guests_uri in text for text in said.values())
     assert "Traceback" not in finished.stdout + finished.stderr

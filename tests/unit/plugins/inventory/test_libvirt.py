@@ -57,7 +57,7 @@ def plain(value: dict[str, t.Any]) -> t.Any:
     return value.get("__ansible_unsafe", value)
 
 
-def hosts(done: subprocess.CompletedProcess[str]) -> dict[str, t.Any]:
+def hostvars_of(done: subprocess.CompletedProcess[str]) -> dict[str, t.Any]:
     assert done.returncode == 0, done.stderr
     return t.cast("dict[str, t.Any]", json.loads(done.stdout, object_hook=plain)["_meta"]["hostvars"])
 
@@ -68,7 +68,7 @@ def test_domains_of_several_libvirts_are_hosts_in_groups(inventory: Inventory) -
         groups={"small": "tapvirt_domain.memory_bytes < 2000000"},
         compose={"ansible_host": "tapvirt_domain.name ~ '.example.org'"},
     )
-    found = hosts(done)
+    found = hostvars_of(done)
     assert sorted(found) == ["db", "db-spare", "web", "web-spare"]
     assert found["web"]["tapvirt_domain"]["memory_bytes"] == 64 << 20
     assert found["web"]["tapvirt_domain"]["hypervisor"] == "localhost"
@@ -79,12 +79,12 @@ def test_domains_of_several_libvirts_are_hosts_in_groups(inventory: Inventory) -
 
 
 def test_names_and_states_narrow(inventory: Inventory) -> None:
-    assert sorted(hosts(inventory(names=["*-spare", "web", "db"], states=["paused"]))) == ["db"]
+    assert sorted(hostvars_of(inventory(names=["*-spare", "web", "db"], states=["paused"]))) == ["db"]
 
 
 def test_one_that_does_not_answer_is_named_without_its_password(inventory: Inventory) -> None:
     done = inventory(more=[DEAD])
-    assert len(hosts(done)) == 4
+    assert len(hostvars_of(done)) == 4
     assert "admin:********@127.0.0.1" in done.stderr
     assert "secret" not in done.stderr + done.stdout
     failed = inventory(more=[DEAD], on_error="fail")
@@ -113,7 +113,7 @@ def test_no_part_of_a_uri_is_taken_for_a_password() -> None:
 def test_a_name_that_looks_like_a_template_is_none(inventory: Inventory, tmp_path: pathlib.Path) -> None:
     name = "{{ 40 + 2 }}"
     (tmp_path / "odd.xml").write_text(NODE.format(name=name, state=1), encoding="utf-8")
-    found = hosts(inventory(names=["{*2 }}"], more=[f"test://{tmp_path / 'odd.xml'}"], host_name="'odd'"))
+    found = hostvars_of(inventory(names=["{*2 }}"], more=[f"test://{tmp_path / 'odd.xml'}"], host_name="'odd'"))
     assert found["odd"]["tapvirt_domain"]["name"] == name
     argv = ["ansible", "-i", str(tmp_path / "lab.libvirt.yml"), "odd", "-m", "debug", "-a", "var=tapvirt_domain.name"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
@@ -122,7 +122,7 @@ def test_a_name_that_looks_like_a_template_is_none(inventory: Inventory, tmp_pat
 
 def test_a_host_of_another_inventory_has_its_domain_as_well(inventory: Inventory, tmp_path: pathlib.Path) -> None:
     (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"web": {"ansible_host": "10.0.0.1"}}}}))
-    found = hosts(inventory(before=["-i", str(tmp_path / "hosts.yml")]))
+    found = hostvars_of(inventory(before=["-i", str(tmp_path / "hosts.yml")]))
     assert found["web"]["ansible_host"] == "10.0.0.1"
     assert found["web"]["tapvirt_domain"]["state"] == "running"
     assert len(found) == 4
@@ -175,12 +175,12 @@ def test_a_name_that_is_there_twice_is_refused_until_it_is_told_apart(inventory:
     assert refused.returncode != 0
     assert "is there twice" in refused.stderr
     told = inventory(more=[f"test://{other}"], host_name="name ~ '.' ~ (uri | basename)")
-    assert {"web.web.xml", "web.other.xml"} < set(hosts(told))
+    assert {"web.web.xml", "web.other.xml"} < set(hostvars_of(told))
 
 
 def test_the_cache_answers_without_any_libvirt(inventory: Inventory, tmp_path: pathlib.Path) -> None:
     options = {"cache": True, "cache_plugin": "ansible.builtin.jsonfile", "cache_connection": str(tmp_path / "cache")}
-    before = hosts(inventory(**options))
+    before = hostvars_of(inventory(**options))
     for node in tmp_path.glob("*.xml"):
         node.unlink()
-    assert hosts(inventory(**options)) == before
+    assert hostvars_of(inventory(**options)) == before

@@ -158,7 +158,7 @@ def domain_xml(name: str, **changes: t.Any) -> str:
     return DOMAIN.format(**{**values, "name": name, **changes}).replace("{name}", name)
 
 
-def domain(
+def domain_case(
     state: str, start: str, note: str = "", has: t.Any = None, xml: t.Any = None, soak: bool = False, **told: t.Any
 ) -> Case:
     """Return a case of libvirt_domain; ``xml`` is what its definition differs in from the one that is there."""
@@ -183,36 +183,36 @@ AFTER = CDROM.format(medium=f"<source file='{IMAGES}/medium'/>") + NIC.format(nu
 MORE = NIC.format(number=2, link="")
 TPM = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
 DOMAINS = [
-    domain("present", "absent", xml={}),
-    domain("present", "off", xml=OTHER),
-    domain("present", "running", has={"devices": BEFORE}, xml={"devices": AFTER + MORE, **OTHER}),
-    domain("present", "off", "autostart", autostart=True),
-    domain("running", "absent", xml={}),
-    domain("running", "off"),
-    domain("running", "paused"),
-    domain("running", "saved", soak=True),
-    domain("shutdown", "absent", xml={}),
-    domain("shutdown", "off", xml=OTHER),
-    domain("shutdown", "running"),
-    domain("shutdown", "paused", soak=True),
-    domain("paused", "absent", xml={}),
-    domain("paused", "off"),
-    domain("paused", "running"),
-    domain("paused", "saved", soak=True),
-    domain("saved", "running"),
-    domain("saved", "paused"),
-    domain("absent", "off"),
-    domain("absent", "running", remove_disks=["hda"]),
-    domain("absent", "saved"),
-    domain("absent", "off", "disk", remove_disks=["hda"]),
-    domain("absent", "off", "volume", has={"image": f"{POOLS}/volumes/{{name}}"}, remove_disks=["hda"]),
-    domain("absent", "off", "nvram", has={"firmware": FIRMWARE}),
-    domain("absent", "off", "tpm", has={"devices": TPM}),
-    domain("absent", "off", "snapshots", has={"form": "qcow2"}),
-    domain("absent", "paused", "checkpoints", has={"form": "qcow2"}, soak=True),
-    domain("present", "paused", "config", xml=OTHER, apply="config", soak=True),
-    domain("present", "paused", "live", xml=OTHER, apply="live"),
-    domain("paused", "paused", "restart", xml={"memory": 24}, apply="restart_if_needed"),
+    domain_case("present", "absent", xml={}),
+    domain_case("present", "off", xml=OTHER),
+    domain_case("present", "running", has={"devices": BEFORE}, xml={"devices": AFTER + MORE, **OTHER}),
+    domain_case("present", "off", "autostart", autostart=True),
+    domain_case("running", "absent", xml={}),
+    domain_case("running", "off"),
+    domain_case("running", "paused"),
+    domain_case("running", "saved", soak=True),
+    domain_case("shutdown", "absent", xml={}),
+    domain_case("shutdown", "off", xml=OTHER),
+    domain_case("shutdown", "running"),
+    domain_case("shutdown", "paused", soak=True),
+    domain_case("paused", "absent", xml={}),
+    domain_case("paused", "off"),
+    domain_case("paused", "running"),
+    domain_case("paused", "saved", soak=True),
+    domain_case("saved", "running"),
+    domain_case("saved", "paused"),
+    domain_case("absent", "off"),
+    domain_case("absent", "running", remove_disks=["hda"]),
+    domain_case("absent", "saved"),
+    domain_case("absent", "off", "disk", remove_disks=["hda"]),
+    domain_case("absent", "off", "volume", has={"image": f"{POOLS}/volumes/{{name}}"}, remove_disks=["hda"]),
+    domain_case("absent", "off", "nvram", has={"firmware": FIRMWARE}),
+    domain_case("absent", "off", "tpm", has={"devices": TPM}),
+    domain_case("absent", "off", "snapshots", has={"form": "qcow2"}),
+    domain_case("absent", "paused", "checkpoints", has={"form": "qcow2"}, soak=True),
+    domain_case("present", "paused", "config", xml=OTHER, apply="config", soak=True),
+    domain_case("present", "paused", "live", xml=OTHER, apply="live"),
+    domain_case("paused", "paused", "restart", xml={"memory": 24}, apply="restart_if_needed"),
 ]
 
 
@@ -220,30 +220,30 @@ def network_xml(bridge: str = "br0", more: str = "") -> str:
     return NETWORK.format(bridge=bridge, more=more)
 
 
-def network(state: str, start: str, note: str = "", **told: t.Any) -> Case:
+def network_case(state: str, start: str, note: str = "", **told: t.Any) -> Case:
     """Return a case of libvirt_network."""
     told = {"name": "{name}", "apply": "both", "disconnect": ["nobody"], **told}
     return Case("libvirt_network", state, start, note, told)
 
 
 NETWORKS = [
-    network("present", "absent", xml=network_xml()),
-    network("present", "inactive", xml=network_xml("br1")),
-    network("present", "active", xml=network_xml(more=PORTS)),
-    network("present", "inactive", "autostart", autostart=True),
-    network("active", "absent", xml=network_xml(), autostart=True),
-    network("active", "inactive"),
-    network("inactive", "absent", xml=network_xml()),
-    network("inactive", "active"),
-    network("absent", "inactive"),
-    network("absent", "active"),
-    network("present", "active", "config", xml=network_xml(more=PORTS), apply="config"),
-    network("present", "active", "live", xml=network_xml(more=PORTS), apply="live"),
-    network("active", "active", "restart", xml=network_xml("br1"), apply="restart_if_needed"),
+    network_case("present", "absent", xml=network_xml()),
+    network_case("present", "inactive", xml=network_xml("br1")),
+    network_case("present", "active", xml=network_xml(more=PORTS)),
+    network_case("present", "inactive", "autostart", autostart=True),
+    network_case("active", "absent", xml=network_xml(), autostart=True),
+    network_case("active", "inactive"),
+    network_case("inactive", "absent", xml=network_xml()),
+    network_case("inactive", "active"),
+    network_case("absent", "inactive"),
+    network_case("absent", "active"),
+    network_case("present", "active", "config", xml=network_xml(more=PORTS), apply="config"),
+    network_case("present", "active", "live", xml=network_xml(more=PORTS), apply="live"),
+    network_case("active", "active", "restart", xml=network_xml("br1"), apply="restart_if_needed"),
 ]
 
 
-def pool(state: str, start: str, note: str = "", folder: str | None = None, **told: t.Any) -> Case:
+def pool_case(state: str, start: str, note: str = "", folder: str | None = None, **told: t.Any) -> Case:
     """Return a case of libvirt_pool; ``folder`` is what its definition names below the folder of pools."""
     if folder is not None:
         told["xml"] = POOL.format(folder=folder)
@@ -251,23 +251,23 @@ def pool(state: str, start: str, note: str = "", folder: str | None = None, **to
 
 
 POOL_CASES = [
-    pool("present", "absent", folder="{name}"),
-    pool("present", "inactive", folder="other-{name}"),
-    pool("present", "active", folder="another-{name}"),
-    pool("present", "inactive", "autostart", autostart=True),
-    pool("active", "absent", folder="new/{name}", autostart=True),
-    pool("active", "inactive"),
-    pool("active", "absent", "build", folder="{name}", build=True),
-    pool("inactive", "absent", folder="{name}"),
-    pool("inactive", "active"),
-    pool("absent", "inactive"),
-    pool("absent", "active"),
-    pool("absent", "in use", allow_in_use=True),
-    pool("inactive", "in use", allow_in_use=True),
+    pool_case("present", "absent", folder="{name}"),
+    pool_case("present", "inactive", folder="other-{name}"),
+    pool_case("present", "active", folder="another-{name}"),
+    pool_case("present", "inactive", "autostart", autostart=True),
+    pool_case("active", "absent", folder="new/{name}", autostart=True),
+    pool_case("active", "inactive"),
+    pool_case("active", "absent", "build", folder="{name}", build=True),
+    pool_case("inactive", "absent", folder="{name}"),
+    pool_case("inactive", "active"),
+    pool_case("absent", "inactive"),
+    pool_case("absent", "active"),
+    pool_case("absent", "in use", allow_in_use=True),
+    pool_case("inactive", "in use", allow_in_use=True),
 ]
 
 
-def volume(state: str, start: str, note: str = "", **told: t.Any) -> Case:
+def volume_case(state: str, start: str, note: str = "", **told: t.Any) -> Case:
     """Return a case of libvirt_volume."""
     return Case("libvirt_volume", state, start, note, {"pool": "volumes", "name": "{name}", **told})
 
@@ -276,24 +276,24 @@ SOURCE = "/run/source.raw"
 CONTENT = b"content" * 1000
 SUM = hashlib.sha256(CONTENT).hexdigest()
 VOLUMES = [
-    volume("present", "absent", "raw", capacity="1MiB"),
-    volume("present", "absent", "qcow2", capacity="1MiB", format="qcow2"),
-    volume("present", "absent", "xml", xml="<volume><capacity unit='KiB'>64</capacity></volume>"),
-    volume("present", "absent", "backing", backing={"path": f"{POOLS}/volumes/origin", "format": "raw"}),
-    volume("present", "absent", "upload", source=SOURCE),
-    volume("present", "absent", "checksum", source=SOURCE, checksum=SUM),
-    volume("present", "absent", "clone", clone_from="origin"),
-    volume("present", "present", "grow", capacity="2MiB"),
-    volume("present", "present", "shrink", capacity="512KiB", force_shrink=True),
-    volume("present", "present", "checksum", source=SOURCE, checksum=SUM),
-    volume("present", "in use", "grow", capacity="2MiB", allow_in_use=True),
-    volume("present", "in use", "checksum", source=SOURCE, checksum=SUM, allow_in_use=True),
-    volume("absent", "present"),
-    volume("absent", "in use", allow_in_use=True),
+    volume_case("present", "absent", "raw", capacity="1MiB"),
+    volume_case("present", "absent", "qcow2", capacity="1MiB", format="qcow2"),
+    volume_case("present", "absent", "xml", xml="<volume><capacity unit='KiB'>64</capacity></volume>"),
+    volume_case("present", "absent", "backing", backing={"path": f"{POOLS}/volumes/origin", "format": "raw"}),
+    volume_case("present", "absent", "upload", source=SOURCE),
+    volume_case("present", "absent", "checksum", source=SOURCE, checksum=SUM),
+    volume_case("present", "absent", "clone", clone_from="origin"),
+    volume_case("present", "present", "grow", capacity="2MiB"),
+    volume_case("present", "present", "shrink", capacity="512KiB", force_shrink=True),
+    volume_case("present", "present", "checksum", source=SOURCE, checksum=SUM),
+    volume_case("present", "in use", "grow", capacity="2MiB", allow_in_use=True),
+    volume_case("present", "in use", "checksum", source=SOURCE, checksum=SUM, allow_in_use=True),
+    volume_case("absent", "present"),
+    volume_case("absent", "in use", allow_in_use=True),
 ]
 
 
-def snapshot(state: str, start: str, note: str = "", has: str = "", soak: bool = False, **told: t.Any) -> Case:
+def snapshot_case(state: str, start: str, note: str = "", has: str = "", soak: bool = False, **told: t.Any) -> Case:
     """Return a case of libvirt_snapshot; ``has`` are the snapshots that its domain has."""
     told = {"domain": "{name}", "name": "one", **told}
     return Case("libvirt_snapshot", state, start, note, told, {"form": "qcow2"}, tuple(has.split()), soak)
@@ -301,43 +301,45 @@ def snapshot(state: str, start: str, note: str = "", has: str = "", soak: bool =
 
 EXTERNAL: dict[str, t.Any] = {"kind": "external"}
 SNAPSHOTS = [
-    snapshot("present", "off", kind="internal"),
-    snapshot("present", "running"),
-    snapshot("present", "off", "external", **EXTERNAL),
-    snapshot("present", "running", "memory", soak=True, memory_file=IMAGES + "/{name}.memory", **EXTERNAL),
-    snapshot("present", "off", "child", has="internal:zero"),
-    snapshot("absent", "off", has="internal:one"),
-    snapshot("absent", "running", has="internal:one"),
-    snapshot("absent", "off", "with children", has="internal:one internal:two internal:three", with_children=True),
-    snapshot("absent", "off", "without children", has="internal:one internal:two internal:three", with_children=False),
-    snapshot("absent", "off", "external", has="external:one"),
-    snapshot("reverted", "off", has="internal:one internal:two"),
-    snapshot("reverted", "running", has="internal:one internal:two"),
+    snapshot_case("present", "off", kind="internal"),
+    snapshot_case("present", "running"),
+    snapshot_case("present", "off", "external", **EXTERNAL),
+    snapshot_case("present", "running", "memory", soak=True, memory_file=IMAGES + "/{name}.memory", **EXTERNAL),
+    snapshot_case("present", "off", "child", has="internal:zero"),
+    snapshot_case("absent", "off", has="internal:one"),
+    snapshot_case("absent", "running", has="internal:one"),
+    snapshot_case("absent", "off", "with children", has="internal:one internal:two internal:three", with_children=True),
+    snapshot_case(
+        "absent", "off", "without children", has="internal:one internal:two internal:three", with_children=False
+    ),
+    snapshot_case("absent", "off", "external", has="external:one"),
+    snapshot_case("reverted", "off", has="internal:one internal:two"),
+    snapshot_case("reverted", "running", has="internal:one internal:two"),
 ]
 
 
-def console(start: str, **told: t.Any) -> Case:
+def console_case(start: str, **told: t.Any) -> Case:
     """Return a case of libvirt_console."""
     told = {"name": "{name}", "start": True, "until": "hello", "dest": "/run/{name}.raw", **told}
     return Case("libvirt_console", None, start, "", told, {})
 
 
-CONSOLES = [console("off"), console("paused")]
+CONSOLES = [console_case("off"), console_case("paused")]
 
 
-def daemon(start: str, note: str, **told: t.Any) -> Case:
+def daemon_case(start: str, note: str, **told: t.Any) -> Case:
     """Return a case of libvirt_daemon; ``set`` has a filter already, while it runs and stored."""
     return Case("libvirt_daemon", None, start, note, told)
 
 
 OUTPUTS = ["3:stderr", "4:file:/run/daemon.log"]
 DAEMONS = [
-    daemon("default", "filters", log_filters=["1:qemu"]),
-    daemon("default", "outputs", log_outputs=OUTPUTS),
-    daemon("default", "persist", log_filters=["1:qemu"], log_outputs=OUTPUTS, persist=True),
-    daemon("set", "filters", log_filters=["2:qemu"]),
-    daemon("set", "persist", log_filters=["2:qemu"], persist=True),
-    daemon("set", "off", log_filters=[], persist=True),
+    daemon_case("default", "filters", log_filters=["1:qemu"]),
+    daemon_case("default", "outputs", log_outputs=OUTPUTS),
+    daemon_case("default", "persist", log_filters=["1:qemu"], log_outputs=OUTPUTS, persist=True),
+    daemon_case("set", "filters", log_filters=["2:qemu"]),
+    daemon_case("set", "persist", log_filters=["2:qemu"], persist=True),
+    daemon_case("set", "off", log_filters=[], persist=True),
 ]
 
 EVERY_CASE = [*DOMAINS, *NETWORKS, *POOL_CASES, *VOLUMES, *SNAPSHOTS, *CONSOLES, *DAEMONS]
@@ -368,7 +370,7 @@ INFOS = [name for name in ALL_MODULES if name.endswith("_info")]
 FIRST = {"off": "shutdown", "running": "running", "paused": "paused", "saved": "running"}
 
 
-class World:
+class Host:
     """Libvirt with an item for each case, its files, and what it says of itself."""
 
     def __init__(self, libvirtd: SystemDaemon, server: ModuleServer) -> None:
@@ -531,13 +533,13 @@ def digest(files: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def world() -> t.Iterator[World]:
+def world() -> t.Iterator[Host]:
     with system_daemon() as libvirtd:
         # The daemon's log of each guest.
         libvirtd.run("mount", "-t", "tmpfs", "tmpfs", "/var/log/libvirt")
         server = ModuleServer(libvirtd._inside, set(ALL_MODULES) - ELSEWHERE)
         try:
-            made = World(libvirtd, server)
+            made = Host(libvirtd, server)
             made.make_storage(CASES)
             made.make_networks(CASES)
             made.make_domains(CASES)
@@ -569,7 +571,7 @@ def args_of(task: Task, uri: str) -> dict[str, t.Any]:
     return {**task.args, **({"uri": uri} if "uri" in spec_of(task.module) else {})}
 
 
-def plan_task(world: World, task: Task, uri: str = SYSTEM) -> dict[str, t.Any]:
+def plan_task(world: Host, task: Task, uri: str = SYSTEM) -> dict[str, t.Any]:
     """Run a task in check mode and return its result: nothing changes, and each item would."""
     planned = world.unchanged(task.module, **args_of(task, uri))
     assert planned["changed"]
@@ -578,7 +580,7 @@ def plan_task(world: World, task: Task, uri: str = SYSTEM) -> dict[str, t.Any]:
     return planned
 
 
-def do_task(world: World, task: Task, planned: dict[str, t.Any], uri: str = SYSTEM) -> None:
+def do_task(world: Host, task: Task, planned: dict[str, t.Any], uri: str = SYSTEM) -> None:
     """Run a task for real: it does what was planned."""
     before = [digest(world.files()), *world.logging(task.module)]
     done = world.server.done(task.module, **args_of(task, uri))
@@ -589,7 +591,7 @@ def do_task(world: World, task: Task, planned: dict[str, t.Any], uri: str = SYST
 
 
 @pytest.mark.parametrize("task", tasks(CASES), ids=lambda task: task.name)
-def test_check_mode_changes_nothing_and_plans_what_is_then_done(world: World, task: Task) -> None:
+def test_check_mode_changes_nothing_and_plans_what_is_then_done(world: Host, task: Task) -> None:
     world.begin(task.cases[0])
     planned = plan_task(world, task)
     # Starting, ending and saving guests takes longer than CI has time for.
@@ -597,7 +599,7 @@ def test_check_mode_changes_nothing_and_plans_what_is_then_done(world: World, ta
         do_task(world, task, planned)
 
 
-def test_check_mode_of_a_purge(world: World) -> None:
+def test_check_mode_of_a_purge(world: Host) -> None:
     names = [str(one.name()) for one in world.connection.listAllDomains()]
     world.image(IMAGE.format(name="forgotten"), world.boot)
     world.server.done("libvirt_domain", name="forgotten", xml=domain_xml("forgotten"), autostart=True)
@@ -618,13 +620,13 @@ READS: dict[str, dict[str, t.Any]] = {
 
 
 @pytest.mark.parametrize("module", READS)
-def test_what_only_reads_changes_nothing(world: World, module: str) -> None:
+def test_what_only_reads_changes_nothing(world: Host, module: str) -> None:
     if module == "libvirt_daemon":
         world.server.done(module, log_outputs=OUTPUTS)
     assert not world.unchanged(module, **READS[module]).get("changed")
 
 
-def test_check_mode_on_an_embedded_driver(world: World) -> None:
+def test_check_mode_on_an_embedded_driver(world: Host) -> None:
     """What it tells of itself it tells when opened, so that it is its files that are looked at.
 
     The driver has to start QEMU for its capabilities in the first check: on some hosts it does so at every definition.
@@ -641,7 +643,7 @@ def test_check_mode_on_an_embedded_driver(world: World) -> None:
             os.kill(int(record.read_text(encoding="ascii")), signal.SIGKILL)
 
 
-def test_check_mode_makes_no_root_of_an_embedded_driver(world: World) -> None:
+def test_check_mode_makes_no_root_of_an_embedded_driver(world: Host) -> None:
     new: dict[str, t.Any] = {"uri": "qemu:///embed?root=/run/not/there"}
     wanted = [
         {"name": f"new-{state}", "xml": domain_xml(f"new-{state}"), "state": state}

@@ -26,6 +26,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.daemon.loggi
     stored_in,
     with_settings,
 )
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.results import plan_changes
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import SystemDaemon, system_daemon
 
 OUTPUTS = ["1:file:/run/here.log", "3:stderr"]
@@ -42,7 +43,7 @@ def libvirtd() -> t.Iterator[SystemDaemon]:
 
 
 @pytest.fixture(scope="module")
-def daemon(libvirtd: SystemDaemon) -> t.Callable[..., dict[str, t.Any]]:
+def run_daemon(libvirtd: SystemDaemon) -> t.Callable[..., dict[str, t.Any]]:
     """Run the module beside a daemon: its result, with the daemon's file as ``file``; ``said``: it is to fail."""
 
     def run(check: bool = False, said: bool = False, **args: t.Any) -> dict[str, t.Any]:
@@ -52,52 +53,48 @@ def daemon(libvirtd: SystemDaemon) -> t.Callable[..., dict[str, t.Any]]:
     return run
 
 
-def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
-    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
-
-
-def test_filters_and_outputs_are_set_while_it_runs_and_kept_on_request(daemon) -> None:
+def test_filters_and_outputs_are_set_while_it_runs_and_kept_on_request(run_daemon) -> None:
     wanted = {"log_filters": ["1:qemu", "3:util.object"], "log_outputs": OUTPUTS}
-    planned = daemon(check=True, **wanted)
-    done = daemon(**wanted)
+    planned = run_daemon(check=True, **wanted)
+    done = run_daemon(**wanted)
     assert planned["plan"] == done["plan"]
     assert planned["logging"]["running"] == {"log_filters": [], "log_outputs": ["3:stderr"]}
     assert done["logging"]["running"] == {"log_filters": ["1:*qemu*", "3:*util.object*"], "log_outputs": OUTPUTS}
     assert done["file"] == planned["file"]
-    assert daemon(**wanted)["plan"] == []
-    kept = daemon(persist=True, **wanted)
-    assert [row[0] for row in changes(kept)] == [
+    assert run_daemon(**wanted)["plan"] == []
+    kept = run_daemon(persist=True, **wanted)
+    assert [row[0] for row in plan_changes(kept)] == [
         "/etc/libvirt/libvirtd.conf log_filters",
         "/etc/libvirt/libvirtd.conf log_outputs",
     ]
     assert kept["file"].startswith('# kept\n#log_filters="1:x"\nmax_clients = 50\n')
     assert kept["logging"]["stored"] == wanted
-    again = daemon(persist=True, **wanted)
+    again = run_daemon(persist=True, **wanted)
     assert (again["changed"], again["plan"]) == (False, [])
-    quiet = daemon(log_filters=[], persist=True)
+    quiet = run_daemon(log_filters=[], persist=True)
     assert quiet["logging"]["running"]["log_filters"] == quiet["logging"]["stored"]["log_filters"] == []
     assert quiet["logging"]["running"]["log_outputs"] == OUTPUTS
 
 
-def test_the_log_is_bounded_by_time_size_and_pattern(daemon) -> None:
-    daemon(log_outputs=OUTPUTS, log_filters=["1:rpc"])
-    log = daemon(fetch_log=True, log_max_bytes=2000)["log"]
+def test_the_log_is_bounded_by_time_size_and_pattern(run_daemon) -> None:
+    run_daemon(log_outputs=OUTPUTS, log_filters=["1:rpc"])
+    log = run_daemon(fetch_log=True, log_max_bytes=2000)["log"]
     assert (log["source"], log["truncated"]) == ("/run/here.log", True)
     assert log["bytes"] == len(log["text"]) <= 2000
-    matched = daemon(fetch_log=True, log_match="virNetServerClient")["log"]["text"].splitlines()
+    matched = run_daemon(fetch_log=True, log_match="virNetServerClient")["log"]["text"].splitlines()
     assert matched
     assert all("virNetServerClient" in line for line in matched)
-    daemon(log_outputs=["4:stderr"], log_filters=[])
+    run_daemon(log_outputs=["4:stderr"], log_filters=[])
     assert (
         "logs to 4:stderr, where no log can be read. Add a file or journald to log_outputs."
-        in daemon(said=True, fetch_log=True)["msg"]
+        in run_daemon(said=True, fetch_log=True)["msg"]
     )
 
 
-def test_what_the_daemon_refuses_is_said(daemon) -> None:
-    refused = daemon(said=True, log_outputs=["1:file:/nowhere/x.log"])
+def test_what_the_daemon_refuses_is_said(run_daemon) -> None:
+    refused = run_daemon(said=True, log_outputs=["1:file:/nowhere/x.log"])
     assert "failed to open /nowhere/x.log: No such file or directory." in refused["msg"]
-    absent = daemon(said=True, daemon="virtxend")
+    absent = run_daemon(said=True, daemon="virtxend")
     assert "The log filters of virtxend could not be read: " in absent["msg"]
 
 
@@ -105,26 +102,26 @@ def running(daemon) -> dict[str, list[str]]:
     return daemon(check=True)["logging"]["running"]
 
 
-def test_filters_stay_when_outputs_are_refused(daemon) -> None:
-    daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
-    refused = daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:file:/nowhere/x.log"])
+def test_filters_stay_when_outputs_are_refused(run_daemon) -> None:
+    run_daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
+    refused = run_daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:file:/nowhere/x.log"])
     assert refused["msg"].endswith("failed to open /nowhere/x.log: No such file or directory.")
-    assert running(daemon) == {"log_filters": ["3:*before*"], "log_outputs": ["3:stderr"]}
+    assert running(run_daemon) == {"log_filters": ["3:*before*"], "log_outputs": ["3:stderr"]}
 
 
-def test_what_was_set_is_put_back_when_the_file_cannot_be_written(daemon, libvirtd) -> None:
-    daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
-    before = daemon(check=True)
+def test_what_was_set_is_put_back_when_the_file_cannot_be_written(run_daemon, libvirtd) -> None:
+    run_daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
+    before = run_daemon(check=True)
     libvirtd.run("mount", "--bind", CONFIG, CONFIG)
     try:
-        refused = daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:stderr"], persist=True)
+        refused = run_daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:stderr"], persist=True)
     finally:
         libvirtd.run("umount", CONFIG)
     assert refused["msg"] == (
         f"{CONFIG} could not be written: Device or resource busy. The running log_filters were put back. The running "
         "log_outputs were put back."
     )
-    after = daemon(check=True)
+    after = run_daemon(check=True)
     assert (after["logging"], after["file"]) == (before["logging"], before["file"])
 
 

@@ -26,16 +26,13 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan 
     plan_domain,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import read_wanted
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.results import plan_changes
 
 if t.TYPE_CHECKING:
     from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEFINITIONS = sorted((HERE.parents[1] / "fixtures" / "libvirt").glob("*.xml"))
-
-
-def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
-    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
 
 
 def named_definitions() -> list[dict[str, t.Any]]:
@@ -57,7 +54,7 @@ def test_every_definition_converges_once_and_the_plan_is_exact(embed: Embed) -> 
     planned = embed.converge(*wanted, check=True)
     assert not (embed.root / "e").exists()
     done = embed.converge(*wanted)
-    assert changes(planned) == changes(done)
+    assert plan_changes(planned) == plan_changes(done)
     assert len(done["domains"]) == len(DEFINITIONS) >= 40
     assert {row["plan_fidelity"] for row in done["domains"]} == {"exact"}
     again = embed.converge(*wanted)
@@ -102,7 +99,7 @@ def test_a_talker_runs_is_read_and_goes_without_its_disk_being_lost(embed: Embed
     gone = {"name": "talker", "state": "absent"}
     planned = embed.converge(gone, check=True, on_timeout="destroy", wait_seconds=1)
     done = embed.converge(gone, on_timeout="destroy", wait_seconds=1)
-    assert changes(planned) == changes(done)
+    assert plan_changes(planned) == plan_changes(done)
     assert done["domains"][0]["state"] == "absent"
     assert embed.image.stat().st_size == 512
     assert embed.converge(gone)["plan"] == []
@@ -140,9 +137,9 @@ def test_an_edit_gives_exactly_its_rows_and_check_mode_gives_the_same(
     wanted = {"name": "talker", "xml": embed.talker(**change)}
     planned = embed.converge(wanted, check=True)
     done = embed.converge(wanted)
-    assert changes(planned) == changes(done)
-    rows = [row for row in changes(done) if row[0].startswith(f"talker {place}")]
-    assert len(rows) == 1, changes(done)
+    assert plan_changes(planned) == plan_changes(done)
+    rows = [row for row in plan_changes(done) if row[0].startswith(f"talker {place}")]
+    assert len(rows) == 1, plan_changes(done)
     assert rows[0][1] == before
     assert rows[0][2] == after or (after is not None and str(rows[0][2]).startswith(after))
     assert embed.converge(wanted)["plan"] == []
@@ -156,8 +153,8 @@ def test_edits_of_a_running_domain_take_effect_or_are_pending(embed: Embed) -> N
     wanted = {"name": "talker", "xml": embed.talker(vcpus=2, devices=devices), "state": "running"}
     planned = embed.converge(wanted, check=True)
     done = embed.converge(wanted)
-    assert changes(planned) == changes(done)
-    assert ("talker running vcpu@current", 1, 2) in changes(done)
+    assert plan_changes(planned) == plan_changes(done)
+    assert ("talker running vcpu@current", 1, 2) in plan_changes(done)
     row = done["domains"][0]
     assert [(pending["what"], pending["reason"]) for pending in row["pending"]] == [("devices/sound[ac97]", "restart")]
     assert planned["domains"][0]["pending"] == row["pending"]
@@ -184,7 +181,7 @@ def test_a_guest_that_ignores_its_balloon_is_asked_once(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker(memory=32, current=32), "state": "running"})
     wanted = {"name": "talker", "xml": embed.talker(memory=32, current=16), "state": "running"}
     done = embed.module("libvirt_domain", domains=[wanted])
-    assert ("talker running currentMemory", 32768, 16384) in changes(done)
+    assert ("talker running currentMemory", 32768, 16384) in plan_changes(done)
     pending = [(row["what"], row["reason"]) for row in done["domains"][0]["pending"]]
     assert pending == [("currentMemory", "guest")]
     again = embed.converge(wanted)
@@ -205,7 +202,7 @@ def test_states_follow_one_another(embed: Embed) -> None:
         wanted = {"name": "talker", "xml": xml, "state": state}
         planned = embed.converge(wanted, check=True)
         done = embed.converge(wanted)
-        assert changes(planned) == changes(done)
+        assert plan_changes(planned) == plan_changes(done)
         assert planned["domains"][0]["state"] == done["domains"][0]["state"] == reached
         assert embed.converge(wanted)["plan"] == []
     refused = embed.module("libvirt_domain", name="talker", state="absent")
@@ -299,7 +296,7 @@ def test_passwords_are_compared_and_never_shown(embed: Embed) -> None:
     before, after = (f"<graphics type='vnc' passwd='hunter{number}'/>" for number in (2, 3))
     embed.converge({"name": "talker", "xml": embed.talker(devices=before)})
     done = embed.converge({"name": "talker", "xml": embed.talker(devices=after)})
-    assert changes(done) == [("talker devices/graphics[vnc]@passwd", "********", "********")]
+    assert plan_changes(done) == [("talker devices/graphics[vnc]@passwd", "********", "********")]
     assert "hunter" not in str(done)
 
 
@@ -335,7 +332,7 @@ def test_a_change_by_another_hand_is_seen_and_put_right(embed: Embed) -> None:
         """
     )
     done = embed.converge(wanted)
-    assert changes(done) == [("talker description", "three", "one")]
+    assert plan_changes(done) == [("talker description", "three", "one")]
     assert done["domains"][0]["uuid"] == uuid
 
 
@@ -429,7 +426,7 @@ def test_another_name_for_the_same_uuid_is_refused(embed: Embed) -> None:
     assert "is that of domain 'talker'. A new name does not rename a domain." in result["msg"]
     # Without dashes it is the same one.
     short = xml.replace("6b0b6a2e-6a0d-4f5e-8f0a-0a6f5d1b2c3d", "6B0B6A2E6A0D4F5E8F0A0A6F5D1B2C3D")
-    assert changes(embed.converge({"name": "talker", "xml": short})) == []
+    assert plan_changes(embed.converge({"name": "talker", "xml": short})) == []
     renamed = embed.module("libvirt_domain", name="renamed", xml=short.replace("talker<", "renamed<"))
     assert "is that of domain 'talker'. A new name does not rename a domain." in renamed["msg"]
 
@@ -466,7 +463,7 @@ def test_media_disks_and_interfaces_change_while_the_domain_runs(embed: Embed) -
     wanted = {"name": "talker", "xml": embed.talker(devices=second), "state": "running"}
     planned = embed.converge(wanted, check=True)
     done = embed.converge(wanted)
-    assert changes(planned) == changes(done)
+    assert plan_changes(planned) == plan_changes(done)
     hows = {row["what"].partition("running ")[2]: row["how"] for row in done["plan"] if " running " in row["what"]}
     assert hows == {
         "devices/disk[hdc]": "updateDevice",
@@ -579,14 +576,14 @@ def test_a_disk_stays_on_the_overlay_that_a_snapshot_put_above_it(embed: Embed) 
         embed.converge(wanted, on_timeout="destroy", wait_seconds=1)
     edited = {**wanted, "xml": embed.talker(description="two")}
     done = embed.converge(edited)
-    assert changes(done) == [("talker description", "one", "two")]
+    assert plan_changes(done) == [("talker description", "one", "two")]
     assert embed.converge(edited)["domains"][0]["pending"] == [row]
     xml = embed.libvirt("print(connection.lookupByName('talker').XMLDesc(2))")
     assert f"<source file='{overlay}'" in xml
     assert "type='qcow2'" in xml
     # The overlay is what the disk is on, so that is what goes; what lies below was not named.
     done = embed.converge({"name": "talker", "state": "absent", "remove_disks": ["hda"]}, remove=["snapshots"])
-    assert changes(done)[1:] == [
+    assert plan_changes(done)[1:] == [
         ("talker snapshots", ["snap1"], None),
         ("talker disk hda", str(overlay), None),
     ]
@@ -685,7 +682,7 @@ def test_edits_of_every_kind_give_their_rows_and_an_effect_or_a_pending_row(embe
     assert planned["plan"] == done["plan"]
     assert planned["domains"][0]["pending"] == done["domains"][0]["pending"]
     assert "hunter" not in str({key: value for key, value in done.items() if key != "invocation"})
-    found = [(what.partition(" ")[2], old, new) for what, old, new in changes(done)]
+    found = [(what.partition(" ")[2], old, new) for what, old, new in plan_changes(done)]
     stored = [row for row in found if not row[0].startswith("running ")]
     assert [row for row in stored if not row[0].startswith(("devices/controller", "devices/disk[vda]"))] == [
         ("description", "one", "two"),

@@ -14,6 +14,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import libvirt
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.info.gather import PARTS, Gather, domain_rows
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
 
 if t.TYPE_CHECKING:
     from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
@@ -52,30 +53,29 @@ def guest(name: str, devices: str = "", state: int = OFF) -> str:
 
 
 @pytest.fixture
-def host(tmp_path: pathlib.Path, run_module: Run) -> Run:
+def info_of(tmp_path: pathlib.Path, run_module: Run) -> Run:
     """Run libvirt_domain_info on a host of the test driver with the given items."""
 
     def run(*items: str, **args: t.Any) -> dict[str, t.Any]:
-        path = tmp_path / "node.xml"
-        path.write_text("<node>" + "".join(items) + NETWORK + "</node>", encoding="utf-8")
-        return run_module("libvirt_domain_info", {"uri": f"test://{path}", **args})
+        uri = node_uri(tmp_path, "<node>" + "".join(items) + NETWORK + "</node>")
+        return run_module("libvirt_domain_info", {"uri": uri, **args})
 
     return run
 
 
-def test_domains_are_chosen_by_name_and_glob_and_bounded(host: Run) -> None:
+def test_domains_are_chosen_by_name_and_glob_and_bounded(info_of: Run) -> None:
     items = [guest(name) for name in ("web1", "web2", "db1")]
-    assert [row["name"] for row in host(*items)["domains"]] == ["db1", "web1", "web2"]
-    some = host(*items, names=["web*", "db1"], limit=2)
+    assert [row["name"] for row in info_of(*items)["domains"]] == ["db1", "web1", "web2"]
+    some = info_of(*items, names=["web*", "db1"], limit=2)
     assert ([row["name"] for row in some["domains"]], some["truncated"]) == (["web1", "web2"], True)
-    unknown = host(*items, names=["web*", "wbe1"])["msg"]
+    unknown = info_of(*items, names=["web*", "wbe1"])["msg"]
     assert unknown.startswith("Invalid value 'wbe1' for names[1]: No domain has this name. Did you mean web1")
-    assert host(*items, limit=0)["msg"] == "Invalid value 0 for limit: The limit is a number from 1 to 10000."
+    assert info_of(*items, limit=0)["msg"] == "Invalid value 0 for limit: The limit is a number from 1 to 10000."
 
 
-def test_a_driver_without_bulk_statistics_is_asked_part_by_part(host: Run) -> None:
+def test_a_driver_without_bulk_statistics_is_asked_part_by_part(info_of: Run) -> None:
     items = guest("on", DISK.format("/a.img", "vda"), RUNNING), guest("off")
-    result = host(*items, gather=["stats"], trace_api=True)
+    result = info_of(*items, gather=["stats"], trace_api=True)
     counts = {row["call"]: row["count"] for row in result["api_trace"]["totals"]}
     assert counts["virConnect.domainListGetStats"] == 1
     off, on = result["domains"]
@@ -93,8 +93,8 @@ def test_a_driver_without_bulk_statistics_is_asked_part_by_part(host: Run) -> No
     assert "backing" not in on
 
 
-def test_an_address_is_told_once_by_the_most_trusted_source(host: Run) -> None:
-    off, on = host(guest("on", state=RUNNING), guest("off"), gather=["addresses"])["domains"]
+def test_an_address_is_told_once_by_the_most_trusted_source(info_of: Run) -> None:
+    off, on = info_of(guest("on", state=RUNNING), guest("off"), gather=["addresses"])["domains"]
     assert (off["addresses"], off["agent"]) == ([], "absent")
     (address,) = on["addresses"]
     assert address.pop("address").startswith("192.168.122.")
@@ -108,7 +108,7 @@ def test_an_address_is_told_once_by_the_most_trusted_source(host: Run) -> None:
     assert on["agent"] == "absent"
 
 
-def test_images_below_the_disks_of_a_stopped_domain_are_looked_up_in_its_pools(host: Run) -> None:
+def test_images_below_the_disks_of_a_stopped_domain_are_looked_up_in_its_pools(info_of: Run) -> None:
     volume = """
         <volume><name>{0}</name><capacity>1024</capacity><target><path>/images/{0}</path></target>{1}</volume>
     """
@@ -130,7 +130,7 @@ def test_images_below_the_disks_of_a_stopped_domain_are_looked_up_in_its_pools(h
             DISK.format("/images/circle.qcow2", "vde"),
         ]
     )
-    (row,) = host(guest("off", devices), pool, gather=["backing"])["domains"]
+    (row,) = info_of(guest("off", devices), pool, gather=["backing"])["domains"]
     mid, base = {"source": "/images/mid.qcow2", "format": "qcow2"}, {"source": "/images/base.raw", "format": "raw"}
     found = {disk.pop("target"): disk for disk in row["backing"]}
     circle = found.pop("vde")
@@ -241,9 +241,8 @@ def test_many_domains_take_one_list_one_bulk_call_and_a_few_calls_each(
     counted: Counted, tmp_path: pathlib.Path
 ) -> None:
     names = [f"guest{number:03}" for number in range(150)]
-    path = tmp_path / "node.xml"
-    path.write_text("<node>" + "".join(guest(name, state=OFF) for name in names) + "</node>", encoding="utf-8")
-    connection = libvirt.open(f"test://{path}")
+    uri = node_uri(tmp_path, "<node>" + "".join(guest(name, state=OFF) for name in names) + "</node>")
+    connection = libvirt.open(uri)
     counted.calls.clear()
     rows, truncated = domain_rows(connection, [*names, "guest*"], 1000, ["stats"])
     assert ([row["name"] for row in rows], truncated) == (names, False)

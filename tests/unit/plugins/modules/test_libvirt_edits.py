@@ -55,7 +55,7 @@ for domain in connection.listAllDomains():
 """
 
 
-def make(embed: Embed, world: World, some: t.Sequence[Edit], running: bool) -> Made:
+def make_edits(embed: Embed, world: World, some: t.Sequence[Edit], running: bool) -> Made:
     """Make edits of domains, whose files are there before, and which are gone afterwards."""
     for edit in some:
         pathlib.Path(edit.before.image(world)).write_bytes(embed.image.read_bytes())
@@ -86,7 +86,7 @@ def test_each_edit_gives_its_rows_and_an_effect_or_what_waits(embed: Embed, runn
     wrong: list[str] = []
     for start in range(0, len(some), BATCH):
         batch = some[start : start + BATCH]
-        wrong += wrong_edits(batch, make(embed, world, batch, running), running)
+        wrong += wrong_edits(batch, make_edits(embed, world, batch, running), running)
     assert not wrong, "\n".join([f"seed {SEED}", *wrong])
 
 

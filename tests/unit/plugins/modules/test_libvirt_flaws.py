@@ -16,6 +16,7 @@ import textwrap
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
 
 if t.TYPE_CHECKING:
     from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
@@ -63,16 +64,15 @@ def pooled(tmp_path: pathlib.Path, run_module: Run) -> Run:
     """Run libvirt_domain on a made-up host with a pool and a domain ``vm``; nothing is kept from run to run."""
 
     def run(state: int = OFF, others: str = "", more: str = "", check: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        path = tmp_path / "node.xml"
-        path.write_text(POOLED.format(state=state, others=others, more=more), encoding="utf-8")
+        uri = node_uri(tmp_path, POOLED.format(state=state, others=others, more=more))
         if "wanted" in args:
             args["state"] = args.pop("wanted")
-        return run_module("libvirt_domain", {"uri": f"test://{path}", **args}, check=check)
+        return run_module("libvirt_domain", {"uri": uri, **args}, check=check)
 
     return run
 
 
-def rows(result: dict[str, t.Any]) -> list[tuple[str, t.Any, str]]:
+def removals(result: dict[str, t.Any]) -> list[tuple[str, t.Any, str]]:
     """Return what the plan takes, from where, and how."""
     assert not result.get("failed"), result["msg"]
     return [(row["what"], row["before"], row["how"]) for row in result["plan"] if row["after"] is None]
@@ -84,9 +84,9 @@ def rows(result: dict[str, t.Any]) -> list[tuple[str, t.Any, str]]:
 def test_undefine_deletes_disks_and_a_shared_iso_of_a_pool(pooled: Run) -> None:
     everything = ["nvram", "tpm", "managed_save", "snapshots", "checkpoints"]
     gone = pooled(name="vm", wanted="absent", remove=everything)
-    assert [row[0] for row in rows(gone)] == ["vm definition"]
+    assert [row[0] for row in removals(gone)] == ["vm definition"]
     named = pooled(name="vm", wanted="absent", remove_disks=["vda"])
-    assert rows(named)[1:] == [("vm disk vda", "/images/vm.qcow2", "deleteVolume")]
+    assert removals(named)[1:] == [("vm disk vda", "/images/vm.qcow2", "deleteVolume")]
     assert named["plan"] == pooled(name="vm", wanted="absent", remove_disks=["vda"], check=True)["plan"]
     for target in ("hdc", "vdd", "vde"):
         refused = pooled(name="vm", wanted="absent", remove_disks=["vda", target])
@@ -174,7 +174,7 @@ def test_undefine_fails_for_a_disk_in_no_pool(embed: Embed, pooled: Run) -> None
     """A plain file of this host goes without a pool; one of another host is told beforehand."""
     embed.converge({"name": "talker", "xml": embed.talker()})
     done = embed.converge({"name": "talker", "state": "absent", "remove_disks": ["hda"]})
-    assert rows(done)[1:] == [("talker disk hda", str(embed.image), "unlink")]
+    assert removals(done)[1:] == [("talker disk hda", str(embed.image), "unlink")]
     assert not embed.image.exists()
     refused = pooled(name="vm", wanted="absent", remove_disks=["vdb"])
     assert "is no volume of an active pool" in refused["msg"]
@@ -210,12 +210,12 @@ def test_undefine_of_a_domain_with_nvram_fails_without_flags(embed: Embed) -> No
     planned = embed.converge(gone, check=True, **forced)
     done = embed.converge(gone, **forced)
     assert planned["plan"] == done["plan"]
-    assert [row[0] for row in rows(done)] == ["talker definition"]
+    assert [row[0] for row in removals(done)] == ["talker definition"]
     assert nvram.exists()
     assert any(state.rglob("*.permall"))
     embed.converge({**wanted, "xml": xml.replace("<name>", f"<uuid>{uuid}</uuid><name>"), "state": "present"})
     done = embed.converge(gone, remove=["nvram", "tpm"])
-    assert rows(done)[1:] == [("talker nvram", str(nvram), "undefine"), ("talker tpm", str(state), "undefine")]
+    assert removals(done)[1:] == [("talker nvram", str(nvram), "undefine"), ("talker tpm", str(state), "undefine")]
     assert not nvram.exists()
     assert not state.exists()
 
@@ -225,7 +225,7 @@ def test_undefine_has_flags_that_no_driver_knows(pooled: Run) -> None:
     saved = "<test:hasmanagedsave/>"
     every = ["nvram", "tpm", "managed_save", "snapshots", "checkpoints"]
     done = pooled(more=saved, name="vm", wanted="absent", remove=every)
-    assert rows(done)[1:] == [("vm managed_save", "saved memory", "undefine")]
+    assert removals(done)[1:] == [("vm managed_save", "saved memory", "undefine")]
     assert "no match for: agent" in pooled(name="vm", wanted="absent", remove=["agent"])["msg"]
 
 

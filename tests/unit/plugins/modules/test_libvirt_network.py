@@ -21,6 +21,8 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.xml 
     summary,
     with_identity,
 )
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.interference import interfering_run
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
 
 URI = "test:///default"
 XML = """
@@ -36,11 +38,11 @@ HOST = "<host mac='52:54:00:00:00:0{0}' name='h{0}' ip='10.0.0.{0}'/>"
 Run = t.Callable[..., dict[str, t.Any]]
 
 
-def xml(hosts: str = "", more: str = "") -> str:
+def network_xml(hosts: str = "", more: str = "") -> str:
     return XML.format(hosts=hosts, more=more)
 
 
-def rows(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any, str]]:
+def plan_rows(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any, str]]:
     return [(row["what"], row["before"], row["after"], row["how"]) for row in result["plan"]]
 
 
@@ -94,10 +96,10 @@ def host() -> t.Iterator[Host]:
 
 
 def test_networks_come_run_change_and_go(host: Host) -> None:
-    lab = {"name": "lab", "xml": xml(), "state": "active", "autostart": True}
+    lab = {"name": "lab", "xml": network_xml(), "state": "active", "autostart": True}
     off = {"name": "off", "xml": "<network/>"}
     done = host.twice(lab, off)
-    assert rows(done)[0] == (
+    assert plan_rows(done)[0] == (
         "lab definition",
         None,
         {"forward": "nat", "bridge": "virbr9", "ips": ["10.0.0.1/24"], "dhcp_hosts": 0},
@@ -113,11 +115,11 @@ def test_networks_come_run_change_and_go(host: Host) -> None:
 
 
 def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(host: Host) -> None:
-    host.twice({"name": "lab", "xml": xml(HOST.format(1) + HOST.format(2)), "state": "active"})
+    host.twice({"name": "lab", "xml": network_xml(HOST.format(1) + HOST.format(2)), "state": "active"})
     uuid = host.connection.networkLookupByName("lab").UUIDString()
     label = "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:0{0}]"
     changed = HOST.format(2).replace("10.0.0.2", "10.0.0.22") + HOST.format(3)
-    done = host.twice({"name": "lab", "xml": xml(changed)})
+    done = host.twice({"name": "lab", "xml": network_xml(changed)})
     assert done["changed"]
     assert [(row["what"], row["how"]) for row in done["plan"]] == [
         ("lab " + label.format(1), "networkDefineXML"),
@@ -134,7 +136,7 @@ def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(hos
 
 
 def test_virt_net_check_mode_of_undefine_really_deletes_the_network(host: Host) -> None:
-    host.converge({"name": "lab", "xml": xml(), "state": "active"})
+    host.converge({"name": "lab", "xml": network_xml(), "state": "active"})
     planned = host.converge({"name": "lab", "state": "absent"}, check=True)
     assert planned["changed"]
     assert planned["networks"][0]["state"] == "absent"
@@ -164,15 +166,15 @@ def test_a_network_that_is_not_defined_is_defined_as_it_runs_or_stopped(host: Ho
     transient = "<network><name>t</name><ip address='10.7.0.1' prefix='24'/></network>"
     host.connection.networkCreateXML(transient)
     done = host.twice({"name": "t", "autostart": True})
-    assert rows(done)[0] == ("t persistent", False, True, "networkDefineXML")
+    assert plan_rows(done)[0] == ("t persistent", False, True, "networkDefineXML")
     host.twice({"name": "t", "state": "absent"})
     host.connection.networkCreateXML(transient)
     assert [row["how"] for row in host.twice({"name": "t", "state": "absent"})["plan"]] == ["destroy"]
 
 
 def test_this_driver_does_not_show_what_is_stored_of_a_network_that_runs(host: Host) -> None:
-    host.converge({"name": "lab", "xml": xml(), "state": "active"})
-    other = {"name": "lab", "xml": xml(more="<domain name='d'/>")}
+    host.converge({"name": "lab", "xml": network_xml(), "state": "active"})
+    other = {"name": "lab", "xml": network_xml(more="<domain name='d'/>")}
     for network, apply in ((other, "both"), ({**other, "state": "inactive"}, "both"), (other, "config")):
         refused = host.converge(network, apply=apply)
         assert refused["msg"] == (
@@ -180,7 +182,7 @@ def test_this_driver_does_not_show_what_is_stored_of_a_network_that_runs(host: H
             "network 'lab' could not be read back. Nothing was changed. Stop the network to change it."
         )
     host.twice({"name": "lab", "state": "inactive"})
-    assert [row[:3] for row in rows(host.twice(other))] == [("lab domain", None, '<domain name="d" />')]
+    assert [row[:3] for row in plan_rows(host.twice(other))] == [("lab domain", None, '<domain name="d" />')]
 
 
 def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> None:
@@ -218,35 +220,36 @@ def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> No
 
 
 def test_a_uuid_and_a_bridge_are_free_once_their_network_goes_and_for_one_only(host: Host) -> None:
-    old = host.converge({"name": "lab", "xml": xml(), "state": "active"})["networks"][0]
+    old = host.converge({"name": "lab", "xml": network_xml(), "state": "active"})["networks"][0]
     gone = {"name": "lab", "state": "absent"}
     for more in (f"<uuid>{old['uuid']}</uuid>", "<bridge name='virbr9'/>"):
         one, two = ({"name": name, "xml": f"<network>{more}</network>"} for name in ("one", "two"))
         refused = host.converge(one, two, gone)
         assert [bool(row["error"]) for row in refused["networks"]] == [False, True, False]
         assert "network 'one'" in refused["msg"]
-    done = host.twice({"name": "one", "xml": xml(more=f"<uuid>{old['uuid']}</uuid>"), "state": "active"}, gone)
+    done = host.twice({"name": "one", "xml": network_xml(more=f"<uuid>{old['uuid']}</uuid>"), "state": "active"}, gone)
     assert [(row["uuid"], row["state"]) for row in done["networks"]] == [(old["uuid"], "active"), (None, "absent")]
 
 
-class _Late(NetworkRun):
-    """A run in whose way somebody else gets between plan and apply."""
-
-    def _apply_all(self, connection: t.Any, touched: t.Any) -> None:
-        network = connection.networkLookupByName("lab")
-        command, section = libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, libvirt.VIR_NETWORK_SECTION_DNS_HOST
-        network.update(command, section, -1, "<host ip='10.0.0.9'/>", libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
-        super()._apply_all(connection, touched)
+def remove_dns_host(connection: t.Any) -> None:
+    network = connection.networkLookupByName("lab")
+    command, section = libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, libvirt.VIR_NETWORK_SECTION_DNS_HOST
+    network.update(command, section, -1, "<host ip='10.0.0.9'/>", libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
 
 
 def test_a_network_that_fails_does_not_hide_the_others(host: Host) -> None:
     more = "<dns><host ip='10.0.0.9'><hostname>a</hostname></host></dns>"
-    host.converge({"name": "lab", "xml": xml(more=more), "state": "active"})
-    wanted = [{"name": "lab", "state": "active", "xml": xml()}, {"name": "b", "state": "present", "xml": "<network/>"}]
+    host.converge({"name": "lab", "xml": network_xml(more=more), "state": "active"})
+    wanted = [
+        {"name": "lab", "state": "active", "xml": network_xml()},
+        {"name": "b", "state": "present", "xml": "<network/>"},
+    ]
     with pytest.raises(
         TapvirtError, match=r"Deleting dns/host\[10\.0\.0\.9\] of the active network lab failed: "
     ) as failure:
-        _Late(URI, 10, read_wanted(wanted), Options("both")).converge(False, False)
+        interfering_run(NetworkRun, remove_dns_host)(URI, 10, read_wanted(wanted), Options("both")).converge(
+            False, False
+        )
     assert failure.value.fields["changed"] is True
     assert [(row["name"], bool(row["error"]), row["state"]) for row in failure.value.fields["networks"]] == [
         ("lab", True, "active"),
@@ -255,7 +258,7 @@ def test_a_network_that_fails_does_not_hide_the_others(host: Host) -> None:
 
 
 def test_info_rows_are_typed_and_bounded(host: Host) -> None:
-    host.converge({"name": "lab", "xml": xml(HOST.format(1), "<domain name='d'/>"), "autostart": True})
+    host.converge({"name": "lab", "xml": network_xml(HOST.format(1), "<domain name='d'/>"), "autostart": True})
     (row,), truncated = network_rows(host.connection, ["la*"], 10)
     assert truncated is False
     assert {key: row[key] for key in row if key != "uuid"} == {
@@ -313,9 +316,7 @@ def test_libvirt_itself_reads_a_definition_and_says_what_is_wrong() -> None:
 
 
 def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) -> None:
-    node = tmp_path / "node.xml"
-    node.write_text("<node><network><name>lab</name><bridge name='virbr9'/></network></node>", encoding="utf-8")
-    uri = f"test://{node}"
+    uri = node_uri(tmp_path, "<node><network><name>lab</name><bridge name='virbr9'/></network></node>")
     assert run_module("libvirt_network", {"uri": uri, "name": "lab", "state": "active"})["plan"] == []
     one = run_module("libvirt_network", {"uri": uri, "name": "n", "xml": "<network/>", "autostart": True}, diff=True)
     assert [row["how"] for row in one["plan"]] == ["networkDefineXML", "setAutostart"]

@@ -18,6 +18,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import T
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage import pool_run
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.pool_run import PoolRun, read_wanted
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.storage import list_pools
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.interference import interfering_run
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.results import plan_changes
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import (
     SessionDaemon,
     run_here,
@@ -62,33 +65,28 @@ def daemon(the_daemon: SessionDaemon) -> SessionDaemon:
 
 
 @pytest.fixture
-def node(tmp_path: pathlib.Path) -> Run:
+def run_on_node(tmp_path: pathlib.Path) -> Run:
     """Run a module on a host of the test driver with some domains; nothing is kept from run to run."""
 
     def run(module: str, domains: str = "", check: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        path = tmp_path / "node.xml"
-        path.write_text(NODE.format(domains=domains), encoding="utf-8")
-        return run_here(module, {"uri": f"test://{path}", **args}, check)
+        uri = node_uri(tmp_path, NODE.format(domains=domains))
+        return run_here(module, {"uri": uri, **args}, check)
 
     return run
 
 
-def xml(path: pathlib.Path | str, more: str = "") -> str:
+def pool_xml(path: pathlib.Path | str, more: str = "") -> str:
     return f"<pool type='dir'>{more}<target><path>{path}</path></target></pool>"
-
-
-def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
-    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
 
 
 def test_pools_converge_in_one_task_and_a_second_run_plans_nothing(daemon: SessionDaemon) -> None:
     one, two = daemon.files / "one", daemon.files / "deep" / "two"
     wanted = [
-        {"name": "one", "xml": xml(one), "state": "active", "autostart": True},
-        {"name": "two", "xml": xml(two), "state": "present"},
+        {"name": "one", "xml": pool_xml(one), "state": "active", "autostart": True},
+        {"name": "two", "xml": pool_xml(two), "state": "present"},
     ]
     done = daemon.twice("libvirt_pool", pools=wanted)
-    assert changes(done) == [
+    assert plan_changes(done) == [
         ("one definition", None, {"type": "dir", "path": str(one)}),
         ("one autostart", False, True),
         ("one directory", None, str(one)),
@@ -112,18 +110,18 @@ def test_pools_converge_in_one_task_and_a_second_run_plans_nothing(daemon: Sessi
 
 def test_flaw_virt_pool_define_with_changed_xml_changed_false_not_applied(daemon: SessionDaemon) -> None:
     one, two, three = (str(daemon.files / name) for name in ("one", "two", "three"))
-    uuid = daemon.done("libvirt_pool", name="pool", xml=xml(one))["pools"][0]["uuid"]
+    uuid = daemon.done("libvirt_pool", name="pool", xml=pool_xml(one))["pools"][0]["uuid"]
     # Inactive: what is stored is all there is.
-    changed = daemon.twice("libvirt_pool", name="pool", xml=xml(two))
-    assert changes(changed) == [("pool target/path", one, two)]
+    changed = daemon.twice("libvirt_pool", name="pool", xml=pool_xml(two))
+    assert plan_changes(changed) == [("pool target/path", one, two)]
     assert changed["pools"][0]["uuid"] == uuid
     assert daemon.connection.storagePoolLookupByName("pool").XMLDesc(1).count(two) == 1
     # Active: it is stored, and waits, on every run, with or without XML.
     daemon.done("libvirt_pool", name="pool", state="active")
-    changed = daemon.twice("libvirt_pool", name="pool", xml=xml(three), state="active")
+    changed = daemon.twice("libvirt_pool", name="pool", xml=pool_xml(three), state="active")
     pending = [{"what": "target/path", "running": two, "stored": three, "reason": "restart"}]
     assert changed["pools"][0]["pending"] == pending
-    asked: list[dict[str, t.Any]] = [{"xml": xml(three)}, {"state": "active"}, {}]
+    asked: list[dict[str, t.Any]] = [{"xml": pool_xml(three)}, {"state": "active"}, {}]
     for args in asked:
         again = daemon.done("libvirt_pool", name="pool", **args)
         assert (again["plan"], again["pools"][0]["pending"]) == ([], pending)
@@ -139,18 +137,18 @@ def test_what_means_the_same_is_no_change_and_what_is_left_out_is_one(daemon: Se
     shutil.chown(path, daemon.top.stat().st_uid, daemon.top.stat().st_gid)
     path.chmod(0o750)
     cow = "<features><cow state='no'/></features>"
-    daemon.done("libvirt_pool", name="pool", xml=xml(path, cow), state="active")
+    daemon.done("libvirt_pool", name="pool", xml=pool_xml(path, cow), state="active")
     same = f"""<pool type="dir"><target><permissions><mode>0711</mode></permissions><path>{path}//</path></target>
         <capacity unit='GiB'>7</capacity><source/> {cow} <name>pool</name></pool>"""
     assert daemon.done("libvirt_pool", name="pool", xml=same)["plan"] == []
     assert stat.S_IMODE(path.stat().st_mode) == 0o750
-    less = daemon.twice("libvirt_pool", name="pool", xml=xml(path))
-    assert [what for what, _before, _after in changes(less)] == ["pool features"]
+    less = daemon.twice("libvirt_pool", name="pool", xml=pool_xml(path))
+    assert [what for what, _before, _after in plan_changes(less)] == ["pool features"]
 
 
 def test_absent_takes_no_volume_and_no_directory(daemon: SessionDaemon) -> None:
     path = daemon.files / "one"
-    daemon.done("libvirt_pool", name="pool", xml=xml(path), state="active", autostart=True)
+    daemon.done("libvirt_pool", name="pool", xml=pool_xml(path), state="active", autostart=True)
     daemon.connection.storagePoolLookupByName("pool").createXML(
         "<volume><name>kept</name><capacity>4096</capacity></volume>", 0
     )
@@ -163,7 +161,7 @@ def test_absent_takes_no_volume_and_no_directory(daemon: SessionDaemon) -> None:
 
 def test_a_transient_pool_stays_one_until_xml_is_given(daemon: SessionDaemon) -> None:
     path = daemon.files / "one"
-    daemon.connection.storagePoolCreateXML(f"<pool type='dir'><name>pool</name>{xml(path)[17:]}", 1)
+    daemon.connection.storagePoolCreateXML(f"<pool type='dir'><name>pool</name>{pool_xml(path)[17:]}", 1)
     assert daemon.done("libvirt_pool", name="pool", state="active")["plan"] == []
     assert daemon.module("libvirt_pool", name="pool", state="inactive")["msg"] == (
         "Invalid value 'inactive' for state: Pool 'pool' has no stored definition, so it would disappear when it stops."
@@ -173,8 +171,8 @@ def test_a_transient_pool_stays_one_until_xml_is_given(daemon: SessionDaemon) ->
         "Invalid value True for autostart: Pool 'pool' has no stored definition, so it cannot start with the host. Set "
         "xml to define the pool."
     )
-    kept = daemon.twice("libvirt_pool", name="pool", xml=xml(path), autostart=True)
-    assert changes(kept) == [("pool persistent", False, True), ("pool autostart", False, True)]
+    kept = daemon.twice("libvirt_pool", name="pool", xml=pool_xml(path), autostart=True)
+    assert plan_changes(kept) == [("pool persistent", False, True), ("pool autostart", False, True)]
 
 
 def test_a_file_system_is_made_only_when_asked_for_and_never_over_something(daemon: SessionDaemon) -> None:
@@ -207,23 +205,23 @@ WRONG = {
         "pools[1].xml: A definition is needed, because pool 'new' does not exist.",
     ),
     "another name": (
-        {"name": "new", "xml": xml("/x", "<name>other</name>")},
+        {"name": "new", "xml": pool_xml("/x", "<name>other</name>")},
         "pools[1].xml: The <name> in the XML is 'other', but",
     ),
     "a typing error": (
-        {"name": "new", "xml": xml("/x").replace("path", "paht")},
+        {"name": "new", "xml": pool_xml("/x").replace("path", "paht")},
         ", line 1: <paht> is not an element of a pool. Did you mean path",
     ),
-    "a type": ({"name": "new", "xml": xml("/x").replace("dir", "dri")}, "pools[1].xml: libvirt"),
+    "a type": ({"name": "new", "xml": pool_xml("/x").replace("dir", "dri")}, "pools[1].xml: libvirt"),
     "no pool": ({"name": "new", "xml": "<volume/>"}, "The root element is <volume>, but it has to be <pool>."),
     "an entity": (
-        {"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + xml("/x")},
+        {"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + pool_xml("/x")},
         "pools[1].xml, line 1: <!DOCTYPE pool> is not allowed",
     ),
     "not XML": ({"name": "new", "xml": "<pool"}, "pools[1].xml, line 1: The XML cannot be parsed"),
     "a hole": ({"name": "new", "xml": "<pool>" + "<a>" * 3000 + "</a>" * 3000 + "</pool>"}, "more than 256 elements"),
     "another UUID": (
-        {"name": "there", "xml": xml("/x", f"<uuid>{UUID}</uuid>")},
+        {"name": "there", "xml": pool_xml("/x", f"<uuid>{UUID}</uuid>")},
         f"and the definition has {UUID}. Leave <uuid> out",
     ),
     "twice": ({"name": "fine"}, "twice"),
@@ -231,23 +229,29 @@ WRONG = {
 
 
 def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> None:
-    there = daemon.done("libvirt_pool", name="there", xml=xml(daemon.files / "there"))["pools"][0]
+    there = daemon.done("libvirt_pool", name="there", xml=pool_xml(daemon.files / "there"))["pools"][0]
     wrong = {
         **WRONG,
         "a taken UUID": (
-            {"name": "new", "xml": xml("/x", f"<uuid>{there['uuid']}</uuid>")},
+            {"name": "new", "xml": pool_xml("/x", f"<uuid>{there['uuid']}</uuid>")},
             "is the one of pool 'there', and",
         ),
         "a taken path": (
-            {"name": "new", "xml": xml(daemon.files / "there/")},
+            {"name": "new", "xml": pool_xml(daemon.files / "there/")},
             "there already belongs to pool 'there'.",
         ),
     }
     before = daemon.digest()
     own = str(uuid.uuid4())
-    fine = {"name": "fine", "xml": xml(daemon.files / "fine", f"<uuid>{own}</uuid>"), "state": "active"}
-    wrong["one's UUID"] = ({"name": "new", "xml": xml("/x", f"<uuid>{own}</uuid>")}, "is the one of pool 'fine', and")
-    wrong["one's path"] = ({"name": "new", "xml": xml(daemon.files / "fine/")}, "fine already belongs to pool 'fine'.")
+    fine = {"name": "fine", "xml": pool_xml(daemon.files / "fine", f"<uuid>{own}</uuid>"), "state": "active"}
+    wrong["one's UUID"] = (
+        {"name": "new", "xml": pool_xml("/x", f"<uuid>{own}</uuid>")},
+        "is the one of pool 'fine', and",
+    )
+    wrong["one's path"] = (
+        {"name": "new", "xml": pool_xml(daemon.files / "fine/")},
+        "fine already belongs to pool 'fine'.",
+    )
     for what, (pool, said) in wrong.items():
         result = daemon.module("libvirt_pool", pools=[fine, pool])
         assert result.get("failed"), what
@@ -263,7 +267,7 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> No
 
 
 def test_info_by_name_and_glob_and_within_its_limit(daemon: SessionDaemon) -> None:
-    daemon.done("libvirt_pool", pools=[{"name": n, "xml": xml(daemon.files / n)} for n in ("a1", "a2", "b1")])
+    daemon.done("libvirt_pool", pools=[{"name": n, "xml": pool_xml(daemon.files / n)} for n in ("a1", "a2", "b1")])
     for names, limit, found, truncated in (
         ([], 100, ["a1", "a2", "b1"], False),
         (["b1", "a*"], 2, ["a1", "a2"], True),
@@ -274,51 +278,48 @@ def test_info_by_name_and_glob_and_within_its_limit(daemon: SessionDaemon) -> No
 
 
 @pytest.mark.parametrize("disk", [BY_PATH, BY_VOLUME])
-def test_a_pool_that_a_running_domain_stands_on_is_not_stopped(node: Run, disk: str) -> None:
+def test_a_pool_that_a_running_domain_stands_on_is_not_stopped(run_on_node: Run, disk: str) -> None:
     running = DOMAIN.format(name="web1", disk=disk.format("one"), state=RUNNING)
     for state in ("inactive", "absent"):
-        refused = node("libvirt_pool", running, name="images", state=state)
+        refused = run_on_node("libvirt_pool", running, name="images", state=state)
         assert refused["msg"] == (
             f"Invalid value '{state}' for state: Running domains use pool 'images': web1. Stop the domains, or set "
             "allow_in_use: true to do it anyway."
         )
         assert refused["changed"] is False
-    forced = node("libvirt_pool", running, name="images", state="absent", allow_in_use=True)
+    forced = run_on_node("libvirt_pool", running, name="images", state="absent", allow_in_use=True)
     assert (forced["pools"][0]["state"], forced["pools"][0]["error"]) == ("absent", None)
     off = DOMAIN.format(name="web1", disk=disk.format("one"), state=OFF)
-    assert node("libvirt_pool", off, name="images", state="inactive")["pools"][0]["state"] == "inactive"
+    assert run_on_node("libvirt_pool", off, name="images", state="inactive")["pools"][0]["state"] == "inactive"
 
 
-class _Late(PoolRun):
-    """A run in whose way somebody else starts a domain between plan and apply."""
-
-    def _apply_all(self, connection: t.Any, touched: t.Any) -> None:
-        connection.createXML(DOMAIN.format(name="late", disk=BY_PATH.format("one"), state=RUNNING), 0)
-        super()._apply_all(connection, touched)
+def start_late_domain(connection: t.Any) -> None:
+    connection.createXML(DOMAIN.format(name="late", disk=BY_PATH.format("one"), state=RUNNING), 0)
 
 
 def test_a_domain_that_came_meanwhile_keeps_the_pool(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "node.xml"
-    path.write_text(NODE.format(domains=""), encoding="utf-8")
+    uri = node_uri(tmp_path, NODE.format(domains=""))
     for state in ("inactive", "absent"):
-        run = _Late(read_wanted([{"name": "images", "state": state, "build": False, "allow_in_use": False}]))
+        run = interfering_run(PoolRun, start_late_domain)(
+            read_wanted([{"name": "images", "state": state, "build": False, "allow_in_use": False}])
+        )
         with pytest.raises(TapvirtError, match="Running domains use pool 'images': late[.]") as refused:
-            run.converge(f"test://{path}", 10, False, False)
+            run.converge(uri, 10, False, False)
         assert (refused.value.fields["changed"], refused.value.fields["pools"][0]["state"]) == (False, "active")
 
 
 def test_a_pool_of_others_that_vanishes_meanwhile_is_no_failure(
     daemon: SessionDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = daemon.connection.storagePoolDefineXML(f"<pool type='dir'><name>other</name>{xml('/x')[17:]}", 0)
+    other = daemon.connection.storagePoolDefineXML(f"<pool type='dir'><name>other</name>{pool_xml('/x')[17:]}", 0)
     other.undefine()
     monkeypatch.setattr(pool_run, "list_pools", lambda connection: [other, *list_pools(connection)])
-    daemon.twice("libvirt_pool", name="pool", xml=xml(daemon.files / "one"))
+    daemon.twice("libvirt_pool", name="pool", xml=pool_xml(daemon.files / "one"))
 
 
 def test_a_driver_without_storage_is_told_in_words() -> None:
     root = pathlib.Path(tempfile.gettempdir(), f"tv-none-{os.getpid()}")
-    result = run_here("libvirt_pool", {"uri": f"qemu:///embed?root={root}", "name": "a", "xml": xml("/x")})
+    result = run_here("libvirt_pool", {"uri": f"qemu:///embed?root={root}", "name": "a", "xml": pool_xml("/x")})
     assert result["msg"].endswith(
         " for uri: This libvirt driver has no storage. Connect to a daemon with a storage driver, such as qemu:///system."
     )
@@ -326,7 +327,7 @@ def test_a_driver_without_storage_is_told_in_words() -> None:
 
 
 def test_the_modules_themselves_run(run_module: Run) -> None:
-    args = {"uri": "test:///default", "name": "new", "xml": xml("/nowhere/new"), "state": "active"}
+    args = {"uri": "test:///default", "name": "new", "xml": pool_xml("/nowhere/new"), "state": "active"}
     done = run_module("libvirt_pool", args, diff=True)
     assert (done["changed"], done["pools"][0]["state"]) == (True, "active")
     assert "new state: active" in done["diff"]["after"]

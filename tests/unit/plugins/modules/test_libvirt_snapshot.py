@@ -11,6 +11,8 @@ import typing as t
 
 import libvirt
 import pytest
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.results import plan_changes
 
 if t.TYPE_CHECKING:
     from ansible_collections.tapvirt.host.tests.unit.support.libvirt.embed import Embed
@@ -109,10 +111,6 @@ def subject(embed: Embed) -> Subject:
     return Subject(embed)
 
 
-def plan(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
-    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
-
-
 # ---- internal --------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +119,7 @@ def test_an_internal_snapshot_of_a_domain_that_is_off_brings_disks_and_definitio
     done = subject.converge({"name": "first", "description": "the <first>"})
     modes = {"vda": "internal", "vdb": "internal", "hdc": "no"}
     after = {"kind": "internal", "state": "shutoff", "memory": "no", "disks": modes}
-    assert plan(done) == [("subject snapshot first", None, after)]
+    assert plan_changes(done) == [("subject snapshot first", None, after)]
     subject.write("a.qcow2", 2)
     subject.define(vcpus=2)
     reverted = subject.converge({"name": "first", "state": "reverted"}, again=False)
@@ -335,9 +333,8 @@ def node(tmp_path: pathlib.Path, run_module: t.Callable[..., dict[str, t.Any]]) 
     """Run a module on the test driver's host, whose domain has three snapshots, each the child of the one before."""
     parents = {number: f"<parent><name>s{number - 1}</name></parent>" if number > 1 else "" for number in (1, 2, 3)}
     snapshots = "".join(SNAPSHOT.format(number=number, parent=parents[number]) for number in parents)
-    path = tmp_path / "node.xml"
-    path.write_text(NODE.format(snapshots=snapshots), encoding="utf-8")
-    return lambda module, **args: run_module(module, {"uri": f"test://{path}", **args})
+    uri = node_uri(tmp_path, NODE.format(snapshots=snapshots))
+    return lambda module, **args: run_module(module, {"uri": uri, **args})
 
 
 def test_info_is_bounded_and_parents_come_first(node: t.Callable[..., dict[str, t.Any]]) -> None:

@@ -14,6 +14,9 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.volume_run import VolumeRun, read_wanted
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.interference import interfering_run
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
+from ansible_collections.tapvirt.host.tests.unit.support.libvirt.results import plan_changes
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import (
     SessionDaemon,
     run_here,
@@ -60,24 +63,19 @@ def daemon(the_daemon: SessionDaemon) -> SessionDaemon:
 
 
 @pytest.fixture
-def node(tmp_path: pathlib.Path) -> Run:
+def run_volume(tmp_path: pathlib.Path) -> Run:
     """Run libvirt_volume on a host of the test driver; nothing is kept from run to run."""
 
     def run(*domains: str, check: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        path = tmp_path / "node.xml"
         volumes = "".join(VOLUME.format(name) for name in ("run", "lent", "off", "named", "free"))
-        path.write_text(NODE.format(volumes=volumes, domains="".join(domains)), encoding="utf-8")
-        return run_here("libvirt_volume", {"uri": f"test://{path}", "pool": "p", **args}, check)
+        uri = node_uri(tmp_path, NODE.format(volumes=volumes, domains="".join(domains)))
+        return run_here("libvirt_volume", {"uri": uri, "pool": "p", **args}, check)
 
     return run
 
 
 def volumes(*items: dict[str, t.Any]) -> list[dict[str, t.Any]]:
     return [{"pool": "p", **item} for item in items]
-
-
-def changes(result: dict[str, t.Any]) -> list[tuple[str, t.Any, t.Any]]:
-    return [(row["what"], row["before"], row["after"]) for row in result["plan"]]
 
 
 def image_size(path: pathlib.Path | str) -> int:
@@ -120,10 +118,10 @@ def test_flaw_virt_volume_capacity_unit_mib_8_created_then_cant_shrink(daemon: S
 def test_flaw_virt_volume_check_mode_unsupported(daemon: SessionDaemon) -> None:
     before = daemon.digest()
     planned = daemon.done("libvirt_volume", check=True, pool="p", name="new", capacity="1MiB")
-    assert changes(planned) == [("p/new volume", None, {"capacity_bytes": MIB, "format": "raw"})]
+    assert plan_changes(planned) == [("p/new volume", None, {"capacity_bytes": MIB, "format": "raw"})]
     assert (planned["changed"], planned["volumes"][0]["state"]) == (True, "present")
     assert daemon.digest() == before
-    assert changes(daemon.done("libvirt_volume", pool="p", name="new", capacity="1MiB")) == changes(planned)
+    assert plan_changes(daemon.done("libvirt_volume", pool="p", name="new", capacity="1MiB")) == plan_changes(planned)
     planned = daemon.done("libvirt_volume", check=True, pool="p", name="new", state="absent")
     assert [row["how"] for row in planned["plan"]] == ["delete"]
     assert (daemon.files / "p" / "new").stat().st_size == MIB
@@ -134,7 +132,7 @@ def test_a_volume_grows_and_shrinks_only_when_told_to(daemon: SessionDaemon) -> 
         thin: dict[str, t.Any] = {"pool": "p", "name": form, "format": form, "allocation": "0"}
         daemon.done("libvirt_volume", **thin, capacity="8MiB")
         grown = daemon.twice("libvirt_volume", **thin, capacity="16MiB")
-        assert changes(grown) == [(f"p/{form} capacity", 8 * MIB, 16 * MIB)]
+        assert plan_changes(grown) == [(f"p/{form} capacity", 8 * MIB, 16 * MIB)]
         assert image_size(daemon.files / "p" / form) == 16 * MIB
         refused = daemon.module("libvirt_volume", **thin, capacity="8MiB")
         assert refused["msg"] == (
@@ -266,11 +264,11 @@ def test_a_raw_file_is_uploaded_once_and_again_when_its_content_is_pinned(
     assert daemon.done("libvirt_volume", pool="p", name="up", source=str(file))["plan"] == []
     assert digest_in(daemon, "up") == changed
     again = daemon.twice("libvirt_volume", **wanted)
-    assert changes(again) == [("p/up content", changed, first)]
+    assert plan_changes(again) == [("p/up content", changed, first)]
     assert digest_in(daemon, "up") == first
     # Room for more: what is pinned is the file's part of it.
     roomy = daemon.twice("libvirt_volume", **wanted, capacity="2MiB")
-    assert changes(roomy) == [("p/up capacity", len(file.read_bytes()), 2 * MIB)]
+    assert plan_changes(roomy) == [("p/up capacity", len(file.read_bytes()), 2 * MIB)]
 
 
 def test_an_image_is_uploaded_with_its_format_and_grows(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
@@ -479,27 +477,27 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
         )
 
 
-def test_what_a_domain_stands_on_is_left_alone(node: Run) -> None:
+def test_what_a_domain_stands_on_is_left_alone(run_volume: Run) -> None:
     running = DOMAIN.format(name="web1", disk=DISK.format("run", ""), state=RUNNING)
     reading = DOMAIN.format(name="web2", disk=DISK.format("lent", "<readonly/>"), state=RUNNING)
     off = DOMAIN.format(name="old1", disk=DISK.format("off", ""), state=OFF)
     named = DOMAIN.format(name="old2", disk=IN_POOL.format("named"), state=OFF)
     domains = (running, reading, off, named)
     for name, domain in (("run", "web1"), ("lent", "web2"), ("off", "old1"), ("named", "old2")):
-        refused = node(*domains, name=name, state="absent")
+        refused = run_volume(*domains, name=name, state="absent")
         assert refused["msg"] == (
             f"Invalid value 'absent' for state: Volume 'p/{name}' would be deleted, but domains use the volume: "
             f"{domain}. Set allow_in_use: true to do it anyway."
         )
         assert refused["volumes"][0]["error"] == refused["error"]
         assert refused["changed"] is False
-        forced = node(*domains, name=name, state="absent", allow_in_use=True)
+        forced = run_volume(*domains, name=name, state="absent", allow_in_use=True)
         assert (forced["volumes"][0]["state"], forced["volumes"][0]["error"]) == ("absent", None)
-    assert node(*domains, name="free", state="absent")["volumes"][0]["state"] == "absent"
-    assert "web1" in node(*domains, name="run", capacity="8KiB")["msg"]
-    assert node(*domains, check=True, name="off", capacity="8KiB")["plan"][0]["how"] == "resize"
-    assert "would not be consistent" in node(*domains, name="x", clone_from="run")["msg"]
-    assert node(*domains, name="x", clone_from="lent")["volumes"][0]["state"] == "present"
+    assert run_volume(*domains, name="free", state="absent")["volumes"][0]["state"] == "absent"
+    assert "web1" in run_volume(*domains, name="run", capacity="8KiB")["msg"]
+    assert run_volume(*domains, check=True, name="off", capacity="8KiB")["plan"][0]["how"] == "resize"
+    assert "would not be consistent" in run_volume(*domains, name="x", clone_from="run")["msg"]
+    assert run_volume(*domains, name="x", clone_from="lent")["volumes"][0]["state"] == "present"
 
 
 def test_info_tells_who_stands_on_a_volume_by_an_overlay_or_with_its_firmware(tmp_path: pathlib.Path) -> None:
@@ -507,31 +505,27 @@ def test_info_tells_who_stands_on_a_volume_by_an_overlay_or_with_its_firmware(tm
     there = VOLUME.format("top").replace("</volume>", below) + VOLUME.format("base") + VOLUME.format("vars")
     nvram = "<loader type='pflash'>/l</loader><nvram type='file'><source file='/nowhere/p/vars'/></nvram></os>"
     domain = DOMAIN.format(name="web1", disk=IN_POOL.format("top"), state=OFF).replace("</os>", nvram)
-    path = tmp_path / "node.xml"
-    path.write_text(NODE.format(volumes=there, domains=domain), encoding="utf-8")
-    rows = run_here("libvirt_volume_info", {"uri": f"test://{path}"})["volumes"]
+    uri = node_uri(tmp_path, NODE.format(volumes=there, domains=domain))
+    rows = run_here("libvirt_volume_info", {"uri": uri})["volumes"]
     assert {row["name"]: row["used_by"] for row in rows} == {"top": ["web1"], "base": ["web1"], "vars": ["web1"]}
 
 
-class _Late(VolumeRun):
-    """A run in whose way somebody else defines a domain between plan and apply."""
-
-    def _apply_all(self, connection: t.Any, touched: t.Any) -> None:
-        connection.defineXML(DOMAIN.format(name="late", disk=DISK.format("free", ""), state=OFF))
-        super()._apply_all(connection, touched)
+def define_late_domain(connection: t.Any) -> None:
+    connection.defineXML(DOMAIN.format(name="late", disk=DISK.format("free", ""), state=OFF))
 
 
 def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "node.xml"
-    path.write_text(NODE.format(volumes=VOLUME.format("free"), domains=""), encoding="utf-8")
+    uri = node_uri(tmp_path, NODE.format(volumes=VOLUME.format("free"), domains=""))
     for allowed in (False, True):
         flags = {"force_shrink": False, "allow_in_use": allowed}
-        run = _Late(read_wanted([{"pool": "p", "name": "free", "state": "absent", **flags}]), print)
+        run = interfering_run(VolumeRun, define_late_domain)(
+            read_wanted([{"pool": "p", "name": "free", "state": "absent", **flags}]), print
+        )
         if allowed:
-            assert run.converge(f"test://{path}", 10, False, False)["volumes"][0]["state"] == "absent"
+            assert run.converge(uri, 10, False, False)["volumes"][0]["state"] == "absent"
             continue
         with pytest.raises(TapvirtError, match="but domains use the volume: late[.]") as refused:
-            run.converge(f"test://{path}", 10, False, False)
+            run.converge(uri, 10, False, False)
         assert (refused.value.fields["changed"], refused.value.fields["volumes"][0]["state"]) == (False, "present")
 
 

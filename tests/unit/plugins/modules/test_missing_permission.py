@@ -73,7 +73,7 @@ def closed() -> t.Iterator[pathlib.Path]:
 
 
 @pytest.fixture
-def run(collections) -> t.Callable[..., dict[str, t.Any]]:
+def run_as_nobody(collections) -> t.Callable[..., dict[str, t.Any]]:
     """Run a module as nobody."""
 
     def run(module: str, args: t.Mapping[str, t.Any], check: bool = False) -> dict[str, t.Any]:
@@ -102,37 +102,37 @@ def refused(path: t.Any, needs: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "check"), [("x.stp", False), ("new/x.stp", True)])
-def test_a_script_needs_permission_for_its_directory(name, check, run, closed):
-    result = run("stap_script", {"src": "/x.stp", "_content": SCRIPT, "dest": str(closed / name)}, check)
+def test_a_script_needs_permission_for_its_directory(name, check, run_as_nobody, closed):
+    result = run_as_nobody("stap_script", {"src": "/x.stp", "_content": SCRIPT, "dest": str(closed / name)}, check)
     assert result["msg"] == refused(closed / name, PATH)
 
 
-def test_a_store_that_cannot_be_read_is_not_an_empty_one(run, closed):
-    assert run("stap_store", {"store": str(closed), "older_than": "1s"})["msg"] == refused(closed, PATH)
+def test_a_store_that_cannot_be_read_is_not_an_empty_one(run_as_nobody, closed):
+    assert run_as_nobody("stap_store", {"store": str(closed), "older_than": "1s"})["msg"] == refused(closed, PATH)
 
 
 @pytest.mark.parametrize(
     ("module", "name"), [("libvirt_domain_info", ""), ("libvirt_domain", "/new"), ("libvirt_snapshot", "")]
 )
-def test_an_embedded_driver_needs_permission_for_its_root(module, name, run, closed):
+def test_an_embedded_driver_needs_permission_for_its_root(module, name, run_as_nobody, closed):
     pytest.importorskip("libvirt")
     args: dict[str, t.Any] = {"uri": f"qemu:///embed?root={closed}{name}"}
     if module == "libvirt_domain":
         args["domains"] = [{"name": "one", "state": "absent"}]
     elif module == "libvirt_snapshot":
         args["snapshots"] = [{"domain": "one", "name": "two", "state": "absent"}]
-    assert run(module, args)["msg"] == refused(f"{closed}{name}/etc/qemu.conf", PATH)
+    assert run_as_nobody(module, args)["msg"] == refused(f"{closed}{name}/etc/qemu.conf", PATH)
 
 
-def test_parameters_need_root(run):
+def test_parameters_need_root(run_as_nobody):
     path = pathlib.Path("/sys/module/kernel/parameters/panic")
     value = path.read_text(encoding="ascii")
     entry = {"module": "kernel", "name": "panic", "value": int(value) + 1}
-    result = run("kernel_module_param", {"params": [entry]})
+    result = run_as_nobody("kernel_module_param", {"params": [entry]})
     assert re.fullmatch(re.escape(refused("@", ROOT)).replace("@", r"/var/lib/\S*"), result["msg"])
     assert path.read_text(encoding="ascii") == value
     # Whoever may read the values may ask what would change.
-    assert run("kernel_module_param", {"params": [entry]}, check=True)["changed"] is True
+    assert run_as_nobody("kernel_module_param", {"params": [entry]}, check=True)["changed"] is True
 
 
 RESTORE = """

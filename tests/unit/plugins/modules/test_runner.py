@@ -16,7 +16,7 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import campaign
-from ansible_collections.tapvirt.host.tests.unit.docs.documents import example
+from ansible_collections.tapvirt.host.tests.unit.support.documents import example
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.short_directory import short_directory
 
 COLLECTIONS = pathlib.Path(campaign.__file__).resolve().parents[6]
@@ -103,7 +103,7 @@ def settled(value: t.Any) -> t.Any:
     return PASSING.sub("*", value) if isinstance(value, str) else value
 
 
-def row(host: str, task: str, status: str, result: t.Any) -> Row:
+def compared_row(host: str, task: str, status: str, result: t.Any) -> Row:
     """Return what is compared of a result; a task is named with its role in one place and without in the other."""
     compared = {} if status == "skipped" or "censored" in result else settled(result)  # there is no more in an event
     return host, task.rpartition(" : ")[2], status, json.dumps(compared, sort_keys=True)
@@ -138,8 +138,8 @@ def check(artifacts: pathlib.Path, by_hand: list[dict[str, t.Any]]) -> None:
             result = data.get("res", {})
             assert result or event["event"] == "runner_on_skipped", "it was too long for AWX"
             assert len(json.dumps(result)) < RESULT_CHARACTERS
-            rows.append(row(data["host"], data["task"], STATUS[event["event"]], result))
-    wanted = [row(each["host"], each["task"], each["status"], each["result"]) for each in by_hand]
+            rows.append(compared_row(data["host"], data["task"], STATUS[event["event"]], result))
+    wanted = [compared_row(each["host"], each["task"], each["status"], each["result"]) for each in by_hand]
     assert sorted(rows) == sorted(wanted)
     (stats,) = [event["event_data"] for event in events if event["event"] == "playbook_on_stats"]
     kept = stats["artifact_data"]

@@ -30,7 +30,7 @@ KINDS = {
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices")
 
 
-def make(kind: str, path: pathlib.Path) -> pathlib.Path:
+def make_special(kind: str, path: pathlib.Path) -> pathlib.Path:
     """Make a file that is not a regular one; /dev/null's neighbour stands for all devices."""
     if kind == "fifo":
         os.mkfifo(path)
@@ -54,7 +54,7 @@ def is_same(one: os.stat_result, other: os.stat_result) -> bool:
 @pytest.fixture(params=["fifo", "socket", "directory", pytest.param("device", marks=needs_root), "link"])
 def special(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> tuple[pathlib.Path, str]:
     """A path and the words for what is there."""
-    return make(request.param, tmp_path / "x.stp"), KINDS[request.param]
+    return make_special(request.param, tmp_path / "x.stp"), KINDS[request.param]
 
 
 def test_a_script_is_not_put_in_its_place(run_module: RunModule, special: tuple[pathlib.Path, str]) -> None:
@@ -69,7 +69,7 @@ def test_a_script_is_not_put_in_its_place(run_module: RunModule, special: tuple[
 
 
 def test_a_script_is_not_built_from_it(run_module: RunModule, tmp_path: pathlib.Path) -> None:
-    path = make("fifo", tmp_path / "x.stp")
+    path = make_special("fifo", tmp_path / "x.stp")
     done = run_module("stap_module", {"script": str(path), "kernel": "6.1"}, timeout=20)
     problem = "The file cannot be read on the builder: it is a FIFO, not a regular file."
     expected = f"Invalid value {str(path)!r} for script: {problem}"
@@ -77,13 +77,13 @@ def test_a_script_is_not_built_from_it(run_module: RunModule, tmp_path: pathlib.
 
 
 def test_a_symbol_table_is_not_read_from_it(run_module: RunModule, tmp_path: pathlib.Path) -> None:
-    args = {"symbols": ["vfs_read"], "source": "system_map", "path": str(make("fifo", tmp_path / "map"))}
+    args = {"symbols": ["vfs_read"], "source": "system_map", "path": str(make_special("fifo", tmp_path / "map"))}
     done = run_module("kernel_symbol_info", args, timeout=20)
     assert "it is a FIFO, not a regular file" in str(done)
 
 
 def test_an_image_of_xen_is_not_read_from_it(run_module: RunModule, tmp_path: pathlib.Path) -> None:
-    make("fifo", tmp_path / "xen-4.17-amd64.gz")
+    make_special("fifo", tmp_path / "xen-4.17-amd64.gz")
     (row,) = run_module("xen_info", {"boot": str(tmp_path)}, timeout=20)["images"]
     assert row["reason"] == "it is a FIFO, not a regular file"
 
@@ -137,6 +137,6 @@ def test_a_file_of_the_controller_is_not_put_there(
 
 def test_the_output_of_a_trace_is_not_put_there(tmp_path: pathlib.Path) -> None:
     with pytest.raises(AnsibleActionFail, match="output: .* is a FIFO, not a directory"):
-        progress.check_directory(str(make("fifo", tmp_path / "x")))
+        progress.check_directory(str(make_special("fifo", tmp_path / "x")))
     progress.check_directory(str(tmp_path))
     progress.check_directory(str(tmp_path / "new"))

@@ -18,7 +18,7 @@ DEBIAN = {"name": "debian", "family": "Debian"}
 ROCKY = {"name": "rocky", "family": "RedHat"}
 
 
-def host(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict[str, t.Any]:
+def host_facts(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict[str, t.Any]:
     return {
         "distribution": DEBIAN,
         "kernel": {"release": release},
@@ -31,7 +31,7 @@ def host(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict[str, 
     }
 
 
-def builder(
+def builder_facts(
     *releases: str, stap: str = "5.6", tested: str = "7.3", debuginfo: bool = True, **more: t.Any
 ) -> dict[str, t.Any]:
     kernels = {release: {"version": "#1", "compiler": "gcc-14", "debuginfo": debuginfo} for release in releases}
@@ -40,31 +40,31 @@ def builder(
 
 
 def test_a_kernel_goes_to_who_has_its_headers() -> None:
-    builders = {"old": builder(OLD), "new": builder(NEW)}
-    assert trace_builder_for(host(OLD), builders)["builder"] == "old"
-    chosen = trace_builder_for(host(NEW), builders)
+    builders = {"old": builder_facts(OLD), "new": builder_facts(NEW)}
+    assert trace_builder_for(host_facts(OLD), builders)["builder"] == "old"
+    chosen = trace_builder_for(host_facts(NEW), builders)
     assert (chosen["builder"], chosen["verdict"], chosen["remedy"], chosen["findings"]) == ("new", "ready", None, [])
     assert chosen["reason"] == f"kernel {NEW} can be traced, built on new"
 
 
 def test_the_first_of_several_and_one_with_debug_information_before_one_without() -> None:
-    assert trace_builder_for(host(NEW), {"b": builder(NEW), "a": builder(NEW)})["builder"] == "b"
-    bare = builder(OLD, NEW, debuginfo=False)
-    both = {"bare": bare, "whole": builder(NEW)}
-    assert trace_builder_for(host(NEW), both)["builder"] == "whole"
-    alone = trace_builder_for(host(OLD), both)
+    assert trace_builder_for(host_facts(NEW), {"b": builder_facts(NEW), "a": builder_facts(NEW)})["builder"] == "b"
+    bare = builder_facts(OLD, NEW, debuginfo=False)
+    both = {"bare": bare, "whole": builder_facts(NEW)}
+    assert trace_builder_for(host_facts(NEW), both)["builder"] == "whole"
+    alone = trace_builder_for(host_facts(OLD), both)
     assert (alone["builder"], [row["check"] for row in alone["findings"]]) == ("bare", ["debuginfo"])
 
 
 def test_versions_decide_as_well() -> None:
-    builders = {"older": builder(NEW, stap="5.1", tested="6.9"), "newer": builder(NEW)}
-    assert trace_builder_for(host(NEW), builders)["builder"] == "newer"
-    four = {"five": builder(OLD), "four": builder("5.10.0-1-amd64", OLD, stap="4.8", tested="6.1")}
-    assert trace_builder_for(host("5.10.0-1-amd64", staprun="4.8"), four)["builder"] == "four"
+    builders = {"older": builder_facts(NEW, stap="5.1", tested="6.9"), "newer": builder_facts(NEW)}
+    assert trace_builder_for(host_facts(NEW), builders)["builder"] == "newer"
+    four = {"five": builder_facts(OLD), "four": builder_facts("5.10.0-1-amd64", OLD, stap="4.8", tested="6.1")}
+    assert trace_builder_for(host_facts("5.10.0-1-amd64", staprun="4.8"), four)["builder"] == "four"
 
 
 def test_where_none_can_each_says_why_and_what_helps() -> None:
-    none = trace_builder_for(host("9.9"), {"old": builder(OLD), "gone": None, "new": builder(NEW)})
+    none = trace_builder_for(host_facts("9.9"), {"old": builder_facts(OLD), "gone": None, "new": builder_facts(NEW)})
     assert (none["builder"], none["verdict"]) == ("", "refused")
     for said in (f"old: the builder has no headers for 9.9; it has them for: {OLD}", f"it has them for: {NEW}"):
         assert said in none["reason"]
@@ -73,13 +73,13 @@ def test_where_none_can_each_says_why_and_what_helps() -> None:
         "install the package linux-headers-9.9 on the builder (old, new); "
         "use a builder with a newer SystemTap (old, new); prepare it with the role trace_builder (gone)"
     )
-    single = trace_builder_for(host("9.9"), {"only": builder(OLD)})
+    single = trace_builder_for(host_facts("9.9"), {"only": builder_facts(OLD)})
     assert single["reason"].startswith("the builder has no headers for 9.9")
-    assert trace_builder_for(host(OLD), {})["reason"] == "there is no builder"
+    assert trace_builder_for(host_facts(OLD), {})["reason"] == "there is no builder"
 
 
 def test_what_forbids_the_host_itself_is_said_once_and_its_builder_chosen_all_the_same() -> None:
-    refused = trace_builder_for(host(OLD, staprun=None), {"a": builder(OLD), "b": builder(OLD)})
+    refused = trace_builder_for(host_facts(OLD, staprun=None), {"a": builder_facts(OLD), "b": builder_facts(OLD)})
     assert (refused["verdict"], refused["builder"], refused["reason"]) == (
         "refused",
         "a",
@@ -90,8 +90,10 @@ def test_what_forbids_the_host_itself_is_said_once_and_its_builder_chosen_all_th
 
 def test_a_remedy_names_the_packages_of_who_needs_them() -> None:
     release = "5.14.0-427.el9.x86_64"
-    builders = {"deb": builder(OLD), "rock": builder(OLD, distribution=ROCKY)}
-    refused = trace_builder_for(host(release, staprun=None, distribution={"name": "sles", "family": "SUSE"}), builders)
+    builders = {"deb": builder_facts(OLD), "rock": builder_facts(OLD, distribution=ROCKY)}
+    refused = trace_builder_for(
+        host_facts(release, staprun=None, distribution={"name": "sles", "family": "SUSE"}), builders
+    )
     assert refused["remedy"] == (
         "install the package systemtap-runtime; "
         f"install the package linux-headers-{release} on the builder (deb); "
@@ -103,12 +105,15 @@ def test_other_input_is_refused_in_words() -> None:
     with pytest.raises(TapvirtError, match="as its host"):
         trace_builder_for({"verdict": "ready"}, {})
     with pytest.raises(TapvirtError, match="not a dictionary of builders' names"):
-        trace_builder_for(host(OLD), ["builder1"])
-    assert trace_builder_for(host(OLD), {"a": builder(OLD)})["builder"] == "a"
+        trace_builder_for(host_facts(OLD), ["builder1"])
+    assert trace_builder_for(host_facts(OLD), {"a": builder_facts(OLD)})["builder"] == "a"
 
 
 def test_the_builders_that_were_asked_are_known_by_name() -> None:
-    results: list[dict[str, t.Any]] = [{"item": "a", "builder": builder(OLD)}, {"item": "gone", "unreachable": True}]
-    assert asked_builders(results) == {"a": builder(OLD), "gone": None}
-    assert asked_builders(results, "a") == {"a": builder(OLD)}
+    results: list[dict[str, t.Any]] = [
+        {"item": "a", "builder": builder_facts(OLD)},
+        {"item": "gone", "unreachable": True},
+    ]
+    assert asked_builders(results) == {"a": builder_facts(OLD), "gone": None}
+    assert asked_builders(results, "a") == {"a": builder_facts(OLD)}
     assert asked_builders(results, "other") == {"other": None}

@@ -19,7 +19,7 @@ ACCEPT = ("ok", "zero_hits")
 OK = {"outcome": "ok", "reason": "1 of 1 probes armed", "hits": 4, "record_count": 1, "kernel": "6.12.1"}
 
 
-def read(tainted, *messages, first=100, facility=0):
+def reading(tainted, *messages, first=100, facility=0):
     rows = [
         {"sequence": first + number, "facility": facility, "level": "warning", "message": message}
         for number, message in enumerate(messages)
@@ -28,12 +28,12 @@ def read(tainted, *messages, first=100, facility=0):
 
 
 def verdict(run=None, failure=None, before=None, after=None):
-    run, before = OK if run is None else run, before or read(0, "x")
-    return campaign.trace_verdict(run, before=before, after=after or read(0), failure=failure, accept=ACCEPT)
+    run, before = OK if run is None else run, before or reading(0, "x")
+    return campaign.trace_verdict(run, before=before, after=after or reading(0), failure=failure, accept=ACCEPT)
 
 
 def test_a_good_run_stops_nothing():
-    row = verdict(after=read(12288, "tapvirt_x: loading out-of-tree module taints kernel.", first=101))
+    row = verdict(after=reading(12288, "tapvirt_x: loading out-of-tree module taints kernel.", first=101))
     assert (row["outcome"], row["accepted"], row["stop_reasons"], row["hits"], row["records"]) == ("ok", True, [], 4, 1)
 
 
@@ -71,15 +71,15 @@ def test_a_failed_build_is_told_in_the_words_of_the_task():
 def test_new_trouble_in_the_log_stops(message):
     (pattern,) = re.findall(r"kmsg: \{pattern: '(.*?)'", (ROOT / "playbooks/trace.yml").read_text(encoding="utf-8"))
     assert re.search(pattern, message), "the playbook does not read this from the host"
-    assert verdict(after=read(0, message, first=101))["stop_reasons"] == [f"its kernel said: {message}"]
+    assert verdict(after=reading(0, message, first=101))["stop_reasons"] == [f"its kernel said: {message}"]
 
 
 @pytest.mark.parametrize(
     "after",
     [
-        read(0, "WARNING: CPU: 1 PID: 812 at kernel/kprobes.c:1064", first=100),
-        read(0, "WARNING: a service says so", first=101, facility=3),
-        read(0, "ftrace: allocating 42 entries; DEBUG: on", first=101),
+        reading(0, "WARNING: CPU: 1 PID: 812 at kernel/kprobes.c:1064", first=100),
+        reading(0, "WARNING: a service says so", first=101, facility=3),
+        reading(0, "ftrace: allocating 42 entries; DEBUG: on", first=101),
     ],
 )
 def test_what_was_there_before_or_is_not_the_kernels_does_not(after):
@@ -87,14 +87,14 @@ def test_what_was_there_before_or_is_not_the_kernels_does_not(after):
 
 
 def test_a_new_taint_stops_and_an_old_one_does_not():
-    assert verdict(before=read(512, "x"), after=read(12288 | 512))["stop_reasons"] == []
-    row = verdict(after=read(12288 | 512 | 128))
+    assert verdict(before=reading(512, "x"), after=reading(12288 | 512))["stop_reasons"] == []
+    row = verdict(after=reading(12288 | 512 | 128))
     assert row["stop_reasons"] == ["its kernel has become tainted: died, warning"]
 
 
 def test_a_host_that_no_longer_answers_stops():
     for after in ({"unreachable": True, "msg": "ssh"}, {}):
-        row = campaign.trace_verdict({}, before=read(0), after=after)
+        row = campaign.trace_verdict({}, before=reading(0), after=after)
         assert row["outcome"] == "lost"
         assert row["stop_reasons"][0].startswith("it ended as lost: ")
 
@@ -104,7 +104,7 @@ def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
     row = verdict(after=killed)
     assert (row["outcome"], row["accepted"], row["hits"]) == ("ok", True, 4)
     assert row["stop_reasons"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
-    row = campaign.trace_verdict({}, before=killed, after=read(0), failure="MODULE FAILURE")
+    row = campaign.trace_verdict({}, before=killed, after=reading(0), failure="MODULE FAILURE")
     assert (row["outcome"], row["stop_reasons"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
 
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_no_reason():
         "what its kernel has said meanwhile is not known: kernel.tainted is missing",
     ]
     no_log = {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": None}}
-    (line,) = campaign.trace_verdict(OK, before=read(0), after=no_log)["stop_reasons"]
+    (line,) = campaign.trace_verdict(OK, before=reading(0), after=no_log)["stop_reasons"]
     assert line == "what its kernel has said meanwhile is not known: kmsg is missing"
     assert campaign.trace_verdict(OK)["stop_reasons"] == []
 

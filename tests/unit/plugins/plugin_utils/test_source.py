@@ -36,7 +36,7 @@ def defaults(module):
     return {name: rule.get("default") for name, rule in spec.items()}
 
 
-def run(module, options, python=sys.executable, **surroundings):
+def run_payload(module, options, python=sys.executable, **surroundings):
     """Run what is sent to a host, and return the process."""
     program = pipelined.payload(full_name(module), {**defaults(module), **options})
     return subprocess.run([python, "-IS", "-"], input=program, capture_output=True, check=False, **surroundings)
@@ -70,7 +70,7 @@ def test_it_runs_on_a_bare_python_and_takes_nothing_from_its_folder(python, tmp_
     if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip(f"{python} does not start")
     (tmp_path / "json.py").write_text("raise SystemExit('a file of somebody else')\n")
-    done = run("kernel_facts", {"gather_subset": ["!symbols"]}, python, cwd=tmp_path)
+    done = run_payload("kernel_facts", {"gather_subset": ["!symbols"]}, python, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)["ansible_facts"]["tapvirt_kernel"]
     assert facts["release"] == pathlib.Path("/proc/sys/kernel/osrelease").read_text().strip()
@@ -78,7 +78,7 @@ def test_it_runs_on_a_bare_python_and_takes_nothing_from_its_folder(python, tmp_
 
 
 def test_an_error_is_a_result_as_a_module_gives_it():
-    result = json.loads(run("kernel_facts", {"gather_subset": ["symbls"]}).stdout)
+    result = json.loads(run_payload("kernel_facts", {"gather_subset": ["symbls"]}).stdout)
     assert result["failed"] is True
     assert "symbols" in result["msg"]
 
@@ -101,7 +101,7 @@ def test_a_byte_that_is_not_utf8_costs_no_task(tmp_path):
 
 
 def test_a_path_with_a_nul_byte_is_refused_in_one_sentence():
-    result = json.loads(run("kernel_symbol_info", {"path": "/boot/a\0b"}).stdout)
+    result = json.loads(run_payload("kernel_symbol_info", {"path": "/boot/a\0b"}).stdout)
     assert result["msg"] == "Invalid value '/boot/a\\x00b' for path: A path cannot contain a NUL byte."
 
 
@@ -128,7 +128,7 @@ def test_a_path_is_the_hosts(tmp_path):
     image = tmp_path / "boot" / "xen-4.20-amd64.gz"
     image.parent.mkdir()
     image.write_bytes(b"")
-    result = json.loads(run("xen_info", {"boot": "~/boot"}, env={"HOME": str(tmp_path)}).stdout)
+    result = json.loads(run_payload("xen_info", {"boot": "~/boot"}, env={"HOME": str(tmp_path)}).stdout)
     assert [row["path"] for row in result["images"]] == [str(image)]
 
 

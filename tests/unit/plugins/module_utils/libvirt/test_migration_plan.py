@@ -33,7 +33,7 @@ MOUNTS = """\
 """
 
 
-def plan(**passage: t.Any) -> MigrationPlan:
+def plan_passage(**passage: t.Any) -> MigrationPlan:
     observed = Observed(HERE, None, passage=Passage(**passage))
     return plan_migration(Wanted("web"), observed, ("qemu:///system", "qemu+ssh://b/system"), "client")
 
@@ -71,19 +71,19 @@ def disk(file_system: str | None, there: bool | None, **changes: t.Any) -> DiskS
 )
 def test_what_stands_in_the_way_is_a_refusal_in_words(passage: dict[str, t.Any], message: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        plan(**passage)
+        plan_passage(**passage)
     assert refused.value.below("name").message == f"Invalid value 'web' for name: {message}"
 
 
 @pytest.mark.parametrize("seen", [disk("nfs4", None), disk(None, None), disk("ext4", None, readonly=True)])
 def test_what_nobody_can_tell_is_a_doubt(seen: DiskSeen) -> None:
-    found = plan(disks=(seen,))
+    found = plan_passage(disks=(seen,))
     assert found.move
     assert len(found.doubts) == 1
 
 
 def test_what_is_known_to_be_there_is_no_doubt() -> None:
-    assert plan(disks=(disk("nfs4", True),)).doubts == []
+    assert plan_passage(disks=(disk("nfs4", True),)).doubts == []
 
 
 @pytest.mark.parametrize("state", ["crashed", "pmsuspended", "shutdown"])

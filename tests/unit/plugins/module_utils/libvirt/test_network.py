@@ -38,7 +38,7 @@ def network(
     )
 
 
-def host(number: int, name: str, last: int) -> str:
+def dhcp_host(number: int, name: str, last: int) -> str:
     return HOST.format(f"{number:02x}", name, last)
 
 
@@ -50,7 +50,7 @@ def edits(target: ET.Element, running: ET.Element) -> list[tuple[str, str, int, 
     ("one", "other"),
     [
         ({"ip": "address='10.0.0.1' netmask='255.255.255.0'"}, {"ip": "family='ipv4' address='10.0.0.1' prefix='24'"}),
-        ({"dhcp": host(1, "a", 5) + host(2, "b", 6)}, {"dhcp": host(2, "b", 6) + host(1, "a", 5)}),
+        ({"dhcp": dhcp_host(1, "a", 5) + dhcp_host(2, "b", 6)}, {"dhcp": dhcp_host(2, "b", 6) + dhcp_host(1, "a", 5)}),
         ({"dhcp": "<host mac='AA:BB:CC:00:00:01'/>"}, {"dhcp": "<host mac='aa:bb:cc:00:00:01'/>"}),
         ({"forward": "<forward/>"}, {"forward": f"<forward mode='nat'><nat>{NAT_PORTS}</nat></forward>"}),
         (
@@ -84,7 +84,7 @@ def test_a_part_that_one_side_lacks_is_told_entry_by_entry() -> None:
 
 
 def test_one_entry_against_two_is_one_more_entry() -> None:
-    rows = differences(network(dhcp=host(1, "a", 5)), network(dhcp=host(1, "a", 5) + host(2, "b", 6)))
+    rows = differences(network(dhcp=dhcp_host(1, "a", 5)), network(dhcp=dhcp_host(1, "a", 5) + dhcp_host(2, "b", 6)))
     assert [row.path for row in rows] == ["ip[10.0.0.1]/dhcp/host[52:54:00:00:00:02]"]
     second = "<ip family='ipv6' address='fd00::1' prefix='64'/>"
     assert [row.path for row in differences(network(), network(more=second))] == ["ip[ipv6:fd00::1]"]
@@ -97,10 +97,10 @@ POOL = "<forward mode='bridge'>{0}</forward>"
 @pytest.mark.parametrize(
     ("running", "target", "expected"),
     [
-        ({}, {"dhcp": host(1, "a", 5)}, [("add", "IP_DHCP_HOST", 0, "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:01]")]),
+        ({}, {"dhcp": dhcp_host(1, "a", 5)}, [("add", "IP_DHCP_HOST", 0, "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:01]")]),
         (
-            {"dhcp": host(1, "a", 5)},
-            {"dhcp": host(1, "b", 6)},
+            {"dhcp": dhcp_host(1, "a", 5)},
+            {"dhcp": dhcp_host(1, "b", 6)},
             [("modify", "IP_DHCP_HOST", 0, "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:01]")],
         ),
         (
@@ -152,8 +152,8 @@ def test_what_libvirt_can_change_is_changed_by_the_command_that_it_knows(
 
 def test_hosts_that_swap_their_names_are_taken_out_first() -> None:
     """To modify one, libvirt takes the first of the same MAC address or name: here it would be the other one."""
-    running = network(dhcp=host(1, "a", 5) + host(2, "b", 6))
-    target = network(dhcp=host(1, "b", 5) + host(2, "a", 6))
+    running = network(dhcp=dhcp_host(1, "a", 5) + dhcp_host(2, "b", 6))
+    target = network(dhcp=dhcp_host(1, "b", 5) + dhcp_host(2, "a", 6))
     assert [row[0] for row in edits(target, running)] == ["delete", "delete", "add", "add"]
 
 
@@ -168,7 +168,7 @@ def test_a_dns_host_is_taken_out_by_its_address_alone() -> None:
 def test_the_right_address_is_updated_whatever_their_order_is() -> None:
     other = "<ip address='10.1.0.1' prefix='24'>{0}</ip>"
     running = network(more=other.format(""))
-    target = network(more=other.format("<dhcp>" + host(1, "a", 5).replace("10.0", "10.1") + "</dhcp>"))
+    target = network(more=other.format("<dhcp>" + dhcp_host(1, "a", 5).replace("10.0", "10.1") + "</dhcp>"))
     assert [row[2] for row in edits(target, running)] == [1]
     addresses = target.findall("ip")
     for element in addresses:
@@ -248,7 +248,7 @@ def planned(wanted: Wanted, found: Observed | None, target: ET.Element | None, a
 
 
 def test_apply_tells_what_is_stored_what_runs_and_what_waits() -> None:
-    old, new = network(), network(dhcp=host(1, "a", 5), more="<domain name='d'/>")
+    old, new = network(), network(dhcp=dhcp_host(1, "a", 5), more="<domain name='d'/>")
     wanted = Wanted("n", "active", new)
     label = "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:01]"
 

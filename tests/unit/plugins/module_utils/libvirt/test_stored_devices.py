@@ -54,7 +54,7 @@ def definition(devices: str, more: str = "") -> ET.Element:
     return ET.fromstring(TEXT.format(uuid=UUID, devices=devices, more=more))
 
 
-def plan(stored: ET.Element, devices: str, more: str = "", allow: bool = False) -> DomainPlan:
+def plan_devices(stored: ET.Element, devices: str, more: str = "", allow: bool = False) -> DomainPlan:
     """Return the plan without libvirt's own reading of the XML."""
     text = TEXT.format(uuid=UUID, devices=devices, more=more)
     root = parse_definition(text, "domain")
@@ -64,7 +64,7 @@ def plan(stored: ET.Element, devices: str, more: str = "", allow: bool = False) 
     return plan_domain(wanted, observed, desired_definition(wanted, observed, UUID), None, options)
 
 
-def rows(planned: DomainPlan) -> list[tuple[str, t.Any]]:
+def device_rows(planned: DomainPlan) -> list[tuple[str, t.Any]]:
     """Return what changes, without the row that says that the XML is another one."""
     found = [(change.what.partition(" ")[2], change.after) for change in planned.changes]
     return [row for row in found if row[0] != "xml"]
@@ -93,8 +93,8 @@ REMOVABLE = {
 @pytest.mark.parametrize("more", ["", "<description>new</description>"])
 def test_undeclared_device_is_a_removal_row(label: str, more: str) -> None:
     stored = ours(BASE + REMOVABLE[label])
-    planned = plan(stored, BASE, more)
-    removals = [what for what, after in rows(planned) if after is None]
+    planned = plan_devices(stored, BASE, more)
+    removals = [what for what, after in device_rows(planned) if after is None]
     assert removals == [f"devices/{label}"]
     assert planned.define is not None
     devices = ET.fromstring(planned.define).find("devices")
@@ -106,16 +106,16 @@ def test_undeclared_device_is_a_removal_row(label: str, more: str) -> None:
 def test_removal_from_a_domain_of_others_needs_permission(label: str) -> None:
     stored = definition(BASE + ADDED + REMOVABLE[label])
     with pytest.raises(TapvirtError) as refused:
-        plan(stored, BASE, "<description>new</description>")
+        plan_devices(stored, BASE, "<description>new</description>")
     assert label in refused.value.message
     assert "allow_device_removal: true" in refused.value.message
-    allowed = plan(stored, BASE, allow=True)
-    assert rows(allowed) == [(f"devices/{label}", None)]
+    allowed = plan_devices(stored, BASE, allow=True)
+    assert device_rows(allowed) == [(f"devices/{label}", None)]
 
 
 def test_refusal_names_every_device_and_what_is_behind_it() -> None:
     with pytest.raises(TapvirtError) as refused:
-        plan(definition(BASE + ADDED + DATA + NIC + HOST_DEVICE.format("12")), BASE)
+        plan_devices(definition(BASE + ADDED + DATA + NIC + HOST_DEVICE.format("12")), BASE)
     for words in ("disk[vdb] (file=/b.qcow2)", "interface[52:54:00:00:00:01] (network=front)", "slot=0x12"):
         assert words in refused.value.message
 
@@ -123,8 +123,8 @@ def test_refusal_names_every_device_and_what_is_behind_it() -> None:
 @pytest.mark.parametrize("mark", [False, True])
 def test_devices_that_libvirt_added_stay(mark: bool) -> None:
     stored = ours(BASE) if mark else definition(BASE + ADDED)
-    planned = plan(stored, BASE, "<description>new</description>")
-    assert [what for what, _after in rows(planned)] == ["description"]
+    planned = plan_devices(stored, BASE, "<description>new</description>")
+    assert [what for what, _after in device_rows(planned)] == ["description"]
     assert planned.define is not None
     tags = {device.tag for device in ET.fromstring(planned.define).iterfind("devices/*")}
     assert {"controller", "input", "video", "audio", "memballoon"} <= tags
@@ -132,7 +132,10 @@ def test_devices_that_libvirt_added_stay(mark: bool) -> None:
 
 def test_video_is_not_kept_without_a_display() -> None:
     stored = ours(BASE)
-    assert set(rows(plan(stored, SYSTEM + SERIAL))) >= {("devices/graphics[vnc]", None), ("devices/video[0]", None)}
+    assert set(device_rows(plan_devices(stored, SYSTEM + SERIAL))) >= {
+        ("devices/graphics[vnc]", None),
+        ("devices/video[0]", None),
+    }
 
 
 def test_device_that_a_driver_added_at_a_start_is_no_removal() -> None:
@@ -141,13 +144,15 @@ def test_device_that_a_driver_added_at_a_start_is_no_removal() -> None:
     assert devices is not None
     devices.append(ET.fromstring("<controller type='virtio-serial' index='0'/>"))
     devices.append(ET.fromstring("<console type='pty'><target type='xen' port='0'/></console>"))
-    assert [what for what, _after in rows(plan(stored, BASE, "<description>new</description>"))] == ["description"]
+    assert [what for what, _after in device_rows(plan_devices(stored, BASE, "<description>new</description>"))] == [
+        "description"
+    ]
 
 
 def test_second_video_is_a_users_own() -> None:
     two = "<video><model type='vga'/></video><video><model type='virtio'/></video>"
     with pytest.raises(TapvirtError, match=r"video\[1\]"):
-        plan(definition(BASE + two), BASE + "<video><model type='vga'/></video>")
+        plan_devices(definition(BASE + two), BASE + "<video><model type='vga'/></video>")
 
 
 def test_device_of_the_host_is_found_by_its_source() -> None:
@@ -155,9 +160,9 @@ def test_device_of_the_host_is_found_by_its_source() -> None:
     as_number = (
         "<hostdev mode='subsystem' type='pci'><source><address bus='6' slot='{0}' function='0'/></source></hostdev>"
     )
-    plan(stored, BASE + as_number.format(0x13) + as_number.format(0x12))
+    plan_devices(stored, BASE + as_number.format(0x13) + as_number.format(0x12))
     with pytest.raises(TapvirtError, match="slot=0x12"):
-        plan(stored, BASE + as_number.format(0x13) + as_number.format(0x14))
+        plan_devices(stored, BASE + as_number.format(0x13) + as_number.format(0x14))
 
 
 def test_devices_without_a_key_are_the_stored_ones() -> None:
@@ -173,7 +178,7 @@ def test_devices_without_a_key_are_the_stored_ones() -> None:
         "<input type='tablet'/><channel type='spicevmc'><target type='virtio'/></channel>"
         "<controller type='scsi' model='virtio-scsi'/><interface type='network'><source network='front'/></interface>"
     )
-    assert rows(plan(stored, devices)) == []
+    assert device_rows(plan_devices(stored, devices)) == []
     assert result_mark(Mark("w", None), definition(devices), stored).filled == ()
 
 
@@ -206,15 +211,15 @@ def test_undeclared_part_that_libvirt_never_adds_is_a_row(more: str, devices: st
     stored = definition(SYSTEM + devices, more)
     declared = NIC if "<interface" in devices else DATA if devices else ""
     declared = "<graphics type='vnc'/>" if path == "passwd" else declared
-    (row,) = rows(plan(stored, SYSTEM + declared))
+    (row,) = device_rows(plan_devices(stored, SYSTEM + declared))
     assert row[0].endswith(path)
     assert row[1] in (None, "********")
-    assert rows(plan(stored, SYSTEM + devices, more)) == []
+    assert device_rows(plan_devices(stored, SYSTEM + devices, more)) == []
 
 
 def test_drive_is_read_only_by_itself() -> None:
     drive = "<disk type='file' device='cdrom'><target dev='hdc' bus='ide'/>{0}</disk>"
-    assert rows(plan(definition(drive.format("<readonly/>")), drive.format(""))) == []
+    assert device_rows(plan_devices(definition(drive.format("<readonly/>")), drive.format(""))) == []
 
 
 def marked(devices: str, declared: tuple[str, ...] | None, filled: tuple[str, ...] = ()) -> ET.Element:
@@ -242,11 +247,11 @@ def test_device_that_was_declared_is_a_row_or_stays(label: str, known: bool) -> 
     """An older mark does not have what was declared: the device stays then."""
     first = "<console type='pty'><target type='lxc' port='0'/></console>" if "lxc" in label else ""
     stored = marked(SCSI_DISK + first + DECLARED[label], (label,) if known else None)
-    planned = plan(stored, SCSI_DISK + first, "<title>new</title>")
+    planned = plan_devices(stored, SCSI_DISK + first, "<title>new</title>")
     assert planned.define is not None
     devices = ET.fromstring(planned.define).find("devices")
     assert devices is not None
-    is_row, stays = (f"devices/{label}", None) in rows(planned), label in children_by_key(devices)
+    is_row, stays = (f"devices/{label}", None) in device_rows(planned), label in children_by_key(devices)
     # Only one of LXC's consoles can be told from those of others without a mark.
     assert (is_row, stays) == ((True, False) if known or "lxc" in label else (False, True))
 
@@ -261,11 +266,11 @@ def test_mark_notes_what_was_declared() -> None:
 @pytest.mark.parametrize(("label", "text"), [("hub[0]", "<hub type='usb'/>"), ("iommu[0]", "<iommu model='intel'/>")])
 def test_hub_and_iommu_of_libvirt_stay(label: str, text: str) -> None:
     for stored in (definition(SYSTEM + text), marked(SYSTEM + text, (), (label,))):
-        planned = plan(stored, SYSTEM, "<title>new</title>")
-        assert rows(planned) == [("title", "new")]
+        planned = plan_devices(stored, SYSTEM, "<title>new</title>")
+        assert device_rows(planned) == [("title", "new")]
         assert planned.define is not None
         assert f"<{label[:3]}" in planned.define
-    assert rows(plan(marked(SYSTEM + text, (label,)), SYSTEM)) == [(f"devices/{label}", None)]
+    assert device_rows(plan_devices(marked(SYSTEM + text, (label,)), SYSTEM)) == [(f"devices/{label}", None)]
 
 
 @pytest.mark.parametrize(
@@ -285,28 +290,30 @@ def test_serial_device_is_libvirts_own_where_it_is_the_console(serial: str, cons
     kind = "file" if "type='file'" in serial else "pty"
     source = "<source path='/log'/>" if kind == "file" else ""
     stored = definition(f"{serial}<console type='{kind}'>{source}<target type='serial' port='0'/></console>")
-    found = rows(plan(stored, console, "<title>new</title>", allow=True))
+    found = device_rows(plan_devices(stored, console, "<title>new</title>", allow=True))
     assert (("devices/serial[0]", None) in found) is lost
     if lost:
         with pytest.raises(TapvirtError, match=r"serial\[0\]"):
-            plan(stored, console)
+            plan_devices(stored, console)
 
 
 def test_moved_disk_is_named_under_both_targets() -> None:
     with pytest.raises(TapvirtError) as refused:
-        plan(definition(SYSTEM + DATA), SYSTEM + DATA.replace("vdb", "vdc"))
+        plan_devices(definition(SYSTEM + DATA), SYSTEM + DATA.replace("vdb", "vdc"))
     assert "disk[vdb] (file=/b.qcow2), which it declares as disk[vdc]" in refused.value.message
     with pytest.raises(TapvirtError) as refused:
-        plan(definition(SYSTEM + DATA), SYSTEM)
+        plan_devices(definition(SYSTEM + DATA), SYSTEM)
     assert "which it declares" not in refused.value.message
 
 
 def test_replaced_device_of_the_host_is_one_row() -> None:
     old, new, kept = (HOST_DEVICE.format(slot) for slot in ("12", "13", "14"))
-    (change,) = plan(definition(SYSTEM + old + kept), SYSTEM + new + kept, allow=True).changes[:-1]
+    (change,) = plan_devices(definition(SYSTEM + old + kept), SYSTEM + new + kept, allow=True).changes[:-1]
     assert change.what == "guest devices/hostdev[0]"
     assert ('slot="0x12"' in change.before, 'slot="0x13"' in change.after) == (True, True)
-    assert rows(plan(definition(SYSTEM + old + kept), SYSTEM + kept, allow=True)) == [("devices/hostdev[0]", None)]
+    assert device_rows(plan_devices(definition(SYSTEM + old + kept), SYSTEM + kept, allow=True)) == [
+        ("devices/hostdev[0]", None)
+    ]
 
 
 def test_pending_rows_name_every_lost_device() -> None:
@@ -328,9 +335,9 @@ def test_xml_that_is_not_the_one_applied_last_is_a_row() -> None:
     """The rest of what it leaves out is not shown; libvirt may have added it."""
     nic = NIC.replace("</interface>", "<model type='netfront'/></interface>")
     for stored in (ours(BASE + nic), definition(BASE + nic + ADDED)):
-        planned = plan(stored, BASE + NIC, "<title>new</title>")
+        planned = plan_devices(stored, BASE + NIC, "<title>new</title>")
         assert [change.what for change in planned.changes] == ["guest title", "guest xml"]
-    assert plan(definition(BASE + nic + ADDED), BASE + NIC).changes == []
+    assert plan_devices(definition(BASE + nic + ADDED), BASE + NIC).changes == []
 
 
 # ---- controllers -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ COMPILERS = [Compiler("gcc", 14, "gcc-14"), Compiler("gcc", 16, "gcc-16")]
 TOOLS = builders.Toolchain("5.6", "Systemtap translator/driver (version 5.6/0.196)", ("3.10", "7.3.0-rc3"), COMPILERS)
 
 
-def builder(path: pathlib.Path) -> Root:
+def builder_root(path: pathlib.Path) -> Root:
     """A builder's tree with headers of one kernel, as Debian packs them."""
     headers = path / "usr/lib/modules" / RELEASE / "build"
     (headers / "include/generated").mkdir(parents=True)
@@ -45,7 +45,7 @@ def builder(path: pathlib.Path) -> Root:
 
 
 def test_kernels_and_compilers_are_found(tmp_path: pathlib.Path) -> None:
-    root = builder(tmp_path)
+    root = builder_root(tmp_path)
     compilers = find_compilers(root)
     assert compilers == COMPILERS
     kernel = builders.read_kernels(root, compilers)[RELEASE]
@@ -67,7 +67,7 @@ def test_the_compiler_is_the_named_or_the_next_newer(wanted: int | None, chosen:
 
 
 def test_headers_must_be_of_the_hosts_kernel(tmp_path: pathlib.Path) -> None:
-    kernels = builders.read_kernels(builder(tmp_path), TOOLS.compilers)
+    kernels = builders.read_kernels(builder_root(tmp_path), TOOLS.compilers)
     assert builders.find_kernel(kernels, RELEASE, None).release == RELEASE
     with pytest.raises(InvalidInput) as caught:
         builders.find_kernel(kernels, "6.12.108+deb13-cloud-amd64", None)
@@ -77,7 +77,7 @@ def test_headers_must_be_of_the_hosts_kernel(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> None:
-    kernel = builders.read_kernels(builder(tmp_path), TOOLS.compilers)[RELEASE]
+    kernel = builders.read_kernels(builder_root(tmp_path), TOOLS.compilers)[RELEASE]
     order = build.BuildRequest("vfs latency.x", "probe begin { }", kernel, False, 10)
     assert order.module_name.startswith("tapvirt_vfs_latency_x_") and len(order.module_name) < 56
     key = build.key_of(order, TOOLS)
@@ -98,7 +98,7 @@ def test_the_key_covers_what_the_module_depends_on(tmp_path: pathlib.Path) -> No
 
 
 def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:
-    root = builder(tmp_path / "builder")
+    root = builder_root(tmp_path / "builder")
     store = Store(str(tmp_path / "store"))
     kernel = builders.read_kernels(root, TOOLS.compilers)[RELEASE]
     for _time in range(2):
@@ -117,7 +117,7 @@ def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_headers_of_the_named_tracepoints_are_linked(tmp_path: pathlib.Path, points: str, linked: list[str]) -> None:
-    root = builder(tmp_path)
+    root = builder_root(tmp_path)
     common = "usr/src/linux-headers-6.12.107+deb13-common"
     (tmp_path / "usr/lib/modules" / RELEASE / "build/Makefile").write_text(f"include /{common}/Makefile\n")
     for name, system in (

@@ -181,7 +181,7 @@ def write(path: pathlib.Path, text: str = "", mode: int = 0o644) -> None:
     path.chmod(mode)
 
 
-def make(layout: Layout, path: pathlib.Path) -> Root:
+def lay_out(layout: Layout, path: pathlib.Path) -> Root:
     """Lay a distribution's files down."""
     write(path / "etc/os-release", layout.os_release)
     for name, text in layout.programs.items():
@@ -204,7 +204,7 @@ def make(layout: Layout, path: pathlib.Path) -> Root:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -> None:
     layout = LAYOUTS[name]
-    root = make(layout, tmp_path)
+    root = lay_out(layout, tmp_path)
     found = compilers.find_compilers(root)
     place = str(tmp_path)
     assert [(one.kind, one.major, one.command.replace(place, "ROOT")) for one in found] == layout.found
@@ -219,12 +219,12 @@ def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -
 
 
 def test_the_full_version_of_a_plain_command_is_kept(tmp_path: pathlib.Path) -> None:
-    found = compilers.find_compilers(make(LAYOUTS["EL 8"], tmp_path))
+    found = compilers.find_compilers(lay_out(LAYOUTS["EL 8"], tmp_path))
     assert [(one.command.startswith("/"), one.version) for one in found] == [(False, "8.5.0"), (True, None)]
 
 
 def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
-    root = make(LAYOUTS["Arch, a kernel that clang compiled"], tmp_path)
+    root = lay_out(LAYOUTS["Arch, a kernel that clang compiled"], tmp_path)
     kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
     assert kernel.make_options == ["-B", "CC=clang", "-B", "LLVM=1"]
     versioned = compilers.Compiler("clang", 18, "clang-18")
@@ -236,7 +236,7 @@ def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
 
 def test_a_kernel_that_clang_compiled_is_not_built_for_by_gcc(tmp_path: pathlib.Path) -> None:
     layout = LAYOUTS["Arch, a kernel that clang compiled"]
-    root = make(dataclasses.replace(layout, programs={"usr/bin/gcc": GCC.format("14.2.1")}), tmp_path)
+    root = lay_out(dataclasses.replace(layout, programs={"usr/bin/gcc": GCC.format("14.2.1")}), tmp_path)
     kernels = toolchain.read_kernels(root, compilers.find_compilers(root))
     with pytest.raises(InvalidInput, match="was compiled with clang 18, and this builder has no clang"):
         toolchain.find_kernel(kernels, layout.release, None)
@@ -290,7 +290,7 @@ def test_the_links_for_stap_lead_to_modules_and_symbols(tmp_path: pathlib.Path) 
         ("Arch", "usr/lib/modules/6.12.1-arch1-1/kernel", "usr/lib/modules/6.12.1-arch1-1/build/System.map"),
     ):
         layout = LAYOUTS[name]
-        root = make(layout, tmp_path / name)
+        root = lay_out(layout, tmp_path / name)
         if symbols:
             write(tmp_path / name / symbols, "x" * 5000)
         kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
@@ -332,7 +332,7 @@ def test_the_family_of_a_distribution_is_read(os_release: str, family: t.Any, tm
 def test_red_hats_flavours_have_packages_of_their_own(
     release: str, headers: str, debuginfo: str, tmp_path: pathlib.Path
 ) -> None:
-    distribution = read_distribution(make(LAYOUTS["Fedora"], tmp_path))
+    distribution = read_distribution(lay_out(LAYOUTS["Fedora"], tmp_path))
     bare = release.partition("+")[0]
     assert packages("headers", distribution, release) == (headers.format(bare),)
     assert packages("debuginfo", distribution, release) == (debuginfo.format(bare),)

@@ -31,7 +31,7 @@ SLES = {"name": "sles", "family": "SUSE"}
 ARCH = {"name": "arch", "family": "Arch"}
 
 
-def host(release: str = K612, staprun: str | None = "5.1", **changes: object) -> dict[str, t.Any]:
+def host_facts(release: str = K612, staprun: str | None = "5.1", **changes: object) -> dict[str, t.Any]:
     """Return the facts of a host that nothing speaks against."""
     facts: dict[str, t.Any] = {
         "distribution": DEBIAN,
@@ -46,7 +46,7 @@ def host(release: str = K612, staprun: str | None = "5.1", **changes: object) ->
     return {**facts, **changes}
 
 
-def builder(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
+def builder_facts(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
     """Return the facts of a builder for one kernel."""
     kernel = {"version": None, "compiler": compiler, "compiled_with": "gcc 14", "debuginfo": True}
     return {"distribution": DEBIAN, "stap": stap, "tested": ["3.10", TESTED[stap]], "kernels": {release: kernel}}
@@ -69,7 +69,7 @@ def builder(release: str, stap: str, compiler: str | None) -> dict[str, t.Any]:
     ],
 )
 def test_four_versions_are_judged_together(release, stap, compiler, staprun, refused):
-    findings = find_problems(host(release, staprun), builder(release, stap, compiler))
+    findings = find_problems(host_facts(release, staprun), builder_facts(release, stap, compiler))
     assert [finding.check for finding in findings if finding.blocks] == refused
     assert all(finding.reason and finding.remedy for finding in findings)
 
@@ -98,7 +98,7 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
     ],
 )
 def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, said):
-    (finding,) = find_problems(host(**changes), None)
+    (finding,) = find_problems(host_facts(**changes), None)
     assert (finding.check, finding.blocks) == (check, blocks)
     assert said in finding.remedy
 
@@ -162,8 +162,10 @@ def test_remedies_name_the_packages_of_the_hosts_own_family(
     distribution, release, runtime, toolchain, headers, debuginfo
 ):
     def remedies(staprun: str | None = "5.6", **changes: t.Any) -> list[str]:
-        facts = {**builder(release, "5.6", "gcc-14"), "distribution": distribution, **changes}
-        return [finding.remedy for finding in find_problems(host(release, staprun, distribution=distribution), facts)]
+        facts = {**builder_facts(release, "5.6", "gcc-14"), "distribution": distribution, **changes}
+        return [
+            finding.remedy for finding in find_problems(host_facts(release, staprun, distribution=distribution), facts)
+        ]
 
     bare = {"version": None, "compiler": "gcc", "compiled_with": "gcc", "debuginfo": False}
     assert remedies(None) == [runtime]
@@ -177,20 +179,20 @@ def test_remedies_name_the_packages_of_the_hosts_own_family(
 
 @pytest.mark.parametrize(("origin", "kind"), [("gcc 14", "gcc"), ("clang 18", "clang")])
 def test_a_missing_compiler_is_named(origin, kind):
-    facts = builder(K612, "5.6", None)
+    facts = builder_facts(K612, "5.6", None)
     facts["kernels"][K612]["compiled_with"] = origin
-    (finding,) = find_problems(host(), facts)
+    (finding,) = find_problems(host_facts(), facts)
     assert finding.reason == f"the builder has no {kind} to build for {K612}, which was compiled with {origin}"
     assert finding.remedy.startswith("install the package") and kind in finding.remedy
 
 
 def test_a_user_of_both_groups_needs_no_root():
-    assert find_problems(host(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
+    assert find_problems(host_facts(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
 
 
 @pytest.mark.parametrize("users", [1, None])
 def test_a_module_that_is_in_use_or_may_be_is_not_left_over(users):
-    assert find_problems(host(loaded=[{"name": "stap_1", "version": None, "users": users}]), None) == []
+    assert find_problems(host_facts(loaded=[{"name": "stap_1", "version": None, "users": users}]), None) == []
 
 
 def test_the_tested_range_is_read():

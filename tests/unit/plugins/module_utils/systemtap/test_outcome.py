@@ -29,7 +29,7 @@ def sites() -> list[dict[str, t.Any]]:
     return Sites((FIXTURES / "kprobes_list.txt").read_text().splitlines()).added_since(Sites([]))
 
 
-def run(**changed: t.Any) -> dict[str, t.Any]:
+def contract_of(**changed: t.Any) -> dict[str, t.Any]:
     output = (FIXTURES / "staprun_output.txt").read_text()
     given: dict[str, t.Any] = {"errors": "", "output": output, "probes": PROBES, "schema": {}, "state": {}}
     given.update(changed)
@@ -47,7 +47,7 @@ def run(**changed: t.Any) -> dict[str, t.Any]:
 
 
 def test_a_good_run() -> None:
-    result = run()
+    result = contract_of()
     assert result["outcome"] == "ok"
     assert result["probes"]["asked"] == result["probes"]["armed"] == result["probes"]["proved"] == 2
     assert result["hits"] == 942
@@ -58,21 +58,21 @@ def test_a_good_run() -> None:
 
 
 def test_a_probe_that_was_hit_was_armed() -> None:
-    result = run(state={"sites": []}, probes=[PROBES[0], PROBES[3]])
+    result = contract_of(state={"sites": []}, probes=[PROBES[0], PROBES[3]])
     assert (result["outcome"], result["probes"]["armed"], result["probes"]["proved"]) == ("ok", 1, 0)
 
 
 def test_an_armed_probe_that_the_kernel_does_not_show_is_missing() -> None:
-    result = run(output="", state={"sites": [site for site in sites() if site["kind"] == "k"]})
+    result = contract_of(output="", state={"sites": [site for site in sites() if site["kind"] == "k"]})
     assert result["outcome"] == "partial_arm"
     assert result["probes"]["missing"] == [RETURN]
     gone = [dict(site, rest=["[GONE]"]) if site["kind"] == "r" else site for site in sites()]
-    assert run(output="", state={"sites": gone})["outcome"] == "partial_arm"
+    assert contract_of(output="", state={"sites": gone})["outcome"] == "partial_arm"
 
 
 def test_a_place_is_compared_by_address() -> None:
     elsewhere = [dict(site, address="ffffffffa2230a94") for site in sites()]
-    assert run(output="", state={"sites": elsewhere})["probes"]["armed"] == 0
+    assert contract_of(output="", state={"sites": elsewhere})["probes"]["armed"] == 0
 
 
 def test_a_place_in_a_module_is_compared_by_name() -> None:
@@ -80,9 +80,9 @@ def test_a_place_in_a_module_is_compared_by_name() -> None:
     probes = [{"point": point, "asked": point, "place": "kvm_amd:svm_invoke_exit_handler+0", "helper": False}]
     line = "ffffffffc06d9874  k  svm_invoke_exit_handler+0x4  kvm_amd [FTRACE]"
     armed = Sites([line, line]).added_since(Sites([line]))
-    assert run(probes=probes, state={"sites": armed})["probes"]["proved"] == 1
+    assert contract_of(probes=probes, state={"sites": armed})["probes"]["proved"] == 1
     other = Sites([line.replace("kvm_amd", "kvm_intel")]).added_since(Sites([]))
-    assert run(probes=probes, state={"sites": other})["probes"]["proved"] == 0
+    assert contract_of(probes=probes, state={"sites": other})["probes"]["proved"] == 0
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_place_in_a_module_is_compared_by_name() -> None:
     ],
 )
 def test_the_outcome_follows_from_messages_and_state(errors: str, state: dict[str, t.Any], expected: str) -> None:
-    assert run(errors=errors, state=state)["outcome"] == expected
+    assert contract_of(errors=errors, state=state)["outcome"] == expected
 
 
 def test_a_module_that_was_not_loaded() -> None:
@@ -135,14 +135,14 @@ def test_a_module_that_was_not_loaded() -> None:
 
 def test_no_hit_is_an_outcome_of_its_own() -> None:
     assert (
-        run(output="----- probe hit report: \nend, (x), hits: 1, cycles: 1min/1avg/1max, from: end, index: 3\n")[
-            "outcome"
-        ]
+        contract_of(
+            output="----- probe hit report: \nend, (x), hits: 1, cycles: 1min/1avg/1max, from: end, index: 3\n"
+        )["outcome"]
         == "zero_hits"
     )
     # A module without a report of hits does not say.
-    assert run(output="{}\n")["hits"] is None
-    assert run(output="text\n")["outcome"] == "ok"
+    assert contract_of(output="{}\n")["hits"] is None
+    assert contract_of(output="text\n")["outcome"] == "ok"
 
 
 def test_records_are_held_against_the_schema() -> None:
@@ -151,7 +151,7 @@ def test_records_are_held_against_the_schema() -> None:
     records, count, wrong = outcome.parse_records(text, schema, 10)
     assert records == [{"kind": "count", "key": "a", "count": 1}] and count == 1
     assert len(wrong) == 3
-    assert run(output=text, schema=schema)["outcome"] == "script_error"
+    assert contract_of(output=text, schema=schema)["outcome"] == "script_error"
     assert outcome.parse_records(text, {}, 1)[1] == 3
 
 
@@ -170,7 +170,7 @@ def test_a_record_that_a_result_cannot_hold_is_left_out() -> None:
     records, count, wrong = outcome.parse_records("\n".join([*bad, shallow]), {}, 10)
     assert (count, len(wrong)) == (1, len(bad)) and records[0]["kind"] == "a", wrong
     assert wrong[0] == wrong[1] == "a record with more than 32 levels of brackets"
-    result = run(output=nested + "\n")
+    result = contract_of(output=nested + "\n")
     assert (result["outcome"], result["reason"]) == ("script_error", "the script printed " + wrong[0])
 
 
@@ -207,7 +207,7 @@ def test_equal_messages_are_kept_once() -> None:
 def test_a_line_of_a_scripts_own_warning_is_no_error(
     errors: str, rc: int | None, expected: tuple[str, list[str]] | None
 ) -> None:
-    result = run(errors=errors, state={} if rc is None else {"rc": rc})
+    result = contract_of(errors=errors, state={} if rc is None else {"rc": rc})
     expected = expected or ("ok", ["a", "ERROR: probe overhead exceeded threshold"])
     assert (result["outcome"], result["messages"]) == expected
 
@@ -220,9 +220,12 @@ WARNING: Number of errors: 0, skipped probes: 1131
 
 
 def test_the_total_of_skipped_probes_holds_the_lines_of_each_probe() -> None:
-    assert run(errors=MISSED)["skipped"] == 1131
+    assert contract_of(errors=MISSED)["skipped"] == 1131
     # The total may be lost: then the lines are what is known.
-    assert run(errors=MISSED.splitlines()[0] + "\n" + MISSED.splitlines()[0].replace("1131", "9"))["skipped"] == 1140
+    assert (
+        contract_of(errors=MISSED.splitlines()[0] + "\n" + MISSED.splitlines()[0].replace("1131", "9"))["skipped"]
+        == 1140
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,14 +239,14 @@ def test_the_total_of_skipped_probes_holds_the_lines_of_each_probe() -> None:
     ],
 )
 def test_a_line_without_the_prefix_of_an_error_is_no_error(errors: str) -> None:
-    result = run(errors=errors)
+    result = contract_of(errors=errors)
     assert (result["outcome"], result["errors"], result["skipped"]) == ("ok", 0, 0), result
     assert result["messages"], "it is shown all the same"
 
 
 def test_an_error_of_staprun_itself_is_one() -> None:
     errors = "stapio:init_ctl_channel:70: ERROR: Internal buffer overflow. Please file a bug report.\n"
-    result = run(errors=errors)
+    result = contract_of(errors=errors)
     assert (result["outcome"], result["reason"]) == (
         "script_error",
         "Internal buffer overflow. Please file a bug report.",
@@ -253,13 +256,13 @@ def test_an_error_of_staprun_itself_is_one() -> None:
 def test_an_overload_after_many_errors_is_one() -> None:
     errors = "".join(f"ERROR: division by 0 in line {line}\n" for line in range(30))
     overload = "probe overhead (900 cycles) exceeded threshold (100 cycles) in last 1000 cycles"
-    result = run(errors=errors + "ERROR: " + overload)
+    result = contract_of(errors=errors + "ERROR: " + overload)
     assert result["outcome"] == "overloaded" and overload in result["reason"], result["reason"]
     assert len(result["messages"]) == 20
 
 
 def test_a_status_that_no_message_explains_is_no_good_run() -> None:
-    result = run(state={"rc": 1}, errors="poll: Bad address\n")
+    result = contract_of(state={"rc": 1}, errors="poll: Bad address\n")
     assert (result["outcome"], result["reason"]) == (
         "script_error",
         "staprun ended with status 1 and printed no error; poll: Bad address",

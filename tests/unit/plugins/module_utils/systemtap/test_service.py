@@ -99,13 +99,13 @@ def kept(wanted, **more):
     return dataclasses.replace(seen, **more)
 
 
-def host(seen, name="reads"):
+def tracer_host(seen, name="reads"):
     kernels = [Kernel(release, "#1 " + release, release == RUNNING) for release in (RUNNING, NEXT, OTHER)]
     return Host(True, RUNNING, kernels, {name: seen})
 
 
 def means(wanted, seen):
-    return [change.how for change in plan([wanted], host(seen), PROGRAM)]
+    return [change.how for change in plan([wanted], tracer_host(seen), PROGRAM)]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_module_for_another_kernel_restarts_nothing():
     ],
 )
 def test_a_restart_says_why(more, seen, why):
-    changes = list(plan([one(**more)], host(kept(one(), **seen)), PROGRAM))
+    changes = list(plan([one(**more)], tracer_host(kept(one(), **seen)), PROGRAM))
     assert changes[-1].how == "systemctl restart"
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(changes[-1].why)
@@ -246,7 +246,7 @@ def test_what_was_too_much_rests_until_it_changes():
     assert means(one(), resting) == []
     assert means(one(state="stopped"), resting) == ["forget"]
     assert means(one(globals={"threshold": 9}), resting) == ["write", "systemctl start"]
-    told = row("reads", resting, host(resting), None, model.spec_of(one(), PROGRAM.sha256))
+    told = row("reads", resting, tracer_host(resting), None, model.spec_of(one(), PROGRAM.sha256))
     fault = find_fault("started", told)
     assert fault is not None and fault.message == (
         "Service 'reads' stays stopped, because it used more of a CPU than its build allows (too much). "
@@ -286,14 +286,14 @@ def test_the_running_kernel_must_have_a_module():
         "6.12.1-amd64."
     )
     with pytest.raises(InvalidInput, match=re.escape(words)):
-        plan([one(modules=[build(NEXT)])], host(NOTHING), PROGRAM)
+        plan([one(modules=[build(NEXT)])], tracer_host(NOTHING), PROGRAM)
     assert means(one(modules=[build(NEXT)], state="stopped"), NOTHING)[-1] == "systemctl enable"
 
 
 def test_a_row_tells_which_kernels_are_ready():
     wanted = one(modules=[build(), build(NEXT, "b", kernel_version="#2 " + NEXT)])
     seen = kept(wanted)
-    told = row("reads", seen, host(seen), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
+    told = row("reads", seen, tracer_host(seen), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
     assert [(kernel["release"], kernel["ready"]) for kernel in told["kernels"]] == [
         (RUNNING, True),
         (NEXT, False),
@@ -304,7 +304,7 @@ def test_a_row_tells_which_kernels_are_ready():
     assert told["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
     assert find_fault("started", told) is None
     blind = dataclasses.replace(seen, state={**seen.state, "sites": []})
-    told = row("reads", blind, host(blind), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
+    told = row("reads", blind, tracer_host(blind), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
     assert "Service 'reads' runs, but none of its 1 probes is armed: " in str(find_fault("started", told))
 
 
@@ -370,7 +370,7 @@ def test_a_unit_is_started_again_a_limited_number_of_times_and_not_after_an_over
 
 def test_without_systemd_nothing_stays():
     wanted = [one(state="stopped")]
-    found = dataclasses.replace(host(NOTHING), systemd=False)
+    found = dataclasses.replace(tracer_host(NOTHING), systemd=False)
     with pytest.raises(TapvirtError, match="not run by systemd .* Use tapvirt.host.stap_run"):
         check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
     gone = [one(state="absent")]
@@ -380,7 +380,7 @@ def test_without_systemd_nothing_stays():
 def test_what_the_host_forbids_is_said_of_the_tracer():
     """This machine does not run the kernel of the test's modules."""
     wanted = [one()]
-    found = host(NOTHING)
+    found = tracer_host(NOTHING)
     with pytest.raises(TapvirtError, match=r"^Service 'reads' cannot start: .*\. Nothing was changed\.$"):
         check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
 
@@ -389,7 +389,7 @@ def test_a_step_that_failed_is_an_error_of_its_tracer():
     """Without the module nothing else is done for the tracer, so that nothing is written here."""
     wanted = [one()]
     steps = Applier(wanted, PROGRAM, {})
-    steps.apply(plan(wanted, host(NOTHING), PROGRAM))
+    steps.apply(plan(wanted, tracer_host(NOTHING), PROGRAM))
     problem = (
         "Service 'reads': the step 'modules/6.12.1-amd64/tapvirt_reads_01234567.ko' (copy) failed: The module was not "
         "shipped to this host."
