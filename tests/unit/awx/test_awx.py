@@ -145,13 +145,13 @@ def test_templates_are_chosen_by_name_and_a_wrong_name_is_told(tmp_path: pathlib
 @pytest.mark.parametrize(("playbook", "question"), QUESTIONS)
 def test_a_question_is_one_that_its_playbook_takes(playbook: str, question: dict[str, t.Any]) -> None:
     text = (ROOT / playbook).read_text(encoding="utf-8")
-    told = "\n".join(re.findall(r"^#.*$", text.partition("\n- name:")[0], re.MULTILINE))
-    assert re.search(rf"\b{question['variable']}\b", told), "the playbook's first lines do not tell of it"
+    header = "\n".join(re.findall(r"^#.*$", text.partition("\n- name:")[0], re.MULTILINE))
+    assert re.search(rf"\b{question['variable']}\b", header), "the playbook's first lines do not tell of it"
     roles = re.findall(r"name: tapvirt\.host\.(\w+)", text)
     specs = "".join(
         (ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8") for role in roles
     )
-    assert question["variable"] in text.replace(told, "") or f"\n      {question['variable']}:\n" in specs
+    assert question["variable"] in text.replace(header, "") or f"\n      {question['variable']}:\n" in specs
 
 
 @pytest.mark.parametrize(("_playbook", "question"), QUESTIONS)

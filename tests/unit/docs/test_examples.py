@@ -65,8 +65,8 @@ def test_every_page_has_examples_that_say_whether_they_are_run():
     assert {block.page for block in BLOCKS} >= {"README.md", "docs/docsite/rst/guide_first_trace.rst"}
     marks = {False: r"here|lab|in \S+|no, .{5,}", True: r"printed|in \S+|no, .{5,}"}
     shown = [block for block in BLOCKS if block.kind == "text" and not block.file and block.language == "text"]
-    told = [(block, marks[False]) for block in RUNNABLE] + [(block, marks[True]) for block in shown]
-    assert [str(block) for block, mark in told if not re.fullmatch(mark, block.run)] == []
+    result = [(block, marks[False]) for block in RUNNABLE] + [(block, marks[True]) for block in shown]
+    assert [str(block) for block, mark in result if not re.fullmatch(mark, block.run)] == []
     places = {name for block in RUNNABLE for name in re.findall(r"\b(?:tests/\S+|guide_\w+\.rst)", block.run)}
     assert [name for name in places if not any((TREE / top / name).exists() for top in (".", "docs/docsite/rst"))] == []
 
@@ -86,10 +86,10 @@ def test_what_is_run_in_another_place_is_there(block):
 def builtin_options() -> dict[str, set[str]]:
     """Return the options of every module that is not this collection's, as ansible-doc knows them."""
     others = {key for block in RUNNABLE for key, _options, _task in tasks_in(block) if not key.startswith(OURS)}
-    told = json.loads(ansible("ansible-doc", "--json", *sorted(others)))
-    missing = others - set(told)
+    result = json.loads(ansible("ansible-doc", "--json", *sorted(others)))
+    missing = others - set(result)
     assert not missing, f"no such module: {missing}"
-    return {name: set(entry["doc"].get("options", {})) for name, entry in told.items()}
+    return {name: set(entry["doc"].get("options", {})) for name, entry in result.items()}
 
 
 def tasks_in(block: Block) -> t.Iterator[tuple[str, dict[str, t.Any], dict[str, t.Any]]]:
@@ -142,8 +142,8 @@ def test_inventories_can_be_read(block, tmp_path):
         return
     path = tmp_path / "inventory.yml"
     path.write_text(block.text, encoding="utf-8")
-    told = json.loads(ansible("ansible-inventory", "-i", path, "--list"))
-    assert set(block.data) <= set(told)
+    result = json.loads(ansible("ansible-inventory", "-i", path, "--list"))
+    assert set(block.data) <= set(result)
     shown = {key: value for group in block.data.values() for key, value in group.get("vars", {}).items()}
     assert variable_errors({key: value for key, value in shown.items() if not key.startswith("ansible_")}, ROLES) == []
 
@@ -179,11 +179,11 @@ def playbook_errors(words: list[str], page: str) -> list[str]:
             return [f"the page has no block that is called {call.playbook}"]
         return [f"{call.playbook} has no variable {name}" for name in extra if name not in block.text]
     try:
-        told = fleet_playbook(call.playbook.removeprefix(OURS))
+        result = fleet_playbook(call.playbook.removeprefix(OURS))
     except FileNotFoundError:
         return [f"there is no playbook {call.playbook}"]
-    return [f"{call.playbook} tells of no variable {name}" for name in extra - told.variables] + [
-        f"{call.playbook} has no tag {tag}" for tag in tags - told.tags
+    return [f"{call.playbook} tells of no variable {name}" for name in extra - result.variables] + [
+        f"{call.playbook} has no tag {tag}" for tag in tags - result.tags
     ]
 
 

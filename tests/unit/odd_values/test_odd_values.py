@@ -320,22 +320,22 @@ RESULTS: dict[str, dict[str, t.Any]] = {
 def test_a_run_is_told_whatever_a_host_has(name: str) -> None:
     fine: dict[str, t.Any] = {f"{name}_before": RESULTS[name], f"{name}_failed": "could not be set: x"}
 
-    def told(odd: t.Any) -> list[str]:
+    def report_lines(odd: t.Any) -> list[str]:
         hostvars = {"a": fine, "odd": odd, "b": fine}
         check_output(playbook("run_artifact", playbook=name, hosts=list(hostvars), hostvars=hostvars))
         lines: list[str] = playbook("run_report", playbook=name, hosts=list(hostvars), hostvars=hostvars, when="before")
         check_output(lines)
         return lines
 
-    without = [line for line in told({}) if line.startswith(("a: ", "b: "))]
+    without = [line for line in report_lines({}) if line.startswith(("a: ", "b: "))]
     assert len(without) >= 4
     for what, odd in mutations({**fine, f"{name}_started": True, f"{name}_after": RESULTS[name]}, 200):
         if isinstance(odd, dict):
-            assert [line for line in told(odd) if line.startswith(("a: ", "b: "))] == without, what
+            assert [line for line in report_lines(odd) if line.startswith(("a: ", "b: "))] == without, what
 
 
 def test_progress_of_any_shape_ends_the_wait() -> None:
     progress = {"state": "running", "elapsed_seconds": 4, "of_seconds": 10, "bytes": 8, "armed": 2, "sites": 2}
     for what, odd in mutations(progress, 200):
-        told = _progress.ProgressReporter("h", "/run/tapvirt/stap/x-1", True, lambda _line: None)
-        assert told.tell(odd) >= 0.0, what
+        reporter = _progress.ProgressReporter("h", "/run/tapvirt/stap/x-1", True, lambda _line: None)
+        assert reporter.tell(odd) >= 0.0, what

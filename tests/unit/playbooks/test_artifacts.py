@@ -70,36 +70,36 @@ def playbook_run(request: pytest.FixtureRequest) -> tuple[run_report.Playbook, d
 
 def test_drift_counts_all_and_names_the_first(playbook_run: tuple[run_report.Playbook, dict[str, t.Any]]) -> None:
     name, hostvars = playbook_run
-    told = bounded(run_report.run_artifact(name, HOSTS, hostvars))
-    assert told["hosts"] == told["before_count"] == told["after_count"] == told["failed_count"] == 1000
-    assert list(told["before"]) == list(told["after"]) == HOSTS[:150]
-    assert told["not_reached_count"] == 999
-    assert list(told["failed"]) == HOSTS[:30] and told["not_reached"] == HOSTS[:20]
-    assert {len(reason) for reason in told["failed"].values()} == {300}
+    summary = bounded(run_report.run_artifact(name, HOSTS, hostvars))
+    assert summary["hosts"] == summary["before_count"] == summary["after_count"] == summary["failed_count"] == 1000
+    assert list(summary["before"]) == list(summary["after"]) == HOSTS[:150]
+    assert summary["not_reached_count"] == 999
+    assert list(summary["failed"]) == HOSTS[:30] and summary["not_reached"] == HOSTS[:20]
+    assert {len(reason) for reason in summary["failed"].values()} == {300}
 
 
 def test_what_was_gathered_is_counted_and_the_first_are_named(gathered: dict[str, t.Any]) -> None:
     kernels = fleet.group_hosts_by(gathered, ["release", "build_id"])
-    told = bounded(summaries.gather_summary(kernels, fleet.fact_diff(gathered), [*HOSTS, SILENT], HOSTS))
-    assert (told["hosts"], told["no_answer_count"], told["kernels_count"]) == (1000, 1, 1000)
-    assert told["no_answer"] == [SILENT]
-    assert len(told["kernels"]) == 50 and told["kernels"][0]["hosts"] == [HOSTS[0]]
-    assert told["drift_count"] == len(FACTS) + 2 and len(told["drift"]) == 100
+    summary = bounded(summaries.gather_summary(kernels, fleet.fact_diff(gathered), [*HOSTS, SILENT], HOSTS))
+    assert (summary["hosts"], summary["no_answer_count"], summary["kernels_count"]) == (1000, 1, 1000)
+    assert summary["no_answer"] == [SILENT]
+    assert len(summary["kernels"]) == 50 and summary["kernels"][0]["hosts"] == [HOSTS[0]]
+    assert summary["drift_count"] == len(FACTS) + 2 and len(summary["drift"]) == 100
 
 
 def test_consoles_are_counted_and_trouble_is_named() -> None:
-    told = bounded(summaries.console_logs_summary(of_all({"console_logs_counts": CONSOLES}), HOSTS))
-    assert (told["hosts"], told["read"], told["bytes"], told["matched"]) == (1000, 1000, 101_000, 1000)
-    assert told["failed_count"] == told["truncated"] == 1000 and len(told["failed"]) == 100
-    assert told["failed"][HOSTS[0]].startswith("something is not as it should be")
+    summary = bounded(summaries.console_logs_summary(of_all({"console_logs_counts": CONSOLES}), HOSTS))
+    assert (summary["hosts"], summary["read"], summary["bytes"], summary["matched"]) == (1000, 1000, 101_000, 1000)
+    assert summary["failed_count"] == summary["truncated"] == 1000 and len(summary["failed"]) == 100
+    assert summary["failed"][HOSTS[0]].startswith("something is not as it should be")
 
 
 def test_findings_are_counted_and_the_first_are_kept() -> None:
     hostvars = of_all({"fleet_report_facts": {"failed": True, "msg": WORDS}})
-    told = bounded(summaries.report_summary(report.fleet_report(hostvars, HOSTS)))
-    assert told["numbers"] == ["1000 hosts", "1000 with trouble"]
-    (finding,) = told["findings"]
-    assert (finding["level"], finding["hosts_count"], told["findings_count"]) == ("bad", 1000, 1)
+    summary = bounded(summaries.report_summary(report.fleet_report(hostvars, HOSTS)))
+    assert summary["numbers"] == ["1000 hosts", "1000 with trouble"]
+    (finding,) = summary["findings"]
+    assert (finding["level"], finding["hosts_count"], summary["findings_count"]) == ("bad", 1000, 1)
     assert len(finding["text"]) == 300
 
 

@@ -37,10 +37,10 @@ def lost_stubs(tmp_path: pathlib.Path) -> Stubs:
 def test_a_pattern_without_hosts_is_refused(lost_stubs: Stubs, playbook: str) -> None:
     done = lost_stubs.run(playbook, {"web1": {}}, **{f"{playbook}_targets": "web3"})
     assert done.returncode != 0
-    told = (
+    message = (
         f"Invalid value 'web3' for {playbook}_targets: the pattern matches no host of the inventory. It has no groups."
     )
-    assert f"{told} Did you mean web1?" in output(done)
+    assert f"{message} Did you mean web1?" in output(done)
     assert "PLAY [" not in done.stdout
 
 
@@ -109,15 +109,15 @@ def test_facts_of_ansible_itself_are_no_answer(tmp_path: pathlib.Path) -> None:
 def test_names_that_match_no_domain_fail(lost_stubs: Stubs, names: str) -> None:
     done = lost_stubs.run("console_logs", {"h1": {}}, console_logs_names=names)
     assert done.returncode == (2 if names else 0), output(done)
-    told = "console_logs_names: web matches no running domain with a console on any host that answered."
-    assert (told in output(done)) == bool(names)
+    message = "console_logs_names: web matches no running domain with a console on any host that answered."
+    assert (message in output(done)) == bool(names)
 
 
 def test_that_domains_were_left_out_is_said_where_no_name_matches(tmp_path: pathlib.Path) -> None:
     listed = 'return {"domains": [{"name": "a", "state": "running", "console": {"a": 1}}], "truncated": True}'
     done = Stubs(tmp_path, libvirt_domain_info=listed).run("console_logs", {"h1": {}}, console_logs_names="web")
-    told = "matches no running domain with a console on any host that answered. Of 1 of the hosts, the first 500"
-    assert done.returncode == 2 and told in output(done), output(done)
+    message = "matches no running domain with a console on any host that answered. Of 1 of the hosts, the first 500"
+    assert done.returncode == 2 and message in output(done), output(done)
 
 
 def test_gather_without_an_answer_fails(lost_stubs: Stubs) -> None:

@@ -42,9 +42,9 @@ def test_gather_goes_on_without_hosts_whose_facts_cannot_be_compared(tmp_path: p
         "odd2": {**fine, "release": deep(90)},
         "odd3": None,
     }
-    told = {host: {"ansible_facts": {"tapvirt_kernel": kernel}} for host, kernel in kernels.items()}
-    told["odd4"] = {}
-    done = Stubs(tmp_path, kernel_facts=RETURN).run("gather", hosts_with("result", **told), "--tags", "drift")
+    answers = {host: {"ansible_facts": {"tapvirt_kernel": kernel}} for host, kernel in kernels.items()}
+    answers["odd4"] = {}
+    done = Stubs(tmp_path, kernel_facts=RETURN).run("gather", hosts_with("result", **answers), "--tags", "drift")
     assert done.returncode == 2
     summary = artifact(done)["gather_summary"]
     assert sorted(row["release"] for row in summary["kernels"]) == ["6.1", "6.12"], done.stdout
@@ -86,12 +86,12 @@ def test_hosts_that_cannot_be_compared_are_named(
     tmp_path: pathlib.Path, playbook: str, module: str, fine: dict[str, t.Any], odd: list[dict[str, t.Any]]
 ) -> None:
     stubs = Stubs(tmp_path, **{module: RETURN})
-    told = hosts_with("result", h1=fine, **{f"odd{number}": result for number, result in enumerate(odd)})
+    answers = hosts_with("result", h1=fine, **{f"odd{number}": result for number, result in enumerate(odd)})
     wanted: dict[str, dict[str, t.Any]] = {
         "domains": {"domains_wanted": [{"name": "web", "state": "running"}]},
         "params": {"module_params_wanted": [{"module": "kvm", "name": "x", "value": 2}]},
     }
-    done = stubs.run(playbook, told, "--tags", "report", **wanted[playbook])
+    done = stubs.run(playbook, answers, "--tags", "report", **wanted[playbook])
     assert done.returncode == 2
     drift = artifact(done)[f"{playbook}_drift"]
     assert list(drift["before"]) == ["h1"], done.stdout
@@ -109,8 +109,8 @@ def test_a_host_does_not_choose_a_file_of_the_controller(tmp_path: pathlib.Path)
     done = stubs.run("report", hosts_with("result", h1=lie))
     assert not chosen.exists()
     output = " ".join((done.stdout + done.stderr).split())
-    told = "the value is a fact of this name that the host returned; a host must not choose a file of the controller"
-    assert told in output
+    message = "the value is a fact of this name that the host returned; a host must not choose a file of the controller"
+    assert message in output
     done = stubs.run("report", hosts_with("result", h1=lie), report_dest=str(chosen))
     assert done.returncode == 0 and chosen.exists(), "the user's own choice may be that of the fact"
 
@@ -120,8 +120,8 @@ def test_consoles_are_counted_whatever_one_of_them_returned(tmp_path: pathlib.Pa
     stubs = Stubs(tmp_path, libvirt_domain_info=listed, libvirt_console=CONSOLE)
     fine = {"text": "said\n", "bytes": 5, "matched": True}
     odd = [{**fine, "bytes": "7"}, {**fine, "bytes": [], "matched": "x"}, {"msg": ["a"], "failed": True}, {"text": "x"}]
-    told = hosts_with("console", h1=fine, **{f"odd{number}": said for number, said in enumerate(odd)})
-    done = stubs.run("console_logs", told, console_logs_seconds=0)
+    answers = hosts_with("console", h1=fine, **{f"odd{number}": answer for number, answer in enumerate(odd)})
+    done = stubs.run("console_logs", answers, console_logs_seconds=0)
     assert done.returncode == 2
     counts = artifact(done)["console_logs"]
     assert counts["hosts"] == 5 and counts["read"] >= 1, done.stdout

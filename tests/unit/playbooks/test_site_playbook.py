@@ -36,8 +36,10 @@ def test_an_imported_playbook_without_hosts_does_not_end_the_run(stubs: Stubs) -
     done = stubs.run(site(stubs, params, trace, LAST), {"web1": {}, "web2": {}}, "--limit", "web1")
     output = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 0 and "the last play" in output, output
-    told = "for params_targets: the pattern has no host in common with --limit web1. The playbook tapvirt.host.params"
-    assert told in output
+    message = (
+        "for params_targets: the pattern has no host in common with --limit web1. The playbook tapvirt.host.params"
+    )
+    assert message in output
     assert "for trace_targets: the default pattern matches no host of the inventory" in output
 
 

@@ -122,11 +122,11 @@ def test_what_is_missing_is_reported_by_every_run(tmp_path: pathlib.Path) -> Non
     builder.serve()
     headers = f"repository/kernel-devel-{RELEASE}/usr/lib/modules/{RELEASE}/build/.config"
     builder.write(headers, "CONFIG_CLANG_VERSION=150007\n")
-    told = f"there is no clang, and {RELEASE} was compiled with clang 15."
+    message = f"there is no clang, and {RELEASE} was compiled with clang 15."
     # The second run installs packages called clang and lld that bring no program; the last one installs nothing.
     for options in ((), (), ("--check",)):
         done = builder.apply(*options)
-        assert done.returncode != 0 and f"Still missing: {told}" in " ".join(done.stdout.split()), done.stdout
+        assert done.returncode != 0 and f"Still missing: {message}" in " ".join(done.stdout.split()), done.stdout
 
 
 def test_another_family_is_refused_only_if_something_is_missing(tmp_path: pathlib.Path) -> None:

@@ -82,13 +82,13 @@ class Done:
     """What became of a run."""
 
     code: int
-    said: str
+    output: str
     calls: list[tuple[str, str, dict[str, t.Any]]]
 
     @property
     def campaign(self) -> dict[str, t.Any]:
-        (told,) = re.findall(r"^\s*RUN: (.*)$", self.said, re.MULTILINE)
-        return t.cast("dict[str, t.Any]", json.loads(told)["trace_campaign"])
+        (summary,) = re.findall(r"^\s*RUN: (.*)$", self.output, re.MULTILINE)
+        return t.cast("dict[str, t.Any]", json.loads(summary)["trace_campaign"])
 
     def asked(self, name: str) -> list[str]:
         return [host for module, host, _args in self.calls if module == name]
@@ -135,10 +135,10 @@ class Play:
             timeout=120,
             check=False,
         )
-        said = done.stdout + done.stderr
-        assert "Unexpected Exception" not in said and "Traceback" not in said, said
+        output = done.stdout + done.stderr
+        assert "Unexpected Exception" not in output and "Traceback" not in output, output
         rows = [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
-        return Done(done.returncode, said, [(row[0], row[1], row[2]) for row in rows])
+        return Done(done.returncode, output, [(row[0], row[1], row[2]) for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def test_a_limit_to_traced_hosts_leaves_the_builders_and_a_dead_builder_ends_not
     done = play.run(
         "--limit", "h1,h2", trace_accept="ok, partial_arm", answers={"stap_host_info": {"b0": "unreachable"}}
     )
-    assert done.code == 0, done.said
+    assert done.code == 0, done.output
     asked = done.asked("stap_host_info")
     assert asked[:2] == ["b0", "b1"] and sorted(asked[2:]) == ["h1", "h2"]
-    assert "nobody is there" in done.said and "2 of 2 hosts were traced." in done.said
+    assert "nobody is there" in done.output and "2 of 2 hosts were traced." in done.output
     assert done.asked("stap_module") == ["b1", "b1"] and done.asked("stap_run") == ["h1", "h2"]
-    told = done.campaign
-    assert (told["traced"], told["stopped"], told["counters"][0]["totals"]) == (2, False, {"io": 10})
+    summary = done.campaign
+    assert (summary["traced"], summary["stopped"], summary["counters"][0]["totals"]) == (2, False, {"io": 10})
 
 
 @pytest.mark.parametrize("waves", ["1,2", "1"])
@@ -164,23 +164,25 @@ def test_a_host_that_fails_to_tell_stops_the_campaign_and_keeps_its_run(play: Pl
     bad = "h2" if waves == "1,2" else "h1"
     done = play.run("-f", "1", trace_waves=waves, answers={"procfs_info_after": {bad: KILLED}})
     assert done.code != 0
-    told = done.campaign
-    assert told["stopped"], done.said
-    assert told["hosts"][bad]["outcome"] == "ok" and told["hosts"][bad]["hits"] == 4
-    assert KILLED["msg"] in told["hosts"][bad]["stop_reasons"][0]
-    assert told["left_out"] == ({} if bad == "h2" else dict.fromkeys(["h2", "h3"], "the campaign had stopped before"))
-    assert f"{bad}: what its kernel has said meanwhile is not known: {KILLED['msg']}" in done.said
-    assert "No further wave begins. Not traced: " in done.said
+    summary = done.campaign
+    assert summary["stopped"], done.output
+    assert summary["hosts"][bad]["outcome"] == "ok" and summary["hosts"][bad]["hits"] == 4
+    assert KILLED["msg"] in summary["hosts"][bad]["stop_reasons"][0]
+    assert summary["left_out"] == (
+        {} if bad == "h2" else dict.fromkeys(["h2", "h3"], "the campaign had stopped before")
+    )
+    assert f"{bad}: what its kernel has said meanwhile is not known: {KILLED['msg']}" in done.output
+    assert "No further wave begins. Not traced: " in done.output
 
 
 def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked_at_is_lost(play: Play) -> None:
     answers = {"procfs_info_before": {"h2": KILLED}, "stap_module": {"b1": REFUSED}}
     done = play.run(trace_waves="100%", answers=answers)
-    told = done.campaign
-    assert told["outcomes"] == {"build_failed": 2, "lost": 1} and told["traced"] == 0
-    assert told["hosts"]["h1"]["reason"] == REFUSED["msg"]
-    assert "0 of 3 hosts were traced." in done.said
-    assert told["stopped"] and KILLED["msg"] in told["hosts"]["h2"]["stop_reasons"][0]
+    summary = done.campaign
+    assert summary["outcomes"] == {"build_failed": 2, "lost": 1} and summary["traced"] == 0
+    assert summary["hosts"]["h1"]["reason"] == REFUSED["msg"]
+    assert "0 of 3 hosts were traced." in done.output
+    assert summary["stopped"] and KILLED["msg"] in summary["hosts"]["h2"]["stop_reasons"][0]
 
 
 NO_FUNCTION = (
@@ -231,14 +233,14 @@ def test_what_cannot_be_is_refused_before_any_host_is_asked(
 ) -> None:
     done = play.run(**variables)
     assert done.code != 0 and done.calls == []
-    assert words in done.said, done.said
+    assert words in done.output, done.output
 
 
 def test_one_function_is_what_the_script_calls_it_and_a_module_is_for_the_kernel_that_runs(play: Play) -> None:
     old = {"ansible_facts": {"tapvirt_kernel": {**KERNEL, "release": "0.0.1"}}}
     answers = {"kernel_facts": {"h1": old}}
     done = play.run("--tags", "trace", trace_script="function_count", trace_waves=3, answers=answers)
-    assert done.code == 0, done.said
+    assert done.code == 0, done.output
     given = [args["variables"] for name, _host, args in done.calls if name == "stap_script"]
     assert given == [{"functions": "vfs_read", "kvm_module": "kvm_intel"}] * 5, "two kernels to judge, three hosts"
     assert sorted(done.asked("kernel_facts")) == ["h1", "h1", "h2", "h3"], "facts of another kernel alone are replaced"
@@ -247,14 +249,14 @@ def test_one_function_is_what_the_script_calls_it_and_a_module_is_for_the_kernel
 
 def test_ready_says_which_hosts_are_ready_and_no_more(play: Play) -> None:
     done = play.run("--tags", "ready", trace_function="", answers={"stap_host_info": {"h3": "unreachable"}})
-    assert "2 of 3 hosts are ready to be traced." in done.said
-    assert {name for name, _host, _args in done.calls} == {"kernel_facts", "stap_host_info"}, done.said
+    assert "2 of 3 hosts are ready to be traced." in done.output
+    assert {name for name, _host, _args in done.calls} == {"kernel_facts", "stap_host_info"}, done.output
 
 
 def test_a_run_of_another_shape_is_lost_and_the_campaign_is_told(play: Play) -> None:
     odd = {"run": {"outcome": ["x"], "hits": "7", "records": 5}}
     done = play.run(trace_waves="100%", answers={"stap_run": {"h2": odd}})
-    assert done.code == 2, done.said
+    assert done.code == 2, done.output
     campaign = done.campaign
     assert campaign["outcomes"] == {"ok": 2, "lost": 1}
     assert campaign["hosts"]["h2"]["stop_reasons"] == [
@@ -277,12 +279,14 @@ def test_a_missing_function_is_named_once_and_nothing_is_built(play: Play) -> No
     done = play.run(
         "--check", answers={"stap_script": {"*": {"script": script}}, "stap_probe_info": {"*": {"probes": [lacks]}}}
     )
-    assert done.code == 2, done.said
-    told = f'kernel {RELEASE} does not have kernel.function("vfs_raed").call: no such function here (nearest: vfs_read)'
-    assert json.dumps(f"No host was traced. h1, h2, h3: {told}")[1:-1] in done.said
+    assert done.code == 2, done.output
+    summary = (
+        f'kernel {RELEASE} does not have kernel.function("vfs_raed").call: no such function here (nearest: vfs_read)'
+    )
+    assert json.dumps(f"No host was traced. h1, h2, h3: {summary}")[1:-1] in done.output
     assert done.asked("stap_module") == [] and done.asked("stap_probe_info") == ["h1", "h2"], "h2 confirms it"
-    assert done.campaign["outcomes"] == {"refused": 3} and done.campaign["hosts"]["h3"]["reason"] == told
-    assert done.said.count("fatal: [") == 1, "the run"
+    assert done.campaign["outcomes"] == {"refused": 3} and done.campaign["hosts"]["h3"]["reason"] == summary
+    assert done.output.count("fatal: [") == 1, "the run"
 
 
 def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed(play: Play) -> None:
@@ -297,11 +301,11 @@ def test_hosts_of_a_kernel_without_the_function_are_left_out_and_count_as_failed
         "stap_probe_info": {"h1": {"probes": [there]}, "h3": {"probes": [gone]}, "b1": {"probes": [gone]}},
     }
     done = play.run(trace_waves="100%", answers=answers)
-    assert done.code == 2, done.said
+    assert done.code == 2, done.output
     assert sorted(done.asked("stap_probe_info")) == ["b1", "h1", "h3"]
     assert sorted(done.asked("stap_run")) == ["h1", "h2"]
     assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
-    assert "2 of 3 hosts were traced." in done.said
+    assert "2 of 3 hosts were traced." in done.output
 
 
 POINT = {"probe": 'kernel.function("f").call', "family": "function", "reason": "no such function", "candidates": []}
@@ -321,7 +325,7 @@ SCRIPT = {"script": {"name": "x", "sha256": "1", "text": 'probe kernel.function(
 def test_a_judge_that_fails_alone_refuses_no_other_host(play: Play, answer: dict[str, t.Any], words: str) -> None:
     answers = {"stap_script": {"*": SCRIPT}, "stap_probe_info": {"h1": answer, "*": {"probes": [ARMABLE]}}}
     done = play.run(trace_waves="100%", answers=answers)
-    assert done.code == 2, done.said
+    assert done.code == 2, done.output
     assert done.asked("stap_probe_info") == ["h1", "h2"], "h2 judges for h3"
     assert sorted(done.asked("stap_run")) == ["h2", "h3"]
     assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
@@ -332,7 +336,7 @@ def test_hosts_judge_for_themselves_where_a_judge_is_lost_and_the_other_fails(pl
     rows = {"h1": "unreachable", "h2": {"failed": True, "msg": "No space left on device"}, "h3": {"probes": [ARMABLE]}}
     answers = {"stap_script": {"*": SCRIPT}, "stap_probe_info": t.cast("dict[str, t.Any]", rows)}
     done = play.run(trace_waves="100%", answers=answers)
-    assert done.asked("stap_probe_info")[:2] == ["h1", "h2"], done.said
+    assert done.asked("stap_probe_info")[:2] == ["h1", "h2"], done.output
     assert sorted(done.asked("stap_probe_info")[2:]) == ["h1", "h3"], "h3 is not taken for judged"
     assert done.campaign["hosts"]["h2"]["outcome"] == "refused" and "h3" in done.asked("stap_run")
 
@@ -343,14 +347,14 @@ def test_a_lost_judge_is_replaced(play: Play) -> None:
         "stap_probe_info": {"h1": "unreachable", "*": {"probes": [MISSING]}},
     }
     done = play.run(trace_waves="100%", answers=answers)
-    assert done.asked("stap_probe_info") == ["h1", "h2"], done.said
+    assert done.asked("stap_probe_info") == ["h1", "h2"], done.output
     assert done.campaign["outcomes"] == {"refused": 3} and done.asked("stap_module") == []
 
 
 def test_a_kernel_that_cannot_be_looked_at_after_its_run_stops_the_campaign(play: Play) -> None:
     nothing = {"procfs": {"sysctls": {"kernel.tainted": None}, "kmsg": None}}
     done = play.run("--limit", "h1", answers={"procfs_info_after": {"*": nothing}})
-    assert done.code == 2, done.said
+    assert done.code == 2, done.output
     assert done.campaign["hosts"]["h1"]["stop_reasons"] == [
         "what its kernel has said meanwhile is not known: kernel.tainted is missing"
     ]
@@ -358,8 +362,8 @@ def test_a_kernel_that_cannot_be_looked_at_after_its_run_stops_the_campaign(play
 
 def test_a_dead_builder_is_reported_once(play: Play) -> None:
     done = play.run(answers={"stap_host_info": {"b0": "unreachable", "b1": "unreachable"}})
-    assert done.code == 2, done.said
-    told = "the builder b1 did not answer, or has no SystemTap"
-    assert f'"h1, h2, h3: the builder b0 did not answer, or has no SystemTap; {told}' in done.said
-    assert "{'" not in done.said, "no Python dictionary is printed"
-    assert '"msg": "No host was traced. h1, h2, h3: ' in done.said
+    assert done.code == 2, done.output
+    summary = "the builder b1 did not answer, or has no SystemTap"
+    assert f'"h1, h2, h3: the builder b0 did not answer, or has no SystemTap; {summary}' in done.output
+    assert "{'" not in done.output, "no Python dictionary is printed"
+    assert '"msg": "No host was traced. h1, h2, h3: ' in done.output

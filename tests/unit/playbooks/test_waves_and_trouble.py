@@ -92,10 +92,10 @@ def test_after_a_canary_that_fails_the_others_are_named_and_left(stubs: Stubs, p
     assert changed(stubs, playbook) == ["h1"]
     assert f'"h1: {NOT_DONE[playbook]}{reason}"' in done.stdout
     assert '"Not reached (3): h2, h3, h4"' in done.stdout
-    told = artifact(done)[f"{playbook}_drift"]
-    assert told["after_count"] == 4
-    assert told["failed"] == {"h1": NOT_DONE[playbook] + reason}
-    assert (told["not_reached"], told["not_reached_count"]) == (["h2", "h3", "h4"], 3)
+    summary = artifact(done)[f"{playbook}_drift"]
+    assert summary["after_count"] == 4
+    assert summary["failed"] == {"h1": NOT_DONE[playbook] + reason}
+    assert (summary["not_reached"], summary["not_reached_count"]) == (["h2", "h3", "h4"], 3)
     assert done.stdout.count("failed=1") == 1
 
 

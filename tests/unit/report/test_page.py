@@ -65,8 +65,8 @@ def test_nothing_is_wrong_with_the_page_for_those_who_do_not_see_it(
     )
     opened = laid_out(page)
     for scheme in ("light", "dark"):
-        told = opened.replace("prefers-color-scheme:dark", "min-width:0") if scheme == "dark" else opened
-        passed, violations = browser.ask(told, script, tmp_path / f"{scheme}.html")
+        styles = opened.replace("prefers-color-scheme:dark", "min-width:0") if scheme == "dark" else opened
+        passed, violations = browser.ask(styles, script, tmp_path / f"{scheme}.html")
         assert violations == []
         assert passed > 15
 

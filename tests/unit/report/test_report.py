@@ -245,8 +245,8 @@ def test_all_that_failed_on_a_host_is_told() -> None:
 def test_hosts_that_are_lost_for_one_reason_are_one_finding_and_hide_no_slow_host() -> None:
     many = fleet.fleet(30)
     for number in range(70):
-        told = f"ssh: connect to host 10.0.0.{number} port 22: Connection timed out"
-        many[f"lost{number}"] = {"fleet_report_facts": {"unreachable": True, "msg": told}}
+        message = f"ssh: connect to host 10.0.0.{number} port 22: Connection timed out"
+        many[f"lost{number}"] = {"fleet_report_facts": {"unreachable": True, "msg": message}}
     report = fleet_report(many)
     assert "stands out in hrtimer_start_range_ns" in report["findings"][0]["text"]
     (lost,) = [row for row in report["findings"] if "port 22" in row["text"]]
@@ -258,9 +258,9 @@ def test_hosts_that_are_lost_for_one_reason_are_one_finding_and_hide_no_slow_hos
 
 @pytest.mark.parametrize("address", ["fe80::{}", "::{}", "::ffff:10.0.0.{}", "2001:db8::a{}:1", "10.0.0.{}"])
 def test_addresses_do_not_part_one_reason(address: str) -> None:
-    told = {f"lost{number}": f"connect to host {address.format(number)} port 22: refused" for number in range(5)}
+    message = {f"lost{number}": f"connect to host {address.format(number)} port 22: refused" for number in range(5)}
     report = fleet_report(
-        {host: {"fleet_report_facts": {"unreachable": True, "msg": text}} for host, text in told.items()}
+        {host: {"fleet_report_facts": {"unreachable": True, "msg": text}} for host, text in message.items()}
     )
     (lost,) = [row for row in report["findings"] if "port 22" in row["text"]]
     assert len(lost["hosts"]) == 5

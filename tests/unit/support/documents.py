@@ -127,8 +127,8 @@ def blocks_of(path: pathlib.Path) -> list[Block]:
     while number < len(lines):
         start = _START.match(lines[number])
         if not start:
-            told = _MARK.match(lines[number])
-            mark = (told["rst"] or told["markdown"]) if told else mark if not lines[number].strip() else ""
+            marked = _MARK.match(lines[number])
+            mark = (marked["rst"] or marked["markdown"]) if marked else mark if not lines[number].strip() else ""
             number += 1
             continue
         first = number + 1
@@ -211,8 +211,8 @@ def module_validator(name: str) -> ArgumentSpecValidator:
         options: dict[str, t.Any] = {}
         try:
             module.main()
-        except _Spec as told:
-            options = told.args[0]
+        except _Spec as marked:
+            options = marked.args[0]
     keys = ("mutually_exclusive", "required_together", "required_one_of", "required_if", "required_by")
     return ArgumentSpecValidator(options["argument_spec"], **{key: options.get(key) for key in keys})
 

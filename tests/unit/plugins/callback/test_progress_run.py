@@ -127,10 +127,10 @@ def lines_of(text: str) -> list[str]:
 
 
 def check_log(done: subprocess.CompletedProcess[str]) -> None:
-    told = [line for line in done.stderr.splitlines() if line.startswith("progress: ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("progress: ")]
     assert done.returncode == 2
-    assert 1 < len(told) < 60, done.stderr
-    assert any("1 failed; waiting for slow" in line for line in told), told
+    assert 1 < len(lines) < 60, done.stderr
+    assert any("1 failed; waiting for slow" in line for line in lines), lines
     assert "progress: " not in done.stdout and "\x1b" not in done.stderr
 
 

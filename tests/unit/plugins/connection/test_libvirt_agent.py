@@ -144,11 +144,11 @@ def test_a_guest_does_not_choose_the_libvirt(tmp_path: pathlib.Path) -> None:
     finished = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
-    told = " ".join((finished.stdout + finished.stderr).split())
+    output = " ".join((finished.stdout + finished.stderr).split())
     assert (
-        "Invalid value 'test:///default' for tapvirt_libvirt_uri: the value is among the facts of the guest" in told
-    ), told
-    assert "Only domains of libvirt's QEMU driver" not in told, "it connected"
+        "Invalid value 'test:///default' for tapvirt_libvirt_uri: the value is among the facts of the guest" in output
+    ), output
+    assert "Only domains of libvirt's QEMU driver" not in output, "it connected"
 
 
 def test_a_controller_without_the_binding_is_told_the_package() -> None:
@@ -186,11 +186,11 @@ def test_guests_without_an_agent_are_unreachable_each_for_its_reason(guests_uri:
     argv = ["ansible", "-i", "deaf,bare,off,dafe", "-c", "tapvirt.host.libvirt_agent", "all", "-m", "raw", "-a", "true"]
     finished = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     rows = re.findall(r"^(\w+) \| UNREACHABLE! => (\{.*?^\})", finished.stdout, re.MULTILINE | re.DOTALL)
-    said = {host: json.loads(row)["msg"] for host, row in rows}
-    assert sorted(said) == ["bare", "dafe", "deaf", "off"], finished.stdout + finished.stderr
-    assert "Is qemu-guest-agent installed and running in the guest?" in said["deaf"]
-    assert "The domain needs <channel type='unix'>" in said["bare"]
-    assert "the domain is not running" in said["off"]
-    assert "Did you mean deaf" in said["dafe"]
-    assert all(guests_uri in text for text in said.values())
+    messages = {host: json.loads(row)["msg"] for host, row in rows}
+    assert sorted(messages) == ["bare", "dafe", "deaf", "off"], finished.stdout + finished.stderr
+    assert "Is qemu-guest-agent installed and running in the guest?" in messages["deaf"]
+    assert "The domain needs <channel type='unix'>" in messages["bare"]
+    assert "the domain is not running" in messages["off"]
+    assert "Did you mean deaf" in messages["dafe"]
+    assert all(guests_uri in text for text in messages.values())
     assert "Traceback" not in finished.stdout + finished.stderr

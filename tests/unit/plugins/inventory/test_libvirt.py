@@ -95,10 +95,10 @@ def test_one_that_does_not_answer_is_named_without_its_password(inventory: Inven
 
 @pytest.mark.parametrize("uri", UNREADABLE)
 def test_a_uri_that_cannot_be_read_is_named_without_its_password(uri: str) -> None:
-    rows, (said,) = domains.ask_all([uri], 5, 1)
+    rows, (message,) = domains.ask_all([uri], 5, 1)
     assert rows == []
-    assert "Unable to parse URI qemu+tcp://admin:********@127.0.0.1:1/system" in said
-    assert "cret" not in said
+    assert "Unable to parse URI qemu+tcp://admin:********@127.0.0.1:1/system" in message
+    assert "cret" not in message
 
 
 def test_no_part_of_a_uri_is_taken_for_a_password() -> None:
@@ -146,9 +146,9 @@ def test_another_python_is_asked_where_ansible_s_own_has_no_binding(
     monkeypatch.setattr(domains, "INTERPRETERS", [str(tmp_path / "none"), str(python)])
     assert [row["name"] for row in domains.ask_all(["test:///default"], 30, 1)[0]] == ["test"]
     monkeypatch.setattr(domains, "INTERPRETERS", [])
-    rows, (said,) = domains.ask_all(["test:///default"], 30, 1)
+    rows, (message,) = domains.ask_all(["test:///default"], 30, 1)
     assert rows == []
-    assert "No Python of this host can import 'libvirt'" in said
+    assert "No Python of this host can import 'libvirt'" in message
 
 
 def test_who_asks_ends_in_time_with_all_that_it_started(
@@ -160,8 +160,8 @@ def test_who_asks_ends_in_time_with_all_that_it_started(
     monkeypatch.setattr(domains, "_GRACE_SECONDS", 0)
     # The module would keep the deadline; it is stopped before it can.
     uri = f"qemu+ssh://nobody.invalid/system?command={command}"
-    rows, (said,) = domains.ask_all([uri], 3, 1)
-    assert (rows, said) == ([], f"{uri}: no answer within 3 s.")
+    rows, (message,) = domains.ask_all([uri], 3, 1)
+    assert (rows, message) == ([], f"{uri}: no answer within 3 s.")
     session, pid = pids.read_text(encoding="ascii").split()
     assert int(session) != os.getsid(0)
     with contextlib.suppress(FileNotFoundError):  # nobody may have asked for its end yet
@@ -174,8 +174,8 @@ def test_a_name_that_is_there_twice_is_refused_until_it_is_told_apart(inventory:
     refused = inventory(more=[f"test://{other}"])
     assert refused.returncode != 0
     assert "is there twice" in refused.stderr
-    told = inventory(more=[f"test://{other}"], host_name="name ~ '.' ~ (uri | basename)")
-    assert {"web.web.xml", "web.other.xml"} < set(hostvars_of(told))
+    result = inventory(more=[f"test://{other}"], host_name="name ~ '.' ~ (uri | basename)")
+    assert {"web.web.xml", "web.other.xml"} < set(hostvars_of(result))
 
 
 def test_the_cache_answers_without_any_libvirt(inventory: Inventory, tmp_path: pathlib.Path) -> None:

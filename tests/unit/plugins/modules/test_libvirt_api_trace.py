@@ -24,8 +24,8 @@ def test_every_call_is_told_in_its_order_and_arguments_are_not() -> None:
     with pytest.raises(libvirt.libvirtError):
         connection.lookupByName("s3cret")
     result = trace.result()
-    told = [(row["call"], row["name"], row["libvirt_error"]) for row in result["calls"]]
-    assert told == [
+    calls = [(row["call"], row["name"], row["libvirt_error"]) for row in result["calls"]]
+    assert calls == [
         ("virConnect.listAllDomains", None, None),
         ("virDomain.XMLDesc", "test", None),
         ("virDomain.suspend", "test", None),

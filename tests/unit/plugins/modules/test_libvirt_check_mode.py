@@ -85,7 +85,7 @@ class Case:
     state: str | None
     start: str
     note: str
-    told: dict[str, t.Any]
+    params: dict[str, t.Any]
     domain: dict[str, t.Any] | None = None
     snapshots: tuple[str, ...] = ()
     soak: bool = False
@@ -98,7 +98,7 @@ class Case:
 
     def args(self) -> dict[str, t.Any]:
         """Return what its module is told."""
-        args = json.loads(json.dumps(self.told).replace("{name}", self.name))
+        args = json.loads(json.dumps(self.params).replace("{name}", self.name))
         return {**args, "state": self.state} if self.state is not None else args
 
 
@@ -122,7 +122,7 @@ def tasks(cases: t.Iterable[Case]) -> list[Task]:
     rooms: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         item = items_of(case.module)[1]
-        same = {} if item is None else {key: told for key, told in case.told.items() if key not in item}
+        same = {} if item is None else {key: value for key, value in case.params.items() if key not in item}
         rooms.setdefault((case.module, case.name if item is None else json.dumps(same)), []).append(case)
     found = []
     for (module, same_text), room in rooms.items():
@@ -130,7 +130,7 @@ def tasks(cases: t.Iterable[Case]) -> list[Task]:
         if item is None:
             found.append(Task(module, tuple(room), "", room[0].args()))
         else:
-            items = [{key: told for key, told in case.args().items() if key in item} for case in room]
+            items = [{key: value for key, value in case.args().items() if key in item} for case in room]
             found.append(Task(module, tuple(room), rows, {**json.loads(same_text), rows: items}))
     return found
 
@@ -159,7 +159,7 @@ def domain_xml(name: str, **changes: t.Any) -> str:
 
 
 def domain_case(
-    state: str, start: str, note: str = "", has: t.Any = None, xml: t.Any = None, soak: bool = False, **told: t.Any
+    state: str, start: str, note: str = "", has: t.Any = None, xml: t.Any = None, soak: bool = False, **params: t.Any
 ) -> Case:
     """Return a case of libvirt_domain; ``xml`` is what its definition differs in from the one that is there."""
     # These guests never shut down; memory takes its time to be written.
@@ -169,10 +169,10 @@ def domain_case(
         "wait_seconds": 60 if state == "saved" else 0,
         "on_timeout": "destroy",
     }
-    told = {"name": "{name}", **task, **told}
+    params = {"name": "{name}", **task, **params}
     if xml is not None:
-        told["xml"] = domain_xml("{name}", **{**(has or {}), **xml})
-    return Case("libvirt_domain", state, start, note, told, has or {}, soak=soak)
+        params["xml"] = domain_xml("{name}", **{**(has or {}), **xml})
+    return Case("libvirt_domain", state, start, note, params, has or {}, soak=soak)
 
 
 OTHER = {"description": "other"}
@@ -220,10 +220,10 @@ def network_xml(bridge: str = "br0", more: str = "") -> str:
     return NETWORK.format(bridge=bridge, more=more)
 
 
-def network_case(state: str, start: str, note: str = "", **told: t.Any) -> Case:
+def network_case(state: str, start: str, note: str = "", **params: t.Any) -> Case:
     """Return a case of libvirt_network."""
-    told = {"name": "{name}", "apply": "both", "disconnect": ["nobody"], **told}
-    return Case("libvirt_network", state, start, note, told)
+    params = {"name": "{name}", "apply": "both", "disconnect": ["nobody"], **params}
+    return Case("libvirt_network", state, start, note, params)
 
 
 NETWORKS = [
@@ -243,11 +243,11 @@ NETWORKS = [
 ]
 
 
-def pool_case(state: str, start: str, note: str = "", folder: str | None = None, **told: t.Any) -> Case:
+def pool_case(state: str, start: str, note: str = "", folder: str | None = None, **params: t.Any) -> Case:
     """Return a case of libvirt_pool; ``folder`` is what its definition names below the folder of pools."""
     if folder is not None:
-        told["xml"] = POOL.format(folder=folder)
-    return Case("libvirt_pool", state, start, note, {"name": "{name}", **told})
+        params["xml"] = POOL.format(folder=folder)
+    return Case("libvirt_pool", state, start, note, {"name": "{name}", **params})
 
 
 POOL_CASES = [
@@ -267,9 +267,9 @@ POOL_CASES = [
 ]
 
 
-def volume_case(state: str, start: str, note: str = "", **told: t.Any) -> Case:
+def volume_case(state: str, start: str, note: str = "", **params: t.Any) -> Case:
     """Return a case of libvirt_volume."""
-    return Case("libvirt_volume", state, start, note, {"pool": "volumes", "name": "{name}", **told})
+    return Case("libvirt_volume", state, start, note, {"pool": "volumes", "name": "{name}", **params})
 
 
 SOURCE = "/run/source.raw"
@@ -293,10 +293,10 @@ VOLUMES = [
 ]
 
 
-def snapshot_case(state: str, start: str, note: str = "", has: str = "", soak: bool = False, **told: t.Any) -> Case:
+def snapshot_case(state: str, start: str, note: str = "", has: str = "", soak: bool = False, **params: t.Any) -> Case:
     """Return a case of libvirt_snapshot; ``has`` are the snapshots that its domain has."""
-    told = {"domain": "{name}", "name": "one", **told}
-    return Case("libvirt_snapshot", state, start, note, told, {"form": "qcow2"}, tuple(has.split()), soak)
+    params = {"domain": "{name}", "name": "one", **params}
+    return Case("libvirt_snapshot", state, start, note, params, {"form": "qcow2"}, tuple(has.split()), soak)
 
 
 EXTERNAL: dict[str, t.Any] = {"kind": "external"}
@@ -318,18 +318,18 @@ SNAPSHOTS = [
 ]
 
 
-def console_case(start: str, **told: t.Any) -> Case:
+def console_case(start: str, **params: t.Any) -> Case:
     """Return a case of libvirt_console."""
-    told = {"name": "{name}", "start": True, "until": "hello", "dest": "/run/{name}.raw", **told}
-    return Case("libvirt_console", None, start, "", told, {})
+    params = {"name": "{name}", "start": True, "until": "hello", "dest": "/run/{name}.raw", **params}
+    return Case("libvirt_console", None, start, "", params, {})
 
 
 CONSOLES = [console_case("off"), console_case("paused")]
 
 
-def daemon_case(start: str, note: str, **told: t.Any) -> Case:
+def daemon_case(start: str, note: str, **params: t.Any) -> Case:
     """Return a case of libvirt_daemon; ``set`` has a filter already, while it runs and stored."""
-    return Case("libvirt_daemon", None, start, note, told)
+    return Case("libvirt_daemon", None, start, note, params)
 
 
 OUTPUTS = ["3:stderr", "4:file:/run/daemon.log"]
@@ -398,17 +398,17 @@ class Host:
                 if LEFT_OUT.fullmatch(name):
                     continue
                 at = path.lstat()
-                told: list[t.Any] = [at.st_mode, at.st_uid, at.st_gid, at.st_size]
+                facts: list[t.Any] = [at.st_mode, at.st_uid, at.st_gid, at.st_size]
                 if not SAME_BUT_TIME.fullmatch(name):
-                    told.append(at.st_mtime_ns)
+                    facts.append(at.st_mtime_ns)
                 if stat.S_ISREG(at.st_mode):
-                    told.append(hashlib.sha256(path.read_bytes()).hexdigest())
+                    facts.append(hashlib.sha256(path.read_bytes()).hexdigest())
                 if stat.S_ISLNK(at.st_mode):
-                    told.append(path.readlink())
-                found[name] = repr(told)
+                    facts.append(path.readlink())
+                found[name] = repr(facts)
         return found
 
-    def told(self) -> dict[str, t.Any]:
+    def state(self) -> dict[str, t.Any]:
         """Return what libvirt tells of everything that it has."""
         inactive, secure = libvirt.VIR_DOMAIN_XML_INACTIVE, libvirt.VIR_DOMAIN_XML_SECURE
         found: dict[str, t.Any] = {}
@@ -433,11 +433,11 @@ class Host:
 
     def unchanged(self, module: str, check: bool = True, **args: t.Any) -> dict[str, t.Any]:
         """Run a module and return its result; nothing may be another than it was before, nor told to be."""
-        files, told, logging = self.files(), self.told(), self.logging(module)
+        files, state, logging = self.files(), self.state(), self.logging(module)
         result = self.server.done(module, check=check, **args)
-        files_now, told_now = self.files(), self.told()
+        files_now, state_now = self.files(), self.state()
         assert digest(files_now) == digest(files), differing(files, files_now)
-        assert differing(told, told_now) == []
+        assert differing(state, state_now) == []
         assert self.logging(module) == logging
         return result
 
@@ -562,8 +562,8 @@ def test_every_state_of_every_module_has_cases_that_begin_in_two_ways() -> None:
             starts = {case.start for case in cases if case.state == state and not case.soak}
             assert len(starts) >= 2, f"{module}, state {state}: begins with {starts}"
         for option in ("apply", "kind", "remove"):
-            told = str([case.told.get(option) for case in cases])
-            untold = [choice for choice in spec.get(option, {}).get("choices", ()) if repr(choice) not in told]
+            values = str([case.params.get(option) for case in cases])
+            untold = [choice for choice in spec.get(option, {}).get("choices", ()) if repr(choice) not in values]
             assert not untold, f"{module}, {option}: no case has {untold}"
 
 

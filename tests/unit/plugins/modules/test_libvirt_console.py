@@ -113,7 +113,7 @@ def test_reboots_are_read_through_and_the_end_is_told(embed: Embed) -> None:
 
 def test_a_console_in_use_is_left_alone_unless_force_is_told(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
-    said = embed.libvirt(
+    message = embed.libvirt(
         """
         import json
         from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
@@ -139,7 +139,7 @@ def test_a_console_in_use_is_left_alone_unless_force_is_told(embed: Embed) -> No
         print(json.dumps(results))
         """
     )
-    results = json.loads(said)
+    results = json.loads(message)
     assert "Another reader has the console. Set force: true to take it over." in results["second"]["msg"]
     assert results["second"]["changed"] is False
     assert (results["would"]["stopped_by"], results["would"]["changed"]) == (None, False)
@@ -172,8 +172,8 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
         for alias, words in refused.items():
             wrong = embed.module("libvirt_console", name="talker", start=phase == "off", device=alias)
             assert wrong["failed"]
-            for said in words:
-                assert said in wrong["msg"]
+            for message in words:
+                assert message in wrong["msg"]
         if phase == "off":
             assert state(embed, "talker") == "shutoff"
             heard = embed.module(
@@ -185,7 +185,7 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (
             {"timeout_seconds": float("inf")},
@@ -206,10 +206,10 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
     ],
 )
 def test_wrong_options_are_told_before_libvirt_is_asked(
-    run_module: t.Callable[..., dict[str, t.Any]], args: dict[str, t.Any], said: str
+    run_module: t.Callable[..., dict[str, t.Any]], args: dict[str, t.Any], message: str
 ) -> None:
     result = run_module("libvirt_console", {"uri": "qemu+tcp://127.0.0.1:9/system", "name": "x", "start": True, **args})
-    assert said in result["msg"]
+    assert message in result["msg"]
     assert "\n" not in result["msg"]
 
 

@@ -46,8 +46,8 @@ def libvirtd() -> t.Iterator[SystemDaemon]:
 def run_daemon(libvirtd: SystemDaemon) -> t.Callable[..., dict[str, t.Any]]:
     """Run the module beside a daemon: its result, with the daemon's file as ``file``; ``said``: it is to fail."""
 
-    def run(check: bool = False, said: bool = False, **args: t.Any) -> dict[str, t.Any]:
-        result = (libvirtd.module if said else libvirtd.done)("libvirt_daemon", check=check, **args)
+    def run(check: bool = False, fails: bool = False, **args: t.Any) -> dict[str, t.Any]:
+        result = (libvirtd.module if fails else libvirtd.done)("libvirt_daemon", check=check, **args)
         return {**result, "file": libvirtd.path(CONFIG).read_text(encoding="utf-8")}
 
     return run
@@ -87,14 +87,14 @@ def test_the_log_is_bounded_by_time_size_and_pattern(run_daemon) -> None:
     run_daemon(log_outputs=["4:stderr"], log_filters=[])
     assert (
         "logs to 4:stderr, where no log can be read. Add a file or journald to log_outputs."
-        in run_daemon(said=True, fetch_log=True)["msg"]
+        in run_daemon(fails=True, fetch_log=True)["msg"]
     )
 
 
 def test_what_the_daemon_refuses_is_said(run_daemon) -> None:
-    refused = run_daemon(said=True, log_outputs=["1:file:/nowhere/x.log"])
+    refused = run_daemon(fails=True, log_outputs=["1:file:/nowhere/x.log"])
     assert "failed to open /nowhere/x.log: No such file or directory." in refused["msg"]
-    absent = run_daemon(said=True, daemon="virtxend")
+    absent = run_daemon(fails=True, daemon="virtxend")
     assert "The log filters of virtxend could not be read: " in absent["msg"]
 
 
@@ -104,7 +104,7 @@ def running(daemon) -> dict[str, list[str]]:
 
 def test_filters_stay_when_outputs_are_refused(run_daemon) -> None:
     run_daemon(log_filters=["3:before"], log_outputs=["3:stderr"])
-    refused = run_daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:file:/nowhere/x.log"])
+    refused = run_daemon(fails=True, log_filters=["1:qemu"], log_outputs=["1:file:/nowhere/x.log"])
     assert refused["msg"].endswith("failed to open /nowhere/x.log: No such file or directory.")
     assert running(run_daemon) == {"log_filters": ["3:*before*"], "log_outputs": ["3:stderr"]}
 
@@ -114,7 +114,7 @@ def test_what_was_set_is_put_back_when_the_file_cannot_be_written(run_daemon, li
     before = run_daemon(check=True)
     libvirtd.run("mount", "--bind", CONFIG, CONFIG)
     try:
-        refused = run_daemon(said=True, log_filters=["1:qemu"], log_outputs=["1:stderr"], persist=True)
+        refused = run_daemon(fails=True, log_filters=["1:qemu"], log_outputs=["1:stderr"], persist=True)
     finally:
         libvirtd.run("umount", CONFIG)
     assert refused["msg"] == (
@@ -126,7 +126,7 @@ def test_what_was_set_is_put_back_when_the_file_cannot_be_written(run_daemon, li
 
 
 @pytest.mark.parametrize(
-    ("filters", "outputs", "said"),
+    ("filters", "outputs", "message"),
     [
         (["qemu"], None, "for log_filters[0]: A filter has the form LEVEL:NAME. LEVEL is 1 (debug), "),
         (["5:qemu"], None, "for log_filters[0]: A filter has the form LEVEL:NAME. LEVEL is 1 (debug), "),
@@ -136,8 +136,8 @@ def test_what_was_set_is_put_back_when_the_file_cannot_be_written(run_daemon, li
         (None, [], "Invalid value [] for log_outputs: A daemon needs at least one output."),
     ],
 )
-def test_what_is_no_filter_or_output_is_refused(filters, outputs, said: str) -> None:
-    with pytest.raises(InvalidInput, match=re.escape(said)):
+def test_what_is_no_filter_or_output_is_refused(filters, outputs, message: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(message)):
         read_wanted(filters, outputs)
 
 

@@ -233,7 +233,7 @@ def test_one_domain_that_fails_does_not_hide_the_others(embed: Embed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "said"),
+    ("name", "wrong", "messages"),
     [
         (
             "talker",
@@ -271,7 +271,7 @@ def test_one_domain_that_fails_does_not_hide_the_others(embed: Embed) -> None:
     ],
 )
 def test_bad_input_is_told_before_anything_changes(
-    embed: Embed, name: str, wrong: dict[str, str], said: tuple[str, ...]
+    embed: Embed, name: str, wrong: dict[str, str], messages: tuple[str, ...]
 ) -> None:
     xml = embed.talker()
     for right, replacement in wrong.items():
@@ -281,7 +281,7 @@ def test_bad_input_is_told_before_anything_changes(
     result = embed.module("libvirt_domain", domains=[fine, {"name": name, "xml": xml}])
     assert result["failed"]
     assert "\n" not in result["msg"]
-    for words in said:
+    for words in messages:
         assert words in result["msg"]
     assert not (embed.root / "e" / "etc" / "qemu").exists()
 

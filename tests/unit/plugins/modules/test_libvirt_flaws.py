@@ -91,8 +91,8 @@ def test_undefine_deletes_disks_and_a_shared_iso_of_a_pool(pooled: Run) -> None:
     for target in ("hdc", "vdd", "vde"):
         refused = pooled(name="vm", wanted="absent", remove_disks=["vda", target])
         assert refused["changed"] is False
-        said = f"Invalid value '{target}' for remove_disks[1]: Disk {target} (/images/"
-        assert refused["msg"].startswith(said)
+        message = f"Invalid value '{target}' for remove_disks[1]: Disk {target} (/images/"
+        assert refused["msg"].startswith(message)
 
 
 def test_undefine_of_a_running_domain_deletes_its_disk_under_it(embed: Embed) -> None:

@@ -62,9 +62,9 @@ def fields(run: Run, check: bool = False) -> dict[str, t.Any]:
 
 
 def test_nothing_is_changed_where_one_cannot_be_planned_and_the_rows_say_so() -> None:
-    told = fields(Run(["a", "b"], plan="b"))
-    assert told["changed"] is False
-    assert [row["changed"] for row in told["items"]] == [False, False]
+    result = fields(Run(["a", "b"], plan="b"))
+    assert result["changed"] is False
+    assert [row["changed"] for row in result["items"]] == [False, False]
     would = fields(Run(["a", "b"], plan="b"), check=True)
     assert [row["changed"] for row in would["items"]] == [True, False]
 
@@ -102,11 +102,11 @@ def test_wrong_name_has_its_path(option: str, field: str, names: list[str], mess
 
 
 def test_what_was_done_is_told_although_nobody_answers_afterwards() -> None:
-    told = fields(Run(["a", "b"], observe="2", apply="b"))
-    assert told["changed"] is True
-    assert [row["changed"] for row in told["items"]] == [True, False]
-    assert [change["what"] for change in told["plan"]] == ["a", "b"]
-    first, second = (row["error"].message for row in told["items"])
+    result = fields(Run(["a", "b"], observe="2", apply="b"))
+    assert result["changed"] is True
+    assert [row["changed"] for row in result["items"]] == [True, False]
+    assert [change["what"] for change in result["plan"]] == ["a", "b"]
+    first, second = (row["error"].message for row in result["items"])
     assert first.startswith(
         "a was changed, but it could not be read back. Reading back what was changed failed: Domain not found"
     )

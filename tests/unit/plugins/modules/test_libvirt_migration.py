@@ -143,9 +143,9 @@ def test_a_domain_moves_with_all_that_is_its_own(hosts: Hosts) -> None:
 
 def test_past_the_deadline_it_runs_on_where_it_was(hosts: Hosts) -> None:
     start(hosts.one, writer(hosts), autostart=True, memory=LARGE)
-    said = hosts.refused(bandwidth_mib_per_second=1, deadline_seconds=1.0)
-    assert "aborted after 1 s" in said
-    assert "It is running at the source as before, and it does not exist at the destination." in said
+    message = hosts.refused(bandwidth_mib_per_second=1, deadline_seconds=1.0)
+    assert "aborted after 1 s" in message
+    assert "It is running at the source as before, and it does not exist at the destination." in message
 
 
 def test_what_cannot_move_is_told_before_anything_changes(hosts: Hosts) -> None:
@@ -190,10 +190,10 @@ def test_storage_that_the_destination_lacks_is_told_before_anything_changes(host
     start(hosts.one, DISK.format(file=file, more=""))
     before = hosts.found()
     # Beside the daemon, so that the file is of the module's own host.
-    said = hosts.one.module("libvirt_migration", **hosts.options(uri="qemu:///system"))["msg"]
+    message = hosts.one.module("libvirt_migration", **hosts.options(uri="qemu:///system"))["msg"]
     assert hosts.found() == before
-    assert f"Disk vda ({file}) is on " in said
-    assert ", which only the source has. Put a writable disk on storage that both hosts share." in said
+    assert f"Disk vda ({file}) is on " in message
+    assert ", which only the source has. Put a writable disk on storage that both hosts share." in message
     medium, media = hosts.folder / "medium.img", hosts.folder / "media"
     medium.write_bytes(bytes(1 << 20))
     media.mkdir()

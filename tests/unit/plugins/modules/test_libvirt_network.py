@@ -188,7 +188,7 @@ def test_this_driver_does_not_show_what_is_stored_of_a_network_that_runs(host: H
 def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> None:
     default = host.connection.networkLookupByName("default")
     fine = {"name": "fine", "xml": "<network/>"}
-    for text, said in (
+    for text, message in (
         (
             f"<network><uuid>{default.UUIDString()}</uuid></network>",
             "is that of network 'default'. A new name does not rename a network.",
@@ -204,7 +204,7 @@ def test_the_name_uuid_or_bridge_of_another_network_is_refused(host: Host) -> No
         (None, "'lab' for networks[1].name: No network has this name, and the task has no xml to define one."),
     ):
         refused = host.converge(fine, {"name": "lab", "xml": text})
-        assert said in refused["msg"]
+        assert message in refused["msg"]
         assert "\n" not in refused["msg"]
         assert [bool(row["error"]) for row in refused["networks"]] == [False, True]
     wrong = host.converge(
@@ -321,8 +321,8 @@ def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) ->
     one = run_module("libvirt_network", {"uri": uri, "name": "n", "xml": "<network/>", "autostart": True}, diff=True)
     assert [row["how"] for row in one["plan"]] == ["networkDefineXML", "setAutostart"]
     assert "n autostart: true" in one["diff"]["after"]
-    told = run_module("libvirt_network_info", {"uri": uri, "names": ["lav"]})
-    assert told["msg"] == "Invalid value 'lav' for names[0]: No network has this name. Did you mean lab?"
+    result = run_module("libvirt_network_info", {"uri": uri, "names": ["lav"]})
+    assert result["msg"] == "Invalid value 'lav' for names[0]: No network has this name. Did you mean lab?"
     none = run_module("libvirt_network_info", {"uri": "qemu:///embed?root=/tmp/tapvirt-none"})
     assert none["msg"] == (
         "Invalid value 'qemu:///embed?root=/tmp/tapvirt-none' for uri: libvirt's embedded driver has no networks. Use "
@@ -340,7 +340,7 @@ def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("../n", "<network/>", "Invalid value '../n' for networks[1].name: A name cannot be a path: "),
         (
@@ -357,11 +357,11 @@ def test_the_modules_as_they_are_run(run_module: Run, tmp_path: pathlib.Path) ->
         ("n", "<network>", "networks[1].xml, line 1: The XML cannot be parsed: no element found (column 10)."),
     ],
 )
-def test_bad_input_is_refused_before_a_connection_is_opened(name: str, text: str, said: str) -> None:
+def test_bad_input_is_refused_before_a_connection_is_opened(name: str, text: str, message: str) -> None:
     networks = [{"name": "fine", "xml": "<network/>"}, {"name": name, "xml": text}]
     with pytest.raises(InvalidInput) as refused:
         read_wanted([{"state": "present", **network} for network in networks])
-    assert said in refused.value.message
+    assert message in refused.value.message
 
 
 FULL = """

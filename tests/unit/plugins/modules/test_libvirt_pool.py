@@ -252,10 +252,10 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> No
         {"name": "new", "xml": pool_xml(daemon.files / "fine/")},
         "fine already belongs to pool 'fine'.",
     )
-    for what, (pool, said) in wrong.items():
+    for what, (pool, message) in wrong.items():
         result = daemon.module("libvirt_pool", pools=[fine, pool])
         assert result.get("failed"), what
-        assert said in result["msg"], (what, result["msg"])
+        assert message in result["msg"], (what, result["msg"])
         assert result["error"]["option"].startswith("pools[1]."), what
         assert "\n" not in result["msg"], what
         assert result.get("changed", False) is False, what

@@ -91,7 +91,7 @@ def test_the_next_run_converges_whenever_one_was_cut_off(libvirtd: SystemDaemon)
         what = ("module", "daemon", "guests")[number % 3]
         moment = chance.uniform(0, whole)
         wanted = (ONE, OTHER)[number % 2]
-        told = f"trial {number} of seed {SEED}: {what} killed after {moment:.2f} s of {whole:.2f} s"
+        description = f"trial {number} of seed {SEED}: {what} killed after {moment:.2f} s of {whole:.2f} s"
         process = libvirtd.begin("libvirt_domain", options(wanted))
         try:
             process.communicate(timeout=moment)
@@ -102,20 +102,20 @@ def test_the_next_run_converges_whenever_one_was_cut_off(libvirtd: SystemDaemon)
         if what == "module":
             # What a real power cut would end too; a daemon that lives on has finished the call it was at.
             libvirtd.kill()
-        assert disks(libvirtd) == before, told
+        assert disks(libvirtd) == before, description
         left = stored(libvirtd)
-        assert set(left) >= STAY, told
-        assert set(left.values()) <= {"one", "other"}, told
+        assert set(left) >= STAY, description
+        assert set(left.values()) <= {"one", "other"}, description
         listed = set(libvirtd.run("virsh", "-q", "list", "--all", "--name").split())
-        assert listed >= set(left), told
+        assert listed >= set(left), description
         after = libvirtd.module("libvirt_domain", **options(wanted))
-        assert not after.get("failed"), f"{told}: {after['msg']}"
+        assert not after.get("failed"), f"{description}: {after['msg']}"
         again = libvirtd.done("libvirt_domain", check=True, **options(wanted))
-        assert again["plan"] == [], told
-        assert disks(libvirtd) == before, told
+        assert again["plan"] == [], description
+        assert disks(libvirtd) == before, description
         assert stored(libvirtd) == {
             row["name"]: "other" if "other" in row.get("xml", "") else "one"
             for row in wanted
             if row["state"] != "absent"
-        }, told
+        }, description
     assert hits >= TRIALS / 3, f"only {hits} of {TRIALS} came before the run's end"

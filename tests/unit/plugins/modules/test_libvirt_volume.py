@@ -164,7 +164,7 @@ def test_what_cannot_change_in_place_is_refused(daemon: SessionDaemon) -> None:
         "format": "qcow2",
     }
     before = daemon.digest()
-    for wanted, said in (
+    for wanted, message in (
         ({"name": "base", "format": "raw"}, "for format: The volume has the format qcow2"),
         (
             {"name": "base", "backing": {"path": str(other), "format": "qcow2"}},
@@ -180,7 +180,7 @@ def test_what_cannot_change_in_place_is_refused(daemon: SessionDaemon) -> None:
         ),
     ):
         refused = daemon.module("libvirt_volume", pool="p", **wanted)
-        assert said in refused["msg"], refused["msg"]
+        assert message in refused["msg"], refused["msg"]
         assert "cannot change in place. Leave the option out to keep the volume, or delete" in refused["msg"]
     assert daemon.digest() == before
 
@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(daemon: SessionDae
     pool = daemon.connection.storagePoolLookupByName("p")
     _state, capacity, _allocation, available = pool.info()
     most = available * 6 // 10
-    for wanted, said in (
+    for wanted, message in (
         ([{"name": "a", "capacity": str(available + MIB)}], "would be allocated at once"),
         (
             [{"name": "a", "capacity": str(capacity + MIB), "format": "qcow2"}],
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(daemon: SessionDae
         ),
     ):
         refused = daemon.module("libvirt_volume", volumes=volumes({"name": "fine", "capacity": "4KiB"}, *wanted))
-        assert said in refused["msg"], refused["msg"]
+        assert message in refused["msg"], refused["msg"]
         assert refused["changed"] is False
     assert list((daemon.files / "p").iterdir()) == []
     # Larger than what is left, smaller than the pool: it may be filled one day.
@@ -459,11 +459,11 @@ def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_p
         ({"name": "x", "xml": "<pool/>"}, "xml: The root element is <pool>, but it has to be <volume>."),
     ]
     before = daemon.digest()
-    for item, said in wrong:
+    for item, message in wrong:
         fine = {"name": "fine", "capacity": "4KiB"}
         result = daemon.module("libvirt_volume", volumes=volumes(fine, item))
         assert result.get("failed"), item
-        assert said in result["msg"], (item, result["msg"])
+        assert message in result["msg"], (item, result["msg"])
         assert result["error"]["option"].startswith("volumes[1]."), item
         assert "\n" not in result["msg"], item
         assert result.get("changed", False) is False, item

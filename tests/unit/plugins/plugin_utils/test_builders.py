@@ -66,8 +66,8 @@ def test_versions_decide_as_well() -> None:
 def test_where_none_can_each_says_why_and_what_helps() -> None:
     none = trace_builder_for(host_facts("9.9"), {"old": builder_facts(OLD), "gone": None, "new": builder_facts(NEW)})
     assert (none["builder"], none["verdict"]) == ("", "refused")
-    for said in (f"old: the builder has no headers for 9.9; it has them for: {OLD}", f"it has them for: {NEW}"):
-        assert said in none["reason"]
+    for message in (f"old: the builder has no headers for 9.9; it has them for: {OLD}", f"it has them for: {NEW}"):
+        assert message in none["reason"]
     assert "the builder gone did not answer" in none["reason"]
     assert none["remedy"] == (
         "install the package linux-headers-9.9 on the builder (old, new); "

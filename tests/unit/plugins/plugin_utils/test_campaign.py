@@ -159,25 +159,30 @@ def test_a_summary_counts_merges_and_names():
         {"kind": "histogram", "key": "f", "unit": "us", "buckets": [[1, 2, 3]]},
     ]
     runs = {host: [{"title": "t", "run": {"records": records}}] for host in "ab"}
-    told = campaign.trace_summary(verdicts, runs, {"d": "no answer"})
-    assert told["outcomes"] == {"ok": 2, "overloaded": 1}
-    assert (told["traced"], told["left_out_count"], told["stopped"], told["truncated"]) == (3, 1, True, False)
-    assert list(told["hosts"]) == ["c", "a", "b"]
-    assert told["hosts"]["a"] == {"outcome": "ok", "hits": 4, "records": 1, "kernel": "6.12.1"}
-    assert told["hosts"]["c"]["reason"] == "too much"
-    assert told["counters"] == [{"title": "t", "hosts": 2, "totals": {"io": 10}}]
-    assert told["histograms"][0]["buckets"] == [[1, 2, 6]]
-    assert told["left_out"] == {"d": "no answer"}
+    summary = campaign.trace_summary(verdicts, runs, {"d": "no answer"})
+    assert summary["outcomes"] == {"ok": 2, "overloaded": 1}
+    assert (summary["traced"], summary["left_out_count"], summary["stopped"], summary["truncated"]) == (
+        3,
+        1,
+        True,
+        False,
+    )
+    assert list(summary["hosts"]) == ["c", "a", "b"]
+    assert summary["hosts"]["a"] == {"outcome": "ok", "hits": 4, "records": 1, "kernel": "6.12.1"}
+    assert summary["hosts"]["c"]["reason"] == "too much"
+    assert summary["counters"] == [{"title": "t", "hosts": 2, "totals": {"io": 10}}]
+    assert summary["histograms"][0]["buckets"] == [[1, 2, 6]]
+    assert summary["left_out"] == {"d": "no answer"}
 
 
 def test_a_summary_of_thousands_is_small_and_keeps_the_trouble():
     many = {f"host{number:05}.example.com": verdict() for number in range(5000)}
     many["zz"] = verdict({"outcome": "overloaded", "reason": "too much " * 200}, "x")
     left_out = {f"dead{number:05}": "no answer " * 100 for number in range(3000)}
-    told = campaign.trace_summary(many, {}, left_out)
-    assert len(json.dumps(told)) < 100_000
-    assert told["truncated"] and next(iter(told["hosts"])) == "zz"
-    assert (told["traced"], told["left_out_count"]) == (5001, 3000)
+    summary = campaign.trace_summary(many, {}, left_out)
+    assert len(json.dumps(summary)) < 100_000
+    assert summary["truncated"] and next(iter(summary["hosts"])) == "zz"
+    assert (summary["traced"], summary["left_out_count"]) == (5001, 3000)
 
 
 def test_what_is_no_dictionary_is_refused():
@@ -202,9 +207,9 @@ def test_a_campaign_is_summed_up_from_the_variables_of_its_hosts():
         "waiting": {"trace_not_ready_reason": ""},
         "silent": {},
     }
-    told = campaign.trace_campaign({**hosts, "other": {}}, list(hosts))
-    assert list(told["hosts"]) == ["done"]
-    assert told["left_out"] == {
+    summary = campaign.trace_campaign({**hosts, "other": {}}, list(hosts))
+    assert list(summary["hosts"]) == ["done"]
+    assert summary["left_out"] == {
         "broken": "it failed before its run was judged",
         "silent": "it did not answer, or failed before the trace",
         "unready": "no staprun",

@@ -12,6 +12,6 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.edge impor
 def test_a_key_that_a_host_chose_is_bounded_and_printable() -> None:
     with pytest.raises(Odd) as caught:
         parse({"\x1b[2J" + "x" * 9000: {"y\n": float("nan")}}, Each(ANY))
-    told = str(caught.value)
-    assert told.startswith("\\x1b[2Jxxx") and "y\\n is nan" in told
-    assert told.isprintable() and len(told) < 200
+    message = str(caught.value)
+    assert message.startswith("\\x1b[2Jxxx") and "y\\n is nan" in message
+    assert message.isprintable() and len(message) < 200

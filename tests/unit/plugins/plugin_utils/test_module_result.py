@@ -118,7 +118,7 @@ def test_warnings_are_few_and_printable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "message"),
     [
         ({"ansible_facts": "x"}, "ansible_facts is 'x', not a dictionary"),
         ({"ansible_facts": {"tapvirt_kernel": 5}}, "ansible_facts.tapvirt_kernel is 5, not a dictionary"),
@@ -132,10 +132,10 @@ def test_warnings_are_few_and_printable() -> None:
         ({"warnings": [{"msg": "x"}]}, "warnings[0] is a dictionary, not a text"),
     ],
 )
-def test_a_value_of_another_shape_is_named(sent: dict[str, t.Any], said: str) -> None:
+def test_a_value_of_another_shape_is_named(sent: dict[str, t.Any], message: str) -> None:
     with pytest.raises(Odd) as caught:
         module_result.keep_documented(full_name("kernel_facts"), sent)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_deep_nesting_is_refused_and_not_a_recursion() -> None:
@@ -147,7 +147,7 @@ def test_deep_nesting_is_refused_and_not_a_recursion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         ("", "has no result"),
         ("no braces\n", "has no result"),
@@ -157,8 +157,8 @@ def test_deep_nesting_is_refused_and_not_a_recursion() -> None:
     ],
     ids=["nothing", "no object", "cut", "nested", "a huge number"],
 )
-def test_an_output_without_a_result_is_told(output: str, said: str) -> None:
-    with pytest.raises(Odd, match=said):
+def test_an_output_without_a_result_is_told(output: str, message: str) -> None:
+    with pytest.raises(Odd, match=message):
         module_result.parse_json(output)
 
 

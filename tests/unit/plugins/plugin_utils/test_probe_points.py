@@ -61,8 +61,8 @@ def test_a_missing_function_is_named_once_with_the_nearest_names() -> None:
         row('kernel.function("vfs_raed").return'),
         row('kernel.function("vfs_write").call', verdict="armable"),
     ]
-    told = 'kernel.function("vfs_raed").call: no such function here (nearest: vfs_read, vfs_readv)'
-    assert refusal(rows, [], "6.1") == f"kernel 6.1 does not have {told}"
+    message = 'kernel.function("vfs_raed").call: no such function here (nearest: vfs_read, vfs_readv)'
+    assert refusal(rows, [], "6.1") == f"kernel 6.1 does not have {message}"
     assert undecided_points(rows) == []
     assert refusal(rows[2:], [], "6.1") == ""
 

@@ -34,21 +34,21 @@ def teller(terminal: bool) -> tuple[_progress.ProgressReporter, list[str]]:
 
 
 def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
-    told, lines = teller(terminal=True)
-    assert told.tell(RUNNING) == pytest.approx(5.8)
+    reporter, lines = teller(terminal=True)
+    assert reporter.tell(RUNNING) == pytest.approx(5.8)
     assert lines == ["web1: tapvirt_x_12345678: tracing, 4 of 10 s, 2 of 2 places armed, 9 records, 812 bytes so far"]
     # The next one would come too soon.
-    assert told.tell({**RUNNING, "elapsed_seconds": 5.0}) == 5.0
+    assert reporter.tell({**RUNNING, "elapsed_seconds": 5.0}) == 5.0
     assert len(lines) == 1
 
 
 def test_who_shows_the_whole_run_is_told_instead() -> None:
-    told, lines = teller(terminal=True)
+    reporter, lines = teller(terminal=True)
     status.CHANNEL.open()
     try:
-        told.tell(RUNNING)
-        told.tell({**RUNNING, "elapsed_seconds": 5.0})
-        told.cut("Connection refused")
+        reporter.tell(RUNNING)
+        reporter.tell({**RUNNING, "elapsed_seconds": 5.0})
+        reporter.cut("Connection refused")
         heard = list(status.CHANNEL.heard())
     finally:
         status.CHANNEL.close()
@@ -60,15 +60,15 @@ def test_who_shows_the_whole_run_is_told_instead() -> None:
 
 
 def test_a_log_is_not_filled_with_lines() -> None:
-    told, lines = teller(terminal=False)
-    told.tell(RUNNING)
+    reporter, lines = teller(terminal=False)
+    reporter.tell(RUNNING)
     assert lines == []
 
 
 @pytest.mark.parametrize("progress", [{}, {**RUNNING, "state": "stopping"}, {"state": "of another version"}])
 def test_what_is_ending_may_end_at_any_moment(progress: dict[str, t.Any]) -> None:
-    told, lines = teller(terminal=True)
-    assert told.tell(progress) == 0.0
+    reporter, lines = teller(terminal=True)
+    assert reporter.tell(progress) == 0.0
     assert lines == []
 
 
@@ -89,22 +89,22 @@ def test_what_makes_no_sense_breaks_nothing(progress: t.Any) -> None:
 
 @pytest.mark.parametrize("odd", [5, [], "x", {"of_seconds": "1"}, {"armed": float("nan")}, {"bytes": 10**400}])
 def test_progress_of_another_shape_is_asked_for_again(odd: t.Any) -> None:
-    told, lines = teller(terminal=True)
-    assert told.tell({**RUNNING, **odd} if isinstance(odd, dict) else odd) == 0.0
+    reporter, lines = teller(terminal=True)
+    assert reporter.tell({**RUNNING, **odd} if isinstance(odd, dict) else odd) == 0.0
     assert lines == []
 
 
 def test_what_stands_still_is_not_believed() -> None:
-    told, _lines = teller(terminal=True)
-    assert told.tell(RUNNING) > 0
-    assert told.tell(RUNNING) == 0.0
+    reporter, _lines = teller(terminal=True)
+    assert reporter.tell(RUNNING) > 0
+    assert reporter.tell(RUNNING) == 0.0
 
 
 def test_a_cut_is_told_once_and_its_end_as_well() -> None:
-    told, lines = teller(terminal=False)
-    told.cut("Connection refused\n")
-    told.cut("Connection refused")
-    told.tell(RUNNING)
+    reporter, lines = teller(terminal=False)
+    reporter.cut("Connection refused\n")
+    reporter.cut("Connection refused")
+    reporter.tell(RUNNING)
     assert lines == [
         "web1: tapvirt_x_12345678: the run goes on, but the host does not answer: Connection refused",
         "web1: tapvirt_x_12345678: the host answers again",
@@ -173,7 +173,7 @@ def test_what_was_cut_has_a_sha256_of_its_own(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "run", "limit", "said"),
+    ("first", "run", "limit", "message"),
     [
         (chunk(b"other", b"other"), {"bytes": 5, "sha256": "0" * 64}, 100, "another sha256"),
         (chunk(b"half", b"half and half"), {"bytes": 13, "sha256": None}, 100, "another sha256"),
@@ -181,17 +181,17 @@ def test_what_was_cut_has_a_sha256_of_its_own(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_what_is_not_what_it_should_be_is_not_kept(
-    tmp_path: pathlib.Path, first: dict[str, t.Any], run: dict[str, t.Any], limit: int, said: str
+    tmp_path: pathlib.Path, first: dict[str, t.Any], run: dict[str, t.Any], limit: int, message: str
 ) -> None:
     (tmp_path / "x").write_bytes(b"before")
-    with pytest.raises(AnsibleActionFail, match=said):
+    with pytest.raises(AnsibleActionFail, match=message):
         save_output(tmp_path / "x", [first, chunk(b"", b"")], run, limit)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"before"
 
 
 @pytest.mark.parametrize(
-    ("first", "rest", "said"),
+    ("first", "rest", "message"),
     [
         (None, None, "it is missing"),
         ("x", None, "it is 'x', not a dictionary"),
@@ -203,10 +203,10 @@ def test_what_is_not_what_it_should_be_is_not_kept(
         (chunk(b"a", b"ab"), {"bytes": 9, "sha256": "0", "data": 5}, "data is 5, not a text"),
     ],
 )
-def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any, rest: t.Any, said: str) -> None:
+def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any, rest: t.Any, message: str) -> None:
     with pytest.raises(AnsibleActionFail, match="output: .*") as caught:
         _progress.save_output(str(tmp_path / "x"), first, lambda _offset: rest, {"bytes": 2, "sha256": None}, 100)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -81,14 +81,14 @@ def test_before_a_task_the_play_is_named_and_a_play_forgets_the_one_before() -> 
 
 @given(st.text(), st.text(), st.text(), st.integers(20, 120))
 def test_a_line_is_never_wider_than_it_may_be_nor_has_control_characters(
-    task: str, host: str, told: str, width: int
+    task: str, host: str, output: str, width: int
 ) -> None:
     status = Status()
     status.begin_play("x", 1, 0.0)
     status.begin_task("t", task, 0.0)
     for name in (host, host + "2"):
         status.begin_host(name, "t", 0.0)
-        status.tell(name, told)
+        status.tell(name, output)
     text = status.line(width, 5.0)
     assert sum(map(_status._width, text)) <= width
     assert text.isprintable()

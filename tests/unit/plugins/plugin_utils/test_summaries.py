@@ -28,21 +28,26 @@ DRIFT: list[dict[str, t.Any]] = [
 
 
 def test_kernels_are_counted_the_most_frequent_first() -> None:
-    told = summaries.gather_summary(KERNELS, DRIFT, list("abcdef"), list("abcde"))
-    assert (told["hosts"], told["no_answer"], told["no_answer_count"], told["kernels_count"]) == (5, ["f"], 1, 2)
-    assert told["kernels"][0] == {
+    summary = summaries.gather_summary(KERNELS, DRIFT, list("abcdef"), list("abcde"))
+    assert (summary["hosts"], summary["no_answer"], summary["no_answer_count"], summary["kernels_count"]) == (
+        5,
+        ["f"],
+        1,
+        2,
+    )
+    assert summary["kernels"][0] == {
         "release": "6.12",
         "version": "#1",
         "build_id": None,
         "count": 4,
         "hosts": ["b", "c", "d"],
     }
-    assert (told["drift"][0], told["drift_count"]) == ({"fact": "release", "values": 2}, 3)
+    assert (summary["drift"][0], summary["drift_count"]) == ({"fact": "release", "values": 2}, 3)
 
 
 def test_without_a_comparison_the_drift_is_not_known() -> None:
-    told = summaries.gather_summary(KERNELS, None, ["a"], ["a"])
-    assert (told["drift"], told["drift_count"]) == (None, None)
+    summary = summaries.gather_summary(KERNELS, None, ["a"], ["a"])
+    assert (summary["drift"], summary["drift_count"]) == (None, None)
 
 
 def test_facts_that_differ_have_a_line_each() -> None:
@@ -75,11 +80,17 @@ def test_consoles_are_added_up_and_hosts_with_trouble_are_named() -> None:
         "C": {"console_logs_counts": {**fine, "truncated": True, "failed": "x"}},
         "silent": {},
     }
-    told = summaries.console_logs_summary(hosts, list(hosts))
-    assert (told["hosts"], told["read"], told["bytes"], told["matched"], told["truncated"]) == (4, 6, 30, 3, 1)
-    assert list(told["failed"]) == ["b", "C", "silent"] and told["failed_count"] == 3
-    assert told["failed"]["b"] == "y" * 297 + " .."
-    assert told["failed"]["silent"].startswith("no answer, or ")
+    summary = summaries.console_logs_summary(hosts, list(hosts))
+    assert (summary["hosts"], summary["read"], summary["bytes"], summary["matched"], summary["truncated"]) == (
+        4,
+        6,
+        30,
+        3,
+        1,
+    )
+    assert list(summary["failed"]) == ["b", "C", "silent"] and summary["failed_count"] == 3
+    assert summary["failed"]["b"] == "y" * 297 + " .."
+    assert summary["failed"]["silent"].startswith("no answer, or ")
 
 
 def test_a_console_that_was_taken_over_counts_as_failed_and_its_bytes_are_counted() -> None:
@@ -96,8 +107,8 @@ def test_a_console_that_was_taken_over_counts_as_failed_and_its_bytes_are_counte
         "failed": "taken over",
     }
     for odd in ({"failed": True}, {"text": "a"}, "x"):
-        told = summaries.console_logs_counts([odd], None)
-        assert (told["read"], told["failed"]) == (0, "no answer")
+        summary = summaries.console_logs_counts([odd], None)
+        assert (summary["read"], summary["failed"]) == (0, "no answer")
 
 
 @pytest.mark.parametrize("odd", [None, [], "x", "9" * 5000, -1, 1 << 200, True, 0.5])

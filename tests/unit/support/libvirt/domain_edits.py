@@ -224,9 +224,11 @@ def _vcpus(world: World, random_: random.Random, number: int, guest: Guest) -> E
     elif variant == "both":
         new = (on + 1, most + 2)
     before, after = dataclasses.replace(guest, vcpus=old), dataclasses.replace(guest, vcpus=new)
-    said = [(str(most), None if on == most else str(on)) for on, most in (old, new)]
+    values = [(str(most), None if on == most else str(on)) for on, most in (old, new)]
     rows = tuple(
-        row for row in (("vcpu", said[0][0], said[1][0]), ("vcpu@current", said[0][1], said[1][1])) if row[1] != row[2]
+        row
+        for row in (("vcpu", values[0][0], values[1][0]), ("vcpu@current", values[0][1], values[1][1]))
+        if row[1] != row[2]
     )
     pending: list[tuple[str, Value, Value, str]] = []
     if new[1] != old[1]:
@@ -236,7 +238,7 @@ def _vcpus(world: World, random_: random.Random, number: int, guest: Guest) -> E
     elif variant == "down":
         pending.append(("vcpu@current", old[0], new[0], "restart"))
     edit = Edit("vcpus", before, after, rows, pending=tuple(pending), refused=variant == "down")
-    edit = dataclasses.replace(edit, shows=(("vcpu", said[1][0]), ("vcpu@current", said[1][1])))
+    edit = dataclasses.replace(edit, shows=(("vcpu", values[1][0]), ("vcpu@current", values[1][1])))
     if variant == "beyond":
         return edit
     lives = (("vcpu@current", None if new[0] == old[1] else str(new[0])),)

@@ -190,11 +190,11 @@ def _wrong_rows(
     # Every place that libvirt's XML shows to have changed is told by a row, and every row tells of one.
     old, new = before.stored.leaves, after.stored.leaves
     changed = [place for place in {**old, **new} if old.get(place) != new.get(place)]
-    told = [place for place in places if not place.startswith("running ")]
+    result = [place for place in places if not place.startswith("running ")]
     for place in changed:
-        if not any(_covers(one, place) for one in told):
+        if not any(_covers(one, place) for one in result):
             yield f"changed without a row: {place}"
-    for one in told:
+    for one in result:
         if not any(_covers(one, place) for place in changed):
             yield f"a row without a change: {one}"
 
@@ -222,8 +222,8 @@ def _wrong_effects(
     for place, value in edit.shows:
         if after.stored.leaves.get(place) != value:
             yield f"stored {place} is {after.stored.leaves.get(place)}, not {value}"
-    told = planned["pending"] == done["pending"] or (running and edit.refused)
-    if again["pending"] != done["pending"] or not told:
+    result = planned["pending"] == done["pending"] or (running and edit.refused)
+    if again["pending"] != done["pending"] or not result:
         yield "pending in check mode {}, then {}, again {}".format(*(one["pending"] for one in rows))
     if (after.running is not None) is not running:
         yield f"state {done['state']}"

@@ -39,8 +39,8 @@ class ModuleServer:
         task = {"ANSIBLE_MODULE_ARGS": {**args, "_ansible_check_mode": check}}
         self._process.stdin.write(json.dumps([module, json.dumps(task)]) + "\n")
         self._process.stdin.flush()
-        said = json.loads(self._process.stdout.readline())
-        return t.cast("dict[str, t.Any]", json.loads(said))
+        output = json.loads(self._process.stdout.readline())
+        return t.cast("dict[str, t.Any]", json.loads(output))
 
     def done(self, module: str, /, check: bool = False, **args: t.Any) -> dict[str, t.Any]:
         """Run a module, and fail if it does."""
@@ -58,17 +58,17 @@ def serve(modules: t.Iterable[str]) -> None:
     code = {name: importlib.import_module(MODULES + name) for name in modules}
     for line in sys.stdin:
         name, task = json.loads(line)
-        said = os.memfd_create("said")
+        output = os.memfd_create("output")
         child = os.fork()
         if child == 0:
-            _run(code[name].main, task, said)
+            _run(code[name].main, task, output)
         os.waitpid(child, 0)
-        os.lseek(said, 0, os.SEEK_SET)
-        with open(said, encoding="utf-8") as stream:
+        os.lseek(output, 0, os.SEEK_SET)
+        with open(output, encoding="utf-8") as stream:
             print(json.dumps(stream.read()), flush=True)
 
 
-def _run(main: t.Callable[[], None], task: str, said: int) -> t.NoReturn:
+def _run(main: t.Callable[[], None], task: str, output: int) -> t.NoReturn:
     """Be the process of one module. It ends at once, with no thread of libvirt's in the way."""
     try:
         signal.alarm(LIMIT_SECONDS)
@@ -76,7 +76,7 @@ def _run(main: t.Callable[[], None], task: str, said: int) -> t.NoReturn:
         os.write(asked, task.encode())
         os.lseek(asked, 0, os.SEEK_SET)
         os.dup2(asked, 0)
-        os.dup2(said, 1)
+        os.dup2(output, 1)
         del sys.argv[1:]
         with contextlib.suppress(SystemExit):
             main()

@@ -59,8 +59,8 @@ class Browser:
         path.write_text(page + asking, encoding="utf-8")
         pace = [] if real_time else ["--virtual-time-budget=20000"]
         done = self._run("--dump-dom", "--window-size=1280,1000", *pace, path.as_uri())
-        said = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-        assert not said, said
+        lines = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+        assert not lines, lines
         found = _RESULT.search(done.stdout)
         assert found, "the script gave no result"
         return json.loads(html.unescape(found[1]))

@@ -164,24 +164,24 @@ awk '/\t/ {exit} {letters[$2]++} END {for (letter in letters) print "type_" lett
 
 def test_this_machines_facts_are_what_the_shell_says():
     done = subprocess.run(["sh", "-c", SHELL], capture_output=True, text=True, check=True)
-    told = {line.split("=", 1)[0]: line.split("=", 1)[1] for line in done.stdout.splitlines() if "=" in line}
+    variables = {line.split("=", 1)[0]: line.split("=", 1)[1] for line in done.stdout.splitlines() if "=" in line}
     found = all_facts(names=["HZ"])
     assert [found[name] for name in ("release", "version", "arch")] == [
-        told[name].strip() for name in ("release", "version", "arch")
+        variables[name].strip() for name in ("release", "version", "arch")
     ]
-    if told["config"].strip():
-        assert found["config"]["CONFIG_HZ"] == int(told["config"])
-    if told["lockdown"].strip():
-        assert found["lockdown"] == told["lockdown"].strip()
-    assert (found["tracing"]["debugfs"] or "") == told["debugfs"].strip()
-    assert set(found["cpus"]["virtualization_flags"]) <= set(told["flags"].split())
+    if variables["config"].strip():
+        assert found["config"]["CONFIG_HZ"] == int(variables["config"])
+    if variables["lockdown"].strip():
+        assert found["lockdown"] == variables["lockdown"].strip()
+    assert (found["tracing"]["debugfs"] or "") == variables["debugfs"].strip()
+    assert set(found["cpus"]["virtualization_flags"]) <= set(variables["flags"].split())
     symbols = found["symbols"]
-    assert symbols["core_fingerprint"] == told["core"]
-    assert symbols["by_owner"]["vmlinux"] == int(told["vmlinux"])
+    assert symbols["core_fingerprint"] == variables["core"]
+    assert symbols["by_owner"]["vmlinux"] == int(variables["vmlinux"])
     # Modules and BPF programs add to these.
     for letter, count in symbols["by_type"].items():
-        assert count >= int(told.get("type_" + letter, 0))
-    assert sum(int(count) for name, count in told.items() if name.startswith("type_")) == int(told["vmlinux"])
+        assert count >= int(variables.get("type_" + letter, 0))
+    assert sum(int(count) for name, count in variables.items() if name.startswith("type_")) == int(variables["vmlinux"])
 
 
 UNPRIVILEGED = """

@@ -137,10 +137,10 @@ def test_modules_and_options_are_found_however_the_image_is_packed(packer, micro
 def test_an_image_that_cannot_be_read_says_why(data, reason, blk_root):
     image(blk_root, data)
     found = initramfs.read_image(blk_root, IMAGE, RELEASE)
-    said = str(found.unreadable)
-    assert reason in said
+    message = str(found.unreadable)
+    assert reason in message
     aged(blk_root, -5)
-    assert any(said in text for text in set_queue_depth(blk_root, 64)[1]["pending"])
+    assert any(message in text for text in set_queue_depth(blk_root, 64)[1]["pending"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -150,8 +150,8 @@ def test_an_image_that_this_user_may_not_read_is_not_called_damaged(blk_root):
     child = os.fork()
     if child == 0:
         os.setuid(65534)
-        said = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
-        os._exit(0 if said == "this user may not read it" else 1)
+        message = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
+        os._exit(0 if message == "this user may not read it" else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -163,8 +163,8 @@ def test_an_image_that_takes_a_program_which_is_missing_or_slow_says_so(blk_root
         stream.write("#!/bin/sh\nsleep 60\n")
     os.chmod(blk_root.path("bin/zstd"), 0o755)
     monkeypatch.setenv("PATH", blk_root.path("bin"), prepend=os.pathsep)
-    said = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
-    assert said == "zstd takes longer than 0.1 s to unpack it"
+    message = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
+    assert message == "zstd takes longer than 0.1 s to unpack it"
     monkeypatch.setattr(initramfs, "_PROGRAMS", ((b"\x28\xb5\x2f\xfd", ("no-such-zstd", "-d")),))
     assert initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable == "it takes the program no-such-zstd to unpack it"
 

@@ -190,9 +190,9 @@ def test_every_errno_has_its_cause():
         errno.E2BIG: os.strerror(errno.E2BIG),
     }
     for number, text in causes.items():
-        said = explain_errno(OSError(number, os.strerror(number)), item(), None)
-        assert text in said
-        assert said.endswith(f"({errno.errorcode[number]})")
+        message = explain_errno(OSError(number, os.strerror(number)), item(), None)
+        assert text in message
+        assert message.endswith(f"({errno.errorcode[number]})")
     assert "read-only (mode 0444" in explain_errno(OSError(errno.EACCES, ""), item(mode=0o444), None)
     assert "mounted" not in explain_errno(OSError(errno.EROFS, ""), item("bool_enable_only"), None)
     lockdown = explain_errno(OSError(errno.EPERM, ""), item(), "none [integrity] confidentiality\n")

@@ -88,7 +88,7 @@ def test_files_are_deleted_of_this_host_only(uri: str, here: bool) -> None:
 def test_the_header_of_an_overlay_names_what_is_below(tmp_path: pathlib.Path) -> None:
     base = tmp_path / "base.raw"
     base.write_bytes(b"data")
-    said = {
+    messages = {
         "base.raw": str(base),
         str(base): str(base),
         f"file:{base}": str(base),
@@ -97,7 +97,7 @@ def test_the_header_of_an_overlay_names_what_is_below(tmp_path: pathlib.Path) ->
         "json:{broken": None,
         "nbd://host/export": None,
     }
-    for number, (name, below) in enumerate(said.items()):
+    for number, (name, below) in enumerate(messages.items()):
         assert backing_file(str(qcow2(tmp_path / f"{number}.qcow2", name))) == below
     for content in (b"", b"QFI\xfb", b"QFI\xfb" + bytes(100), b"plain data, longer than a header of an image"):
         other = tmp_path / "other"

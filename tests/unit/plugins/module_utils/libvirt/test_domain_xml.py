@@ -100,8 +100,8 @@ def test_a_password_inside_a_whole_device_is_masked() -> None:
 
 def test_subset_asks_only_for_what_is_said() -> None:
     existing = element("<domain><memory unit='KiB'>65536</memory><on_crash>destroy</on_crash></domain>")
-    said = element("<domain><memory unit='MiB'>64</memory></domain>")
-    assert differences(existing, said, subset=True) == []
+    output = element("<domain><memory unit='MiB'>64</memory></domain>")
+    assert differences(existing, output, subset=True) == []
     more = element("<domain><memory unit='MiB'>65</memory></domain>")
     assert [row.path for row in differences(existing, more, subset=True)] == ["memory"]
 
@@ -203,12 +203,12 @@ def test_what_the_user_says_wins() -> None:
 
 
 def test_a_device_that_the_user_took_back_does_not_come_again() -> None:
-    said = element("<domain><devices><controller type='usb' index='0' model='qemu-xhci'/></devices></domain>")
+    output = element("<domain><devices><controller type='usb' index='0' model='qemu-xhci'/></devices></domain>")
     result = element(
         "<domain><uuid>u</uuid><os><type arch='a' machine='m'/></os><devices><memballoon/>"
         "<controller type='usb' index='0' model='qemu-xhci'/></devices></domain>"
     )
-    existing = with_mark(result, result_mark(Mark("w", None), said, result))
+    existing = with_mark(result, result_mark(Mark("w", None), output, result))
     wanted = element("<domain><os><type arch='a' machine='m'/></os><devices/></domain>")
     carried = with_identity(wanted, existing)
     assert [device.tag for device in carried.find("devices")] == ["memballoon"]
@@ -236,8 +236,8 @@ def test_the_identity_of_a_virtual_port_follows_from_the_uuid_and_stays() -> Non
     existing = element(text.format("a", "b", "<parameters interfaceid='kept' profileid='p'/>"))
     carried = with_identity(element(text.format("a", "b", "<parameters profileid='q'/>")), existing)
     assert carried.find(place).attrib == {"interfaceid": "kept", "profileid": "q"}
-    said = with_identity(element(text.format("a", "b", "<parameters interfaceid='said'/>")), existing)
-    assert said.find(place).get("interfaceid") == "said"
+    output = with_identity(element(text.format("a", "b", "<parameters interfaceid='said'/>")), existing)
+    assert output.find(place).get("interfaceid") == "said"
     plain = element("<domain><uuid>a</uuid><devices><interface type='user'/></devices></domain>")
     assert complete(plain).find("devices/interface/virtualport") is None
 

@@ -252,15 +252,15 @@ def test_apply_tells_what_is_stored_what_runs_and_what_waits() -> None:
     wanted = Wanted("n", "active", new)
     label = "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:01]"
 
-    def told(apply: str) -> tuple[list[str], list[tuple[str, str]]]:
+    def plan_with(apply: str) -> tuple[list[str], list[tuple[str, str]]]:
         plan = planned(wanted, active(old, old), new, apply)
         return [change.how for change in plan.changes], [(row["what"], row["reason"]) for row in plan.pending]
 
     stored = ["networkDefineXML", "networkDefineXML"]
-    assert told("both") == ([*stored, "networkUpdate add"], [("domain", "restart")])
-    assert told("config") == (stored, [(label, "apply"), ("domain", "restart")])
-    assert told("live") == (["networkUpdate add"], [("domain", "apply"), (label, "apply")])
-    assert told("restart_if_needed") == ([*stored, "destroy, create"], [])
+    assert plan_with("both") == ([*stored, "networkUpdate add"], [("domain", "restart")])
+    assert plan_with("config") == (stored, [(label, "apply"), ("domain", "restart")])
+    assert plan_with("live") == (["networkUpdate add"], [("domain", "apply"), (label, "apply")])
+    assert plan_with("restart_if_needed") == ([*stored, "destroy, create"], [])
     # What is stored already waits for a restart, whatever may be applied now.
     kept = planned(wanted, active(new, old), new, "live")
     assert [(row["what"], row["reason"]) for row in kept.pending] == [("domain", "restart")]

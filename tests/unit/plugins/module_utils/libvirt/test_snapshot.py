@@ -57,15 +57,15 @@ SNAPSHOT = """
 """
 
 
-def snapshot(name: str, parent: str = "", file: str | None = None, **said: str) -> Snapshot:
+def snapshot(name: str, parent: str = "", file: str | None = None, **options: str) -> Snapshot:
     values = {"state": "shutoff", "memory": "no", "image": "/i/a.qcow2", "mode": "external" if file else "internal"}
     source = f"<driver type='qcow2'/><source file='{file}'/>" if file else ""
-    return parse_snapshot(SNAPSHOT.format(name=name, parent=parent, source=source, **{**values, **said}))
+    return parse_snapshot(SNAPSHOT.format(name=name, parent=parent, source=source, **{**values, **options}))
 
 
-def observed(*snapshots: Snapshot, state: str = "shutoff", version: int = 11003000, **said: t.Any) -> Observed:
-    saved = said.pop("managed_save", False)
-    domain = ET.fromstring(DOMAIN.format(**{"efi": "", "format": "qcow2", "devices": "", **said}))
+def observed(*snapshots: Snapshot, state: str = "shutoff", version: int = 11003000, **options: t.Any) -> Observed:
+    saved = options.pop("managed_save", False)
+    domain = ET.fromstring(DOMAIN.format(**{"efi": "", "format": "qcow2", "devices": "", **options}))
     return Observed(
         state=state,
         active=state != "shutoff",
@@ -78,9 +78,9 @@ def observed(*snapshots: Snapshot, state: str = "shutoff", version: int = 110030
     )
 
 
-def wanted(**said: t.Any) -> dict[str, t.Any]:
+def wanted(**options: t.Any) -> dict[str, t.Any]:
     names = ("kind", "description", "disks", "memory_file", "with_children")
-    disks = [{"file": None, "include": True, **disk} for disk in said.pop("disks", [])]
+    disks = [{"file": None, "include": True, **disk} for disk in options.pop("disks", [])]
     return {
         **dict.fromkeys(names),
         "domain": "web1",
@@ -88,7 +88,7 @@ def wanted(**said: t.Any) -> dict[str, t.Any]:
         "state": "present",
         "quiesce": False,
         "disks": disks,
-        **said,
+        **options,
     }
 
 
@@ -109,7 +109,7 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
 
 
 @pytest.mark.parametrize(
-    ("said", "domain", "message"),
+    ("options", "domain", "message"),
     [
         (
             {"name": "1"},
@@ -294,9 +294,9 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
         ),
     ],
 )
-def test_what_cannot_be_is_refused(said: dict[str, t.Any], domain: dict[str, t.Any], message: str) -> None:
+def test_what_cannot_be_is_refused(options: dict[str, t.Any], domain: dict[str, t.Any], message: str) -> None:
     found = observed(snapshot("old"), *domain.pop("more", []), **domain)
-    assert refusal(found, wanted(**said)).endswith(f" for {message}")
+    assert refusal(found, wanted(**options)).endswith(f" for {message}")
 
 
 def test_what_stands_in_its_own_way_is_refused() -> None:

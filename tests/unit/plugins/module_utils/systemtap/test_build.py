@@ -177,7 +177,7 @@ def test_parameters_of_a_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "phase", "line", "column", "said", "candidates"),
+    ("name", "phase", "line", "column", "message", "candidates"),
     [
         ("syntax", "parse", 3, 1, "expected literal string or number saw: operator '}'", []),
         ("open_string", "parse", 1, 21, "closing quote", []),
@@ -202,7 +202,7 @@ def test_parameters_of_a_module() -> None:
     ],
 )
 def test_what_stap_says_becomes_one_paragraph(
-    name: str, phase: str, line: int, column: int, said: str, candidates: list[str]
+    name: str, phase: str, line: int, column: int, message: str, candidates: list[str]
 ) -> None:
     text = (FIXTURES / f"stap_error_{name}.txt").read_text()
     error = stap_output.build_failed("sample", RELEASE, text)
@@ -211,7 +211,7 @@ def test_what_stap_says_becomes_one_paragraph(
     assert error.message.startswith(
         f"Script sample, line {line}, column {column}: The {phase} of stap failed for kernel "
     )
-    assert said in error.row()["problem"] and error.row()["problem"] in error.message
+    assert message in error.row()["problem"] and error.row()["problem"] in error.message
     assert "\n" not in error.message
 
 

@@ -69,24 +69,24 @@ def test_age_prunes_what_nobody_asked_for(store: Store) -> None:
     before = files(store)
     planned = prune.prune(store, "30d", None, check_mode=True)
     assert files(store) == before
-    plan, told = prune.prune(store, "30d", None, check_mode=False)
-    assert planned[1] == told
-    assert names(told["removed"]) == ["a", "b"]
+    plan, result = prune.prune(store, "30d", None, check_mode=False)
+    assert planned[1] == result
+    assert names(result["removed"]) == ["a", "b"]
     assert [change.what for change in plan] == ["tapvirt_a", "tapvirt_b"]
-    assert told["removed"][0]["reason"] == "nobody asked for it for 40 days"
-    assert told["freed_bytes"] > 2000 and told["kept_bytes"] > 1000
+    assert result["removed"][0]["reason"] == "nobody asked for it for 40 days"
+    assert result["freed_bytes"] > 2000 and result["kept_bytes"] > 1000
     assert store.kept() == ["c" * 64]
     assert store.read("c" * 64) is not None
     again = prune.prune(store, "30d", None, check_mode=False)
-    assert (list(again[0]), again[1]["freed_bytes"], again[1]["kept_bytes"]) == ([], 0, told["kept_bytes"])
+    assert (list(again[0]), again[1]["freed_bytes"], again[1]["kept_bytes"]) == ([], 0, result["kept_bytes"])
 
 
 def test_size_prunes_the_longest_unused_first_and_no_more_than_needed(store: Store) -> None:
     for key, days in zip(KEYS[:4], (1, 4, 2, 3)):
         keep(store, key, days, size=10_000)
-    _plan, told = prune.prune(store, None, 25_000, check_mode=False)
-    assert names(told["removed"]) == ["b", "d"]
-    assert told["kept_bytes"] <= 25_000
+    _plan, result = prune.prune(store, None, 25_000, check_mode=False)
+    assert names(result["removed"]) == ["b", "d"]
+    assert result["kept_bytes"] <= 25_000
     assert sorted(store.kept()) == ["a" * 64, "c" * 64]
     assert prune.prune(store, None, 25_000, check_mode=False)[1]["removed"] == []
 
@@ -96,8 +96,8 @@ def test_a_module_that_is_asked_for_stays(store: Store) -> None:
         keep(store, key, 40)
     assert store.use(KEYS[1]) is not None
     assert store.use(KEYS[2]) is None
-    _plan, told = prune.prune(store, "30d", 0, check_mode=False)
-    assert (names(told["removed"]), store.kept()) == (["a"], [KEYS[1]])
+    _plan, result = prune.prune(store, "30d", 0, check_mode=False)
+    assert (names(result["removed"]), store.kept()) == (["a"], [KEYS[1]])
 
 
 def test_what_is_being_built_or_read_is_not_touched(store: Store) -> None:
@@ -109,13 +109,13 @@ def test_what_is_being_built_or_read_is_not_touched(store: Store) -> None:
     os.utime(half, (0, 0))
     with Holding(store, KEYS[0]), Holding(store, KEYS[2]):
         checked = prune.prune(store, "30d", None, check_mode=True)[1]
-        told = prune.prune(store, "30d", None, check_mode=False)[1]
-        assert checked == told
-        assert (names(told["removed"]), sorted(names(told["in_use"]))) == (["b"], ["a", "c"])
+        result = prune.prune(store, "30d", None, check_mode=False)[1]
+        assert checked == result
+        assert (names(result["removed"]), sorted(names(result["in_use"]))) == (["b"], ["a", "c"])
         assert store.kept() == [KEYS[0]] and half.exists()
-    told = prune.prune(store, "30d", None, check_mode=False)[1]
-    assert sorted(names(told["removed"])) == ["a", "c"]
-    assert [row["reason"] for row in told["removed"] if row["name"] is None] == ["a build that was killed left it"]
+    result = prune.prune(store, "30d", None, check_mode=False)[1]
+    assert sorted(names(result["removed"])) == ["a", "c"]
+    assert [row["reason"] for row in result["removed"] if row["name"] is None] == ["a build that was killed left it"]
     assert not half.exists()
     assert files(store) == [".lock", ".work"]
 

@@ -80,7 +80,7 @@ def test_names_that_look_like_keywords_are_names():
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "column", "said"),
+    ("text", "line", "column", "message"),
     [
         ("@define a %( @b %) @define b %( @a %) probe begin { @a }", 1, 33, "without end"),
         ("@define a(x) %( @x @x %) probe begin { @a(1, 2) }", 1, 44, "too many"),
@@ -107,11 +107,11 @@ def test_names_that_look_like_keywords_are_names():
         ("%( CONFIG_A == begin %? %)", 1, 16, "An option of the kernel"),
     ],
 )
-def test_a_fault_of_the_preprocessor_is_found_where_it_is(text, line, column, said):
+def test_a_fault_of_the_preprocessor_is_found_where_it_is(text, line, column, message):
     with pytest.raises(ScriptError) as caught:
         parse("s", text, guru=False)
     assert (caught.value.fields["line"], caught.value.fields["column"]) == (line, column), caught.value.message
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "%( 1 == 2 %? probe begin { } %)"])

@@ -79,7 +79,7 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
 
 
 @pytest.mark.parametrize(
-    ("changes", "check", "blocks", "said"),
+    ("changes", "check", "blocks", "message"),
     [
         ({"traceability": SIGNED, "trusted_keys": [KEY]}, "signing", False, "tracing (0123abcd)"),
         ({"traceability": SIGNED, "trusted_keys": []}, "signing", True, "enrol a key"),
@@ -97,10 +97,10 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
         ({"traceability": SWITCHED_OFF}, "kernel", True, "write 1 to kprobes/enabled in debugfs"),
     ],
 )
-def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, said):
+def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, message):
     (finding,) = find_problems(host_facts(**changes), None)
     assert (finding.check, finding.blocks) == (check, blocks)
-    assert said in finding.remedy
+    assert message in finding.remedy
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_every_shape_of_the_grammar_is_read(shape: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('kernl.function("x")', "No kind of probe is called 'kernl'. Did you mean kernel"),
         ('kernel.function("x").cal', "Did you mean call"),
@@ -165,10 +165,10 @@ def test_every_shape_of_the_grammar_is_read(shape: str) -> None:
         ("", "A probe point such as begin or kernel.trace(...) is needed"),
     ],
 )
-def test_a_wrong_probe_is_one_sentence(text: str, said: str) -> None:
+def test_a_wrong_probe_is_one_sentence(text: str, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_probe_points(text)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "\n" not in caught.value.message
 
 

@@ -55,7 +55,7 @@ def test_declarations_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "column", "said"),
+    ("text", "line", "column", "message"),
     [
         ('probe begin {\n  print("abc) }\n', 2, 9, "not closed on its line"),
         ("probe begin { (x] }", 1, 17, "']' does not match the '(' of line 1"),
@@ -68,11 +68,11 @@ def test_declarations_are_read() -> None:
         ("#: record count key:text\nprobe begin { }", 1, 17, "NAME:TYPE"),
     ],
 )
-def test_a_fault_has_a_line_and_a_column(text: str, line: int, column: int, said: str) -> None:
+def test_a_fault_has_a_line_and_a_column(text: str, line: int, column: int, message: str) -> None:
     with pytest.raises(ScriptError) as caught:
         read_script("s", text)
     assert (caught.value.fields["line"], caught.value.fields["column"]) == (line, column)
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 def test_lines_are_counted_through_comments_and_embedded_code() -> None:
@@ -177,7 +177,7 @@ def test_values_of_globals_are_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"thresold": 1}, "it has threshold, title. Did you mean threshold?"),
         ({"threshold": "fast"}, "whole number"),
@@ -188,10 +188,10 @@ def test_values_of_globals_are_typed() -> None:
         ({"table": 1}, "is an array"),
     ],
 )
-def test_a_wrong_global_is_refused(values: dict[str, object], said: str) -> None:
+def test_a_wrong_global_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check_globals("x", {"threshold": "long", "title": "string", "table": "array"}, values)
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", " "])

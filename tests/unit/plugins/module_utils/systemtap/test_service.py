@@ -73,7 +73,7 @@ def entry(**more):
     return {**DEFAULTS, "name": "reads", "modules": [build(), build(NEXT, "b")], **more}
 
 
-def one(**more):
+def item(**more):
     (wanted,) = model.read_wanted([entry(**more)])
     return wanted
 
@@ -104,7 +104,7 @@ def tracer_host(seen, name="reads"):
     return Host(True, RUNNING, kernels, {name: seen})
 
 
-def means(wanted, seen):
+def summary(wanted, seen):
     return [change.how for change in plan([wanted], tracer_host(seen), PROGRAM)]
 
 
@@ -200,27 +200,27 @@ def test_two_tracers_are_two():
 
 
 def test_nothing_is_planned_for_what_is_as_wanted():
-    wanted = one()
-    assert means(wanted, kept(wanted)) == []
-    assert means(one(state="absent"), NOTHING) == []
-    stopped = one(state="stopped")
-    assert means(stopped, kept(stopped, unit=Unit("inactive", True, False, 0, 0, ""), digest=None)) == []
+    wanted = item()
+    assert summary(wanted, kept(wanted)) == []
+    assert summary(item(state="absent"), NOTHING) == []
+    stopped = item(state="stopped")
+    assert summary(stopped, kept(stopped, unit=Unit("inactive", True, False, 0, 0, ""), digest=None)) == []
 
 
 def test_a_new_tracer_is_planned_whole_and_a_running_one_removed_whole():
     steps = ["copy", "copy", "write", "write", "write, daemon-reload", "systemctl enable", "systemctl start"]
-    assert means(one(), NOTHING) == steps
-    assert means(one(enabled=False), NOTHING) == [step for step in steps if step != "systemctl enable"]
-    wanted = one(state="absent")
+    assert summary(item(), NOTHING) == steps
+    assert summary(item(enabled=False), NOTHING) == [step for step in steps if step != "systemctl enable"]
+    wanted = item(state="absent")
     gone = ["systemctl stop", "systemctl disable", "remove, daemon-reload", "remove"]
-    assert means(wanted, kept(one())) == gone
-    assert means(one(state="absent", remove_output=True), kept(one())) == [*gone, "remove"]
+    assert summary(wanted, kept(item())) == gone
+    assert summary(item(state="absent", remove_output=True), kept(item())) == [*gone, "remove"]
 
 
 def test_a_module_for_another_kernel_restarts_nothing():
-    before = one(modules=[build()])
-    assert means(one(), kept(before)) == ["copy", "write"]
-    assert means(before, kept(one())) == ["remove", "write"]
+    before = item(modules=[build()])
+    assert summary(item(), kept(before)) == ["copy", "write"]
+    assert summary(before, kept(item())) == ["remove", "write"]
 
 
 @pytest.mark.parametrize(
@@ -234,20 +234,20 @@ def test_a_module_for_another_kernel_restarts_nothing():
     ],
 )
 def test_a_restart_says_why(more, seen, why):
-    changes = list(plan([one(**more)], tracer_host(kept(one(), **seen)), PROGRAM))
+    changes = list(plan([item(**more)], tracer_host(kept(item(), **seen)), PROGRAM))
     assert changes[-1].how == "systemctl restart"
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(changes[-1].why)
 
 
 def test_what_was_too_much_rests_until_it_changes():
-    resting = kept(one(), unit=Unit("failed", True, False, 0, 3, "overloaded: too much"), digest=None)
+    resting = kept(item(), unit=Unit("failed", True, False, 0, 3, "overloaded: too much"), digest=None)
     resting = dataclasses.replace(resting, state={**resting.state, "state": "overloaded", "reason": "too much"})
-    assert means(one(), resting) == []
-    assert means(one(state="stopped"), resting) == ["forget"]
-    assert means(one(globals={"threshold": 9}), resting) == ["write", "systemctl start"]
-    told = row("reads", resting, tracer_host(resting), None, model.spec_of(one(), PROGRAM.sha256))
-    fault = find_fault("started", told)
+    assert summary(item(), resting) == []
+    assert summary(item(state="stopped"), resting) == ["forget"]
+    assert summary(item(globals={"threshold": 9}), resting) == ["write", "systemctl start"]
+    result = row("reads", resting, tracer_host(resting), None, model.spec_of(item(), PROGRAM.sha256))
+    fault = find_fault("started", result)
     assert fault is not None and fault.message == (
         "Service 'reads' stays stopped, because it used more of a CPU than its build allows (too much). "
         "To start it again, "
@@ -257,18 +257,18 @@ def test_what_was_too_much_rests_until_it_changes():
 
 def test_a_module_that_nothing_uses_is_taken_away():
     idle = {"unit": Unit("inactive", True, False, 0, 0, "")}
-    assert means(one(state="stopped"), kept(one(), **idle, users=0)) == ["staprun -d"]
-    assert means(one(state="stopped"), kept(one(), **idle, users=1)) == []
+    assert summary(item(state="stopped"), kept(item(), **idle, users=0)) == ["staprun -d"]
+    assert summary(item(state="stopped"), kept(item(), **idle, users=1)) == []
 
 
 def test_sysctls_that_a_killed_tracer_changed_are_put_back():
     killed = {"unit": Unit("failed", True, False, 0, 9, ""), "digest": None, "holds_sysctls": True}
-    assert means(one(state="stopped"), kept(one(), **killed)) == ["write"]
+    assert summary(item(state="stopped"), kept(item(), **killed)) == ["write"]
     gone = ["write", "systemctl disable", "remove, daemon-reload", "remove"]
-    assert means(one(state="absent"), kept(one(), **killed)) == gone
+    assert summary(item(state="absent"), kept(item(), **killed)) == gone
     # Its own start and stop do so otherwise.
-    assert means(one(), kept(one(), holds_sysctls=True)) == []
-    assert means(one(state="stopped"), kept(one(), holds_sysctls=True)) == ["systemctl stop"]
+    assert summary(item(), kept(item(), holds_sysctls=True)) == []
+    assert summary(item(state="stopped"), kept(item(), holds_sysctls=True)) == ["systemctl stop"]
 
 
 def test_what_a_killed_tracer_holds_is_found(tmp_path):
@@ -286,26 +286,26 @@ def test_the_running_kernel_must_have_a_module():
         "6.12.1-amd64."
     )
     with pytest.raises(InvalidInput, match=re.escape(words)):
-        plan([one(modules=[build(NEXT)])], tracer_host(NOTHING), PROGRAM)
-    assert means(one(modules=[build(NEXT)], state="stopped"), NOTHING)[-1] == "systemctl enable"
+        plan([item(modules=[build(NEXT)])], tracer_host(NOTHING), PROGRAM)
+    assert summary(item(modules=[build(NEXT)], state="stopped"), NOTHING)[-1] == "systemctl enable"
 
 
 def test_a_row_tells_which_kernels_are_ready():
-    wanted = one(modules=[build(), build(NEXT, "b", kernel_version="#2 " + NEXT)])
+    wanted = item(modules=[build(), build(NEXT, "b", kernel_version="#2 " + NEXT)])
     seen = kept(wanted)
-    told = row("reads", seen, tracer_host(seen), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
-    assert [(kernel["release"], kernel["ready"]) for kernel in told["kernels"]] == [
+    result = row("reads", seen, tracer_host(seen), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
+    assert [(kernel["release"], kernel["ready"]) for kernel in result["kernels"]] == [
         (RUNNING, True),
         (NEXT, False),
         (OTHER, False),
     ]
-    assert "another build of it" in told["kernels"][1]["reason"]
-    assert told["pending"][1] == f"kernel {OTHER}: there is no module for it, so the tracer does not start with it"
-    assert told["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
-    assert find_fault("started", told) is None
+    assert "another build of it" in result["kernels"][1]["reason"]
+    assert result["pending"][1] == f"kernel {OTHER}: there is no module for it, so the tracer does not start with it"
+    assert result["probes"] == {"asked": 1, "armed": 1, "proved": 1, "missing": []}
+    assert find_fault("started", result) is None
     blind = dataclasses.replace(seen, state={**seen.state, "sites": []})
-    told = row("reads", blind, tracer_host(blind), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
-    assert "Service 'reads' runs, but none of its 1 probes is armed: " in str(find_fault("started", told))
+    result = row("reads", blind, tracer_host(blind), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
+    assert "Service 'reads' runs, but none of its 1 probes is armed: " in str(find_fault("started", result))
 
 
 def test_systemd_is_read():
@@ -315,7 +315,7 @@ def test_systemd_is_read():
     assert units["a.service"] == Unit("failed", True, False, 4, 3, "overloaded: a = b")
     assert units["b.service"] == Unit("inactive", False, False, 0, 0, "")
     # When the disk was full, the state could not be written.
-    full = dataclasses.replace(kept(one()), unit=units["a.service"])
+    full = dataclasses.replace(kept(item()), unit=units["a.service"])
     assert full.current == "overloaded"
 
 
@@ -338,7 +338,7 @@ def test_installed_kernels_are_told_from_what_removed_ones_left(tmp_path):
 
 
 def test_the_module_for_a_kernel_is_chosen_at_its_start():
-    spec = model.spec_of(one(), PROGRAM.sha256)
+    spec = model.spec_of(item(), PROGRAM.sha256)
     chosen = tracer_daemon.choose(spec, NEXT, "#1 " + NEXT)
     assert chosen["path"] == "modules/6.12.2-amd64/tapvirt_reads_01234567.ko"
     with pytest.raises(tracer_daemon.Unable, match="another build of it") as error:
@@ -369,17 +369,17 @@ def test_a_unit_is_started_again_a_limited_number_of_times_and_not_after_an_over
 
 
 def test_without_systemd_nothing_stays():
-    wanted = [one(state="stopped")]
+    wanted = [item(state="stopped")]
     found = dataclasses.replace(tracer_host(NOTHING), systemd=False)
     with pytest.raises(TapvirtError, match="not run by systemd .* Use tapvirt.host.stap_run"):
         check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
-    gone = [one(state="absent")]
+    gone = [item(state="absent")]
     check(Root(), gone, found, plan(gone, found, PROGRAM), {})
 
 
 def test_what_the_host_forbids_is_said_of_the_tracer():
     """This machine does not run the kernel of the test's modules."""
-    wanted = [one()]
+    wanted = [item()]
     found = tracer_host(NOTHING)
     with pytest.raises(TapvirtError, match=r"^Service 'reads' cannot start: .*\. Nothing was changed\.$"):
         check(Root(), wanted, found, plan(wanted, found, PROGRAM), {})
@@ -387,7 +387,7 @@ def test_what_the_host_forbids_is_said_of_the_tracer():
 
 def test_a_step_that_failed_is_an_error_of_its_tracer():
     """Without the module nothing else is done for the tracer, so that nothing is written here."""
-    wanted = [one()]
+    wanted = [item()]
     steps = Applier(wanted, PROGRAM, {})
     steps.apply(plan(wanted, tracer_host(NOTHING), PROGRAM))
     problem = (
@@ -420,7 +420,7 @@ def test_a_damaged_tracer_hides_no_other(tmp_path):
     directory = tmp_path / model.DIRECTORY
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)
     (tmp_path / "proc/sys/kernel/osrelease").write_text(RUNNING)
-    good = one()
+    good = item()
     for number, text in enumerate([*BAD_SPECS, *("{}" for _state in BAD_STATES)]):
         folder = directory / f"bad{number}"
         (folder / "modules").mkdir(parents=True)

@@ -130,10 +130,10 @@ def test_the_file_counts_once_it_is_here_and_the_description_before(tmp_path: pa
     enforce.write_text("Y\n")
     root = Root(str(tmp_path))
     signed, unsigned = str(FIXTURES / "signed_by_key_id.tail"), str(FIXTURES / "unsigned.tail")
-    told = {"signature": {"key_id": ENROLLED, "hash": "sha256"}}
+    result = {"signature": {"key_id": ENROLLED, "hash": "sha256"}}
     assert signature.signature_refusal(root, {}, signed) is None
-    assert "is not signed" in (signature.signature_refusal(root, told, unsigned) or "")
-    assert signature.signature_refusal(root, told, str(tmp_path / "absent.ko")) is None
+    assert "is not signed" in (signature.signature_refusal(root, result, unsigned) or "")
+    assert signature.signature_refusal(root, result, str(tmp_path / "absent.ko")) is None
     assert "is not signed" in (
         signature.signature_refusal(root, {"signature": None}, str(tmp_path / "absent.ko")) or ""
     )
@@ -209,8 +209,8 @@ def test_what_is_wrong_with_a_key_pair_is_said(tmp_path: pathlib.Path) -> None:
         "text.*is not a certificate": {**first, "certificate": str(text)},
         "first.key.*is not a certificate": {**first, "certificate": first["key"]},
     }
-    for said, sign in wrong.items():
-        with pytest.raises(InvalidInput, match=said) as caught:
+    for message, sign in wrong.items():
+        with pytest.raises(InvalidInput, match=message) as caught:
             signing.read_signer(sign)
         assert "PRIVATE" not in caught.value.message
 
