@@ -23,6 +23,7 @@ def variable(playbook: str, name: str) -> str:
     return next(play["vars"][name] for play in plays if name in play.get("vars", {}))
 
 
+@pytest.mark.scenario
 def test_a_host_that_lies_leaves_no_file_elsewhere_and_a_report_is_where_it_is_asked_for(tmp_path):
     row = {"state": "running", "console": {"type": "pty"}}
     names = [OUTSIDE, "/etc/outside", "web1"]

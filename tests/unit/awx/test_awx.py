@@ -112,7 +112,7 @@ def test_tags_are_asked_for_where_a_playbook_has_some_and_no_template_takes_any_
         assert template["extra_variables"] is False
 
 
-def test_the_guide_tells_of_every_artifact() -> None:
+def test_the_guide_reports_of_every_artifact() -> None:
     guide = (ROOT / "docs" / "docsite" / "rst" / "guide_awx.rst").read_text(encoding="utf-8")
     for template in TEMPLATES:
         (last, *_others) = reversed(yaml.safe_load((ROOT / template["playbook"]).read_text(encoding="utf-8")))
@@ -122,7 +122,7 @@ def test_the_guide_tells_of_every_artifact() -> None:
             assert row in guide, f"no row for {name}"
 
 
-def test_templates_are_chosen_by_name_and_a_wrong_name_is_told(tmp_path: pathlib.Path) -> None:
+def test_templates_are_chosen_by_name_and_a_wrong_name_is_reported(tmp_path: pathlib.Path) -> None:
     stubs = Stubs(tmp_path)
     awx = tmp_path / "ansible_collections" / "awx" / "awx"
     for name in ("execution_environment", "project", "job_template"):

@@ -154,7 +154,7 @@ def test_plots_leave_odd_records_out(kind: str, warned: list[str]) -> None:
         assert all("odd: " in line for line in warned), what
 
 
-def test_a_page_tells_an_odd_host_and_shows_the_others() -> None:
+def test_a_page_reports_an_odd_host_and_shows_the_others() -> None:
     sections = ("kernels", "readiness", "params", "symbols", "domains", "traces", "consoles")
     fine = {"a": HOST, "b": HOST}
 
@@ -317,7 +317,7 @@ RESULTS: dict[str, dict[str, t.Any]] = {
 
 
 @pytest.mark.parametrize("name", ["params", "domains"])
-def test_a_run_is_told_whatever_a_host_has(name: str) -> None:
+def test_a_run_is_reported_whatever_a_host_has(name: str) -> None:
     fine: dict[str, t.Any] = {f"{name}_before": RESULTS[name], f"{name}_failed": "could not be set: x"}
 
     def report_lines(odd: t.Any) -> list[str]:

@@ -111,14 +111,14 @@ def check_message(lines: list[str], last: str, line_chars: int = 1000) -> None:
     assert all(len(line) <= line_chars for line in lines)
 
 
-def test_what_gather_says_is_bounded(gathered: dict[str, t.Any]) -> None:
+def test_what_gather_reports_is_bounded(gathered: dict[str, t.Any]) -> None:
     kernels = fleet.group_hosts_by(gathered, ["release", "version", "build_id"])
     lines = summaries.gather_lines(kernels, fleet.fact_diff(gathered), len(gathered), "/somewhere")
     last = "facts differ between 1000 hosts, of which 40 are looked at here; all are in"
     check_message(lines, last, line_chars=10_000)
 
 
-def test_what_trace_says_is_bounded() -> None:
+def test_what_trace_reports_is_bounded() -> None:
     unready = {host: {"trace_not_ready_reason": host + WORDS} for host in HOSTS}
     lines = campaign_lines.trace_unready_lines(unready, HOSTS, HOSTS)
     check_message(lines, "0 of 1000 hosts are ready to be traced.")

@@ -247,13 +247,13 @@ def test_one_function_is_what_the_script_calls_it_and_a_module_is_for_the_kernel
     assert done.campaign["traced"] == 3
 
 
-def test_ready_says_which_hosts_are_ready_and_no_more(play: Play) -> None:
+def test_ready_reports_which_hosts_are_ready_and_no_more(play: Play) -> None:
     done = play.run("--tags", "ready", trace_function="", answers={"stap_host_info": {"h3": "unreachable"}})
     assert "2 of 3 hosts are ready to be traced." in done.output
     assert {name for name, _host, _args in done.calls} == {"kernel_facts", "stap_host_info"}, done.output
 
 
-def test_a_run_of_another_shape_is_lost_and_the_campaign_is_told(play: Play) -> None:
+def test_a_run_of_another_shape_is_lost_and_the_campaign_is_reported(play: Play) -> None:
     odd = {"run": {"outcome": ["x"], "hits": "7", "records": 5}}
     done = play.run(trace_waves="100%", answers={"stap_run": {"h2": odd}})
     assert done.code == 2, done.output
@@ -280,12 +280,12 @@ def test_a_missing_function_is_named_once_and_nothing_is_built(play: Play) -> No
         "--check", answers={"stap_script": {"*": {"script": script}}, "stap_probe_info": {"*": {"probes": [lacks]}}}
     )
     assert done.code == 2, done.output
-    summary = (
+    message = (
         f'kernel {RELEASE} does not have kernel.function("vfs_raed").call: no such function here (nearest: vfs_read)'
     )
-    assert json.dumps(f"No host was traced. h1, h2, h3: {summary}")[1:-1] in done.output
+    assert json.dumps(f"No host was traced. h1, h2, h3: {message}")[1:-1] in done.output
     assert done.asked("stap_module") == [] and done.asked("stap_probe_info") == ["h1", "h2"], "h2 confirms it"
-    assert done.campaign["outcomes"] == {"refused": 3} and done.campaign["hosts"]["h3"]["reason"] == summary
+    assert done.campaign["outcomes"] == {"refused": 3} and done.campaign["hosts"]["h3"]["reason"] == message
     assert done.output.count("fatal: [") == 1, "the run"
 
 
@@ -363,7 +363,7 @@ def test_a_kernel_that_cannot_be_looked_at_after_its_run_stops_the_campaign(play
 def test_a_dead_builder_is_reported_once(play: Play) -> None:
     done = play.run(answers={"stap_host_info": {"b0": "unreachable", "b1": "unreachable"}})
     assert done.code == 2, done.output
-    summary = "the builder b1 did not answer, or has no SystemTap"
-    assert f'"h1, h2, h3: the builder b0 did not answer, or has no SystemTap; {summary}' in done.output
+    message = "the builder b1 did not answer, or has no SystemTap"
+    assert f'"h1, h2, h3: the builder b0 did not answer, or has no SystemTap; {message}' in done.output
     assert "{'" not in done.output, "no Python dictionary is printed"
     assert '"msg": "No host was traced. h1, h2, h3: ' in done.output

@@ -99,7 +99,7 @@ def test_after_a_canary_that_fails_the_others_are_named_and_left(stubs: Stubs, p
     assert done.stdout.count("failed=1") == 1
 
 
-def test_a_run_without_trouble_ends_well_and_says_no_more_than_before(stubs: Stubs) -> None:
+def test_a_run_without_trouble_ends_well_and_reports_no_more_than_before(stubs: Stubs) -> None:
     done = run_playbook(stubs, "params", {})
     assert done.returncode == 0, done.stdout + done.stderr
     assert changed(stubs, "params")[0] == "h1" and sorted(changed(stubs, "params")) == ["h1", "h2", "h3", "h4"]

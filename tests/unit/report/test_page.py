@@ -118,7 +118,7 @@ def test_a_head_sorts_its_column_by_number_and_back(page: str, browser: Browser,
     assert set(found["up"]) == set(found["down"])
 
 
-def test_values_with_notes_sort_as_numbers_and_what_is_not_there_comes_last(
+def test_values_with_notes_sort_as_numbers_and_what_does_not_exist_comes_last(
     browser: Browser, tmp_path: pathlib.Path
 ) -> None:
     row = {"module": "kvm", "name": "nx", "changed": True}

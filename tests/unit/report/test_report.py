@@ -39,18 +39,18 @@ def finding(text: str) -> dict[str, t.Any]:
         (fleet.PENDING_DOMAIN, "warn", "domains", "1 domain runs otherwise than defined: guest0 on host0002"),
     ],
 )
-def test_what_is_wrong_is_told_of_the_host_that_has_it(host: str, level: str, section: str, text: str) -> None:
+def test_a_problem_is_reported_with_its_host(host: str, level: str, section: str, text: str) -> None:
     row = finding(text)
     assert (row["hosts"], row["level"], row["section"]) == ([host], level, section)
 
 
-def test_nothing_else_is_told_and_the_worst_comes_first() -> None:
+def test_nothing_else_is_reported_and_the_worst_comes_first() -> None:
     assert len(REPORT["findings"]) == 11  # more: two overloaded runs, the symbol
     levels = [row["level"] for row in REPORT["findings"]]
     assert levels == sorted(levels)
 
 
-def test_symbols_that_differ_are_told_with_the_hosts_of_each_kind() -> None:
+def test_symbols_that_differ_are_reported_with_the_hosts_of_each_kind() -> None:
     (row,) = REPORT["symbols"]["rows"]
     assert row["names"] == ["vfs_read"]
     assert row["differs"] == ["probeable"]
@@ -153,7 +153,7 @@ def test_results_of_info_modules_will_do() -> None:
     assert report["findings"] == []
 
 
-def test_hosts_that_were_lost_without_a_word_are_told() -> None:
+def test_hosts_that_were_lost_without_a_word_are_reported() -> None:
     report = fleet_report({"a": {}, "b": {}}, {"b"})
     (row,) = report["findings"]
     assert row["text"] == "b: failed or did not answer in this run"
@@ -235,7 +235,7 @@ def test_what_one_host_holds_instead_of_a_result_is_its_trouble_alone(known: dic
     assert [len(report["traces"][kind]) for kind in ("histograms", "series", "counters")] == [1, 1, 1]
 
 
-def test_all_that_failed_on_a_host_is_told() -> None:
+def test_all_that_failed_on_a_host_is_reported() -> None:
     failed = {"failed": True, "msg": "no"}
     known = {"fleet_report_readiness": failed, "fleet_report_domains": failed, "fleet_report_symbols": failed}
     texts = [row["text"] for row in fleet_report({"a": known})["findings"]]
@@ -299,7 +299,7 @@ def test_chance_and_signs_make_no_host_stand_out(odd: list[list[int]]) -> None:
     assert fleet_report(hosts)["findings"] == []
 
 
-def test_a_host_that_does_much_more_than_the_others_is_told_without_blame() -> None:
+def test_a_host_that_does_much_more_than_the_others_is_reported_without_blame() -> None:
     usual = traced(COUNT | {"count": 100}, SERIES | {"values": [50, 50], "count": 100})
     busy = traced(COUNT | {"count": 9000}, SERIES | {"values": [4500, 4500], "count": 9000})
     report = fleet_report({"a": usual, "b": usual, "c": usual, "busy": busy})
@@ -317,19 +317,19 @@ def test_what_is_rare_stands_out_where_it_is_not_and_little_does_not() -> None:
     assert [row["text"] for row in report["findings"]] == ["many stands out in f: 9000 in all, of a usual host 0."]
 
 
-def test_a_run_after_which_the_kernel_said_something_is_trouble_though_it_went_well() -> None:
+def test_a_run_after_which_the_kernel_logged_something_is_trouble_though_it_went_well() -> None:
     verdict = {"outcome": "ok", "accepted": True, "stop_reasons": ["its kernel said: BUG: x"]}
     report = fleet_report({"a": traced(COUNT) | {"trace_result": verdict}})
     assert [row["text"] for row in report["findings"]] == ["a: trace: its kernel said: BUG: x"]
     assert report["traces"]["runs"][0]["level"] == "bad"
 
 
-def test_a_strip_has_no_more_parts_than_can_be_told_apart() -> None:
+def test_a_strip_has_no_more_parts_than_can_be_distinguished() -> None:
     (plot,) = fleet_report({"a": traced(SERIES | {"values": [1] * 600})})["traces"]["series"]
     assert plot["hosts"][0]["strip"] == "e" * 60
 
 
-def test_plots_of_one_title_are_told_apart() -> None:
+def test_plots_of_one_title_are_distinguished() -> None:
     both = traced(
         HISTOGRAM | {"key": "vfs_read"}, HISTOGRAM | {"key": "vfs_write"}, HISTOGRAM | {"unit": "ms", "key": "vfs_read"}
     )
@@ -339,7 +339,7 @@ def test_plots_of_one_title_are_told_apart() -> None:
     assert names[1] == "vfs_read and vfs_write, vfs_write"
 
 
-def test_the_worst_run_of_a_host_is_told_and_a_campaign_knows_which_is_good() -> None:
+def test_the_worst_run_of_a_host_is_reported_and_a_campaign_knows_which_is_good() -> None:
     runs = [{"title": "f", "run": {"outcome": outcome}} for outcome in ("zero_hits", "overloaded")]
     report = fleet_report({"a": {"trace_runs": runs}})
     assert report["hosts"]["rows"][0]["trace"] == {"text": "overloaded", "level": "bad"}
@@ -349,7 +349,7 @@ def test_the_worst_run_of_a_host_is_told_and_a_campaign_knows_which_is_good() ->
     assert [row["text"] for row in fleet_report({"a": refused})["findings"]] == ["a: trace: skipped: too many"]
 
 
-def test_what_modules_have_cut_is_told() -> None:
+def test_what_modules_have_cut_is_reported() -> None:
     known = {"fleet_report_domains": {"truncated": True, "domains": [{"name": "g", "state": "running"}]}}
     known |= traced(COUNT, truncated=True, record_count=500)
     assert [row["text"] for row in fleet_report({"a": known})["findings"]] == [
@@ -387,7 +387,7 @@ def test_of_two_symbol_tables_that_are_as_frequent_nobody_knows_which_is_right()
 
 
 @pytest.mark.parametrize("name", ["release", "build_id", "arch"])
-def test_what_a_host_says_instead_of_a_word_is_no_part_of_the_page(name: str) -> None:
+def test_what_a_host_reports_instead_of_a_word_is_no_part_of_the_page(name: str) -> None:
     kernel = {"release": "6.1", "build_id": "1f", "arch": "x86_64", name: {"<img src=x>": 1}}
     ready = {"verdict": {"<img src=x>": 1}, "reason": ["<b>"], "remedy": {"<i>": 1}}
     run = traced(hits={"<u>": 1}, kernel={"<s>": 1}, probes={"armed": {"<p>": 1}, "asked": 2})

@@ -19,11 +19,11 @@ trace1                     : ok=14   changed=12   unreachable=0    failed=0    s
 """
 
 
-def test_the_recap_tells_the_changes_of_each_host():
+def test_the_recap_reports_the_changes_of_each_host():
     assert recap_changes(OUTPUT) == {"localhost": 0, "trace1": 12}
 
 
-def test_what_the_last_task_says():
+def test_what_the_last_task_reports():
     result = '{\n    "msg": [\n        "one",\n        "two"\n    ]\n}'
     text = f"TASK [Say what was done] ****\nok: [trace1] => {result}\n\nPLAY RECAP"
     assert told(text) == ["one", "two"]
@@ -34,7 +34,7 @@ def test_without_a_recap_there_is_nothing():
     assert recap_changes("PLAY [one]\n") == {}
 
 
-def test_only_processes_of_the_folder_are_ended(tmp_path, start):
+def test_only_processes_of_the_directory_are_ended(tmp_path, start):
     folder = tmp_path / "embed"
     (folder / "run" / "qemu").mkdir(parents=True)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -40,7 +40,7 @@ def test_sums_and_the_last_line():
     assert tally.line() == "3 passed, 1 failed, 3 skipped"
 
 
-def test_what_ansible_test_skips_is_told():
+def test_what_ansible_test_skips_is_reported():
     text = (
         'WARNING: Using locale "C.UTF-8" instead of "en_US.UTF-8". Tests may behave unexpectedly.\n'
         'WARNING: Skipping sanity test "compile" on Python 3.14 because it could not be found.\n'

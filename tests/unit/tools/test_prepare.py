@@ -35,7 +35,7 @@ def test_tree_files_are_tracked_and_new_ones_but_not_ignored_ones(git_tree):
     assert tree_files() == [".gitignore", "run", "sub/new"]
 
 
-def test_a_folder_without_git_is_said(git_tree, tmp_path, monkeypatch):
+def test_a_directory_without_git_is_reported(git_tree, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "ROOT", tmp_path / "cache")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     (tmp_path / "cache").mkdir()

@@ -58,7 +58,7 @@ DOMAIN = """
 CHANNEL = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
 
 
-def test_the_inventory_tells_the_domain_unless_something_else_does() -> None:
+def test_the_inventory_reports_the_domain_unless_something_else_does() -> None:
     row = {"name": "web", "uri": "qemu+ssh://hv1/system"}
     assert place(None, None, row, "web.hv1") == ("qemu+ssh://hv1/system", "web")
     assert place("qemu:///session", "db", row, "web.hv1") == ("qemu:///session", "db")
@@ -108,7 +108,7 @@ def test_whatever_a_guest_answers_is_an_error_of_ours(value: t.Any) -> None:
             assert len(error.message) < 500
 
 
-def test_a_libvirt_without_agents_and_one_that_is_not_there() -> None:
+def test_a_libvirt_without_agents_and_one_that_does_not_exist() -> None:
     with pytest.raises(NotReached, match="The agent of test .*Only domains of libvirt's QEMU driver"):
         Guest("test:///default", "test", 30, 60).open()
     with pytest.raises(NotReached, match="Invalid value 'tset' for domain: No domain has this name. Did you mean test"):
@@ -151,7 +151,7 @@ def test_a_guest_does_not_choose_the_libvirt(tmp_path: pathlib.Path) -> None:
     assert "Only domains of libvirt's QEMU driver" not in output, "it connected"
 
 
-def test_a_controller_without_the_binding_is_told_the_package() -> None:
+def test_a_controller_without_the_binding_names_the_package() -> None:
     code = """
 import sys
 sys.modules["libvirt"] = sys.modules["libvirt_qemu"] = None

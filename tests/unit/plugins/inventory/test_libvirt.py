@@ -168,7 +168,7 @@ def test_who_asks_ends_in_time_with_all_that_it_started(
         assert pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii").split()[2] in "ZX"
 
 
-def test_a_name_that_is_there_twice_is_refused_until_it_is_told_apart(inventory: Inventory, tmp_path) -> None:
+def test_a_name_that_exists_twice_is_refused_until_it_is_distinguished(inventory: Inventory, tmp_path) -> None:
     other = tmp_path / "other.xml"
     other.write_text(NODE.format(name="web", state=1), encoding="utf-8")
     refused = inventory(more=[f"test://{other}"])

@@ -15,7 +15,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.a
 Run = t.Callable[..., t.Dict[str, t.Any]]
 
 
-def test_every_call_is_told_in_its_order_and_arguments_are_not() -> None:
+def test_every_call_is_reported_in_its_order_and_arguments_are_not() -> None:
     trace = ApiTrace()
     connection = trace.wrap(libvirt.open("test:///default"))
     (domain,) = connection.listAllDomains()

@@ -96,7 +96,7 @@ def test_a_paused_domain_goes_on_only_with_start(embed: Embed) -> None:
     assert state(embed, "talker") == "running"
 
 
-def test_reboots_are_read_through_and_the_end_is_told(embed: Embed) -> None:
+def test_reboots_are_read_through_and_the_end_is_reported(embed: Embed) -> None:
     embed.image.write_bytes(disk(b"once more\r\n", REBOOT))
     (embed.root / "short.img").write_bytes(disk(b"goodbye\r\n", POWER_OFF))
     short = logged(embed, "short").replace("talker.img", "short.img")
@@ -111,7 +111,8 @@ def test_reboots_are_read_through_and_the_end_is_told(embed: Embed) -> None:
     assert state(embed, "short") == "shutoff"
 
 
-def test_a_console_in_use_is_left_alone_unless_force_is_told(embed: Embed) -> None:
+@pytest.mark.scenario
+def test_a_console_in_use_is_left_alone_unless_force_is_set(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
     message = embed.libvirt(
         """
@@ -205,7 +206,7 @@ def test_the_device_is_chosen_by_its_alias(embed: Embed) -> None:
         ({"until": "("}, "for until: This is not a regular expression: "),
     ],
 )
-def test_wrong_options_are_told_before_libvirt_is_asked(
+def test_wrong_options_are_reported_before_libvirt_is_asked(
     run_module: t.Callable[..., dict[str, t.Any]], args: dict[str, t.Any], message: str
 ) -> None:
     result = run_module("libvirt_console", {"uri": "qemu+tcp://127.0.0.1:9/system", "name": "x", "start": True, **args})
@@ -214,7 +215,7 @@ def test_wrong_options_are_told_before_libvirt_is_asked(
 
 
 @pytest.mark.parametrize("found", ["1", "5"])
-def test_a_driver_without_consoles_is_told_before_a_start(
+def test_a_driver_without_consoles_is_reported_before_a_start(
     run_module: t.Callable[..., dict[str, t.Any]], tmp_path: pathlib.Path, found: str
 ) -> None:
     node = tmp_path / "node.xml"

@@ -91,7 +91,7 @@ def test_the_log_is_bounded_by_time_size_and_pattern(run_daemon) -> None:
     )
 
 
-def test_what_the_daemon_refuses_is_said(run_daemon) -> None:
+def test_what_the_daemon_refuses_is_reported(run_daemon) -> None:
     refused = run_daemon(fails=True, log_outputs=["1:file:/nowhere/x.log"])
     assert "failed to open /nowhere/x.log: No such file or directory." in refused["msg"]
     absent = run_daemon(fails=True, daemon="virtxend")

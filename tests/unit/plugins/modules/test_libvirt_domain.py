@@ -167,7 +167,7 @@ def test_edits_of_a_running_domain_take_effect_or_are_pending(embed: Embed) -> N
     assert embed.converge(wanted, apply="restart_if_needed")["plan"] == []
 
 
-def test_apply_config_leaves_what_runs_and_says_so(embed: Embed) -> None:
+def test_apply_config_leaves_what_runs_and_reports_it(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
     wanted = {"name": "talker", "xml": embed.talker(vcpus=2)}
     done = embed.converge(wanted, apply="config")
@@ -270,7 +270,7 @@ def test_one_domain_that_fails_does_not_hide_the_others(embed: Embed) -> None:
         ),
     ],
 )
-def test_bad_input_is_told_before_anything_changes(
+def test_bad_input_is_reported_before_anything_changes(
     embed: Embed, name: str, wrong: dict[str, str], messages: tuple[str, ...]
 ) -> None:
     xml = embed.talker()
@@ -439,7 +439,7 @@ def test_a_diff_comes_only_when_it_is_asked_for(embed: Embed, run_module: t.Call
     assert diff == {"before": "talker description: one\n", "after": "talker description: two\n"}
 
 
-def test_a_guest_that_died_meanwhile_is_seen_as_off_and_started_again(embed: Embed) -> None:
+def test_a_guest_that_died_during_the_run_is_seen_as_off_and_started_again(embed: Embed) -> None:
     wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
     embed.converge(wanted)
     pid = int((embed.root / "e" / "run" / "qemu" / "talker.pid").read_text(encoding="ascii"))
@@ -515,7 +515,7 @@ def test_a_disk_that_cannot_be_plugged_in_waits_for_a_restart_and_is_tried_once(
     assert restarted["domains"][0]["pending"] == []
 
 
-def test_a_disk_whose_file_is_not_there_yet_is_tried_again(embed: Embed) -> None:
+def test_a_disk_without_its_file_is_tried_again(embed: Embed) -> None:
     disk = f"<disk type='file'><source file='{embed.root}/extra.raw'/><target dev='vda' bus='virtio'/></disk>"
     embed.converge({"name": "talker", "xml": embed.talker(), "state": "running"})
     wanted = {"name": "talker", "xml": embed.talker(devices=disk), "state": "running"}
@@ -553,6 +553,7 @@ def test_a_restart_if_needed_comes_with_the_refusal_and_leaves_a_paused_domain_p
 # ---- overlays, purge, many at once -----------------------------------------------------------------------------------
 
 
+@pytest.mark.scenario
 def test_a_disk_stays_on_the_overlay_that_a_snapshot_put_above_it(embed: Embed) -> None:
     """Switched back to the file in the XML, the domain would lose what it wrote since, and the overlay its base."""
     wanted = {"name": "talker", "xml": embed.talker(), "state": "running"}
@@ -658,6 +659,7 @@ CDROM = "<disk type='file' device='cdrom'>{0}<target dev='hdc' bus='ide'/><reado
 EDIT_NIC = "<interface type='user'><mac address='52:54:00:00:00:07'/><model type='{0}'/></interface>"
 
 
+@pytest.mark.scenario
 def test_edits_of_every_kind_give_their_rows_and_an_effect_or_a_pending_row(embed: Embed) -> None:
     """All kinds in one run: what the plan says, what libvirt then shows, what waits and for what."""
     for name in ("a.iso", "extra.raw"):

@@ -93,7 +93,7 @@ def test_a_driver_without_bulk_statistics_is_asked_part_by_part(info_of: Run) ->
     assert "backing" not in on
 
 
-def test_an_address_is_told_once_by_the_most_trusted_source(info_of: Run) -> None:
+def test_an_address_is_reported_once_by_the_most_trusted_source(info_of: Run) -> None:
     off, on = info_of(guest("on", state=RUNNING), guest("off"), gather=["addresses"])["domains"]
     assert (off["addresses"], off["agent"]) == ([], "absent")
     (address,) = on["addresses"]
@@ -144,6 +144,7 @@ def test_images_below_the_disks_of_a_stopped_domain_are_looked_up_in_its_pools(i
     assert (len(circle["images"]), circle["complete"]) == (64, False)
 
 
+@pytest.mark.scenario
 def test_bulk_statistics_and_backing_chains_of_a_running_domain(embed: Embed) -> None:
     base, mid, top = (str(embed.root / name) for name in ("base.raw", "mid.qcow2", "top.qcow2"))
     for args in (
@@ -253,7 +254,7 @@ def test_many_domains_take_one_list_one_bulk_call_and_a_few_calls_each(
     assert sum(each.values()) <= 8 * len(names), each
 
 
-def test_a_domain_that_vanishes_meanwhile_is_left_out() -> None:
+def test_a_domain_that_vanishes_during_the_run_is_left_out() -> None:
     connection = libvirt.open("test:///default")
     domain = connection.lookupByName("test")
     gather = Gather(connection, [domain], PARTS)

@@ -90,7 +90,7 @@ def test_each_edit_gives_its_rows_and_an_effect_or_what_waits(embed: Embed, runn
     assert not wrong, "\n".join([f"seed {SEED}", *wrong])
 
 
-def test_every_definition_that_can_run_here_is_told_exactly_once(embed: Embed) -> None:
+def test_every_definition_that_can_run_here_is_reported_exactly_once(embed: Embed) -> None:
     """Started and paused: a second run plans nothing and nothing waits, with our mark and without it."""
     folder = str(embed.root)
     subprocess.run(["sh", "-c", make_files(folder)], check=True, timeout=60)

@@ -182,7 +182,7 @@ def test_undefine_fails_for_a_disk_in_no_pool(embed: Embed, pooled: Run) -> None
 
 
 @pytest.mark.parametrize("found", [OFF, RUNNING])
-def test_undefine_in_check_mode_says_another_thing_than_for_real(pooled: Run, found: int) -> None:
+def test_undefine_in_check_mode_reports_another_thing_than_for_real(pooled: Run, found: int) -> None:
     for name in ("vm", "nobody"):
         planned = pooled(found, name=name, wanted="absent", check=True)
         done = pooled(found, name=name, wanted="absent")
@@ -312,7 +312,7 @@ def test_a_rename_makes_a_second_domain_on_the_same_disk(embed: Embed) -> None:
     embed.converge({"name": "reader", "xml": shared})
 
 
-def test_saved_memory_is_resumed_with_the_old_definition_and_nothing_is_said(embed: Embed) -> None:
+def test_saved_memory_is_resumed_with_the_old_definition_and_nothing_is_reported(embed: Embed) -> None:
     embed.converge({"name": "talker", "xml": embed.talker(memory=32, current=32), "state": "running"})
     embed.converge({"name": "talker", "state": "saved"})
     wanted = {"name": "talker", "xml": embed.talker(memory=40, current=40), "state": "running"}
@@ -323,7 +323,7 @@ def test_saved_memory_is_resumed_with_the_old_definition_and_nothing_is_said(emb
     assert (again["plan"], again["domains"][0]["pending"]) == ([], done["domains"][0]["pending"])
 
 
-def test_a_second_identical_define_rewrites_the_mac_and_check_mode_always_says_changed(embed: Embed) -> None:
+def test_a_second_identical_define_rewrites_the_mac_and_check_mode_always_reports_changed(embed: Embed) -> None:
     nic = "<interface type='user'/><interface type='user'><model type='virtio'/></interface>"
     wanted = {"name": "talker", "xml": embed.talker(devices=nic)}
     embed.converge(wanted)
@@ -371,7 +371,7 @@ def test_a_disk_that_finds_no_place_on_a_q35_is_reported_as_plugged_in(embed: Em
     assert embed.converge({"name": "talker", "xml": more})["plan"] == []
 
 
-def test_a_network_that_does_not_run_is_found_out_at_the_start_only_and_the_row_says_so(embed: Embed) -> None:
+def test_a_network_that_does_not_run_is_found_out_at_the_start_only_and_the_row_reports_it(embed: Embed) -> None:
     """Only a start can tell. The other domain starts, the definition stays, the error is in the domain's own row."""
     nic = "<interface type='network'><source network='nowhere'/></interface>"
     (embed.root / "own.img").write_bytes(embed.image.read_bytes())
@@ -382,7 +382,7 @@ def test_a_network_that_does_not_run_is_found_out_at_the_start_only_and_the_row_
     assert (result["domains"][0]["state"], result["domains"][1]["error"]) == ("shutoff", None)
 
 
-def test_the_uri_is_ignored_where_the_kernel_s_name_says_xen(
+def test_the_uri_is_ignored_where_the_kernel_s_name_is_xen(
     run_module: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The other tool asks the program uname, and opens libvirt's default URI where that says xen.

@@ -101,7 +101,7 @@ def test_wrong_name_has_its_path(option: str, field: str, names: list[str], mess
     assert caught.value.message == message
 
 
-def test_what_was_done_is_told_although_nobody_answers_afterwards() -> None:
+def test_what_was_done_is_reported_although_nobody_answers_afterwards() -> None:
     result = fields(Run(["a", "b"], observe="2", apply="b"))
     assert result["changed"] is True
     assert [row["changed"] for row in result["items"]] == [True, False]

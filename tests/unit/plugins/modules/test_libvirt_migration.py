@@ -148,7 +148,7 @@ def test_past_the_deadline_it_runs_on_where_it_was(hosts: Hosts) -> None:
     assert "It is running at the source as before, and it does not exist at the destination." in message
 
 
-def test_what_cannot_move_is_told_before_anything_changes(hosts: Hosts) -> None:
+def test_what_cannot_move_is_reported_before_anything_changes(hosts: Hosts) -> None:
     assert "for name: Neither the source nor the destination has a domain of this name." in hosts.refused()
     start(hosts.one)
     assert "Did you mean web?" in hosts.refused(name="wep")
@@ -184,7 +184,7 @@ def test_what_cannot_move_is_told_before_anything_changes(hosts: Hosts) -> None:
             assert "The domain is already at the destination, but it is off." in hosts.refused()
 
 
-def test_storage_that_the_destination_lacks_is_told_before_anything_changes(hosts: Hosts) -> None:
+def test_storage_that_the_destination_lacks_is_reported_before_anything_changes(hosts: Hosts) -> None:
     file = hosts.folder / "own.img"
     file.write_bytes(bytes(1 << 20))
     start(hosts.one, DISK.format(file=file, more=""))

@@ -114,7 +114,7 @@ def test_networks_come_run_change_and_go(host: Host) -> None:
     assert [row["state"] for row in gone["networks"]] == ["absent", "absent"]
 
 
-def test_virt_net_define_with_changed_xml_says_unchanged_and_applies_nothing(host: Host) -> None:
+def test_virt_net_define_with_changed_xml_reports_unchanged_and_applies_nothing(host: Host) -> None:
     host.twice({"name": "lab", "xml": network_xml(HOST.format(1) + HOST.format(2)), "state": "active"})
     uuid = host.connection.networkLookupByName("lab").UUIDString()
     label = "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:0{0}]"
@@ -287,7 +287,7 @@ def test_info_rows_are_typed_and_bounded(host: Host) -> None:
     assert ([row["name"] for row in few], truncated) == (["default"], True)
 
 
-def test_libvirt_itself_reads_a_definition_and_says_what_is_wrong() -> None:
+def test_libvirt_itself_reads_a_definition_and_reports_what_is_wrong() -> None:
     options = "<d:options xmlns:d='http://libvirt.org/schemas/network/dnsmasq/1.0'><d:option value='x'/></d:options>"
     answers = canonical_networks(
         {

@@ -228,7 +228,7 @@ WRONG = {
 }
 
 
-def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon) -> None:
+def test_wrong_input_is_reported_and_nothing_is_changed(daemon: SessionDaemon) -> None:
     there = daemon.done("libvirt_pool", name="there", xml=pool_xml(daemon.files / "there"))["pools"][0]
     wrong = {
         **WRONG,
@@ -297,7 +297,7 @@ def start_late_domain(connection: t.Any) -> None:
     connection.createXML(DOMAIN.format(name="late", disk=BY_PATH.format("one"), state=RUNNING), 0)
 
 
-def test_a_domain_that_came_meanwhile_keeps_the_pool(tmp_path: pathlib.Path) -> None:
+def test_a_domain_that_came_during_the_run_keeps_the_pool(tmp_path: pathlib.Path) -> None:
     uri = node_uri(tmp_path, NODE.format(domains=""))
     for state in ("inactive", "absent"):
         run = interfering_run(PoolRun, start_late_domain)(
@@ -308,7 +308,7 @@ def test_a_domain_that_came_meanwhile_keeps_the_pool(tmp_path: pathlib.Path) -> 
         assert (refused.value.fields["changed"], refused.value.fields["pools"][0]["state"]) == (False, "active")
 
 
-def test_a_pool_of_others_that_vanishes_meanwhile_is_no_failure(
+def test_a_pool_of_others_that_vanishes_during_the_run_is_no_failure(
     daemon: SessionDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = daemon.connection.storagePoolDefineXML(f"<pool type='dir'><name>other</name>{pool_xml('/x')[17:]}", 0)
@@ -317,7 +317,7 @@ def test_a_pool_of_others_that_vanishes_meanwhile_is_no_failure(
     daemon.twice("libvirt_pool", name="pool", xml=pool_xml(daemon.files / "one"))
 
 
-def test_a_driver_without_storage_is_told_in_words() -> None:
+def test_a_driver_without_storage_is_refused_in_words() -> None:
     root = pathlib.Path(tempfile.gettempdir(), f"tv-none-{os.getpid()}")
     result = run_here("libvirt_pool", {"uri": f"qemu:///embed?root={root}", "name": "a", "xml": pool_xml("/x")})
     assert result["msg"].endswith(

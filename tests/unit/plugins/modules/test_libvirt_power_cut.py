@@ -79,6 +79,7 @@ def stored(daemon: SystemDaemon) -> dict[str, str | None]:
     return {str(root.findtext("name")): root.findtext("description") for root in roots}
 
 
+@pytest.mark.scenario
 def test_the_next_run_converges_whenever_one_was_cut_off(libvirtd: SystemDaemon) -> None:
     chance = random.Random(SEED)
     libvirtd.done("libvirt_domain", **options(ONE))

@@ -36,7 +36,7 @@ def test_what_is_carried_over_and_noted_leaves_every_definition_valid() -> None:
     assert schema_errors(handed_over) == {}
 
 
-def test_a_wrong_name_is_told_with_the_nearest_one() -> None:
+def test_a_wrong_name_is_reported_with_the_nearest_one() -> None:
     right = (FIXTURES / "minimal.xml").read_text(encoding="utf-8")
     texts = {
         "fine": right,

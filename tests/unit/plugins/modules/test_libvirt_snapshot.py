@@ -160,7 +160,7 @@ def test_memory_of_a_running_domain_is_inside_and_states_are_reached_again(subje
         assert subject.embed.module("libvirt_domain_info")["domains"][0]["state"] == after
 
 
-def test_a_snapshot_with_children_goes_only_as_it_is_said(subject: Subject) -> None:
+def test_a_snapshot_with_children_is_deleted_only_as_requested(subject: Subject) -> None:
     subject.converge({"name": "one"}, {"name": "two"}, {"name": "three"}, {"name": "four"}, again=False)
     assert "snapshot 'one' of domain 'subject' has children: two, three, four." in subject.refused(
         {"name": "one", "state": "absent"}
@@ -254,7 +254,7 @@ def test_internal_state_below_an_overlay_is_left_alone_while_the_domain_runs(sub
     assert subject.rows() == {}
 
 
-def test_a_file_that_is_there_is_never_written_to(subject: Subject) -> None:
+def test_a_file_that_exists_is_never_written_to(subject: Subject) -> None:
     (subject.root / "memory").write_text("precious", encoding="ascii")
     subject.be("running")
     external = {"name": "x", "kind": "external"}
@@ -355,7 +355,7 @@ def test_info_is_bounded_and_parents_come_first(node: t.Callable[..., dict[str, 
     )
 
 
-def test_a_mistyped_domain_is_told_once_though_nothing_is_to_do(node: t.Callable[..., dict[str, t.Any]]) -> None:
+def test_a_mistyped_domain_is_reported_once_though_nothing_is_to_do(node: t.Callable[..., dict[str, t.Any]]) -> None:
     gone = {"name": "s3", "state": "absent"}
     done = node("libvirt_snapshot", snapshots=[{"domain": "guset", **gone}, {"domain": "guest", **gone}])
     assert [row["state"] for row in done["snapshots"]] == ["absent", "absent"]

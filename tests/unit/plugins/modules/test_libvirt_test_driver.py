@@ -81,7 +81,7 @@ XML = (
 )
 
 
-def test_a_semantic_plan_says_so_and_keeps_the_identity(run_on_guest: Run) -> None:
+def test_a_semantic_plan_reports_it_and_keeps_the_identity(run_on_guest: Run) -> None:
     same = run_on_guest("shutoff", name="guest", xml=XML.format(memory=64, devices=NIC))
     assert (same["plan"], same["domains"][0]["plan_fidelity"]) == ([], "semantic")
     more = run_on_guest("shutoff", name="guest", xml=XML.format(memory=32, devices=NIC))

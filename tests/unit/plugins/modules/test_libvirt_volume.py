@@ -127,7 +127,7 @@ def test_flaw_virt_volume_check_mode_unsupported(daemon: SessionDaemon) -> None:
     assert (daemon.files / "p" / "new").stat().st_size == MIB
 
 
-def test_a_volume_grows_and_shrinks_only_when_told_to(daemon: SessionDaemon) -> None:
+def test_a_volume_grows_and_shrinks_only_on_request(daemon: SessionDaemon) -> None:
     for form in ("raw", "qcow2"):
         thin: dict[str, t.Any] = {"pool": "p", "name": form, "format": form, "allocation": "0"}
         daemon.done("libvirt_volume", **thin, capacity="8MiB")
@@ -271,6 +271,7 @@ def test_a_raw_file_is_uploaded_once_and_again_when_its_content_is_pinned(
     assert plan_changes(roomy) == [("p/up capacity", len(file.read_bytes()), 2 * MIB)]
 
 
+@pytest.mark.scenario
 def test_an_image_is_uploaded_with_its_format_and_grows(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "image"
     digest = qcow2(file, 16, 3)
@@ -366,7 +367,7 @@ def test_files_of_others_are_seen(daemon: SessionDaemon) -> None:
     assert [row["how"] for row in made["plan"]] == ["createXML"]
 
 
-def test_wrong_input_is_told_and_nothing_is_changed(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
+def test_wrong_input_is_reported_and_nothing_is_changed(daemon: SessionDaemon, tmp_path: pathlib.Path) -> None:
     file, empty = tmp_path / "file", tmp_path / "empty"
     file.write_bytes(b"content")
     empty.touch()
@@ -500,7 +501,7 @@ def test_what_a_domain_stands_on_is_left_alone(run_volume: Run) -> None:
     assert run_volume(*domains, name="x", clone_from="lent")["volumes"][0]["state"] == "present"
 
 
-def test_info_tells_who_stands_on_a_volume_by_an_overlay_or_with_its_firmware(tmp_path: pathlib.Path) -> None:
+def test_info_reports_who_stands_on_a_volume_by_an_overlay_or_with_its_firmware(tmp_path: pathlib.Path) -> None:
     below = "<backingStore><path>/nowhere/p/base</path></backingStore></volume>"
     there = VOLUME.format("top").replace("</volume>", below) + VOLUME.format("base") + VOLUME.format("vars")
     nvram = "<loader type='pflash'>/l</loader><nvram type='file'><source file='/nowhere/p/vars'/></nvram></os>"
@@ -514,7 +515,7 @@ def define_late_domain(connection: t.Any) -> None:
     connection.defineXML(DOMAIN.format(name="late", disk=DISK.format("free", ""), state=OFF))
 
 
-def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> None:
+def test_a_domain_that_came_during_the_run_keeps_its_disk(tmp_path: pathlib.Path) -> None:
     uri = node_uri(tmp_path, NODE.format(volumes=VOLUME.format("free"), domains=""))
     for allowed in (False, True):
         flags = {"force_shrink": False, "allow_in_use": allowed}
@@ -529,7 +530,7 @@ def test_a_domain_that_came_meanwhile_keeps_its_disk(tmp_path: pathlib.Path) -> 
         assert (refused.value.fields["changed"], refused.value.fields["volumes"][0]["state"]) == (False, "present")
 
 
-def test_a_driver_that_knows_no_domains_does_not_say_that_there_are_none(daemon: SessionDaemon) -> None:
+def test_a_driver_that_knows_no_domains_does_not_report_that_there_are_none(daemon: SessionDaemon) -> None:
     daemon.done("libvirt_volume", pool="p", name="v", capacity="4KiB")
     storage: dict[str, t.Any] = {"uri": daemon.uri.replace("qemu+", "storage+")}
     unknown = "This libvirt driver has no domains, so it is not known whether a domain uses "
@@ -549,7 +550,7 @@ def test_files_behind_a_socket_that_leads_anywhere_are_not_taken_for_those_of_th
     assert not run_here("libvirt_volume", {"uri": daemon.uri, **new}, check=True).get("failed")
 
 
-def test_check_mode_stops_no_pool_and_a_run_tells_that_libvirt_did(daemon: SessionDaemon) -> None:
+def test_check_mode_stops_no_pool_and_a_run_reports_that_libvirt_did(daemon: SessionDaemon) -> None:
     pool = daemon.connection.storagePoolLookupByName("p")
     (daemon.files / "p").rmdir()
     (daemon.files / "p").touch()

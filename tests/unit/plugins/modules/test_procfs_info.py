@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.tables import TABLES
 
 
-def test_everything_with_defaults_is_small_and_says_what_was_cut(run_module):
+def test_everything_with_defaults_is_small_and_reports_what_was_cut(run_module):
     result = run_module(
         "procfs_info",
         {"tables": ["all"], "sysctls": ["kernel.*", "vm.*"], "processes": {"sections": ["status", "maps"]}, "kmsg": {}},

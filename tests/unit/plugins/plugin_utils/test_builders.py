@@ -63,7 +63,7 @@ def test_versions_decide_as_well() -> None:
     assert trace_builder_for(host_facts("5.10.0-1-amd64", staprun="4.8"), four)["builder"] == "four"
 
 
-def test_where_none_can_each_says_why_and_what_helps() -> None:
+def test_where_none_can_each_gives_the_reason_and_what_helps() -> None:
     none = trace_builder_for(host_facts("9.9"), {"old": builder_facts(OLD), "gone": None, "new": builder_facts(NEW)})
     assert (none["builder"], none["verdict"]) == ("", "refused")
     for message in (f"old: the builder has no headers for 9.9; it has them for: {OLD}", f"it has them for: {NEW}"):
@@ -78,7 +78,7 @@ def test_where_none_can_each_says_why_and_what_helps() -> None:
     assert trace_builder_for(host_facts(OLD), {})["reason"] == "there is no builder"
 
 
-def test_what_forbids_the_host_itself_is_said_once_and_its_builder_chosen_all_the_same() -> None:
+def test_what_forbids_the_host_itself_is_reported_once_and_its_builder_chosen_all_the_same() -> None:
     refused = trace_builder_for(host_facts(OLD, staprun=None), {"a": builder_facts(OLD), "b": builder_facts(OLD)})
     assert (refused["verdict"], refused["builder"], refused["reason"]) == (
         "refused",

@@ -49,7 +49,7 @@ def test_other_failures_alone_do_not(outcome):
     assert (row["accepted"], row["stop_reasons"]) == (False, [])
 
 
-def test_a_failed_build_is_told_in_the_words_of_the_task():
+def test_a_failed_build_is_reported_in_the_words_of_the_task():
     row = verdict({}, "pass 2: no such function")
     assert (row["outcome"], row["reason"], row["stop_reasons"]) == ("build_failed", "pass 2: no such function", [])
 

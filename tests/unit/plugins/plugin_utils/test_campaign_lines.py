@@ -52,7 +52,7 @@ def test_check_mode_has_no_page() -> None:
     assert campaign_lines.trace_summary_lines(CAMPAIGN, planned=True, page="/x")[-1] == "3 of 7 hosts were planned."
 
 
-def test_what_went_wrong_everywhere_is_said_once_for_each_reason() -> None:
+def test_what_went_wrong_everywhere_is_reported_once_for_each_reason() -> None:
     assert campaign_lines.trace_failure_lines(CAMPAIGN) == [
         "f, g: no answer",
         "e: Not ready",

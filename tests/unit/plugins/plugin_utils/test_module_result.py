@@ -157,7 +157,7 @@ def test_deep_nesting_is_refused_and_not_a_recursion() -> None:
     ],
     ids=["nothing", "no object", "cut", "nested", "a huge number"],
 )
-def test_an_output_without_a_result_is_told(output: str, message: str) -> None:
+def test_an_output_without_a_result_is_reported(output: str, message: str) -> None:
     with pytest.raises(Odd, match=message):
         module_result.parse_json(output)
 

@@ -32,12 +32,12 @@ def row(**values: t.Any) -> dict[str, t.Any]:
         ({"wanted": None, "changed": True}, "is 1 and still kept in modprobe.d"),
     ],
 )
-def test_the_difference_is_said_in_a_line(values: dict[str, t.Any], line: str | None) -> None:
+def test_the_difference_is_reported_in_a_line(values: dict[str, t.Any], line: str | None) -> None:
     found = params_drift({"params": [row(), row(**values)]})
     assert found == ([] if line is None else ["kvm.halt_poll_ns " + line])
 
 
-def test_a_task_that_was_skipped_says_nothing() -> None:
+def test_a_task_that_was_skipped_reports_nothing() -> None:
     assert params_drift({"changed": False, "skipped": True}) == []
     with pytest.raises(AnsibleFilterError):
         params_drift("a result")

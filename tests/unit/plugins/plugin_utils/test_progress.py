@@ -33,7 +33,7 @@ def teller(terminal: bool) -> tuple[_progress.ProgressReporter, list[str]]:
     return _progress.ProgressReporter("web1", DIRECTORY, terminal, lines.append), lines
 
 
-def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
+def test_a_line_reports_what_is_awaited_and_what_there_is() -> None:
     reporter, lines = teller(terminal=True)
     assert reporter.tell(RUNNING) == pytest.approx(5.8)
     assert lines == ["web1: tapvirt_x_12345678: tracing, 4 of 10 s, 2 of 2 places armed, 9 records, 812 bytes so far"]
@@ -42,7 +42,7 @@ def test_a_line_says_what_is_awaited_and_what_there_is() -> None:
     assert len(lines) == 1
 
 
-def test_who_shows_the_whole_run_is_told_instead() -> None:
+def test_who_shows_the_whole_run_is_reported_instead() -> None:
     reporter, lines = teller(terminal=True)
     status.CHANNEL.open()
     try:
@@ -100,7 +100,7 @@ def test_what_stands_still_is_not_believed() -> None:
     assert reporter.tell(RUNNING) == 0.0
 
 
-def test_a_cut_is_told_once_and_its_end_as_well() -> None:
+def test_a_cut_is_reported_once_and_its_end_as_well() -> None:
     reporter, lines = teller(terminal=False)
     reporter.cut("Connection refused\n")
     reporter.cut("Connection refused")
@@ -210,7 +210,7 @@ def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_directory_that_is_a_file_is_reported(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AnsibleActionFail, match="cannot be written"):
         save_output(tmp_path / "file" / "x", [chunk(b"", b"")], {"bytes": 0, "sha256": None})

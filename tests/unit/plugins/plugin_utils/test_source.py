@@ -66,7 +66,7 @@ def test_all_that_is_imported_is_sent_and_only_the_standard_library_is_asked_for
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_it_runs_on_a_bare_python_and_takes_nothing_from_its_folder(python, tmp_path):
+def test_it_runs_on_a_bare_python_and_takes_nothing_from_its_directory(python, tmp_path):
     if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip(f"{python} does not start")
     (tmp_path / "json.py").write_text("raise SystemExit('a file of somebody else')\n")

@@ -46,13 +46,13 @@ def test_the_slowest_are_named_first_and_all_are_counted() -> None:
     assert text.count("host0") == 8
 
 
-def test_who_begins_anew_is_no_longer_the_slowest() -> None:
+def test_who_begins_again_is_no_longer_the_slowest() -> None:
     status = under_way(running=2)
     status.begin_host("host0000", "t1", 40.0)
     assert status.line(WIDE, 50.0).endswith("waiting for host0001 0:39, host0000 0:10")
 
 
-def test_what_a_task_tells_is_shown_until_it_ends() -> None:
+def test_what_a_task_reports_is_shown_until_it_ends() -> None:
     status = under_way(running=1)
     status.tell("host0000", "tracing, 4 of 10 s, 812 bytes so far")
     status.tell("nobody", "boo")
@@ -63,7 +63,7 @@ def test_what_a_task_tells_is_shown_until_it_ends() -> None:
     assert "tracing" not in status.line(WIDE, 12.0)
 
 
-def test_hosts_that_go_their_own_ways_are_told_with_their_tasks() -> None:
+def test_hosts_that_go_their_own_ways_are_reported_with_their_tasks() -> None:
     status = under_way(hosts=2, running=1)
     status.begin_task("t2", "Trace", 20.0)
     status.begin_host("fast", "t2", 20.0)

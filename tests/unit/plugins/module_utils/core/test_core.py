@@ -64,7 +64,7 @@ def test_apply_is_verified_by_a_fresh_look():
     assert not plan.converge(False, lambda: world["value"], changes, lambda p, o: world.update(value=6))[0]
 
 
-def test_success_without_effect_is_a_failure_that_says_so():
+def test_success_without_effect_is_a_failure_that_reports_it():
     with pytest.raises(errors.NoEffect, match=r"kvm\.halt_poll_ns"):
         plan.converge(False, lambda: 0, lambda seen: plan.Plan([CHANGE]), lambda p, o: None)
 

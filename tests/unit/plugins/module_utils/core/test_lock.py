@@ -87,7 +87,7 @@ def test_a_wait_ends_and_names_the_holder(tmp_path: pathlib.Path) -> None:
         pass
 
 
-def test_a_holder_that_wrote_nothing_is_told_as_such(tmp_path: pathlib.Path) -> None:
+def test_a_holder_that_wrote_nothing_is_reported_as_such(tmp_path: pathlib.Path) -> None:
     tmp_path.chmod(0o700)
     with (tmp_path / "one").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -127,7 +127,7 @@ def test_temporary_locks_keep_others_away_though_their_files_disappear(tmp_path:
     assert count.read_text() == "400"
 
 
-def test_whether_it_is_held_is_told_without_a_trace(tmp_path: pathlib.Path) -> None:
+def test_whether_it_is_held_is_reported_without_a_trace(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "lock" / "one"
     assert not lock.is_held(str(path))
     with Holder(path):

@@ -66,7 +66,7 @@ def test_this_interpreters_symbols_are_those_that_nm_prints():
     changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=12),
     length=st.integers(0, 4000),
 )
-def test_damaged_images_are_told_or_read(bits, changes, length):
+def test_damaged_images_are_refused_or_read(bits, changes, length):
     image = bytearray((FIXTURES / f"symbols{bits}.o").read_bytes()[: max(length, 60)])
     for place, value in changes:
         image[place % len(image)] = value

@@ -162,7 +162,7 @@ awk '/\t/ {exit} {letters[$2]++} END {for (letter in letters) print "type_" lett
 """
 
 
-def test_this_machines_facts_are_what_the_shell_says():
+def test_this_machines_facts_are_what_the_shell_reports():
     done = subprocess.run(["sh", "-c", SHELL], capture_output=True, text=True, check=True)
     variables = {line.split("=", 1)[0]: line.split("=", 1)[1] for line in done.stdout.splitlines() if "=" in line}
     found = all_facts(names=["HZ"])
@@ -290,12 +290,12 @@ def test_a_kernel_with_all_it_needs_can_be_traced():
         ({"lockdown": "confidentiality"}, "confidentiality mode"),
     ],
 )
-def test_what_forbids_tracing_is_said(changes, words):
+def test_what_forbids_tracing_is_reported(changes, words):
     verdict = traceability({**GOOD, **changes})
     assert verdict["traceable"] is False
     assert words in verdict["reasons"][0]
 
 
-def test_conditions_of_tracing_are_said():
+def test_conditions_of_tracing_are_reported():
     assert "signed" in traceability({**GOOD, "lockdown": "integrity"})["conditions"][0]
     assert "switched off" in traceability({**GOOD, "tracing": {"kprobes_enabled": False}})["conditions"][0]

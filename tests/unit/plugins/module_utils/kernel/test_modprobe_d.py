@@ -212,7 +212,7 @@ def test_set_persist_second_run_restored(tree):
     assert not (tree / "var/lib/tapvirt/kernel_module_param.json").exists()
 
 
-def test_check_mode_says_the_same_and_writes_nothing(tree):
+def test_check_mode_reports_the_same_and_writes_nothing(tree):
     before = {path: path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()}
     plan, result = set_in(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto", check=True)
     assert {path: path.read_bytes() for path in sorted(tree.rglob("*")) if path.is_file()} == before
@@ -220,14 +220,14 @@ def test_check_mode_says_the_same_and_writes_nothing(tree):
     assert set_in(tree, {"kvm.halt_poll_ns": 1, "dummy.numdummies": 2}, persist="auto")[0].rows() == plan.rows()
 
 
-def test_a_vendors_line_that_says_it_already_is_enough(tree):
+def test_a_vendors_line_that_reports_it_already_is_enough(tree):
     conf(tree, "usr/lib/modprobe.d/vendor.conf", "options kvm halt_poll_ns=0x30d40 ignore_msrs=1\n")
     plan, result = set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="auto")
     assert not plan
     assert result["params"][0]["persisted_in"] == "/usr/lib/modprobe.d/vendor.conf"
 
 
-def test_a_vendors_line_that_says_otherwise_is_overruled_and_left_alone(tree):
+def test_a_vendors_line_that_reports_otherwise_is_overruled_and_left_alone(tree):
     conf(tree, "etc/modprobe.d/vendor.conf", "options kvm halt_poll_ns=1\n")
     plan, result = set_in(tree, {"kvm.halt_poll_ns": 200000}, persist="modprobe_d")
     assert plan.changes[0].why == "/etc/modprobe.d/vendor.conf sets another value"
@@ -330,7 +330,7 @@ def test_a_read_only_parameter_is_persisted_and_pending(tree):
     assert result["params"][0]["pending"] == ["not in effect: it takes effect when the module is loaded again"]
 
 
-def test_a_truth_value_that_takes_other_words_is_compared_as_words(tree):
+def test_a_boolean_that_takes_other_words_is_compared_as_words(tree):
     path = tree / "sys/module/kvm/parameters/nx_huge_pages"
     for text, value, changes in (
         ("N", "force", 1),

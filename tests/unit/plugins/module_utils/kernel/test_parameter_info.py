@@ -168,7 +168,7 @@ def sample_module(order: str = "<") -> Module:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_modules_file_says_what_each_parameter_is_unless_it_is_set(order):
+def test_a_modules_file_reports_what_each_parameter_is_unless_it_is_set(order):
     found = declared_parameters(sample_module(order).bytes())
     assert {name: row.default for name, row in found.items()} == {
         "the_byte": "200",
@@ -361,7 +361,7 @@ def test_an_option_that_keeps_a_module_from_being_loaded_is_pending(sample_root)
     assert rows["sample_mod.the_invbool"]["configured"] is None
 
 
-def test_a_module_that_is_only_installed_has_what_its_file_says(sample_root):
+def test_a_module_that_is_only_installed_has_what_its_file_contains(sample_root):
     result = parameter_info(sample_root, "x86_64", ["spare"], ["*"], 20)
     assert result["modules"] == [
         {
@@ -393,7 +393,7 @@ def test_built_in_parameters_are_set_by_the_command_line_alone(sample_root):
     assert (panic["persist_as"], panic["configured"], panic["pending"]) == ("panic", 5, [])
 
 
-def test_names_patterns_and_what_is_not_there(sample_root):
+def test_names_patterns_and_what_does_not_exist(sample_root):
     asked = ["sampel_mod", "s*pa*", "[r-t]ample-*", "nosuch*", "tree", "spare", "[d-f]mpty", "plain", "empty"]
     result = parameter_info(sample_root, "x86_64", asked, ["*e*"], 100)
     assert [(row["module"], row["status"], row["candidates"]) for row in result["modules"]] == [
@@ -416,7 +416,7 @@ def test_names_patterns_and_what_is_not_there(sample_root):
     assert (missing["name"], missing["candidates"][0]) == ("the_imt", "the_int")
 
 
-def test_the_limit_holds_and_is_told(sample_root):
+def test_the_limit_holds_and_is_reported(sample_root):
     all_of_it = parameter_info(sample_root, "x86_64", ["sample_mod", "zswap"], ["*"], 500)
     count = len(all_of_it["params"])
     assert not all_of_it["truncated"]

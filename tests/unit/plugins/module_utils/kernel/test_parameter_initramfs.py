@@ -134,7 +134,7 @@ def test_modules_and_options_are_found_however_the_image_is_packed(packer, micro
         "zstd of nothing",
     ],
 )
-def test_an_image_that_cannot_be_read_says_why(data, reason, blk_root):
+def test_an_image_that_cannot_be_read_gives_the_reason(data, reason, blk_root):
     image(blk_root, data)
     found = initramfs.read_image(blk_root, IMAGE, RELEASE)
     message = str(found.unreadable)
@@ -155,7 +155,7 @@ def test_an_image_that_this_user_may_not_read_is_not_called_damaged(blk_root):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_an_image_that_takes_a_program_which_is_missing_or_slow_says_so(blk_root, monkeypatch):
+def test_an_image_that_takes_a_program_which_is_missing_or_slow_reports_it(blk_root, monkeypatch):
     image(blk_root, b"\x28\xb5\x2f\xfd")
     os.mkdir(blk_root.path("bin"))
     monkeypatch.setattr(initramfs, "_UNPACK_SECONDS", 0.1)
@@ -169,7 +169,7 @@ def test_an_image_that_takes_a_program_which_is_missing_or_slow_says_so(blk_root
     assert initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable == "it takes the program no-such-zstd to unpack it"
 
 
-def test_a_stale_image_is_said_until_it_has_what_modprobe_d_says(blk_root):
+def test_a_stale_image_is_reported_until_it_has_what_modprobe_d_has(blk_root):
     image(blk_root, gzip.compress(cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=32\n"})))
     for check in (True, False):
         _plan, row = set_queue_depth(blk_root, 64, check=check)
@@ -230,7 +230,7 @@ def program(root, monkeypatch, new, rc=0):
     monkeypatch.setenv("PATH", tree + "bin", prepend=os.pathsep)
 
 
-def test_a_stale_image_is_made_anew_on_request_only_and_never_in_check_mode(blk_root, monkeypatch):
+def test_a_stale_image_is_made_again_on_request_only_and_never_in_check_mode(blk_root, monkeypatch):
     image(blk_root, cpio(MODULES))
     program(blk_root, monkeypatch, cpio({**MODULES, "etc/modprobe.d/a.conf": b"options virtio_blk queue_depth=64\n"}))
     set_queue_depth(blk_root, 64, check=True, refresh_initramfs=True)
@@ -244,7 +244,7 @@ def test_a_stale_image_is_made_anew_on_request_only_and_never_in_check_mode(blk_
 
 
 @pytest.mark.parametrize(("rc", "reason"), [(0, "still has other options"), (3, "update-initramfs failed .3.")])
-def test_making_it_anew_in_vain_is_a_failure_that_leaves_everything_as_before(rc, reason, blk_root, monkeypatch):
+def test_making_it_again_without_effect_fails_and_leaves_everything_as_before(rc, reason, blk_root, monkeypatch):
     image(blk_root, cpio(MODULES))
     program(blk_root, monkeypatch, cpio(MODULES), rc)
     with pytest.raises(TapvirtError, match=reason + ".*Everything is as it was before"):
@@ -270,7 +270,7 @@ def test_a_file_that_cannot_be_put_back_is_named_and_values_are_put_back_all_the
     assert blk_root.read_text("sys/module/virtio_blk/parameters/queue_depth").strip() == "64"
 
 
-def test_without_a_program_that_could_make_it_anew_that_is_refused(blk_root, monkeypatch):
+def test_without_a_program_that_could_make_it_again_that_is_refused(blk_root, monkeypatch):
     image(blk_root, cpio(MODULES))
     monkeypatch.setattr(initramfs, "find_program", lambda _name: None)
     with pytest.raises(TapvirtError, match="neither update-initramfs nor dracut"):

@@ -77,7 +77,7 @@ def test_which_numbers_may_read_back(asked, before, wanted, now, accepted):
             check_read_back(parameter, asked, *values)
 
 
-def test_a_truth_value_for_a_number_is_told_what_to_be(root):
+def test_a_boolean_for_a_number_is_refused_with_a_hint(root):
     with pytest.raises(
         InvalidInput,
         match="^Invalid value True for .*: some.number takes a whole .*. Write 1 or 0 instead of a boolean.$",

@@ -157,7 +157,7 @@ def test_a_parameter_that_can_be_set_needs_no_reload(nbd_root):
         (f"lib/modules/{RELEASE}/modules.dep", "", "it is not installed for this kernel"),
     ],
 )
-def test_what_is_in_the_way_is_said_and_nothing_is_loaded_again(name, text, reason, nbd_root):
+def test_what_is_in_the_way_is_reported_and_nothing_is_loaded_again(name, text, reason, nbd_root):
     put(nbd_root, "sys/class/net/lo/flags", "0x9\n")
     put(nbd_root, name, text)
     _plan, result = set_nbd(nbd_root, {"count": 5})

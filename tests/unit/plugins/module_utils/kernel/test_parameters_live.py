@@ -208,7 +208,7 @@ def neighbour(text: str) -> t.Any:
     return not value if isinstance(value, bool) else value + 1
 
 
-def test_a_failing_thirteenth_of_twenty_leaves_all_as_before_and_says_which(root):
+def test_a_failing_thirteenth_of_twenty_leaves_all_as_before_and_reports_which(root):
     labels = some_numbers(19)
     failing = "workqueue.default_affinity_scope"
     if len(labels) < 19 or not file_of(failing).exists():
@@ -315,7 +315,7 @@ READS_OTHERWISE: list[tuple[str, t.Any, tuple[str, t.Any] | str]] = [
 
 
 @pytest.mark.parametrize(("label", "value", "expected"), READS_OTHERWISE)
-def test_what_reads_otherwise_is_said_or_refused_and_never_changed_twice(label, value, expected, root):
+def test_what_reads_otherwise_is_reported_or_refused_and_never_changed_twice(label, value, expected, root):
     if not file_of(label).exists():
         pytest.skip(f"this kernel has no {label}")
     with kept(label) as before:
@@ -425,7 +425,7 @@ def test_a_refused_hardware_parameter_is_explained(root):
 
 
 @needs("tcp_cubic.hystart")
-def test_a_built_in_is_kept_on_the_command_line_and_that_is_said(root):
+def test_a_built_in_is_kept_on_the_command_line_and_that_is_reported(root):
     text = file_of("tcp_cubic.hystart").read_text().strip()
     if pathlib.Path("/sys/module/tcp_cubic/initstate").exists():
         pytest.skip("tcp_cubic is loadable here")

@@ -291,7 +291,7 @@ def test_processes_that_vanish_give_no_error():
         process.wait()
 
 
-def test_a_section_that_this_kernel_lacks_is_said(tmp_path):
+def test_a_section_that_this_kernel_lacks_is_reported(tmp_path):
     (tmp_path / "proc" / "7").mkdir(parents=True)
     (tmp_path / "proc" / "7" / "stat").write_text(f"7 (a){TAIL}\n")
     (tmp_path / "proc" / "7" / "status").write_text("Name:\ta\n")

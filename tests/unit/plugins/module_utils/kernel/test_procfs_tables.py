@@ -344,7 +344,7 @@ def test_a_tree_without_files_is_absent(tmp_path):
     assert (result["truncated"], result["unparsed"]) == ({}, {})
 
 
-def test_a_table_that_cannot_be_read_is_said(tmp_path):
+def test_a_table_that_cannot_be_read_is_reported(tmp_path):
     (tmp_path / "proc" / "meminfo").mkdir(parents=True)
     result = gather(Root(str(tmp_path)), options(tables=["meminfo"]))
     assert (result["procfs"], result["status"]) == ({"meminfo": None}, {"meminfo": "unreadable"})

@@ -160,7 +160,7 @@ def source_of(data):
     return Source("kallsyms", "/proc/kallsyms", "readable", None, SymbolTable(data))
 
 
-def test_what_cannot_be_compared_is_unknown_and_says_why(kernel_tree):
+def test_what_cannot_be_compared_is_unknown_and_gives_the_reason(kernel_tree):
     debug_map(kernel_tree)
     write_files(kernel_tree, {"proc/kallsyms": HIDDEN, "proc/sys/kernel/kptr_restrict": b"2\n"})
     found = find(kernel_tree, "vfs_read", "kvm_exit", against=Place())
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_is_unknown_and_says_why(kernel_tree):
     assert (alone["verdict"], alone["reason"]) == ("unknown", "they have no other function in common")
 
 
-def test_drift_tells_who_has_a_name():
+def test_drift_reports_who_has_a_name():
     ours, theirs = SymbolTable(b"ffffffff81000000 T _stext\nffffffff81000010 T a\n"), SymbolTable(KALLSYMS)
     assert drift("a", ours, theirs, "unknown") == "only_here"
     assert drift("vfs_read", ours, theirs, "unknown") == "only_there"
@@ -184,7 +184,7 @@ def test_drift_tells_who_has_a_name():
     assert drift("_stext", ours, theirs, "another_kernel") == "none"
 
 
-def test_module_symvers_tells_who_exports_what(kernel_tree):
+def test_module_symvers_reports_who_exports_what(kernel_tree):
     write_files(kernel_tree, {f"usr/src/linux-headers-{RELEASE}/Module.symvers": SYMVERS})
     found = find(kernel_tree, "kernel_read", "bpf_prog_put", "twofish_enc_blk", "vfs_read", kind="module_symvers")
     assert found["source"]["name"] == f"/usr/src/linux-headers-{RELEASE}/Module.symvers"
@@ -230,7 +230,7 @@ def test_rows_of_module_symvers_of_all_ages(line, namespace):
     assert (row.name, row.owner, row.gpl_only, row.namespace) == ("name", "cxl_core", True, namespace)
 
 
-def test_rows_that_are_none():
+def test_invalid_rows_are_refused():
     assert [parse_symvers_line(line) for line in ("", "a\tb\tc", "0x1\t\tvmlinux\tEXPORT_SYMBOL\t", "\t\t\t\t")] == [
         None
     ] * 4
@@ -290,7 +290,7 @@ def test_the_running_xen_comes_first_and_has_its_build_id(kernel_tree):
     assert (verdict["verdict"], verdict["reason"]) == ("another_kernel", "the build-ids differ")
 
 
-def test_the_section_and_ftrace_are_told(kernel_tree):
+def test_the_section_and_ftrace_are_reported(kernel_tree):
     write_files(
         kernel_tree,
         {

@@ -113,7 +113,7 @@ def test_modules_change_only_the_fingerprint_of_the_extras():
     assert one.extras_fingerprint != other.extras_fingerprint
 
 
-def test_variants_are_told_apart_from_other_functions():
+def test_variants_are_distinguished_from_other_functions():
     table = SymbolTable(b"ffffffff81000000 t foo.isra.0\nffffffff81000010 t foo.cold\nffffffff81000020 t foobar\n")
     assert [symbol.name for symbol in table.variants("foo")] == ["foo.isra.0", "foo.cold"]
     fillers = [f"x{number}" for number in range(100)]
@@ -123,7 +123,7 @@ def test_variants_are_told_apart_from_other_functions():
     assert (variant_kinds("foo.llvm.1234"), variant_kinds("foo.7"), variant_kinds("foo")) == (["llvm"], ["other"], [])
 
 
-def test_addresses_of_eight_digits_and_a_missing_last_line_end():
+def test_addresses_of_eight_digits_and_a_missing_last_newline():
     table = SymbolTable(b"c0008000 T stext\nc0008000 T _text")
     assert table.aliases(table.find("stext")[0]) == ["_text"]
 
@@ -153,7 +153,7 @@ def test_what_differs_among_symbols_of_one_name_is_null(kernel_tree):
         assert find_rows(kernel_tree, "init_once")[0]["section"] == section
 
 
-def test_a_table_without_variables_cannot_say_that_one_is_absent(kernel_tree):
+def test_a_table_without_variables_cannot_report_that_one_is_absent(kernel_tree):
     row = find_rows(kernel_tree, "no_such_thing")[0]
     assert (row["status"], row["reason"]) == (
         "data_unavailable",

@@ -193,7 +193,7 @@ def test_a_text_that_was_never_set_is_null_and_not_the_word():
     assert not same(kind, read_value(kind, "(null)\n", 64), wanted_value(kind, "x", 64))
 
 
-def test_texts_differ_by_case_and_by_a_line_end_that_was_written():
+def test_texts_differ_by_case_and_by_a_newline_that_was_written():
     kind = Kind("charp", "modinfo")
     assert not same(kind, read_value(kind, "lz4\n", 64), wanted_value(kind, "LZ4", 64))
     assert not same(kind, read_value(kind, "lz4\n\n", 64), wanted_value(kind, "lz4", 64))

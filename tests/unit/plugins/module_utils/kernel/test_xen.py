@@ -100,7 +100,7 @@ def test_without_multiboot_headers_the_image_is_a_plain_elf_file():
     assert xen.parse_image(XEN[:128] + b"\0" * 64 + XEN[192:]).entry_kind == "elf"
 
 
-def test_damaged_images_are_said_to_be(xen_tree):
+def test_damaged_images_are_reported_as_damaged(xen_tree):
     boot = xen_tree / "boot"
     (boot / "xen-4.17-amd64.gz").write_bytes((FIXTURES / "xen.gz").read_bytes()[:-2000])
     (boot / "xen-4.18.gz").write_bytes(b"\x1f\x8bnothing")
@@ -216,7 +216,7 @@ def test_another_user_gets_restricted_and_no_failure(xen_tree, readable_collecti
     changes=st.lists(st.tuples(st.integers(0, 4096), st.integers(0, 255)), max_size=8),
     length=st.integers(0, 4096),
 )
-def test_damaged_headers_are_told_or_read(source, changes, length):
+def test_damaged_headers_are_refused_or_read(source, changes, length):
     data = bytearray(source[:length])
     for place, value in changes:
         if data:

@@ -182,7 +182,7 @@ def test_what_stays_although_it_was_named(tmp_path: pathlib.Path) -> None:
         refuse_unsafe_deletes("web1", ["vdb", "vda"], [DiskToDelete("vda", "/x", refusal="is it")])
 
 
-def test_an_older_libvirt_cannot_keep_the_state_of_a_tpm_and_that_is_told() -> None:
+def test_an_older_libvirt_cannot_keep_the_state_of_a_tpm_and_that_is_reported() -> None:
     with pytest.raises(TapvirtError, match="TPM state"):
         refuse_unnamed_losses("web1", DomainArtifacts(tpm="/tpm", keeps_tpm=False), ["nvram"])
     refuse_unnamed_losses("web1", DomainArtifacts(tpm="/tpm", keeps_tpm=False), ["tpm"])

@@ -98,7 +98,7 @@ def test_a_password_inside_a_whole_device_is_masked() -> None:
     assert "hunter2" not in row.after
 
 
-def test_subset_asks_only_for_what_is_said() -> None:
+def test_subset_asks_only_for_what_is_requested() -> None:
     existing = element("<domain><memory unit='KiB'>65536</memory><on_crash>destroy</on_crash></domain>")
     output = element("<domain><memory unit='MiB'>64</memory></domain>")
     assert differences(existing, output, subset=True) == []
@@ -125,7 +125,7 @@ def test_sizes_in_every_unit(text: str, bytes_: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "/etc/passwd", "", " a", "a\n", "x" * 201])
-def test_names_that_are_none(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput):
         check_name("name", name)
 
@@ -148,7 +148,7 @@ def test_document_types_are_refused(text: str) -> None:
         parse_definition(text, "domain")
 
 
-def test_another_root_and_broken_xml_are_told_with_their_place() -> None:
+def test_another_root_and_broken_xml_are_reported_with_their_place() -> None:
     with pytest.raises(
         InvalidInput, match="^Invalid value for xml: The root element is <network>, but it has to be <domain>.$"
     ):
@@ -159,7 +159,7 @@ def test_another_root_and_broken_xml_are_told_with_their_place() -> None:
         parse_definition("<domain>\n  </wrong>", "domain")
 
 
-def test_identity_is_carried_over_where_nothing_is_said() -> None:
+def test_identity_is_carried_over_where_the_user_gives_nothing() -> None:
     wanted = element("""
         <domain type='kvm'>
           <name>web1</name>
@@ -186,7 +186,7 @@ def test_identity_is_carried_over_where_nothing_is_said() -> None:
     assert with_identity(wanted, element(EXISTING), with_addresses=False).find("devices/disk/address") is None
 
 
-def test_what_the_user_says_wins() -> None:
+def test_the_users_value_wins() -> None:
     wanted = element("""
         <domain type='kvm'>
           <name>web1</name>
@@ -242,7 +242,7 @@ def test_the_identity_of_a_virtual_port_follows_from_the_uuid_and_stays() -> Non
     assert complete(plain).find("devices/interface/virtualport") is None
 
 
-def test_consoles_that_libvirt_has_counted_anew_are_the_same_ones() -> None:
+def test_consoles_that_libvirt_has_counted_again_are_the_same_ones() -> None:
     text = "<domain><devices><console type='pty'><target type='serial' port='0'/></console>"
     text += "<console type='pty'><target type='virtio' port='{0}'/></console>{1}</devices></domain>"
     first, again = (element(text.format(port, "")) for port in (0, 1))

@@ -90,7 +90,7 @@ def test_memory_and_processors_can_be_edited_up_to_what_the_guest_booted_with() 
     assert live_edits(*pair(stored=less)) == [LiveEdit("memory", "currentMemory", 65536, 32768)]
 
 
-def test_what_was_asked_in_vain_is_remembered_by_its_wish() -> None:
+def test_what_was_asked_without_effect_is_remembered_by_its_wish() -> None:
     edit = LiveEdit("memory", "currentMemory", 65536, 32768)
     text, _prefix, uri = RefusedEdits().with_key(edit.key()).note()
     note = text.replace("<asked", f"<asked xmlns='{uri}'")
@@ -151,7 +151,7 @@ def test_the_fallback_of_a_named_processor_is_set_by_each_start() -> None:
     assert pending_differences(stored, ET.fromstring(running)) == []
 
 
-def test_what_was_asked_in_vain_waits_for_the_guest_or_for_a_restart() -> None:
+def test_what_was_asked_without_effect_waits_for_the_guest_or_for_a_restart() -> None:
     kinds = ("memory", "vcpus", "attach", "detach", "update")
     edits = [LiveEdit(kind, "p", None, None) for kind in kinds]
     assert [refused_reason(edit, RefusedEdits()) for edit in edits] == [
@@ -171,7 +171,7 @@ def test_a_start_rounds_memory_up_and_that_waits_for_nothing() -> None:
     assert live_edits(stored, ET.fromstring(RUNNING)) == []
 
 
-def test_processors_are_counted_however_a_definition_says_how_many_are_on() -> None:
+def test_processors_are_counted_however_a_definition_reports_how_many_are_on() -> None:
     stored, running = pair(stored=("static'>2", "static' current='2'>4"))
     assert [(row.path, row.before, row.after) for row in pending_differences(stored, running)] == [("vcpu", "2", "4")]
 
@@ -179,7 +179,7 @@ def test_processors_are_counted_however_a_definition_says_how_many_are_on() -> N
 @pytest.mark.parametrize(
     ("host_model", "waits"), [(None, []), (("Skylake", None), []), (("EPYC", "AMD"), ["cpu@mode"])]
 )
-def test_the_host_s_processor_is_told_from_another_one(host_model: HostModel | None, waits: list[str]) -> None:
+def test_the_host_s_processor_is_distinguished_from_another_one(host_model: HostModel | None, waits: list[str]) -> None:
     stored, running = pair()
     assert [row.path for row in pending_differences(stored, running, host_model)] == waits
 

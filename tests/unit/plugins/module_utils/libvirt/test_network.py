@@ -72,7 +72,7 @@ def test_what_means_the_same_is_no_difference(one: dict[str, str], other: dict[s
     assert pending_of(network(**one), network(**other)) == []
 
 
-def test_a_part_that_one_side_lacks_is_told_entry_by_entry() -> None:
+def test_a_part_that_one_side_lacks_is_reported_entry_by_entry() -> None:
     bare = ET.fromstring("<network><name>n</name><ip address='10.0.0.1' prefix='24'/></network>")
     full = ET.fromstring(
         "<network><name>n</name><dns><txt name='t' value='v'/></dns>"
@@ -247,7 +247,7 @@ def planned(wanted: Wanted, found: Observed | None, target: ET.Element | None, a
     return plan_network(wanted, found, target, target, Options(apply))
 
 
-def test_apply_tells_what_is_stored_what_runs_and_what_waits() -> None:
+def test_apply_reports_what_is_stored_what_runs_and_what_waits() -> None:
     old, new = network(), network(dhcp=dhcp_host(1, "a", 5), more="<domain name='d'/>")
     wanted = Wanted("n", "active", new)
     label = "ip[10.0.0.1]/dhcp/host[52:54:00:00:00:01]"
@@ -280,7 +280,7 @@ def test_a_network_in_use_is_not_stopped_unless_its_domains_are_named(state: str
     assert plan_network(Wanted("n", state), found, None, None, Options(apply, ("web2", "web1"))).steps[0] == "destroy"
 
 
-def test_a_network_in_use_is_not_started_anew() -> None:
+def test_a_network_in_use_is_not_started_again() -> None:
     new = network(more="<domain name='d'/>")
     found = active(network(), network(), attached=("web1",))
     with pytest.raises(TapvirtError, match="web1"):

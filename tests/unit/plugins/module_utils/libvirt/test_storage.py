@@ -51,7 +51,7 @@ def test_sizes_mean_what_libvirt_reads() -> None:
         ("1,000", []), ("10 Gi B", []),
     ],
 )  # fmt: skip
-def test_what_is_no_size_is_told_with_the_nearest(text: str, nearest: list[str]) -> None:
+def test_what_is_no_size_is_reported_with_the_nearest(text: str, nearest: list[str]) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse_size("capacity", text)
     assert caught.value.candidates == nearest

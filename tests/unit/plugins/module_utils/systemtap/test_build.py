@@ -201,7 +201,7 @@ def test_parameters_of_a_module() -> None:
         ("type_mismatch", "analysis", 2, 22, "type mismatch (string)", []),
     ],
 )
-def test_what_stap_says_becomes_one_paragraph(
+def test_what_stap_reports_becomes_one_paragraph(
     name: str, phase: str, line: int, column: int, message: str, candidates: list[str]
 ) -> None:
     text = (FIXTURES / f"stap_error_{name}.txt").read_text()

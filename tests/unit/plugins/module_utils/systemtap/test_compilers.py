@@ -223,7 +223,7 @@ def test_the_full_version_of_a_plain_command_is_kept(tmp_path: pathlib.Path) -> 
     assert [(one.command.startswith("/"), one.version) for one in found] == [(False, "8.5.0"), (True, None)]
 
 
-def test_make_is_told_of_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
+def test_make_gets_clang_and_its_linker(tmp_path: pathlib.Path) -> None:
     root = lay_out(LAYOUTS["Arch, a kernel that clang compiled"], tmp_path)
     kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
     assert kernel.make_options == ["-B", "CC=clang", "-B", "LLVM=1"]

@@ -32,7 +32,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace impo
 NAME = "tapvirt_x_12345678"
 
 
-def test_the_program_is_whole_and_runs_from_a_folder(tmp_path: pathlib.Path) -> None:
+def test_the_program_is_whole_and_runs_from_a_directory(tmp_path: pathlib.Path) -> None:
     for name, source in supervisor.program().items():
         path = tmp_path / "program" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
         collect.run_directory(NAME, run_id)
 
 
-def test_a_run_that_left_nothing_is_told() -> None:
+def test_a_run_that_left_nothing_is_reported() -> None:
     with pytest.raises(
         TapvirtError, match="The directory of the run no longer exists: .*The host was rebooted, or another run"
     ):
@@ -166,7 +166,7 @@ BAD: dict[str, dict[str, t.Any]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path, bad: str) -> None:
+def test_a_bad_leftover_is_removed_and_reported_and_ends_nothing(base: pathlib.Path, bad: str) -> None:
     leave(base, 1, output=b"{}\n")
     directory = leave(base, 2, **BAD[bad])
     leave(base, 3, output=b"{}\n")
@@ -179,13 +179,13 @@ def test_a_bad_leftover_is_removed_and_told_and_ends_nothing(base: pathlib.Path,
     assert not os.path.exists(directory) and not base.exists()
 
 
-def test_a_leftover_that_cannot_be_removed_is_told(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leftover_that_cannot_be_removed_is_reported(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = leave(base, 1, output=b"{}\n")
     monkeypatch.setattr(collect, "remove_run_directory", lambda _directory: None)
     assert collect.sweep(10)[0]["leftovers"] == [f"the directory {directory} could not be removed"]
 
 
-def test_a_run_whose_files_are_damaged_is_told_in_a_sentence(base: pathlib.Path) -> None:
+def test_a_run_whose_files_are_damaged_is_reported_in_a_sentence(base: pathlib.Path) -> None:
     directory = leave(base, 1, request=DEEP)
     with pytest.raises(TapvirtError, match=f"The files of the run in {directory} cannot be read"):
         collect.collect(directory, 0, with_output=False, offset=0)

@@ -174,7 +174,7 @@ def test_a_record_that_a_result_cannot_hold_is_left_out() -> None:
     assert (result["outcome"], result["reason"]) == ("script_error", "the script printed " + wrong[0])
 
 
-def test_a_record_ends_where_its_line_ends() -> None:
+def test_a_record_ends_with_its_line() -> None:
     text = '{"kind":"a","key":"x\u2028y\x85z"}\r\n'
     assert outcome.parse_records(text, {}, 10) == ([{"kind": "a", "key": "x\u2028y\x85z"}], 1, [])
 

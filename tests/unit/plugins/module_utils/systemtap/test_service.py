@@ -233,7 +233,7 @@ def test_a_module_for_another_kernel_restarts_nothing():
         ({}, {"digest": None}, "its module is not loaded"),
     ],
 )
-def test_a_restart_says_why(more, seen, why):
+def test_a_restart_gives_the_reason(more, seen, why):
     changes = list(plan([item(**more)], tracer_host(kept(item(), **seen)), PROGRAM))
     assert changes[-1].how == "systemctl restart"
     with pytest.raises(AssertionError, match=why):
@@ -290,7 +290,7 @@ def test_the_running_kernel_must_have_a_module():
     assert summary(item(modules=[build(NEXT)], state="stopped"), NOTHING)[-1] == "systemctl enable"
 
 
-def test_a_row_tells_which_kernels_are_ready():
+def test_a_row_reports_which_kernels_are_ready():
     wanted = item(modules=[build(), build(NEXT, "b", kernel_version="#2 " + NEXT)])
     seen = kept(wanted)
     result = row("reads", seen, tracer_host(seen), 0x1000, model.spec_of(wanted, PROGRAM.sha256))
@@ -319,7 +319,7 @@ def test_systemd_is_read():
     assert full.current == "overloaded"
 
 
-def test_installed_kernels_are_told_from_what_removed_ones_left(tmp_path):
+def test_installed_kernels_are_distinguished_from_what_removed_ones_left(tmp_path):
     for release in (RUNNING, NEXT):
         (tmp_path / "lib/modules" / release).mkdir(parents=True)
         (tmp_path / "lib/modules" / release / "modules.builtin").touch()
@@ -377,7 +377,7 @@ def test_without_systemd_nothing_stays():
     check(Root(), gone, found, plan(gone, found, PROGRAM), {})
 
 
-def test_what_the_host_forbids_is_said_of_the_tracer():
+def test_what_the_host_forbids_is_reported_of_the_tracer():
     """This machine does not run the kernel of the test's modules."""
     wanted = [item()]
     found = tracer_host(NOTHING)
