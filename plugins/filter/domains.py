@@ -19,7 +19,7 @@ def domains_drift(result: t.Any) -> dict[str, t.Any]:
     try:
         return domain_drift.domains_drift(result)
     except Odd as error:
-        problem = f"the input is not a result of libvirt_domain: {error}."
+        problem = f"The input is not a result of libvirt_domain: {error}."
         raise AnsibleFilterError(InvalidInput("domains_drift", None, problem).message) from None
 
 

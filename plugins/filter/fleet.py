@@ -22,18 +22,19 @@ def kernel_version_code(release: t.Any) -> int:
     """Return LINUX_VERSION_CODE for a release such as ``3.12.0`` (199680)."""
     if not isinstance(release, str):
         raise _refusal(
-            "kernel_version_code", release, "a release is a text that begins with a version, such as 6.12.0."
+            "kernel_version_code", release, "A release is a text that begins with a version, such as 6.12.0."
         )
     try:
         return version_code(release)
-    except TapvirtError as error:
-        raise AnsibleFilterError(error.message) from None
+    except TapvirtError:
+        problem = "A release begins with a kernel version, such as 6.12.0."
+        raise _refusal("kernel_version_code", release, problem) from None
 
 
 def kernel_version_from_code(code: t.Any) -> str:
     """Return the version for a LINUX_VERSION_CODE: 199680 is ``3.12.0``."""
     if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= _LARGEST_CODE:
-        problem = "a LINUX_VERSION_CODE is a number, such as 199680 for 3.12.0."
+        problem = "A LINUX_VERSION_CODE is a number, such as 199680 for 3.12.0."
         raise _refusal("kernel_version_from_code", code, problem)
     return f"{code >> 16}.{code >> 8 & 0xFF}.{code & 0xFF}"
 
@@ -57,7 +58,7 @@ def group_hosts_by(facts: t.Any, names: t.Any) -> list[dict[str, t.Any]]:
 def _by_host(name: str, values: t.Any, shape: t.Any, what: str) -> dict[str, t.Any]:
     """Return host -> what it has, of this shape; warn of hosts that have something else."""
     if not isinstance(values, t.Mapping):
-        raise _refusal(name, values, f"the input is a dictionary of host names with their {what}.")
+        raise _refusal(name, values, f"The input is a dictionary of host names with their {what}.")
     good, odd = parse_all(values, lambda value: parse(value, shape))
     warn(name, odd)
     return good
@@ -65,7 +66,7 @@ def _by_host(name: str, values: t.Any, shape: t.Any, what: str) -> dict[str, t.A
 
 def _names(name: str, option: str, names: t.Any) -> list[str]:
     if isinstance(names, str) or not isinstance(names, t.Sequence) or not all(isinstance(item, str) for item in names):
-        raise _refusal(f"{name}.{option}", names, "the option is a list of names.")
+        raise _refusal(f"{name}.{option}", names, "The option is a list of names.")
     return list(names)
 
 

@@ -16,12 +16,12 @@ from ..plugin_utils._transport.edge import Odd
 
 def params_drift(result: t.Any) -> list[str]:
     if not isinstance(result, t.Mapping):
-        problem = "the input is a result of kernel_module_param, which is a dictionary."
+        problem = "The input is a result of kernel_module_param, which is a dictionary."
         raise AnsibleFilterError(InvalidInput("params_drift", result, problem).message)
     try:
         return params.params_drift(result)
     except Odd as error:
-        problem = f"the input is not a result of kernel_module_param: {error}."
+        problem = f"The input is not a result of kernel_module_param: {error}."
         raise AnsibleFilterError(InvalidInput("params_drift", None, problem).message) from None
 
 

@@ -9,6 +9,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils._core.errors import InvalidInput
 from ..plugin_utils._trace import records
 from ..plugin_utils._transport.edge import display
 
@@ -16,7 +17,9 @@ from ..plugin_utils._transport.edge import display
 def _filter(merge: t.Callable[[t.Any], list[dict[str, t.Any]]]) -> t.Callable[[t.Any], list[dict[str, t.Any]]]:
     def checked(runs: t.Any) -> list[dict[str, t.Any]]:
         if not isinstance(runs, t.Mapping):
-            raise AnsibleFilterError(f"the runs: {runs!r} is not a dictionary of host names with lists of runs.")
+            raise AnsibleFilterError(
+                InvalidInput("runs", runs, "The runs are a dictionary of host names with lists of runs.").message
+            )
         good, odd = records.valid_records(runs)
         for host, why in odd.items():
             display.warning(f"{host}: {why}; it is left out.")

@@ -9,7 +9,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils._core.errors import nearest_names
+from ..module_utils._core.errors import InvalidInput, nearest_names
 from ..plugin_utils._format import escaped
 from ..plugin_utils._report import findings
 
@@ -17,25 +17,28 @@ from ..plugin_utils._report import findings
 def fleet_report(variables: t.Any, hosts: t.Any, lost: t.Any = (), html: bool = False) -> dict[str, t.Any]:
     """Return what is to be said of these hosts, from their variables."""
     if not isinstance(variables, t.Mapping):
-        raise AnsibleFilterError(f"fleet_report: {variables!r} is not a dictionary of hosts with their variables.")
+        raise _refusal("fleet_report", variables, "The input is a dictionary of hosts with their variables.")
     for option, names in (("hosts", hosts), ("lost", lost)):
         if (
             isinstance(names, str)
             or not isinstance(names, t.Sequence)
             or not all(isinstance(name, str) for name in names)
         ):
-            raise AnsibleFilterError(f"fleet_report: {option}: {names!r} is not a list of hosts.")
-        for host in names:
+            raise _refusal(option, names, "The option is a list of hosts.")
+        for index, host in enumerate(names):
             if host not in variables:
                 near = nearest_names(host, variables)
-                helps = f" Did you mean {', '.join(near)}?" if near else ""
-                raise AnsibleFilterError(f"fleet_report: {option}: {host!r} is not a host of the inventory.{helps}")
+                raise _refusal(f"{option}[{index}]", host, "The inventory does not contain this host.", near)
     known = {}
     for host in dict.fromkeys(hosts):
         own = variables[host]
         known[host] = {name: own[name] for name in findings.VARIABLES if name in own}
     report = findings.fleet_report(known, set(lost))
     return t.cast("dict[str, t.Any]", escaped(report)) if html else report
+
+
+def _refusal(option: str, value: t.Any, problem: str, candidates: t.Sequence[str] = ()) -> AnsibleFilterError:
+    return AnsibleFilterError(InvalidInput(option, value, problem, candidates=candidates).message)
 
 
 class FilterModule:

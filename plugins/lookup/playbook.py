@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import typing as t
 
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.loader import lookup_loader
 from ansible.plugins.lookup import LookupBase
 
-from ..module_utils._core.errors import TapvirtError
+from ..module_utils._core.errors import InvalidInput, TapvirtError
 from ..plugin_utils._fleet import controller_files, domain_entries, merge, run_report, tables, targets, waves
 from ..plugin_utils._report import summaries
 from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points
@@ -55,8 +56,10 @@ _raw:
 
 def problem(function: str, **arguments: t.Any) -> str:
     """Return why a function refuses its arguments; empty where it accepts them."""
+    called = _function(function)
+    _check_arguments(function, called, arguments)
     try:
-        FUNCTIONS[function](**arguments)
+        called(**arguments)
     except TapvirtError as error:
         return error.message
     return ""
@@ -68,6 +71,7 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "console_logs_counts": summaries.console_logs_counts,
     "console_logs_summary": summaries.console_logs_summary,
     "controller_path": controller_files.controller_path,
+    "domain_origins": merge.domain_origins,
     "domain_problems": domain_entries.domain_problems,
     "file_name": controller_files.file_name,
     "gather_lines": summaries.gather_lines,
@@ -76,6 +80,7 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "merge_params": merge.merge_params,
     "missing_tables": tables.missing_tables,
     "near_tables": tables.warn_of_near_tables,
+    "param_origins": merge.param_origins,
     "play_hosts": targets.play_hosts,
     "problem": problem,
     "report_summary": summaries.report_summary,
@@ -98,20 +103,41 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
 RENDERING: dict[str, t.Callable[..., t.Any]] = {"domain_items": domain_entries.domain_items}
 
 
+def _function(name: t.Any) -> t.Callable[..., t.Any]:
+    """Return a function by its name.
+
+    :raises AnsibleLookupError: there is no such function.
+    """
+    functions = {**FUNCTIONS, **RENDERING}
+    if not isinstance(name, str) or name not in functions:
+        problem = f"The lookup has the internal functions {', '.join(sorted(functions))}."
+        raise AnsibleLookupError(InvalidInput("_terms[0]", name, problem).message)
+    return functions[name]
+
+
+def _check_arguments(name: str, function: t.Callable[..., t.Any], arguments: t.Mapping[str, t.Any]) -> None:
+    """Refuse arguments that a function does not take, or lacks.
+
+    :raises AnsibleLookupError: the arguments do not fit.
+    """
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise AnsibleLookupError(f"The arguments of the function {name} are wrong: {error}.") from None
+
+
 class LookupModule(LookupBase):
     """The lookup of this file."""
 
     def run(self, terms: list[t.Any], variables: t.Any = None, **kwargs: t.Any) -> list[t.Any]:
         """Return the result of a function in a list, because a lookup unpacks a list of one element."""
-        name, *others = terms
-        function = FUNCTIONS.get(name) or RENDERING.get(name)
-        if function is None:
-            known = ", ".join(sorted({**FUNCTIONS, **RENDERING}))
-            raise AnsibleLookupError(f"{name!r} is not an internal function: {known}.")
+        name, *others = terms or [None]
+        function = _function(name)
         if others:
-            raise AnsibleLookupError(f"{name}: give the arguments by name.")
+            raise AnsibleLookupError(f"The function {name} takes arguments by name only.")
         if name in RENDERING:
-            kwargs["render"] = functools.partial(self._render, kwargs.pop("template"), variables)
+            kwargs["render"] = functools.partial(self._render, kwargs.pop("template", None), variables)
+        _check_arguments(name, function, kwargs)
         try:
             return [function(**kwargs)]
         except TapvirtError as error:

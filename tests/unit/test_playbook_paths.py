@@ -76,6 +76,6 @@ def test_a_path_that_ansible_would_read_otherwise_is_refused_before_any_host_is_
     )
     assert done.returncode != 0
     output = " ".join((done.stdout + done.stderr).split())
-    assert f"Invalid value '{folder}/" in output
-    assert f"for {playbook}_dest: the path contains $HOME, which Ansible replaces" in output
+    assert f"Invalid value for {playbook}_dest: The path {folder}/" in output
+    assert "contains $HOME, which Ansible replaces by a variable of the environment. Start the command in" in output
     assert "TASK [Gather" not in done.stdout

@@ -108,7 +108,7 @@ def place(uri: str | None, name: str | None, row: t.Mapping[str, t.Any] | None, 
         raise InvalidInput(
             "libvirt_uri",
             found,
-            "the inventory does not contain the password of this URI.",
+            "The inventory does not contain the password of this URI.",
             "Set libvirt_uri yourself.",
         )
     return found or DEFAULT_URI, name or row.get("name") or host
@@ -126,7 +126,7 @@ def refuse_facts(facts: t.Any, given: t.Mapping[str, t.Any]) -> None:
             raise InvalidInput(
                 name,
                 value,
-                "the value is among the facts of the guest, and a guest must not choose where the controller connects "
+                "The value is among the facts of the guest, and a guest must not choose where the controller connects "
                 "to. set_fact with cacheable makes such a fact, too.",
                 "Set the variable in the inventory, or with set_fact without cacheable.",
             )
@@ -145,7 +145,7 @@ class Guest:
             ("command_timeout_seconds", command_seconds, 1),
         ):
             if value < least:
-                raise InvalidInput(option, value, f"the least number of seconds is {least}.")
+                raise InvalidInput(option, value, f"The least number of seconds is {least}.")
         self._uri, self._name = uri, name
         self._where = f"The agent of {name} ({shown_uri(uri)})"
         self._answer_seconds, self._command_seconds = answer_seconds, command_seconds

@@ -54,7 +54,7 @@ def message(command: str, arguments: t.Mapping[str, t.Any]) -> str:
     """
     for value in [text for given in arguments.values() for text in (given if isinstance(given, list) else [given])]:
         if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
-            raise InvalidInput(command, value, "the agent accepts only UTF-8 without NUL characters.")
+            raise InvalidInput(command, value, "The agent accepts only UTF-8 without NUL characters.")
     text = json.dumps({"execute": command, "arguments": arguments}, ensure_ascii=False)
     size = len(text.encode())
     if size > MOST_REQUEST:

@@ -20,12 +20,13 @@ from .progress import NameTooLong, encoded
 _VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})")
 
 
-def controller_path(value: t.Any, *, name: str, facts: t.Any, directory: bool = False) -> str:
+def controller_path(value: t.Any, *, name: str, facts: t.Any, directory: bool = False, default: str = "") -> str:
     """Return the absolute path of a file or a directory that the user has named.
 
     A relative path counts from where the command was started, and not from the playbook, which may be in an installed
     collection. A path with ``$NAME`` is refused, because modules that write files expand variables of the environment.
 
+    :param default: the path when the value is empty.
     :param name: the variable that the value comes from.
     :param facts: the facts of the host. Ansible makes a variable of every fact, and a variable that the user did not
         set would be the host's. An extra variable wins over every fact.
@@ -40,27 +41,34 @@ def controller_path(value: t.Any, *, name: str, facts: t.Any, directory: bool = 
         raise InvalidInput(
             name,
             value,
-            "the value is a fact of this name that the host returned; a host must not choose a file of the controller.",
+            "The value is a fact of this name that the host returned; a host must not choose a file of the controller.",
             f"Set {name} as an extra variable.",
         )
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise InvalidInput(name, value, "the value is not the path of a file.")
+    given, chosen = value or None, value or default
+    if not isinstance(chosen, str) or not chosen or "\0" in chosen:
+        raise InvalidInput(name, value, "The value is not the path of a file.")
     try:
-        home = os.path.expanduser(value)
+        home = os.path.expanduser(chosen)
         os.fsencode(home)
     except UnicodeEncodeError:
-        raise InvalidInput(name, value, "the path is not UTF-8.") from None
+        raise InvalidInput(name, given, "The path is not UTF-8.") from None
     # As the shell has it: the working directory of Ansible's own processes may be another.
     path = os.path.normpath(os.path.join(os.environ.get("PWD") or os.getcwd(), home))
     found = _VARIABLE.search(path)
     if found:
+        shown = "The path" if path == given else f"The path {path}"
         raise InvalidInput(
             name,
-            path,
-            f"the path contains {found[0]}, which Ansible replaces by a variable of the environment.",
-            f"Give an absolute path without it, such as /tmp/{os.path.basename(path)}.",
+            given,
+            f"{shown} contains {found[0]}, which Ansible replaces by a variable of the environment.",
+            "Give a path without a dollar sign."
+            if _VARIABLE.search(home)
+            else "Start the command in a directory whose path has no dollar sign, or give an absolute path.",
         )
-    check_target(name, path, directory)
+    try:
+        check_target(name, path, directory)
+    except InvalidInput as error:
+        raise InvalidInput(name, given, error.problem, error.hint) from None
     return path
 
 

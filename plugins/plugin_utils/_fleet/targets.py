@@ -88,7 +88,8 @@ def check_hosts(
     chosen = pattern or default
     texts = [chosen] if isinstance(chosen, str) else chosen
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise InvalidInput(name, chosen, "the hosts are a pattern, or a list of patterns.")
+        raise InvalidInput(name, chosen, "The hosts are a pattern, or a list of patterns.")
+    what = "The pattern" if pattern else f"The default pattern {default!r}"
     inventory = InventoryManager(loader=DataLoader(), sources=None, parse=False)
     for group, hosts in groups.items():
         inventory.add_group(group)
@@ -98,21 +99,23 @@ def check_hosts(
     if found and limit:
         inventory.subset(limit)
         if not inventory.get_hosts(chosen):
-            raise NoHost(name, chosen, f"the pattern has no host in common with --limit {limit}.")
+            raise NoHost(name, pattern or None, f"{what} has no host in common with --limit {limit}.")
     if not found:
-        raise _no_host(name, chosen, not pattern, groups)
+        raise _no_host(name, pattern, chosen, what, groups)
     return chosen
 
 
-def _no_host(name: str, chosen: Pattern, is_default: bool, groups: t.Mapping[str, t.Sequence[str]]) -> NoHost:
+def _no_host(
+    name: str, pattern: Pattern, chosen: Pattern, what: str, groups: t.Mapping[str, t.Sequence[str]]
+) -> NoHost:
     """Return the error for a pattern that no host of the inventory matches."""
-    what = "the default pattern" if is_default else "the pattern"
+    given = pattern or None
     hosts = list(groups.get("all", ()))
     if not hosts:
-        return NoHost(name, chosen, f"{what} matches no host: the inventory is empty.", "Give an inventory with -i.")
+        return NoHost(name, given, f"{what} matches no host: the inventory is empty.", "Give an inventory with -i.")
     named = sorted(group for group, members in groups.items() if members and group not in _IMPLICIT_GROUPS)
     more = len(named) - _SHOWN_GROUPS
     shown = ", ".join(named[:_SHOWN_GROUPS]) + (f" and {more} more" if more > 0 else "")
     hint = f"Its groups are {shown}." if named else "It has no groups."
     nearest = nearest_names(chosen, [*named, *hosts]) if isinstance(chosen, str) else []
-    return NoHost(name, chosen, f"{what} matches no host of the inventory.", hint, nearest)
+    return NoHost(name, given, f"{what} matches no host of the inventory.", hint, nearest)

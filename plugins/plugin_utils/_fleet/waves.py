@@ -33,10 +33,12 @@ def waves(value: t.Any, default: t.Sequence[Wave], name: str) -> list[Wave]:
         sizes = value
     else:
         sizes = () if value is None else (value,)
+    if sizes is value:  # each of them has a path of its own
+        return [_wave(size, size, default, f"{name}[{index}]") for index, size in enumerate(sizes or default)]
     return [_wave(size, value, default, name) for size in sizes or default]
 
 
-def _wave(size: t.Any, value: t.Any, default: t.Sequence[Wave], name: str) -> Wave:
+def _wave(size: t.Any, shown: t.Any, default: t.Sequence[Wave], name: str) -> Wave:
     text = str(size).strip() if isinstance(size, (int, str)) and not isinstance(size, bool) else ""
     if _NUMBER.fullmatch(text):
         return int(text)
@@ -45,7 +47,7 @@ def _wave(size: t.Any, value: t.Any, default: t.Sequence[Wave], name: str) -> Wa
         return f"{percentage[1]}%"
     raise InvalidInput(
         name,
-        value,
-        "the size of a wave is a number of hosts, at least 1, or a whole percentage from 1% to 100%.",
+        shown,
+        "The size of a wave is a number of hosts, at least 1, or a whole percentage from 1% to 100%.",
         f"Several sizes are a list, or a string with commas, such as {', '.join(map(str, default))}.",
     )

@@ -67,13 +67,14 @@ def trace_outcomes(value: t.Any, *, name: str) -> list[str]:
     """
     outcomes = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(outcomes, (list, tuple)):
-        raise InvalidInput(name, value, "the value is not a list of outcomes, such as [ok, zero_hits].")
+        raise InvalidInput(name, value, "The value is not a list of outcomes, such as [ok, zero_hits].")
     for number, outcome in enumerate(outcomes):
         if outcome not in _ACCEPTABLE:
+            path, given = (name, value) if isinstance(value, str) else (f"{name}[{number}]", outcome)
             raise InvalidInput(
-                f"{name}[{number}]",
-                outcome,
-                f"a run has one of the outcomes {', '.join(_ACCEPTABLE)}.",
+                path,
+                given,
+                f"{outcome!r} is not an outcome of a run, which is one of {', '.join(_ACCEPTABLE)}.",
                 candidates=nearest_names(str(outcome), _ACCEPTABLE),
             )
     return list(map(str, outcomes))

@@ -30,7 +30,7 @@ def trace_request(
     :raises InvalidInput: there is no such script, or it does not take what is given, or a variable is missing.
     """
     if not isinstance(given, t.Mapping):
-        raise InvalidInput("trace_variables", given, "the variables are not a dictionary.")
+        raise InvalidInput("trace_variables", given, "The variables are not a dictionary.")
     script = str(script)
     _check_duration(duration)
     if script not in catalogue:
@@ -39,7 +39,7 @@ def trace_request(
         raise InvalidInput(
             "trace_script",
             script,
-            f"the catalogue does not contain this script; it contains {', '.join(catalogue)}.",
+            f"The catalogue does not contain this script; it contains {', '.join(catalogue)}.",
             "Give one of these, or the path of your own template, which contains a dot or a slash.",
             nearest_names(script, catalogue),
         )
@@ -51,16 +51,22 @@ def trace_request(
             raise InvalidInput(
                 "trace_variables",
                 name,
-                f"the script {script} takes {takes}.",
+                f"The script {script} takes {takes}.",
                 candidates=nearest_names(str(name), variables),
             )
     for name, wanted in variables.items():
         if name not in given:
             if wanted["required"]:
                 raise _missing(name, script, (names or {}).get(name))
-        elif not re.fullmatch(wanted["pattern"], str(given[name])):
-            problem = f"the script {script} takes a value that matches {wanted['pattern']}."
+        elif not _matches(wanted["pattern"], given[name]):
+            problem = f"The script {script} takes a value that matches {wanted['pattern']}."
             raise InvalidInput((names or {}).get(name, f"trace_variables.{name}"), given[name], problem)
+
+
+def _matches(pattern: str, value: t.Any) -> bool:
+    """Return whether a value, which YAML may read as a number, matches a pattern as a whole."""
+    is_text = isinstance(value, (str, int)) and not isinstance(value, bool)
+    return is_text and re.fullmatch(pattern, str(value)) is not None
 
 
 def _missing(name: str, script: str, shown: str | None) -> InvalidInput:
@@ -70,7 +76,7 @@ def _missing(name: str, script: str, shown: str | None) -> InvalidInput:
     """
     option = shown or f"trace_variables.{name}"
     example = f"{option}={_EXAMPLES[name]}" if shown else f"trace_variables={{{name}: {_EXAMPLES.get(name, '...')}}}"
-    return InvalidInput(option, None, f"the script {script} needs it.", f"Set it, for example {example}.")
+    return InvalidInput(option, None, f"The script {script} needs it.", f"Set it, for example {example}.")
 
 
 def _check_duration(duration: t.Any) -> None:
@@ -79,5 +85,5 @@ def _check_duration(duration: t.Any) -> None:
     except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 < seconds <= MAX_DURATION_SECONDS:
-        problem = f"the duration is a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10."
+        problem = f"The duration is a number of seconds, more than 0 and at most {MAX_DURATION_SECONDS}, such as 10."
         raise InvalidInput("trace_duration_seconds", duration, problem)

@@ -34,7 +34,7 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
         "h4": f"{begun}web: allow_device_removal {ignored}",
         "h6": drift["failed"]["h6"],
     }
-    assert "'web' for domains_host[1]: the table already contains web, as domains_host[0]." in drift["failed"]["h6"]
+    assert "'web' for domains_host[1]: The table already contains web, as domains_host[0]." in drift["failed"]["h6"]
     calls = {host: options["domains"] for host, _checked, options in stubs.calls("libvirt_domain")}
     assert sorted(calls) == ["h3", "h5", "h7"]
     made = calls.pop("h7")[2]

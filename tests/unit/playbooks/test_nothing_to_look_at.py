@@ -38,7 +38,7 @@ def test_a_pattern_without_hosts_is_refused(lost_stubs: Stubs, playbook: str) ->
     done = lost_stubs.run(playbook, {"web1": {}}, **{f"{playbook}_targets": "web3"})
     assert done.returncode != 0
     message = (
-        f"Invalid value 'web3' for {playbook}_targets: the pattern matches no host of the inventory. It has no groups."
+        f"Invalid value 'web3' for {playbook}_targets: The pattern matches no host of the inventory. It has no groups."
     )
     assert f"{message} Did you mean web1?" in output(done)
     assert "PLAY [" not in done.stdout
@@ -47,7 +47,7 @@ def test_a_pattern_without_hosts_is_refused(lost_stubs: Stubs, playbook: str) ->
 def test_a_limit_that_leaves_no_host_is_refused(lost_stubs: Stubs) -> None:
     done = lost_stubs.run("params", {"web1": {}, "web2": {}}, "--limit", "web2", params_targets="web1")
     assert done.returncode != 0
-    assert "Invalid value 'web1' for params_targets: the pattern has no host in common with --limit web2." in output(
+    assert "Invalid value 'web1' for params_targets: The pattern has no host in common with --limit web2." in output(
         done
     )
 
@@ -98,8 +98,9 @@ def test_a_report_without_an_answer_fails_after_the_page_was_written(lost_stubs:
     assert artifact(done)["report_summary"]["numbers"][0] == "2 hosts"
 
 
-def test_facts_of_ansible_itself_are_no_answer(tmp_path: pathlib.Path) -> None:
-    failed = 'return {"failed": True, "msg": "no module", "ansible_facts": {"discovered_interpreter_python": "/x"}}'
+def test_facts_of_a_failed_task_are_no_answer(tmp_path: pathlib.Path) -> None:
+    facts = '{"discovered_interpreter_python": "/x", "tapvirt_kernel": {"release": "6.12.0"}}'
+    failed = f'return {{"failed": True, "msg": "no module", "ansible_facts": {facts}}}'
     done = Stubs(tmp_path, kernel_facts=failed, stap_host_info=failed).run("report", {"h1": {}})
     assert done.returncode == 2, output(done)
     assert "No host of 1 gave its kernel facts. The first reason: no module" in output(done)

@@ -97,7 +97,7 @@ def test_hosts_that_cannot_be_compared_are_named(
     assert list(drift["before"]) == ["h1"], done.stdout
     assert sorted(drift["failed"]) == [f"odd{number}" for number in range(len(odd))]
     assert all(
-        f"for {playbook}_drift: the input is not a result of {module}: " in why for why in drift["failed"].values()
+        f"for {playbook}_drift: The input is not a result of {module}: " in why for why in drift["failed"].values()
     ), drift
     assert "Traceback" not in done.stdout + done.stderr
 

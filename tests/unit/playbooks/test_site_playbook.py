@@ -37,17 +37,17 @@ def test_an_imported_playbook_without_hosts_does_not_end_the_run(stubs: Stubs) -
     output = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 0 and "the last play" in output, output
     message = (
-        "for params_targets: the pattern has no host in common with --limit web1. The playbook tapvirt.host.params"
+        "for params_targets: The pattern has no host in common with --limit web1. The playbook tapvirt.host.params"
     )
     assert message in output
-    assert "for trace_targets: the default pattern matches no host of the inventory" in output
+    assert "for trace_targets: The default pattern 'trace_hosts' matches no host of the inventory" in output
 
 
 def test_a_playbook_that_is_started_by_its_path_is_refused_as_by_its_name(stubs: Stubs) -> None:
     path = stubs.top / "ansible_collections/tapvirt/host/playbooks/params.yml"
     done = stubs.run(str(path), {"web1": {}}, params_targets="web3")
     assert done.returncode != 0 and "PLAY [" not in done.stdout
-    assert "for params_targets: the pattern matches no host of the inventory" in " ".join(
+    assert "for params_targets: The pattern matches no host of the inventory" in " ".join(
         (done.stdout + done.stderr).split()
     )
 

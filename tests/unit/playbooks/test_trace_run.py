@@ -186,7 +186,7 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
 
 
 NO_FUNCTION = (
-    '"msg": "Invalid value for trace_function: the script function_latency needs it. '
+    '"msg": "Invalid value for trace_function: The script function_latency needs it. '
     'Set it, for example trace_function=vfs_read."'
 )
 
@@ -194,38 +194,50 @@ NO_FUNCTION = (
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"trace_waves": 0}, "Invalid value 0 for trace_waves: the size of a wave is a number of hosts"),
+        ({"trace_waves": 0}, "Invalid value 0 for trace_waves: The size of a wave is a number of hosts"),
         (
             {"trace_accept": "ok,partialarm"},
-            "Invalid value 'partialarm' for trace_accept[1]: a run has one of the outcomes",
+            "Invalid value 'ok,partialarm' for trace_accept: 'partialarm' is not an outcome of a run",
         ),
         ({"trace_function": ""}, NO_FUNCTION),
         (
             {"trace_function": "a b"},
-            "Invalid value 'a b' for trace_function: the script function_latency takes a value",
+            "Invalid value 'a b' for trace_function: The script function_latency takes a value",
         ),
         ({"trace_function": "vfs_read\n"}, "takes a value that matches"),
         ({"trace_function": "", "trace_script": "module_functions"}, "for example trace_module=kvm."),
         (
             {"trace_targets": "nix"},
-            "for trace_targets: the pattern matches no host of the inventory. Its groups are builders",
+            "for trace_targets: The pattern matches no host of the inventory. Its groups are builders",
         ),
         (
             {"trace_builders": "building"},
-            "for trace_builders: the pattern matches no host of the inventory. Its groups",
+            "for trace_builders: The pattern matches no host of the inventory. Its groups",
         ),
         (
             {"trace_function": "", "trace_variables": {"funtion": "f"}},
-            "'funtion' for trace_variables: the script function_latency takes the variables function, module. Did you",
+            "'funtion' for trace_variables: The script function_latency takes the variables function, module. Did you",
         ),
-        ({"trace_script": "function_latncy"}, "for trace_script: the catalogue does not contain this script"),
+        (
+            {"trace_function": "", "trace_variables": {"function": "a b"}},
+            '"msg": "Invalid value \'a b\' for trace_variables.function: The script function_latency takes a value',
+        ),
+        (
+            {"trace_function": "", "trace_variables": {"function": None}},
+            '"msg": "Invalid value for trace_variables.function: The script function_latency takes a value',
+        ),
+        (
+            {"trace_function": "", "trace_variables": {}},
+            '"msg": "Invalid value for trace_variables.function: The script function_latency needs it.',
+        ),
+        ({"trace_script": "function_latncy"}, "for trace_script: The catalogue does not contain this script"),
         (
             {"trace_duration_seconds": "tenn"},
-            "Invalid value 'tenn' for trace_duration_seconds: the duration is a number of seconds",
+            "Invalid value 'tenn' for trace_duration_seconds: The duration is a number of seconds",
         ),
         ({"trace_duration_seconds": 1000}, "a number of seconds, more than 0 and at most 900"),
-        ({"trace_output": "/srv/$HOME/x"}, "Invalid value '/srv/$HOME/x' for trace_output: the path contains $HOME"),
-        ({"trace_dest": "/srv/$HOME/x.html"}, "'/srv/$HOME/x.html' for trace_dest: the path contains $HOME"),
+        ({"trace_output": "/srv/$HOME/x"}, "Invalid value '/srv/$HOME/x' for trace_output: The path contains $HOME"),
+        ({"trace_dest": "/srv/$HOME/x.html"}, "'/srv/$HOME/x.html' for trace_dest: The path contains $HOME"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_host_is_asked(

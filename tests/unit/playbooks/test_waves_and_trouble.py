@@ -129,5 +129,5 @@ def test_a_host_that_is_lost_after_it_was_set_is_named(stubs: Stubs) -> None:
 def test_waves_that_cannot_be_are_refused_before_any_host_is_asked(stubs: Stubs, name: str) -> None:
     done = run_playbook(stubs, name, {}, "-e", f"{name}_waves=abc")
     assert done.returncode != 0
-    assert f"Invalid value 'abc' for {name}_waves: the size of a wave is a number of hosts" in done.stdout + done.stderr
+    assert f"Invalid value 'abc' for {name}_waves: The size of a wave is a number of hosts" in done.stdout + done.stderr
     assert "TASK [Compare" not in done.stdout and changed(stubs, name) == []

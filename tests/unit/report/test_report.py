@@ -398,11 +398,14 @@ def test_what_a_host_reports_instead_of_a_word_is_no_part_of_the_page(name: str)
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("x", []), "'x' is not a dictionary of hosts"),
-        (({}, "web1"), "hosts: 'web1' is not a list of hosts"),
-        (({"web2": {}}, ["web1"]), r"hosts: 'web1' is not a host of the inventory. Did you mean web2\?"),
-        (({"web2": {}}, ["web2"], ["web1"]), "lost: 'web1' is not a host of the inventory"),
-        (({"web2": {}}, [["web2"]]), "is not a list of hosts"),
+        (("x", []), "^Invalid value 'x' for fleet_report: The input is a dictionary of hosts"),
+        (({}, "web1"), "^Invalid value 'web1' for hosts: The option is a list of hosts"),
+        (
+            ({"web2": {}}, ["web1"]),
+            r"'web1' for hosts\[0\]: The inventory does not contain this host. Did you mean web2\?",
+        ),
+        (({"web2": {}}, ["web2"], ["web1"]), r"'web1' for lost\[0\]: The inventory does not contain this host"),
+        (({"web2": {}}, [["web2"]]), "for hosts: The option is a list of hosts"),
     ],
 )
 def test_what_is_no_input_is_refused_in_words(arguments: tuple[t.Any, ...], why: str) -> None:

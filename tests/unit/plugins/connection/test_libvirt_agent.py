@@ -64,7 +64,7 @@ def test_the_inventory_reports_the_domain_unless_something_else_does() -> None:
     assert place("qemu:///session", "db", row, "web.hv1") == ("qemu:///session", "db")
     assert place(None, None, None, "web") == ("qemu:///system", "web")
     masked = {**row, "uri": "qemu+tcp://admin:********@hv1/system"}
-    with pytest.raises(InvalidInput, match="for libvirt_uri: the inventory does not contain the password"):
+    with pytest.raises(InvalidInput, match="for libvirt_uri: The inventory does not contain the password"):
         place(None, None, masked, "web")
     assert place("qemu+tcp://admin:known@hv1/system", None, masked, "web")[0] == "qemu+tcp://admin:known@hv1/system"
 
@@ -117,7 +117,7 @@ def test_a_libvirt_without_agents_and_one_that_does_not_exist() -> None:
         Guest("qemu+tcp://admin:secret@127.0.0.1:1/system", "web", 30, 60).open()
     assert "secret" not in str(caught.value)
     with pytest.raises(
-        InvalidInput, match="Invalid value 1 for answer_timeout_seconds: the least number of seconds is 10"
+        InvalidInput, match="Invalid value 1 for answer_timeout_seconds: The least number of seconds is 10"
     ):
         Guest("test:///default", "test", 1, 60)
 
@@ -146,7 +146,7 @@ def test_a_guest_does_not_choose_the_libvirt(tmp_path: pathlib.Path) -> None:
     )
     output = " ".join((finished.stdout + finished.stderr).split())
     assert (
-        "Invalid value 'test:///default' for tapvirt_libvirt_uri: the value is among the facts of the guest" in output
+        "Invalid value 'test:///default' for tapvirt_libvirt_uri: The value is among the facts of the guest" in output
     ), output
     assert "Only domains of libvirt's QEMU driver" not in output, "it connected"
 

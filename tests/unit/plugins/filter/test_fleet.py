@@ -57,7 +57,7 @@ def test_what_is_no_release_is_refused(value):
 
 @pytest.mark.parametrize("value", [-1, 1 << 32, "199680", 1.5, True, None])
 def test_what_is_no_version_code_is_refused(value):
-    with pytest.raises(AnsibleFilterError, match="for kernel_version_from_code: a LINUX_VERSION_CODE is a number"):
+    with pytest.raises(AnsibleFilterError, match="for kernel_version_from_code: A LINUX_VERSION_CODE is a number"):
         fleet.kernel_version_from_code(value)
 
 
@@ -126,10 +126,10 @@ def test_hosts_are_grouped_by_facts():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: fleet.fact_diff([1]), "the input is a dictionary of host names"),
-        (lambda: fleet.fact_diff({}, "memory"), "value 'memory' for fact_diff.ignore: the option is a list of names"),
-        (lambda: fleet.symbol_diff([1]), "the input is a dictionary of host names"),
-        (lambda: fleet.group_hosts_by({"a": {}}, [1]), "for group_hosts_by.facts: the option is a list of names"),
+        (lambda: fleet.fact_diff([1]), "The input is a dictionary of host names"),
+        (lambda: fleet.fact_diff({}, "memory"), "value 'memory' for fact_diff.ignore: The option is a list of names"),
+        (lambda: fleet.symbol_diff([1]), "The input is a dictionary of host names"),
+        (lambda: fleet.group_hosts_by({"a": {}}, [1]), "for group_hosts_by.facts: The option is a list of names"),
     ],
 )
 def test_wrong_input_is_refused(call, words):

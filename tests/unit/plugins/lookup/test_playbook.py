@@ -22,18 +22,26 @@ def test_the_result_is_the_only_element() -> None:
 
 
 def test_an_error_keeps_its_sentence() -> None:
-    with pytest.raises(AnsibleError, match="^Invalid value 0 for x: the size of a wave"):
+    with pytest.raises(AnsibleError, match="^Invalid value 0 for x: The size of a wave"):
         LookupModule().run(["waves"], value=0, default=[1], name="x")
 
 
 def test_an_unknown_function_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(AnsibleError, match="'weaves' is not an internal function: .*waves"):
+    with pytest.raises(
+        AnsibleError, match=r"^Invalid value 'weaves' for _terms\[0\]: The lookup has the internal functions .*waves"
+    ):
         LookupModule().run(["weaves"])
 
 
 def test_arguments_are_given_by_name() -> None:
-    with pytest.raises(AnsibleError, match="^waves: give the arguments by name"):
+    with pytest.raises(AnsibleError, match="^The function waves takes arguments by name only"):
         LookupModule().run(["waves", "1,2"], default=[1], name="x")
+
+
+@pytest.mark.parametrize("terms", [[], [None], [["waves"]], ["problem"], ["domain_items"], ["waves"]])
+def test_wrong_terms_and_arguments_are_one_sentence(terms: list[object]) -> None:
+    with pytest.raises(AnsibleError, match=r"^(Invalid value .*for _terms\[0\]|The arguments of the function \w+ are)"):
+        LookupModule().run(terms, variables={}, entries=1, arguments=2)
 
 
 def test_playbooks_and_roles_call_every_function_and_no_other() -> None:
@@ -45,7 +53,7 @@ def test_playbooks_and_roles_call_every_function_and_no_other() -> None:
 def test_a_problem_is_the_sentence_of_a_refusal() -> None:
     refused = {"function": "waves", "value": 0, "default": [1], "name": "x"}
     (problem,) = LookupModule().run(["problem"], **refused)
-    assert problem.startswith("Invalid value 0 for x: the size of a wave")
+    assert problem.startswith("Invalid value 0 for x: The size of a wave")
     assert LookupModule().run(["problem"], **{**refused, "value": 1}) == [""]
 
 

@@ -127,12 +127,15 @@ def test_outcomes_are_a_list_or_a_text(value):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("ok,partialarm", r"'partialarm' for trace_accept\[1\]: a run has one of .* Did you mean partial_arm\?"),
-        ("", r"Invalid value '' for trace_accept\[0\]: a run has one of the outcomes ok, "),
-        (["build_failed"], r"'build_failed' for trace_accept\[0\]: a run has"),
-        ([{}], r"{} for trace_accept\[0\]: a run has"),
-        (7, "7 for trace_accept: the value is not a list"),
-        ({"ok": True}, "{'ok': True} for trace_accept: the value is not a list"),
+        (
+            "ok,partialarm",
+            r"'ok,partialarm' for trace_accept: 'partialarm' is not an outcome of a run, .* Did you mean partial_arm\?",
+        ),
+        ("", r"Invalid value '' for trace_accept: '' is not an outcome of a run, which is one of ok, "),
+        (["build_failed"], r"'build_failed' for trace_accept\[0\]: 'build_failed' is not an outcome"),
+        ([{}], r"{} for trace_accept\[0\]: {} is not an outcome"),
+        (7, "7 for trace_accept: The value is not a list"),
+        ({"ok": True}, "{'ok': True} for trace_accept: The value is not a list"),
     ],
 )
 def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 
 import pytest
@@ -35,8 +36,40 @@ def test_what_cannot_be_one_is_refused(value: t.Any) -> None:
 
 @pytest.mark.parametrize("value", ["", None, 7, ["a"], "a\0b", "/srv/$HOME/x", "/srv/${A}/x", "/srv/\udcff\ud800"])
 def test_what_is_not_a_path_is_refused(value: t.Any) -> None:
-    with pytest.raises(InvalidInput, match=r"for trace_dest: the (value|path) .*\.$"):
+    with pytest.raises(InvalidInput, match=r"for trace_dest: The (value|path) .*\.$"):
         controller_path(value, name="trace_dest", facts={})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${A}x", "Invalid value '${A}x' for x: The path /somewhere/${A}x contains ${A}, which"),
+        ("a/b.html", "Invalid value 'a/b.html' for x: "),
+        ("", "Invalid value for x: "),
+    ],
+)
+def test_what_the_user_wrote_is_the_value(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setenv("PWD", "/somewhere" if "$" in value else str(tmp_path))
+    (tmp_path / "a").write_text("", encoding="utf-8")
+    with pytest.raises(InvalidInput) as caught:
+        controller_path(value, name="x", facts={}, default="a/c")
+    assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/tmp/${A}x", "Give a path without a dollar sign."),
+        ("x", "Start the command in a directory whose path has no "),
+    ],
+)
+def test_the_hint_does_not_repeat_a_path_with_a_variable(monkeypatch: pytest.MonkeyPatch, path: str, hint: str) -> None:
+    monkeypatch.setenv("PWD", "/tmp/$HOME")
+    with pytest.raises(InvalidInput) as caught:
+        controller_path(path, name="x", facts={})
+    assert (caught.value.hint or "").startswith(hint) and "$" not in (caught.value.hint or "")
 
 
 def test_a_relative_path_counts_from_where_the_command_was_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,12 @@ def test_a_pattern_that_matches_is_returned(pattern: Pattern) -> None:
 @pytest.mark.parametrize(
     ("pattern", "limit", "message"),
     [
-        ("", None, f"Invalid value 'builders' for x: the default pattern {NONE} Did you mean builder?"),
-        ("empty", None, f"Invalid value 'empty' for x: the pattern {NONE}"),
-        ("web:!web", None, f"Invalid value 'web:!web' for x: the pattern {NONE}"),
-        (["web3"], None, f"Invalid value ['web3'] for x: the pattern {NONE}"),
-        ("web", "b1", "Invalid value 'web' for x: the pattern has no host in common with --limit b1."),
-        ("localhost", "web", "Invalid value 'localhost' for x: the pattern has no host in common with --limit web."),
+        ("", None, f"Invalid value for x: The default pattern 'builders' {NONE} Did you mean builder?"),
+        ("empty", None, f"Invalid value 'empty' for x: The pattern {NONE}"),
+        ("web:!web", None, f"Invalid value 'web:!web' for x: The pattern {NONE}"),
+        (["web3"], None, f"Invalid value ['web3'] for x: The pattern {NONE}"),
+        ("web", "b1", "Invalid value 'web' for x: The pattern has no host in common with --limit b1."),
+        ("localhost", "web", "Invalid value 'localhost' for x: The pattern has no host in common with --limit web."),
     ],
 )
 def test_a_pattern_that_matches_no_host_is_refused(pattern: Pattern, limit: str | None, message: str) -> None:
@@ -40,12 +40,13 @@ def test_a_pattern_that_matches_no_host_is_refused(pattern: Pattern, limit: str 
 
 def test_an_empty_inventory_is_named() -> None:
     with pytest.raises(
-        InvalidInput, match="default pattern matches no host: the inventory is empty. Give an inventory"
+        InvalidInput,
+        match="for x: The default pattern 'all' matches no host: the inventory is empty. Give an inventory",
     ):
         check_hosts("", name="x", default="all", groups={"all": [], "ungrouped": []})
 
 
 @pytest.mark.parametrize("pattern", [{"a": 1}, ["web", 5], 7])
 def test_what_is_no_pattern_is_refused(pattern: t.Any) -> None:
-    with pytest.raises(InvalidInput, match="the hosts are a pattern, or a list of patterns"):
+    with pytest.raises(InvalidInput, match="The hosts are a pattern, or a list of patterns"):
         check_hosts(pattern, name="x", default="all", groups=GROUPS)

@@ -40,13 +40,31 @@ def test_sizes_in_every_form(value: t.Any, sizes: list[int | str]) -> None:
     "value",
     [
         *(0, "0", -1, "-1", "0%", "-5%", "101%", "1000%", "5.5%", "abc", "1,,2", "1,", ",", "1 2", "٣"),
-        *(True, False, 1.0, {}, {"a": 1}, [1, 0], [[1]], ["1,2"], [None], 10**10, b"1"),
+        *(True, False, 1.0, {}, {"a": 1}, 10**10, b"1"),
     ],
 )
 def test_what_is_no_size_is_refused(value: t.Any) -> None:
+    check_refusal(value, f"Invalid value {value!r} for site_waves")
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"),
+    [
+        ([1, 0], "value 0 for site_waves[1]"),
+        ([1, "101%"], "value '101%' for site_waves[1]"),
+        ([[1]], "value [1] for site_waves[0]"),
+        (["1,2"], "value '1,2' for site_waves[0]"),
+        ([None], "value for site_waves[0]"),
+    ],
+)
+def test_the_path_of_an_element_has_its_index(value: t.Any, refused: str) -> None:
+    check_refusal(value, f"Invalid {refused}")
+
+
+def check_refusal(value: t.Any, beginning: str) -> None:
     with pytest.raises(InvalidInput) as error:
         waves(value)
     assert str(error.value) == (
-        f"Invalid value {value!r} for site_waves: the size of a wave is a number of hosts, at least 1, or a whole "
+        f"{beginning}: The size of a wave is a number of hosts, at least 1, or a whole "
         "percentage from 1% to 100%. Several sizes are a list, or a string with commas, such as 1, 25%, 100%."
     )
