@@ -21,7 +21,7 @@ options:
     type: str
     default: qemu:///system
   connect_timeout_seconds:
-    description: How long to wait for an answer when the connection is opened, in seconds.
+    description: How long to wait for an answer when the connection is opened, in seconds; at least 1.
     type: int
     default: 60
   trace_api:

@@ -185,8 +185,8 @@ error:
     option: "gather_subset[0]"
     value: "symbol"
     problem: >-
-      The subsets are command_line, config, cpus, hypervisor, identity, memory, parameters, security, symbols, tracing,
-      all, min.
+      'symbol' is not a subset. The subsets are command_line, config, cpus, hypervisor, identity, memory, parameters,
+      security, symbols, tracing, all, min.
     hint: null
     candidates: ["symbols"]
 """

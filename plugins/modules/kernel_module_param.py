@@ -46,6 +46,8 @@ options:
             as the kernel would keep the rest; one that only a load can set may be given in part.
           - An empty list, an element that is null, a list, a dictionary or has a comma, and more elements or bytes than
             the module declares are refused. With such a value the module could no longer be loaded.
+          - A boolean is one of V(Y), V(N), V(1), V(0), V(t), V(f), V(on), V(off), V(yes), V(no), V(true) and V(false).
+            Other texts and fractions are refused, although the kernel would read the first characters of a text.
           - Required with O(state=present).
         type: raw
       runtime:

@@ -129,7 +129,7 @@ error:
   sample:
     option: log_seconds
     value: 0
-    problem: log_seconds is a number from 1 to 604800.
+    problem: The time is a number of seconds from 1 to 604800.
     hint: null
     candidates: []
 """

@@ -242,6 +242,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.m
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import Options
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import DomainRun, read_wanted
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import task_entries
 
 _DOMAIN_SPEC = {
     "name": {"type": "str"},
@@ -278,8 +279,8 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    option = "domains" if params["domains"] is not None else ""
-    wanted = read_wanted(params[option] if option else [params], option)
+    option, entries = task_entries(params, "domains")
+    wanted = read_wanted(entries, option)
     options = Options(params["apply"], Waiting(params["wait_seconds"], params["on_timeout"]), tuple(params["remove"]))
     run = DomainRun(params["uri"], params["connect_timeout_seconds"], wanted, options, params["purge"], option)
     return run.converge(module.check_mode, module._diff)

@@ -146,6 +146,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import task_entries
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.apply import Options
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.run import MigrationRun, read_wanted
 
@@ -163,8 +164,8 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    option = "domains" if params["domains"] is not None else ""
-    wanted = read_wanted(params[option] if option else [params["name"]], option)
+    option, _entries = task_entries(params, "domains")
+    wanted = read_wanted(params["domains"] if option else [params["name"]], option)
     options = Options(
         params["mode"], params["deadline_seconds"], params["migrate_uri"], params["bandwidth_mib_per_second"]
     )

@@ -84,6 +84,7 @@ options:
       - The running domains that may lose their link when a network stops, by O(state=inactive), O(state=absent) or
         O(apply=restart_if_needed). As long as another one has an interface on it, that is refused.
       - They are looked for on the same connection, by network and by bridge.
+      - A name that no domain has is refused where a network with such domains would stop; otherwise it is a warning.
     type: list
     elements: str
     default: []
@@ -188,6 +189,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import task_entries
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.plan import Options
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.run import NetworkRun, read_wanted
 
@@ -212,8 +214,8 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    option = "networks" if params["networks"] is not None else ""
-    wanted = read_wanted(params[option] if option else [params], option)
+    option, entries = task_entries(params, "networks")
+    wanted = read_wanted(entries, option)
     options = Options(params["apply"], tuple(params["disconnect"]))
     run = NetworkRun(params["uri"], params["connect_timeout_seconds"], wanted, options, option)
     return run.converge(module.check_mode, module._diff)

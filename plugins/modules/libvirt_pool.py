@@ -162,6 +162,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import task_entries
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.pool_run import PoolRun, read_wanted
 
 _POOL_SPEC = {
@@ -185,8 +186,8 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    option = "pools" if params["pools"] is not None else ""
-    wanted = read_wanted(params[option] if option else [params], option)
+    option, entries = task_entries(params, "pools")
+    wanted = read_wanted(entries, option)
     run = PoolRun(wanted, option)
     return run.converge(params["uri"], params["connect_timeout_seconds"], module.check_mode, module._diff)
 

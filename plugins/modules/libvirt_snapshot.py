@@ -228,6 +228,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import task_entries
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.snapshot.run import SnapshotRun, read_wanted
 
 _SNAPSHOT_SPEC = {
@@ -264,8 +265,8 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    option = "snapshots" if params["snapshots"] is not None else ""
-    wanted = read_wanted(params[option] if option else [params], option)
+    option, entries = task_entries(params, "snapshots", "domain")
+    wanted = read_wanted(entries, option)
     run = SnapshotRun(params["uri"], params["connect_timeout_seconds"], wanted, params["wait_seconds"], option)
     return run.converge(module.check_mode, module._diff)
 

@@ -231,7 +231,7 @@ error:
   type: dict
   sample:
     option: "volumes[1].capacity"
-    value: "10 GiB"
+    value: "10GiB"
     problem: The volume has 20 GiB, and shrinking it loses the data beyond its new end.
     hint: "Set force_shrink: true to shrink it."
     candidates: []
@@ -242,6 +242,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import CONNECTION_SPEC
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.module import run_libvirt_module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import task_entries
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.storage.volume_run import VolumeRun, read_wanted
 
 _VOLUME_SPEC = {
@@ -272,8 +273,8 @@ ARGUMENT_SPEC = {
 
 def body(module: AnsibleModule) -> t.Mapping[str, t.Any]:
     params = module.params
-    option = "volumes" if params["volumes"] is not None else ""
-    wanted = read_wanted(params[option] if option else [params], option)
+    option, entries = task_entries(params, "volumes")
+    wanted = read_wanted(entries, option)
     run = VolumeRun(wanted, module.log, option)
     return run.converge(params["uri"], params["connect_timeout_seconds"], module.check_mode, module._diff)
 

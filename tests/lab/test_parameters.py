@@ -26,9 +26,9 @@ from .support.places import FILES, TREE
 MODULE_UTILS = ["host/plugins/module_utils/_core", "host/plugins/module_utils/_kernel"]
 HOSTS = ("trace1", "trace2", "trace3")
 
-WORDS = ["1", "10", "1 ", "yes please", "0x1", "2", "-1", " 1", '"1"', "o", "\n", "of", "on", "Y", "n", "True", "f", ""]
-# Kernels since 6.18 take these; they are taken for older ones as well, as what is written is Y or N.
-NEWER_WORDS = ["enable", "Disable"]
+WORDS = ["1", "0", "2", "-1", " 1", '"1"', "o", "\n", "on", "OFF", "Y", "n", "y\n", "True", "false", "t", "f", "no", ""]
+# The kernel reads the first one or two characters of these.
+NOT_BOOLEANS = ["10", "1 ", "yes please", "0x1", "of", "Disable", 0.5]
 DIGITS = ["0x10", "0X1f", "010", "08", "+16", "16\n", "16\n\n", " 16", "16 ", "1_000", "0o10", "0b10", "1e3", "16k"]
 DIGITS += ["-1", "-0", "+-1", "0x", "", "\u0661", "16\0junk", "1,2", str(1 << 64)]
 
@@ -48,25 +48,25 @@ INPUTS = {
     "params_test.a_ulong": numbers(64, False),
     "params_test.a_ullong": numbers(64, False),
     "params_test.a_hexint": numbers(32, False),
-    "params_test.a_bool": WORDS + NEWER_WORDS,
-    "params_test.an_invbool": WORDS + NEWER_WORDS,
-    "params_test.a_bint": WORDS + NEWER_WORDS,
+    "params_test.a_bool": WORDS,
+    "params_test.an_invbool": WORDS,
+    "params_test.a_bint": WORDS,
     "params_test.a_charp": ["x", " a b ", "y\n", "\n", "(null)", "\u00e9", "z" * 1024, "z" * 1025, 'q"uo', ""],
     "params_test.a_string": ["x", " a b ", "y\n", "\n", "z" * 15, "z" * 16, "z" * 14 + "\n", "(null)", ""],
     "params_test.some_ints": ["9,9,9,9", "9,9,bad,9", "1,2,3,4,5", "1 ,2,3,4", "1, 2,3,4", ",", "1,2,3,", "1,2,3,4\n"],
     "params_test.some_ushorts": ["9,9,9", "9,bad,9", "1,2,3,4", "1,2,-1", "0xffff,010,+2", "65536,1,2"],
-    "params_test.some_bools": ["Y,N", "1,0", "on,off", "1,2", "yes please,n", "1,", "Y,N,Y"],
+    "params_test.some_bools": ["Y,N", "1,0", "on,off", "1,2", "yes,n", "1,", "Y,N,Y"],
     "params_test.rounded": ["1000", "1024", "262143", "1", "0", "-1", "5000000000", "0x300"],
     "params_test.clamped": ["5", "1000", "100", "-1", "0x400"],
     "params_test.a_word": ["NUMA", "numa", "nosuch", "cpu"],
     "params_test.a_choice": ["numa", "NUMA", "cpu", "nosuch", "numa\n"],
     "vt.default_red": [",".join([word] * 16) for word in ("9", "0xfe", "256", "9 ", "-1")] + [",".join("9" * 17)],
-    "printk.always_kmsg_dump": ["1", "yes please", "2"],
+    "printk.always_kmsg_dump": ["1", "yes", "2"],
     "firmware_class.path": ["/tmp/fw", "/tmp/fw\n", "/" * 255, "/" * 256],
 }
 OPTIONS = {"params_test.rounded": {"read_back": "rounded"}, "params_test.clamped": {"read_back": "clamped"}}
 GUESSED = {
-    "params_test.a_bool": ["1", "2", "yes please", "N", "0x1"],
+    "params_test.a_bool": ["1", "2", "yes", "N"],
     "params_test.an_int": ["16", "0x10", "08", "16k", "4294967296"],
     "params_test.a_byte": ["255", "256", "-1"],
     "params_test.a_charp": ["x", " a b ", "y\n", "B", "x/y"],
@@ -117,6 +117,10 @@ REQUESTS: list[tuple[str, t.Any, dict[str, t.Any], str | None]] = [
         3000,
         {"read_back": "exact"},
         "The kernel took '3000' for params_test.rounded, but 4096 reads back",
+    ),
+    *(
+        ("params_test.a_bool", value, {}, "params_test.a_bool takes a boolean .Y or N, 1 or 0.")
+        for value in NOT_BOOLEANS
     ),
     ("params_test.unsafe_int", 2, {}, "allow_taint"),
     ("params_test.unsafe_int", 2, {"allow_taint": True}, None),

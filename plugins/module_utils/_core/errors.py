@@ -102,6 +102,16 @@ def error_row(error: TapvirtError | None) -> dict[str, t.Any] | None:
     return None if error is None else error.row()
 
 
+def duplicate(option: str, value: t.Any, first: str, part: str = "name") -> InvalidInput:
+    """Return the error for an entry of a list that repeats an earlier one.
+
+    :param option: the path of the option that both have the same of: ``domains[1].name``.
+    :param first: the path of the earlier entry: ``domains[0]``.
+    :param part: what both entries have in common.
+    """
+    return InvalidInput(option, value, f"{first} has the same {part}.")
+
+
 def as_sentence(text: str) -> str:
     """Return a text with a full stop at its end, unless it ends a sentence already."""
     return text if text.endswith((".", "?", "!")) else text + "."

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import typing as t
 
-from .._core.errors import InvalidInput, NoEffect, TapvirtError, option_path
+from .._core.errors import InvalidInput, NoEffect, TapvirtError, duplicate, option_path
 from .._core.plan import Change, Plan
 from .connection.connection import Connection, libvirt_errors
 from .connection.xml import check_name
@@ -72,6 +72,24 @@ def entry_path(option: str, index: int) -> t.ContextManager[None]:
     return option_path(f"{option}[{index}]") if option else contextlib.nullcontext()
 
 
+def task_entries(
+    params: t.Mapping[str, t.Any], option: str, field: str = "name"
+) -> tuple[str, t.Sequence[t.Mapping[str, t.Any]]]:
+    """Return the entries of a task, and the option that lists them: empty where the task itself is the only entry.
+
+    :param params: the module's options; Ansible puts those that the task has before the others.
+    :param option: the option that lists the entries.
+    :param field: the option that a task without that list must have.
+    :raises InvalidInput: the task has neither; null is as good as nothing.
+    """
+    if params[option] is not None:
+        return option, params[option]
+    if params[field] is not None:
+        return "", [params]
+    given = next(name for name in params if name in (option, field))
+    raise InvalidInput(given, None, f"The task needs either {option} or {field}, and null is no value.")
+
+
 def check_names(option: str, names: t.Iterable[str], field: str = "name") -> None:
     """Check the names of a task's items.
 
@@ -84,7 +102,7 @@ def check_names(option: str, names: t.Iterable[str], field: str = "name") -> Non
         with entry_path(option, index):
             check_name(field, name)
             if name in seen:
-                raise InvalidInput(field, name, f"This name is in the list twice, first at {option}[{seen[name]}].")
+                raise duplicate(field, name, f"{option}[{seen[name]}]")
         seen[name] = index
 
 

@@ -60,7 +60,7 @@ def chosen_subsets(gather_subset: t.Sequence[str]) -> set[str]:
     for index, entry in enumerate(gather_subset):
         name = entry[1:] if entry.startswith("!") else entry
         if name not in choices:
-            problem = f"The subsets are {', '.join(choices)}."
+            problem = f"{name!r} is not a subset. The subsets are {', '.join(choices)}."
             nearest = [entry[: -len(name)] + choice for choice in nearest_names(name, choices)] if name else []
             raise InvalidInput(f"gather_subset[{index}]", entry, problem, candidates=nearest)
     added = {name for name in gather_subset if not name.startswith("!")}

@@ -18,6 +18,7 @@ import struct
 import typing as t
 import zlib
 
+from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from . import elf
 from .identity import build_id_of
@@ -65,7 +66,12 @@ class NotAnImage(Exception):
 
 
 def gather(root: Root, boot: str = "boot") -> dict[str, t.Any]:
-    """Return ``running`` (null when no Xen is below), ``images`` and ``truncated``."""
+    """Return ``running`` (null when no Xen is below), ``images`` and ``truncated``.
+
+    :raises InvalidInput: a directory other than the usual one does not exist.
+    """
+    if boot.strip("/") != "boot" and not os.path.isdir(root.path(boot)):
+        raise InvalidInput("boot", boot, "The directory does not exist.")
     running = running_xen(root)
     names = [name for name in root.listdir(boot) if _IMAGE.match(name)]
     own = running["build_id"] if running else None

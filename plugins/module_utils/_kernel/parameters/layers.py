@@ -15,7 +15,7 @@ from ..image.cmdline import quote
 from ..modules import modprobe_d
 from ..modules.modinfo import canonical
 from .model import Item, Observed, Wanted
-from .values import Rejected, Value, parse_value, same, wanted_value
+from .values import Rejected, Value, kernel_value, parse_value, same, wanted_value
 
 OWN_FILE = "/" + modprobe_d.OWN_FILE
 
@@ -101,7 +101,7 @@ def flaw(option: modprobe_d.Option, item: Item) -> str | None:
     if option.value is None:
         return None if item.kind.word in _BARE else "needs a value"
     try:
-        wanted_value(item.kind, option.value, item.word_bits)
+        kernel_value(item.kind, option.value, item.word_bits)
     except Rejected as error:
         return str(error)
     return None

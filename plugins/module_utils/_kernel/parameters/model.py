@@ -15,7 +15,7 @@ import stat
 import string
 import typing as t
 
-from ..._core.errors import InvalidInput, nearest_names, option_path
+from ..._core.errors import InvalidInput, duplicate, nearest_names, option_path
 from ..._core.root import Root
 from ..modules import modprobe_d
 from ..modules.installed import InstalledModules
@@ -36,7 +36,10 @@ Key = t.Tuple[str, str]
 
 
 class Wanted(t.NamedTuple):
-    """One entry of the option ``params``, with the names as sysfs has them; ``path`` is its place: ``params[0]``."""
+    """One entry of the option ``params``, with the names as sysfs has them; ``path`` is its place: ``params[0]``.
+
+    ``given`` are the module's and the parameter's name as the user wrote them.
+    """
 
     path: str
     module: str
@@ -47,6 +50,7 @@ class Wanted(t.NamedTuple):
     read_back: str
     reload: str = "never"
     allow_taint: bool = False
+    given: Key | None = None
 
     @property
     def key(self) -> Key:
@@ -222,6 +226,7 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
             read_back=entry["read_back"],
             reload=entry.get("reload", "never"),
             allow_taint=entry.get("allow_taint", False),
+            given=(entry["module"], entry["name"]),
         )
         if state == "present" and item.reload != "never" and item.persist not in ("auto", "modprobe_d"):
             problem = f"A reload gives {item.label} the value that modprobe.d has, and persist is {item.persist}."
@@ -229,8 +234,7 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
         if state == "present" and item.value is None:
             raise item.refusal("value", f"{item.label} needs a value, because state is present.")
         if item.key in wanted:
-            problem = f"{wanted[item.key].path} names the same parameter."
-            raise InvalidInput(path, item.label, problem, "Remove one of the two entries.")
+            raise duplicate(f"{path}.name", entry["name"], wanted[item.key].path, "module and name")
         wanted[item.key] = item
     return list(wanted.values())
 
@@ -245,9 +249,12 @@ class Reader:
         self.release = release
         self._word_bits = 64 if "64" in arch or arch == "s390x" else 32
 
-    def observe(self, keys: t.Iterable[Key], journal: dict[str, t.Any]) -> Observed:
+    def observe(
+        self, keys: t.Iterable[Key], journal: dict[str, t.Any], given: t.Mapping[Key, Key | None] | None = None
+    ) -> Observed:
         """Return the state of these parameters and of the ones that an interrupted run names.
 
+        :param given: the names as the user wrote them, by key.
         :raises InvalidInput: a module or a parameter does not exist; ``keys`` are those of the option ``params``.
         """
         boot_id = (self.root.read_text_or("proc/sys/kernel/random/boot_id") or "").strip()
@@ -271,7 +278,7 @@ class Reader:
         )
         for index, (module, name) in enumerate(keys):
             with option_path(f"params[{index}]"):
-                self._check_names(module, name)
+                self._check_names(module, name, (given or {}).get((module, name)) or (module, name))
             observed.items[module, name] = self.item(module, name)
         for label in observed.interrupted:
             module, _dot, name = label.partition(".")
@@ -298,8 +305,8 @@ class Reader:
         """Tell whether a module has a parameter; the kernel ignores an option that is none."""
         return name in self.installed.parameters(module) or self.root.exists(parameter_file(module, name))
 
-    def _check_names(self, module: str, name: str) -> None:
-        """Refuse what does not exist, with the nearest names that do.
+    def _check_names(self, module: str, name: str, given: Key) -> None:
+        """Refuse what does not exist, with the nearest names that do; ``given`` is what the user wrote.
 
         :raises InvalidInput: no such module, or no such parameter.
         """
@@ -309,11 +316,11 @@ class Reader:
         if module not in in_sysfs and self.installed.file_of(module) is None and not self.installed.is_built_in(module):
             nearest = _nearest(module, {*in_sysfs, *self.installed.names()})
             problem = f"No such module is loaded, built into the kernel, or installed for {self.release}."
-            raise InvalidInput("module", module, problem, candidates=nearest)
+            raise InvalidInput("module", given[0], problem, candidates=nearest)
         if name not in self.installed.parameters(module):
             names = {*self.root.listdir(f"sys/module/{module}/parameters"), *self.installed.parameters(module)}
             problem = f"The module {module} has no {'such parameter' if names else 'parameters'}."
-            raise InvalidInput("name", name, problem, candidates=_nearest(name, names))
+            raise InvalidInput("name", given[1], problem, candidates=_nearest(name, names))
 
     def item(self, module: str, name: str, kind: Kind | None = None) -> Item:
         """Return one parameter as it is; ``kind`` instead of what is known of its type."""

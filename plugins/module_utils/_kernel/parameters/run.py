@@ -88,7 +88,8 @@ class Parameters:
             # were before they were first set is in the journal only.
             if self._state == "restored":
                 raise
-        observed = self._reader.observe([entry.key for entry in self._wanted], journal)
+        given = {entry.key: entry.given for entry in self._wanted}
+        observed = self._reader.observe(list(given), journal, given)
         for entry in self._wanted:
             if entry.read_back == "selector":
                 item = observed.items[entry.key]

@@ -21,6 +21,9 @@ _INTEGER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?", re.A
 _MOST_DIGITS = 25  # 2^64 has 22 octal digits; int() refuses more than 4300 decimal ones
 _SELECTOR = r"(?:^|\s)\[([^\]\s]+)\](?:\s|$)"  # compiled when it is used: few parameters are such
 _BOOLEANS = ("bool", "invbool", "bool_enable_only", "bint")
+# What a user may write; of a longer word the kernel would read the first one or two characters.
+_BOOLEAN_WORD = re.compile(r"(?:[yn10tf]|on|off|yes|no|true|false)?\n?\Z", re.IGNORECASE)
+_TAKES_BOOLEAN = "takes a boolean (Y or N, 1 or 0)"
 _TEXTS = ("charp", "string")
 _ARRAY = "array of "
 
@@ -111,6 +114,20 @@ def listed_words(kind: Kind, text: str | None) -> list[str] | None:
 def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
     """Return what the kernel makes of a value that a user gives (text, number, truth value or list).
 
+    :raises Rejected: the kernel would not take it, or it would take any word for a boolean that begins like one.
+    """
+    if kind.element in _BOOLEANS:
+        parts = value.split(",") if kind.is_array and isinstance(value, str) else value
+        for number, part in enumerate(parts if isinstance(parts, list) else [parts], 1):
+            if not _is_boolean_word(part):
+                place = f" as element {number}, not {part!r}" if kind.is_array else ""
+                raise Rejected(_TAKES_BOOLEAN + place)
+    return kernel_value(kind, value, word_bits)
+
+
+def kernel_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
+    """Return what the kernel makes of a value, wherever it is from.
+
     :raises Rejected: the kernel would not take it.
     """
     value = "" if value is None else value
@@ -145,7 +162,7 @@ def parse_value(kind: Kind, value: str, word_bits: int) -> Value:
         shown = None if kind.word == "charp" and value == _NULL_TEXT else value
         return Value(value, shown, shown)
     try:
-        return wanted_value(kind, value, word_bits)
+        return kernel_value(kind, value, word_bits)
     except Rejected:
         return Value(value, value, value)
 
@@ -171,6 +188,13 @@ def is_in_effect(kind: Kind, now: Value, wanted: Value) -> bool:
 def is_put_back(kind: Kind, now: Value, before: Value) -> bool:
     """Tell whether a value is the one before; a text that was never set (null) cannot be unset: empty is as good."""
     return same(kind, now, before) or (now.key in (None, "") and before.key in (None, ""))
+
+
+def _is_boolean_word(value: t.Any) -> bool:
+    """Tell whether a value is a boolean as a user may write it; what is no scalar is for others to refuse."""
+    if value is None or isinstance(value, (list, dict)):
+        return True
+    return not isinstance(value, float) and _BOOLEAN_WORD.match(_text(value)) is not None
 
 
 def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Value]:
@@ -222,7 +246,7 @@ def _boolean(word: str, text: str) -> Value:
     first = text[:1].lower()
     state = {"n": True, "f": False}.get(text[1:2].lower()) if first == "o" else truth.get(first)
     if state is None:
-        raise Rejected("takes a boolean (Y or N, 1 or 0)")
+        raise Rejected(_TAKES_BOOLEAN)
     # Words differ between kernel versions; these two are understood by all.
     return Value(("1" if state else "0") if word == "bint" else ("Y" if state else "N"), state, state)
 

@@ -27,6 +27,11 @@ def gather(root: Root, options: t.Mapping[str, t.Any]) -> dict[str, Value]:
 
     :raises InvalidInput: an option cannot be; nothing was read then.
     """
+    parts = ("tables", "sysctls", "processes", "kmsg")
+    if all(options[part] is None for part in parts):
+        # Ansible puts the options that the task has before the others.
+        given = next(option for option in options if option in parts)
+        raise InvalidInput(given, None, f"The task needs one of {', '.join(parts)}, and null is no value.")
     _check(options)
     wanted_kmsg = kmsg.wanted_of(options["kmsg"], time.monotonic()) if options["kmsg"] is not None else None
     wanted_processes = _wanted_processes(options["processes"]) if options["processes"] is not None else None

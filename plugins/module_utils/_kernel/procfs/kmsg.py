@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 import re
 import time
@@ -58,6 +59,8 @@ def wanted_of(options: t.Mapping[str, t.Any], uptime_seconds: float) -> Wanted:
     except re.error as error:
         raise InvalidInput("kmsg.pattern", pattern, f"The regular expression is not valid: {error}.") from None
     since = options.get("since")
+    if since is not None and not math.isfinite(since):
+        raise InvalidInput("kmsg.since", str(since), "The time is a finite number of seconds.")
     if since is not None and since < 0:
         since += uptime_seconds
     return Wanted(options.get("level") or "debug", since, compiled, options["limit"])

@@ -19,7 +19,7 @@ import typing as t
 
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
-from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.errors import InvalidInput, TapvirtError, did_you_mean, nearest_names
 from ..._core.packages import read_distribution, remedy
 from ..._core.root import Root
 from . import api_trace
@@ -36,6 +36,7 @@ __all__ = [
     "Connection",
     "Domain",
     "LibvirtFailure",
+    "OpenFailure",
     "check_uri",
     "connected",
     "connected_for_reading",
@@ -65,6 +66,8 @@ INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
 # A password goes up to the last "@", whatever it has that should have been escaped; a port with a path is none.
 _PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
+# The drivers of libvirt (https://libvirt.org/drivers.html).
+_DRIVERS = ("bhyve", "ch", "esx", "gsx", "hyperv", "lxc", "openvz", "qemu", "test", "vbox", "vpx", "vz", "xen")
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
 _WAKE_MILLISECONDS = 200
@@ -84,6 +87,22 @@ class LibvirtFailure(TapvirtError):
         text = " ".join(text.split())
         self.code: int = error.get_error_code() or 0
         super().__init__(f"{doing} failed: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
+
+
+class OpenFailure(LibvirtFailure):
+    """Libvirt cannot open a connection; ``option`` has its URI."""
+
+    def __init__(self, error: t.Any, uri: str, option: str) -> None:
+        super().__init__(f"Opening {shown_uri(uri)}", error, uri)
+        driver, rest = re.split(r"(?=[:+])", uri, maxsplit=1)
+        likely = [] if driver in _DRIVERS else nearest_names(driver, _DRIVERS, 1)
+        candidates = [shown_uri(name + rest) for name in likely]
+        self._row = {**super().row(), "option": option, "value": shown_uri(uri), "candidates": candidates}
+        self.message += did_you_mean(candidates)
+
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of a result, with the URI's option."""
+        return self._row
 
 
 def require_binding() -> None:
@@ -193,21 +212,23 @@ def _run_events(ending: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def connected(uri: str, timeout_seconds: float, read_only: bool = False) -> t.Iterator[Connection]:
+def connected(uri: str, timeout_seconds: float, read_only: bool = False, option: str = "uri") -> t.Iterator[Connection]:
     """Open a connection, yield it, close it.
 
     One process at a time may use a root of the embedded driver; others of ours wait for it until the deadline.
 
+    :param option: the option that has the URI.
+
     :raises InvalidInput: the URI is none.
     :raises TapvirtError: nobody answered before the deadline, or libvirt refused; names the URI without its password.
     """
-    root = check_uri(uri)
+    root = check_uri(uri, option)
     deadline = time.monotonic() + timeout_seconds
     start_event_loop()
     if root:
         root.acquire(deadline)
     started = time.monotonic()
-    connection = _open_before(uri, deadline, read_only)
+    connection = _open_before(uri, deadline, read_only, option)
     connection = api_trace.opened(connection, shown_uri(uri), time.monotonic() - started)
     try:
         if root:
@@ -235,17 +256,18 @@ def connected_for_reading(uri: str, timeout_seconds: float, writing: bool = Fals
         yield connection
 
 
-def _open_before(uri: str, deadline: float, read_only: bool) -> Connection:
-    doing = f"Opening {shown_uri(uri)}"
+def _open_before(uri: str, deadline: float, read_only: bool, option: str) -> Connection:
     timeout_seconds = max(deadline - time.monotonic(), 0.01)
     outcome: list[t.Any] = []
     thread = threading.Thread(target=_open, args=(uri, read_only, outcome), daemon=True)
     thread.start()
     thread.join(timeout_seconds)
     if not outcome:
-        raise TapvirtError(f"{doing} failed: no answer within {round(timeout_seconds, 1):g} s.", uri=shown_uri(uri))
+        failure = TapvirtError(f"Opening {shown_uri(uri)} failed: no answer within {round(timeout_seconds, 1):g} s.")
+        failure.fields.update(uri=shown_uri(uri), error={**failure.row(), "option": option, "value": shown_uri(uri)})
+        raise failure
     if isinstance(outcome[0], libvirt.libvirtError):
-        raise LibvirtFailure(doing, outcome[0], uri) from outcome[0]
+        raise OpenFailure(outcome[0], uri, option) from outcome[0]
     return outcome[0]
 
 

@@ -9,7 +9,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..._core.errors import NEEDS_PATH, TapvirtError
+from ..._core.errors import NEEDS_PATH, InvalidInput, TapvirtError
 from ..._core.module import run_module
 from . import api_trace
 from .connection import password_of, require_binding
@@ -29,6 +29,7 @@ def run_libvirt_module(
         # Ansible repeats the task's options in the result.
         uris = [module.params[name] for name in ("uri", "destination") if module.params.get(name)]
         module.no_log_values.update(filter(None, map(password_of, uris)))
+        check_times(module.params)
         require_binding()
         if not module.params["trace_api"]:
             return body(module)
@@ -41,3 +42,13 @@ def run_libvirt_module(
         return {**result, "api_trace": trace.result()}
 
     run_module(argument_spec, framed, NEEDS_PATH, **options)
+
+
+def check_times(params: t.Mapping[str, t.Any]) -> None:
+    """Check the options that are times in seconds.
+
+    :raises InvalidInput: one is too small.
+    """
+    for option, least in (("connect_timeout_seconds", 1), ("wait_seconds", 0)):
+        if params.get(option, least) < least:
+            raise InvalidInput(option, params[option], f"The time is a whole number of seconds, at least {least}.")

@@ -23,6 +23,7 @@ from .xml import element_lines, to_text
 _SCHEMAS = "/usr/share/libvirt/schemas/*.rng"
 _NAME = re.compile(r"""<(element|attribute) name=["']([\w:.-]+)["']""")
 _CULPRIT = re.compile(r"(?:has extra content: |Did not expect element |Extra element )([\w:.-]+)")
+_RNG = "{http://relaxng.org/ns/structure/1.0}"
 _OPEN_SECONDS = 30.0
 
 
@@ -67,6 +68,13 @@ def schema_error(root: ET.Element, message: str, text: str | None = None) -> Inv
     """
     names = _schema_names()
     unknown = _unknown_name(root, {name for kind in names.values() for name in kind})
+    kind = root.get("type")
+    types = _root_types(root.tag) if unknown is None and kind is not None else []
+    if types and kind not in types:
+        lines = element_lines(text, root.tag, "type") if text else []
+        problem = f"The type of a {root.tag} is one of {', '.join(types)}."
+        likely = nearest_names(kind or "", types)
+        return InvalidInput("xml", None, problem, candidates=likely, line=lines[0] if lines else None)
     if unknown is None:
         reason = "; ".join(message.rpartition(".rng")[2].strip().split("\n")) or "it does not match"
         found = _CULPRIT.search(message)
@@ -101,6 +109,28 @@ def _unknown_name(root: ET.Element, names: t.Collection[str]) -> tuple[str, str 
                 return element.tag, name
         waiting += [child for child in element if child.tag != "metadata" and not child.tag.startswith("{")]
     return None
+
+
+def _root_types(tag: str) -> list[str]:
+    """Return the values that the attribute ``type`` of a definition's root element can have."""
+    defined: dict[str, list[ET.Element]] = {}
+    elements: list[ET.Element] = []
+    for path in glob.glob(_SCHEMAS):
+        grammar = ET.parse(path).getroot()
+        for define in grammar.iter(f"{_RNG}define"):
+            defined.setdefault(define.get("name", ""), []).append(define)
+        elements += [element for element in grammar.iter(f"{_RNG}element") if element.get("name") == tag]
+    types: dict[str, None] = {}
+    waiting = [part for element in elements for part in element]
+    while waiting:
+        part = waiting.pop(0)
+        if part.tag == f"{_RNG}attribute" and part.get("name") == "type":
+            types.update(dict.fromkeys(value.text or "" for value in part.iter(f"{_RNG}value")))
+        elif part.tag == f"{_RNG}ref":
+            waiting += defined.pop(part.get("name", ""), [])
+        elif part.tag not in (f"{_RNG}element", f"{_RNG}attribute"):
+            waiting += part
+    return sorted(types)
 
 
 def _schema_names() -> dict[str, list[str]]:

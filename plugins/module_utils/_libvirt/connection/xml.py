@@ -88,11 +88,13 @@ class Difference:
     secret: bool = False
 
 
-def check_name(option: str, name: str) -> None:
+def check_name(option: str, name: str | None) -> None:
     """Refuse what cannot be the name of a domain, network, pool or the like, before it is used anywhere.
 
-    :raises InvalidInput: a path, a control character, white space at an end, empty or too long.
+    :raises InvalidInput: null, a path, a control character, white space at an end, empty or too long.
     """
+    if name is None:
+        raise InvalidInput(option, None, "A name is needed.")
     if "/" in name or name in (".", ".."):
         last = name.rstrip("/").rpartition("/")[2]
         problem = "A name cannot be a path: it has no '/', and it is not '.' or '..'."

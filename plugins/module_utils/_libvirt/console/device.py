@@ -42,8 +42,10 @@ def find_device(name: str, root: ET.Element, alias: str | None) -> Device:
     elif alias in devices:
         element = devices[alias]
     else:
-        there = ", ".join(sorted(devices)) or "none"
-        problem = f"Domain {name!r} has no console, port or channel of this alias. It has {there}."
+        problem = f"Domain {name!r} has no console, port or channel."
+        if devices:
+            there = ", ".join(sorted(devices))
+            problem = f"Domain {name!r} has no console, port or channel of this alias. It has {there}."
         raise InvalidInput("device", alias, problem, candidates=nearest_names(alias, devices))
     channel, target = element.tag == "channel", element.find("target")
     if target is not None and target.get("name") == _AGENT:

@@ -96,9 +96,12 @@ def read_window(seconds: int, max_bytes: int, match: str | None) -> Window:
 
     :raises InvalidInput: a number out of its bounds, or no regular expression.
     """
-    for name, value, most in (("log_seconds", seconds, _MAX_SECONDS), ("log_max_bytes", max_bytes, _MAX_BYTES)):
+    for name, value, noun, most in (
+        ("log_seconds", seconds, "time is a number of seconds", _MAX_SECONDS),
+        ("log_max_bytes", max_bytes, "size is a number of bytes", _MAX_BYTES),
+    ):
         if not 1 <= value <= most:
-            raise InvalidInput(name, value, f"{name} is a number from 1 to {most}.")
+            raise InvalidInput(name, value, f"The {noun} from 1 to {most}.")
     return Window(seconds, max_bytes, compile_match(match))
 
 

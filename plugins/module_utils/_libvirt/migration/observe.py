@@ -56,7 +56,9 @@ class Endpoints:
         """
         connection = self._open.get(end)
         if connection is None or not _is_alive(connection):
-            connection = self._stack.enter_context(connected(self._uris[end], self._timeout_seconds))
+            option = "uri" if end == "source" else end
+            opened = connected(self._uris[end], self._timeout_seconds, option=option)
+            connection = self._stack.enter_context(opened)
             self._open[end] = connection
         return connection
 

@@ -54,8 +54,8 @@ def check_options(uri: str, destination: str, options: Options) -> None:
         problem = "With mode: tunnelled, the data goes through the connection of the two daemons"
         raise InvalidInput("migrate_uri", shown_uri(options.migrate_uri), problem, "Leave migrate_uri out")
     if not _MIGRATE_URI.match(options.migrate_uri):
-        problem = "The URI names the place where the destination receives the data"
-        hint = "Use a URI such as tcp://HOST, tcp://HOST:PORT or unix:///PATH"
+        problem = "The destination cannot receive the data at this URI"
+        hint = "Use a URI such as tcp://HOST, tcp://HOST:PORT, rdma://HOST or unix:///PATH"
         raise InvalidInput("migrate_uri", shown_uri(options.migrate_uri), problem, hint)
 
 

@@ -186,7 +186,7 @@ def _plan_running(
     _check_told(wanted, observed, rest)
     if rest and options.apply == "restart_if_needed":
         # It brings everything in.
-        check_attached(wanted.name, observed.attached, options)
+        check_attached(wanted, observed.attached, options)
         plan.steps = ["destroy", "create"]
         why = "changes wait for a restart"
         plan.changes.append(_change(wanted, "restart", "active", "active", "destroy, create", why))
@@ -240,7 +240,7 @@ def _plan_state(plan: NetworkPlan, wanted: Wanted, observed: Observed | None, op
 
 
 def _plan_stop(plan: NetworkPlan, wanted: Wanted, observed: Observed, options: Options) -> None:
-    check_attached(wanted.name, observed.attached, options)
+    check_attached(wanted, observed.attached, options)
     plan.steps = ["destroy"]
     plan.changes.append(_change(wanted, "state", "active", "inactive", "destroy", "as wanted"))
 
@@ -257,15 +257,16 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
     return plan
 
 
-def check_attached(name: str, attached: t.Sequence[str], options: Options) -> None:
+def check_attached(wanted: Wanted, attached: t.Sequence[str], options: Options) -> None:
     """Refuse to stop a network that running domains use.
 
-    :raises TapvirtError: a domain has an interface on it and is not named in ``disconnect``.
+    :raises InvalidInput: a domain has an interface on it and is not named in ``disconnect``.
     """
     left = [domain for domain in attached if domain not in options.disconnect]
     if left:
         more = "" if len(left) <= _MAX_NAMES else f" and {len(left) - _MAX_NAMES} more"
-        raise TapvirtError(
-            f"These running domains have an interface on network {name!r} and would lose their link: "
-            f"{', '.join(left[:_MAX_NAMES])}{more}. Nothing was changed. Name the domains in disconnect to allow that."
+        problem = (
+            f"These running domains have an interface on network {wanted.name!r} and would lose their link: "
+            f"{', '.join(left[:_MAX_NAMES])}{more}."
         )
+        raise InvalidInput("state", wanted.state, problem, "Name the domains in disconnect to allow that.")

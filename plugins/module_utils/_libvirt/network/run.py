@@ -13,8 +13,9 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, error_row
+from ..._core.errors import InvalidInput, TapvirtError, error_row, nearest_names
 from ..connection.connection import Connection, LibvirtFailure, check_uri, connected, libvirt, libvirt_errors, shown_uri
+from ..connection.lookup import all_domains
 from ..connection.xml import fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun, check_names, entry_path
 from .canonical import Network, canonical_networks, define_network
@@ -214,6 +215,30 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
             elif answer is not None:
                 self._canonical[item.wanted.name] = answer
         super()._plan_all(connection)
+        if connection is not None and self._options.disconnect:
+            self._check_disconnect(connection)
+
+    def _check_disconnect(self, connection: Connection) -> None:
+        """Refuse a name in ``disconnect`` that no domain has, where the option matters; else warn of it.
+
+        A later run has the same list, when the networks and some of the domains are gone.
+
+        :raises InvalidInput: a network with guests would stop, and no domain has the name.
+        """
+        known = all_domains(connection)
+        matters = any(
+            item.observed is not None and item.observed.attached and (item.error or "destroy" in item.plan.steps)
+            for item in self._items
+        )
+        for index, name in enumerate(self._options.disconnect):
+            if name in known:
+                continue
+            problem = "No domain has this name."
+            error = InvalidInput(f"disconnect[{index}]", name, problem, candidates=nearest_names(name, known))
+            if matters:
+                raise error
+            if error.message not in self._warnings:
+                self._warnings.append(error.message)
 
     def _check_free(self, wanted: Wanted, root: ET.Element) -> None:
         """Refuse the UUID and the bridge of another network, one of this task or one that is not to go."""
@@ -260,7 +285,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
                 # A guest may have started since the plan was made.
                 bridge = _bridge_of(item.observed)
                 attached = attached_domains(connection, {name: bridge}).get(name, ())
-                check_attached(name, attached, self._options)
+                check_attached(item.wanted, attached, self._options)
             with libvirt_errors(f"{_DOING[step]} network {name}"):
                 _STEPS[step](network)
             item.done = True

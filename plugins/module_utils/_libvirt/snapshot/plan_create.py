@@ -48,7 +48,7 @@ def _disk_options(path: str, wanted: WantedDisk, found: Snapshot) -> list[tuple[
     """Return the options of a disk, each with its value and what the existing snapshot has."""
     disk = found.disks.get(wanted.target)
     if disk is None:
-        problem = f"The disks of the existing snapshot are: {', '.join(found.disks) or 'none'}"
+        problem = f"The existing snapshot has no such disk. Its disks are: {', '.join(found.disks) or 'none'}"
         raise InvalidInput(f"{path}.target", wanted.target, problem, None, nearest_names(wanted.target, found.disks))
     disks = domain_disks(found.domain) if found.domain is not None else []
     could = [one.target for one in disks if one.writable and one.source]
@@ -114,7 +114,7 @@ def _check_targets(wanted: Wanted, disks: t.Sequence[DomainDisk]) -> None:
     targets = [disk.target for disk in disks]
     for index, disk in enumerate(wanted.disks):
         if disk.target not in targets:
-            problem = f"The disks of domain {wanted.domain!r} are: {', '.join(targets) or 'none'}"
+            problem = f"Domain {wanted.domain!r} has no such disk. Its disks are: {', '.join(targets) or 'none'}"
             raise InvalidInput(
                 f"disks[{index}].target", disk.target, problem, None, nearest_names(disk.target, targets)
             )
@@ -124,18 +124,30 @@ def _check_internal(wanted: Wanted, observed: Observed, disks: t.Sequence[Domain
     if NUMBER.match(wanted.snapshot):
         problem = "QEMU would take this name for the number of another internal snapshot in the image"
         raise InvalidInput("name", wanted.snapshot, problem, candidates=["s" + wanted.snapshot])
-    predicate = _internal_problem(wanted, observed, disks)
+    _check_internal_options(wanted)
+    predicate = _internal_problem(observed, disks)
     if predicate is not None:
         raise InvalidInput("kind", wanted.kind, f"An internal snapshot {predicate}", "Set kind: external")
 
 
-def _internal_problem(wanted: Wanted, observed: Observed, disks: t.Sequence[DomainDisk]) -> str | None:
-    """Return why a snapshot cannot be internal, as the predicate of a sentence; None where it can."""
-    for asked in wanted.disks:
+def _check_internal_options(wanted: Wanted) -> None:
+    """Refuse options that only an external snapshot can have; without ``kind`` a snapshot is internal."""
+    hint = "Set kind: external"
+    for index, asked in enumerate(wanted.disks):
         if asked.file is not None or not asked.include:
-            return f"is in the image of every writable disk, so disk {asked.target} cannot have a file or be left out"
+            problem = (
+                f"An internal snapshot is in the image of every writable disk, so disk {asked.target} cannot have a "
+                "file or be left out"
+            )
+            option, value = ("include", False) if asked.file is None else ("file", asked.file)
+            raise InvalidInput(f"disks[{index}].{option}", value, problem, hint)
     if wanted.memory_file is not None:
-        return "has the memory in the image, so it cannot have a memory_file"
+        problem = "An internal snapshot has the memory in the image, so it cannot have a memory_file"
+        raise InvalidInput("memory_file", wanted.memory_file, problem, hint)
+
+
+def _internal_problem(observed: Observed, disks: t.Sequence[DomainDisk]) -> str | None:
+    """Return why a snapshot cannot be internal, as the predicate of a sentence; None where it can."""
     for disk in disks:
         if not disk.writable or disk.source is None:
             continue
@@ -214,10 +226,10 @@ def _check_quiesce(wanted: Wanted, observed: Observed, kind: str) -> None:
         raise InvalidInput("quiesce", True, f"Domain {wanted.domain!r} {has}, which freezes the file systems")
 
 
-def file_error(wanted: Wanted, new: Snapshot, file: str, problem: str) -> InvalidInput:
+def file_error(wanted: Wanted, new: Snapshot, file: str, problem: str, hint: str | None = None) -> InvalidInput:
     """Return the error for a file of a new snapshot; ``problem`` is the predicate of a sentence."""
     if file == new.memory_file:
-        return InvalidInput("memory_file", file, f"The file {problem}")
+        return InvalidInput("memory_file", file, f"The file {problem}", hint)
     for index, disk in enumerate(wanted.disks):
         if file == disk.file:
             return InvalidInput(f"disks[{index}].file", file, f"The file {problem}")

@@ -14,7 +14,7 @@ import stat
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError, error_row
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, duplicate, error_row
 from ..connection.connection import Connection, Domain, check_uri, connected, is_unsupported, libvirt, libvirt_errors
 from ..connection.deadline import call_with_deadline
 from ..connection.lookup import find_domain
@@ -40,7 +40,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "snapsho
             wanted.append(_read_entry(item))
     for index, one in enumerate(wanted):
         with entry_path(option, index):
-            _check_others(one, wanted[:index], wanted)
+            _check_others(one, wanted[:index], wanted, option)
     return wanted
 
 
@@ -60,9 +60,10 @@ def _read_entry(item: t.Mapping[str, t.Any]) -> Wanted:
     )
 
 
-def _check_others(one: Wanted, before: t.Sequence[Wanted], wanted: t.Sequence[Wanted]) -> None:
-    if any((other.domain, other.snapshot) == (one.domain, one.snapshot) for other in before):
-        raise InvalidInput("name", one.snapshot, f"The {one.title} is in the list twice")
+def _check_others(one: Wanted, before: t.Sequence[Wanted], wanted: t.Sequence[Wanted], option: str) -> None:
+    for index, other in enumerate(before):
+        if (other.domain, other.snapshot) == (one.domain, one.snapshot):
+            raise duplicate("name", one.snapshot, f"{option}[{index}]", "domain and name")
     if one.state == "reverted" and sum(other.domain == one.domain for other in wanted) > 1:
         problem = f"The task has other snapshots of domain {one.domain!r}, which cannot be planned before the revert"
         raise InvalidInput("state", one.state, problem, "Revert in a task of its own")
@@ -180,7 +181,8 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
         if not self._local:
             if new.memory_file is not None:
                 problem = "is on another host, where this module cannot check that it does not exist yet"
-                raise file_error(wanted, new, new.memory_file, problem)
+                hint = "Run the task on that host with a local URI, or leave memory_file out"
+                raise file_error(wanted, new, new.memory_file, problem, hint)
             return
         for file in new.files:
             if os.path.lexists(file):

@@ -13,7 +13,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, nearest_names
 from ..._core.plan import Change
 from ..connection.xml import Difference, differences, text_of, to_text
 from ..domain.live.edits import pending_row
@@ -107,17 +107,19 @@ def plan_pool(
     observed: ObservedPool | None,
     canonical: ET.Element | None,
     is_missing: t.Callable[[str], bool | None],
+    known: t.Collection[str] = (),
 ) -> PoolPlan:
     """Return the plan for one pool.
 
     :param canonical: what libvirt makes of the wanted XML; null without XML.
     :param is_missing: tells whether a directory is not there; null where that cannot be seen from here.
+    :param known: the names of all pools, to help with a wrong one.
     :raises InvalidInput: it cannot be done, or running domains would lose their volumes.
     """
     if wanted.state == "absent":
         return _plan_absence(wanted, observed)
     plan = PoolPlan()
-    stored = _plan_definition(plan, wanted, observed, canonical)
+    stored = _plan_definition(plan, wanted, observed, canonical, known)
     persistent = plan.define is not None or (observed is not None and observed.persistent)
     if wanted.autostart is not None and wanted.autostart != (observed.autostart if observed else False):
         if not persistent:
@@ -143,12 +145,17 @@ def _add(plan: PoolPlan, wanted: WantedPool, part: str, before: t.Any, after: t.
 
 
 def _plan_definition(
-    plan: PoolPlan, wanted: WantedPool, observed: ObservedPool | None, canonical: ET.Element | None
+    plan: PoolPlan,
+    wanted: WantedPool,
+    observed: ObservedPool | None,
+    canonical: ET.Element | None,
+    known: t.Collection[str],
 ) -> ET.Element:
     """Plan the stored definition; return what it will be."""
     if canonical is None or wanted.root is None:
         if observed is None:
-            raise InvalidInput("xml", None, f"A definition is needed, because pool {wanted.name!r} does not exist")
+            problem = "No storage pool has this name, and the task has no xml to define one."
+            raise InvalidInput("name", wanted.name, problem, candidates=nearest_names(wanted.name, known))
         return observed.stored
     if observed is None:
         _add(plan, wanted, "definition", None, summary(canonical), "defineXML", "there is no such pool")

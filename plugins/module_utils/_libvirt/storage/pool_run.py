@@ -134,7 +134,7 @@ class PoolRun(ItemRun[WantedPool, ObservedPool, PoolPlan]):
         canonical = self._canonical.get(wanted.name)
         if isinstance(canonical, InvalidInput):
             raise canonical
-        plan = plan_pool(wanted, item.observed, canonical, self._is_missing)
+        plan = plan_pool(wanted, item.observed, canonical, self._is_missing, self._owners.values())
         if canonical is not None and plan.define is not None:
             self._check_others(wanted, canonical)
         return plan

@@ -33,6 +33,7 @@ _SIZE = re.compile(r"(\d+)\s*([a-z]*)\Z", re.IGNORECASE)
 _FRACTION = re.compile(r"(\d+\.\d+)\s*([a-z]*)\Z", re.IGNORECASE)
 _FACTORS = {**{unit.lower(): factor for unit, factor in SIZE_UNITS.items()}, "": 1}
 _MAX_BYTES = (1 << 63) - 1
+_MAX_DIGITS = len(str(_MAX_BYTES))
 # Text of a domain's <os> that is the path of a file.
 _BOOT_FILES = ("loader", "kernel", "initrd", "dtb")
 _NO_STORAGE = "This libvirt driver has no storage."
@@ -62,7 +63,9 @@ def parse_size(option: str, text: str) -> int:
         likely = nearest_names(found.group(2), units) or units or ["MiB", "GiB"]
         problem = f"libvirt does not know the unit {found.group(2)!r}"
         raise InvalidInput(option, text, problem, candidates=[found.group(1) + unit for unit in likely])
-    size = int(found.group(1)) * factor
+    digits = found.group(1).lstrip("0")
+    # int() refuses more than 4300 digits.
+    size = int(digits or "0") * factor if len(digits) <= _MAX_DIGITS else _MAX_BYTES + 1
     if size > _MAX_BYTES:
         raise InvalidInput(option, text, f"The size is larger than libvirt's maximum, {_MAX_BYTES} bytes")
     return size

@@ -37,7 +37,10 @@ class BackingFile:
 
 @dataclasses.dataclass(frozen=True)
 class WantedVolume:
-    """One volume as the user wants it: sizes in bytes, ``checksum`` a SHA-256 in hex, ``root`` the parsed ``xml``."""
+    """One volume as the user wants it: sizes in bytes, ``checksum`` a SHA-256 in hex, ``root`` the parsed ``xml``.
+
+    ``sizes`` are ``capacity`` and ``allocation`` as the user wrote them.
+    """
 
     pool: str
     volume: str
@@ -53,6 +56,7 @@ class WantedVolume:
     force_shrink: bool = False
     allow_in_use: bool = False
     xml: str | None = None
+    sizes: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,7 +66,11 @@ class WantedVolume:
     def refusal(
         self, option: str, value: t.Any, problem: str, hint: str | None = None, candidates: t.Iterable[str] = ()
     ) -> InvalidInput:
-        """Return the error for an option of this volume, which is ``xml`` where its value is from there."""
+        """Return the error for an option of this volume, which is ``xml`` where its value is from there.
+
+        A size is shown as the user wrote it.
+        """
+        value = self.sizes.get(option) or value
         in_xml = self.root is not None and option.partition(".")[0] in IN_XML
         return InvalidInput("xml" if in_xml else option, value, problem, hint, candidates)
 

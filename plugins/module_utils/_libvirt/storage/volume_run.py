@@ -15,7 +15,7 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, error_row, nearest_names
+from ..._core.errors import InvalidInput, TapvirtError, duplicate, error_row, nearest_names
 from ..connection.connection import Connection, connected, libvirt, libvirt_errors
 from ..connection.xml import check_name, fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun, entry_path
@@ -47,20 +47,20 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "volumes
     :raises InvalidInput: a name that is none or given twice, a size in an unknown unit, options that exclude
         each other.
     """
-    wanted: dict[str, WantedVolume] = {}
+    wanted: list[WantedVolume] = []
+    seen: dict[str, int] = {}
     for index, item in enumerate(items):
         with entry_path(option, index):
             one = _read_entry(item)
-            if one.name in wanted:
-                raise InvalidInput("name", one.volume, f"Volume {one.name!r} is in the list twice")
-        wanted[one.name] = one
-    return list(wanted.values())
+            if one.name in seen:
+                raise duplicate("name", one.volume, f"{option}[{seen[one.name]}]", "pool and name")
+        seen[one.name] = index
+        wanted.append(one)
+    return wanted
 
 
 def _read_entry(item: t.Mapping[str, t.Any]) -> WantedVolume:
-    if not item.get("pool"):
-        raise InvalidInput("pool", item.get("pool"), "The name of the volume's storage pool is needed")
-    check_name("pool", item["pool"])
+    check_name("pool", item.get("pool"))
     check_name("name", item["name"])
     _check_together(item)
     capacity, allocation, form = item.get("capacity"), item.get("allocation"), item.get("format")
@@ -71,6 +71,7 @@ def _read_entry(item: t.Mapping[str, t.Any]) -> WantedVolume:
         state=item["state"],
         capacity=None if capacity is None else parse_size("capacity", capacity),
         allocation=None if allocation is None else parse_size("allocation", allocation),
+        sizes={"capacity": capacity, "allocation": allocation},
         format=form,
         backing=None if backing is None else BackingFile(backing["path"], backing["format"]),
         source=item.get("source"),

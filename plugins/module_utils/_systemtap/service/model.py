@@ -25,7 +25,7 @@ import sys
 import typing as t
 import zipfile
 
-from ..._core.errors import InvalidInput, option_path
+from ..._core.errors import InvalidInput, duplicate, option_path
 from ..limits import MAX_BUFFER_MB
 from ..script.check import read_values
 from ..supervise import cleanup, outcome, ring, supervisor, tracer_daemon
@@ -105,11 +105,11 @@ def read_wanted(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
     """
     wanted = [_read_one(f"services[{index}]", entry) for index, entry in enumerate(services)]
     seen: dict[str, str] = {}
-    names: set[str] = set()
+    names: dict[str, str] = {}
     for one in wanted:
         if one.name in names:
-            raise InvalidInput(f"{one.path}.name", one.name, "Another entry of services has the same name")
-        names.add(one.name)
+            raise duplicate(f"{one.path}.name", one.name, names[one.name])
+        names[one.name] = one.path
         module = one.module_name
         if module is not None and module in seen:
             problem = f"Service {seen[module]!r} has the same module, and a kernel can load it only once"
@@ -121,7 +121,7 @@ def read_wanted(services: t.Sequence[t.Mapping[str, t.Any]]) -> list[Wanted]:
 
 def _read_one(path: str, entry: t.Mapping[str, t.Any]) -> Wanted:
     with option_path(path):
-        builds = _check_one(entry)
+        builds = _check_one(path, entry)
         values = _read_values(builds, entry["globals"])
     return Wanted(
         path=path,
@@ -137,7 +137,7 @@ def _read_one(path: str, entry: t.Mapping[str, t.Any]) -> Wanted:
     )
 
 
-def _check_one(entry: t.Mapping[str, t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
+def _check_one(path: str, entry: t.Mapping[str, t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
     """Check the options of an entry of ``services``; return its builds by the kernel's release."""
     name = entry["name"]
     if not NAME.match(name):
@@ -158,10 +158,10 @@ def _check_one(entry: t.Mapping[str, t.Any]) -> dict[str, t.Mapping[str, t.Any]]
     ):
         if not least <= entry[option] <= most:
             raise InvalidInput(option, entry[option], f"The number must be from {least} to {most}")
-    return {} if absent else _read_builds(entry["modules"])
+    return {} if absent else _read_builds(entry["modules"], path)
 
 
-def _read_builds(modules: t.Sequence[t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
+def _read_builds(modules: t.Sequence[t.Any], path: str) -> dict[str, t.Mapping[str, t.Any]]:
     if not modules:
         problem = "A service needs a module for each kernel that it is to run with"
         raise InvalidInput("modules", modules, problem, "Give the modules that stap_module returned")
@@ -175,7 +175,8 @@ def _read_builds(modules: t.Sequence[t.Any]) -> dict[str, t.Mapping[str, t.Any]]
             for field, pattern in (("key", _KEY), ("kernel", _RELEASE)):
                 check_field(build, field, pattern)
             if build["kernel"] in builds:
-                raise InvalidInput("kernel", build["kernel"], "Another module of the service is for the same kernel")
+                first = list(builds).index(build["kernel"])
+                raise duplicate("kernel", build["kernel"], f"{path}.modules[{first}]", "kernel")
         builds[build["kernel"]] = build
     names = sorted({build["name"] for build in builds.values()})
     if len(names) > 1:

@@ -173,7 +173,9 @@ def test_a_file_that_cannot_be_read_is_not_an_empty_one(tmp_path: pathlib.Path) 
 
 @pytest.mark.parametrize("window", [(0, 1), (604801, 1), (1, 0), (1, -5), (1, 10**10)])
 def test_a_window_has_bounds(window: tuple[int, int]) -> None:
-    with pytest.raises(InvalidInput, match="log_(seconds|max_bytes): log_(seconds|max_bytes) is a number from 1 to "):
+    with pytest.raises(
+        InvalidInput, match="log_(seconds|max_bytes): The (time|size) is a number of (seconds|bytes) from 1 to "
+    ):
         read_window(*window, None)
 
 

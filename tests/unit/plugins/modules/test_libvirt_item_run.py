@@ -83,9 +83,9 @@ def test_path_of_item_comes_before_option_once() -> None:
             "domains",
             "name",
             ["a", "b", "a"],
-            "Invalid value 'a' for domains[2].name: This name is in the list twice, first at domains[0].",
+            "Invalid value 'a' for domains[2].name: domains[0] has the same name.",
         ),
-        ("names", "", ["a", "a"], "Invalid value 'a' for names[1]: This name is in the list twice, first at names[0]."),
+        ("names", "", ["a", "a"], "Invalid value 'a' for names[1]: names[0] has the same name."),
         (
             "names",
             "",

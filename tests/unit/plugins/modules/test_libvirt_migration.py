@@ -161,7 +161,7 @@ def test_what_cannot_move_is_reported_before_anything_changes(hosts: Hosts) -> N
     )
     assert "for deadline_seconds: The deadline has to be more than 0 seconds." in hosts.refused(deadline_seconds=0)
     assert "for migrate_uri: With mode: tunnelled, the data goes through" in hosts.refused(mode="tunnelled")
-    assert "for migrate_uri: The URI names the place where the destination receives the data." in hosts.refused(
+    assert "for migrate_uri: The destination cannot receive the data at this URI." in hosts.refused(
         migrate_uri="/tmp/m"
     )
     nobody = f"qemu+unix:///system?socket={hosts.folder}/nobody"

@@ -152,8 +152,8 @@ def test_absent_and_inactive_refuse_to_cut_guests_off(host: Host) -> None:
                 {"name": "lab", "xml": "<network/>"}, {"name": "default", "state": state}, check=check
             )
             assert refused["msg"] == (
-                "These running domains have an interface on network 'default' and would lose their link: test. Nothing "
-                "was changed. Name the domains in disconnect to allow that."
+                f"Invalid value '{state}' for networks[1].state: These running domains have an interface on network "
+                "'default' and would lose their link: test. Name the domains in disconnect to allow that."
             )
             assert refused["changed"] is False
     assert [network.name() for network in host.connection.listAllNetworks()] == ["default"]

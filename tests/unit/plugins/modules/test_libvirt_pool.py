@@ -202,7 +202,7 @@ WRONG = {
     "a path": ({"name": "../pool"}, "pools[1].name: A name cannot be a path"),
     "no xml": (
         {"name": "new", "state": "active"},
-        "pools[1].xml: A definition is needed, because pool 'new' does not exist.",
+        "'new' for pools[1].name: No storage pool has this name, and the task has no xml to define one.",
     ),
     "another name": (
         {"name": "new", "xml": pool_xml("/x", "<name>other</name>")},
@@ -212,7 +212,10 @@ WRONG = {
         {"name": "new", "xml": pool_xml("/x").replace("path", "paht")},
         ", line 1: <paht> is not an element of a pool. Did you mean path",
     ),
-    "a type": ({"name": "new", "xml": pool_xml("/x").replace("dir", "dri")}, "pools[1].xml: libvirt"),
+    "a type": (
+        {"name": "new", "xml": pool_xml("/x").replace("dir", "dri")},
+        ", line 1: The type of a pool is one of dir, disk, fs",
+    ),
     "no pool": ({"name": "new", "xml": "<volume/>"}, "The root element is <volume>, but it has to be <pool>."),
     "an entity": (
         {"name": "new", "xml": "<!DOCTYPE pool [<!ENTITY a 'b'>]>" + pool_xml("/x")},
@@ -224,7 +227,7 @@ WRONG = {
         {"name": "there", "xml": pool_xml("/x", f"<uuid>{UUID}</uuid>")},
         f"and the definition has {UUID}. Leave <uuid> out",
     ),
-    "twice": ({"name": "fine"}, "twice"),
+    "twice": ({"name": "fine"}, "'fine' for pools[1].name: pools[0] has the same name."),
 }
 
 

@@ -136,7 +136,7 @@ def test_a_volume_grows_and_shrinks_only_on_request(daemon: SessionDaemon) -> No
         assert image_size(daemon.files / "p" / form) == 16 * MIB
         refused = daemon.module("libvirt_volume", **thin, capacity="8MiB")
         assert refused["msg"] == (
-            "Invalid value '8 MiB' for capacity: The volume has 16 MiB, and shrinking it loses the data beyond its new "
+            "Invalid value '8MiB' for capacity: The volume has 16 MiB, and shrinking it loses the data beyond its new "
             "end. Set force_shrink: true to shrink it."
         )
         shrunk = daemon.twice("libvirt_volume", **thin, capacity="8MiB", force_shrink=True)
@@ -330,7 +330,7 @@ def test_a_copy_is_what_its_origin_is(daemon: SessionDaemon, tmp_path: pathlib.P
         " Did you mean origin?"
     )
     assert (
-        "Invalid value '1 MiB' for capacity: The content of the volume needs at least 4 MiB."
+        "Invalid value '1MiB' for capacity: The content of the volume needs at least 4 MiB."
         in daemon.module("libvirt_volume", pool="p", name="x", clone_from="origin", capacity="1MiB")["msg"]
     )
 
@@ -384,7 +384,7 @@ def test_wrong_input_is_reported_and_nothing_is_changed(daemon: SessionDaemon, t
         ({"name": "../x", "capacity": "1MiB"}, "name: A name cannot be a path"),
         ({"name": "x", "pool": "../p", "capacity": "1MiB"}, "pool: A name cannot be a path"),
         ({"name": "x", "pool": "q", "capacity": "1MiB"}, "pool: No storage pool has this name."),
-        ({"name": "fine", "capacity": "1MiB"}, "name: Volume 'p/fine' is in the list twice."),
+        ({"name": "fine", "capacity": "1MiB"}, "name: volumes[0] has the same pool and name."),
         ({"name": "x"}, "capacity: A capacity is needed, because volume 'p/x' does not exist."),
         ({"name": "x", "capacity": "1MiBB"}, "capacity: libvirt does not know the unit 'MiBB'. Did you mean 1MiB"),
         ({"name": "x", "capacity": "1.5GiB"}, "in bytes. Did you mean 1610612736?"),

@@ -41,6 +41,12 @@ def test_what_was_asked_is_what_is_there(run_module):
         ({"sysctls": ["../x"]}, "Invalid value '../x' for sysctls[0]: An entry names a value below /proc/sys"),
         ({"processes": {"sections": ["environ"]}}, "must be one or more of"),
         ({"kmsg": {"pattern": "["}}, "Invalid value '[' for kmsg.pattern: The regular expression is not valid: "),
+        (
+            {"processes": None},
+            "Invalid value for processes: The task needs one of tables, sysctls, ",
+        ),
+        ({"kmsg": {"since": "nan"}}, "Invalid value 'nan' for kmsg.since: The time is a finite number of seconds."),
+        ({"kmsg": {"since": "-inf"}}, "Invalid value '-inf' for kmsg.since: The time is a finite number"),
         ({"tables": ["meminfo"], "limit": 0}, "Invalid value 0 for limit: The limit must be 1 or more."),
     ],
 )

@@ -373,10 +373,8 @@ def test_what_an_interrupted_run_began_is_put_back(tree):
 
 def test_a_parameter_named_twice_is_refused(tree):
     entry = {"value": 1, "runtime": True, "persist": "none", "read_back": "auto"}
-    entries = [{"module": "a-b", "name": "c", **entry}, {"module": "a_b", "name": "c", **entry}]
-    with pytest.raises(
-        InvalidInput, match=r"^Invalid value '\S+' for params\[1\]: params\[0\] names the same parameter"
-    ):
+    entries = [{"module": "a-b", "name": "c_d", **entry}, {"module": "a_b", "name": "c-d", **entry}]
+    with pytest.raises(InvalidInput, match=r"'c-d' for params\[1\].name: params\[0\] has the same module and name.$"):
         wanted_list(entries, "present")
 
 

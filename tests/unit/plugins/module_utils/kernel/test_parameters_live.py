@@ -86,7 +86,29 @@ def writable() -> list[str]:
     return found
 
 
-BOOLEANS = ["1", "10", "1 ", "yes please", "0x1", "2", "-1", " 1", '"1"', "o", "\n", "of", "on", "Y", "n", "True", "f"]
+BOOLEANS = [
+    "1",
+    "0",
+    "2",
+    "-1",
+    " 1",
+    '"1"',
+    "o",
+    "\n",
+    "on",
+    "off",
+    "Y",
+    "n",
+    "y\n",
+    "True",
+    "false",
+    "t",
+    "f",
+    "Yes",
+    "no",
+]
+# The kernel reads the first one or two characters of these.
+NOT_BOOLEANS = ["10", "1 ", "yes please", "0x1", "of", 0.5, float("nan")]
 NUMBERS = ["0x10", "0X10", "010", "08", "+16", "16\n", "16\n\n", " 16", "16 ", "1_000", "0o10", "0b10", "1e3", "16k"]
 NUMBERS += ["\u0661", "99999999999999999999", "2147483648", "-2147483649", "-5", "16\0junk", ""]
 LIVE = [("vxlan.log_ecn_error", value) for value in BOOLEANS]
@@ -124,6 +146,15 @@ def test_the_verdict_is_what_a_plain_write_and_read_back_shows(label, value, roo
         if ours is not None:
             plan, _result = set_here(root, {label: value})
             assert not plan
+
+
+@needs("vxlan.log_ecn_error")
+@pytest.mark.parametrize("value", NOT_BOOLEANS)
+def test_what_only_begins_like_a_boolean_is_refused(value: t.Any, root: t.Any) -> None:
+    with kept("vxlan.log_ecn_error") as before:
+        with pytest.raises(InvalidInput, match="vxlan.log_ecn_error takes a boolean"):
+            set_here(root, {"vxlan.log_ecn_error": value})
+        assert file_of("vxlan.log_ecn_error").read_text() == before["vxlan.log_ecn_error"]
 
 
 @needs("vt.default_red")
@@ -372,6 +403,10 @@ def test_a_known_trigger_acts_every_time_unless_it_is_set_to_what_it_shows(root)
             {"tcp_cubic.hystrat": 1},
             r"^Invalid value 'hystrat' for params\[0\].name: The module tcp_cubic has no such parameter. "
             "Did you mean hystart",
+        ),
+        (
+            {"tcp_cubic.hy-strat": 1},
+            r"^Invalid value 'hy-strat' for params\[0\].name: The module tcp_cubic has no such parameter. ",
         ),
         (
             {"../kernel.panic": 1},

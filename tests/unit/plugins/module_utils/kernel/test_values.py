@@ -9,6 +9,7 @@ import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.values import (
     Kind,
     Rejected,
+    kernel_value,
     kind_of_value,
     known_kind,
     read_value,
@@ -19,11 +20,11 @@ from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.va
 TAKEN = [
     ("bool", True, "Y"),
     ("bool", 0, "N"),
-    ("bool", "yes please", "Y"),
-    ("bool", "10", "Y"),
-    ("bool", "0x1", "N"),
+    ("bool", "Yes", "Y"),
+    ("bool", "t", "Y"),
+    ("bool", "false", "N"),
     ("bool", "on", "Y"),
-    ("bool", "of", "N"),
+    ("bool", "OFF", "N"),
     ("bint", "Y", "1"),
     ("bint", 0, "0"),
     ("invbool", "n", "N"),
@@ -56,6 +57,14 @@ TAKEN = [
 
 REFUSED = [
     ("bool", "2"),
+    ("bool", "yes please"),
+    ("bool", "10"),
+    ("bool", 10),
+    ("bool", "0x1"),
+    ("bool", "of"),
+    ("bool", 0.5),
+    ("bool", float("nan")),
+    ("array of bool", ["Y", "nope"]),
     ("bool", "-1"),
     ("bool", " 1"),
     ("bool", '"1"'),
@@ -139,6 +148,11 @@ def test_a_number_of_any_length_is_out_of_range_and_no_error_to_read(value):
     assert wanted_value(Kind("opaque", "sysfs"), value[:4000], 64).shown == value[:4000]
     read = read_value(Kind("opaque", "sysfs"), value + "\n", 64)
     assert read.shown == value and same(Kind("opaque", "sysfs"), read, read)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("yes please", True), ("10", True), ("0x1", False), ("of", False)])
+def test_words_of_others_are_read_as_the_kernel_reads_them(text: str, shown: bool) -> None:
+    assert kernel_value(Kind("bool", "modinfo"), text, 64).shown is shown
 
 
 def test_leading_zeros_do_not_make_a_number_long():

@@ -15,6 +15,7 @@ import subprocess
 import sys
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import elf, xen
 from ansible_collections.tapvirt.host.tests.unit.support.files import write_files
@@ -77,6 +78,12 @@ def test_xen_is_elf32_with_multiboot_headers_and_xen_syms_is_elf64(xen_tree):
     }
     assert (efi["format"], efi["machine"], efi["entry_kind"]) == ("pe32plus", "x86_64", "efi")
     assert (efi["entry"], efi["symbols"]) == ("0xffff82d0406303f0", None)
+
+
+def test_a_directory_that_does_not_exist_is_refused_unless_it_is_the_usual_one(tmp_path):
+    with pytest.raises(InvalidInput, match="^Invalid value '/nope' for boot: The directory does not exist.$"):
+        xen.gather(Root(str(tmp_path)), "/nope")
+    assert xen.gather(Root(str(tmp_path)), "/boot")["images"] == []
 
 
 def test_an_uncompressed_image_is_the_same_image(xen_tree):

@@ -275,7 +275,7 @@ def test_apply_reports_what_is_stored_what_runs_and_what_waits() -> None:
 def test_a_network_in_use_is_not_stopped_unless_its_domains_are_named(state: str, apply: str) -> None:
     found = active(network(), network(), attached=("web1", "web2"))
     for named in ((), ("web1",)):
-        with pytest.raises(TapvirtError, match=r"web2\. Nothing was changed"):
+        with pytest.raises(TapvirtError, match=r"web2\. Name the domains in disconnect"):
             plan_network(Wanted("n", state), found, None, None, Options(apply, named))
     assert plan_network(Wanted("n", state), found, None, None, Options(apply, ("web2", "web1"))).steps[0] == "destroy"
 

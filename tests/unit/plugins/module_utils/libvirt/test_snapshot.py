@@ -136,16 +136,16 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
             {"disks": [{"target": "vdb", "include": False}]},
             {},
             (
-                "kind: An internal snapshot is in the image of every writable disk, so disk vdb cannot have a file or"
-                " be left out. Set kind: external."
+                "disks[0].include: An internal snapshot is in the image of every writable disk, so disk vdb cannot "
+                "have a file or be left out. Set kind: external."
             ),
         ),
         (
             {"memory_file": "/m"},
             {"state": "running"},
             (
-                "kind: An internal snapshot has the memory in the image, so it cannot have a memory_file. Set kind: "
-                "external."
+                "memory_file: An internal snapshot has the memory in the image, so it cannot have a memory_file. Set "
+                "kind: external."
             ),
         ),
         (
@@ -184,7 +184,7 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
         (
             {"kind": "external", "disks": [{"target": "vdx"}]},
             {},
-            "disks[0].target: The disks of domain 'web1' are: vda, vdb, hdc. Did you mean vdb or vda?",
+            "disks[0].target: Domain 'web1' has no such disk. Its disks are: vda, vdb, hdc. Did you mean vdb or vda?",
         ),
         (
             {"kind": "external", "disks": [VDB, {"target": "hdc", "file": "/x"}]},
@@ -274,7 +274,10 @@ EXTERNAL = {"kind": "external", "disks": [VDB]}
         (
             {"name": "old", "disks": [{"target": "vdx"}]},
             {},
-            "disks[0].target: The disks of the existing snapshot are: vda, vdb. Did you mean vdb or vda?",
+            (
+                "disks[0].target: The existing snapshot has no such disk. Its disks are: vda, vdb. Did you mean vdb or "
+                "vda?"
+            ),
         ),
         (
             {"name": "old", "state": "reverted"},
@@ -302,9 +305,7 @@ def test_what_cannot_be_is_refused(options: dict[str, t.Any], domain: dict[str, 
 def test_what_stands_in_its_own_way_is_refused() -> None:
     found = observed(snapshot("old"), snapshot("child", "old"))
     twice = refusal(found, wanted(), wanted())
-    assert (
-        twice == "Invalid value 'new' for snapshots[1].name: The snapshot 'new' of domain 'web1' is in the list twice."
-    )
+    assert twice == "Invalid value 'new' for snapshots[1].name: snapshots[0] has the same domain and name."
     assert refusal(found, wanted(name="old", state="reverted"), wanted()) == (
         "Invalid value 'reverted' for snapshots[0].state: The task has other snapshots of domain 'web1', which cannot "
         "be planned before the revert. Revert in a task of its own."

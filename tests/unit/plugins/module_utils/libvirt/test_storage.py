@@ -42,6 +42,12 @@ def test_sizes_mean_what_libvirt_reads() -> None:
     assert {text: parse_size("capacity", text) for text in SIZES} == SIZES
 
 
+def test_a_size_of_any_length_is_too_large_and_no_error_to_read() -> None:
+    with pytest.raises(InvalidInput, match="The size is larger than libvirt's maximum, 9223372036854775807 bytes.$"):
+        parse_size("capacity", "1" * 5000)
+    assert parse_size("capacity", "0" * 5000 + "7KiB") == 7168
+
+
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [

@@ -142,9 +142,7 @@ def summary(wanted, seen):
         ),
         (
             {"modules": [build(), build()]},
-            "Invalid value '6.12.1-amd64' for services[0].modules[1].kernel: Another module of the "
-            "service is for the same "
-            "kernel.",
+            "'6.12.1-amd64' for services[0].modules[1].kernel: services[0].modules[0] has the same kernel.",
         ),
         (
             {"modules": [build(), build(NEXT, name="tapvirt_other")]},
@@ -187,7 +185,7 @@ def test_what_cannot_be_is_named(more, words):
 
 
 def test_two_tracers_are_two():
-    again = "Invalid value 'reads' for services[1].name: Another entry of services has the same name."
+    again = "Invalid value 'reads' for services[1].name: services[0] has the same name."
     with pytest.raises(InvalidInput, match=re.escape(again)):
         model.read_wanted([entry(), entry()])
     same = (
