@@ -9,12 +9,26 @@ import os
 import shlex
 import typing as t
 
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.model import (
+    directory_of,
+    module_path,
+    read_wanted,
+)
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace.modules import cache_path, has_file
-from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import ModuleAction, refused
+from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_action import (
+    ModuleAction,
+    OptionsError,
+    refused,
+)
 
-# Where stap_service keeps modules on a host (module_utils/_systemtap/service/model.py).
-_HOST_PATH = "/var/lib/tapvirt/services/{0}/modules/{1}/{2}.ko"
+
+class File(t.NamedTuple):
+    """A module that a host is to keep: its name, its SHA-256, and the option that gave it."""
+
+    name: str
+    sha256: str
+    option: str
 
 
 class ActionModule(ModuleAction):
@@ -23,7 +37,7 @@ class ActionModule(ModuleAction):
         args = dict(self._task.args)
         # In check mode the module only has to know that they are not there.
         if not self._task.check_mode:
-            args["_shipped"] = self._ship(self._missing(_wanted(args.get("services"))))
+            args["_shipped"] = self._ship(self._missing(self._wanted()))
         try:
             result.update(self._run_module(task_vars or {}, module_args=args))
         finally:
@@ -32,41 +46,48 @@ class ActionModule(ModuleAction):
         result.pop("invocation", None)
         return result
 
-    def _missing(self, wanted: dict[str, str]) -> dict[str, str]:
-        """Return those modules (path on the host to SHA-256) that the host does not have: SHA-256 to file name."""
-        if not wanted:
+    def _wanted(self) -> dict[str, File]:
+        """Return the modules that the host is to keep, by their path there; none where the module refuses the task."""
+        try:
+            return files(self._checked_options(self._module())["services"])
+        except (OptionsError, TapvirtError):
             return {}
+
+    def _missing(self, wanted: t.Mapping[str, File]) -> list[File]:
+        """Return those modules that the host does not have, one for each SHA-256."""
+        if not wanted:
+            return []
         answer = self._low_level_execute_command(f"sha256sum {shlex.join(wanted)}", sudoable=True)
         found = set(str(answer["stdout"]).splitlines())
-        return {sha256: os.path.basename(path) for path, sha256 in wanted.items() if f"{sha256}  {path}" not in found}
+        missing = {file.sha256: file for path, file in wanted.items() if f"{file.sha256}  {path}" not in found}
+        return list(missing.values())
 
-    def _ship(self, missing: dict[str, str]) -> dict[str, str]:
+    def _ship(self, missing: t.Sequence[File]) -> dict[str, str]:
         """Copy modules from the controller's cache to the host; return where they are there, by hash."""
         if not missing:
             return {}
         folder = self._make_tmp_path()
         shipped = {}
-        for sha256, name in missing.items():
-            local = cache_path(sha256)
-            if not has_file(local, sha256):
+        for file in missing:
+            local = cache_path(file.sha256)
+            if not has_file(local, file.sha256):
                 problem = f"The controller's cache does not contain this module ({local})."
-                raise refused(InvalidInput("services", name, problem, "Run stap_module in the same job."))
-            shipped[sha256] = str(self._connection._shell.join_path(folder, os.path.basename(local)))
-            self._transfer_file(local, shipped[sha256])
+                raise refused(InvalidInput(file.option, file.name, problem, "Run stap_module in the same job."))
+            shipped[file.sha256] = str(self._connection._shell.join_path(folder, os.path.basename(local)))
+            self._transfer_file(local, shipped[file.sha256])
         self._fixup_perms2((self._connection._shell.tmpdir, *shipped.values()))
         return shipped
 
 
-def _wanted(services: t.Any) -> dict[str, str]:
-    """Return what the host is to keep: path to SHA-256. What is wrong in an entry is for the module to say."""
-    wanted = {}
-    for service in services if isinstance(services, list) else []:
-        entry = service if isinstance(service, dict) else {}
-        builds = entry.get("modules") if entry.get("state") != "absent" else []
-        for build in builds if isinstance(builds, list) else []:
-            if isinstance(build, dict) and {"name", "kernel", "sha256"} <= set(build):
-                path = _HOST_PATH.format(entry.get("name"), build["kernel"], build["name"])
-                # No command line can carry a NUL byte.
-                if "\0" not in path:
-                    wanted[path] = str(build["sha256"])
-    return wanted
+def files(services: t.Sequence[t.Mapping[str, t.Any]]) -> dict[str, File]:
+    """Return the modules that a host is to keep for these services, by their path there.
+
+    :raises InvalidInput: an entry is not acceptable.
+    """
+    found = {}
+    for one in read_wanted(services):
+        # A kernel has one module, so the builds are in the order of the option.
+        for index, build in enumerate(one.builds.values()):
+            path = f"{directory_of(one.name)}/{module_path(build)}"
+            found[path] = File(build["name"], build["sha256"], f"{one.path}.modules[{index}]")
+    return found

@@ -206,7 +206,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import (
+    DEFAULT_STORE,
+    check_absolute,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import (
     builder_row,
     missing_to_build,
@@ -226,6 +229,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Read both sides of this host, and judge the tracing side."""
     root = Root()
     host = read_host(root, os.uname().machine)
+    check_absolute(module.params["store"])
     own = builder_row(root, module.params["store"])
     findings = find_problems(host, module.params["builder"])
     blocking = [finding for finding in findings if finding.blocks]

@@ -139,7 +139,9 @@ error:
   sample:
     option: src
     value: null
-    problem: 'Line 1, column 21: ''}'' was found where '')'' or '','' after the first argument of printf is expected.'
+    problem: >-
+      Script vfs_latency, line 1, column 21: '}' was found where ')' or ',' after the first argument of printf is
+      expected.
     hint: null
     candidates: []
 """
@@ -147,7 +149,7 @@ error:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import (
     deploy,
@@ -169,6 +171,8 @@ ARGUMENT_SPEC = {
 def body(module: AnsibleModule) -> dict[str, t.Any]:
     """Check everything, then deploy."""
     params = module.params
+    if params["guru"] and not params["guru_reason"].strip():
+        raise InvalidInput("guru_reason", params["guru_reason"], "The reason is empty", "Say why guru mode is needed")
     source = "dest" if params["dest"] else "src"
     name = script_name(source, params[source])
     row, checked_by = prepare("src", name, params["_content"], params["globals"], params["guru"])

@@ -207,7 +207,7 @@ error:
   sample:
     option: "boot"
     value: '/boot\0'
-    problem: A path cannot contain a NUL byte.
+    problem: A text cannot contain a NUL byte.
     hint: null
     candidates: []
 """

@@ -9,11 +9,24 @@ Private to the collection.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import typing as t
 
 _FEW_NAMES = 2000
 _SHOWN_CHARS = 200
+_SHOWN_LEVELS = 8
+_LARGEST = 1 << 128
+#: The password of a URI. It goes up to the last "@", whatever it has that should have been escaped; a port with a path
+#: is none.
+URI_PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
+_URI_START = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+# The same in a sentence, where a space ends the URI; and the key of a volume of Ceph (rbd:POOL/IMAGE:key=KEY).
+_PASSWORD_IN_TEXT = re.compile(r"(://[^/:?#\s]*):((?!\d+[/?\s])\S*|[^?\s]*)@")
+_RBD_KEY = re.compile(r"(\brbd:\S*?:key=)[^:\s'\"]+")
+#: What is shown in the place of a password.
+MASK = "********"
 
 #: What a task needs where the user has no permission, as the end of a sentence.
 NEEDS_ROOT = "root: run it with become: true"
@@ -41,7 +54,8 @@ class InvalidInput(TapvirtError):
 
     ``option`` is the path of the option, such as ``params[0].value``; ``problem`` a whole sentence with a subject;
     ``hint`` a whole sentence that says what to do; ``candidates`` the right values that resemble the given one, best
-    first (one that equals it is left out); ``line`` the line of a multi-line value, from 1.
+    first (one that equals it is left out); ``line`` the line of a multi-line value, from 1. Neither the message nor the
+    row shows a password.
     """
 
     def __init__(
@@ -57,8 +71,8 @@ class InvalidInput(TapvirtError):
     ) -> None:
         self.option = option
         self.value = value
-        self.problem = as_sentence(problem)
-        self.hint = None if hint is None else as_sentence(hint)
+        self.problem = as_sentence(mask_secrets(problem))
+        self.hint = None if hint is None else as_sentence(mask_secrets(hint))
         self.candidates = [candidate for candidate in candidates if candidate != value]
         self.line = line
         super().__init__(self._message(), **fields)
@@ -73,7 +87,7 @@ class InvalidInput(TapvirtError):
         """Return the ``error`` of a result or of a failed item: ``{option, value, problem, hint, candidates}``."""
         return {
             "option": self.option,
-            "value": self.value,
+            "value": _row_value(self.value),
             "problem": self.problem,
             "hint": self.hint,
             "candidates": self.candidates,
@@ -125,12 +139,57 @@ def did_you_mean(candidates: t.Sequence[str]) -> str:
     return f" Did you mean {', '.join(others)} or {last}?" if others else f" Did you mean {last}?"
 
 
+def mask_secrets(text: str) -> str:
+    """Return a text without the passwords of URIs and the keys of Ceph volumes in it."""
+    uri = URI_PASSWORD if _URI_START.match(text) else _PASSWORD_IN_TEXT
+    return _RBD_KEY.sub(rf"\1{MASK}", uri.sub(rf"\1:{MASK}@", text))
+
+
 def _shown_value(value: t.Any) -> str:
     """Return a value on one line; nothing for a missing value and for a text of several lines."""
     if value is None or (isinstance(value, str) and "\n" in value.strip("\n")):
         return ""
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "..."
+    return _cut(repr(_plain(value)))
+
+
+def _row_value(value: t.Any) -> t.Any:
+    """Return a value as JSON; one that is too long for a message is a text that ends like the message."""
+    plain = _plain(value)
+    text = plain if isinstance(plain, str) else repr(plain)
+    return plain if len(text) <= _SHOWN_CHARS else _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+
+
+def _plain(value: t.Any, levels: int = _SHOWN_LEVELS) -> t.Any:
+    """Return a value that every reader of JSON takes: without infinite, huge and deep parts, and without secrets."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return mask_secrets(value)
+    if isinstance(value, int):
+        return value if -_LARGEST < value < _LARGEST else f"a number of {value.bit_length()} bits"
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if levels and isinstance(value, t.Mapping):
+        return {mask_secrets(str(key)): _plain(entry, levels - 1) for key, entry in value.items()}
+    if levels and isinstance(value, (list, tuple)):
+        return [_plain(entry, levels - 1) for entry in value]
+    return f"a {type(value).__name__}"
+
+
+class ItemsFailed(TapvirtError):
+    """Some items of a task failed: the message joins theirs, and ``row()`` is that of the first one."""
+
+    def __init__(self, errors: t.Iterable[TapvirtError | None], **fields: t.Any) -> None:
+        self.errors = [error for error in errors if error is not None]
+        super().__init__(" ".join(error.message for error in self.errors), **fields)
+
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of the first item that failed."""
+        return self.errors[0].row()
 
 
 class NoEffect(TapvirtError):

@@ -34,24 +34,27 @@ def run_module(
     """
     # Nobody else may write to what a task makes, nor to what the programs that it starts make.
     os.umask(os.umask(0o022) | 0o022)
-    module = AnsibleModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
+    module = _Module(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
     with _Failures(module, needs):
-        _check_paths(argument_spec, module.params)
+        _check_texts(module.params)
         result = dict(body(module))
     module.exit_json(**_warned(module, result))
 
 
-def _check_paths(argument_spec: t.Mapping[str, t.Any], params: t.Mapping[str, t.Any], above: str = "") -> None:
-    """Check the options that are paths, at every level.
+def _check_texts(value: t.Any, option: str = "") -> None:
+    """Check the texts of an option, at every level.
 
-    :raises InvalidInput: a path has a NUL byte.
+    :raises InvalidInput: a text has a NUL byte.
     """
-    for option, rule in argument_spec.items():
-        value = params.get(option)
-        if rule.get("type") == "path" and value and "\0" in value:
-            raise InvalidInput(above + option, value, "A path cannot contain a NUL byte.")
-        if rule.get("type") == "dict" and value and "options" in rule:
-            _check_paths(rule["options"], value, f"{above}{option}.")
+    if isinstance(value, str):
+        if "\0" in value:
+            raise InvalidInput(option, value, "A text cannot contain a NUL byte.")
+    elif isinstance(value, t.Mapping):
+        for key, entry in value.items():
+            _check_texts(entry, f"{option}.{key}" if option else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, entry in enumerate(value):
+            _check_texts(entry, f"{option}[{index}]")
 
 
 def as_utf8(value: t.Any) -> t.Any:
@@ -78,6 +81,18 @@ def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t
     for warning in result.get("warnings", ()):
         module.warn(as_utf8(warning))
     return {key: as_utf8(value) for key, value in result.items() if key != "warnings"}
+
+
+class _Module(AnsibleModule):
+    """An AnsibleModule whose own refusals, such as that of an unknown option, have an ``error`` as well."""
+
+    def fail_json(self, msg: str, **result: t.Any) -> None:
+        """Fail with the ``error`` of a message that has none."""
+        super().fail_json(msg, **{"error": TapvirtError(str(msg)).row(), **result})
+
+    def log(self, msg: t.Any, *args: t.Any, **options: t.Any) -> None:
+        """Log without the NUL bytes that syslog refuses: the options are checked after they were logged."""
+        super().log(msg.replace("\0", "") if isinstance(msg, str) else msg, *args, **options)
 
 
 class _Failures:

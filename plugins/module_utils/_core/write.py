@@ -58,6 +58,7 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
     :raises PermissionError: the user may not look.
     """
     wanted = "directory" if directory else "regular file"
+    made = "directory cannot be created" if directory else "file cannot be written"
     if "\0" in path:
         raise InvalidInput(option, path, "A path cannot contain a NUL byte.")
     if not directory and os.path.basename(path) in ("", ".", ".."):
@@ -69,7 +70,7 @@ def check_target(option: str, path: str, directory: bool = False) -> None:
         while level not in ("", "/") and not os.path.lexists(level):
             level = os.path.dirname(level)
         if level and not os.path.isdir(level):
-            raise InvalidInput(option, path, f"{level} is not a directory, so the file cannot be written.") from None
+            raise InvalidInput(option, path, f"{level} is not a directory, so the {made}.") from None
         return
     except PermissionError:
         raise

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import typing as t
 
-from .._core.errors import InvalidInput, NoEffect, TapvirtError, duplicate, option_path
+from .._core.errors import InvalidInput, ItemsFailed, NoEffect, TapvirtError, duplicate, option_path
 from .._core.plan import Change, Plan
 from .connection.connection import Connection, libvirt_errors
 from .connection.xml import check_name
@@ -229,8 +229,5 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             result["warnings"] = self._warnings
         if self._any_error():
             result["changed"] = any(item.done for item in self._items)
-            errors = [item.error for item in self._items if item.error]
-            if len(errors) == 1:
-                result["error"] = errors[0].row()
-            raise TapvirtError(" ".join(error.message for error in errors), **result)
+            raise ItemsFailed((item.error for item in self._items), **result)
         return result

@@ -5,16 +5,23 @@
 
 from __future__ import annotations
 
+import importlib
 import typing as t
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.errors import UnsupportedError
 from ansible.plugins.action import ActionBase
 
-from ...module_utils._core.errors import InvalidInput
+from ...module_utils._core.errors import InvalidInput, TapvirtError
 from .edge import Odd
 from .module_result import keep_of_ansible
 
 COLLECTION = "ansible_collections.tapvirt.host."
+
+
+class OptionsError(AnsibleActionFail):
+    """A task's options do not fit the module's argument specification."""
 
 
 def refused(error: InvalidInput) -> AnsibleActionFail:
@@ -28,6 +35,24 @@ class ModuleAction(ActionBase):
     def _module(self) -> str:
         """Return the full name of the module."""
         return f"{COLLECTION}plugins.modules.{type(self).__module__.rpartition('.')[2]}"
+
+    def _checked_options(self, name: str) -> dict[str, t.Any]:
+        """Return the task's options as the module itself would see them, but for paths: ``~`` is the host's.
+
+        :raises OptionsError: the module would not take them.
+        """
+        module = importlib.import_module(name)
+        spec = {
+            option: {**rule, "type": "str"} if rule["type"] == "path" else rule
+            for option, rule in module.ARGUMENT_SPEC.items()
+        }
+        checked = ArgumentSpecValidator(spec, **getattr(module, "RULES", {})).validate(self._task.args)
+        if checked.error_messages:
+            unsupported = isinstance(checked.errors[0], UnsupportedError)
+            start = f"Unsupported parameters for ({self._task.action}) module: " if unsupported else ""
+            message = start + checked.errors.msg
+            raise OptionsError(message, result={"error": TapvirtError(message).row()})
+        return dict(checked.validated_parameters)
 
     def _run_module(self, task_vars: dict[str, t.Any], **options: t.Any) -> dict[str, t.Any]:
         """Run the module as Ansible does.

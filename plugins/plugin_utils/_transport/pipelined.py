@@ -18,10 +18,8 @@ import shlex
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.errors import UnsupportedError
 
-from ...module_utils._core.errors import InvalidInput
+from ...module_utils._core.errors import InvalidInput, TapvirtError
 from .edge import Odd
 from .module_action import COLLECTION, ModuleAction, refused
 from .module_result import keep_documented, parse_json
@@ -79,9 +77,8 @@ class SourceAction(ModuleAction):
         try:
             result.update(self._run_task(task_vars or {}))
         except AnsibleActionFail as error:
-            result.update(failed=True, msg=error.message)
-            if "error" in error.result:
-                result["error"] = error.result["error"]
+            row = error.result.get("error") or TapvirtError(error.message).row()
+            result.update(failed=True, msg=error.message, error=row)
         return result
 
     def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -93,20 +90,6 @@ class SourceAction(ModuleAction):
         if params["transport"] == "module" or reason:
             return self._run_module(task_vars, wrap_async=self._task.async_val)
         return self._run_sources(params, interpreter)
-
-    def _checked_options(self, name: str) -> dict[str, t.Any]:
-        """Return the task's options as the module itself would see them, but for paths: ``~`` is the host's."""
-        module = importlib.import_module(name)
-        spec = {
-            option: {**rule, "type": "str"} if rule["type"] == "path" else rule
-            for option, rule in module.ARGUMENT_SPEC.items()
-        }
-        checked = ArgumentSpecValidator(spec, **getattr(module, "RULES", {})).validate(self._task.args)
-        if checked.error_messages:
-            unsupported = isinstance(checked.errors[0], UnsupportedError)
-            start = f"Unsupported parameters for ({self._task.action}) module: " if unsupported else ""
-            raise AnsibleActionFail(start + checked.errors.msg)
-        return dict(checked.validated_parameters)
 
     def _interpreter(self, task_vars: dict[str, t.Any]) -> str:
         """Return the host's Python as set or as discovered before, else nothing: discovery belongs to modules."""

@@ -122,6 +122,11 @@ def variant_kinds(name: str) -> list[str]:
     return kinds or (["other"] if parts else [])
 
 
+def _encode(name: str) -> bytes:
+    """Return a name that a user gave as bytes; one that is not UTF-8 is no symbol's."""
+    return name.encode("utf-8", "surrogatepass")
+
+
 class SymbolTable:
     """Questions to the bytes of ``/proc/kallsyms`` (or of a file in its format).
 
@@ -159,7 +164,7 @@ class SymbolTable:
 
     def has_prefix(self, prefix: str) -> bool:
         """Tell whether any name begins with this text."""
-        return f" {prefix}".encode() in self._data
+        return b" " + _encode(prefix) in self._data
 
     def find(self, name: str) -> list[Symbol]:
         """Return every symbol of exactly this name (names are not unique), in the table's order."""
@@ -172,7 +177,7 @@ class SymbolTable:
     def look_up(self, name: str) -> Found:
         """Return what ``find`` and ``variants`` do, in one search."""
         found: Found = ([], [])
-        needle = b" " + name.encode()
+        needle = b" " + _encode(name)
         position = self._data.find(needle)
         while position >= 0:
             after = position + len(needle)
@@ -188,7 +193,7 @@ class SymbolTable:
         """Return for each name what ``look_up`` does; the time hardly grows with the number of names."""
         if len(names) < _WALK_FROM_NAMES:
             return {name: self.look_up(name) for name in names}
-        found: dict[bytes, Found] = {name.encode(): ([], []) for name in names}
+        found: dict[bytes, Found] = {_encode(name): ([], []) for name in names}
         for line in io.BytesIO(self._data):
             name = line[self._width + 3 : -1].partition(b"\t")[0]
             if name in found:
@@ -198,7 +203,7 @@ class SymbolTable:
                 if name[:dot] in found:
                     found[name[:dot]][1].append(self._parse(line))
                 dot = name.find(b".", dot + 1)
-        return {name: found[name.encode()] for name in names}
+        return {name: found[_encode(name)] for name in names}
 
     def search(
         self, accept: t.Callable[[str], t.Any], limit: int, owner: str | None = None, functions_only: bool = False

@@ -19,7 +19,7 @@ import typing as t
 
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
-from ..._core.errors import InvalidInput, TapvirtError, did_you_mean, nearest_names
+from ..._core.errors import MASK, URI_PASSWORD, InvalidInput, TapvirtError, did_you_mean, nearest_names
 from ..._core.packages import read_distribution, remedy
 from ..._core.root import Root
 from . import api_trace
@@ -64,8 +64,6 @@ CONNECTION_SPEC = {
 # Where a distribution's package of the binding is found.
 INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/bin/python3")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
-# A password goes up to the last "@", whatever it has that should have been escaped; a port with a path is none.
-_PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
 # The drivers of libvirt (https://libvirt.org/drivers.html).
 _DRIVERS = ("bhyve", "ch", "esx", "gsx", "hyperv", "lxc", "openvz", "qemu", "test", "vbox", "vpx", "vz", "xen")
 _KEEPALIVE_SECONDS = 5
@@ -149,12 +147,12 @@ def default_if_unsupported(ask: t.Callable[[], _Answer], default: _Answer) -> _A
 
 def shown_uri(uri: str) -> str:
     """Return a URI as it may be shown: without a password."""
-    return _PASSWORD.sub(r"\1:********@", uri)
+    return URI_PASSWORD.sub(rf"\1:{MASK}@", uri)
 
 
 def password_of(uri: str) -> str | None:
     """Return the password that a URI has."""
-    found = _PASSWORD.search(uri)
+    found = URI_PASSWORD.search(uri)
     return found[2] if found else None
 
 

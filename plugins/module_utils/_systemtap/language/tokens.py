@@ -51,7 +51,8 @@ class ScriptError(TapvirtError):
         self.column = column
         self.problem = as_sentence(problem)
         self.candidates = list(candidates)
-        message = f"Script {name}, line {line}, column {column}: {self.problem}{did_you_mean(self.candidates)}"
+        self.place = f"Script {name}, line {line}, column {column}"
+        message = f"{self.place}: {self.problem}{did_you_mean(self.candidates)}"
         super().__init__(message, line=line, column=column)
 
     def row(self) -> dict[str, t.Any]:
@@ -59,7 +60,7 @@ class ScriptError(TapvirtError):
         return {
             "option": self.option,
             "value": None,
-            "problem": f"Line {self.line}, column {self.column}: {self.problem}",
+            "problem": f"{self.place}: {self.problem}",
             "hint": None,
             "candidates": self.candidates,
         }

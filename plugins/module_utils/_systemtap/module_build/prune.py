@@ -28,6 +28,7 @@ from .store import KEY, Store, is_directory, read_row
 FETCH_SECONDS = 600
 """For how long after it was last asked for a module may be on its way to a controller."""
 _AGE = re.compile(r"^(\d+)([smhdw])\Z")
+_MAX_AGE_DIGITS = 20
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _WORK = ".work"
 
@@ -58,6 +59,8 @@ def parse_age(text: str) -> int:
     if found is None:
         problem = "The age must be a whole number with one of the units s, m, h, d and w, such as 30d"
         raise InvalidInput("older_than", text, problem)
+    if len(found.group(1)) > _MAX_AGE_DIGITS:
+        raise InvalidInput("older_than", text, f"The age must have at most {_MAX_AGE_DIGITS} digits")
     return int(found.group(1)) * _UNIT_SECONDS[found.group(2)]
 
 

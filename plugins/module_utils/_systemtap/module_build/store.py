@@ -32,6 +32,7 @@ from ..._core import lock
 from ..._core.errors import InvalidInput
 from ..._core.files import foreign_level, not_regular, open_regular, user_name
 from ..._core.root import Root
+from ..._core.write import check_target
 
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
 KEY = re.compile(r"^[0-9a-f]{64}\Z")
@@ -68,7 +69,8 @@ def read_row(folder: str) -> dict[str, t.Any] | None:
 def check_owner(directory: str) -> None:
     """Check that no other user can put links and files into the way of this task.
 
-    :raises InvalidInput: another user owns the store or a directory above it, or everybody can write to it.
+    :raises InvalidInput: another user owns the store or a directory above it, everybody can write to it, or its path
+        is not that of a directory.
     """
     found = _foreign_owner(directory)
     if found:
@@ -78,7 +80,18 @@ def check_owner(directory: str) -> None:
         raise InvalidInput("store", directory, problem, f"Run the task with become_user: {owner}")
 
 
+def check_absolute(directory: str | None) -> None:
+    """Check the path of a store.
+
+    :raises InvalidInput: it is missing or relative.
+    """
+    if not directory or not directory.startswith("/"):
+        raise InvalidInput("store", directory, "The path of a store must be absolute")
+
+
 def _foreign_owner(directory: str) -> tuple[str, int] | None:
+    check_absolute(directory)
+    check_target("store", directory, directory=True)
     with contextlib.suppress(FileNotFoundError):
         mode = stat.S_IMODE(os.stat(directory).st_mode)
         if mode & 0o002:

@@ -21,6 +21,7 @@ from ..language.tokens import EMBEDDED_C, ScriptError, Token, number_value, toke
 _SCHEMA_LINE = re.compile(r"^\s*#:\s*record\s+([a-z][a-z0-9_]*)\s*(.*)$")
 _FIELD_TYPES = ("string", "integer", "list")
 _INT64 = 1 << 63
+_NUMBER = re.compile(r"-?[0-9]+\Z")
 _MAX_STRING_BYTES = 511  # MAXSTRINGLEN is 512 with the end mark (runtime/linux/runtime_defines.h, 64-bit)
 # Macros of SystemTap's runtime that end probes which overload the host (runtime/runtime_defines.h, tapsets.cxx), and
 # those that --suppress-time-limits and --suppress-handler-errors define (session.cxx).
@@ -262,23 +263,23 @@ def read_values(build: t.Mapping[str, t.Any], given: t.Mapping[str, t.Any], path
     :raises InvalidInput: as :func:`check_globals`, for the options ``globals`` and ``PATH.assigned``.
     """
     name, declared = build.get("script", build["name"]), build["globals"]
-    assigned = {key: value for key, value in build.get("assigned", {}).items() if key not in given}
+    assigned = {key: value for key, value in (build.get("assigned") or {}).items() if key not in given}
     with option_path(f"{path}.assigned"):
         kept = check_globals(name, declared, assigned)
     with option_path("globals"):
         return {**kept, **check_globals(name, declared, given)}
 
 
-def _check_value(name: str, kind: str, value: t.Any) -> str | int:
-    if isinstance(value, bool):
-        value = int(value)
+def _check_value(name: str, kind: str, given: t.Any) -> str | int:
+    value = int(given) if isinstance(given, bool) else given
     if kind == "string":
         return _check_string(name, str(value))
-    if isinstance(value, str) and re.match(r"-?[0-9]+\Z", value):
-        value = int(value)
+    if isinstance(value, str) and _NUMBER.match(value):
+        # Python refuses to read a number of thousands of digits.
+        value = int(value) if len(value) <= _MAX_STRING_BYTES else _INT64
     if isinstance(value, int):
         if not -_INT64 <= value < _INT64:
-            raise InvalidInput(name, value, f"The global variable {name} takes a number of 64 bits")
+            raise InvalidInput(name, given, f"The global variable {name} takes a number of 64 bits")
         return value
     if kind == "unknown" and isinstance(value, str):
         return _check_string(name, value)
@@ -287,7 +288,7 @@ def _check_value(name: str, kind: str, value: t.Any) -> str | int:
 
 def _check_string(name: str, value: str) -> str:
     # staprun hands the value over as a module parameter: name=value, split at spaces (linux/kernel/params.c).
-    if re.search(r'[\s"!]', value) or len(value.encode()) > _MAX_STRING_BYTES:
+    if re.search(r'[\s"!]', value) or len(value.encode("utf-8", "surrogatepass")) > _MAX_STRING_BYTES:
         problem = (
             f"The global variable {name} takes at most {_MAX_STRING_BYTES} bytes, without spaces, quotes and "
             "exclamation marks"

@@ -137,16 +137,23 @@ def _read_one(path: str, entry: t.Mapping[str, t.Any]) -> Wanted:
     )
 
 
-def _check_one(path: str, entry: t.Mapping[str, t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
-    """Check the options of an entry of ``services``; return its builds by the kernel's release."""
-    name = entry["name"]
+def check_name(option: str, name: str) -> None:
+    """Check the name of a service.
+
+    :raises InvalidInput: it is not acceptable.
+    """
     if not NAME.match(name):
         problem = (
             "The name of a service is 1 to 32 lower-case letters, digits, dashes and underscores, and begins with a "
             "letter or a digit"
         )
         nearest = re.sub(r"[^a-z0-9_-]+", "_", name.lower()).strip("_-")[:32]
-        raise InvalidInput("name", name, problem, None, [nearest] if NAME.match(nearest) else [])
+        raise InvalidInput(option, name, problem, None, [nearest] if NAME.match(nearest) else [])
+
+
+def _check_one(path: str, entry: t.Mapping[str, t.Any]) -> dict[str, t.Mapping[str, t.Any]]:
+    """Check the options of an entry of ``services``; return its builds by the kernel's release."""
+    check_name("name", entry["name"])
     absent = entry["state"] == "absent"
     if entry["remove_output"] and not absent:
         problem = "The output is removed only together with its service"

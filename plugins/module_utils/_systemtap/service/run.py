@@ -11,14 +11,24 @@ import typing as t
 
 from ..._core import lock
 from ..._core.disk import disk_errors
-from ..._core.errors import TapvirtError, error_row
+from ..._core.errors import ItemsFailed, TapvirtError, error_row
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
 from ..signature.signature import signature_refusal
 from ..supervise.supervisor import LOCKS, read_stext
 from ..trace.start import Refused, Request, check_free, check_host
 from .apply import Applier, step_failure
-from .model import Wanted, directory_of, module_path, program, python_command, read_wanted, sha256_of, spec_of
+from .model import (
+    Wanted,
+    check_name,
+    directory_of,
+    module_path,
+    program,
+    python_command,
+    read_wanted,
+    sha256_of,
+    spec_of,
+)
 from .observe import Host, is_own, known_names, observe
 from .plan import Program, Step, is_resting, plan, settings_for
 from .result import find_fault, row
@@ -70,9 +80,8 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool, with_diff: bool) -> dic
         errors.append(error)
         rows.append(dict(told, changed=bool(changes), changes=changes, error=error_row(error)))
     result = {"services": rows, "kernels": kernel_rows(host), **planned.result(with_diff)}
-    messages = [error.message for error in errors if error is not None]
-    if messages:
-        raise TapvirtError(" ".join(messages), **result)
+    if any(errors):
+        raise ItemsFailed(errors, **result)
     return result
 
 
@@ -141,7 +150,12 @@ def kernel_rows(host: Host) -> list[dict[str, t.Any]]:
 
 
 def info(names: t.Sequence[str]) -> dict[str, t.Any]:
-    """Return what there is of tracers on this host, all of them where none is named, and the kernels it can boot."""
+    """Return what there is of tracers on this host, all of them where none is named, and the kernels it can boot.
+
+    :raises InvalidInput: a name is not that of a service.
+    """
+    for index, name in enumerate(names):
+        check_name(f"names[{index}]", name)
     root = Root()
     host = observe(root, names or known_names(root))
     stext = read_stext()

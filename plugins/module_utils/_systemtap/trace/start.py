@@ -35,6 +35,14 @@ _LIBVIRT_RUN = "run/libvirt/qemu"
 _SAFE_NAME = re.compile(r"^[a-z0-9_]{1,55}\Z")
 _SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 _GIVE_BUILD = "Give the module that stap_module returned"
+_BUILD_FIELDS = (
+    ("kernel", str, "a text"),
+    ("globals", dict, "a dictionary"),
+    ("probes", list, "a list"),
+    ("assigned", dict, "a dictionary"),
+    ("schema", dict, "a dictionary"),
+)
+_REQUIRED_FIELDS = ("kernel", "globals", "probes")
 
 
 class Refused(TapvirtError):
@@ -194,9 +202,14 @@ def check_build(build: t.Mapping[str, t.Any]) -> None:
     """
     for field, pattern in (("name", _SAFE_NAME), ("sha256", _SHA256)):
         check_field(build, field, pattern)
-    for field in ("kernel", "globals", "probes"):
-        if field not in build:
-            raise InvalidInput(field, None, f"The description of the module has no {field}", _GIVE_BUILD)
+    for field, kind, what in _BUILD_FIELDS:
+        if build.get(field) is None and field in _REQUIRED_FIELDS:
+            raise InvalidInput(field, None, f"The module has no {field}", _GIVE_BUILD)
+        if not isinstance(build.get(field), (kind, type(None))):
+            raise InvalidInput(field, build[field], f"The field {field} of a module is {what}", _GIVE_BUILD)
+    for index, probe in enumerate(build["probes"]):
+        if not isinstance(probe, dict) or not isinstance(probe.get("point"), str):
+            raise InvalidInput(f"probes[{index}]", probe, "stap_module does not return such a probe", _GIVE_BUILD)
 
 
 def check_field(build: t.Mapping[str, t.Any], field: str, pattern: t.Pattern[str]) -> None:
@@ -204,7 +217,9 @@ def check_field(build: t.Mapping[str, t.Any], field: str, pattern: t.Pattern[str
 
     :raises InvalidInput: with the field as its option.
     """
-    if not pattern.match(str(build.get(field, ""))):
+    if build.get(field) is None:
+        raise InvalidInput(field, None, f"The module has no {field}", _GIVE_BUILD)
+    if not isinstance(build[field], str) or not pattern.match(build[field]):
         raise InvalidInput(field, build.get(field), f"stap_module does not return such a {field}", _GIVE_BUILD)
 
 

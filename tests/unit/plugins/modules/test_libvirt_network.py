@@ -60,7 +60,7 @@ class Host:
         try:
             return NetworkRun(URI, 10, wanted, Options(apply, disconnect)).converge(check, False)
         except TapvirtError as error:
-            return {**error.fields, "msg": error.message, "failed": True}
+            return {"error": error.row(), **error.fields, "msg": error.message, "failed": True}
 
     def twice(self, *networks: dict[str, t.Any], **options: t.Any) -> dict[str, t.Any]:
         """Converge in check mode, for real, and once more; all three have to agree."""

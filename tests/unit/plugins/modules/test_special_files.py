@@ -129,7 +129,8 @@ def test_a_file_of_the_controller_is_not_put_there(
         controller_path(str(path), name="report_dest", facts={}, directory=directory)
     assert str(caught.value) == f"Invalid value {str(path)!r} for report_dest: The path is {words}, not a {wanted}."
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInput, match=r"/file is not a directory, so the file cannot be written"):
+    made = "directory cannot be created" if directory else "file cannot be written"
+    with pytest.raises(InvalidInput, match=f"/file is not a directory, so the {made}"):
         controller_path(str(tmp_path / "file" / "a" / "b"), name="report_dest", facts={}, directory=directory)
     new = str(tmp_path / "new" / "a")
     assert controller_path(new, name="report_dest", facts={}, directory=directory) == new

@@ -102,7 +102,7 @@ def test_a_byte_that_is_not_utf8_costs_no_task(tmp_path):
 
 def test_a_path_with_a_nul_byte_is_refused_in_one_sentence():
     result = json.loads(run_payload("kernel_symbol_info", {"path": "/boot/a\0b"}).stdout)
-    assert result["msg"] == "Invalid value '/boot/a\\x00b' for path: A path cannot contain a NUL byte."
+    assert result["msg"] == "Invalid value '/boot/a\\x00b' for path: A text cannot contain a NUL byte."
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core import command, errors, plan, write
+from ansible.module_utils import basic
+from ansible_collections.tapvirt.host.plugins.module_utils._core import command, errors, module, plan, write
 from ansible_collections.tapvirt.host.plugins.module_utils._core.journal import Journal
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 
@@ -124,6 +126,57 @@ def test_a_long_value_is_shown_in_part():
     error = errors.InvalidInput("params[0].value", "x" * 5000, "It is too long")
     assert error.message.endswith("xxx... for params[0].value: It is too long.")
     assert len(error.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (float("inf"), "inf"),
+        ([1.5, {"x": float("nan")}], [1.5, {"x": "nan"}]),
+        (1 << 20000, "a number of 20001 bits"),
+        ([True, None, "x"], [True, None, "x"]),
+        ("x" * 500, "x" * 200 + "..."),
+        (["x" * 500], "['" + "x" * 198 + "..."),
+        ({"url": "https://bob:s3cret@h/x"}, {"url": "https://bob:********@h/x"}),
+        ("rbd:pool/i:id=admin:key=AQs3cret==:conf=/x", "rbd:pool/i:id=admin:key=********:conf=/x"),
+        (["see qemu+ssh://u:s3cret@h:22/system"], ["see qemu+ssh://u:********@h:22/system"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_value_of_a_row_is_plain_json_without_secrets(value, shown):
+    error = errors.InvalidInput("x", value, "It has https://bob:s3cret@h/x", "Read rbd:a/b:key=AQs3cret")
+    assert json.dumps(error.below("y").row()["value"], allow_nan=False) == json.dumps(shown)
+    assert "s3cret" not in str(error.row()) + error.message
+
+
+def test_several_failed_items_have_the_row_of_the_first():
+    first = errors.InvalidInput("domains[1].name", "x", "It is bad")
+    error = errors.ItemsFailed([None, first, errors.TapvirtError("More.")], rows=[1])
+    assert (error.message, error.fields) == (f"{first.message} More.", {"rows": [1]})
+    assert error.row() == first.row()
+
+
+def _refusals(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Return the result of a module that takes a number and texts."""
+    given = json.dumps({"ANSIBLE_MODULE_ARGS": options}).encode()
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", given)
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    with pytest.raises(SystemExit):
+        module.run_module({"number": {"type": "int"}, "texts": {"type": "list"}}, lambda _module: {})
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("options", [{"number": "x"}, {"unknown": 1}])
+def test_what_ansible_refuses_has_an_error(options, monkeypatch, capsys):
+    result = _refusals(options, monkeypatch, capsys)
+    assert result["failed"]
+    assert result["error"] == errors.TapvirtError(result["msg"]).row()
+
+
+def test_a_nul_byte_is_refused_in_one_sentence(monkeypatch, capsys):
+    result = _refusals({"texts": ["a", {"b": "x\0"}]}, monkeypatch, capsys)
+    assert result["msg"] == r"Invalid value 'x\x00' for texts[1].b: A text cannot contain a NUL byte."
+    assert result["error"]["option"] == "texts[1].b"
 
 
 def test_a_command_is_run_without_a_shell_in_the_c_locale():

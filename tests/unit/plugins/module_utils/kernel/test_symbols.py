@@ -234,6 +234,14 @@ def test_what_is_no_name_is_refused(text, kernel_tree):
     assert (error.value.option, error.value.value) == ("symbols[0]", text)
 
 
+def test_a_name_that_is_not_utf8_is_no_symbol(kernel_tree):
+    (row,) = find_rows(kernel_tree, "~vfs_\udce9")
+    assert not row["matches"]
+    table = SymbolTable(RECORDED)
+    assert table.look_up("vfs_\udce9") == ([], [])
+    assert not table.has_prefix("vfs_\udce9")
+
+
 def mutations():
     lines = RECORDED.splitlines(keepends=True)[:20] + RECORDED.splitlines(keepends=True)[-5:]
     piece = st.one_of(st.sampled_from(lines), st.binary(max_size=40))

@@ -20,7 +20,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build, prune, signing
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store, as_owner
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.signature.der import Certificate
 
 DAY = 86400
@@ -177,6 +177,19 @@ def test_other_ages_are_refused(store: Store, text: str) -> None:
     with pytest.raises(InvalidInput, match="older_than"):
         prune.prune(store, text, None, check_mode=False)
     assert store.kept() == [KEYS[0]]
+
+
+def test_an_age_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="for older_than: The age must have at most 20 digits"):
+        prune.parse_age("9" * 5000 + "d")
+
+
+@pytest.mark.parametrize("path", ["", None, "relative", "FILE", "FILE/x"])
+def test_the_path_of_a_store_is_that_of_a_directory(path: str | None, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "FILE").write_text("", encoding="ascii")
+    directory: t.Any = str(tmp_path / path) if path and path.startswith("FILE") else path
+    with pytest.raises(InvalidInput, match="for store: "), as_owner(directory, check_mode=True):
+        pass
 
 
 def test_a_key_is_worked_on_by_one_at_a_time_though_its_lock_is_removed(store: Store) -> None:

@@ -170,7 +170,7 @@ def test_probe_points_are_checked_where_they_stand():
     assert (caught.value.fields["line"], caught.value.fields["column"]) == (3, 3)
     row = caught.value.row()
     assert (row["option"], row["value"], row["hint"], row["candidates"][0]) == ("src", None, None, "function")
-    assert row["problem"].startswith("Line 3, column 3: The probe point 'kernel.fnction(\"x\")' is invalid. ")
+    assert row["problem"].startswith("Script s, line 3, column 3: The probe point 'kernel.fnction(\"x\")' is invalid. ")
     with pytest.raises(ScriptError, match=r"No kind of probe is called 'timr'. Did you mean timer or softirq\?"):
         prepare("src", "s", "probe timr.s(1) { }", {}, guru=False)
 

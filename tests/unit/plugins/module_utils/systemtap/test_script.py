@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
@@ -209,6 +210,48 @@ def test_nothing_follows_what_a_text_must_fit(end: str) -> None:
         check_build({"name": "tapvirt_x", "sha256": "0" * 64 + end})
     with pytest.raises(InvalidInput, match=re.escape("_stage.run")):
         run_directory("tapvirt_x", "12ab" + end)
+
+
+def test_a_number_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(
+        InvalidInput, match=r"^Invalid value '9{199}\.\.\. for n: The global variable n takes a number of 64"
+    ):
+        check_globals("x", {"n": "long"}, {"n": "9" * 5000})
+    assert check_globals("x", {"n": "long"}, {"n": "0" * 400 + "7"}) == {"n": 7}
+
+
+def test_a_text_that_is_not_utf8_has_a_size() -> None:
+    assert check_globals("x", {"s": "string"}, {"s": "a\udce9"}) == {"s": "a\udce9"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "option", "problem"),
+    [
+        ("name", None, "name", "The module has no name."),
+        ("name", 5, "name", "stap_module does not return such a name."),
+        ("kernel", 5, "kernel", "The field kernel of a module is a text."),
+        ("kernel", None, "kernel", "The module has no kernel."),
+        ("globals", 5, "globals", "The field globals of a module is a dictionary."),
+        ("globals", None, "globals", "The module has no globals."),
+        ("assigned", "x", "assigned", "The field assigned of a module is a dictionary."),
+        ("probes", 5, "probes", "The field probes of a module is a list."),
+        ("probes", [5], "probes[0]", "stap_module does not return such a probe."),
+        ("schema", [], "schema", "The field schema of a module is a dictionary."),
+    ],
+)
+def test_a_module_of_another_form_is_refused(field: str, value: object, option: str, problem: str) -> None:
+    good = {"name": "tapvirt_x", "sha256": "0" * 64, "kernel": "6.1", "globals": {}, "probes": [{"point": "begin"}]}
+    check_build(good)
+    with pytest.raises(InvalidInput) as caught:
+        check_build({**good, field: value})
+    assert (caught.value.option, caught.value.problem) == (option, problem)
+
+
+def test_guru_mode_has_a_reason(run_module: t.Any) -> None:
+    options = {"src": "/x.stp", "_content": "probe begin { exit() }", "guru": True, "guru_reason": " "}
+    result = run_module("stap_script", options)
+    assert result["error"]["option"] == "guru_reason"
+    assert result["msg"].endswith("The reason is empty. Say why guru mode is needed.")
 
 
 def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:

@@ -37,7 +37,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.pl
     settings_for,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.result import find_fault, row
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.run import check
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.run import check, info
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import tracer_daemon
 
 RUNNING, NEXT, OTHER = "6.12.1-amd64", "6.12.2-amd64", "6.12.3-amd64"
@@ -106,6 +106,12 @@ def tracer_host(seen, name="reads"):
 
 def summary(wanted, seen):
     return [change.how for change in plan([wanted], tracer_host(seen), PROGRAM)]
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "../../etc"])
+def test_information_is_only_of_services(name):
+    with pytest.raises(InvalidInput, match=r"for names\[1\]: The name of a service is 1 to 32 "):
+        info(["reads", name])
 
 
 @pytest.mark.parametrize(
