@@ -5,19 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import typing as t
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.loader import lookup_loader
-from ansible.plugins.lookup import LookupBase
-
-from ..module_utils._core.errors import InvalidInput, TapvirtError
-from ..plugin_utils._fleet import controller_files, domain_entries, merge, run_report, tables, targets, waves
-from ..plugin_utils._report import summaries
-from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points
-
 DOCUMENTATION = r"""
 name: playbook
 author: The tapvirt.host authors (@tapvirt)
@@ -38,7 +25,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: What playbooks of this collection do with the variable params_waves
+- name: Contact the hosts in waves
   hosts: all
   serial: "{{ lookup('tapvirt.host.playbook', 'waves', value=params_waves, default=[1], name='params_waves') }}"
   tasks:
@@ -52,6 +39,19 @@ _raw:
   type: list
   elements: raw
 """
+
+import functools
+import inspect
+import typing as t
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.loader import lookup_loader
+from ansible.plugins.lookup import LookupBase
+
+from ..module_utils._core.errors import InvalidInput, TapvirtError
+from ..plugin_utils._fleet import controller_files, domain_entries, merge, run_report, tables, targets, waves
+from ..plugin_utils._report import summaries
+from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points
 
 
 def problem(function: str, **arguments: t.Any) -> str:

@@ -110,9 +110,9 @@ def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def playbook(name: str, /, **arguments: t.Any) -> t.Any:
+def playbook(function_name: str, /, **arguments: t.Any) -> t.Any:
     """Return what a function of the playbooks returns."""
-    (found,) = LookupModule().run([name], **arguments)
+    (found,) = LookupModule().run([function_name], **arguments)
     return found
 
 
