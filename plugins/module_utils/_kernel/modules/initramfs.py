@@ -77,13 +77,17 @@ def is_older_than_options(root: Root, name: str) -> bool:
     return False
 
 
-def read_image(root: Root, name: str, release: str) -> Image:
-    """Look into an image."""
+def read_image(root: Root, name: str, release: str, unpack_seconds: float = _UNPACK_SECONDS) -> Image:
+    """Look into an image.
+
+    :param unpack_seconds: how long a program may take to unpack it.
+    """
     path = root.path(name)
     maker = maker_of(path, release)
     try:
         with tempfile.TemporaryDirectory(prefix="tapvirt-") as scratch, contextlib.ExitStack() as opened:
-            modules, files = _contents(opened.enter_context(open(path, "rb")), scratch, opened)
+            image = opened.enter_context(open(path, "rb"))
+            modules, files = _contents(image, scratch, opened, unpack_seconds)
     except Unreadable as error:
         return Image("/" + name, maker, (), {}, error.message)
     except PermissionError:
@@ -168,7 +172,9 @@ class _Stream:
         return self._source
 
 
-def _contents(image: t.BinaryIO, scratch: str, opened: contextlib.ExitStack) -> tuple[set[str], dict[str, str]]:
+def _contents(
+    image: t.BinaryIO, scratch: str, opened: contextlib.ExitStack, unpack_seconds: float
+) -> tuple[set[str], dict[str, str]]:
     """Return the modules in an image, and its modprobe.d files: path to text."""
     modules: set[str] = set()
     files: dict[str, str] = {}
@@ -180,7 +186,8 @@ def _contents(image: t.BinaryIO, scratch: str, opened: contextlib.ExitStack) -> 
         if start in _CPIO:
             _read_archive(stream, modules, files)
         elif packed:
-            stream, packed = _Stream(opened.enter_context(_unpacked(stream.rest(), start, scratch))), False
+            rest = _unpacked(stream.rest(), start, scratch, unpack_seconds)
+            stream, packed = _Stream(opened.enter_context(rest)), False
         else:
             raise Unreadable("its compressed part holds no archive that is known here")
 
@@ -206,7 +213,7 @@ def _read_archive(stream: _Stream, modules: set[str], files: dict[str, str]) -> 
             stream.skip(_padded(size))
 
 
-def _unpacked(rest: t.BinaryIO, start: bytes, scratch: str) -> t.BinaryIO:
+def _unpacked(rest: t.BinaryIO, start: bytes, scratch: str, seconds: float) -> t.BinaryIO:
     """Return what the rest of an image holds, unpacked.
 
     :raises Unreadable: nothing here can unpack it.
@@ -223,11 +230,11 @@ def _unpacked(rest: t.BinaryIO, start: bytes, scratch: str) -> t.BinaryIO:
     with open(os.path.join(scratch, _PACKED), "wb") as copy:
         shutil.copyfileobj(rest, copy)
     try:
-        done = run(argv, _UNPACK_SECONDS, cwd=scratch)
+        done = run(argv, seconds, cwd=scratch)
     except CommandMissing as error:
         raise Unreadable(f"it takes the program {argv[0]} to unpack it") from error
     except CommandTimeout as error:
-        raise Unreadable(f"{argv[0]} takes longer than {_UNPACK_SECONDS:g} s to unpack it") from error
+        raise Unreadable(f"{argv[0]} takes longer than {seconds:g} s to unpack it") from error
     if done.rc != 0:
         raise Unreadable(f"{argv[0]} does not unpack it: {done.stderr.strip()[:200]}")
     return open(os.path.join(scratch, _OUT), "rb")

@@ -57,17 +57,22 @@ class Wanted:
     limit: int = 20
 
 
-class _Process:
+class Process:
     """One process, held by a descriptor of its directory."""
 
     def __init__(self, root: Root, pid: int) -> None:
+        """Open the directory of a process.
+
+        :raises Gone: the process ended.
+        :raises OSError: this user may not open the directory.
+        """
         self.pid = pid
         try:
             self._directory = os.open(root.path(f"proc/{pid}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise _gone_or(error) from None
 
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -135,7 +140,7 @@ def read_processes(root: Root, wanted: Wanted) -> Reading:
             reading.left_out = len(chosen) - position
             break
         try:
-            reading.value.append(_row(root, summary, wanted, reading.unparsed))
+            reading.value.append(read_row(root, summary, wanted, reading.unparsed))
         except (Gone, OSError):
             continue
     return reading
@@ -161,7 +166,7 @@ def _chosen(root: Root, wanted: Wanted, reading: Reading) -> list[dict[str, Valu
 
 
 def _summary_if_wanted(root: Root, pid: int, wanted: Wanted) -> dict[str, Value] | None:
-    with _Process(root, pid) as process:
+    with Process(root, pid) as process:
         summary = _summary(process.stat())
         if wanted.name is not None and not fnmatch.fnmatchcase(summary["name"], wanted.name):
             return None
@@ -188,8 +193,14 @@ def _summary(stat: t.Mapping[str, Value]) -> dict[str, Value]:
     }
 
 
-def _row(root: Root, summary: dict[str, Value], wanted: Wanted, unparsed: list[str]) -> dict[str, Value]:
-    with _Process(root, summary["pid"]) as process:
+def read_row(root: Root, summary: dict[str, Value], wanted: Wanted, unparsed: list[str]) -> dict[str, Value]:
+    """Return the row of a process: its summary, its user, and the wanted sections.
+
+    :param unparsed: gets a message for each section that cannot be parsed.
+    :raises Gone: the process ended; another one may have its number now.
+    :raises OSError: this user may not read the process.
+    """
+    with Process(root, summary["pid"]) as process:
         if process.stat()["starttime_seconds"] != summary["start_seconds"]:
             raise Gone
         status = process_files.status(process.read("status"), [])
@@ -220,12 +231,12 @@ def _user_name(uid: int | None) -> str | None:
         return None
 
 
-def _is_users(process: _Process, user: str) -> bool:
+def _is_users(process: Process, user: str) -> bool:
     uid = _effective_uid(process_files.status(process.read("status"), []))
     return uid is not None and user in (str(uid), _user_name(uid))
 
 
-def _is_in_cgroup(process: _Process, cgroup: str) -> bool:
+def _is_in_cgroup(process: Process, cgroup: str) -> bool:
     """Tell whether a process is in a control group, given as a pattern, or in one below it."""
     pattern = "/" + cgroup.strip("/")
     for row in process_files.cgroup(process.read("cgroup"), []):

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core import command
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.modules import initramfs
@@ -158,15 +159,14 @@ def test_an_image_that_this_user_may_not_read_is_not_called_damaged(blk_root):
 def test_an_image_that_takes_a_program_which_is_missing_or_slow_reports_it(blk_root, monkeypatch):
     image(blk_root, b"\x28\xb5\x2f\xfd")
     os.mkdir(blk_root.path("bin"))
-    monkeypatch.setattr(initramfs, "_UNPACK_SECONDS", 0.1)
     with open(blk_root.path("bin/zstd"), "w", encoding="ascii") as stream:
         stream.write("#!/bin/sh\nsleep 60\n")
     os.chmod(blk_root.path("bin/zstd"), 0o755)
     monkeypatch.setenv("PATH", blk_root.path("bin"), prepend=os.pathsep)
-    message = initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable
+    message = initramfs.read_image(blk_root, IMAGE, RELEASE, unpack_seconds=0.1).unreadable
     assert message == "zstd takes longer than 0.1 s to unpack it"
-    monkeypatch.setattr(initramfs, "_PROGRAMS", ((b"\x28\xb5\x2f\xfd", ("no-such-zstd", "-d")),))
-    assert initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable == "it takes the program no-such-zstd to unpack it"
+    monkeypatch.setattr(command, "find_program", lambda _name: None)
+    assert initramfs.read_image(blk_root, IMAGE, RELEASE).unreadable == "it takes the program zstd to unpack it"
 
 
 def test_a_stale_image_is_reported_until_it_has_what_modprobe_d_has(blk_root):

@@ -248,7 +248,7 @@ def test_a_live_name_that_looks_like_something_else(name):
 
 def test_a_process_that_ended_is_gone_whoever_holds_it(child):
     process = child("tv-gone")
-    with processes._Process(Root(), process.pid) as held:
+    with processes.Process(Root(), process.pid) as held:
         assert held.stat()["comm"] == "tv-gone"
         process.kill()
         process.wait()
@@ -256,15 +256,15 @@ def test_a_process_that_ended_is_gone_whoever_holds_it(child):
             with pytest.raises(processes.Gone):
                 held.read(section)
     with pytest.raises(processes.Gone):
-        processes._Process(Root(), process.pid)
+        processes.Process(Root(), process.pid)
     assert read_processes(pids=[process.pid]).value == []
 
 
 def test_another_process_with_the_same_number_is_another_one(child):
     summary = read_processes(pids=[child("tv-reused").pid]).value[0]
-    assert processes._row(Root(), summary, Wanted(), [])["pid"] == summary["pid"]
+    assert processes.read_row(Root(), summary, Wanted(), [])["pid"] == summary["pid"]
     with pytest.raises(processes.Gone):
-        processes._row(Root(), {**summary, "start_seconds": summary["start_seconds"] - 10}, Wanted(), [])
+        processes.read_row(Root(), {**summary, "start_seconds": summary["start_seconds"] - 10}, Wanted(), [])
 
 
 def test_a_zombie_is_a_process(child):
