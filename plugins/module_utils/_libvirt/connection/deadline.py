@@ -18,9 +18,16 @@ from .connection import LibvirtFailure, libvirt
 _GRACE_SECONDS = 5.0
 
 
-def call_with_deadline(seconds: float, doing: str, call: t.Callable[[], t.Any], abort: t.Callable[[], t.Any]) -> None:
+def call_with_deadline(
+    seconds: float,
+    doing: str,
+    call: t.Callable[[], t.Any],
+    abort: t.Callable[[], t.Any],
+    grace_seconds: float = _GRACE_SECONDS,
+) -> None:
     """Call something of libvirt and wait for it; past the deadline, ask for its end and wait a moment more.
 
+    :param grace_seconds: how long to wait for the end after it was asked for.
     :raises LibvirtFailure: libvirt refused.
     :raises TapvirtError: it was aborted past the deadline, or goes on without us: the hypervisor ends it by itself.
     """
@@ -32,7 +39,7 @@ def call_with_deadline(seconds: float, doing: str, call: t.Callable[[], t.Any], 
     if late:
         # May block, too: a guest's monitor that does not answer the one does not answer the other.
         threading.Thread(target=_ignore_refusal, args=(abort,), daemon=True).start()
-        thread.join(_GRACE_SECONDS)
+        thread.join(grace_seconds)
     if not outcome:
         raise TapvirtError(
             f"{doing} did not end within {seconds:g} s, and libvirt did not abort it. It may still end on its own."

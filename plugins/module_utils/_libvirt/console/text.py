@@ -43,7 +43,7 @@ def compile_pattern(until: str | None) -> t.Pattern[str] | None:
         raise InvalidInput("until", until, f"This is not a regular expression: {error}.") from error
 
 
-def _plain(text: str) -> str:
+def clean_text(text: str) -> str:
     """Return console output as plain text: no escape sequences, one kind of line end."""
     return _ESCAPES.sub("", _LINE_ENDS.sub("\n", text))
 
@@ -64,7 +64,7 @@ class PlainText:
         text = self._unfinished + self._decoder.decode(data)
         found = _UNFINISHED.search(text)
         end = len(text) if found is None else found.start()
-        piece = _plain(text[:end])
+        piece = clean_text(text[:end])
         # Of several carriage returns one line end is made, as of one.
         self._unfinished = "\r" if text.startswith("\r", end) else text[end:]
         self._pieces.append(piece)
@@ -72,7 +72,7 @@ class PlainText:
             self._window += piece
 
     def _rest(self) -> str:
-        return _plain(self._unfinished + self._decoder.getstate()[0].decode("utf-8", "replace"))
+        return clean_text(self._unfinished + self._decoder.getstate()[0].decode("utf-8", "replace"))
 
     def text(self) -> str:
         """Return all of the text."""

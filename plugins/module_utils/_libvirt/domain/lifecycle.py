@@ -160,11 +160,11 @@ class Lifecycle:
                 call_with_deadline(waiting.timeout_seconds, doing, domain.managedSave, domain.abortJob)
                 self._wait(name, domain, _REACHED["saved"], waiting.timeout_seconds, step)
             else:
-                _CALLS[step](domain)
+                CALLS[step](domain)
                 self._wait(name, domain, _AFTER[step], waiting.timeout_seconds, step)
 
     def _shut_down(self, name: str, domain: Domain, waiting: Waiting) -> None:
-        _unless_off(domain, domain.shutdown)
+        call_unless_off(domain, domain.shutdown)
         self._wait_off(name, domain, waiting)
 
     def _wait_off(self, name: str, domain: Domain, waiting: Waiting) -> None:
@@ -174,7 +174,7 @@ class Lifecycle:
             if waiting.on_timeout != "destroy":
                 hint = " Set on_timeout: destroy to force it off." if waiting.on_timeout is not None else ""
                 raise TapvirtError(f"{error.message} The guest may ignore the request.{hint}") from error
-            _unless_off(domain, domain.destroy)
+            call_unless_off(domain, domain.destroy)
             self._wait(name, domain, ("shutoff",), waiting.timeout_seconds, "destroy")
 
     def _wait(self, name: str, domain: Domain, states: t.Sequence[str], timeout_seconds: float, step: str) -> None:
@@ -209,8 +209,11 @@ def state_of(domain: Domain) -> tuple[str, int]:
     return STATES[code] if code < len(STATES) else "nostate", reason
 
 
-def _unless_off(domain: Domain, call: t.Callable[[], t.Any]) -> None:
-    """Call something that ends a domain, which may have ended by itself meanwhile."""
+def call_unless_off(domain: Domain, call: t.Callable[[], t.Any]) -> None:
+    """Call something that ends a domain; ignore its failure if the domain has ended on its own.
+
+    :raises libvirtError: the call failed, and the domain is not off.
+    """
     try:
         call()
     except libvirt.libvirtError:
@@ -229,7 +232,8 @@ def _create_paused(domain: Domain) -> None:
         domain.suspend()
 
 
-_CALLS: dict[str, t.Callable[[Domain], t.Any]] = {
+#: The steps that are one call of libvirt.
+CALLS: dict[str, t.Callable[[Domain], t.Any]] = {
     "create": lambda domain: domain.create(),
     "create_paused": _create_paused,
     "resume": lambda domain: domain.resume(),

@@ -537,7 +537,7 @@ def world() -> t.Iterator[Host]:
     with system_daemon() as libvirtd:
         # The daemon's log of each guest.
         libvirtd.run("mount", "-t", "tmpfs", "tmpfs", "/var/log/libvirt")
-        server = ModuleServer(libvirtd._inside, set(ALL_MODULES) - ELSEWHERE)
+        server = ModuleServer(libvirtd.inside, set(ALL_MODULES) - ELSEWHERE)
         try:
             made = Host(libvirtd, server)
             made.make_storage(CASES)

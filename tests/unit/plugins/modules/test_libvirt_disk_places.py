@@ -13,11 +13,9 @@ import xml.etree.ElementTree as ET
 import libvirt
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Source, disks_of
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.disks import Source
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.images import ImageLocator
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.disk.removal import find_disks_to_delete
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import Waiting
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.observe import observe_domain
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.plan import Options, Wanted
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.run import DomainRun
 
@@ -65,30 +63,34 @@ def test_a_volume_of_a_pool_that_is_off_keeps_its_name_and_may_stand_on_anything
 
 
 def test_the_disks_that_could_not_be_deleted_are_all_named(
-    connection: libvirt.virConnect, tmp_path: pathlib.Path
+    connection: libvirt.virConnect, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The domain is gone by then, so that no later run knows of them."""
     files = {target: tmp_path / f"{target}.img" for target in ("vda", "vdb", "vdc")}
     for file in files.values():
         file.write_bytes(b"data")
     disk = "<disk type='file'><source file='{1}'/><target dev='{0}'/></disk>"
-    domain = connection.defineXML(DOMAIN.format("".join(disk.format(*one) for one in files.items())))
-    options = Options("both", Waiting(1, "fail"))
+    connection.defineXML(DOMAIN.format("".join(disk.format(*one) for one in files.items())))
+
+    list_domains = connection.listAllDomains
+
+    def list_and_replace() -> list[libvirt.virDomain]:
+        domains: list[libvirt.virDomain] = list_domains()
+        for target in ("vda", "vdc") if "web1" not in [domain.name() for domain in domains] else ():
+            # Another file by now.
+            files[target].rename(tmp_path / f"{target}.old")
+            files[target].write_bytes(b"other data")
+        return domains
+
+    monkeypatch.setattr(connection, "listAllDomains", list_and_replace)
     # Its files are this host's.
-    run = DomainRun("qemu:///system", 5, [Wanted("web1", "absent", remove_disks=tuple(files))], options)
-    (item,) = run._items
-    item.observed = observe_domain(domain)
-    disks = disks_of(item.observed.stored)
-    item.plan.disks = find_disks_to_delete("web1", list(files), disks, [], ImageLocator(connection, True), [])
-    domain.undefine()
-    for target in ("vda", "vdc"):
-        # Another file by now.
-        files[target].rename(tmp_path / f"{target}.old")
-        files[target].write_bytes(b"other data")
+    wanted = Wanted("web1", "absent", remove_disks=tuple(files))
+    run = DomainRun("qemu:///system", 5, [wanted], Options("both", Waiting(1, "fail")))
+    run.run(connection, check_mode=False)
     with pytest.raises(TapvirtError) as failed:
-        run._delete_disks(connection, item)
+        run.result(check_mode=False, with_diff=False)
     assert failed.value.message.endswith(
         f"These disks were not deleted; delete them manually: {files['vda']} (vda), {files['vdc']} (vdc)."
     )
     assert [file.exists() for file in files.values()] == [True, False, True]
-    assert item.done
+    assert failed.value.fields["changed"] is True

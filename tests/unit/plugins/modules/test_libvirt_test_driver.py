@@ -10,7 +10,7 @@ import typing as t
 
 import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import _unless_off
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.domain.lifecycle import call_unless_off
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.node import node_uri
 
 NODE = """
@@ -124,10 +124,10 @@ def test_a_domain_that_ended_by_itself_needs_no_end() -> None:
     domain = connection.lookupByName("test")
     domain.destroy()
     for ending in (domain.destroy, domain.shutdown):
-        _unless_off(domain, ending)
+        call_unless_off(domain, ending)
     domain.create()
     with pytest.raises(libvirt.libvirtError):
-        _unless_off(domain, domain.create)
+        call_unless_off(domain, domain.create)
     connection.close()
 
 

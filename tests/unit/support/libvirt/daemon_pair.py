@@ -26,8 +26,8 @@ class OneOfTwo(SystemDaemon):
     """One of the daemons; ``uri`` reaches it from anywhere on this machine."""
 
     def _start(self) -> subprocess.Popen[bytes]:
-        if "--uts" not in self._inside:
-            self._inside.insert(1, "--uts")
+        if "--uts" not in self.inside:
+            self.inside.insert(1, "--uts")
         self.path(SOCKET).unlink(missing_ok=True)
         process = super()._start()
         give_up = time.monotonic() + START_SECONDS

@@ -32,11 +32,11 @@ MODULES = "ansible_collections.tapvirt.host.plugins.modules."
 
 
 class SystemDaemon:
-    """The daemon; ``root`` is where its files are seen from outside."""
+    """The daemon; ``root`` is where its files are seen from outside, ``inside`` begins a command beside it."""
 
     def __init__(self, holder: int) -> None:
         self.root = pathlib.Path(f"/proc/{holder}/root")
-        self._inside = ["nsenter", "--mount", f"--target={holder}", "--"]
+        self.inside = ["nsenter", "--mount", f"--target={holder}", "--"]
         self.write("/etc/libvirt/qemu.conf", 'stdio_handler = "file"\nuser = "root"\ngroup = "root"\n')
         self.process = self._start()
 
@@ -45,7 +45,7 @@ class SystemDaemon:
         program = [LIBVIRTD]
         socket = self.path("/run/libvirt/libvirt-admin-sock")
         socket.unlink(missing_ok=True)
-        process = subprocess.Popen([*self._inside, *program], stdin=null, stdout=null, stderr=null)
+        process = subprocess.Popen([*self.inside, *program], stdin=null, stdout=null, stderr=null)
         give_up = time.monotonic() + START_SECONDS
         while not answers(socket):
             assert process.poll() is None
@@ -63,13 +63,13 @@ class SystemDaemon:
 
     def run(self, *argv: str) -> str:
         """Run a command beside the daemon and return what it prints."""
-        done = subprocess.run([*self._inside, *argv], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run([*self.inside, *argv], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def begin(self, module: str, args: dict[str, t.Any], check: bool = False) -> subprocess.Popen[str]:
         """Start a module, to be killed or waited for."""
-        argv = [*self._inside, sys.executable, "-m", MODULES + module]
+        argv = [*self.inside, sys.executable, "-m", MODULES + module]
         pipe = subprocess.PIPE
         process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         assert process.stdin is not None

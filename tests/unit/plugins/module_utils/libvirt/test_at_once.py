@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.workers import WorkerSlots, for_each
@@ -46,10 +47,25 @@ def test_an_exception_comes_out_after_the_others_have_ended() -> None:
 
 
 def test_the_number_at_work_is_bounded() -> None:
-    turns = WorkerSlots()
-    held = 0
-    for _turn in range(64):
-        if not turns._free.acquire(blocking=False):
-            break
-        held += 1
-    assert held == max(1, min(4, len(os.sched_getaffinity(0))))
+    turns, end, entered = WorkerSlots(), threading.Event(), []
+
+    def work() -> None:
+        with turns.one():
+            entered.append(threading.get_ident())
+            end.wait(60)
+
+    threads = [threading.Thread(target=work) for _thread in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        most = max(1, min(4, len(os.sched_getaffinity(0))))
+        give_up = time.monotonic() + 30
+        while len(entered) < most and time.monotonic() < give_up:
+            time.sleep(0.01)
+        time.sleep(0.2)  # one more would have entered by then
+        assert len(entered) == most
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    assert len(entered) == 8

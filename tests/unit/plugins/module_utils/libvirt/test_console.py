@@ -11,7 +11,7 @@ import re
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.console.text import (
     PlainText,
-    _plain,
+    clean_text,
     compile_pattern,
 )
 
@@ -24,7 +24,7 @@ ATOMS = [
 
 
 def clean(data: bytes) -> str:
-    return _plain(data.decode("utf-8", "replace"))
+    return clean_text(data.decode("utf-8", "replace"))
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_nothing_is_kept_for_a_search_that_does_not_come() -> None:
         plain.feed(b"\r" * 5000)
     plain.feed(b"x")
     assert plain.text() == "\nx"
-    assert (plain._window, plain._unfinished) == ("", "")
+    assert not plain.has(re.compile("[^a]"))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pathlib
 import time
@@ -36,13 +37,17 @@ def test_a_root_in_the_hands_of_another_user_is_refused(level: str, tmp_path: pa
 @pytest.mark.parametrize("mask", [0, 0o002])
 def test_nothing_of_a_root_can_be_written_by_others(mask: int, tmp_path: pathlib.Path) -> None:
     root = embed.EmbedRoot(str(tmp_path / "a" / "root"))
-    before = os.umask(mask)
-    try:
+
+    def use() -> None:
+        os.umask(mask)
         root.acquire(time.monotonic())
         root.prepare()
-    finally:
-        os.umask(before)
-        os.close(embed._HELD.pop(root.path))
+
+    # A process has its root until it ends.
+    process = multiprocessing.get_context("fork").Process(target=use)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
     modes = {str(path): path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*")}
     assert modes[os.path.join(root.path, ".tapvirt")] == 0o700
     assert modes[os.path.join(root.path, ".tapvirt", "lock")] == 0o600

@@ -51,7 +51,7 @@ def test_the_way_to_a_state(wanted: str, state: str, active: bool, saved: bool, 
 @pytest.mark.parametrize("active", [True, False])
 def test_there_is_a_way_from_every_state(state: str, wanted: str, active: bool) -> None:
     for step in steps_to(wanted, state, active, False):
-        assert step in (*lifecycle._CALLS, "shutdown", "wait_off")
+        assert step in (*lifecycle.CALLS, "shutdown", "wait_off")
 
 
 def test_memory_of_a_domain_that_is_off_cannot_be_saved() -> None:
