@@ -103,7 +103,7 @@ def build_once(order: BuildRequest, tools: Toolchain, store: Store, root: Root) 
         known = store.read(key)
         if known is not None:
             return known, False
-        with store.slot(), _work_folder(store, key) as work:
+        with store.slot(), work_directory(store, key) as work:
             return _compile(order, tools, store, key, root, work), True
 
 
@@ -117,14 +117,18 @@ def sign_once(build: t.Mapping[str, t.Any], signer: Signer, store: Store, root: 
         known = store.read(key)
         if known is not None:
             return known, False
-        with _work_folder(store, key) as work:
+        with work_directory(store, key) as work:
             module = os.path.join(work, build["name"] + ".ko")
             signature = sign_file(root, build["kernel"], signer, build["path"], module)
             return _keep(store, work, dict(build, **_file_row(store, key, module), signature=signature)), True
 
 
 @contextlib.contextmanager
-def _work_folder(store: Store, key: str) -> t.Iterator[str]:
+def work_directory(store: Store, key: str) -> t.Iterator[str]:
+    """Make an empty directory to build an entry of a store in; remove it with all in it at the end.
+
+    :raises OSError: as the file system says.
+    """
     work = os.path.join(store.directory, ".work", key)
     shutil.rmtree(work, ignore_errors=True)
     make_directories(os.path.dirname(work))

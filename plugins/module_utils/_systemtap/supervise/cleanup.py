@@ -32,9 +32,10 @@ LOCKS = "/run/tapvirt/lock"
 SERVICES = "/var/lib/tapvirt/services"
 #: staprun sets these (staprun.c: PR13193, BZ1552745) and does not put them back.
 SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimization")
+#: Where the kernel has a directory for each loaded module of SystemTap.
+MODULES = "/proc/systemtap"
 #: Room that a run keeps on its file system, so that its end can be written when others have filled it.
 SPARE_BYTES = 256 << 10
-_PROC = "/proc/systemtap"
 _ASKED_SECONDS = 10
 _FORCED_SECONDS = 5
 _SPACE_SECONDS = 5
@@ -44,12 +45,13 @@ _COMMAND_SECONDS = 20
 # How long to read what a program has printed after its end: a process that it started may keep its pipes open.
 _DRAIN_SECONDS = 2
 _CLOSED_SECONDS = 0.05
-# systemd kills a cleanup after 45 s (a run) or 90 s (a tracer): each wait of it is shorter.
-_SYSCTL_SECONDS = 10
-_CLEANER_SECONDS = 20
+#: How long to wait for the lock of the sysctls, and for another process that cleans up after the same run.
+#: systemd kills a cleanup after 45 s (a run) or 90 s (a tracer): each wait of it is shorter.
+SYSCTL_SECONDS = 10
+CLEANER_SECONDS = 20
 _ENDED = ("done", "killed")
-# Whoever ends a run writes its result a moment before the lock of its module is free.
-_CLAIM_SECONDS = 5
+#: How long to wait for the lock of a module: whoever ends a run writes its result a moment before that lock is free.
+CLAIM_SECONDS = 5
 
 
 class ModuleInUse(TapvirtError):
@@ -206,9 +208,9 @@ def write_with_reserve(path: str, data: bytes) -> bool:
 def loaded(name: str | None = None) -> bool:
     """Tell whether a SystemTap module, or any one, is loaded."""
     if name is not None:
-        return os.path.isdir(os.path.join(_PROC, name))
+        return os.path.isdir(os.path.join(MODULES, name))
     try:
-        return bool(os.listdir(_PROC))
+        return bool(os.listdir(MODULES))
     except OSError:
         return False
 
@@ -276,7 +278,7 @@ def hold_module(name: str) -> t.Iterator[None]:
     path = _lock_path(name)
     with contextlib.ExitStack() as stack:
         try:
-            held = lock.hold(path, f"the module {name}", wait_seconds=_CLAIM_SECONDS, temporary=True)
+            held = lock.hold(path, f"the module {name}", wait_seconds=CLAIM_SECONDS, temporary=True)
             stack.enter_context(held)
         except lock.LockTimeout:
             pid = _holder_of(path)
@@ -319,7 +321,7 @@ def is_supervised(directory: str, state: t.Mapping[str, t.Any]) -> bool:
 
 def _lock() -> t.ContextManager[str]:
     path = os.path.join(LOCKS, "sysctls")
-    return lock.hold(path, "the sysctls that runs on this host share", _SYSCTL_SECONDS, temporary=True)
+    return lock.hold(path, "the sysctls that runs on this host share", SYSCTL_SECONDS, temporary=True)
 
 
 def _has_holder(but: str = "") -> bool:
@@ -600,7 +602,7 @@ def finish_killed_run(directory: str) -> dict[str, t.Any]:
     with contextlib.ExitStack() as stack:
         try:
             cleaner = os.path.join(directory, "cleaner")
-            stack.enter_context(lock.hold(cleaner, f"the cleanup of {directory}", _CLEANER_SECONDS))
+            stack.enter_context(lock.hold(cleaner, f"the cleanup of {directory}", CLEANER_SECONDS))
         except lock.LockTimeout:
             return read_json(path)
         except (OSError, TapvirtError):

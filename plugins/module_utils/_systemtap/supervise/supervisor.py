@@ -245,12 +245,12 @@ class Supervisor:
         """Read both streams until the program has ended; arm, stop and escalate at the right times."""
         for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 0.5):
             if printed:
-                self._keep(output, printed)
+                self.keep_output(output, printed)
             self._errors = keep_ends(self._errors + said, _ERROR_BYTES)
             self._observe(before)
             if not self._escalate(process.pid):
                 break
-            self._tell()
+            self.write_progress()
         if self._armed_at is not None and self._stop_at is None:
             self._save(stop="script", ran_seconds=round(time.monotonic() - self._armed_at, 2))
 
@@ -298,8 +298,8 @@ class Supervisor:
             return "load" if now - self._begun > float(self._job["load"]) else None
         return "duration" if now - self._armed_at >= float(self._job["duration"]) else None
 
-    def _tell(self) -> None:
-        """Say every second how far it is: ``elapsed_seconds`` in this state, of at most ``of_seconds``."""
+    def write_progress(self) -> None:
+        """Write every second how far the run is: ``elapsed_seconds`` in this state, of at most ``of_seconds``."""
         now = time.monotonic()
         if now - self._told_at < _PROGRESS_SECONDS:
             return
@@ -321,7 +321,8 @@ class Supervisor:
         with contextlib.suppress(OSError):
             write_json(self._path("progress.json"), progress)
 
-    def _keep(self, output: t.IO[bytes], data: bytes) -> None:
+    def keep_output(self, output: t.IO[bytes], data: bytes) -> None:
+        """Take what the program printed, and write it to the output file up to the limit of the run."""
         self._digest.update(data)
         self._state["bytes"] = self._state.get("bytes", 0) + len(data)
         # Lines that begin as a record does: whether each is one is told when all of them are there.

@@ -26,7 +26,7 @@ from ..supervise.supervisor import read_stext
 
 #: How much of a run's output goes to the controller at once; base64 and compression are on top.
 CHUNK_BYTES = 4 << 20
-_DIRECTORY = re.compile(rf"^{re.escape(cleanup.BASE)}/[a-z0-9_]{{1,55}}-[0-9a-f]{{1,16}}\Z")
+_NAME = re.compile(r"[a-z0-9_]{1,55}-[0-9a-f]{1,16}")
 _POLL_SECONDS = 0.2
 _ENDED = ("done", "killed")
 # How long whoever supervises (systemd, the guard) has to clean up after a supervisor that was killed.
@@ -50,13 +50,19 @@ _DAMAGE = (
 )
 
 
+def is_run_directory(path: str) -> bool:
+    """Return whether a path has the form of a run's directory: BASE/NAME-RUN."""
+    base, _slash, name = path.rpartition("/")
+    return base == cleanup.BASE and _NAME.fullmatch(name) is not None
+
+
 def run_directory(name: str, run_id: str) -> str:
     """Return the directory of a run of a module; its controller names the run, in hexadecimal digits.
 
     :raises InvalidInput: that is no name of a run.
     """
     directory = os.path.join(cleanup.BASE, f"{name}-{run_id}")
-    if not _DIRECTORY.match(directory):
+    if not is_run_directory(directory):
         raise InvalidInput("_stage.run", run_id, "The name of a run is 1 to 16 hexadecimal digits")
     return directory
 
@@ -76,7 +82,7 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
     :raises InvalidInput: not the directory of a run.
     :raises TapvirtError: the run left nothing here, or nothing that can be read.
     """
-    if not _DIRECTORY.match(directory):
+    if not is_run_directory(directory):
         raise InvalidInput("_stage.directory", directory, "The path is not the directory of a run")
     if offset:
         return {"output": read_output(directory, offset)}
@@ -109,11 +115,12 @@ def _gone(directory: str) -> TapvirtError:
     )
 
 
-def wait(directory: str, seconds: float) -> dict[str, t.Any]:
+def wait(directory: str, seconds: float, clean_seconds: float = _CLEAN_SECONDS) -> dict[str, t.Any]:
     """Wait until a run has ended, or the time is over; return its last state.
 
     A run whose supervisor and whatever watches over it were all killed is cleaned up after.
 
+    :param clean_seconds: how long whoever supervises has to clean up first.
     :raises TapvirtError: the directory is not there.
     """
     end = time.monotonic() + seconds
@@ -134,7 +141,7 @@ def wait(directory: str, seconds: float) -> dict[str, t.Any]:
             missed_since = None
         elif missed_since is None:
             missed_since = now
-        elif now - missed_since > _CLEAN_SECONDS:
+        elif now - missed_since > clean_seconds:
             return cleanup.finish_killed_run(directory)
         if now >= end:
             return state
@@ -229,7 +236,7 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
     found = []
     for name in Root(cleanup.BASE).listdir(""):
         directory = os.path.join(cleanup.BASE, name)
-        if not _DIRECTORY.match(directory):
+        if not is_run_directory(directory):
             continue
         row: dict[str, t.Any] | None
         try:
@@ -256,7 +263,7 @@ def has_leftover(name: str) -> bool:
     """Return whether a loaded module is what a killed run left, which :func:`sweep` removes."""
     for entry in Root(cleanup.BASE).listdir(""):
         directory = os.path.join(cleanup.BASE, entry)
-        if not _DIRECTORY.match(directory) or cleanup.module_of(directory) != name:
+        if not is_run_directory(directory) or cleanup.module_of(directory) != name:
             continue
         with contextlib.suppress(FileNotFoundError):
             if not cleanup.needs_cleaning(directory) or _is_in_hands(directory):
@@ -267,14 +274,15 @@ def has_leftover(name: str) -> bool:
     return False
 
 
-def other_run(name: str, own: str = "") -> str | None:
+def other_run(name: str, own: str = "", name_seconds: float = _NAME_SECONDS) -> str | None:
     """Return the run of a module that is starting or under way on this host, for a message; None without one.
 
     Of a run that is starting the process becomes known in a moment; that is waited for.
 
     :param own: the directory of the run that asks.
+    :param name_seconds: how long to wait for the process of a run that is starting.
     """
-    end = time.monotonic() + _NAME_SECONDS
+    end = time.monotonic() + name_seconds
     while True:
         directories = [directory for directory in _alive_runs(name) if directory != own]
         if not directories:
@@ -293,7 +301,7 @@ def _alive_runs(name: str) -> list[str]:
     found = []
     for entry in Root(cleanup.BASE).listdir(""):
         directory = os.path.join(cleanup.BASE, entry)
-        if not _DIRECTORY.match(directory) or cleanup.module_of(directory) != name:
+        if not is_run_directory(directory) or cleanup.module_of(directory) != name:
             continue
         state = cleanup.read_json(os.path.join(directory, "state.json"))
         # Whoever collects it may remove the directory at any time.

@@ -396,7 +396,7 @@ def test_a_link_is_not_an_entry_of_a_store(store: Store, tmp_path: pathlib.Path)
 def test_no_level_of_a_store_can_be_written_by_others(mask: int, store: Store) -> None:
     before = os.umask(mask)
     try:
-        with store.locked(KEYS[0]), build._work_folder(store, KEYS[0]):
+        with store.locked(KEYS[0]), build.work_directory(store, KEYS[0]):
             found = {path: path.stat().st_mode & 0o777 for path in pathlib.Path(store.directory).rglob("*")}
     finally:
         os.umask(before)

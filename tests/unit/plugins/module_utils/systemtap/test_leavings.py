@@ -127,8 +127,6 @@ def base(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     """A place for the runs of a host of its own."""
     monkeypatch.setattr(cleanup, "BASE", str(tmp_path / "stap"))
     monkeypatch.setattr(cleanup, "LOCKS", str(tmp_path / "lock"))
-    pattern = collect._DIRECTORY.pattern.replace("/run/tapvirt/stap", str(tmp_path / "stap"))
-    monkeypatch.setattr(collect, "_DIRECTORY", re.compile(pattern))
     return tmp_path / "stap"
 
 
@@ -244,7 +242,7 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
     sysctl.write_text("0\n")
     path = os.path.join(cleanup.LOCKS, "sysctls")
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup, "_SYSCTL_SECONDS", 0)
+        patch.setattr(cleanup, "SYSCTL_SECONDS", 0)
         descriptor = lock.take(path, "the test")
         cleaned = cleanup.clean(str(directory))
         os.close(descriptor)
@@ -282,7 +280,7 @@ def pretend(start: Start, **options: t.Any) -> subprocess.Popen[t.Any]:
 def test_a_module_that_another_run_has_is_refused_with_its_name(
     base: pathlib.Path, start: Start, monkeypatch: t.Any
 ) -> None:
-    monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "CLAIM_SECONDS", 0.3)
     directory = leave(base, 0xAF, state={"state": "running"})
     pid = hold_elsewhere(start, base, directory).pid
     words = rf"{NAME} is in use by the run af \(process {pid}, started \d+ seconds ago\)"
@@ -294,7 +292,7 @@ def test_a_module_that_another_run_has_is_refused_with_its_name(
 
 
 def test_only_what_a_run_has_loaded_is_removed(base: pathlib.Path, start: Start, monkeypatch: t.Any) -> None:
-    monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "CLAIM_SECONDS", 0.3)
     other = pretend(start)
     never_loaded = leave(base, 1, state={"state": "starting"})
     assert cleanup.clean(never_loaded) == {"removed": False, "restored": {}, "leftovers": []}
@@ -316,13 +314,12 @@ def test_processes_of_another_session_are_not_the_runs(base: pathlib.Path, start
     assert own.wait(10) != 0 and theirs.poll() is None
 
 
-def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start, monkeypatch: t.Any) -> None:
-    monkeypatch.setattr(collect, "_NAME_SECONDS", 0.3)
+def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start) -> None:
     own = leave(base, 1)
     assert collect.other_run(NAME, own) is None
     os.unlink(os.path.join(own, "state.json"))
     assert collect.other_run(NAME, own) is None
-    assert collect.other_run(NAME) == "the run 1, which is starting"
+    assert collect.other_run(NAME, name_seconds=0.3) == "the run 1, which is starting"
     assert collect.other_run(NAME + "9") is None
     argv = [sys.executable, "-c", "import time; time.sleep(60)", own]
     pid = start(argv).pid
@@ -336,7 +333,7 @@ def test_who_is_about_to_load_a_module_is_named(base: pathlib.Path, start: Start
 def test_a_module_that_somebody_loaded_by_hand_is_named(
     base: pathlib.Path, start: Start, tmp_path: pathlib.Path, monkeypatch: t.Any
 ) -> None:
-    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(cleanup, "MODULES", str(tmp_path / "proc"))
     (tmp_path / "proc" / NAME).mkdir(parents=True)
     with pytest.raises(cleanup.ModuleInUse, match="no process uses it; remove it with: staprun -d " + NAME):
         cleanup.check_not_loaded(NAME)
@@ -398,7 +395,7 @@ def test_a_cleanup_that_failed_is_done_again(shared: Shared, monkeypatch: pytest
     for name in ("job", "request", "state"):
         (directory.parent / f"{NAME}-2" / f"{name}.json").rename(directory / f"{name}.json")
     shutil.rmtree(directory.parent / f"{NAME}-2")
-    monkeypatch.setattr(cleanup, "_SYSCTL_SECONDS", 0)
+    monkeypatch.setattr(cleanup, "SYSCTL_SECONDS", 0)
     descriptor = lock.take(os.path.join(cleanup.LOCKS, "sysctls"), "the test")
     assert "were not put back" in collect.collect(str(directory), 0, with_output=False, offset=0)["leftovers"][0]
     collect.remove_run_directory(str(directory))
@@ -446,7 +443,7 @@ def test_one_step_that_fails_keeps_no_other_from_being_done(
 ) -> None:
     directory, sysctl = shared
     end_hold(directory, sysctl)
-    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(cleanup, "MODULES", str(tmp_path / "proc"))
     (tmp_path / "proc" / NAME).mkdir(parents=True)
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(cleanup, "Child", functools.partial(subprocess.Popen, executable="/nowhere/staprun"))
@@ -459,10 +456,10 @@ def test_one_step_that_fails_keeps_no_other_from_being_done(
     assert cleanup.clean(str(directory))["leftovers"] == [] and not cleanup.needs_cleaning(str(directory))
 
 
-def test_odd_counts_of_a_killed_run_are_ignored(base: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "_CLEAN_SECONDS", 0)
+def test_odd_counts_of_a_killed_run_are_ignored(base: pathlib.Path) -> None:
     directory = leave(base, 1, output=b"{}\n", state={"state": "running", "bytes": [1]})
-    result = collect.collect(directory, 5, with_output=False, offset=0)
+    assert collect.wait(directory, 5, clean_seconds=0)["state"] == "killed"
+    result = collect.collect(directory, 0, with_output=False, offset=0)
     assert result["bytes"] == 3 and result["leftovers"] == []
 
 
@@ -471,13 +468,13 @@ def test_a_directory_that_disappears_while_it_is_waited_for_is_gone(
 ) -> None:
     directory = leave(base, 1, state={})
     os.unlink(os.path.join(directory, "state.json"))
-    young = collect._young
+    read_json = cleanup.read_json
 
-    def look(path: str) -> bool:
-        shutil.rmtree(path)
-        return young(path)
+    def remove_and_read(path: str) -> dict[str, t.Any]:
+        shutil.rmtree(directory)
+        return read_json(path)
 
-    monkeypatch.setattr(collect, "_young", look)
+    monkeypatch.setattr(cleanup, "read_json", remove_and_read)
     with pytest.raises(TapvirtError, match=f"The directory of the run no longer exists: {directory}"):
         collect.wait(directory, 5)
 
@@ -488,8 +485,7 @@ def test_only_one_process_cleans_up_in_a_directory(shared: Shared, monkeypatch: 
     state = {"state": "running"}
     (directory / "state.json").write_text(json.dumps(state))
     (directory / "job.json").write_text("{}")
-    monkeypatch.setattr(cleanup, "_CLEANER_SECONDS", 0.2)
-    monkeypatch.setattr(collect, "_young", lambda _directory: False)
+    monkeypatch.setattr(cleanup, "CLEANER_SECONDS", 0.2)
     descriptor = lock.take(str(directory / "cleaner"), "the test")
     assert cleanup.finish_killed_run(str(directory)) == state
     assert collect.sweep(10) == []
@@ -504,8 +500,8 @@ def test_a_module_that_nobody_uses_is_no_other_runs(
     """Another task holds the module's lock while it checks whether the module is free."""
     directory, sysctl = shared
     end_hold(directory, sysctl)
-    monkeypatch.setattr(cleanup, "_CLAIM_SECONDS", 0.3)
-    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(cleanup, "CLAIM_SECONDS", 0.3)
+    monkeypatch.setattr(cleanup, "MODULES", str(tmp_path / "proc"))
     (tmp_path / "proc" / NAME).mkdir(parents=True)
     hold_elsewhere(start, directory.parent, str(directory.parent / f"{NAME}-2"))
     cleaned = cleanup.clean(str(directory))
@@ -516,7 +512,7 @@ def test_check_mode_takes_what_a_run_removes_first_for_free(
     shared: Shared, start: Start, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, sysctl = shared
-    monkeypatch.setattr(cleanup, "_PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(cleanup, "MODULES", str(tmp_path / "proc"))
     (tmp_path / "proc" / NAME).mkdir(parents=True)
     own = pretend(start, start_new_session=True)
     (directory / "state.json").write_text(json.dumps({"state": "loading", "staprun": own.pid}))
@@ -676,7 +672,7 @@ TRACER = """
 import sys
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup, tracer_daemon
 cleanup.BASE = tracer_daemon.BASE = sys.argv[1]
-cleanup.LOCKS, cleanup._PROC, sysctl, directory = sys.argv[2:]
+cleanup.LOCKS, cleanup.MODULES, sysctl, directory = sys.argv[2:]
 cleanup.SYSCTLS = (sysctl,)
 tracer_daemon.debugfs_mount = lambda: "/sys/kernel/debug"
 raise SystemExit(tracer_daemon.TracerDaemon(directory).run())

@@ -274,6 +274,6 @@ def test_lines_that_begin_as_records_do_are_counted_while_they_come_in_pieces(tm
     (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
     supervised = Supervisor(str(tmp_path))
     for piece in (b'{"a"', b": 1}\n", b'words {\n{"b": 2}', b"\n", b"{", b"}"):
-        supervised._keep(io.BytesIO(), piece)
-    supervised._tell()
+        supervised.keep_output(io.BytesIO(), piece)
+    supervised.write_progress()
     assert json.loads((tmp_path / "progress.json").read_text(encoding="utf-8"))["records"] == 3
