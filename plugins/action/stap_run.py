@@ -40,16 +40,27 @@ _START_SECONDS = 120.0
 _PERSIST_SECONDS = 60.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
 _AFTER_SECONDS = 3 * limits.STOP_GRACE_SECONDS + 45
-# Of: the run's directory, the two above it, the file of its unit.
-_FORGET = (
-    "i=0; while [ $i -lt 50 ] && [ -e {3} ]; do i=$((i+1)); sleep 0.1; done;"
-    " [ -e {0}/holds ] || grep -qsF ' '{0}/debugfs' ' /proc/self/mounts || rm -rf --one-file-system -- {0};"
-    " rmdir -- {1} {2} 2>/dev/null; true"
-)
 
 _Answer = t.TypeVar("_Answer")
 
 display = Display()
+
+
+def removal_command(directory: str, unit: str) -> str:
+    """Return the shell command that removes the directory of a run, and the two above it if they are empty.
+
+    First the unit has to be gone: systemd removes its file a moment after the result has been written. The directory
+    stays as in :func:`.collect.remove_run_directory`.
+
+    :param unit: the file of the unit.
+    """
+    base = os.path.dirname(directory)
+    run, above, top, file = map(shlex.quote, (directory, base, os.path.dirname(base), unit))
+    return (
+        f"i=0; while [ $i -lt 50 ] && [ -e {file} ]; do i=$((i+1)); sleep 0.1; done;"
+        f" [ -e {run}/holds ] || grep -qsF ' '{run}/debugfs' ' /proc/self/mounts || rm -rf --one-file-system -- {run};"
+        f" rmdir -- {above} {top} 2>/dev/null; true"
+    )
 
 
 class ActionModule(SourceAction):
@@ -194,14 +205,8 @@ class ActionModule(SourceAction):
         return _progress.save_output(path, run.pop("output", None), more, run, self._params["max_output_bytes"])
 
     def _forget(self, directory: str) -> None:
-        """Remove the run's directory now that its result is here; the next run does it otherwise.
-
-        First the unit has to be gone: systemd takes it away a moment after the result has been written. The directory
-        stays as in :func:`.collect.remove_run_directory`.
-        """
-        base = os.path.dirname(directory)
-        words = (directory, base, os.path.dirname(base), "/run/systemd/transient/" + unit_of(directory))
-        command = _FORGET.format(*map(shlex.quote, words))
+        """Remove the run's directory now that its result is here; the next run does it otherwise."""
+        command = removal_command(directory, "/run/systemd/transient/" + unit_of(directory))
         try:
             self._persist(lambda: self._low_level_execute_command(command, sudoable=True), _ANSWER_SECONDS)
         except AnsibleConnectionFailure as error:

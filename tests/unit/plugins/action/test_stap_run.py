@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pathlib
 import subprocess
-import types
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.action import stap_run
-
-DIRECTORY = "/run/tapvirt/stap/tapvirt_x_12345678-18eaa"
+from ansible_collections.tapvirt.host.tests.unit.support.actions import run_action
 
 
 class Clock:
@@ -31,36 +29,41 @@ class Clock:
         self.now += seconds
 
 
-def action(monkeypatch: pytest.MonkeyPatch, answer: t.Callable[[], t.Any]) -> tuple[t.Any, Clock]:
-    """Return an action whose host answers so whenever it is asked, each time a second later."""
+def collect(monkeypatch: pytest.MonkeyPatch, answer: t.Callable[[], t.Any]) -> tuple[dict[str, t.Any], Clock]:
+    """Run the action of a task; return its result, and the clock.
+
+    The host starts a run. Whenever it is asked for the result, a second later each time, it sends ``answer()``; its
+    progress file is damaged.
+    """
     clock = Clock()
-    made: t.Any = object.__new__(stap_run.ActionModule)
-    made._task = types.SimpleNamespace(timeout=99)
-    made._task_vars, made._params = {"inventory_hostname": "h"}, {"duration_seconds": 10, "output": None}
-
-    def ask(_stage: t.Any) -> t.Any:
-        clock.now += 1
-        return answer()
-
-    made._ask = ask
-    made._low_level_execute_command = lambda *_words, **_options: {"stdout": "[" * 100_000}
     monkeypatch.setattr(stap_run, "time", clock)
-    return made, clock
+
+    def execute(_command: str, in_data: bytes | None) -> str:
+        if in_data is None:
+            return "[" * 100_000
+        if rb'"do": "start"' in in_data:
+            return json.dumps({"changed": False, "run": {"supervisor": "systemd"}})
+        clock.now += 1
+        return json.dumps(answer())
+
+    args = {"module": {"name": "tapvirt_x_12345678", "sha256": "0" * 64}, "duration_seconds": 10}
+    return run_action(stap_run.ActionModule, args, execute), clock
 
 
 @pytest.mark.parametrize("of_seconds", [5, 1e18, "x", None])
 def test_a_run_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch, of_seconds: t.Any) -> None:
     seconds = itertools.count()
     progress = {"state": "running", "of_seconds": of_seconds, "bytes": 0, "armed": 1, "sites": 1}
-    made, clock = action(monkeypatch, lambda: {"run": {"progress": {**progress, "elapsed_seconds": next(seconds)}}})
-    with pytest.raises(AnsibleActionFail, match="when it must have ended long ago. Its directory on the host is "):
-        made._collect(DIRECTORY)
+    result, clock = collect(monkeypatch, lambda: {"run": {"progress": {**progress, "elapsed_seconds": next(seconds)}}})
+    assert result["failed"] is True
+    assert "when it must have ended long ago. Its directory on the host is " in result["msg"]
     assert 60 < clock.now < 600
 
 
 def test_a_result_without_progress_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _clock = action(monkeypatch, lambda: {"failed": True, "msg": "x"})
-    assert made._collect(DIRECTORY) == {"failed": True, "msg": "x"}
+    result, clock = collect(monkeypatch, lambda: {"failed": True, "msg": "x"})
+    assert (result["failed"], result["msg"], "run" in result) == (True, "x", False)
+    assert clock.now < 20
 
 
 @pytest.mark.parametrize("kept", ["holds", "debugfs", ""])
@@ -73,7 +76,7 @@ def test_a_directory_stays_while_something_is_to_be_cleaned_up(tmp_path: pathlib
     if kept == "holds":
         (directory / "holds").touch()
     mount = f"mount -t tmpfs none {directory}/debugfs || exit 77;" if kept == "debugfs" else ""
-    command = stap_run._FORGET.format(directory, base, base.parent, tmp_path / "unit")
+    command = stap_run.removal_command(str(directory), str(tmp_path / "unit"))
     argv = ["unshare", "-m", "sh", "-c", mount + command] if mount else ["sh", "-c", command]
     done = subprocess.run(argv, capture_output=True, check=False)
     if done.returncode == 77 or b"unshare" in done.stderr:

@@ -9,18 +9,21 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.loader import lookup_loader
 from ansible_collections.tapvirt.host.plugins.action import stap_script
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.tests.unit.support.actions import run_action
 
 
-@pytest.fixture
-def action() -> stap_script.ActionModule:
-    """Return an action without a task, that looks for templates at absolute paths only."""
-    made = stap_script.ActionModule.__new__(stap_script.ActionModule)
-    made.__dict__.update(_find_needle=lambda _folder, path: path, _loader=None, _templar=None)
-    return made
+def refuse(args: dict[str, t.Any]) -> AnsibleActionFail:
+    """Return why the action refuses a task, before it runs anything on the host."""
+
+    def execute(command: str, _in_data: bytes | None) -> str:
+        raise AssertionError(command)
+
+    with pytest.raises(AnsibleActionFail) as caught:
+        run_action(stap_script.ActionModule, args, execute)
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -34,23 +37,18 @@ def action() -> stap_script.ActionModule:
     ],
 )
 def test_options_of_another_type_are_refused(args: dict[str, t.Any], message: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        stap_script._check_types(args)
-    assert caught.value.message == message
+    assert refuse(args).message == message
 
 
-def test_a_template_that_is_not_utf8_is_refused_with_its_line(
-    action: stap_script.ActionModule, tmp_path: pathlib.Path
-) -> None:
+def test_a_template_that_is_not_utf8_is_refused_with_its_line(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "latin.stp"
     path.write_bytes(b"probe begin {\n  exit() # f\xfcr\n}\n")
-    with pytest.raises(InvalidInput) as caught:
-        action._render(str(path), {}, {})
-    assert caught.value.message == f"Invalid value '{path}' for src, line 2: The template is not UTF-8."
+    message = f"Invalid value '{path}' for src, line 2: The template is not UTF-8."
+    assert refuse({"src": str(path)}).message == message
 
 
 def test_the_cause_of_a_failed_template_is_printed_once(
-    action: stap_script.ActionModule, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lookup:
         def run(self, *_terms: object, **_options: object) -> list[str]:
@@ -59,8 +57,8 @@ def test_the_cause_of_a_failed_template_is_printed_once(
     monkeypatch.setattr(lookup_loader, "get", lambda *_names, **_options: Lookup())
     path = tmp_path / "x.stp"
     path.write_text("{{ x }}", encoding="ascii")
-    with pytest.raises(InvalidInput) as caught:
-        action._render(str(path), {}, {})
+    refusal = refuse({"src": str(path)})
     # Ansible adds the message of the cause to that of a failed action.
-    assert caught.value.__cause__ is None
-    assert caught.value.problem == "The template cannot be rendered: 'x' is undefined."
+    assert refusal.__cause__ is None
+    assert refusal.result["error"]["problem"] == "The template cannot be rendered: 'x' is undefined."
+    assert refusal.message.count("'x' is undefined") == 1

@@ -9,29 +9,51 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.action import stap_service
+from ansible_collections.tapvirt.host.tests.unit.support.actions import run_action
 
 BUILD = {"name": "x", "kernel": "6.1", "sha256": "a" * 64, "key": "b" * 64, "globals": {}, "probes": []}
 LATER = {**BUILD, "kernel": "6.2", "sha256": "c" * 64}
 
 
-def task(services: list[t.Any]) -> stap_service.ActionModule:
-    """Return the action of a task, without a connection."""
-    action = stap_service.ActionModule.__new__(stap_service.ActionModule)
-    action._task = type("Task", (), {"args": {"services": services}, "action": "tapvirt.host.stap_service"})()
-    # The class has the name of the file that Ansible loads it from.
-    action.__dict__["_module"] = lambda: "ansible_collections.tapvirt.host.plugins.modules.stap_service"
-    return action
+class TracedHost:
+    """A host; ``has`` is what its sha256sum prints. It keeps the commands that it gets, and its module's options."""
+
+    def __init__(self, *has: str) -> None:
+        self.has = has
+        self.commands: list[str] = []
+        self.options: dict[str, t.Any] = {}
+
+    def execute(self, command: str, _in_data: bytes | None) -> str:
+        self.commands.append(command)
+        return "\n".join(self.has) if "sha256sum" in command else "x=/tmp/x"
+
+    def run_module(self, options: dict[str, t.Any]) -> dict[str, t.Any]:
+        self.options = options
+        return {"changed": False}
+
+    def run(self, services: list[t.Any]) -> None:
+        run_action(stap_service.ActionModule, {"services": services}, self.execute, self.run_module)
 
 
-def test_each_module_has_a_path_and_an_option() -> None:
+def test_each_module_has_a_path_and_an_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache lacks the modules; the host has none, the first, or both."""
+    monkeypatch.setattr(stap_service, "cache_path", lambda sha256: str(tmp_path / sha256))
     services = [{"name": "gone", "state": "absent"}, {"name": "a", "modules": [BUILD, LATER]}]
-    assert task(services)._wanted() == {
-        "/var/lib/tapvirt/services/a/modules/6.1/x.ko": ("x", "a" * 64, "services[1].modules[0]"),
-        "/var/lib/tapvirt/services/a/modules/6.2/x.ko": ("x", "c" * 64, "services[1].modules[1]"),
-    }
+    paths = [f"/var/lib/tapvirt/services/a/modules/{release}/x.ko" for release in ("6.1", "6.2")]
+    rows = [f"{build['sha256']}  {path}" for build, path in zip((BUILD, LATER), paths, strict=True)]
+    for count in (0, 1):
+        host = TracedHost(*rows[:count])
+        with pytest.raises(AnsibleActionFail) as caught:
+            host.run(services)
+        assert f"sha256sum {' '.join(paths)}" in host.commands[0]
+        option = f"services[1].modules[{count}]"
+        assert caught.value.message.startswith(f"Invalid value 'x' for {option}: The controller's cache does not")
+        assert caught.value.result["error"]["option"] == option
+    host = TracedHost(*rows)
+    host.run(services)
+    assert host.options == {"services": services, "_shipped": {}}
 
 
 @pytest.mark.parametrize(
@@ -50,16 +72,7 @@ def test_each_module_has_a_path_and_an_option() -> None:
 )
 def test_what_the_module_refuses_is_left_to_it(service: t.Any) -> None:
     """Check mode and a run have the same message then, and the host's shell gets no such path."""
-    assert task([service])._wanted() == {}
-
-
-def test_a_module_that_the_cache_lacks_is_named_by_its_option(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants.config, "get_config_value", lambda _name: str(tmp_path))
-    action = task([{"name": "a", "modules": [BUILD]}])
-    action.__dict__["_make_tmp_path"] = lambda: "/tmp/x"
-    with pytest.raises(AnsibleActionFail) as caught:
-        action._ship(list(action._wanted().values()))
-    assert caught.value.message.startswith("Invalid value 'x' for services[0].modules[0]: The controller's cache does")
-    assert caught.value.result["error"]["option"] == "services[0].modules[0]"
+    host = TracedHost()
+    host.run([service])
+    assert host.options == {"services": [service], "_shipped": {}}
+    assert host.commands == []
