@@ -31,16 +31,23 @@ _MOST_DOMAINS = 10000
 _GRACE_SECONDS = 10
 
 
-def ask_all(uris: t.Sequence[str], timeout_seconds: int, parallel: int) -> tuple[list[dict[str, t.Any]], list[str]]:
+def ask_all(
+    uris: t.Sequence[str], timeout_seconds: int, parallel: int, grace_seconds: float = _GRACE_SECONDS
+) -> tuple[list[dict[str, t.Any]], list[str]]:
     """Return the rows of all domains, in the order of the URIs, and a sentence for each URI that gave none.
 
     A row is one of :ansplugin:`tapvirt.host.libvirt_domain_info#module`, with ``uri`` and ``hypervisor``.
+
+    :param timeout_seconds: the deadline of each connection.
+    :param parallel: how many hosts are asked at the same time.
+    :param grace_seconds: how much longer than its connection a process may take.
     """
     rows: list[dict[str, t.Any]] = []
     errors: list[str] = []
     argv, env = _command()
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, parallel)) as pool:
-        for uri, answer in zip(uris, pool.map(lambda one: _ask(argv, env, one, timeout_seconds), uris), strict=True):
+        answers = pool.map(lambda one: _ask(argv, env, one, timeout_seconds, grace_seconds), uris)
+        for uri, answer in zip(uris, answers, strict=True):
             if "domains" in answer:
                 where = {"uri": shown_uri(uri), "hypervisor": urlsplit(uri).hostname or "localhost"}
                 rows += [{**row, **where} for row in answer["domains"]]
@@ -66,7 +73,9 @@ def _has_binding(python: str) -> bool:
         return False
 
 
-def _ask(argv: list[str], env: dict[str, str], uri: str, timeout_seconds: int) -> dict[str, t.Any]:
+def _ask(
+    argv: list[str], env: dict[str, str], uri: str, timeout_seconds: int, grace_seconds: float
+) -> dict[str, t.Any]:
     """Return a module's result for one URI; a process that gives none has failed."""
     options = {"uri": uri, "connect_timeout_seconds": timeout_seconds, "limit": _MOST_DOMAINS}
     pipe = subprocess.PIPE
@@ -75,7 +84,7 @@ def _ask(argv: list[str], env: dict[str, str], uri: str, timeout_seconds: int) -
     with process:
         try:
             text = json.dumps({"ANSIBLE_MODULE_ARGS": options})
-            stdout, stderr = process.communicate(text, timeout_seconds + _GRACE_SECONDS)
+            stdout, stderr = process.communicate(text, timeout_seconds + grace_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             return {"failed": True, "msg": f"no answer within {timeout_seconds} s."}

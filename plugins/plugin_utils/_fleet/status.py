@@ -29,7 +29,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _width(character: str) -> int:
+def char_width(character: str) -> int:
     """Return how many columns of a terminal a printable character takes."""
     if unicodedata.combining(character):
         return 0
@@ -39,11 +39,11 @@ def _width(character: str) -> int:
 def cut(text: str, width: int) -> str:
     """Return a text in at most so many columns, with ``?`` for what cannot be printed, and ``..`` where it was cut."""
     shown = "".join(character if character.isprintable() else "?" for character in text[: 2 * max(width, 0) + 2])
-    if len(shown) == len(text) and sum(map(_width, shown)) <= width:
+    if len(shown) == len(text) and sum(map(char_width, shown)) <= width:
         return shown
     kept, left = "", width - 2
     for character in shown:
-        left -= _width(character)
+        left -= char_width(character)
         if left < 0:
             break
         kept += character
@@ -120,9 +120,9 @@ class Status:
             if self._tasks.get(own, task) is not task:
                 words.insert(1, f"({cut(self._tasks[own].name, _NAME_WIDTH)})")
             told = f" ({self._told[host]})" if host in self._told else ""
-            room = width - sum(map(_width, text + before))
+            room = width - sum(map(char_width, text + before))
             name = next(
-                (name for name in (" ".join(words) + told, " ".join(words)) if sum(map(_width, name)) <= room), ""
+                (name for name in (" ".join(words) + told, " ".join(words)) if sum(map(char_width, name)) <= room), ""
             )
             if shown == _NAMED_HOSTS or not name:
                 break

@@ -37,7 +37,8 @@ ANSIBLES = frozenset(
 _DIFF = {"before": TEXT, "after": TEXT}
 _MOST_WARNINGS = 20
 _WARNING_CHARS = 500
-_KINDS: dict[str, Kind] = {
+#: The kind of a value, by the type that RETURN documents.
+KINDS: dict[str, Kind] = {
     "dict": Kind("a dictionary", lambda value: isinstance(value, t.Mapping)),
     "list": Kind("a list", lambda value: isinstance(value, list)),
     "str": TEXT,
@@ -57,8 +58,8 @@ def documented(module: str) -> dict[str, t.Any]:
     found: dict[str, t.Any] = {}
     for key, text in _KEY.findall(importlib.import_module(module).RETURN.lstrip("\n")):
         named = _TYPE.search(text)
-        kind = _KINDS[named[1]] if named else ANY
-        facts = dict.fromkeys(_CONTAINED.findall(text), _KINDS["dict"])
+        kind = KINDS[named[1]] if named else ANY
+        facts = dict.fromkeys(_CONTAINED.findall(text), KINDS["dict"])
         found[key] = facts if key == "ansible_facts" else kind
     return {**found, "diff": _DIFF} if "plan" in found else found
 

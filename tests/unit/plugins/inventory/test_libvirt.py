@@ -151,16 +151,13 @@ def test_another_python_is_asked_where_ansible_s_own_has_no_binding(
     assert "No Python of this host can import 'libvirt'" in message
 
 
-def test_who_asks_ends_in_time_with_all_that_it_started(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_asks_ends_in_time_with_all_that_it_started(tmp_path: pathlib.Path) -> None:
     pids, command = tmp_path / "pids", tmp_path / "ssh"
     command.write_text(f"#!/bin/sh\nps -o sid= -p $$ > {pids}; echo $$ >> {pids}; exec sleep 600\n")
     command.chmod(0o755)
-    monkeypatch.setattr(domains, "_GRACE_SECONDS", 0)
     # The module would keep the deadline; it is stopped before it can.
     uri = f"qemu+ssh://nobody.invalid/system?command={command}"
-    rows, (message,) = domains.ask_all([uri], 3, 1)
+    rows, (message,) = domains.ask_all([uri], 3, 1, grace_seconds=0)
     assert (rows, message) == ([], f"{uri}: no answer within 3 s.")
     session, pid = pids.read_text(encoding="ascii").split()
     assert int(session) != os.getsid(0)

@@ -49,7 +49,7 @@ def test_the_keys_and_types_are_those_of_the_documentation(module: str) -> None:
         if key == "ansible_facts":
             assert set(found[key]) == set(row["contains"])
         else:
-            assert found[key] is module_result._KINDS[row["type"]], key
+            assert found[key] is module_result.KINDS[row["type"]], key
 
 
 @pytest.mark.parametrize("module", WITH_ACTION)

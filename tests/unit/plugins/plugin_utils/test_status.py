@@ -11,8 +11,14 @@ import typing as t
 
 import pyte
 import pytest
-from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import status as _status
-from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.status import Channel, LastLine, Status, clock, cut
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.status import (
+    Channel,
+    LastLine,
+    Status,
+    char_width,
+    clock,
+    cut,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +96,7 @@ def test_a_line_is_never_wider_than_it_may_be_nor_has_control_characters(
         status.begin_host(name, "t", 0.0)
         status.tell(name, output)
     text = status.line(width, 5.0)
-    assert sum(map(_status._width, text)) <= width
+    assert sum(map(char_width, text)) <= width
     assert text.isprintable()
 
 
