@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
-from ansible.module_utils import basic
-from ansible_collections.tapvirt.host.plugins.module_utils._core import command, errors, module, plan, write
+from ansible_collections.tapvirt.host.plugins.module_utils._core import command, errors, plan, write
 from ansible_collections.tapvirt.host.plugins.module_utils._core.journal import Journal
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 
@@ -156,25 +157,29 @@ def test_several_failed_items_have_the_row_of_the_first():
     assert error.row() == first.row()
 
 
-def _refusals(options: dict[str, object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+MODULE = """
+from ansible_collections.tapvirt.host.plugins.module_utils._core import module
+module.run_module({"number": {"type": "int"}, "texts": {"type": "list"}}, lambda _module: {})
+"""
+
+
+def refused_result(options: dict[str, object]):
     """Return the result of a module that takes a number and texts."""
-    given = json.dumps({"ANSIBLE_MODULE_ARGS": options}).encode()
-    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", given)
-    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
-    with pytest.raises(SystemExit):
-        module.run_module({"number": {"type": "int"}, "texts": {"type": "list"}}, lambda _module: {})
-    return json.loads(capsys.readouterr().out)
+    given = json.dumps({"ANSIBLE_MODULE_ARGS": options})
+    done = subprocess.run([sys.executable, "-c", MODULE], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("options", [{"number": "x"}, {"unknown": 1}])
-def test_what_ansible_refuses_has_an_error(options, monkeypatch, capsys):
-    result = _refusals(options, monkeypatch, capsys)
+def test_what_ansible_refuses_has_an_error(options):
+    result = refused_result(options)
     assert result["failed"]
     assert result["error"] == errors.TapvirtError(result["msg"]).row()
 
 
-def test_a_nul_byte_is_refused_in_one_sentence(monkeypatch, capsys):
-    result = _refusals({"texts": ["a", {"b": "x\0"}]}, monkeypatch, capsys)
+def test_a_nul_byte_is_refused_in_one_sentence():
+    result = refused_result({"texts": ["a", {"b": "x\0"}]})
     assert result["msg"] == r"Invalid value 'x\x00' for texts[1].b: A text cannot contain a NUL byte."
     assert result["error"]["option"] == "texts[1].b"
 
