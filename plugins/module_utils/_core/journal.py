@@ -60,13 +60,9 @@ class Journal:
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
-            raise TapvirtError(
-                f"The journal {self._path} is damaged ({error}). Move it away to go on.", path=self._path
-            ) from error
+            raise TapvirtError(f"The journal {self._path} is damaged ({error}). Move it away to go on.") from error
         if not isinstance(value, dict):
-            raise TapvirtError(
-                f"The journal {self._path} does not hold a JSON object. Move it away to go on.", path=self._path
-            )
+            raise TapvirtError(f"The journal {self._path} does not hold a JSON object. Move it away to go on.")
         return value
 
     def write(self, value: t.Mapping[str, t.Any]) -> None:

@@ -133,7 +133,7 @@ class Applier:
         if texts:
             undone = "Not everything could be put back: " + "; ".join(texts)
         reason = error.message if isinstance(error, TapvirtError) else _reason_of(error)
-        fields = dict(error.fields) if isinstance(error, TapvirtError) else {"errno": getattr(error, "errno", None)}
+        fields = dict(error.fields) if isinstance(error, TapvirtError) else {}
         fields.update(
             not_restored=texts,
             changed=bool(texts),
@@ -231,7 +231,7 @@ class Applier:
         except OSError as error:
             lockdown = self._root.read_text_or("sys/kernel/security/lockdown")
             reason = f"The kernel refused {write.text!r} for {write.what}: {explain_errno(error, item, lockdown)}."
-            raise TapvirtError(reason, value=write.text, errno=error.errno) from error
+            raise TapvirtError(reason) from error
         self._check_taint(f"Setting {write.what}", before, write.allow_taint)
         if write.read_back in ("trigger", "opaque"):
             return {}
