@@ -167,6 +167,8 @@ def _plain(value: t.Any, levels: int = _SHOWN_LEVELS) -> t.Any:
     """Return a value that every reader of JSON takes: without infinite, huge and deep parts, and without secrets."""
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return mask_secrets(value)
     if isinstance(value, int):

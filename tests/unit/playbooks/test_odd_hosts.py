@@ -109,7 +109,7 @@ def test_a_host_does_not_choose_a_file_of_the_controller(tmp_path: pathlib.Path)
     done = stubs.run("report", hosts_with("result", h1=lie))
     assert not chosen.exists()
     output = " ".join((done.stdout + done.stderr).split())
-    message = "the value is a fact of this name that the host returned; a host must not choose a file of the controller"
+    message = "The value is a fact of this name that the host returned; a host must not choose a file of the controller"
     assert message in output
     done = stubs.run("report", hosts_with("result", h1=lie), report_dest=str(chosen))
     assert done.returncode == 0 and chosen.exists(), "the user's own choice may be that of the fact"

@@ -59,5 +59,5 @@ def test_an_empty_or_failed_run_draws_nothing():
 
 
 def test_a_wrong_input_is_named():
-    with pytest.raises(AnsibleFilterError, match="not a dictionary"):
+    with pytest.raises(AnsibleFilterError, match="The runs are a dictionary"):
         FilterModule().filters()["histogram_plots"](["a"])
