@@ -37,8 +37,8 @@ DEFAULTS = {
     "allow_taint": False,
 }
 IN_MODIFY = 2
-TRUE = ["Y", "y", "1", "yes", "on", "1 ", "10"]
-FALSE = ["N", "n", "0", "no", "off", "0x1"]
+TRUE = ["Y", "y", "1", "yes", "on", "true", "t"]
+FALSE = ["N", "n", "0", "no", "off", "False"]
 
 
 def file_of(label: str) -> str:
