@@ -18,8 +18,8 @@ _FEW_NAMES = 2000
 _SHOWN_CHARS = 200
 _SHOWN_LEVELS = 8
 _LARGEST = 1 << 128
-#: The password of a URI. It goes up to the last "@", whatever it has that should have been escaped; a port with a path
-#: is none.
+#: The password of a URI. It ends at the last "@", even if it contains characters that should have been escaped. A port
+#: that a path follows is not a password.
 URI_PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
 _URI_START = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 # The same in a sentence, where a space ends the URI; and the key of a volume of Ceph (rbd:POOL/IMAGE:key=KEY).
