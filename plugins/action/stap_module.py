@@ -14,9 +14,8 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_act
 
 
 class ActionModule(ModuleAction):
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = super().run(tmp, task_vars)
-        result.update(self._run_module(task_vars or {}))
+    def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        result = self._run_module(task_vars)
         built = result.get("module")
         if built and not result.get("failed"):
             try:

@@ -193,15 +193,15 @@ class ActionModule(SourceAction):
     def _fetch(self, name: str, directory: str, run: dict[str, t.Any]) -> dict[str, t.Any]:
         """Put what the run printed into the folder that the task names."""
         host = str(self._task_vars.get("inventory_hostname", ""))
+        path = _progress.output_path(self._output_directory(), host, name)
 
         def more(offset: int) -> t.Any:
             stage = {"do": "collect", "directory": directory, "wait": 0, "output": True, "offset": offset}
             answer = self._ask(stage)
             if answer.get("failed"):
-                raise AnsibleActionFail(f"output: {answer.get('msg')}")
+                raise _progress.not_saved(path, str(answer.get("msg")))
             return (answer.get("run") or {}).get("output")
 
-        path = os.path.join(self._output_directory(), _progress.file_name(host, name))
         return _progress.save_output(path, run.pop("output", None), more, run, self._params["max_output_bytes"])
 
     def _forget(self, directory: str) -> None:

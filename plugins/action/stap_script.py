@@ -16,19 +16,17 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._transport.module_act
 
 
 class ActionModule(ModuleAction):
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = super().run(tmp, task_vars)
+    def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         args = dict(self._task.args)
         try:
             _check_types(args)
-            args["_content"] = text = self._render(args["src"], args.get("variables") or {}, task_vars or {})
+            args["_content"] = text = self._render(args["src"], args.get("variables") or {}, task_vars)
             if "\0" in text:
                 line = text.count("\n", 0, text.index("\0")) + 1
                 raise InvalidInput("src", args["src"], "The rendered script contains a NUL byte.", line=line)
         except InvalidInput as error:
             raise refused(error) from None
-        result.update(self._run_module(task_vars or {}, module_args=args))
-        return result
+        return self._run_module(task_vars, module_args=args)
 
     def _check_file(self, src: str) -> None:
         """Check that a template can be read.

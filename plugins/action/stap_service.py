@@ -32,14 +32,13 @@ class File(t.NamedTuple):
 
 
 class ActionModule(ModuleAction):
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = super().run(tmp, task_vars)
+    def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         args = dict(self._task.args)
         # In check mode the module only has to know that they are not there.
         if not self._task.check_mode:
             args["_shipped"] = self._ship(self._missing(self._wanted()))
         try:
-            result.update(self._run_module(task_vars or {}, module_args=args))
+            result = self._run_module(task_vars, module_args=args)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         # The modules' descriptions came from the task; a copy of them in every result helps nobody.

@@ -82,5 +82,4 @@ def file_name(value: t.Any, suffix: str = "") -> str:
     try:
         return encoded(value, suffix)
     except NameTooLong as error:
-        text = str(error)
-        raise TapvirtError(text[:1].upper() + text[1:]) from None
+        raise TapvirtError(str(error)) from None

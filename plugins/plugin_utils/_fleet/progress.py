@@ -22,7 +22,7 @@ import zlib
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
-from ...module_utils._core.errors import InvalidInput
+from ...module_utils._core.errors import InvalidInput, TapvirtError, as_sentence
 from ...module_utils._core.write import check_target, make_directories
 from ...module_utils._systemtap.trace.collect import CHUNK_BYTES
 from .._transport.edge import NUMBER, TEXT, WHOLE, Need, Odd, parse
@@ -122,7 +122,7 @@ def unreachable_message(directory: str, seconds: float) -> str:
     return (
         f"The host has not answered until {seconds:.0f} s after the start of the run, which ends by itself on the "
         "host. "
-        f"What it was is kept there in {directory}, and the next run on the host tells it as found."
+        f"Its result is kept there in {directory}, and the next run on the host returns it in previous_leftovers."
     )
 
 
@@ -170,19 +170,20 @@ def encoded(name: str, suffix: str = "") -> str:
         for place, byte in enumerate(name.encode("utf-8", "surrogatepass"))
     )
     if len(safe + suffix) > _NAME_BYTES:
-        raise NameTooLong(f"the name {safe[:80]}... of the file is too long.")
+        raise NameTooLong(f"The name {safe[:80]}... of the file is too long.")
     return safe + suffix
 
 
-def file_name(host: str, module: str) -> str:
-    """Return the name of the file for a host's output.
+def output_path(directory: str, host: str, module: str) -> str:
+    """Return the path of the file for a host's output, in the directory of the option ``output``.
 
-    :raises AnsibleActionFail: it is too long.
+    :raises AnsibleActionFail: the name of the file is too long.
     """
     try:
-        return encoded(host, f".{module}.txt")
+        return os.path.join(directory, encoded(host, f".{module}.txt"))
     except NameTooLong as error:
-        raise refused(InvalidInput("output", host, str(error))) from None
+        hint = "Give the host a shorter name in the inventory."
+        raise refused(InvalidInput("output", directory, str(error), hint)) from None
 
 
 def check_directory(path: str) -> None:
@@ -194,6 +195,13 @@ def check_directory(path: str) -> None:
         check_target("output", path, directory=True)
     except InvalidInput as error:
         raise refused(error) from None
+
+
+def not_saved(path: str, reason: str) -> AnsibleActionFail:
+    """Return the failure of a run whose output cannot be saved in the file at ``path``; names the option ``output``."""
+    message = as_sentence(f"The output of the run cannot be saved in {path}: {reason}")
+    row = {**TapvirtError(message).row(), "option": "output", "value": os.path.dirname(path)}
+    return AnsibleActionFail(message, result={"error": row})
 
 
 def save_output(
@@ -212,9 +220,9 @@ def save_output(
     try:
         first, run = parse(first, _CHUNK), parse(run, _PRINTED)
     except Odd as error:
-        raise AnsibleActionFail(f"output: what the host sent of it cannot be read: {error}.") from None
+        raise not_saved(path, f"what the host sent cannot be read: {error}") from None
     if not 0 <= first["bytes"] <= limit_bytes:
-        raise AnsibleActionFail(f"output: the host has {first['bytes']} bytes, more than it was to keep.")
+        raise not_saved(path, f"the host has {first['bytes']} bytes, and max_output_bytes is {limit_bytes}")
     truncated = run["bytes"] > first["bytes"]
     digest = hashlib.sha256()
     try:
@@ -226,18 +234,18 @@ def save_output(
                 os.fchmod(stream.fileno(), 0o644)
             expected = first["sha256"] if truncated or run.get("sha256") is None else run["sha256"]
             if digest.hexdigest() != expected:
-                raise AnsibleActionFail(
-                    f"output: what arrived has another sha256 ({digest.hexdigest()}) than what the run printed "
-                    f"({expected})."
+                reason = (
+                    f"what arrived has another sha256 ({digest.hexdigest()}) than what the run printed ({expected})"
                 )
+                raise not_saved(path, reason)
             os.replace(temporary, path)
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
     except OSError as error:
-        raise AnsibleActionFail(f"output: {path} cannot be written: {error.strerror}.") from None
+        raise not_saved(path, f"the file cannot be written: {error.strerror}") from None
     except (ValueError, zlib.error) as error:
-        raise AnsibleActionFail(f"output: what the host sent of it cannot be read: {str(error)[:200]}.") from None
+        raise not_saved(path, f"what the host sent cannot be read: {str(error)[:200]}") from None
     return {"path": path, "bytes": first["bytes"], "sha256": digest.hexdigest(), "truncated": truncated}
 
 

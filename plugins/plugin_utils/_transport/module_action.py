@@ -30,7 +30,23 @@ def refused(error: InvalidInput) -> AnsibleActionFail:
 
 
 class ModuleAction(ActionBase):
-    """Runs the module of the plugin's own name."""
+    """Runs the module of the plugin's own name; a failure of the controller has an ``error`` like one of the module."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = super().run(tmp, task_vars)
+        try:
+            result.update(self._run_task(task_vars or {}))
+        except AnsibleActionFail as error:
+            row = error.result.get("error") or TapvirtError(error.message).row()
+            result.update(failed=True, msg=error.message, error=row)
+        return result
+
+    def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Return the result of the task.
+
+        :raises AnsibleActionFail: the task failed on the controller.
+        """
+        raise NotImplementedError
 
     def _module(self) -> str:
         """Return the full name of the module."""

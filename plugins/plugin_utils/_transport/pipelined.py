@@ -19,7 +19,7 @@ import typing as t
 
 from ansible.errors import AnsibleActionFail
 
-from ...module_utils._core.errors import InvalidInput, TapvirtError
+from ...module_utils._core.errors import InvalidInput
 from .edge import Odd
 from .module_action import COLLECTION, ModuleAction, refused
 from .module_result import keep_documented, parse_json
@@ -71,15 +71,6 @@ class SourceAction(ModuleAction):
     """Runs the module of the plugin's own name, as O(transport) says."""
 
     _supports_async = True
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = super().run(tmp, task_vars)
-        try:
-            result.update(self._run_task(task_vars or {}))
-        except AnsibleActionFail as error:
-            row = error.result.get("error") or TapvirtError(error.message).row()
-            result.update(failed=True, msg=error.message, error=row)
-        return result
 
     def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         params = self._checked_options(self._module())

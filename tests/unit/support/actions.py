@@ -30,7 +30,6 @@ def run_action(
     The connection has pipelining, so a module's sources come as the input of a command.
 
     :param run_module: what stands for a module that Ansible runs.
-    :raises AnsibleActionFail: the action failed.
     """
 
     def execute_module(_self: ActionBase, module_args: dict[str, t.Any], **_options: t.Any) -> Result:

@@ -111,7 +111,7 @@ def _damaged(directory: str, error: Exception) -> TapvirtError:
 def _gone(directory: str) -> TapvirtError:
     return TapvirtError(
         f"The directory of the run no longer exists: {directory}. The host was rebooted, or another run on it "
-        "collected the result and returned it in found."
+        "collected the result and returned it in previous_leftovers."
     )
 
 

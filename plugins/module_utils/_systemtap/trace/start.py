@@ -85,8 +85,8 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     """Start a run; return what is kept on the host as a plan, and what there is to tell.
 
     That is ``ship`` when the host lacks the module, else what to put into the run's result once
-    :func:`.collect.collect` has it, ``supervisor`` and ``found``. A controller that lost the answer asks again with the
-    same ``_stage.run``, and gets it once more: the run is not started twice.
+    :func:`.collect.collect` has it, ``supervisor`` and ``previous_leftovers``. A controller that lost the answer
+    asks again with the same ``_stage.run``, and gets it once more: the run is not started twice.
 
     :raises InvalidInput: an option is not acceptable.
     :raises Refused: the host or the module forbids the run.

@@ -31,6 +31,7 @@ SENT: dict[str, t.Any] = {
 # What is left of it by Ansible's own transport, beside what Ansible itself may have put there.
 ANSIBLES = {"invocation", "deprecations", "exception", "failed", "discovered_interpreter_python"}
 ODD = {"changed": False, "ansible_facts": {"tapvirt_kernel": 5}}
+ODD_TRACE = {"changed": False, "module": 5, "services": 5}
 TASKS: dict[str, dict[str, t.Any]] = {
     "by_source": {"tapvirt.host.kernel_facts": {"transport": "source"}},
     "by_module": {"tapvirt.host.kernel_facts": {"transport": "module"}},
@@ -39,6 +40,9 @@ TASKS: dict[str, dict[str, t.Any]] = {
     "of_run": {"tapvirt.host.stap_run": {"module": {"name": "x", "sha256": "0"}}, "check_mode": True},
     "odd_by_source": {"tapvirt.host.kernel_facts": {"transport": "source"}},
     "odd_by_module": {"tapvirt.host.kernel_facts": {"transport": "module"}},
+    "odd_trace_module": {"tapvirt.host.stap_module": {}},
+    "odd_trace_service": {"tapvirt.host.stap_service": {"services": []}},
+    "odd_trace_script": {"tapvirt.host.stap_script": {"src": 5}},
 }
 VARIABLES = {"uri": "{{ tapvirt_libvirt_uri | default(none) }}", "hosts": "{{ groups.all }}"}
 
@@ -47,12 +51,13 @@ VARIABLES = {"uri": "{{ tapvirt_libvirt_uri | default(none) }}", "hosts": "{{ gr
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, t.Any], str]:
     """Run all tasks on a host whose Python prints what it likes; return what they registered, and the output."""
     folder = tmp_path_factory.mktemp("hostile")
-    for name, sent in (("liar", SENT), ("odd", ODD)):
+    for name, sent in (("liar", SENT), ("odd_by", ODD), ("odd_trace", ODD_TRACE)):
         (folder / name).write_text(f"#!/bin/sh\nexec cat <<'END'\n{json.dumps(sent)}\nEND\n", encoding="ascii")
         (folder / name).chmod(0o755)
     tasks: list[dict[str, t.Any]] = []
     for name, task in TASKS.items():
-        python = folder / ("odd" if name.startswith("odd") else "liar")
+        kind = "_".join(name.split("_")[:2])
+        python = folder / (kind if kind.startswith("odd") else "liar")
         own = {"vars": {"ansible_python_interpreter": str(python)}, "register": name, "ignore_errors": True}
         tasks.append({**task, **own})
     known = {**VARIABLES, **{name: f"{{{{ {name} }}}}" for name in TASKS}}
@@ -97,3 +102,21 @@ def test_a_result_of_another_shape_fails_its_host_in_one_sentence(
     assert known[name]["failed"] is True
     assert "ansible_facts.tapvirt_kernel is 5, not a dictionary" in known[name]["msg"], known[name]
     assert "Traceback (most" not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "problem"),
+    [
+        ("odd_by_module", None, "The host returned something else than kernel_facts returns"),
+        ("odd_trace_module", None, "The host returned something else than stap_module returns: "),
+        ("odd_trace_service", None, "The host returned something else than stap_service returns: "),
+        ("odd_trace_script", "src", "The value is not the path of a template."),
+    ],
+)
+def test_a_failure_of_the_controller_has_an_error(
+    played: tuple[dict[str, t.Any], str], name: str, option: str | None, problem: str
+) -> None:
+    result = played[0][name]
+    assert result["failed"] is True
+    assert result["error"]["option"] == option
+    assert result["error"]["problem"].startswith(problem) and result["error"]["problem"] in result["msg"]

@@ -9,9 +9,8 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleActionFail
 from ansible_collections.tapvirt.host.plugins.action import stap_service
-from ansible_collections.tapvirt.host.tests.unit.support.actions import run_action
+from ansible_collections.tapvirt.host.tests.unit.support.actions import Result, run_action
 
 BUILD = {"name": "x", "kernel": "6.1", "sha256": "a" * 64, "key": "b" * 64, "globals": {}, "probes": []}
 LATER = {**BUILD, "kernel": "6.2", "sha256": "c" * 64}
@@ -33,8 +32,8 @@ class TracedHost:
         self.options = options
         return {"changed": False}
 
-    def run(self, services: list[t.Any]) -> None:
-        run_action(stap_service.ActionModule, {"services": services}, self.execute, self.run_module)
+    def run(self, services: list[t.Any]) -> Result:
+        return run_action(stap_service.ActionModule, {"services": services}, self.execute, self.run_module)
 
 
 def test_each_module_has_a_path_and_an_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,12 +44,13 @@ def test_each_module_has_a_path_and_an_option(tmp_path: pathlib.Path, monkeypatc
     rows = [f"{build['sha256']}  {path}" for build, path in zip((BUILD, LATER), paths, strict=True)]
     for count in (0, 1):
         host = TracedHost(*rows[:count])
-        with pytest.raises(AnsibleActionFail) as caught:
-            host.run(services)
+        result = host.run(services)
         assert f"sha256sum {' '.join(paths)}" in host.commands[0]
         option = f"services[1].modules[{count}]"
-        assert caught.value.message.startswith(f"Invalid value 'x' for {option}: The controller's cache does not")
-        assert caught.value.result["error"]["option"] == option
+        assert result["failed"] and result["msg"].startswith(
+            f"Invalid value 'x' for {option}: The controller's cache does not"
+        )
+        assert result["error"]["option"] == option
     host = TracedHost(*rows)
     host.run(services)
     assert host.options == {"services": services, "_shipped": {}}

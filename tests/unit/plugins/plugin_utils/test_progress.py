@@ -111,6 +111,11 @@ def test_a_cut_is_reported_once_and_its_end_as_well() -> None:
     ]
 
 
+def test_a_host_that_no_longer_answers_has_the_result_among_its_leftovers() -> None:
+    message = _progress.unreachable_message("/run/x", 70.0)
+    assert message.endswith(" kept there in /run/x, and the next run on the host returns it in previous_leftovers.")
+
+
 def test_what_does_not_return_is_broken_off() -> None:
     begun = time.monotonic()
     with pytest.raises(AnsibleConnectionFailure, match=r"no answer within 0\.2 s"), _progress.at_most(0.2, 0):
@@ -132,13 +137,17 @@ def test_what_does_not_return_is_broken_off() -> None:
     ],
 )
 def test_a_host_is_never_a_path(host: str, name: str) -> None:
-    assert _progress.file_name(host, "m") == name
+    assert _progress.output_path("/out", host, "m") == f"/out/{name}"
     assert pathlib.PurePosixPath("/out", name).parent == pathlib.PurePosixPath("/out")
 
 
 def test_a_name_that_is_too_long_is_refused() -> None:
-    with pytest.raises(AnsibleActionFail, match="too long"):
-        _progress.file_name("h" * 300, "m")
+    with pytest.raises(AnsibleActionFail) as caught:
+        _progress.output_path("/out", "h" * 300, "m")
+    assert caught.value.message == (
+        f"Invalid value '/out' for output: The name {'h' * 80}... of the file is too long. "
+        "Give the host a shorter name in the inventory."
+    )
 
 
 def chunk(data: bytes, whole: bytes) -> dict[str, t.Any]:
@@ -177,15 +186,22 @@ def test_what_was_cut_has_a_sha256_of_its_own(tmp_path: pathlib.Path) -> None:
     [
         (chunk(b"other", b"other"), {"bytes": 5, "sha256": "0" * 64}, 100, "another sha256"),
         (chunk(b"half", b"half and half"), {"bytes": 13, "sha256": None}, 100, "another sha256"),
-        (chunk(b"long", b"long" * 100), {"bytes": 400, "sha256": None}, 100, "more than it was to keep"),
+        (
+            chunk(b"long", b"long" * 100),
+            {"bytes": 400, "sha256": None},
+            100,
+            "the host has 400 bytes, and max_output_bytes is 100",
+        ),
     ],
 )
 def test_what_is_not_what_it_should_be_is_not_kept(
     tmp_path: pathlib.Path, first: dict[str, t.Any], run: dict[str, t.Any], limit: int, message: str
 ) -> None:
     (tmp_path / "x").write_bytes(b"before")
-    with pytest.raises(AnsibleActionFail, match=message):
+    with pytest.raises(AnsibleActionFail, match=message) as caught:
         save_output(tmp_path / "x", [first, chunk(b"", b"")], run, limit)
+    error = caught.value.result["error"]
+    assert (error["option"], error["value"], error["problem"]) == ("output", str(tmp_path), caught.value.message)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"before"
 
@@ -204,7 +220,8 @@ def test_what_is_not_what_it_should_be_is_not_kept(
     ],
 )
 def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any, rest: t.Any, message: str) -> None:
-    with pytest.raises(AnsibleActionFail, match="output: .*") as caught:
+    saved = r"^The output of the run cannot be saved in /.*/x: what the host sent cannot be read: .*[^.]\.$"
+    with pytest.raises(AnsibleActionFail, match=saved) as caught:
         _progress.save_output(str(tmp_path / "x"), first, lambda _offset: rest, {"bytes": 2, "sha256": None}, 100)
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -212,5 +229,5 @@ def test_a_chunk_of_another_shape_is_named(tmp_path: pathlib.Path, first: t.Any,
 
 def test_a_directory_that_is_a_file_is_reported(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AnsibleActionFail, match="cannot be written"):
+    with pytest.raises(AnsibleActionFail, match=r"/file/x: the file cannot be written: Not a directory\.$"):
         save_output(tmp_path / "file" / "x", [chunk(b"", b"")], {"bytes": 0, "sha256": None})

@@ -117,7 +117,9 @@ def test_a_controller_names_a_run_and_no_place(run_id: str) -> None:
 
 def test_a_run_that_left_nothing_is_reported() -> None:
     with pytest.raises(
-        TapvirtError, match="The directory of the run no longer exists: .*The host was rebooted, or another run"
+        TapvirtError,
+        match="The directory of the run no longer exists: .*The host was rebooted, or another run on it collected the "
+        "result and returned it in previous_leftovers[.]$",
     ):
         collect.collect(f"/run/tapvirt/stap/{NAME}-ffffffffffffffff", 0, with_output=False, offset=0)
 
