@@ -196,8 +196,8 @@ params:
     verdict:
       description:
         - V(changed), V(unchanged), V(adjusted), V(pending) or V(restored).
-        - In a task that failed, V(failed) for a parameter that made it fail, V(restored) for one that was changed and
-          is as before, V(not_restored) for one that is not, and V(unchanged).
+        - In a task that failed, V(failed) for a parameter that made it fail, V(rolled_back) for one that was changed
+          and is as before, V(not_rolled_back) for one that is not, and V(unchanged).
       returned: always
       type: str
       sample: changed
@@ -212,7 +212,7 @@ plan:
   type: list
   elements: dict
   sample: [{"what": "kvm.halt_poll_ns", "before": 200000, "after": 400000, "how": "sysfs", "why": "..."}]
-not_restored:
+not_rolled_back:
   description: What a task that failed had changed and could not put back, with the reason.
   returned: when a step failed after something was changed
   type: list

@@ -80,10 +80,10 @@ class Applier:
             self._carry_out(steps, observed)
         except (OSError, TapvirtError) as error:
             failed = self._done[-1]
+            keys: t.Collection[Key] = failed.keys
             if isinstance(failed, Persist):
                 keys = [step.key for step in steps if isinstance(step, Persist)]
-                raise self._undone(error, OWN_FILE, keys) from error
-            raise self._undone(error, failed.what, failed.keys) from error
+            raise self._undone(error, keys) from error
         self._touched = {label for step in steps for label in _labels(step)}
         if self._adjusted:
             # Verifying has to know it; all else stays under way until then.
@@ -114,10 +114,13 @@ class Applier:
         left = error.fields.get("not_effective", []) if isinstance(error, TapvirtError) else []
         names = {row["what"] for row in left}
         keys = [key for step in self._done if step.what in names for key in step.keys]
-        return self._undone(error, ", ".join(sorted(names)), keys)
+        return self._undone(error, keys)
 
-    def _undone(self, error: Exception, failed: str, keys: t.Collection[Key]) -> TapvirtError:
-        """Undo what was done; return one error that names the step, the cause and what became of each parameter."""
+    def _undone(self, error: Exception, keys: t.Collection[Key]) -> TapvirtError:
+        """Undo what was done; return one error that names the cause and what became of each parameter.
+
+        :param keys: the parameters that failed.
+        """
         observed = self._observed
         if observed is None:  # nothing was applied
             return error if isinstance(error, TapvirtError) else TapvirtError(str(error))
@@ -135,7 +138,7 @@ class Applier:
         reason = error.message if isinstance(error, TapvirtError) else _reason_of(error)
         fields = dict(error.fields) if isinstance(error, TapvirtError) else {}
         fields.update(
-            not_restored=texts,
+            not_rolled_back=texts,
             changed=bool(texts),
         )
         result = TapvirtError(f"{reason.rstrip('.')}. {undone}.", **fields)
@@ -216,7 +219,7 @@ class Applier:
         except OSError as error:
             if not self._done:
                 raise
-            raise self._undone(error, "the journal", ()) from error
+            raise self._undone(error, ()) from error
 
     def _write(self, write: Write, item: Item, observed: Observed) -> dict[str, dict[str, str]]:
         """Write one parameter and read it back; return what the kernel made of it if that is another number.

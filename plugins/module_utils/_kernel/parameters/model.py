@@ -212,8 +212,8 @@ def wanted_list(entries: t.Sequence[t.Mapping[str, t.Any]], state: str) -> list[
         for key, noun in (("module", "module"), ("name", "parameter")):
             if not _NAME_CHARS.issuperset(entry[key]) or entry[key][:1] in ("", ".", "-"):
                 problem = (
-                    f"The name of a {noun} consists of letters, digits, underscores and hyphens, and does not begin "
-                    "with a hyphen."
+                    f"The name of a {noun} consists of letters, digits, dots, underscores and hyphens, and does not "
+                    "begin with a dot or a hyphen."
                 )
                 raise InvalidInput(f"{path}.{key}", entry[key], problem)
         item = Wanted(

@@ -73,9 +73,9 @@ def failed_row(
     :param left: why that could not be undone, in words.
     """
     was, value = before.current, now.current
-    verdict = "restored" if is_done else "unchanged"
+    verdict = "rolled_back" if is_done else "unchanged"
     if left:
-        verdict = "not_restored"
+        verdict = "not_rolled_back"
         error = error or TapvirtError(f"This could not be put back: {'; '.join(left)}.")
     elif error is not None:
         verdict = "failed"

@@ -70,12 +70,12 @@ def test_what_has_no_effect_in_the_end_is_undone_with_all_that_was_set_before_it
     assert numbers() == (shared, earlier)
     assert twins.read_text(OWN) == TEXT
     assert not twins.exists(JOURNAL)
-    assert (error.value.fields["changed"], error.value.fields["not_restored"]) == (False, [])
+    assert (error.value.fields["changed"], error.value.fields["not_rolled_back"]) == (False, [])
     assert [row["error"] for row in error.value.fields["params"]] == [None, error.value.row(), None]
     assert verdicts(error.value) == {
-        "other.size": ("restored", False),
+        "other.size": ("rolled_back", False),
         "twin.one": ("failed", False),
-        "twin.two": ("restored", False),
+        "twin.two": ("rolled_back", False),
     }
     set_lasting(twins, {"other.size": earlier + 1, "twin.one": shared + 1})
     assert numbers() == (shared + 1, earlier + 1)
@@ -100,14 +100,14 @@ def test_an_undo_that_fails_is_named_and_the_others_are_undone(twins):
     assert error.value.message.endswith("Not everything could be put back: other.size: Permission denied.")
     assert numbers() == (shared, earlier + 1)
     assert twins.read_text(OWN) == TEXT
-    assert (error.value.fields["changed"], error.value.fields["not_restored"]) == (
+    assert (error.value.fields["changed"], error.value.fields["not_rolled_back"]) == (
         True,
         ["other.size: Permission denied"],
     )
     assert verdicts(error.value) == {
-        "other.size": ("not_restored", True),
+        "other.size": ("not_rolled_back", True),
         "twin.one": ("failed", False),
-        "twin.two": ("restored", False),
+        "twin.two": ("rolled_back", False),
     }
     left, failed, other = error.value.fields["params"]
     assert left["pending"] == ["this could not be put back: other.size: Permission denied"]

@@ -410,7 +410,8 @@ def test_a_known_trigger_acts_every_time_unless_it_is_set_to_what_it_shows(root)
         ),
         (
             {"../kernel.panic": 1},
-            r"^Invalid value '' for params\[0\].module: The name of a module consists of ",
+            r"^Invalid value '' for params\[0\].module: The name of a module consists of letters, digits, dots, "
+            r"underscores and hyphens, and does not begin with a dot or a hyphen\.$",
         ),
         (
             {"tcp_cubic.hystart": "many"},
