@@ -29,6 +29,8 @@ _EXPECTED_TAINTS = ("out_of_tree_module", "unsigned_module")
 TROUBLE = re.compile(
     r"\bBUG: |kernel BUG at |\bOops\b|Internal error: |\bWARNING: |general protection fault|Kernel panic"
 )
+FAILED_BEFORE_VERDICT = "it failed before its run was judged"
+"""The reason of a host without a verdict whose wave has begun."""
 # With these, or none, no probe was armed.
 _NO_RUN = ("build_failed", "refused")
 # What stap_run can be told to accept; a build is another module's.
@@ -204,7 +206,7 @@ def trace_campaign(hostvars: t.Mapping[str, Row], hosts: t.Iterable[str]) -> dic
 
 def _left_out_reason(variables: Row) -> t.Any:
     if "trace_wave_hosts" in variables:
-        return "it failed before its run was judged"
+        return FAILED_BEFORE_VERDICT
     reason = variables.get("trace_not_ready_reason", "it did not answer, or failed before the trace")
     return reason or "the campaign had stopped before"
 

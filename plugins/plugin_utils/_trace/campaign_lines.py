@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from .._format import by_reason, first_lines, listed, split_lines
+from .campaign import FAILED_BEFORE_VERDICT
 
 Row = t.Mapping[str, t.Any]
 _LISTED = 20
@@ -47,7 +48,7 @@ def trace_stop_lines(hostvars: t.Mapping[str, Row], wave: t.Iterable[str], trace
 
 def _stop_reasons(variables: Row) -> t.Sequence[str]:
     if "trace_result" not in variables:
-        return ["it failed before its run was judged"]
+        return [FAILED_BEFORE_VERDICT]
     verdict = variables["trace_result"]
     return verdict["stop_reasons"] or ([] if verdict["accepted"] else [f"{verdict['outcome']}: {verdict['reason']}"])
 
