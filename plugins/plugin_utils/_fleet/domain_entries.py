@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import typing as t
 
+from ...module_utils._core.errors import InvalidInput
+from .merge import domain_origins
+from .origins import option_of
+
 Entry = t.Mapping[str, t.Any]
 
 # Keys that need no definition made from the entry.
@@ -44,9 +48,19 @@ def domain_items(render: t.Callable[[Entry], str], entries: t.Sequence[Entry]) -
     ]
 
 
-def domain_problems(entries: t.Sequence[Entry]) -> list[str]:
-    """Return a sentence for each contradiction in an entry, and for each key that would be ignored."""
-    return [f"{entry['name']}: {problem}" for entry in entries for problem in _problems(entry)]
+def domain_problems(entries: t.Sequence[Entry], tables: t.Any) -> list[str]:
+    """Return a message for each contradiction in an entry, and for the keys that would be ignored.
+
+    :param entries: what :func:`.merge.merge_domains` returned of the tables.
+    :param tables: lists of entries, by the name of their variable; the messages have their paths.
+    """
+    problems = []
+    for entry, origin in zip(entries, domain_origins(entries, tables), strict=True):
+        for error in _problems(entry):
+            key, bracket, index = error.option.partition("[")
+            place = option_of(origin, key) + bracket + index
+            problems.append(InvalidInput(place, error.value, error.problem, error.hint).message)
+    return problems
 
 
 def _state(entry: Entry) -> str:
@@ -57,29 +71,33 @@ def _is_described(entry: Entry) -> bool:
     return "memory_mib" in entry and _state(entry) != "absent"
 
 
-def _problems(entry: Entry) -> t.Iterator[str]:
+def _problems(entry: Entry) -> t.Iterator[InvalidInput]:
+    """Return an error for each problem; its option is below the entry."""
+    name = f"domain {entry['name']!r}"
     described = sorted(key for key in entry if key not in _OWN_KEYS)
     beside = [key for key in described if key != "allow_device_removal"]
     memory, vcpus = entry.get("memory_mib", 0), entry.get("vcpus", 1)
     if entry.get("xml") and beside:
-        yield (
-            f"{', '.join(beside)} cannot stand beside xml, which is the whole definition: write it into xml, or leave "
-            "xml out."
-        )
+        problem = f"The XML is the whole definition of {name}, so {', '.join(beside)} cannot stand beside it."
+        yield InvalidInput("xml", None, problem, f"Write {', '.join(beside)} into xml, or leave xml out.")
     elif described and not entry.get("xml") and "memory_mib" not in entry and _state(entry) != "absent":
-        yield f"{', '.join(described)} would be ignored: a definition is made where memory_mib is given as well."
+        problem = f"A size is needed, because {', '.join(described)} of {name} would be ignored without it."
+        yield InvalidInput("memory_mib", None, problem)
     elif "max_memory_mib" in entry and _whole(memory) > _whole(entry["max_memory_mib"]):
-        yield f"memory_mib {memory} is more than max_memory_mib {entry['max_memory_mib']}."
+        problem = f"The memory of {name} is more than max_memory_mib, {entry['max_memory_mib']}."
+        yield InvalidInput("memory_mib", memory, problem)
     if "max_vcpus" in entry and _whole(vcpus) > _whole(entry["max_vcpus"]):
-        yield f"vcpus {vcpus} is more than max_vcpus {entry['max_vcpus']}."
-    for disk in entry.get("disks") or ():
+        problem = f"The number of virtual CPUs of {name} is more than max_vcpus, {entry['max_vcpus']}."
+        yield InvalidInput("vcpus", vcpus, problem)
+    for index, disk in enumerate(entry.get("disks") or ()):
         sources = [key for key in _SOURCES if key in disk]
         if len(sources) != 1 or ("pool" in disk) != ("volume" in disk):
             target, found = disk.get("target", "without a target"), ", ".join(sources) or "none"
-            yield f"disk {target} needs one of file, device, or pool with volume; it has {found}."
-    for number, interface in enumerate(entry.get("interfaces") or (), 1):
+            problem = f"Disk {target} of {name} needs one of file, device, or pool with volume. The disk has {found}."
+            yield InvalidInput(f"disks[{index}]", None, problem)
+    for index, interface in enumerate(entry.get("interfaces") or ()):
         if ("network" in interface) == ("bridge" in interface):
-            yield f"interface {number} needs one of network and bridge."
+            yield InvalidInput(f"interfaces[{index}]", None, f"An interface of {name} needs one of network and bridge.")
 
 
 def _whole(value: t.Any) -> int:

@@ -21,6 +21,11 @@ class Origin(t.TypedDict):
     keys: dict[str, str]
 
 
+def option_of(origin: Origin, key: str) -> str:
+    """Return the place of a key of an entry, or where the entry would have the key."""
+    return origin["keys"].get(key, f"{origin['path']}.{key}")
+
+
 class TableAction(ActionModule):
     """Run the module of the task as Ansible does. A failed result names the options as the user wrote them.
 
@@ -56,7 +61,7 @@ def name_origins(result: Result, option: str, origins: t.Sequence[Origin]) -> Re
             if index >= len(origins):
                 return match[0]
             origin = origins[index]
-            place = origin["keys"].get(key, f"{origin['path']}.{key}") if key else origin["path"]
+            place = option_of(origin, key) if key else origin["path"]
             return f"{place}{rest} ({origin['name']})" if with_name else place + rest
 
         return path.sub(origin_of, text) if isinstance(text, str) else text

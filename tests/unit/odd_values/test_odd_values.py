@@ -296,7 +296,8 @@ def test_other_filters_refuse_an_odd_value_in_words(odd: t.Any) -> None:
     in_words(fleet.kernel_version_from_code, odd)
     in_words(boot_sector, odd)
     in_words(params.params_drift, odd)
-    in_words(lambda value: playbook("domain_problems", entries=value), [{"name": "x", "memory_mib": odd, "vcpus": odd}])
+    entries = [{"name": "x", "memory_mib": odd, "vcpus": odd}]
+    in_words(lambda value: playbook("domain_problems", entries=value, tables={"t": value}), entries)
     for name in ("merge_params", "merge_domains"):
         for tables in (odd, {"t": odd}, {"t": [odd]}):
             in_words(lambda name, tables: playbook(name, tables=tables), name, tables)

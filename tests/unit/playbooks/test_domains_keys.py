@@ -25,13 +25,17 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
     done = stubs.run("domains", hosts, "--tags", "report", domains_wanted=wanted)
     assert done.returncode == 2, done.stdout + done.stderr
     begun = "could not be compared: "
-    ignored = "would be ignored: a definition is made where memory_mib is given as well."
-    beside = "cannot stand beside xml, which is the whole definition: write it into xml, or leave xml out."
+    needed = "Invalid value for domains_host[0].memory_mib: A size is needed, because"
+    ignored = "of domain 'web' would be ignored without it."
+    beside = (
+        "Invalid value for domains_wanted[0].xml: The XML is the whole definition of domain 'db', so memory_mib cannot "
+        "stand beside it. Write memory_mib into xml, or leave xml out."
+    )
     drift = artifact(done)["domains_drift"]
     assert drift["failed"] == {
-        "h1": f"{begun}web: disks, vcpus {ignored}",
-        "h2": f"{begun}db: memory_mib {beside}",
-        "h4": f"{begun}web: allow_device_removal {ignored}",
+        "h1": f"{begun}{needed} disks, vcpus {ignored}",
+        "h2": f"{begun}{beside}",
+        "h4": f"{begun}{needed} allow_device_removal {ignored}",
         "h6": drift["failed"]["h6"],
     }
     assert "'web' for domains_host[1]: The table already contains web, as domains_host[0]." in drift["failed"]["h6"]
@@ -42,3 +46,17 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
     allowed = {host: {item["name"]: item["allow_device_removal"] for item in calls[host]} for host in calls}
     assert allowed == {"h3": {"db": False, "old": False, "web": False}, "h5": {"db": True, "old": False}}
     assert '"3 of 7 hosts are as wanted."' in done.stdout
+
+
+def test_a_key_that_no_entry_has_is_refused_with_its_table(tmp_path: pathlib.Path) -> None:
+    stubs = Stubs(tmp_path, libvirt_domain='return {"changed": False, "plan": [], "domains": []}')
+    hosts = {
+        "h1": {"domains_group_kvm": [{"name": "web", "state": "runing"}]},
+        "h2": {"domains_group_kvm": [{"name": "web", "memroy_mib": 64}]},
+        "h3": {"domains_group_kvm": None},
+    }
+    done = stubs.run("domains", hosts, "--tags", "report", domains_wanted=[{"name": "db"}])
+    failed = artifact(done)["domains_drift"]["failed"]
+    assert "domains_group_kvm" in failed["h1"] and "domains_group_kvm.memroy_mib" in failed["h2"], failed
+    assert "domains_wanted" not in failed["h1"] + failed["h2"]
+    assert sorted(failed) == ["h1", "h2"]
