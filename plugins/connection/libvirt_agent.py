@@ -142,10 +142,10 @@ class Connection(ConnectionBase):
         return self
 
     def _found(self) -> agent.Guest:
-        given = [self.get_option(name) for name in ("libvirt_uri", "domain", "domain_row", "remote_addr")]
-        variables = ("tapvirt_libvirt_uri", "tapvirt_libvirt_domain", "tapvirt_domain")
-        agent.refuse_facts(self.get_option("facts"), dict(zip(variables, given, strict=False)))
-        uri, name = agent.place(*given)
+        given = {name: self.get_option(name) for name in agent.VARIABLES}
+        agent.refuse_facts(self.get_option("facts"), given)
+        row, host = given["domain_row"], self.get_option("remote_addr")
+        uri, name = agent.place(given["libvirt_uri"], given["domain"], row, host)
         seconds = [self.get_option(name) for name in ("answer_timeout_seconds", "command_timeout_seconds")]
         return agent.Guest(uri, name, *seconds)
 

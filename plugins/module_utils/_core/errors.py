@@ -102,6 +102,15 @@ class InvalidInput(TapvirtError):
         return " ".join(parts) + did_you_mean(self.candidates)
 
 
+class InvalidTaskOption(InvalidInput):
+    """An option of the whole task cannot be accepted for one of its items; the path of the item does not precede it."""
+
+    def below(self, path: str) -> InvalidInput:
+        """Return the same error: the option is not below an item."""
+        del path
+        return self
+
+
 @contextlib.contextmanager
 def option_path(path: str) -> t.Iterator[None]:
     """Put ``path`` before the option of an ``InvalidInput`` from the block: ``value`` becomes ``params[0].value``."""

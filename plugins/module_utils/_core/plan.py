@@ -12,9 +12,7 @@ import dataclasses
 import json
 import typing as t
 
-from .errors import NoEffect, TapvirtError
-
-MASK = "********"
+from .errors import MASK, NoEffect, TapvirtError
 
 
 @dataclasses.dataclass(frozen=True)

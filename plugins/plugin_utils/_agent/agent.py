@@ -13,7 +13,12 @@ import sys
 import time
 import typing as t
 
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import (
+    MASK,
+    InvalidInput,
+    NoEffect,
+    TapvirtError,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import read_distribution, remedy
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
@@ -42,6 +47,12 @@ except ImportError:
     libvirt_qemu = None
 
 DEFAULT_URI = "qemu:///system"
+#: The options that choose where to connect, and the variable of each.
+VARIABLES = {
+    "libvirt_uri": "tapvirt_libvirt_uri",
+    "domain": "tapvirt_libvirt_domain",
+    "domain_row": "tapvirt_domain",
+}
 # Libvirt looks through all that it has of an answer at every kilobyte that comes: small answers cost it less.
 READ_BYTES = 256 << 10
 # In base64, and with what is around it, it fits a request.
@@ -104,7 +115,7 @@ def place(uri: str | None, name: str | None, row: t.Mapping[str, t.Any] | None, 
     """
     row = row or {}
     found = uri or row.get("uri")
-    if not uri and found and ":********@" in found:
+    if not uri and found and f":{MASK}@" in found:
         raise InvalidInput(
             "libvirt_uri",
             found,
@@ -118,17 +129,18 @@ def refuse_facts(facts: t.Any, given: t.Mapping[str, t.Any]) -> None:
     """Refuse a libvirt, or a domain, that comes from a guest's facts: Ansible makes a variable of every fact.
 
     :param facts: the facts, by name.
-    :param given: the values of the variables that the connection reads, by name.
-    :raises InvalidInput: a value is that of a fact of the same name.
+    :param given: the values of the options that choose where to connect, by the names of the options.
+    :raises InvalidInput: a value is that of a fact with the name of the option's variable.
     """
-    for name, value in given.items():
-        if isinstance(facts, t.Mapping) and value is not None and name in facts and facts[name] == value:
+    for option, value in given.items():
+        variable = VARIABLES[option]
+        if isinstance(facts, t.Mapping) and value is not None and variable in facts and facts[variable] == value:
             raise InvalidInput(
-                name,
+                option,
                 value,
-                "The value is among the facts of the guest, and a guest must not choose where the controller connects "
-                "to. set_fact with cacheable makes such a fact, too.",
-                "Set the variable in the inventory, or with set_fact without cacheable.",
+                f"The value is that of {variable} among the facts of the guest, and a guest must not choose where the "
+                "controller connects to. set_fact with cacheable makes such a fact, too.",
+                f"Set {variable} in the inventory, or with set_fact without cacheable.",
             )
 
 
@@ -164,7 +176,7 @@ class Guest:
                 f"{remedy('libvirt', read_distribution(Root()))}."
             )
         try:
-            connection = self._open.enter_context(connected(self._uri, self._answer_seconds))
+            connection = self._open.enter_context(connected(self._uri, self._answer_seconds, option="libvirt_uri"))
             self._domain = self._bounded(lambda: find_domain(connection, self._name, "domain"))
             if not self._bounded(self._domain.isActive):
                 raise NotReached("the domain is not running.")

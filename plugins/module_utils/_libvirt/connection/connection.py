@@ -19,7 +19,15 @@ import typing as t
 
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 
-from ..._core.errors import MASK, URI_PASSWORD, InvalidInput, TapvirtError, did_you_mean, nearest_names
+from ..._core.errors import (
+    MASK,
+    URI_PASSWORD,
+    InvalidInput,
+    TapvirtError,
+    did_you_mean,
+    mask_secrets,
+    nearest_names,
+)
 from ..._core.packages import read_distribution, remedy
 from ..._core.root import Root
 from . import api_trace
@@ -82,21 +90,20 @@ class LibvirtFailure(TapvirtError):
         text = str(error.get_error_message() or error)
         if uri:  # libvirt repeats one that it cannot parse
             text = text.replace(uri, shown_uri(uri))
-        text = " ".join(text.split())
+        text = mask_secrets(" ".join(text.split()))
         self.code: int = error.get_error_code() or 0
         super().__init__(f"{doing} failed: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
 
 
-class OpenFailure(LibvirtFailure):
-    """Libvirt cannot open a connection; ``option`` has its URI."""
+class OpenFailure(TapvirtError):
+    """A connection cannot be opened; ``option`` has its URI, and ``cause`` is why."""
 
-    def __init__(self, error: t.Any, uri: str, option: str) -> None:
-        super().__init__(f"Opening {shown_uri(uri)}", error, uri)
+    def __init__(self, cause: TapvirtError, uri: str, option: str) -> None:
         driver, rest = re.split(r"(?=[:+])", uri, maxsplit=1)
         likely = [] if driver in _DRIVERS else nearest_names(driver, _DRIVERS, 1)
         candidates = [shown_uri(name + rest) for name in likely]
-        self._row = {**super().row(), "option": option, "value": shown_uri(uri), "candidates": candidates}
-        self.message += did_you_mean(candidates)
+        self._row = {**cause.row(), "option": option, "value": shown_uri(uri), "candidates": candidates}
+        super().__init__(cause.message + did_you_mean(candidates), **cause.fields)
 
     def row(self) -> dict[str, t.Any]:
         """Return the ``error`` of a result, with the URI's option."""
@@ -261,11 +268,10 @@ def _open_before(uri: str, deadline: float, read_only: bool, option: str) -> Con
     thread.start()
     thread.join(timeout_seconds)
     if not outcome:
-        failure = TapvirtError(f"Opening {shown_uri(uri)} failed: no answer within {round(timeout_seconds, 1):g} s.")
-        failure.fields.update(uri=shown_uri(uri), error={**failure.row(), "option": option, "value": shown_uri(uri)})
-        raise failure
+        message = f"Opening {shown_uri(uri)} failed: no answer within {round(timeout_seconds, 1):g} s."
+        raise OpenFailure(TapvirtError(message), uri, option)
     if isinstance(outcome[0], libvirt.libvirtError):
-        raise OpenFailure(outcome[0], uri, option) from outcome[0]
+        raise OpenFailure(LibvirtFailure(f"Opening {shown_uri(uri)}", outcome[0], uri), uri, option) from outcome[0]
     return outcome[0]
 
 

@@ -17,8 +17,7 @@ import uuid
 import xml.etree.ElementTree as ET
 from xml.parsers import expat
 
-from ..._core.errors import InvalidInput
-from ..._core.plan import MASK
+from ..._core.errors import MASK, InvalidInput
 
 _SECRET_ATTRIBUTES = frozenset(["passwd"])
 _MAX_NAME_LENGTH = 200

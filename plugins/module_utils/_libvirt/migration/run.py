@@ -62,6 +62,19 @@ def check_options(uri: str, destination: str, options: Options) -> None:
 _Item = Item[Wanted, Observed, MigrationPlan]
 
 
+class MigrationFailure(TapvirtError):
+    """A domain cannot be moved: ``cause`` is why, and ``whereabouts`` a sentence on where the domain is now."""
+
+    def __init__(self, cause: TapvirtError, whereabouts: str) -> None:
+        super().__init__(f"{cause.message} {whereabouts}", **cause.fields)
+        row = cause.row()
+        self._row = {**row, "problem": f"{row['problem']} {whereabouts}"}
+
+    def row(self) -> dict[str, t.Any]:
+        """Return the ``error`` of the cause, with the sentence in its problem."""
+        return self._row
+
+
 class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
     """Moves domains, one after another. ``log`` is told how far one is."""
 
@@ -119,7 +132,7 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
                 item.observed = observe(self._ends, item.wanted.name, not self._check_mode)
             except TapvirtError as error:
                 if item.error is None:
-                    item.fail(TapvirtError(self._masked(error)))
+                    item.fail(error)
 
     # ---- plan ----
 
@@ -140,16 +153,12 @@ class MigrationRun(ItemRun[Wanted, Observed, MigrationPlan]):
             move(name, self._ends, self._destination_uri, before, self._options, self._log)
         except TapvirtError as error:
             sentence, item.done = whereabouts(name, self._ends, before)
-            raise TapvirtError(f"{self._masked(error)} {sentence}") from error
+            raise MigrationFailure(error, sentence) from error
         item.done = True
         self._statistics[name] = statistics(self._ends, before.uuid)
         if item.plan.autostart:
             with libvirt_errors(f"Domain {name!r} has moved, but setting its autostart at the destination"):
                 self._ends.get("destination").lookupByUUIDString(before.uuid).setAutostart(1)
-
-    def _masked(self, error: TapvirtError) -> str:
-        """Return what libvirt said without a password: it repeats the whole URI."""
-        return error.message.replace(self._destination_uri, self._places[1])
 
     # ---- verify ----
 

@@ -12,7 +12,7 @@ import dataclasses
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, nearest_names
+from ..._core.errors import InvalidInput, InvalidTaskOption, TapvirtError, nearest_names
 from ..._core.plan import Change
 from ..connection.xml import Difference, text_of, to_text
 from ..domain.live.edits import pending_row
@@ -260,7 +260,8 @@ def _plan_absence(wanted: Wanted, observed: Observed | None, options: Options) -
 def check_attached(wanted: Wanted, attached: t.Sequence[str], options: Options) -> None:
     """Refuse to stop a network that running domains use.
 
-    :raises InvalidInput: a domain has an interface on it and is not named in ``disconnect``.
+    :raises InvalidInput: a domain has an interface on it and is not named in ``disconnect``. The option is the state of
+        the network, or ``apply`` of the task where that restarts the network.
     """
     left = [domain for domain in attached if domain not in options.disconnect]
     if left:
@@ -269,4 +270,7 @@ def check_attached(wanted: Wanted, attached: t.Sequence[str], options: Options) 
             f"These running domains have an interface on network {wanted.name!r} and would lose their link: "
             f"{', '.join(left[:_MAX_NAMES])}{more}."
         )
-        raise InvalidInput("state", wanted.state, problem, "Name the domains in disconnect to allow that.")
+        hint = "Name the domains in disconnect to allow that."
+        if wanted.state in ("inactive", "absent"):
+            raise InvalidInput("state", wanted.state, problem, hint)
+        raise InvalidTaskOption("apply", options.apply, problem, hint)

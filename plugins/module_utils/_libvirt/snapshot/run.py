@@ -14,7 +14,7 @@ import stat
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, NoEffect, TapvirtError, duplicate, error_row
+from ..._core.errors import InvalidInput, NoEffect, TapvirtError, did_you_mean, duplicate, error_row
 from ..connection.connection import Connection, Domain, check_uri, connected, is_unsupported, libvirt, libvirt_errors
 from ..connection.deadline import call_with_deadline
 from ..connection.lookup import find_domain
@@ -145,9 +145,8 @@ class SnapshotRun(ItemRun[Wanted, Observed, SnapshotPlan]):
             item.observed = found if isinstance(found, Observed) else None
             if isinstance(found, InvalidInput) and item.wanted.state == "absent":
                 # Without its domain a snapshot is gone, too, unless the name is a mistyped one.
-                nearest = f" Did you mean {' or '.join(found.candidates)}?" if found.candidates else ""
                 title = f"{item.wanted.title[0].upper()}{item.wanted.title[1:]}"
-                warning = f"{title} is absent, because no domain has this name.{nearest}"
+                warning = f"{title} is absent, because no domain has this name.{did_you_mean(found.candidates)}"
                 if warning not in self._warnings:
                     self._warnings.append(warning)
             elif isinstance(found, TapvirtError):

@@ -226,7 +226,7 @@ def refuse_users(wanted: WantedPool, observed: ObservedPool | None) -> None:
     if observed is None or wanted.allow_in_use:
         return
     if observed.users is None:
-        raise unknown_users("state", wanted.state, f"pool {wanted.name!r}")
+        raise InvalidInput("state", wanted.state, *unknown_users(f"pool {wanted.name!r}"))
     if observed.users:
         shown = ", ".join(observed.users[:_MAX_SHOWN]) + (", ..." if len(observed.users) > _MAX_SHOWN else "")
         problem = f"Running domains use pool {wanted.name!r}: {shown}"

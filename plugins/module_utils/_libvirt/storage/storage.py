@@ -113,11 +113,9 @@ def list_pools(connection: Connection) -> list[Pool]:
             raise
 
 
-def unknown_users(option: str, value: t.Any, thing: str) -> InvalidInput:
-    """Return the error for an option that would take something from domains, where the driver knows no domains."""
-    return InvalidInput(
-        option,
-        value,
+def unknown_users(thing: str) -> tuple[str, str]:
+    """Return the problem and the hint where something would be taken from domains, and the driver knows no domains."""
+    return (
         f"This libvirt driver has no domains, so it is not known whether a domain uses {thing}",
         "Connect to a driver that has them, such as qemu:///system, or set allow_in_use: true",
     )

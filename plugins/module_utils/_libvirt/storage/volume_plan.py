@@ -312,7 +312,7 @@ def _check_shrink(wanted: WantedVolume, volume: VolumeSeen, capacity: int) -> No
 
 def _users(wanted: WantedVolume, volume: VolumeSeen, option: str, value: t.Any) -> tuple[User, ...]:
     if volume.users is None and not wanted.allow_in_use:
-        raise unknown_users(option, wanted.sizes.get(option) or value, "the volume")
+        raise wanted.refusal(option, value, *unknown_users("the volume"))
     return volume.users or ()
 
 

@@ -15,7 +15,7 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ..._core.errors import InvalidInput, TapvirtError, duplicate, error_row, nearest_names
+from ..._core.errors import InvalidInput, TapvirtError, did_you_mean, duplicate, error_row, nearest_names
 from ..connection.connection import Connection, connected, libvirt, libvirt_errors
 from ..connection.xml import check_name, fill_or_check_name, parse_definition, text_of
 from ..item_run import Item, ItemRun, entry_path
@@ -200,8 +200,8 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
 
     def _warn_of_pool(self, wanted: WantedVolume, pools: t.Collection[str]) -> None:
         nearest = nearest_names(wanted.pool, pools)
-        hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
-        warning = f"Volume {wanted.name!r} is absent, because no storage pool is called {wanted.pool!r}.{hint}"
+        absent = f"Volume {wanted.name!r} is absent, because no storage pool is called {wanted.pool!r}."
+        warning = absent + did_you_mean(nearest)
         if warning not in self._warnings:
             self._warnings.append(warning)
 

@@ -116,6 +116,8 @@ def test_a_libvirt_without_agents_and_one_that_does_not_exist() -> None:
     with pytest.raises(NotReached, match=r"admin:\*+@127.0.0.1:1") as caught:
         Guest("qemu+tcp://admin:secret@127.0.0.1:1/system", "web", 30, 60).open()
     assert "secret" not in str(caught.value)
+    with pytest.raises(NotReached, match="Invalid value 'no uri' for libvirt_uri: A libvirt URI begins with"):
+        Guest("no uri", "web", 30, 60).open()
     with pytest.raises(
         InvalidInput, match="Invalid value 1 for answer_timeout_seconds: The least number of seconds is 10"
     ):
@@ -146,7 +148,8 @@ def test_a_guest_does_not_choose_the_libvirt(tmp_path: pathlib.Path) -> None:
     )
     output = " ".join((finished.stdout + finished.stderr).split())
     assert (
-        "Invalid value 'test:///default' for tapvirt_libvirt_uri: The value is among the facts of the guest" in output
+        "Invalid value 'test:///default' for libvirt_uri: The value is that of tapvirt_libvirt_uri among the facts of "
+        "the guest" in output
     ), output
     assert "Only domains of libvirt's QEMU driver" not in output, "it connected"
 

@@ -5,12 +5,26 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
+import socket
 import typing as t
 
+import libvirt
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, ItemsFailed, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection import module
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.connection.connection import (
+    LibvirtFailure,
+    OpenFailure,
+    connected,
+)
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.apply import Options
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.migration.run import (
+    MigrationFailure,
+    MigrationRun,
+    read_wanted,
+)
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.session_daemon import run_here
 
 URI = "test:///default"
@@ -127,6 +141,61 @@ def test_a_destination_that_cannot_be_reached_is_named() -> None:
     assert (error["option"], error["value"]) == ("destination", "qemu+tcp://u:********@127.0.0.1:1/system")
     assert error["candidates"] == []
     assert "secret" not in error["msg"]
+
+
+@pytest.fixture
+def mute(tmp_path: pathlib.Path) -> t.Iterator[str]:
+    """Return the URI of a socket that accepts connections and never answers."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        yield f"test+unix:///default?socket={tmp_path}/s"
+
+
+def test_a_connection_that_times_out_fails_as_one_that_is_refused(mute: str) -> None:
+    with pytest.raises(OpenFailure) as caught, connected(mute, 0.3, option="destination"):
+        pass
+    error = caught.value.row()
+    assert (error["option"], error["value"]) == ("destination", mute)
+    assert error["problem"] == f"Opening {mute} failed: no answer within 0.3 s."
+
+
+def test_a_domain_whose_destination_is_lost_keeps_the_option(mute: str) -> None:
+    run = MigrationRun(URI, mute, 0.3, read_wanted(["test"]), Options("client", 5.0), lambda _text: None)
+    run.run(None, check_mode=True)
+    with pytest.raises(ItemsFailed) as caught:
+        run.result(True, False)
+    error = caught.value.fields["domains"][0]["error"]
+    assert (error["option"], error["value"]) == ("destination", mute)
+
+
+def test_a_migration_that_fails_keeps_the_record_of_its_cause() -> None:
+    refusal = libvirt.libvirtError("")
+    refusal.err = (38, 7, "Failed to connect to remote libvirt URI qemu+tcp://u:secret@h/system", 2)
+    failure = MigrationFailure(LibvirtFailure("Migrating domain web", refusal), "It is running at the source.")
+    assert failure.fields == {"libvirt_error": 38}
+    assert failure.message == (
+        "Migrating domain web failed: Failed to connect to remote libvirt URI qemu+tcp://u:********@h/system "
+        "(libvirt error 38). It is running at the source."
+    )
+    assert failure.row()["problem"] == failure.message
+    unopened = OpenFailure(TapvirtError("Opening x:/ failed."), "x:/", "destination")
+    row = MigrationFailure(unopened, "It is running at the source.").row()
+    assert (row["option"], row["value"]) == ("destination", "x:/")
+    assert row["problem"] == "Opening x:/ failed. It is running at the source."
+
+
+def test_names_that_resemble_a_mistyped_one_are_a_list(tmp_path: pathlib.Path) -> None:
+    pools = "".join(f"<pool type='dir'><name>pool{n}</name><target><path>/x{n}</path></target></pool>" for n in "123")
+    domain = "<domain type='test'><name>guest{}</name><memory>1</memory><os><type>hvm</type></os></domain>"
+    (tmp_path / "node.xml").write_text(f"<node>{pools}{''.join(map(domain.format, '123'))}</node>", encoding="ascii")
+    uri = f"test://{tmp_path}/node.xml"
+    for module_name, args in (
+        ("libvirt_volume", {"pool": "pool", "name": "v"}),
+        ("libvirt_snapshot", {"domain": "guest", "name": "s"}),
+    ):
+        (warning,) = run_here(module_name, {"uri": uri, "state": "absent", **args})["warnings"]
+        assert re.search(r"\. Did you mean (\w+\d), (\w+\d) or (\w+\d)\?$", warning), warning
 
 
 @pytest.mark.parametrize(

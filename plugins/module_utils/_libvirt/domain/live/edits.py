@@ -17,7 +17,8 @@ import re
 import typing as t
 import xml.etree.ElementTree as ET
 
-from ...._core.plan import MASK, Change
+from ...._core.errors import MASK
+from ...._core.plan import Change
 from ...connection.xml import Difference, children_by_key, element_text, size_bytes, text_of, to_text
 from ...disk.disks import target_of
 from ..mark import MARK_PREFIX, differences

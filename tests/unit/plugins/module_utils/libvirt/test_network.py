@@ -8,7 +8,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError, error_row
+from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.item_run import Item
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.live import live_edits
 from ansible_collections.tapvirt.host.plugins.module_utils._libvirt.network.plan import (
     NetworkPlan,
@@ -283,6 +284,12 @@ def test_a_network_in_use_is_not_stopped_unless_its_domains_are_named(state: str
 def test_a_network_in_use_is_not_started_again() -> None:
     new = network(more="<domain name='d'/>")
     found = active(network(), network(), attached=("web1",))
-    with pytest.raises(TapvirtError, match="web1"):
+    with pytest.raises(TapvirtError, match="web1") as caught:
         planned(Wanted("n", "active", new), found, new, "restart_if_needed")
+    item: Item[Wanted, Observed, NetworkPlan] = Item(Wanted("n", "active", new), NetworkPlan(), "networks[1]")
+    item.fail(caught.value)
+    error = error_row(item.error)
+    assert error is not None
+    assert (error["option"], error["value"]) == ("apply", "restart_if_needed")
+    assert "network 'n'" in error["problem"]
     assert planned(Wanted("n", "active", network()), found, network(), "restart_if_needed").changes == []

@@ -193,6 +193,15 @@ def test_a_growth_behind_a_running_domain_is_refused_and_a_shrink_behind_any() -
         assert plan_volume(dataclasses.replace(wanted, allow_in_use=True), seen).resize == capacity
 
 
+def test_a_driver_without_domains_names_the_option_that_the_task_has() -> None:
+    seen = Seen(pool=FILES, volume=VolumeSeen("/srv/v", 8 * GIB, 0, "qcow2", users=None))
+    for root, option in ((None, "capacity"), (ET.fromstring("<volume/>"), "xml")):
+        for capacity in (7 * GIB, 9 * GIB):
+            with pytest.raises(InvalidInput, match="it is not known whether a domain uses the volume") as caught:
+                plan_volume(WantedVolume("p", "v", capacity=capacity, root=root, force_shrink=True), seen)
+            assert caught.value.option == option
+
+
 def test_less_than_a_sector_is_no_shrink() -> None:
     seen = Seen(pool=FILES, volume=VolumeSeen("/srv/v", 1024, 0, "qcow2"))
     assert plan_volume(WantedVolume("p", "v", capacity=513), seen).changes == []
