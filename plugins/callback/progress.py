@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: progress
 type: aggregate
-short_description: Shows what a long run is at, and which hosts it waits for
+short_description: Show the progress of a long run and the hosts that it waits for
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: libvirt_agent
-short_description: Guests of libvirt's QEMU driver, without a network of theirs
+short_description: Connect to guests of libvirt's QEMU driver without a network
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:

@@ -15,8 +15,8 @@ options:
       - V(qemu:///system) is the host's own, with its daemons. V(qemu:///embed?root=/DIR) is libvirt's QEMU driver
         inside the module, without any daemon, with all its files below a directory of at most 54 characters. A new
         directory is prepared so that domains can be started from it, which appears in the plan. Its C(etc/qemu.conf)
-        lets guests run as the user who runs the module; one that is there already is left as it is. One run at a time
-        uses the directory, others wait.
+        lets guests run as the user who runs the module; an existing file is kept. One run at a time uses the directory,
+        others wait.
       - V(xen:///system), V(qemu:///session), V(test:///default) and remote URIs work as far as libvirt's drivers do.
     type: str
     default: qemu:///system

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: libvirt
-short_description: The libvirt domains of many hypervisors as hosts
+short_description: Use the libvirt domains of many hypervisors as hosts
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:

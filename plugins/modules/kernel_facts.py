@@ -7,16 +7,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: kernel_facts
-short_description: Facts of a running kernel for tracing and virtualization
+short_description: Gather facts of a running kernel for tracing and virtualization
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Says which kernel a host runs, how it was built and started, what may be loaded into it, what it lists of its own
-    symbols, and whether it can be traced by kernel modules at all, with the reasons in words.
-  - Fingerprints of the symbol table and of all module parameters tell which hosts of a fleet are alike.
+  - Returns which kernel a host runs, how it was built and booted, which modules it accepts, which of its symbols it
+    lists, and whether kernel modules can trace it, with reasons.
+  - Fingerprints of the symbol table and of all module parameters show which hosts of a fleet are alike.
   - Works without privileges. A fact that the user of the task cannot see is null, and
-    RV(ansible_facts.tapvirt_kernel.unavailable) says why.
-  - Listed in the setting C(ansible_facts_modules), it runs whenever a play gathers facts.
+    RV(ansible_facts.tapvirt_kernel.unavailable) contains the reason.
+  - Runs whenever a play gathers facts if the setting C(ansible_facts_modules) lists it.
 extends_documentation_fragment:
   - tapvirt.host._attributes.facts_module
   - tapvirt.host._attributes.group_kernel

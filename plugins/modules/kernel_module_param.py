@@ -7,20 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: kernel_module_param
-short_description: Set and keep parameters of kernel modules
+short_description: Set and persist kernel module parameters
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Sets parameters of loaded and built-in modules while the kernel runs, through C(/sys/module), and keeps them for
-    the next time the module is loaded.
-  - Values are compared by the kernel's own rules for the parameter's type. V(Y), V(1) and V(yes) are one truth value,
-    V(0x10) and V(16) one number, and V(010) is 8, as the kernel reads it. An equal value is no change.
-  - Every value is read back. One that did not take is a failure; one that the kernel rounded is reported as adjusted,
-    and is no change in the next run.
-  - The list is set as a whole. When one parameter fails, or has no effect, everything that the run changed is put back
-    in reverse order, values and files. What cannot be put back is named, and the rest is put back all the same. A run
-    that was killed is undone by the next one.
-  - Everything that cannot be is refused before anything is changed.
+  - Sets parameters of loaded and built-in modules while the kernel runs, through C(/sys/module), and persists them for
+    the next load of the module.
+  - Values are compared by the kernel's own rules for the parameter's type. V(Y), V(1) and V(yes) are the same boolean,
+    V(0x10) and V(16) the same number, and V(010) is 8, as in the kernel. An equal value is no change.
+  - Every value is read back. The task fails if a value had no effect. A value that the kernel rounded is reported as
+    adjusted, and is no change in the next run.
+  - The list is set as a whole. If one parameter fails or has no effect, all values and files that the run changed are
+    restored in reverse order. The error names what could not be restored; the rest is restored nevertheless. The next
+    run undoes a run that was killed.
+  - Everything impossible is refused before anything changes.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_kernel
@@ -96,8 +96,8 @@ options:
       allow_taint:
         description:
           - Whether the value may taint the kernel. Setting a parameter that its module marks as unsafe does, until
-            the next reboot; such a parameter is refused otherwise. Of a built-in module not all are known beforehand;
-            then a write that tainted the kernel is undone and a failure.
+            the next reboot; such a parameter is refused otherwise. Not all unsafe parameters of built-in modules are
+            known in advance. A write that tainted the kernel is then undone, and the task fails.
         type: bool
         default: false
   state:
@@ -109,8 +109,8 @@ options:
     default: present
   refresh_initramfs:
     description:
-      - Whether to make the running kernel's initramfs anew, with C(update-initramfs) or C(dracut), if it holds a named
-        module with other options than the ones kept in C(modprobe.d). That takes minutes.
+      - Whether to rebuild the running kernel's initramfs with C(update-initramfs) or C(dracut), if it contains a named
+        module with other options than those in C(modprobe.d). That takes minutes.
       - Otherwise RV(params[].pending) says that it is stale.
     type: bool
     default: false

@@ -11,11 +11,11 @@ short_description: Describe parameters of kernel modules
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Returns the parameters of modules that are loaded, built into the kernel, or only installed for it. For each, its
-    type and description as modinfo(8) prints them, who may read and set it and how, its value, the value it was built
-    with, and what is configured for it where.
-  - Parameters that no module information declares are found in C(/sys/module) and in the module's file.
-  - Any user can run it. What the user may not read is V(restricted).
+  - Returns the parameters of modules that are loaded, built into the kernel, or only installed for it. Each row has the
+    type and the description as modinfo(8) prints them, the permissions, the value, the built-in default, and the
+    configured values with their files.
+  - Also finds parameters that the module information does not declare, in C(/sys/module) and in the module's file.
+  - Works for every user. What the user may not read is V(restricted).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_kernel

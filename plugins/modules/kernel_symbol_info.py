@@ -11,13 +11,13 @@ short_description: Look up symbols of a kernel or of Xen
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Looks names, shell patterns and regular expressions up in C(/proc/kallsyms), in one pass, or in another list of
+  - Looks up names, shell patterns and regular expressions in C(/proc/kallsyms), in one pass, or in another list of
     symbols.
-  - Tells a symbol that is not there from one whose address is hidden, and from one that the table cannot hold.
-  - Says for each whether modules may use it and whether a kprobe can be put on it, as far as the user of the task
-    can see that.
-  - Compares two lists and tells whether they are of the same kernel, however far address randomization moved it. Of a
-    file that is then another kernel's, no address is returned.
+  - Distinguishes missing symbols, symbols with hidden addresses, and symbols that this kernel does not list.
+  - Returns for each symbol whether modules may use it and whether a kprobe can be placed on it, as far as the user of
+    the task can see that.
+  - Compares two lists and reports whether they belong to the same kernel, regardless of address randomization. If a
+    file belongs to another kernel, none of its addresses is returned.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_kernel
@@ -43,8 +43,8 @@ options:
     description:
       - Where to look. V(kallsyms) is the running kernel's own table.
       - V(system_map) is the C(System.map) of the running kernel's release, in C(/boot), C(/lib/modules) or
-        C(/usr/lib/debug). Its addresses are those of the link, without address randomization. A file that only says
-        which package has the real one is told from it.
+        C(/usr/lib/debug). Its addresses are those of the link, without address randomization. A placeholder
+        that only names the package with the real file is recognised.
       - V(module_symvers) is the C(Module.symvers) of its headers, with what it exports, and no addresses.
       - V(xen_syms) is the Xen hypervisor, from C(/proc/xen/xensyms) in a control domain, else from the C(xen-syms)
         file of the one that runs, or its map.
@@ -53,7 +53,7 @@ options:
     default: kallsyms
   path:
     description:
-      - The file of O(source), where it is not one of the usual ones.
+      - The file of O(source), if it is at an unusual path.
     type: path
   compare_with:
     description:
@@ -63,7 +63,7 @@ options:
     choices: [kallsyms, system_map, module_symvers, xen_syms]
   compare_path:
     description:
-      - The file of O(compare_with), where it is not one of the usual ones.
+      - The file of O(compare_with), if it is at an unusual path.
     type: path
 """
 

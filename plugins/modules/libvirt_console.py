@@ -11,12 +11,12 @@ short_description: Read the serial console of a libvirt domain, from now on or f
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns what a domain prints on a console from now on, until a pattern, a size or a deadline. What was printed
-    before the module looked is gone, as it is with C(virsh console).
-  - With O(start), a domain that is off is started, and read from its first byte on.
-  - A console that somebody else reads is left to them, and the module says so; see O(force).
-  - In check mode nothing is started, written or taken from others. A domain that runs is read all the same; where
-    nothing was read, RV(stopped_by) is null.
+  - Returns the output of a domain's console from now on, until a pattern, a size or a deadline. Earlier output is lost,
+    as with C(virsh console).
+  - With O(start), starts a domain that is off and reads it from its first byte.
+  - Does not take over a console that somebody else reads, and reports that; see O(force).
+  - In check mode, nothing is started, written or taken over. A running domain is read all the same; RV(stopped_by) is
+    null if nothing was read.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt
@@ -41,7 +41,7 @@ options:
     type: str
   force:
     description:
-      - Take the console away from whoever reads it now.
+      - Take the console over from its current reader.
     type: bool
     default: false
   until:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_daemon
-short_description: What a libvirt daemon logs
+short_description: Set and read the log of a libvirt daemon
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Sets what a libvirt daemon logs, and where to, while it runs and, on request, for its next start. Nothing is
-    restarted, so that no domain and no client notices.
-  - Returns the last part of the log, bounded by time and size.
-  - Debug logs of libvirt hold the XML of domains, with what is secret in it. Mind who may read the result.
+  - Sets the log filters and outputs of a libvirt daemon while it runs and, on request, for its next start. Nothing is
+    restarted, so domains and clients are not affected.
+  - Returns the end of the log, limited by time and size.
+  - Debug logs of libvirt contain the XML of domains with its secrets. Restrict who may read the result.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_domain
-short_description: Keep libvirt domains in the wanted state
+short_description: Define, start, stop and undefine libvirt domains
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Converges many domains in one task, on one connection - their definition, whether they run, whether they start with
-    the host. Everything is checked before anything is changed for any of them, and one domain that fails later does not
-    hide the others.
-  - What a guest would notice stays - UUID, MAC addresses, machine version, places of devices and NVRAM file are carried
-    over from the definition that is there, wherever the XML does not say them.
-  - The plan is exact where this host has libvirt's embedded QEMU driver in the version that is managed - the same code
-    that would take the definition tells beforehand what becomes of it, in C(/var/cache/tapvirt). Elsewhere the XML is
-    compared with the stored definition; what the XML leaves out is removed, unless libvirt adds it on its own.
-    RV(domains[].plan_fidelity) tells which.
-  - Several domains are started and stopped at once; those that end go before those that begin. A new domain is refused
-    where a disk of its own is that of another one that stays, as after a change of name.
-  - Xen's Domain-0 is the host itself; it is never touched.
-  - What a running domain still lacks is listed on every run, in RV(domains[].pending). A domain is restarted only with
-    O(apply=restart_if_needed).
+  - Converges many domains in one task on one connection, including their definition, run state and autostart. All
+    domains are validated before any is changed. If one fails later, the others are still processed and reported.
+  - The guest-visible identity (UUID, MAC addresses, machine version, device addresses, NVRAM file) is kept from the
+    existing definition unless the XML overrides it.
+  - The plan is exact if this host has libvirt's embedded QEMU driver in the version that is managed. The same code then
+    processes the definition in advance, in C(/var/cache/tapvirt). Otherwise the XML is compared with the stored
+    definition, and what the XML omits is removed unless libvirt adds it on its own. RV(domains[].plan_fidelity) reports
+    which of the two was used.
+  - Several domains are started and stopped in parallel. Domains to stop are processed before domains to start. A new
+    domain is refused if one of its disks belongs to another domain that stays, as after a renaming.
+  - Xen's Domain-0 is the host itself and is never touched.
+  - Changes that a running domain has not picked up yet are listed on every run, in RV(domains[].pending). A domain is
+    restarted only with O(apply=restart_if_needed).
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt

@@ -11,9 +11,10 @@ short_description: Read libvirt domains as typed rows
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns the named domains, or all, on one connection - run state, configuration, devices, console, and what the
-    running domain lacks of its stored definition. What takes more calls or more room is told if O(gather) asks for it.
-  - A domain that is undefined meanwhile is left out. Xen's Domain-0, the host itself, is none of the domains.
+  - Returns the named domains, or all domains, on one connection. Each row has the run state, the configuration, the
+    devices, the console, and the changes that the running domain has not picked up yet. O(gather) adds values that need
+    more calls or more room.
+  - Leaves out a domain that is undefined while the module runs, and Xen's Domain-0, which is the host itself.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_libvirt
@@ -28,7 +29,7 @@ options:
     default: []
   gather:
     description:
-      - What else is told of each domain.
+      - Additional values of each domain.
       - V(stats) is what it has used since it was started, read for all domains at once where the driver has that.
       - V(addresses) are its network addresses. A guest's agent is asked if it is connected, for 3 seconds at most, all
         of them together for 30 seconds; its response timeout in libvirt is the unlimited default afterwards. This takes

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_migration
-short_description: Move running libvirt domains from one host to another
+short_description: Live-migrate libvirt domains to another host
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Has running or paused domains run at another libvirt, live, one after another in one task. The way back is the same
-    task with O(uri) and O(destination) exchanged.
-  - A domain that has a definition takes it along, and whether it starts with its host; at the source neither is left,
-    so that it is in one place. One without stays without.
-  - Both ends are looked at before anything is changed for any domain. A domain that is at the destination and not at
-    the source is left alone, wherever else it may have been. One that is at both, has snapshots or a job under way, or
-    whose machine type, emulator or processor the destination does not have, is refused.
-  - The storage has to be reached from both hosts. A file that is written to is refused where it is on a file system of
-    the source alone, as is a file that the destination's pool of its directory does not have. Libvirt's own checks
-    stay on, those of caches and storage too; file systems that only its C(shared_filesystems) calls shared are refused
-    here. Storage is not copied.
-  - After a failure the error says where the domain is, as read back from both ends.
+  - Live-migrates running or paused domains to another libvirt, one at a time. To migrate back, exchange O(uri) and
+    O(destination).
+  - The definition of a persistent domain and its autostart move along and are deleted at the source. A transient domain
+    stays transient.
+  - Both ends are checked before any domain is changed. A domain that is only at the destination is left alone. A domain
+    is refused if it is at both ends, has snapshots or a running job, or if the destination lacks its machine type,
+    emulator or processor.
+  - Both hosts need access to the storage; storage is not copied. A file that the domain writes is refused if it is on a
+    local file system of the source, or if the destination's pool of its directory does not contain it. Libvirt's own
+    checks stay on, including those of caches and storage. File systems that only libvirt's C(shared_filesystems)
+    declares as shared are refused.
+  - After a failure, the error reports where the domain is, as read from both ends.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt
@@ -88,7 +88,7 @@ domains:
   elements: dict
   contains:
     name: {description: The domain., type: str}
-    uuid: {description: Its UUID; null where there is none., type: str}
+    uuid: {description: Its UUID; null if it is unknown., type: str}
     source: {description: "The source's URI, without a password.", type: str}
     destination: {description: "The destination's URI, without a password.", type: str}
     location:

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_network
-short_description: Keep libvirt networks in the wanted state
+short_description: Define, start, stop and undefine libvirt networks
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Converges many networks in one task, on one connection - their definition, whether they are active, whether they
-    start with the host. Everything is checked before anything is changed for any of them, and one network that fails
-    later does not hide the others.
-  - What libvirt chose stays - UUID, the name of the bridge and its MAC address are carried over from the definition
-    that is there, wherever the XML does not say them.
-  - A definition is compared with what libvirt makes of it, which its client library tells beforehand. So neither order
-    nor what libvirt fills in is a difference, and what the XML no longer says is one.
-  - Of an active network, libvirt can change hosts and ranges of DHCP, hosts, texts and services of DNS, port groups and
-    the pool of forward interfaces. All else waits until the network is started anew, and is listed on every run, in
-    RV(networks[].pending). A guest's interface has what its port group said when it was plugged in.
-  - A network that running domains have an interface on is not stopped, since starting it again would not bring their
-    link back.
+  - Converges many networks in one task on one connection, including their definition, run state and autostart. All
+    networks are validated before any is changed. If one fails later, the others are still processed and reported.
+  - UUID, bridge name and MAC address are kept from the existing definition unless the XML overrides them.
+  - The definition is compared in the form that libvirt's client library makes of it. Neither the order nor what libvirt
+    fills in is a difference. What the XML omits is one.
+  - In an active network, libvirt can change DHCP hosts and ranges, DNS hosts, texts and services, port groups, and the
+    pool of forward interfaces. Other changes take effect when the network is started again. They are listed on every
+    run, in RV(networks[].pending). A guest's interface keeps the settings that its port group had when the interface
+    was plugged in.
+  - A network that running domains use is not stopped, since starting it again would not restore their link.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt

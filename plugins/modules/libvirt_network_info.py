@@ -11,8 +11,8 @@ short_description: Read libvirt networks as typed rows
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns the named networks, or all, in one connection - whether they are active, their bridge, addresses and DHCP
-    leases, and what an active network lacks of its stored definition.
+  - Returns the named networks, or all networks, on one connection. Each row has the state, the bridge, the addresses,
+    the DHCP leases, and the changes that an active network has not picked up yet.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_libvirt

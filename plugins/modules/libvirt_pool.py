@@ -7,18 +7,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_pool
-short_description: Keep libvirt storage pools in the wanted state
+short_description: Define, start, stop and undefine libvirt storage pools
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Converges many storage pools in one task, on one connection - their definition, whether they are active, whether
-    they start with the host. Everything is checked before anything is changed for any of them, and one pool that fails
-    later does not hide the others.
-  - What is wanted is compared with what is stored, as libvirt reads both, without regard to order. A pool keeps its
-    UUID. Sizes that libvirt counts and the permissions of a directory that is there are no difference.
-  - A changed definition of an active pool is stored; the pool goes on as it was started. What it lacks is listed on
-    every run, in RV(pools[].pending), until somebody stops and starts it. It is never restarted here.
-  - Volumes are never deleted, nor is their directory, whatever becomes of the pool.
+  - Converges many storage pools in one task on one connection, including their definition, run state and autostart. All
+    pools are validated before any is changed. If one fails later, the others are still processed and reported.
+  - The requested definition is compared with the stored one as libvirt reads both, regardless of order. A pool keeps
+    its UUID. Sizes that libvirt counts and the permissions of an existing directory are no difference.
+  - A changed definition of an active pool is stored, and the pool keeps running as it was started. The changes are
+    listed on every run, in RV(pools[].pending), until the pool is stopped and started manually. This module never
+    restarts a pool.
+  - Volumes and their directory are never deleted, whatever happens to the pool.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt
@@ -51,9 +51,9 @@ options:
         type: bool
       build:
         description:
-          - Whether what the pool stands on may be made when it is started - a file system, a volume group, a partition
-            table. Never over something that is there.
-          - The directory of a pool of type C(dir) is made without this, where it can be seen that there is none.
+          - Whether the pool's file system, volume group or partition table may be created when it is started. Existing
+            data is never overwritten.
+          - The directory of a pool of type C(dir) is created without this, if it is known to be missing.
         type: bool
         default: false
       allow_in_use:

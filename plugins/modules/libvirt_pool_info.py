@@ -11,8 +11,8 @@ short_description: Read libvirt storage pools as typed rows
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns the named storage pools, or all, in one connection - state, place, sizes, number of volumes, and what an
-    active pool lacks of its stored definition.
+  - Returns the named storage pools, or all pools, on one connection. Each row has the state, the path, the sizes, the
+    number of volumes, and the changes that an active pool has not picked up yet.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_libvirt

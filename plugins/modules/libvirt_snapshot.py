@@ -7,19 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_snapshot
-short_description: Take, remove and revert to snapshots of libvirt domains
+short_description: Take, delete and revert to snapshots of libvirt domains
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Converges many snapshots in one task, on one connection, in the order of the list. Everything is checked before
-    anything is changed for any of them, and one snapshot that fails later does not hide the others.
-  - The plan names every file that comes or goes. Each file of a new snapshot has its path before libvirt is asked, and
-    is refused where it exists.
-  - What would damage images or leave data behind is refused, also where libvirt allows it - a revert to internal state
-    below overlays that were taken since, its removal while the domain runs, and the removal of an overlay that holds
-    the internal state of another snapshot.
-  - While a domain writes to an overlay, its definition names the overlay. M(tapvirt.host.libvirt_domain) keeps that
-    where its XML names the image below, and tells so in RV(tapvirt.host.libvirt_domain#module:domains[].pending).
+  - Converges many snapshots in one task on one connection, in the order of the list. All snapshots are validated before
+    anything is changed. If one fails later, the others are still processed and reported.
+  - The plan names every file that is created or deleted. The path of each file of a new snapshot is known before
+    libvirt is called, and an existing file is refused.
+  - Refuses everything that would damage images or leave data behind, even if libvirt allows it. This covers a revert to
+    internal state below overlays that were taken later, deleting such a state while the domain runs, and deleting an
+    overlay that contains the internal state of another snapshot.
+  - While a domain writes to an overlay, its definition names the overlay. M(tapvirt.host.libvirt_domain) keeps the
+    overlay if its XML names the image below, and reports it in
+    RV(tapvirt.host.libvirt_domain#module:domains[].pending).
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt
@@ -48,7 +49,7 @@ options:
         required: true
       state:
         description:
-          - V(present) is there. One that is there is never edited or taken anew; what it differs in is refused.
+          - V(present) takes the snapshot. An existing one is never edited or taken again; a difference is refused.
           - V(absent) is gone. The data of an external one is merged into the image below it (libvirt 9.0 and later).
           - V(reverted) takes the domain back to the snapshot, its definition and run state too; what it did since is
             lost. It stands alone for its domain in a task. External ones need libvirt 9.9 or later, which puts new
@@ -88,7 +89,7 @@ options:
       memory_file:
         description:
           - Where an external snapshot of a running domain keeps its memory. It then has all writable disks.
-          - Only where O(uri) is of this host. Libvirt empties a file that is there, so it has to be seen that none is.
+          - Only if O(uri) is of this host. Libvirt empties an existing file, so the module must see that none exists.
         type: str
       quiesce:
         description: Whether the guest agent is to freeze the file systems meanwhile. For external ones without memory.
@@ -138,8 +139,8 @@ options:
   wait_seconds:
     description:
       - How long one snapshot, removal or revert may take, in seconds. Past it libvirt is asked to abort the job and the
-        task fails. What cannot be aborted goes on in libvirt's daemon; with the embedded driver there is none, so give
-        it time.
+        task fails. A job that cannot be aborted continues in libvirt's daemon. The embedded driver has no daemon, so
+        allow it enough time.
     type: int
     default: 600
 """

@@ -11,8 +11,8 @@ short_description: Read snapshots of libvirt domains as typed rows
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns the snapshots of the named domains, or of all, in one connection that only reads - where they stand in the
-    tree, what they hold, and every file that belongs to them.
+  - Returns the snapshots of the named domains, or of all domains, on one read-only connection. Each row has the place
+    in the tree, the content, and every file of the snapshot.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_libvirt

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_volume
-short_description: Keep libvirt storage volumes in the wanted state
+short_description: Create, grow, fill and delete libvirt storage volumes
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Converges many storage volumes in one task, on one connection. Everything is checked before anything is changed for
-    any of them, and one volume that fails later does not hide the others.
-  - A volume that is there keeps its content. It grows in place where libvirt can do that, which is in pools of files
-    and in those of the types C(rbd) and C(sheepdog); to shrink it loses data and takes O(force_shrink).
-    Format and backing file cannot change in place, and nothing is deleted to make it anew - asking for another one is
-    an error.
-  - A volume that does not fit is refused beforehand. What libvirt allocates at once has to be available - all of the
-    capacity for a raw volume that does not say O(allocation), nothing for the other formats. That is also what libvirt
-    counts. A volume that could never be filled, since its capacity is more than the whole pool has, is refused as well.
-  - Libvirt is asked to look at the pool anew first, so that files that others have put there are seen. In check mode
-    only where it can be seen beforehand that it can, which is a directory of this host, since libvirt stops a pool
-    that it cannot read.
+  - Converges many storage volumes in one task on one connection. All volumes are validated before any is changed. If
+    one fails later, the others are still processed and reported.
+  - An existing volume keeps its content. It grows in place if libvirt can do that, which is in pools of files and of
+    the types C(rbd) and C(sheepdog). Shrinking loses data and requires O(force_shrink=true). Format and backing file
+    cannot change in place. Another format or backing file is an error, since nothing is deleted to create the volume
+    again.
+  - A volume that does not fit is refused before anything changes. The pool needs the space that libvirt allocates at
+    once, which is the whole capacity for a raw volume without O(allocation) and nothing for other formats. A volume
+    with a larger capacity than the whole pool is refused too.
+  - The pool is refreshed first, so that files from other programs are seen. In check mode, only a pool whose directory
+    on this host is readable is refreshed, since libvirt stops a pool that it cannot read.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_libvirt
@@ -80,19 +79,19 @@ options:
       xml:
         description:
           - The definition, as in libvirt's storage volume XML, instead of O(capacity), O(allocation), O(format) and
-            O(backing). Of a volume that is there, these four are compared; permissions and the like are for a new one.
+            O(backing). These four are compared for an existing volume; permissions and the like are for a new one.
         type: str
       source:
         description:
           - A file of the managed host whose content goes into the volume when it is made, a raw image or a whole qcow2
-            image. Read back afterwards. Progress is told in the host's log.
+            image. Read back afterwards. Progress is written to the host's log.
         type: str
       checksum:
         description:
-          - The SHA-256 of O(source). With it, what is in a volume that is there is compared on every run, and uploaded
-            again where it is something else - unless a domain or another volume stands on it, which is refused.
-          - Without it, a volume that is there is taken to have its content, also one that a run was filling when the
-            host went down.
+          - The SHA-256 of O(source). With it, the content of an existing volume is compared on every run and uploaded
+            again if it differs. This is refused if a domain or another volume uses the volume.
+          - Without it, an existing volume is assumed to have its content, even if the host went down while a run was
+            filling it.
         type: str
       clone_from:
         description:

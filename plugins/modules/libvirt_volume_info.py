@@ -11,10 +11,10 @@ short_description: Read libvirt storage volumes as typed rows
 author: The tapvirt.host authors (@tapvirt)
 version_added: 0.1.0
 description:
-  - Returns volumes of the named storage pools, or of all active ones, in one connection - place, format, sizes, backing
-    file, and the domains that stand on each.
-  - It is libvirt's own list; a file that somebody else put into a pool is in it after the next look of libvirt, which
-    every run of M(tapvirt.host.libvirt_volume) brings about.
+  - Returns the volumes of the named storage pools, or of all active pools, on one connection. Each row has the path,
+    the format, the sizes, the backing file, and the domains that use the volume.
+  - This is libvirt's own list. It contains files that other programs created after the next refresh of the pool. Every
+    run of M(tapvirt.host.libvirt_volume) refreshes it.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_libvirt
@@ -66,7 +66,7 @@ volumes:
     capacity_bytes: {description: What it holds., type: int}
     allocation_bytes: {description: What it takes from the pool., type: int}
     backing:
-      description: The path and the format of the file that it stands on; null where there is none.
+      description: The path and the format of its backing file; null if it has none.
       type: dict
     used_by:
       description:

@@ -12,11 +12,11 @@ version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
   - Reads tables of C(/proc), values below C(/proc/sys), processes, and the kernel's log, in one task.
-  - Numbers are numbers. Sizes are in bytes and end in C(_bytes), times are in seconds and end in C(_seconds),
-    addresses are text. A row that the parser does not know is returned as it is.
-  - Works without privileges and in containers. What is not there, or not shown to the user of the task, has a status
-    and the value null; it is never an error.
-  - Command lines of processes may hold secrets.
+  - Numbers are numbers. Sizes are in bytes and end in C(_bytes), times are in seconds and end in C(_seconds), addresses
+    are text. A row that the parser does not know is returned as it is.
+  - Works without privileges and in containers. A value that does not exist, or that the user of the task may not see,
+    is null and has a status. It is never an error.
+  - Command lines of processes may contain secrets.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_kernel

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: stap_host_info
-short_description: Tell whether a host can be traced with SystemTap, and what a builder can build
+short_description: Check whether a host can be traced with SystemTap, and what a builder can build
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Judges the running kernel, the host's staprun, lockdown and module signing, the user's privileges, the memory for
-    output buffers, and SystemTap modules that are loaded, and says in words what forbids tracing and what helps.
-  - On a builder it returns what can be built there, which is what another host's verdict can be asked against.
+  - Checks the running kernel, the host's staprun, lockdown and module signing, the user's privileges, the memory for
+    output buffers, and loaded SystemTap modules. Returns the reasons that forbid tracing, with remedies.
+  - On a builder, returns what it can build. The verdict of another host can take this into account.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_stap
@@ -169,7 +169,7 @@ builder:
       elements: str
       sample: ["3.10", "7.3.0-rc3"]
     compilers:
-      description: The installed compilers, one for each version of gcc and clang, as make is told them.
+      description: The installed compilers, one for each version of gcc and clang, as they are passed to make.
       type: list
       elements: str
       sample: [gcc-14, gcc-16]

@@ -11,15 +11,15 @@ short_description: Build a SystemTap module for a kernel, once
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Runs on a builder (C(delegate_to)), which has SystemTap, and headers and debug information of the kernels to trace.
-    The traced hosts need neither.
-  - The store is addressed by content, that is by the kernel's release and version, its symbol versions, the versions of
-    SystemTap and of the compiler, the options and the rendered script. However many hosts ask at once, each distinct
-    module is compiled once.
-  - Chooses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
-  - A build has limits of its own, 600 seconds of CPU time and 4 GiB of address space for each process and 900 seconds
-    in all, and no more are compiled at once than the builder has processors.
-  - Fetches the module to the controller, from where M(tapvirt.host.stap_run) ships it.
+  - Runs on a builder (C(delegate_to)), which needs SystemTap, and headers and debug information of the kernels to
+    trace. The traced hosts need neither.
+  - The store is addressed by the kernel's release and version, its symbol versions, the versions of SystemTap and of
+    the compiler, the options and the rendered script. Each distinct module is compiled once, however many hosts request
+    it at the same time.
+  - Uses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
+  - Limits a build to 600 seconds of CPU time and 4 GiB of address space for each process, and to 900 seconds in all.
+    The number of concurrent builds is at most the number of the builder's processors.
+  - Fetches the module to the controller. M(tapvirt.host.stap_run) ships it from there.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_stap

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: stap_probe_info
-short_description: Tell which SystemTap probe points a host's kernel can arm, before any compile
+short_description: Check which SystemTap probe points a host's kernel can arm, without compiling
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - On a host to trace, it takes probe points of SystemTap's language apart and compares them with the host's own facts,
-    that is its symbol table, its loaded modules, the places where the kernel refuses probes and the first instruction
-    of each function. This needs neither SystemTap nor headers nor debug information there.
-  - On a builder, with O(list=true), it lists what the debug information of a O(kernel) has, as C(stap -l) and
-    C(stap -L) do, with source file, line and form of every point and, if asked, the variables that a probe can read.
-  - Says for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, counters).
+  - On a host to trace, parses probe points and compares them with the host's symbol table, its loaded modules, the
+    kernel's blocklist of probes, and the first instruction of each function. The host needs neither SystemTap nor
+    headers nor debug information.
+  - On a builder, with O(list=true), lists the probe points that the debug information of a O(kernel) contains, as
+    C(stap -l) and C(stap -L) do. Each point has its source file, line and form and, on request, the variables that a
+    probe can read.
+  - Returns for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, counters).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_stap

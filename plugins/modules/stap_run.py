@@ -7,19 +7,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: stap_run
-short_description: Run a SystemTap module for a bounded time, and tell what it saw
+short_description: Run a SystemTap module for a bounded time and return its output
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Ships a module that M(tapvirt.host.stap_module) built, from the controller's cache, to hosts that do not have it.
-  - Checks kernel, memory and lockdown, loads the module, proves from the kernel's own list that the probes are armed,
-    waits, and removes the module. A second run of it at the same time is refused and names the first, which goes on.
-  - The run is supervised on the host, in a transient systemd unit with a deadline of its own. It ends in time when the
-    connection is cut or the controller dies; the next run on the host then
-    returns it in RV(run.previous_leftovers).
-  - The controller asks every few seconds how far it is, and says so on a terminal. A connection that is cut is tried
-    again until the run must have ended, or for a minute while it starts; after that the host counts as unreachable.
-  - Puts back the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
+  - Ships a module that M(tapvirt.host.stap_module) built from the controller's cache to hosts that do not have it.
+  - Checks kernel, memory and lockdown, loads the module, verifies in the kernel's own list that the probes are armed,
+    waits, and removes the module. A second run of the module at the same time is refused. The error names the first
+    run, which continues.
+  - A transient systemd unit with its own deadline supervises the run on the host. The run ends in time even if the
+    connection breaks or the controller dies. The next run on the host then returns it in RV(run.previous_leftovers).
+  - The controller asks for the progress every few seconds and prints it on a terminal. A broken connection is retried
+    until the run must have ended, or for a minute while it starts. After that the host is unreachable.
+  - Restores the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_stap
@@ -262,7 +262,7 @@ ARGUMENT_SPEC = {
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    """Carry out a stage, and fail the task when the outcome is none of the accepted ones."""
+    """Carry out a stage, and fail the task if the outcome is not accepted."""
     stage = module.params["_stage"]
     if stage is None and not module.check_mode:
         raise TapvirtError("stap_run works only through its action plugin, which starts one stage after the other.")

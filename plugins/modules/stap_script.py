@@ -11,16 +11,17 @@ short_description: Render, check and deploy a SystemTap script
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Renders a Jinja2 template on the controller, checks the script without a kernel, and puts it on the host as a whole.
-  - The check needs neither SystemTap nor a kernel. It parses the whole language as C(stap -p1) of release 5.6 does, and
-    comes to the same verdict. Beyond it, it refuses a misspelt keyword that would read as a name, a C(printf) whose
-    values are not as many as its format takes, the wrong form of a probe point, and what switches protections off.
-    An error names the line, the column, what is expected there, and the nearest right word.
-  - Where SystemTap is installed, its own parser reads the script as well.
-  - Of a preprocessor conditional, the branch for an x86_64 kernel 6.12 without a configuration is read, as C(stap -p1)
-    would without a kernel; global variables are known from every branch. Groups of probe points in braces, and the
-    probes of a tapset that SystemTap does not come with, are left to the builder.
-  - Without O(dest) the script is rendered and checked, and nothing is written.
+  - Renders a Jinja2 template on the controller, checks the script without a kernel, and writes it to the host
+    atomically.
+  - The check needs neither SystemTap nor a kernel. It parses the whole language as C(stap -p1) of release 5.6 does,
+    with the same verdict. It also refuses misspelt keywords that would be read as names, a C(printf) with a wrong
+    number of values, wrong forms of probe points, and code that switches protections off. An error names the line, the
+    column, the expected token, and the nearest valid word.
+  - If SystemTap is installed, its own parser checks the script too.
+  - Preprocessor conditionals are evaluated for an x86_64 6.12 kernel without a configuration, as C(stap -p1) does
+    without a kernel. Global variables are collected from every branch. The builder checks groups of probe points in
+    braces, and probes of tapsets that SystemTap does not ship.
+  - Without O(dest), the script is rendered and checked, and nothing is written.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_stap
@@ -35,7 +36,7 @@ options:
   variables:
     description:
       - Variables for the template, beside those of the task.
-      - What names a probe belongs here; what only changes a number or a string belongs into O(globals).
+      - Names of probes belong here. Values that only change a number or a string belong in O(globals).
     type: dict
     default: {}
   globals:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: stap_service
-short_description: Keep SystemTap tracers on a host, from boot to boot
+short_description: Run persistent SystemTap tracers on a host, across reboots
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Keeps tracers that do not end, as units of systemd. Each is a module that M(tapvirt.host.stap_module) built, for the
-    running kernel and for every other kernel that the host may boot.
-  - What is loaded is known by the digest that the module carries (C(/sys/module/NAME/version)). A tracer that runs as
-    it is wanted is left alone. One that was stopped, removed or replaced by hand is put right.
-  - The output is a flight recorder, a ring of files of bounded size in C(/var/log/tapvirt/NAME).
-  - A tracer that is killed is started again, five times in ten minutes at most. One that took more of a CPU than its
-    build allows is not, not at boot either, until it changes.
-  - The sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)) are put back as soon as
+  - Keeps persistent tracers as systemd units. Each is a module that M(tapvirt.host.stap_module) built, for the running
+    kernel and for every other kernel that the host may boot.
+  - The loaded module is identified by the digest that it carries (C(/sys/module/NAME/version)). A tracer that runs as
+    requested is left alone. A tracer that was stopped, removed or replaced manually is restored.
+  - The output is a flight recorder, a ring of size-limited files in C(/var/log/tapvirt/NAME).
+  - A tracer that is killed is started again, at most five times in ten minutes. A tracer that used more of a CPU than
+    its build allows is not started again, not even at boot, until it changes.
+  - The sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)) are restored as soon as
     the probes are armed.
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -32,8 +32,8 @@ options:
     suboptions:
       name:
         description:
-          - What the tracer is called on the host, 1 to 32 lower-case letters, digits, dashes and underlines. Its unit
-            is C(tapvirt-trace-NAME.service).
+          - The name of the tracer on the host, 1 to 32 lower-case letters, digits, dashes and underscores. Its
+            unit is C(tapvirt-trace-NAME.service).
         type: str
         required: true
       state:
@@ -50,7 +50,7 @@ options:
         description:
           - What M(tapvirt.host.stap_module) returned as RV(tapvirt.host.stap_module#module:module), of one script, for
             each kernel. Needed unless O(services[].state=absent).
-          - Kernels of the host that are not among them are told in RV(services[].pending).
+          - Other kernels of the host are listed in RV(services[].pending).
         type: list
         elements: raw
         default: []

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: stap_service_info
-short_description: Tell which SystemTap tracers stay on a host, and which kernels it can boot
+short_description: Read the persistent SystemTap tracers of a host and the kernels that it can boot
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Reads what M(tapvirt.host.stap_service) keeps on a host, whether it runs, and whether it will after a reboot into
-    any of the installed kernels.
+  - Returns the tracers that M(tapvirt.host.stap_service) keeps on a host, whether they run, and whether they will run
+    after a reboot into each of the installed kernels.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_stap

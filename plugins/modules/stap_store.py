@@ -11,13 +11,13 @@ short_description: Prune a builder's store of SystemTap modules
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Runs on a builder, and removes modules that M(tapvirt.host.stap_module) built and nobody has asked for in a while.
-    One that is asked for again is built again.
-  - What is being built, signed or read at this moment stays, and so does what was asked for in the last 10 minutes,
-    since it may still be on its way to a controller.
-  - What a build that was killed has left is removed as well. Nothing else in the store is touched, neither the log of
-    compilations nor what SystemTap found out about the kernels' headers.
-  - In a store of another user, a task of root goes on as that user. A store that every user can write to is refused.
+  - Runs on a builder and removes modules that M(tapvirt.host.stap_module) built and that nobody requested for some
+    time. A removed module is built again when it is requested.
+  - Modules that are being built, signed or read are kept. So are modules requested in the last 10 minutes, which may
+    still be on their way to a controller.
+  - Leftovers of killed builds are removed too. Nothing else in the store is touched, neither the log of compilations
+    nor SystemTap's cache about the kernels' headers.
+  - In a store of another user, a task of root runs as that user. A store that every user can write to is refused.
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_stap

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: xen_info
-short_description: Read which Xen runs below a kernel, and which ones are installed
+short_description: Read which Xen runs below a kernel and which Xen images are installed
 version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
-  - Tells what the Xen hypervisor below the running kernel says of itself, in a control domain and in a guest.
-  - Reads the installed images of it, compressed or not, and says for each what kind of file it is, how a boot loader
-    enters it, whether it is the one that runs, and which file has its symbols.
-  - Works for every user. What this user or this domain may not see is null, and named as restricted.
+  - Returns what the Xen hypervisor below the running kernel reports about itself, in a control domain and in a guest.
+  - Reads the installed Xen images, compressed or not. Returns for each the type of the file, how a boot loader enters
+    it, whether it is the running one, and which file has its symbols.
+  - Works for every user. What this user or this domain may not see is null, and listed as restricted.
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_kernel
@@ -42,7 +42,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 running:
-  description: The Xen below this kernel; null when there is none.
+  description: The Xen below this kernel; null if there is no Xen.
   returned: always
   type: dict
   contains:
@@ -189,7 +189,7 @@ images:
       description:
         - The file C(xen-syms) of the same version, with C(path), C(state), C(reason), C(size_bytes), C(format),
           C(machine), C(build_id), the C(count) of its symbols, whether its build-id C(matches) the image, and the
-          C(map) beside it. Null when there is none.
+          C(map) beside it. Null if the image has no symbols.
       type: dict
       returned: always
       sample: {"path": "/usr/lib/debug/boot/xen-syms-4.17-amd64", "format": "elf64", "count": 6885, "matches": true}

@@ -254,9 +254,9 @@ def test_kernel_is_built_by_the_builder_that_has_its_headers(lab, two_builder_ca
 @pytest.mark.soak
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace4"])
 def test_build_is_identical_in_another_store(eight_plays, two_builder_campaign, host):
-    elsewhere = two_builder_campaign[0].of(
-        host, "tapvirt.host.trace : Build the module, once for each distinct kernel"
-    )["module"]
+    elsewhere = two_builder_campaign[0].of(host, "tapvirt.host.trace : Build the module once for each distinct kernel")[
+        "module"
+    ]
     module = eight_plays[0][0].of(host, "Build reads")["module"]
     assert elsewhere["path"] != module["path"] and elsewhere["path"].startswith(FOLDER)
     assert (elsewhere["sha256"], elsewhere["key"]) == (module["sha256"], module["key"])

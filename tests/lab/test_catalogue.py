@@ -26,7 +26,6 @@ RUNS = {
     "trace3": ["run_queue_latency", "module_functions"],
 }
 SCRIPTS = [name for names in RUNS.values() for name in names]
-WHERE = {name: host for host, names in RUNS.items() for name in names}
 VARIABLES = {
     "function_count": {"functions": "vfs_read vfs_w*"},
     "function_rate": {"function": "vfs_read"},

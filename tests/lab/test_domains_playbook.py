@@ -60,7 +60,7 @@ def test_fleet_is_compared_and_converged(lab, run_playbook):
     assert fleet_domains(lab, HOSTS[0]) == []
     done = run_playbook()
     assert done.changes() == dict.fromkeys(HOSTS, 1)
-    assert "trace2: fleet-web state is not there, wanted paused" in done.stdout
+    assert "trace2: fleet-web state is absent, wanted paused" in done.stdout
     assert "2 of 2 hosts are as wanted." in done.stdout
     for host in HOSTS:
         rows = fleet_domains(lab, host)
@@ -102,7 +102,7 @@ def test_console_in_use_is_reported_and_the_others_are_stored(lab, run_playbook,
         lab.run("trace1", "sh", "-c", f"pkill --session {reader}")
     assert done.rc != 0
     assert [path.name for path in tmp_path.rglob("*.log")] == ["fleet-web.log"]
-    assert "fleet-db" in done.of("trace1", "Say which could not be read")["msg"]
+    assert "fleet-db" in done.of("trace1", "Report which consoles could not be read")["msg"]
     assert jobs(lab) == before
 
 

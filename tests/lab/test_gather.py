@@ -49,7 +49,7 @@ def test_second_run_fetches_and_changes_nothing(gathered):
     (_first, second), _dest = gathered
     assert second.rc == 0, second.stdout[-3000:]
     assert second.changes() == dict.fromkeys(HOSTS, 0)
-    assert not [row for row in second.results if row["task"] == "Read it" and row["status"] == "ok"]
+    assert not [row for row in second.results if row["task"] == "Read the symbol table" and row["status"] == "ok"]
 
 
 def test_differences_are_printed_and_stored(gathered):

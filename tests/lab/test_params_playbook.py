@@ -145,7 +145,7 @@ TABLE: list[dict[str, t.Any]] = [
     {"module": "kvm", "name": "halt-poll-ns-grow", "value": 3, "persist": "none"},
     {"module": "nbd", "name": "max_part", "value": 8},
 ]
-SET = "Set or put back the parameters"
+SET = "Set or restore the parameters"
 ROLE = "tapvirt.host.module_params : "
 
 
@@ -189,21 +189,21 @@ def test_fleet_is_compared_set_and_restored(fleet):
     assert checked.rc == 0, checked.stdout
     assert fleet.state() == before
     assert "+kvm.halt_poll_ns: 200001" in checked.stdout
-    lines = messages(checked, "Say which hosts differ")
+    lines = messages(checked, "Report which hosts differ")
     assert "trace1: kvm.halt_poll_ns is 200000, wanted 200001" in lines
     assert "trace3: kvm.halt_poll_ns is 200000, wanted 300000" in lines
     assert lines[-1] == f"0 of {len(HOSTS)} hosts are as wanted."
-    assert messages(checked, "Say which hosts still differ") == lines
+    assert messages(checked, "Report which hosts still differ") == lines
 
     first = fleet.run()
     assert first.rc == 0, first.stdout
     assert fleet_changes(first) == dict.fromkeys(HOSTS, 1)
-    assert plans(first, SET) == plans(checked, SET) == plans(first, "Plan what would have to change")
+    assert plans(first, SET) == plans(checked, SET) == plans(first, "Plan the changes")
     order = first.hosts_of(ROLE + SET)
     assert order[0] == "trace1"
     assert set(order) == set(HOSTS)
-    assert messages(first, "Say which hosts differ") == lines
-    left = messages(first, "Say which hosts still differ")
+    assert messages(first, "Report which hosts differ") == lines
+    left = messages(first, "Report which hosts still differ")
     waiting = "nbd.max_part not in effect: it takes effect when the module is loaded"
     assert [line for line in left if line != f"{line.split(':')[0]}: {waiting}"] == [
         f"0 of {len(HOSTS)} hosts are as wanted."
@@ -217,7 +217,7 @@ def test_fleet_is_compared_set_and_restored(fleet):
     second = fleet.run()
     assert second.rc == 0, second.stdout
     assert fleet_changes(second) == dict.fromkeys(HOSTS, 0)
-    assert messages(second, "Say which hosts differ") == left
+    assert messages(second, "Report which hosts differ") == left
     counts = dict.fromkeys(HOSTS, 1)
     drift = {"hosts": len(HOSTS), "before": counts, "before_count": len(HOSTS)}
     assert second.stats() == {"params_drift": {**drift, "after": counts, "after_count": len(HOSTS)}}
@@ -225,9 +225,10 @@ def test_fleet_is_compared_set_and_restored(fleet):
     restored = fleet.run("-e", "params_state=restored")
     assert restored.rc == 0, restored.stdout
     assert "trace1: kvm.halt_poll_ns is 200001, and was 200000 before it was first set" in messages(
-        restored, "Say which hosts differ"
+        restored, "Report which hosts differ"
     )
-    assert messages(restored, "Say which hosts still differ") == [f"{len(HOSTS)} of {len(HOSTS)} hosts are as wanted."]
+    summary = f"{len(HOSTS)} of {len(HOSTS)} hosts are as wanted."
+    assert messages(restored, "Report which hosts still differ") == [summary]
     assert fleet.values() == values
     assert fleet.state() == before
 
@@ -273,7 +274,7 @@ def test_hosts_without_the_module_are_skipped_on_request(fleet):
     )
     result = fleet.run("-e", skip, "--tags", "report")
     assert result.rc == 0, result.stdout
-    lines = messages(result, "Say which hosts differ")
+    lines = messages(result, "Report which hosts differ")
     assert "trace1: has no kvm_amd.no_such_parameter" in lines
     assert len([line for line in lines if "no_such_parameter" in line]) == len(HOSTS)
     assert not [row for row in result.results if row["task"] == ROLE + SET]

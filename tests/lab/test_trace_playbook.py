@@ -16,8 +16,8 @@ from ansible_collections.tapvirt.host.tests.unit.support.documents import sample
 from .support.places import PLAYBOOKS
 
 HOSTS = ["trace1", "trace2", "trace3"]
-RUN = "tapvirt.host.trace : Trace"
-BUILD = "tapvirt.host.trace : Build the module, once for each distinct kernel"
+RUN = "tapvirt.host.trace : Run the module"
+BUILD = "tapvirt.host.trace : Build the module once for each distinct kernel"
 COUNT = """# {{ stamp }}
 #: record count key:string count:integer
 global least = 0
@@ -136,9 +136,8 @@ def test_dead_host_is_left_out_and_the_others_are_traced(traced):
 
 def test_host_that_is_not_ready_is_left_out_with_a_reason(traced):
     result, _built = traced
-    (line,) = [
-        text for text in result.of("trace1", "Say which are not ready, and what helps")["msg"] if "here: " in text
-    ]
+    lines = result.of("trace1", "Report which hosts are not ready, with remedies")["msg"]
+    (line,) = [text for text in lines if "here: " in text]
     assert "the builder has no headers for " in line and "install the package linux-headers-" in line
     assert campaign_summary(result)["left_out"]["here"] in line
     assert result.recap["here"]["failed"] == 0
@@ -169,7 +168,7 @@ def test_unknown_function_is_refused_before_a_build(campaign):
     kernel = campaign.lab.release("trace2")
     names = {"web1, web2": "trace2", "6.12.108+deb13-amd64": kernel}
     expected = sample("docs/docsite/rst/guide_campaign.rst", "No host was traced", names)
-    message = result.of("trace2", "Fail when not one host could be traced")["msg"]
+    message = result.of("trace2", "Fail if no host could be traced")["msg"]
     assert shown_in(expected, message), message
     assert campaign_summary(result)["outcomes"] == {"refused": 1}
 
@@ -179,7 +178,7 @@ def test_overloaded_canary_stops_the_campaign(campaign):
     assert result.rc != 0
     assert result.hosts_of(RUN) == ["trace2"]
     assert result.of("trace2", RUN)["run"]["outcome"] == "overloaded", result.of("trace2", RUN)
-    lines = result.of("trace2", "Say why no further wave begins")["msg"]
+    lines = result.of("trace2", "Report why no further wave starts")["msg"]
     assert lines[1] == "No further wave begins. Not traced: trace1."
     hosts = {"web1": "trace2", "web2, web3": "trace1"}
     expected = sample("docs/docsite/rst/guide_campaign.rst", "No further wave begins", hosts)
@@ -187,14 +186,14 @@ def test_overloaded_canary_stops_the_campaign(campaign):
     summary = campaign_summary(result)
     assert summary["stopped"] and summary["left_out"] == {"trace1": "the campaign had stopped before"}
     assert result.recap["trace2"]["failed"] == 1 and result.recap["trace1"]["failed"] == 0
-    counted = result.of("trace2", "Count a host as failed whose run was not as it should be")["msg"]
+    counted = result.of("trace2", "Fail each host whose run was not accepted")["msg"]
     assert counted.startswith("overloaded: it ended as overloaded: "), counted
 
 
 def test_unreachable_canary_stops_the_campaign(campaign):
     result = campaign.run(["leaving", "trace1"], COUNT, "1")
     assert result.rc != 0
-    assert result.hosts_of("Read where the kernel's log ends") == ["leaving"]
+    assert result.hosts_of("Find the end of the kernel's log") == ["leaving"]
     summary = campaign_summary(result)
     assert summary["hosts"]["leaving"]["outcome"] == "lost", result.stdout[-3000:]
     assert list(summary["left_out"]) == ["trace1"]

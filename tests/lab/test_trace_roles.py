@@ -37,7 +37,7 @@ def tracer(lab):
 def test_trace_host_restores_a_lost_group_once(lab, tracer):
     variables = {"trace_host_developers": [tracer]}
     checked, _result = apply_role(lab, "trace4", "trace_host", variables, "--check")
-    assert set(checked) <= {"Put users into them", "Have debugfs mounted"} and "Put users into them" in checked
+    assert set(checked) <= {"Add the users to the groups", "Mount debugfs"} and "Add the users to the groups" in checked
     assert set(lab.shell("trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr"}
     assert apply_role(lab, "trace4", "trace_host", variables)[0] == checked
     assert set(lab.shell("trace4", f"id -nG {tracer}").split()) == {tracer, "stapusr", "stapdev"}
@@ -57,10 +57,10 @@ def test_trace_builder_creates_and_repairs_its_store(lab):
     kernels = sorted(found["builder"]["kernels"])
     variables = {"trace_builder_kernels": kernels, "trace_builder_store": STORE, "trace_builder_store_mode": "0750"}
     try:
-        assert apply_role(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
+        assert apply_role(lab, "builder", "trace_builder", variables)[0] == ["Create the store"]
         assert apply_role(lab, "builder", "trace_builder", variables)[0] == []
         lab.shell("builder", f"chmod 700 {STORE}")
-        assert apply_role(lab, "builder", "trace_builder", variables)[0] == ["Make the store"]
+        assert apply_role(lab, "builder", "trace_builder", variables)[0] == ["Create the store"]
         assert lab.shell("builder", f"stat -c %a {STORE}") == "750"
     finally:
         lab.run("builder", "rmdir", STORE)
@@ -89,7 +89,7 @@ def test_trace_builder_creates_a_private_key_once(lab):
         assert apply_role(lab, "builder", "trace_builder", variables, "--check")[0][-1] != "Prune the store"
         assert lab.run("builder", "test", "-e", folder).returncode == 1
         made = apply_role(lab, "builder", "trace_builder", variables)[0]
-        assert made[-2:] == ["Make the folder of the key, closed to others", "Make the key and its certificate"]
+        assert made[-2:] == ["Create the private directory of the key", "Create the key and its certificate"]
         first = lab.shell("builder", state)
         assert first.startswith(f"700 {folder}\n600 {folder}/key.pem\n")
         certificate = lab.shell(

@@ -29,7 +29,7 @@ def recap_changes(text: str) -> dict[str, int]:
 
 def told(text: str) -> list[str]:
     """Return the sentences of the playbook's last task, which says what was done on which host."""
-    found = re.findall(r"^TASK \[Say what was done\].*?=> (\{.*?^\})", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^TASK \[Print a summary\].*?=> (\{.*?^\})", text, re.MULTILINE | re.DOTALL)
     return [str(line) for line in json.loads(found[-1])["msg"]] if found else []
 
 

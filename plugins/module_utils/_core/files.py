@@ -69,8 +69,8 @@ def user_name(uid: int) -> str:
 def foreign_level(path: str) -> tuple[str, int] | None:
     """Return the lowest level of a path that another user owns, and that user; None where there is no such level.
 
-    A user who owns one level can replace everything below it. Root's levels are trusted, and so are those of whoever
-    owns ``/``: in a user namespace that may be the overflow user.
+    A user who owns one level can replace everything below it. Root's levels are trusted, and so are those of the
+    owner of ``/``: in a user namespace that may be the overflow user.
     """
     trusted = {0, os.geteuid(), os.stat("/").st_uid}
     level = os.path.realpath(path)

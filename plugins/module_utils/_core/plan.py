@@ -74,7 +74,7 @@ class Plan:
     def result(self, with_diff: bool) -> dict[str, t.Any]:
         """Return the part of a module's result that every changing module shares.
 
-        The diff only where it was asked for (``module._diff``): Ansible shows one that is there, asked for or not.
+        The diff is included only on request (``module._diff``): Ansible shows every diff that a result contains.
         """
         result: dict[str, t.Any] = {"changed": bool(self), "plan": self.rows()}
         if with_diff:

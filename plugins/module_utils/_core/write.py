@@ -160,7 +160,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _check_replaceable(path: str) -> None:
     """Refuse to put a file in the place of a device, a FIFO, a socket or a directory.
 
-    :raises OSError: something like that is there, or a link leads to it.
+    :raises OSError: such a file exists, or a link leads to it.
     """
     try:
         mode = os.stat(path).st_mode

@@ -152,7 +152,7 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
     # ---- what they share ----
 
     def _plan_all(self, connection: Connection | None) -> None:
-        """Plan every item. What cannot be planned is told for all of them before anything is changed for any."""
+        """Plan every item. Report all refusals before anything is changed."""
         del connection  # a kind may ask libvirt what it would make of things
         for item in self._items:
             if item.error:

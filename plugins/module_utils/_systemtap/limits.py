@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The safety envelope of a run: limits, computed from the host's facts before anything is loaded.
+"""The limits of a run, computed from the host's facts before anything is loaded.
 
 Private to the collection.
 """

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of a host's domains is not as wanted, from a result of libvirt_domain. Private to the collection."""
+"""Differences of a host's domains from the requested ones, as libvirt_domain found them. Private to the collection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _waiting(wait: t.Mapping[str, t.Any]) -> str:
 
 def shown_value(value: t.Any) -> str:
     """Return a value on one line."""
-    return "not there" if value is None else _line(value if isinstance(value, str) else shown(value))
+    return "absent" if value is None else _line(value if isinstance(value, str) else shown(value))
 
 
 def _line(text: str) -> str:

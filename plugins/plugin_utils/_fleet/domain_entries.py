@@ -78,7 +78,7 @@ def _problems(entry: Entry) -> t.Iterator[InvalidInput]:
     beside = [key for key in described if key != "allow_device_removal"]
     memory, vcpus = entry.get("memory_mib", 0), entry.get("vcpus", 1)
     if entry.get("xml") and beside:
-        problem = f"The XML is the whole definition of {name}, so {', '.join(beside)} cannot stand beside it."
+        problem = f"The XML is the whole definition of {name}, so {', '.join(beside)} cannot be combined with it."
         yield InvalidInput("xml", None, problem, f"Write {', '.join(beside)} into xml, or leave xml out.")
     elif described and not entry.get("xml") and "memory_mib" not in entry and _state(entry) != "absent":
         problem = f"A size is needed, because {', '.join(described)} of {name} would be ignored without it."

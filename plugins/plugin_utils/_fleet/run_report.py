@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the playbooks params and domains print about a run, and the artifact that they keep. Private to the collection.
+"""The report and the artifact of a run of the playbooks params and domains. Private to the collection.
 
 Both have the same plays. Each host keeps facts of its part, whose names begin with the name of the playbook:
 ``_before`` and ``_after`` (the result of the role), ``_started`` (it was this host's turn) and ``_failed`` (why it
@@ -32,7 +32,7 @@ _LINE_CHARS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What differs between the playbooks: the variable with the count of entries, and how to read a result."""
+    """Differences between the playbooks: the variable with the count of entries, and how to read a result."""
 
     count: str
     shape: t.Any
@@ -87,7 +87,7 @@ class _Host:
     playbook: Playbook
 
     def result(self, when: str) -> Result | None:
-        """Return what the role found ``before`` or ``after``; None where the host was not compared."""
+        """Return the role's result ``before`` or ``after`` the change; None if the host was not compared."""
         value = self._fact(when)
         try:
             return None if value is None else t.cast("Result", parse(value, _KINDS[self.playbook].shape))
@@ -96,18 +96,18 @@ class _Host:
 
     @functools.cached_property
     def failure(self) -> str | None:
-        """Why the host failed, if it did."""
+        """Return the reason why the host failed; None if it did not."""
         value = self._fact("failed")
         return None if value is None else str(value).encode(errors="backslashreplace").decode()
 
     @functools.cached_property
     def is_started(self) -> bool:
-        """Whether it was this host's turn to be changed."""
+        """Return whether the run began to change this host."""
         return self._fact("started") is not None
 
     @property
     def is_without_table(self) -> bool:
-        """Whether the host's tables have no entry."""
+        """Return whether the host's tables have no entry."""
         return _is_zero(self.variables.get(_KINDS[self.playbook].count))
 
     def _fact(self, name: str) -> t.Any:

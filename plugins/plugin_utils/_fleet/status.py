@@ -133,7 +133,7 @@ class Status:
 class LastLine:
     """The control characters that keep a terminal's last line for us, while all else scrolls above it.
 
-    What others write meanwhile stays whole, whoever it is: the last line is outside of the region that scrolls.
+    Output of others stays intact, because the last line is outside of the region that scrolls.
     """
 
     def __init__(self) -> None:

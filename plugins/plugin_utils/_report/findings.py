@@ -78,7 +78,7 @@ _ADDRESS = re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}\b|(?<![\w:])[0-9a-fA-F]*:[0-9a
 def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> dict[str, t.Any]:
     """Return the sections of a report: ``tiles``, ``findings``, ``hosts`` and what each of them is about.
 
-    A variable that holds no result of its module is told as its host's trouble, and the others go on.
+    A variable without a result of its module becomes a finding of its host; the other hosts are not affected.
 
     :param hosts: host -> those of :data:`VARIABLES` that it has.
     :param lost: hosts that failed or did not answer, whose results may not tell why.
@@ -205,7 +205,7 @@ def _trouble(
             if result.get("unreachable"):
                 why.setdefault(host, []).append(f"did not answer: {text}")
                 break
-            if result.get("failed") and not result.get("domains"):  # a failed domain is told by its own row
+            if result.get("failed") and not result.get("domains"):  # a failed domain has its own row
                 why.setdefault(host, []).append(f"{what}: {text}")
         verdict = _of(known, "trace_result")
         if verdict and (verdict.get("stop_reasons") or not verdict.get("accepted", True)):

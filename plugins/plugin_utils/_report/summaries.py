@@ -1,9 +1,9 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the playbooks gather, report and console_logs keep as an artifact, and what they print.
+"""Summaries of the playbooks gather, report and console_logs: their artifacts and the lines that they print.
 
-An artifact of a job is copied into each job of a workflow: it has all counts, and the first of the names.
+An artifact of a job is copied into each job of a workflow, so it has all counts, but only the first names.
 
 Private to the collection.
 """
@@ -70,7 +70,7 @@ def gather_lines(kernels: t.Sequence[Row], drift: t.Sequence[Row], hosts_count: 
     if len(kernels) > _SHOWN_ROWS:
         lines.append(f"And {len(kernels) - _SHOWN_ROWS} kernels more, which are not shown.")
     lines += [_drift_line(row) for row in drift[:_SHOWN_ROWS] if row["fact"] not in _KERNEL_FACTS]
-    looked_at = f", of which {_SHOWN_ROWS} are looked at here" if len(drift) > _SHOWN_ROWS else ""
+    looked_at = f", of which the first {_SHOWN_ROWS} are shown here" if len(drift) > _SHOWN_ROWS else ""
     lines.append(
         f"{len(drift)} facts differ between {hosts_count} hosts{looked_at}; all are in {directory}/drift.json."
     )
@@ -94,7 +94,7 @@ def _drift_line(row: Row) -> str:
 
 def _fact_value(group: Row) -> str:
     if not group["present"]:
-        return "not there"
+        return "absent"
     text = json.dumps(group["value"])
     if len(text) <= _SHOWN_VALUE:
         return text

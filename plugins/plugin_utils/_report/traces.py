@@ -22,7 +22,7 @@ Row = t.Mapping[str, t.Any]
 Rows = list[dict[str, t.Any]]
 
 TONES = "abcde"
-"""The tones of a heat map from few to most, as the style sheet calls them; ``-`` is none at all."""
+"""The tones of a heat map from few to most, as the style sheet calls them; ``-`` means an empty cell."""
 
 _MOST_STRIPS = 2000
 _MOST_PARTS = 60
@@ -296,7 +296,7 @@ def _cut(runs: Rows) -> Rows:
 def _bad_runs(runs: Rows) -> Rows:
     hosts: dict[str, list[str]] = {}
     for run in runs:
-        if run["level"] == "bad" and not run["judged"]:  # what a campaign has judged is told with its verdict
+        if run["level"] == "bad" and not run["judged"]:  # a campaign's verdict covers the run
             hosts.setdefault(f"the trace {run['title']} ended as {run['outcome']}: {run['reason']}", []).append(
                 run["host"]
             )

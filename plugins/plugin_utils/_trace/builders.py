@@ -15,7 +15,7 @@ from .._transport.edge import ANY, COUNT, FLAG, NAME, TEXT, Each, Kind, Need, Od
 
 Row = t.Mapping[str, t.Any]
 _REASONS = Need([TEXT])
-# What host.judge reads.
+# The facts that readiness.find_problems reads.
 _HOST = Need(
     {
         "distribution": {"name": NAME, "family": NAME},

@@ -120,18 +120,16 @@ def trace_verdict(
         outcome, reason = "lost", f"the host returned something else than a run: {odd_run}"
     stop_reasons = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
     stop_reasons += [
-        f"what its kernel has said {when} is not known: {odd}"
-        for when, odd in (("before", odd_before), ("meanwhile", odd_after))
+        f"its kernel's state {when} the trace is unknown: {odd}"
+        for when, odd in (("before", odd_before), ("after", odd_after))
         if odd
     ]
     if after.get("failed"):
-        stop_reasons.append(
-            f"what its kernel has said meanwhile is not known: {' '.join(str(after.get('msg')).split())}"
-        )
+        stop_reasons.append(f"its kernel's state after the trace is unknown: {' '.join(str(after.get('msg')).split())}")
     taints = _new_taints(before, after)
     if taints:
         stop_reasons.append(f"its kernel has become tainted: {', '.join(taints)}")
-    stop_reasons += [f"its kernel said: {line}" for line in _trouble(before, after)]
+    stop_reasons += [f"its kernel logged: {line}" for line in _trouble(before, after)]
     return {
         "outcome": outcome,
         "reason": reason,

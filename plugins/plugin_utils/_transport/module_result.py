@@ -67,7 +67,7 @@ def documented(module: str) -> dict[str, t.Any]:
 def parse_json(text: str) -> dict[str, t.Any]:
     """Return the result in a host's output: the last line that is an object.
 
-    :raises Odd: there is none, or it is not the JSON that a module writes.
+    :raises Odd: the result is missing, or it is not the JSON that a module writes.
     """
     lines = [line for line in text.split("\n") if line.startswith("{")]
     if not lines:

@@ -231,7 +231,7 @@ def test_a_verdict_is_given_whatever_a_host_returned() -> None:
         "it ended as lost: the host returned something else than a run: outcome is 5, not an outcome of a run"
     ]
     assert judge(run=RUN, before=READ, after={"procfs": {"kmsg": [{"sequence": "7"}]}})["stop_reasons"] == [
-        "what its kernel has said meanwhile is not known: procfs.kmsg[0].sequence is '7', not a whole number"
+        "its kernel's state after the trace is unknown: procfs.kmsg[0].sequence is '7', not a whole number"
     ]
 
 

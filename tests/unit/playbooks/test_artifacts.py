@@ -114,7 +114,7 @@ def check_message(lines: list[str], last: str, line_chars: int = 1000) -> None:
 def test_what_gather_reports_is_bounded(gathered: dict[str, t.Any]) -> None:
     kernels = fleet.group_hosts_by(gathered, ["release", "version", "build_id"])
     lines = summaries.gather_lines(kernels, fleet.fact_diff(gathered), len(gathered), "/somewhere")
-    last = "facts differ between 1000 hosts, of which 40 are looked at here; all are in"
+    last = "facts differ between 1000 hosts, of which the first 40 are shown here; all are in"
     check_message(lines, last, line_chars=10_000)
 
 

@@ -29,7 +29,7 @@ def test_keys_of_a_definition_that_is_not_made_are_refused(tmp_path: pathlib.Pat
     ignored = "of domain 'web' would be ignored without it."
     beside = (
         "Invalid value for domains_wanted[0].xml: The XML is the whole definition of domain 'db', so memory_mib cannot "
-        "stand beside it. Write memory_mib into xml, or leave xml out."
+        "be combined with it. Write memory_mib into xml, or leave xml out."
     )
     drift = artifact(done)["domains_drift"]
     assert drift["failed"] == {

@@ -171,7 +171,7 @@ def test_a_host_that_fails_to_tell_stops_the_campaign_and_keeps_its_run(play: Pl
     assert summary["left_out"] == (
         {} if bad == "h2" else dict.fromkeys(["h2", "h3"], "the campaign had stopped before")
     )
-    assert f"{bad}: what its kernel has said meanwhile is not known: {KILLED['msg']}" in done.output
+    assert f"{bad}: its kernel's state after the trace is unknown: {KILLED['msg']}" in done.output
     assert "No further wave begins. Not traced: " in done.output
 
 
@@ -368,7 +368,7 @@ def test_a_kernel_that_cannot_be_looked_at_after_its_run_stops_the_campaign(play
     done = play.run("--limit", "h1", answers={"procfs_info_after": {"*": nothing}})
     assert done.code == 2, done.output
     assert done.campaign["hosts"]["h1"]["stop_reasons"] == [
-        "what its kernel has said meanwhile is not known: kernel.tainted is missing"
+        "its kernel's state after the trace is unknown: kernel.tainted is missing"
     ]
 
 

@@ -45,7 +45,7 @@ WANTED: dict[str, dict[str, t.Any]] = {
     "domains": {"domains_wanted": [{"name": "web", "state": "running"}]},
 }
 MODULE = {"params": "kernel_module_param", "domains": "libvirt_domain"}
-DIFFERS = {"params": "kvm.halt_poll_ns is 1, wanted 2", "domains": "web state is not there, wanted running"}
+DIFFERS = {"params": "kvm.halt_poll_ns is 1, wanted 2", "domains": "web state is absent, wanted running"}
 ONE = {"params": 1, "domains": {"changes": 1, "pending": 0}}
 NOT_DONE = {"params": "could not be set: ", "domains": "could not be converged: "}
 

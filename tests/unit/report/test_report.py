@@ -318,9 +318,9 @@ def test_what_is_rare_stands_out_where_it_is_not_and_little_does_not() -> None:
 
 
 def test_a_run_after_which_the_kernel_logged_something_is_trouble_though_it_went_well() -> None:
-    verdict = {"outcome": "ok", "accepted": True, "stop_reasons": ["its kernel said: BUG: x"]}
+    verdict = {"outcome": "ok", "accepted": True, "stop_reasons": ["its kernel logged: BUG: x"]}
     report = fleet_report({"a": traced(COUNT) | {"trace_result": verdict}})
-    assert [row["text"] for row in report["findings"]] == ["a: trace: its kernel said: BUG: x"]
+    assert [row["text"] for row in report["findings"]] == ["a: trace: its kernel logged: BUG: x"]
     assert report["traces"]["runs"][0]["level"] == "bad"
 
 

@@ -25,7 +25,7 @@ def test_the_recap_reports_the_changes_of_each_host():
 
 def test_what_the_last_task_reports():
     result = '{\n    "msg": [\n        "one",\n        "two"\n    ]\n}'
-    text = f"TASK [Say what was done] ****\nok: [trace1] => {result}\n\nPLAY RECAP"
+    text = f"TASK [Print a summary] ****\nok: [trace1] => {result}\n\nPLAY RECAP"
     assert told(text) == ["one", "two"]
     assert told("PLAY [one]\n") == []
 

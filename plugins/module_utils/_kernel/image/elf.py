@@ -161,7 +161,7 @@ def _letter(info: int, index: int, rows: t.Sequence[Section]) -> str:
 
 
 def section(image: bytes, name: str) -> bytes | None:
-    """Return the content of the section of this name; null when there is none.
+    """Return the content of the section of this name; None if it does not exist.
 
     :raises ElfError: not ELF, or damaged.
     """

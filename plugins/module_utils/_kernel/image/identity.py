@@ -78,7 +78,7 @@ def running_version_code(root: Root) -> int | None:
 
 
 def build_id(notes: bytes) -> str | None:
-    """Return the build-id, in hex, from the bytes of ``/sys/kernel/notes``; null when there is none."""
+    """Return the build-id, in hex, from the bytes of ``/sys/kernel/notes``; None if they contain none."""
     return build_id_of(parse_notes(notes))
 
 

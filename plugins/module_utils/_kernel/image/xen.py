@@ -250,7 +250,7 @@ def gunzip(data: bytes) -> bytes:
 
 
 def _symbols_row(root: Root, boot: str, version: str, build_id: str | None) -> dict[str, t.Any] | None:
-    """Return what the file with the symbols of this version is; null where there is none."""
+    """Return the row of the file with the symbols of this version; None if no file exists."""
     place = next((path for path in (p.format(boot, version) for p in _SYMBOL_PLACES) if root.exists(path)), None)
     if place is None:
         return None

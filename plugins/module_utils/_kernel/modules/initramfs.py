@@ -49,7 +49,7 @@ class Unreadable(TapvirtError):
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """An initramfs: its file, the command that makes it anew (empty: there is none), its modules and their options.
+    """An initramfs: its file, the command that rebuilds it (empty: unknown), its modules and their options.
 
     ``unreadable`` says why nothing is known of the content; null when it is.
     """
@@ -62,7 +62,7 @@ class Image:
 
 
 def image_of(root: Root, release: str) -> str | None:
-    """Return the initramfs of a kernel release, relative to the root; null where there is none."""
+    """Return the initramfs of a kernel release, relative to the root; None if it does not exist."""
     return next((name for name in (image.format(release) for image in IMAGES) if root.exists(name)), None)
 
 
@@ -101,7 +101,7 @@ def read_image(root: Root, name: str, release: str, unpack_seconds: float = _UNP
 
 
 def maker_of(path: str, release: str) -> tuple[str, ...]:
-    """Return the command that makes an image anew on this host; empty where there is none."""
+    """Return the command that rebuilds an image on this host; empty if the host has no such command."""
     if find_program("update-initramfs") is not None:
         return ("update-initramfs", "-u", "-k", release)
     if find_program("dracut") is not None:
@@ -110,7 +110,7 @@ def maker_of(path: str, release: str) -> tuple[str, ...]:
 
 
 def make_image(image: Image) -> None:
-    """Make an image anew.
+    """Rebuild an image.
 
     :raises TapvirtError: the host's own program failed; the old image is still there.
     """

@@ -35,7 +35,7 @@ class InstalledModules:
         self._module_files: ModuleFiles | None = None
 
     def file_of(self, module: str) -> str | None:
-        """Return the file of a loadable module, relative to the root; null when there is none."""
+        """Return the file of a loadable module, relative to the root; None if it does not exist."""
         path = self._paths().get(canonical(module))
         if path is None:
             return None

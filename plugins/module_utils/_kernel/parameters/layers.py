@@ -170,7 +170,7 @@ def is_stale_in_initramfs(entry: Wanted, item: Item, state: str, observed: Obser
 
 
 def own_file_matches(entry: Wanted, item: Item, observed: Observed) -> bool:
-    """Tell whether our own file has the wanted value, whoever wins."""
+    """Return whether our own file has the wanted value, even if another file wins."""
     own = observed.own.get(entry.key)
     return own is not None and matches(own, item, wanted_of(entry, item))
 

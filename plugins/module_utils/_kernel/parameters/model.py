@@ -298,11 +298,11 @@ class Reader:
         return {name: item for name, item in items.items() if item.text is not None}
 
     def aliases(self) -> str:
-        """Return the text of ``modules.alias``; empty where there is none."""
+        """Return the text of ``modules.alias``; empty if the file does not exist."""
         return self.root.read_text_or(f"lib/modules/{self.release}/modules.alias") or ""
 
     def _has(self, module: str, name: str) -> bool:
-        """Tell whether a module has a parameter; the kernel ignores an option that is none."""
+        """Return whether a module has a parameter; the kernel ignores options that are not parameters."""
         return name in self.installed.parameters(module) or self.root.exists(parameter_file(module, name))
 
     def _check_names(self, module: str, name: str, given: Key) -> None:

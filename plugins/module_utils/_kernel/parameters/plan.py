@@ -63,7 +63,7 @@ class Reload(Step):
 
 @dataclasses.dataclass(frozen=True)
 class Refresh(Step):
-    """Make the initramfs anew."""
+    """Rebuild the initramfs."""
 
 
 def plan(

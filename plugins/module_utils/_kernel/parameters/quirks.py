@@ -49,5 +49,5 @@ def unsafe_built_in(module: str, name: str) -> bool:
     return name in _UNSAFE_BUILT_IN.get(module, "").split()
 
 
-#: Declared as truth values, yet they take more words (set_nx_huge_pages in the kernel's arch/x86/kvm/mmu/mmu.c).
+#: Declared as booleans, yet they take more words (set_nx_huge_pages in the kernel's arch/x86/kvm/mmu/mmu.c).
 MORE_THAN_DECLARED: t.Collection[tuple[str, str]] = (("kvm", "nx_huge_pages"),)

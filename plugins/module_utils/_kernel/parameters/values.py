@@ -97,7 +97,7 @@ def known_kind(word: str | None, text: str | None) -> Kind:
         kind = Kind(word, "modinfo")
         numeric = kind.element in _RANGES[64]
         boolean = kind.element in _BOOLEANS
-        # Some declare a truth value and print other words (kvm.nx_huge_pages: never).
+        # Some declare a boolean and print other words (kvm.nx_huge_pages: never).
         odd = boolean and not kind.is_array and text is not None and _without_line_end(text) not in ("Y", "N", "0", "1")
         if (numeric or boolean or kind.element in _TEXTS) and not odd:
             return kind
@@ -112,7 +112,7 @@ def listed_words(kind: Kind, text: str | None) -> list[str] | None:
 
 
 def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
-    """Return what the kernel makes of a value that a user gives (text, number, truth value or list).
+    """Return what the kernel makes of a value that a user gives (text, number, boolean or list).
 
     :raises Rejected: the kernel would not take it, or it would take any word for a boolean that begins like one.
     """
@@ -200,7 +200,7 @@ def _is_boolean_word(value: t.Any) -> bool:
 def _elements(kind: Kind, parts: t.Sequence[t.Any], word_bits: int) -> list[Value]:
     """Return the elements of an array (``param_array`` in the kernel's kernel/params.c).
 
-    :raises Rejected: there is none, there are too many, or one is not a value of the type.
+    :raises Rejected: the list is empty or too long, or an element is not a value of the type.
     """
     if not parts:
         raise Rejected("takes at least one element")

@@ -66,7 +66,7 @@ def check_read_back(item: Item, read_back: str, before: Value | None, intended: 
 def explain_errno(error: OSError, item: Item, lockdown: str | None) -> str:
     """Say why the kernel refused a write (kernel/params.c, fs/kernfs/file.c, kernel/module/sysfs.c).
 
-    ``lockdown`` is the text of ``/sys/kernel/security/lockdown``; null where there is none, or it cannot be read.
+    ``lockdown`` is the text of ``/sys/kernel/security/lockdown``; None if it does not exist or cannot be read.
     """
     causes = {
         errno.EACCES: read_only_reason(item) if not item.writable else "this user may not write it; become root",

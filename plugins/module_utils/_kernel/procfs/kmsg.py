@@ -69,7 +69,7 @@ def wanted_of(options: t.Mapping[str, t.Any], uptime_seconds: float) -> Wanted:
 def parse_record(text: str) -> dict[str, t.Any]:
     """Return ``sequence``, ``seconds`` after boot, ``level``, ``facility``, ``message`` and ``fields`` of one record.
 
-    :raises NotARow: the text is none.
+    :raises NotARow: the text is not a record.
     """
     first, *more = text.rstrip("\n").split("\n")
     prefix, semicolon, message = first.partition(";")

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the parsers of procfs share: lines, words and numbers, as the kernel prints them. Private to the collection.
 
-Python's own ``splitlines``, ``split`` and ``int`` know Unicode line ends, blanks and digits, and underscores in
-numbers; a name in procfs may hold any of these, so none of them is used here.
+Python's own ``splitlines``, ``split`` and ``int`` know Unicode newlines, spaces and digits, and underscores in
+numbers. A name in procfs may contain any of these, so this module uses none of them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse_rows(text: str, unparsed: list[str], parse: t.Callable[[str], Value], 
 def integer(word: str) -> int:
     """Return a decimal number of at most 64 bits.
 
-    :raises NotARow: it is none.
+    :raises NotARow: the word is not such a number.
     """
     if not _INTEGER.fullmatch(word):
         raise NotARow(word)
@@ -69,7 +69,7 @@ def integer(word: str) -> int:
 def decimal(word: str) -> float:
     """Return a number with a point.
 
-    :raises NotARow: it is none.
+    :raises NotARow: the word is not such a number.
     """
     if not _DECIMAL.fullmatch(word):
         raise NotARow(word)
@@ -79,7 +79,7 @@ def decimal(word: str) -> float:
 def integers(words: t.Iterable[str]) -> list[int]:
     """Return several numbers.
 
-    :raises NotARow: one of them is none.
+    :raises NotARow: a word is not a number.
     """
     return [integer(word) for word in words]
 
@@ -123,9 +123,9 @@ def sized(name: str, value: str) -> tuple[str, Value]:
 
 
 def address(word: str) -> str | None:
-    """Return a hexadecimal address as ``0x...``: JSON numbers cannot hold it. Zero is hidden: null.
+    """Return a hexadecimal address as ``0x...``: JSON numbers cannot hold it. Zero is hidden: None.
 
-    :raises NotARow: it is none.
+    :raises NotARow: the word is not an address.
     """
     if not re.fullmatch(r"(?:0x)?[0-9a-fA-F]{1,16}", word):
         raise NotARow(word)

@@ -55,9 +55,9 @@ _AS_TEXT = re.compile(r"(?:Sig(?!Q)|Shd|Cap)\w*|\w+_(?:allowed|list)|Umask|Name|
 def stat(text: str) -> dict[str, Value]:
     """Return the fields of proc_pid_stat(5) by name: times as ``_seconds``, sizes as ``_bytes``, addresses as text.
 
-    The name of a program may hold anything, parentheses and line ends too: it ends at the last parenthesis.
+    The name of a program may contain any character, even parentheses and newlines: it ends at the last parenthesis.
 
-    :raises NotARow: the text is none.
+    :raises NotARow: the text is not such a row.
     """
     head, opening, rest = text.partition("(")
     comm, closing, tail = rest.rpartition(")")

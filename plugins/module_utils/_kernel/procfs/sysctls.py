@@ -28,7 +28,7 @@ _INTEGERS = re.compile(r"(?:0|-?[1-9][0-9]{0,19})(?:[ \t]+(?:0|-?[1-9][0-9]{0,19
 def parts_of(name: str) -> list[str]:
     """Return a name or pattern as the path's components.
 
-    :raises InvalidInput: it leads out of ``/proc/sys``, or is none.
+    :raises InvalidInput: the name leads out of ``/proc/sys``, or is not a name.
     """
     first = re.search(r"[./]", name)
     text = name if first and first.group() == "/" else name.translate(str.maketrans("./", "/."))

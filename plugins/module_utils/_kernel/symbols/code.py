@@ -173,7 +173,7 @@ class Text:
         return None
 
     def _is_probed(self, address: int) -> bool:
-        """Tell whether what looks like padding is the breakpoint of a probe that is there already."""
+        """Return whether what looks like padding is the breakpoint of an existing probe."""
         debugfs = mount_point(self._root, "debugfs")
         probes = self._root.read_text_or(debugfs + "/kprobes/list") if debugfs else None
         return f"{address:016x} " in (probes or "")

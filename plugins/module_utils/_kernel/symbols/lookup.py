@@ -234,7 +234,7 @@ class _Verdicts:
             match["type"] = None
 
     def details(self, symbol: Symbol) -> dict[str, t.Any]:
-        """Return what is told of a symbol that was asked for by its name."""
+        """Return the details of a symbol that was requested by its name."""
         row: dict[str, t.Any] = {"probeable_reason": self._probeable(symbol)[1], "section": self._sections.of(symbol)}
         export = self._exported(symbol)[1]
         if export is not None:

@@ -71,19 +71,19 @@ class Source:
 def read_source(root: Root, kind: str, path: str | None, release: str) -> Source:
     """Read the symbols of one kind (of ``SOURCES``), from the file named or from where it is installed.
 
-    ``release`` is the kernel whose files are looked for. A file that is absent, not readable, a placeholder or
-    damaged is told in the source's state.
+    ``release`` is the kernel whose files are searched. The source's state reports a file that is absent, unreadable, a
+    placeholder or damaged.
     """
     if kind == "kallsyms":
         return _read_kallsyms(root, path)
     places = [path.lstrip("/")] if path else list(_places(root, kind, release))
-    source = _without(kind, places, "absent", f"there is none in {_folders(kind)}")
+    source = _without(kind, places, "absent", f"it does not exist in {_folders(kind)}")
     for place in places:
         found = _read_place(root, kind, place, release)
         if found.state == "readable":
             return found
         if source.state == "absent":
-            # Of several that are no use, the first one that is there is reported.
+            # If no file is usable, the first existing one is reported.
             source = found
     return source
 

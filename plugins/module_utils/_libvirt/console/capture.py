@@ -128,7 +128,7 @@ def observe(connection: Connection, request: Request) -> Observed:
     """Look the domain up.
 
     :raises InvalidInput: there is no such domain, or it has no such device.
-    :raises TapvirtError: the driver has no consoles; told before the domain is started in vain.
+    :raises TapvirtError: the driver has no consoles; raised before the domain is started.
     """
     domain = find_domain(connection, request.name)
     with libvirt_errors(f"Reading domain {request.name}"):

@@ -30,7 +30,7 @@ def find_device(name: str, root: ET.Element, alias: str | None) -> Device:
     Aliases of a domain that is off are those that its start gives: tag and position, those of a console on a serial
     port from there (libvirt, ``src/qemu/qemu_alias.c``).
 
-    :raises InvalidInput: there is none of that alias, it is the guest agent's, or libvirt does not let it be read.
+    :raises InvalidInput: no device has that alias, it is the guest agent's, or libvirt does not let it be read.
     :raises TapvirtError: there is no console or serial port at all.
     """
     devices = _aliases(root)

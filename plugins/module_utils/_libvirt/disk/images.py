@@ -70,7 +70,7 @@ class ImageLocator:
         self.local = local
 
     def volume(self, source: Source) -> t.Any:
-        """Return the storage volume that a source is, null where it is none of an active pool.
+        """Return the storage volume of a source; None if it is not in an active pool.
 
         :raises LibvirtFailure: the pool is not active, or libvirt cannot tell.
         """

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a guest would notice if it changed: carried over from the definition that is there into the wanted one.
+"""The guest-visible identity: carried over from the existing definition into the requested one.
 
 UUID, MAC addresses, machine version, places of devices, NVRAM file, generation ID. What the user's XML says wins.
 Private to the collection. Pure.
@@ -25,9 +25,9 @@ from .stored_devices import carried_devices
 _MACHINE_ALIASES = {"pc": "pc-i440fx-", "q35": "pc-q35-"}
 _MAC_PREFIX = {"xen": "00:16:3e"}
 _DEFAULT_MAC_PREFIX = "52:54:00"
-# By type of virtual port, what libvirt would make up anew at each definition.
+# By type of virtual port, what libvirt would generate again at each definition.
 _PORT_IDS = {"openvswitch": "interfaceid", "802.1Qbg": "instanceid"}
-# Told by position among their like, so that an address may belong to another one; libvirt places them anew.
+# Told by position among their like, so that an address may belong to another one; libvirt places them again.
 _PLACED_BY_KEY = frozenset(["disk", "interface", "controller", "filesystem", "input", "sound", "channel"])
 _ALONE = frozenset(["memballoon", "watchdog", "rng", "video", "vsock", "iommu", "panic", "tpm"])
 
@@ -202,7 +202,7 @@ def _carry_nvram(result: ET.Element, existing: ET.Element) -> None:
 
 
 def _carry_metadata(result: ET.Element, existing: ET.Element) -> None:
-    """Keep what other programs noted in the metadata, namespace by namespace; our mark is written anew."""
+    """Keep what other programs noted in the metadata, namespace by namespace; our mark is written again."""
     old = existing.find("metadata")
     if old is None:
         return

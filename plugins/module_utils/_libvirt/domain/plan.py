@@ -49,7 +49,7 @@ class Options:
 
     @property
     def may_redefine(self) -> bool:
-        """Tell whether the stored definition of a domain that is there may be changed."""
+        """Return whether the stored definition of an existing domain may be changed."""
         return self.apply != "live"
 
     @property
@@ -126,7 +126,7 @@ def desired_definition(
 
     Nothing: no XML was given, or the domain's mark says that this XML was applied and nobody has changed the result.
 
-    :param with_addresses: keep devices in their places; where those no longer fit, libvirt has to place them anew.
+    :param with_addresses: keep devices in their places; where those no longer fit, libvirt has to place them again.
     """
     if wanted.root is None or wanted.xml is None or wanted.state == "absent":
         return None

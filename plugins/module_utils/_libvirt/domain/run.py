@@ -41,7 +41,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "domains
     """Turn a user's list into ``Wanted``, all of it checked.
 
     :param option: the option that lists the items; empty where the task's own options describe its only item.
-    :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
+    :raises InvalidInput: a name that is invalid or given twice, XML that is malformed or has another name.
     """
     check_names(option, (item["name"] for item in items))
     wanted: list[Wanted] = []
@@ -185,7 +185,7 @@ class DomainRun(ItemRun[Wanted, Observed, DomainPlan]):
     # ---- plan ----
 
     def _plan_all(self, connection: Connection | None) -> None:
-        """Plan every domain. What cannot be planned is told for all of them before anything is changed for any."""
+        """Plan every domain. Report all refusals before anything is changed."""
         desired: dict[str, ET.Element | None] = {}
         leaving = [item.wanted.name for item in self._items if item.wanted.state == "absent"]
         shared = self._shared_disks(leaving)

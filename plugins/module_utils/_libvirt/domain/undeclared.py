@@ -52,7 +52,7 @@ def definition_rows(stored: ET.Element, desired: ET.Element) -> list[Difference]
         for row in differences(stored, desired)
         if row.after is not None or row.path in lost or _is_removed(row, removable)
     ]
-    # Devices of the host are told by position in the rows, and by source here: another one may be in the same place.
+    # The rows identify devices of the host by position; here the source does: another one may be in the same place.
     rows = [row for row in rows if not any(_is_below(row.path, path) for path in removed)]
     places = {row.path for row in rows}
     new = {"devices/" + label: device for label, device in new_host_devices(stored, desired).items()}

@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What goes with a domain, and what of it stays: every file that an undefine takes is found and named beforehand.
+"""The artifacts that an undefine deletes or keeps. Every file that it deletes is named in advance.
 
 Private to the collection. ``find_belongings`` reads; the rest is pure.
 """

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reading a domain at two libvirts, and what stands between them.
 
-Private to the collection. Only reads; a storage pool of the destination looks anew at what is in its directory.
+Private to the collection. Only reads, except that it refreshes storage pools of the destination.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _is_alive(connection: Connection) -> bool:
 
 
 def find(connection: Connection, name: str, uuid: str | None = None) -> Domain | None:
-    """Return a domain by its UUID, or else by its name; null where there is none."""
+    """Return a domain by its UUID, or else by its name; None if it does not exist."""
     lookups: list[tuple[t.Callable[[str], Domain], str]] = [(connection.lookupByName, name)]
     if uuid is not None:
         lookups.insert(0, (connection.lookupByUUIDString, uuid))
@@ -85,7 +85,7 @@ def find(connection: Connection, name: str, uuid: str | None = None) -> Domain |
 
 
 def see(domain: Domain | None) -> Seen | None:
-    """Read a domain; null where there is none, or it has gone meanwhile."""
+    """Read a domain; None if it does not exist or disappears during the read."""
     if domain is None:
         return None
     try:

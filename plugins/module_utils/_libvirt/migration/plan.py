@@ -90,7 +90,7 @@ class Observed:
 
 @dataclasses.dataclass
 class MigrationPlan:
-    """What has to be done for one domain; ``doubts`` are what could not be looked at beforehand."""
+    """The changes for one domain; ``doubts`` are what could not be checked in advance."""
 
     changes: list[Change] = dataclasses.field(default_factory=list)
     move: bool = False

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What can be changed in a network while it runs: the sections that libvirt updates, and the steps for each.
 
-Of a section's entries some can be modified, the others only be taken out and put in anew. An entry is told by what
-libvirt looks for; where two entries cannot be told apart, the section waits for a restart.
+Some entries of a section can be modified, others only removed and added again. An entry is identified by
+what libvirt looks for. If two entries cannot be distinguished, the section waits for a restart.
 
 Private to the collection. Pure. What libvirt takes follows virNetworkUpdate and its page "Network XML format".
 """

@@ -30,7 +30,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "network
     """Turn a user's list into ``Wanted``, all of it checked.
 
     :param option: the option that lists the items; empty where the task's own options describe its only item.
-    :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
+    :raises InvalidInput: a name that is invalid or given twice, XML that is malformed or has another name.
     """
     check_names(option, (item["name"] for item in items))
     wanted: list[Wanted] = []
@@ -194,7 +194,7 @@ class NetworkRun(ItemRun[Wanted, Observed, NetworkPlan]):
     # ---- plan ----
 
     def _plan_all(self, connection: Connection | None) -> None:
-        """Plan every network. What cannot be planned is told for all of them before anything is changed for any."""
+        """Plan every network. Report all refusals before anything is changed."""
         self._desired = {}
         for item in self._items:
             try:
@@ -313,14 +313,14 @@ def _planned_state(wanted: Wanted, state: str) -> str:
 
 
 def _bridge_of(observed: Observed | None) -> str | None:
-    """Return the bridge that goes when a running network stops; null where it is none of libvirt's own."""
+    """Return the bridge that disappears when a running network stops; None if it is not libvirt's own."""
     if observed is None or observed.running is None or forward_mode(observed.running) not in OWN_BRIDGE_MODES:
         return None
     return bridge_name(observed.running)
 
 
 def _bridges(observed: Observed) -> list[str]:
-    """Return the bridges that a network names: the one that is there and the one that is stored."""
+    """Return the bridges of a network: the stored one and the running one."""
     roots = [root for root in (observed.stored, observed.running) if root is not None]
     return [bridge for bridge in map(bridge_name, roots) if bridge]
 

@@ -19,7 +19,7 @@ from .run import list_snapshots
 def snapshot_rows(connection: Connection, domains: t.Sequence[str], limit: int) -> tuple[list[dict[str, t.Any]], bool]:
     """Return the rows of the snapshots of the domains that are asked for, and whether ``limit`` cut the list.
 
-    :raises InvalidInput: a name that is no domain here, or a limit that is none.
+    :raises InvalidInput: a domain that does not exist here, or an invalid limit.
     :raises TapvirtError: the driver knows no snapshots.
     """
     check_limit(limit)

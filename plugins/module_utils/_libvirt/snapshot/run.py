@@ -32,7 +32,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "snapsho
     """Turn a user's list into ``Wanted``, all of it checked.
 
     :param option: the option that lists the items; empty where the task's own options describe its only item.
-    :raises InvalidInput: a name that is none, an item given twice, or a revert beside other items of its domain.
+    :raises InvalidInput: an invalid name, an item given twice, or a revert next to other items of its domain.
     """
     wanted: list[Wanted] = []
     for index, item in enumerate(items):

@@ -19,8 +19,8 @@ from ..connection.xml import Difference, differences, text_of, to_text
 from ..domain.live.edits import pending_row
 from .storage import unknown_users
 
-# What libvirt counts. It also fills in the permissions of a directory that is there; those that are asked for have an
-# effect only when a directory is made.
+# What libvirt counts. It also fills in the permissions of an existing directory. Requested permissions take
+# effect only when a directory is created.
 _COUNTED = ("capacity", "allocation", "available", "uuid")
 _MAX_PENDING = 20
 _MAX_SHOWN = 5

@@ -28,7 +28,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "pools")
     """Turn a user's list into ``WantedPool``, all of it checked.
 
     :param option: the option that lists the items; empty where the task's own options describe its only item.
-    :raises InvalidInput: a name that is none or given twice, XML that is malformed or of another name.
+    :raises InvalidInput: a name that is invalid or given twice, XML that is malformed or has another name.
     """
     check_names(option, (item["name"] for item in items))
     wanted = []
@@ -210,10 +210,10 @@ def _planned_state(wanted: WantedPool, state: str) -> str:
 
 
 def _build(pool: Pool) -> None:
-    """Make what a pool stands on; never over something that is there."""
+    """Build a pool; never overwrite existing data."""
     kind = type_of(stored_xml(pool))
     try:
-        # A directory that is there is left as it is; for the others, libvirt looks first.
+        # An existing directory is kept. For the others, libvirt checks first.
         pool.build(0 if kind == "dir" else libvirt.VIR_STORAGE_POOL_BUILD_NO_OVERWRITE)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_STORAGE_POOL_BUILT:

@@ -44,7 +44,7 @@ def read_wanted(items: t.Sequence[t.Mapping[str, t.Any]], option: str = "volumes
     """Turn a user's list into ``WantedVolume``, all of it checked.
 
     :param option: the option that lists the items; empty where the task's own options describe its only item.
-    :raises InvalidInput: a name that is none or given twice, a size in an unknown unit, options that exclude
+    :raises InvalidInput: a name that is invalid or given twice, a size in an unknown unit, options that exclude
         each other.
     """
     wanted: list[WantedVolume] = []
@@ -148,7 +148,7 @@ _Item = Item[WantedVolume, Seen, VolumePlan]
 
 
 class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
-    """Converges storage volumes on one connection. ``log`` is told how far an upload is."""
+    """Converges storage volumes on one connection. ``log`` receives the progress of an upload."""
 
     rows = "volumes"
 
@@ -217,7 +217,7 @@ class VolumeRun(ItemRun[WantedVolume, Seen, VolumePlan]):
     def _may_refresh(self, kind: str, path: str | None) -> bool:
         """Tell whether libvirt may look at what is in a pool: it stops the pool where it cannot.
 
-        In check mode it has to be seen beforehand that it can.
+        In check mode, the module has to see in advance that libvirt can read the pool.
         """
         if self._check_mode:
             return self._local and kind in FILE_POOLS and path is not None and os.access(path, os.R_OK | os.X_OK)

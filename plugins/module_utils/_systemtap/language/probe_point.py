@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The grammar of SystemTap probe points (man stapprobes): text in, typed parts out.
 
-Private to the collection. ``probe_shapes`` has the forms; this reads them, with groups, wildcards and suffixes.
+Private to the collection. ``probe_syntax`` has the forms. This module parses them, with groups, wildcards and suffixes.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _junk(text: str, at: int) -> str:
 
 
 def number_value(text: str) -> int | None:
-    """Return the value of a number as strtoull(3) reads it with base 0; null when it is none of 64 bits."""
+    """Return the value of a number as strtoull(3) reads it with base 0; None if it does not fit into 64 bits."""
     found = re.match(r"(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\Z", text)
     if found is None:
         return None

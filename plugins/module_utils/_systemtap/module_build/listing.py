@@ -4,7 +4,7 @@
 """Probe points as a builder's debug information has them: what ``stap -l`` and ``-L`` list, as typed rows.
 
 Private to the collection. A line is a probe point and, with ``-L``, its variables as ``$name:type``, where a type may
-hold blanks (``$file:struct file*``); one of a tapset's aliases has variables without ``$``.
+contain spaces (``$file:struct file*``); one of a tapset's aliases has variables without ``$``.
 """
 
 from __future__ import annotations

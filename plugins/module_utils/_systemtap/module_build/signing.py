@@ -39,7 +39,7 @@ class Signer:
     details: Certificate
 
     def row(self) -> dict[str, t.Any]:
-        """Return who signs, as it is told in results: nothing of the key itself."""
+        """Return the signer for results, without any part of the key."""
         return {
             "name": self.details.name,
             "key_id": self.details.key_id or self.details.serial,

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tell from a host's own facts, without any compile, whether a probe point can be armed there.
 
-Private to the collection. What registration refuses is known to ``_kernel.probeability``, what SystemTap itself leaves
-out to ``translator_list``; this finds the functions that a probe point means. What only debug information or a tapset
-can tell is ``unknown``, never guessed. ``resolve_events`` has the probes that are at no function.
+Private to the collection. This module finds the functions that a probe point names. ``_kernel.symbols.probeability``
+knows which functions the kernel refuses, ``stap_blocklist`` which ones SystemTap leaves out. A probe point that needs
+debug information or a tapset is ``unknown``, never guessed. ``events`` resolves the probes that are not at a function.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _function(point: ProbePoint, facts: HostFacts) -> Answer:
     judged = [(symbol, _judge(point, symbol, facts)) for symbol in here]
     functions = [(symbol, judgement) for symbol, judgement in judged if judgement.code != "no_function"]
     if point.variant == "exported" and functions and not any(symbol.type in "TW" for symbol, _judgement in functions):
-        return "missing", "the function is local to its source file, so it is not one of the exported", [], []
+        return "missing", "the function is local to its source file, so it is not exported", [], []
     if functions:
         return _sum_up(functions, "")
     if judged:

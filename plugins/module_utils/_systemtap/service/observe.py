@@ -238,7 +238,7 @@ def _number(text: str | None) -> int:
 
 
 def installed_kernels(root: Root, running: str) -> list[Kernel]:
-    """Return the kernels below ``/lib/modules``, and the running one; what a removed kernel leaves there is none.
+    """Return the kernels below ``/lib/modules``, and the running one; leftovers of removed kernels do not count.
 
     The list of built-in modules belongs to the kernel's package; depmod does not make it.
     """

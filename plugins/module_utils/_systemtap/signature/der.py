@@ -72,7 +72,7 @@ def take(data: bytes) -> tuple[Node, bytes]:
 
 
 def unpack_pem(data: bytes) -> tuple[str, bytes]:
-    """Return the label and the content of the first PEM block; an empty label and the data where it is none.
+    """Return the label and the content of the first PEM block; an empty label and the data if it has no PEM block.
 
     :raises ValueError: a block is damaged.
     """
@@ -98,7 +98,7 @@ class Certificate:
 def read_certificate(data: bytes) -> Certificate:
     """Read a certificate in DER (RFC 5280, 4.1).
 
-    :raises ValueError: it is none.
+    :raises ValueError: the data is not a certificate.
     """
     try:
         fields = take(data)[0].children()[0].children()
@@ -117,7 +117,7 @@ def read_certificate(data: bytes) -> Certificate:
 
 
 def common_name(name: Node) -> str:
-    """Return the common name in a distinguished name; empty where there is none."""
+    """Return the common name in a distinguished name; empty if it has no common name."""
     for attributes in name.children():
         for attribute in attributes.children():
             kind, value = attribute.children()[:2]

@@ -174,7 +174,7 @@ def run_of(directory: str) -> str:
 def reserve_space(directory: str) -> None:
     """Keep room for what is written at the end of a run.
 
-    :raises OSError: there is none.
+    :raises OSError: the file system has no space left.
     """
     descriptor = os.open(os.path.join(directory, "spare"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -269,7 +269,7 @@ def _age_seconds(pid: int) -> float:
 
 @contextlib.contextmanager
 def hold_module(name: str) -> t.Iterator[None]:
-    """Hold the lock of a module's name: whoever checks for, loads, runs or removes the module does.
+    """Hold the lock of a module's name. Every process holds it that checks for, loads, runs or removes the module.
 
     :raises ModuleInUse: another process held it for some seconds; the message names that one.
     :raises TapvirtError: the lock is not safe to use.

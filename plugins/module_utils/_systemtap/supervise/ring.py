@@ -89,7 +89,7 @@ class Ring:
             self.dropped_bytes += len(left)
 
     def _fitting(self, data: memoryview) -> int:
-        """Return how much of the data belongs into the newest file, up to a line's end; 0: the next one must begin."""
+        """Return how much of the data fits into the newest file, up to a newline; 0: start the next file."""
         room = self._file_bytes - self._used
         if len(data) <= room:
             return len(data)

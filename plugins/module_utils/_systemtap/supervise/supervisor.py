@@ -106,7 +106,7 @@ def source_of(module: types.ModuleType) -> str:
 
 
 class Sites(t.NamedTuple):
-    """The entries of debugfs kprobes/list: what is armed in the kernel, whoever did it.
+    """The entries of debugfs kprobes/list: all armed probes of the kernel, regardless of who armed them.
 
     A line is made by ``report_probe`` in kernel/kprobes.c: address, kind (``k`` kprobe, ``r`` kretprobe), place, the
     module's name where there is one, and flags such as ``[GONE]`` and ``[FTRACE]``.
@@ -325,7 +325,7 @@ class Supervisor:
         """Take what the program printed, and write it to the output file up to the limit of the run."""
         self._digest.update(data)
         self._state["bytes"] = self._state.get("bytes", 0) + len(data)
-        # Lines that begin as a record does: whether each is one is told when all of them are there.
+        # Counts lines that begin like a record. They are validated at the end.
         self._records += (self._tail[-1:] in (b"", b"\n") and data[:1] == b"{") + data.count(b"\n{")
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         left = memoryview(data)[: max(int(self._job["limit"]) - self._kept, 0)]
@@ -336,7 +336,7 @@ class Supervisor:
                 self._kept += written
                 left = left[written:]
         except OSError as error:
-            # A full disk must not end a run; what is lost is told.
+            # A full disk must not end a run; the loss is reported.
             self._lost(str(error.strerror))
             self._job["limit"] = 0
 

@@ -64,7 +64,7 @@ _PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 class Unable(Exception):
-    """The tracer cannot run; ``state`` is how that is told, ``code`` whether another try may help."""
+    """The tracer cannot run. ``state`` is the state to report; ``code`` decides whether systemd tries again."""
 
     def __init__(self, state: str, reason: str, code: int = EXIT_STAY) -> None:
         super().__init__(reason)
@@ -85,7 +85,7 @@ def notify(**fields: str) -> None:
 def choose(spec: t.Mapping[str, t.Any], release: str, version: str) -> dict[str, t.Any]:
     """Return the module for a kernel, from ``service.json``.
 
-    :raises Unable: there is none for it.
+    :raises Unable: no module was built for this kernel.
     """
     build: dict[str, t.Any] | None = spec.get("builds", {}).get(release)
     if build is None:
@@ -169,7 +169,7 @@ class TracerDaemon:
             write_json(self._path("state.json"), self._state)
 
     def run(self) -> int:
-        """Keep the tracer until it ends or is told to; return the exit status for systemd."""
+        """Keep the tracer until it ends or is stopped; return the exit status for systemd."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop_signal)
         try:
@@ -294,7 +294,7 @@ class TracerDaemon:
         self._armed = arming.armed
 
     def _escalate(self, pid: int) -> bool:
-        """End the tracer when it is told to, or does not become armed: ask, ask again, then force.
+        """End the tracer if it is stopped or does not become armed: ask, ask again, then force.
 
         Return whether to wait for its end.
         """

@@ -29,7 +29,7 @@ CHUNK_BYTES = 4 << 20
 _NAME = re.compile(r"[a-z0-9_]{1,55}-[0-9a-f]{1,16}")
 _POLL_SECONDS = 0.2
 _ENDED = ("done", "killed")
-# How long whoever supervises (systemd, the guard) has to clean up after a supervisor that was killed.
+# How long systemd or the guard has to clean up after a supervisor that was killed.
 _CLEAN_SECONDS = 20
 # A run whose controller was heard of within that time is the controller's to collect.
 _LEASE_SECONDS = 20

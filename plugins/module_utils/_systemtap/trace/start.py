@@ -69,7 +69,7 @@ class Request:
     record_limit: int
 
     def kept(self) -> dict[str, t.Any]:
-        """Return what has to be known to make a result of what the run leaves, whoever collects it."""
+        """Return the data that any collector needs to make a result of the run's leftovers."""
         build = self.build
         return {
             "build": {key: build[key] for key in ("name", "sha256", "kernel", "probes")},
@@ -240,7 +240,7 @@ def domain_pid(root: Root, name: str) -> int:
 
 
 def check_host(root: Root, request: Request) -> None:
-    """Compare the envelope and the build with the host.
+    """Compare the limits and the build with the host.
 
     :raises Refused: the module must not, or cannot, be loaded here.
     """

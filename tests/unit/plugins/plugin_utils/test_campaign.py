@@ -71,7 +71,7 @@ def test_a_failed_build_is_reported_in_the_words_of_the_task():
 def test_new_trouble_in_the_log_stops(message):
     (pattern,) = re.findall(r"kmsg: \{pattern: '(.*?)'", (ROOT / "playbooks/trace.yml").read_text(encoding="utf-8"))
     assert re.search(pattern, message), "the playbook does not read this from the host"
-    assert verdict(after=reading(0, message, first=101))["stop_reasons"] == [f"its kernel said: {message}"]
+    assert verdict(after=reading(0, message, first=101))["stop_reasons"] == [f"its kernel logged: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_host_that_fails_to_tell_stops_and_its_run_stays():
     killed = {"failed": True, "msg": "MODULE FAILURE\nkilled"}
     row = verdict(after=killed)
     assert (row["outcome"], row["accepted"], row["hits"]) == ("ok", True, 4)
-    assert row["stop_reasons"] == ["what its kernel has said meanwhile is not known: MODULE FAILURE killed"]
+    assert row["stop_reasons"] == ["its kernel's state after the trace is unknown: MODULE FAILURE killed"]
     row = campaign.trace_verdict({}, before=killed, after=reading(0), failure="MODULE FAILURE")
     assert (row["outcome"], row["stop_reasons"]) == ("lost", ["it ended as lost: MODULE FAILURE"])
 
@@ -146,12 +146,12 @@ def test_what_is_no_outcome_is_refused_with_the_nearest(value, words):
 def test_what_cannot_be_read_is_no_reason():
     nothing = {"procfs": {"sysctls": None, "kmsg": None}}
     assert campaign.trace_verdict(OK, before=nothing, after={})["stop_reasons"] == [
-        "what its kernel has said before is not known: kernel.tainted is missing",
-        "what its kernel has said meanwhile is not known: kernel.tainted is missing",
+        "its kernel's state before the trace is unknown: kernel.tainted is missing",
+        "its kernel's state after the trace is unknown: kernel.tainted is missing",
     ]
     no_log = {"procfs": {"sysctls": {"kernel.tainted": 0}, "kmsg": None}}
     (line,) = campaign.trace_verdict(OK, before=reading(0), after=no_log)["stop_reasons"]
-    assert line == "what its kernel has said meanwhile is not known: kmsg is missing"
+    assert line == "its kernel's state after the trace is unknown: kmsg is missing"
     assert campaign.trace_verdict(OK)["stop_reasons"] == []
 
 

@@ -39,7 +39,7 @@ def test_an_entry_becomes_an_item(entry: dict[str, t.Any], item: dict[str, t.Any
         ({"allow_device_removal": True}, "memory_mib: A size is needed, because allow_device_removal of "),
         (
             {"xml": "<x/>", "memory_mib": 64},
-            "xml: The XML is the whole definition of .* so memory_mib cannot stand beside it. Write memory_mib",
+            "xml: The XML is the whole definition of .* so memory_mib cannot be combined with it. Write memory_mib",
         ),
         ({"memory_mib": "65", "max_memory_mib": 64}, "memory_mib: The memory of .* is more than max_memory_mib, 64."),
         (

@@ -28,13 +28,13 @@ RUNNING = {
 }
 
 
-def teller(terminal: bool) -> tuple[_progress.ProgressReporter, list[str]]:
+def reporter_and_lines(terminal: bool) -> tuple[_progress.ProgressReporter, list[str]]:
     lines: list[str] = []
     return _progress.ProgressReporter("web1", DIRECTORY, terminal, lines.append), lines
 
 
 def test_a_line_reports_what_is_awaited_and_what_there_is() -> None:
-    reporter, lines = teller(terminal=True)
+    reporter, lines = reporter_and_lines(terminal=True)
     assert reporter.tell(RUNNING) == pytest.approx(5.8)
     assert lines == ["web1: tapvirt_x_12345678: tracing, 4 of 10 s, 2 of 2 places armed, 9 records, 812 bytes so far"]
     # The next one would come too soon.
@@ -43,7 +43,7 @@ def test_a_line_reports_what_is_awaited_and_what_there_is() -> None:
 
 
 def test_who_shows_the_whole_run_is_reported_instead() -> None:
-    reporter, lines = teller(terminal=True)
+    reporter, lines = reporter_and_lines(terminal=True)
     status.CHANNEL.open()
     try:
         reporter.tell(RUNNING)
@@ -60,14 +60,14 @@ def test_who_shows_the_whole_run_is_reported_instead() -> None:
 
 
 def test_a_log_is_not_filled_with_lines() -> None:
-    reporter, lines = teller(terminal=False)
+    reporter, lines = reporter_and_lines(terminal=False)
     reporter.tell(RUNNING)
     assert lines == []
 
 
 @pytest.mark.parametrize("progress", [{}, {**RUNNING, "state": "stopping"}, {"state": "of another version"}])
 def test_what_is_ending_may_end_at_any_moment(progress: dict[str, t.Any]) -> None:
-    reporter, lines = teller(terminal=True)
+    reporter, lines = reporter_and_lines(terminal=True)
     assert reporter.tell(progress) == 0.0
     assert lines == []
 
@@ -84,24 +84,24 @@ def test_what_is_ending_may_end_at_any_moment(progress: dict[str, t.Any]) -> Non
     ],
 )
 def test_what_makes_no_sense_breaks_nothing(progress: t.Any) -> None:
-    assert teller(terminal=True)[0].tell(progress) == 0.0
+    assert reporter_and_lines(terminal=True)[0].tell(progress) == 0.0
 
 
 @pytest.mark.parametrize("odd", [5, [], "x", {"of_seconds": "1"}, {"armed": float("nan")}, {"bytes": 10**400}])
 def test_progress_of_another_shape_is_asked_for_again(odd: t.Any) -> None:
-    reporter, lines = teller(terminal=True)
+    reporter, lines = reporter_and_lines(terminal=True)
     assert reporter.tell({**RUNNING, **odd} if isinstance(odd, dict) else odd) == 0.0
     assert lines == []
 
 
 def test_what_stands_still_is_not_believed() -> None:
-    reporter, _lines = teller(terminal=True)
+    reporter, _lines = reporter_and_lines(terminal=True)
     assert reporter.tell(RUNNING) > 0
     assert reporter.tell(RUNNING) == 0.0
 
 
 def test_a_cut_is_reported_once_and_its_end_as_well() -> None:
-    reporter, lines = teller(terminal=False)
+    reporter, lines = reporter_and_lines(terminal=False)
     reporter.cut("Connection refused\n")
     reporter.cut("Connection refused")
     reporter.tell(RUNNING)

@@ -27,7 +27,7 @@ DIFFERENT: dict[str, dict[str, t.Any]] = {
 }
 LINES = {
     "params": ["kvm.x is 1, wanted 2", "has no nbd.y"],
-    "domains": ["web state is not there, wanted running", 'web memory is {"a": 1}, wanted 6 4', "web: vcpus wait"],
+    "domains": ["web state is absent, wanted running", 'web memory is {"a": 1}, wanted 6 4', "web: vcpus wait"],
 }
 DIFFERENCES = {"params": 1, "domains": {"changes": 2, "pending": 1}}
 COUNT = {"params": "module_params_count", "domains": "domains_count"}

@@ -27,7 +27,7 @@ WIDE = 1000
 
 def under_way(hosts: int = 1000, running: int = 25) -> Status:
     status = Status()
-    status.begin_play("Facts of every kernel", hosts, 0.0)
+    status.begin_play("Gather the facts of every kernel", hosts, 0.0)
     status.begin_task("t1", "Gather", 10.0)
     for number in range(running):
         status.begin_host(f"host{number:04}", "t1", 10.0 + number)

@@ -54,7 +54,7 @@ def test_facts_that_differ_have_a_line_each() -> None:
     assert summaries.gather_lines(KERNELS, DRIFT, 5, "/to") == [
         "1 x 6.1 (build-id abababababab): a",
         "4 x 6.12 (build-id not visible): b, c, d, e",
-        'cmdline differs: "quiet splash quiet splash quiet splash quiet splash... on a; not there on b',
+        'cmdline differs: "quiet splash quiet splash quiet splash quiet splash... on a; absent on b',
         "cpus.online differs: 0 on h0; 1 on h1; 2 on h2; 3 on h3; and 2 other values",
         "3 facts differ between 5 hosts; all are in /to/drift.json.",
     ]

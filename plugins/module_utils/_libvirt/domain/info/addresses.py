@@ -33,7 +33,7 @@ class Addresses:
     def rows(self, domain: Domain, running: ET.Element | None) -> tuple[list[dict[str, t.Any]], str]:
         """Return the addresses of a domain, those from the most trusted source first, and how its agent did.
 
-        An address that several sources know is told once. The second value is ``absent`` (no agent is there, or the
+        An address that several sources know is returned once. The second value is ``absent`` (no agent is there, or the
         driver knows none), ``answered``, ``silent`` (not within its time) or ``skipped`` (the time of all was over).
 
         :raises libvirt.libvirtError: the domain is gone.

@@ -72,7 +72,7 @@ class Backing:
 
 
 def image_below(volume: ET.Element) -> list[_Image]:
-    """Return the image below a storage volume as its XML tells, in a list; an empty one where there is none."""
+    """Return the image below a storage volume, from its XML, in a list; empty if it has no image below."""
     path = text_of(volume, "backingStore/path")
     return [] if path is None else [_image(path, volume.find("backingStore/format"))]
 

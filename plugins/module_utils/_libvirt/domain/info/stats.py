@@ -72,7 +72,7 @@ def bulk_stats(connection: Connection, domains: t.Sequence[Domain]) -> dict[str,
 def stats_row(domain: Domain, running: ET.Element | None, bulk: _Values | None) -> dict[str, t.Any] | None:
     """Return what a domain has used; null where it does not run.
 
-    Asks for it part by part where the bulk answer is none.
+    Reads the parts one by one if the bulk answer is empty.
 
     :raises libvirt.libvirtError: the domain is gone.
     """

@@ -87,7 +87,7 @@ class LiveEdit:
 
 @dataclasses.dataclass(frozen=True)
 class RefusedEdits:
-    """What was asked of a running guest in vain, as noted in it until it ends: keys of edits.
+    """Edits without effect on a running guest, noted in its definition until it ends: keys of edits.
 
     ``refused`` are those of ``keys`` that the hypervisor has refused; the others the guest has not followed.
     """
@@ -114,7 +114,7 @@ def asked_of(running: ET.Element) -> RefusedEdits:
 
 
 def refused_reason(edit: LiveEdit, asked: RefusedEdits) -> str:
-    """Return what an edit waits for that was made in vain: a guest that does not follow, or a restart.
+    """Return what an edit without effect waits for: a guest that does not follow, or a restart.
 
     Memory waits for the guest in any case: a restart would ask it for the same.
     """

@@ -256,9 +256,9 @@ def test_sysctls_are_put_back_when_the_lock_is_free_again(
 
 HOLD = """
 import sys, time
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup as leavings
-leavings.BASE, leavings.LOCKS = sys.argv[1:3]
-with leavings.hold_module(sys.argv[3]):
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup
+cleanup.BASE, cleanup.LOCKS = sys.argv[1:3]
+with cleanup.hold_module(sys.argv[3]):
     print("held", flush=True)
     time.sleep(60)
 """
