@@ -1,7 +1,7 @@
 # Copyright (c) The tapvirt.host authors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start a run on the host, ship the module when it is not there, tell how far the run is, collect its result.
+"""Start a run on the host, ship a missing module, report the progress, and collect the result.
 
 The run itself needs no controller: it is supervised on the host. So a connection that is cut is only tried again.
 """
@@ -191,7 +191,7 @@ class ActionModule(SourceAction):
         return str(self._loader.path_dwim(os.path.expanduser(self._params["output"])))
 
     def _fetch(self, name: str, directory: str, run: dict[str, t.Any]) -> dict[str, t.Any]:
-        """Put what the run printed into the folder that the task names."""
+        """Write the output of the run to the directory that the task names."""
         host = str(self._task_vars.get("inventory_hostname", ""))
         path = _progress.output_path(self._output_directory(), host, name)
 

@@ -34,7 +34,7 @@ class File(t.NamedTuple):
 class ActionModule(ModuleAction):
     def _run_task(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         args = dict(self._task.args)
-        # In check mode the module only has to know that they are not there.
+        # In check mode the module only has to know that they are missing.
         if not self._task.check_mode:
             args["_shipped"] = self._ship(self._missing(self._wanted()))
         try:

@@ -225,7 +225,7 @@ recovered:
   elements: str
   sample: []
 taints_added:
-  description: Taint flags that the kernel raised meanwhile, such as V(user_request) for an unsafe parameter.
+  description: Taint flags that the kernel raised during the run, such as V(user_request) for an unsafe parameter.
   returned: success
   type: list
   elements: str

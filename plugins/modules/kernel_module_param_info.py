@@ -25,7 +25,7 @@ options:
     description:
       - The modules, as names or as shell patterns (V(kvm*)); V(-) and V(_) are the same. Parameters of the kernel
         itself are those of the module V(kernel).
-      - A module that is not there is a row of RV(modules) with the status V(absent), not an error.
+      - A missing module is a row of RV(modules) with the status V(absent), not an error.
       - A pattern means modules that run before those that are only installed. The file of each is read, so V(*) takes
         a while where thousands are installed.
     type: list
@@ -96,7 +96,7 @@ modules:
       sample: /lib/modules/6.12.107+deb13-cloud-amd64/kernel/arch/x86/kvm/kvm.ko.xz
     parameters: {description: How many parameters it has., returned: always, type: int, sample: 23}
     candidates:
-      description: For a name that is not there, the most similar names.
+      description: The most similar names, if the name does not exist.
       returned: always
       type: list
       elements: str

@@ -109,7 +109,7 @@ symbols:
       description:
         - V(found), or V(ambiguous) when several different symbols have the name.
         - V(restricted) when it is there, but the kernel hides its address from this user.
-        - V(absent) when it is not there; V(data_unavailable) when it is no function, and the table would not list a
+        - V(absent) when it does not exist; V(data_unavailable) when it is no function, and the table would not list a
           variable, when there is no table, or when O(compare_with) shows it to be another kernel's.
       type: str
       returned: always
@@ -194,7 +194,7 @@ symbols:
       returned: for a name
       sample: []
     candidates:
-      description: For a name that is not there, functions with the most similar names.
+      description: Functions with the most similar names, if the name does not exist.
       type: list
       elements: str
       returned: for a name

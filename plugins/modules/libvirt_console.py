@@ -47,7 +47,7 @@ options:
   until:
     description:
       - A Python regular expression; reading stops as soon as it is found anywhere in the text so far. C(^) and C($)
-        match at line ends, C(.) matches a line end too. Plain words are found as they are. What it matches may begin
+        match at newlines, C(.) matches a newline too. Plain words are found as they are. What it matches may begin
         up to 65536 characters back.
       - Without it, or where it is not found, reading goes on until O(timeout_seconds) is over. That is no failure;
         see RV(matched).
@@ -106,7 +106,7 @@ plan:
       why: its console is read from there on
 text:
   description: >-
-    What the domain printed - without escape sequences, with line feeds as line ends. With O(dest), the last 65536
+    What the domain printed - without escape sequences, with line feeds as newlines. With O(dest), the last 65536
     characters of it.
   returned: success
   type: str

@@ -51,7 +51,7 @@ EXAMPLES = r"""
   tapvirt.host.libvirt_domain_info:
   register: found
 
-- name: What the web servers use, and where they can be reached
+- name: Read statistics and addresses of the web servers
   tapvirt.host.libvirt_domain_info:
     names: ["web*"]
     gather: [stats, addresses]

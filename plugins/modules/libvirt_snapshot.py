@@ -92,7 +92,7 @@ options:
           - Only if O(uri) is of this host. Libvirt empties an existing file, so the module must see that none exists.
         type: str
       quiesce:
-        description: Whether the guest agent is to freeze the file systems meanwhile. For external ones without memory.
+        description: Whether the guest agent freezes the file systems during the snapshot. For external ones without memory.
         type: bool
         default: false
       with_children:

@@ -195,10 +195,10 @@ volumes:
     pool: {description: The pool., type: str}
     name: {description: The volume., type: str}
     state: {description: "C(present) or C(absent). In check mode, what it would be.", type: str}
-    path: {description: Where it is; null while it is not there., type: str}
-    format: {description: Its format; null while it is not there., type: str}
-    capacity_bytes: {description: What it holds; null while it is not there., type: int}
-    allocation_bytes: {description: What it takes from the pool; null while it is not there., type: int}
+    path: {description: The path; null while the volume is absent., type: str}
+    format: {description: The format; null while the volume is absent., type: str}
+    capacity_bytes: {description: The capacity; null while the volume is absent., type: int}
+    allocation_bytes: {description: The space that it uses in the pool; null while the volume is absent., type: int}
     checksum:
       description: The SHA-256 of its content as far as O(source) goes, where that was read; null where it was not.
       type: str

@@ -78,7 +78,7 @@ attributes:
   idempotent:
     support: partial
     details: A run leaves the host as it was, so it reports no change, except for the module that it keeps in
-      C(/var/cache/tapvirt/modules) when that was not there yet.
+      C(/var/cache/tapvirt/modules) if that was missing.
 notes:
   - The privileges of root are needed.
   - With Ansible's pipelining on, the host's Python gets the module's own source files on standard input, which is

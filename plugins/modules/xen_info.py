@@ -22,7 +22,7 @@ extends_documentation_fragment:
 options:
   boot:
     description:
-      - The folder with the installed images.
+      - The directory with the installed images.
     type: path
     default: /boot
 """

@@ -34,7 +34,7 @@ def test_a_key_without_its_certificate_is_refused(tmp_path: pathlib.Path) -> Non
 
     done = run()
     assert done.returncode != 0
-    assert f"{certificate} is not there, and the key {key} is" in done.stdout + done.stderr
+    assert f"{certificate} does not exist, and the key {key} is" in done.stdout + done.stderr
     certificate.write_text("a certificate", encoding="utf-8")
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
