@@ -45,7 +45,7 @@ options:
   host_name:
     description:
       - A Jinja2 expression for the host's name, over the keys of C(tapvirt_domain).
-      - Two domains of the same name are an error that says so. With C(name ~ '.' ~ hypervisor) they are two hosts.
+      - Two domains of the same name are an error. With C(name ~ '.' ~ hypervisor) they are two hosts.
     type: str
     default: name
   timeout_seconds:

@@ -38,8 +38,8 @@ options:
     default: ["*"]
   limit:
     description:
-      - How many parameters to return at most, each of which takes about 350 bytes. Modules that come after the last
-        one are not looked at.
+      - How many parameters to return at most, each of which takes about 350 bytes. Modules after the last one
+        are not read.
     type: int
     default: 20
 seealso:
@@ -171,7 +171,7 @@ params:
       type: raw
       sample: 400000
     configured_in:
-      description: Who says so, that is a file of C(modprobe.d) or C(/proc/cmdline); null when nothing is configured.
+      description: The source of the value, a file of C(modprobe.d) or C(/proc/cmdline); null if nothing is set.
       returned: always
       type: str
       sample: /etc/modprobe.d/zz-tapvirt.conf

@@ -59,10 +59,9 @@ options:
       remove_disks:
         description:
           - With O(domains[].state=absent), the targets of the disks, such as V(vda), whose file or volume is deleted
-            once the domain is gone. Only the file that the disk is on goes, not what that stands on.
-          - Nothing is changed where a named disk is read-only, shareable or removable, where another domain, disk or
-            volume uses it or stands on it, or where it is neither a plain file of this host nor a volume of an active
-            pool.
+            once the domain is gone. Only the disk's own file is deleted, not its backing files.
+          - Nothing is changed if a named disk is read-only, shareable or removable, if another domain, disk or volume
+            uses it or is backed by it, or if it is neither a plain file of this host nor a volume of an active pool.
         type: list
         elements: str
       allow_device_removal:

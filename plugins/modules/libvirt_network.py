@@ -140,7 +140,7 @@ networks:
     pending:
       description:
         - Where the active network is not what its definition says - C(what), C(running), C(stored) and the C(reason).
-          With O(apply=live), C(stored) may be what was asked for.
+          With O(apply=live), C(stored) may be the requested value.
         - The reason is C(restart) (it takes a stop and a start of the network) or C(apply) (O(apply) forbade it). At
           most 20 of a kind.
       type: list

@@ -57,7 +57,7 @@ options:
         type: bool
         default: false
       allow_in_use:
-        description: Whether a pool is stopped or undefined although running domains stand on its volumes.
+        description: Whether a pool may be stopped or undefined while running domains use its volumes.
         type: bool
         default: false
   name:

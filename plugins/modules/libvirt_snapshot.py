@@ -30,7 +30,7 @@ attributes:
     support: partial
     description: >-
       A second run changes nothing, but for O(snapshots[].state=reverted), which is an action. Nobody can tell whether
-      a domain is still exactly as its snapshot is, so it always reverts, and says so.
+      a domain is still exactly as its snapshot is, so it always reverts and reports a change.
 options:
   snapshots:
     description: The snapshots. Instead of it, one snapshot can be given by O(domain), O(name) and the options beside.
@@ -92,7 +92,7 @@ options:
           - Only if O(uri) is of this host. Libvirt empties an existing file, so the module must see that none exists.
         type: str
       quiesce:
-        description: Whether the guest agent freezes the file systems during the snapshot. For external ones without memory.
+        description: Whether the guest agent freezes the file systems. For external snapshots without memory.
         type: bool
         default: false
       with_children:

@@ -44,9 +44,9 @@ options:
         required: true
       state:
         description:
-          - V(present) is there as described; what is missing is made.
-          - V(absent) deletes this volume and what is in it. Refused while a domain, running or not, or another volume
-            stands on it.
+          - V(present) creates or changes the volume as described.
+          - V(absent) deletes the volume and its content. Refused while a domain, running or not, or another volume
+            uses it.
         type: str
         choices: [present, absent]
         default: present
@@ -65,7 +65,7 @@ options:
             its O(source) or O(clone_from) where there is one.
         type: str
       backing:
-        description: The file that a new volume stands on.
+        description: The backing file of a new volume.
         type: dict
         suboptions:
           path:
@@ -104,7 +104,7 @@ options:
         default: false
       allow_in_use:
         description: >-
-          Whether it is deleted, resized, overwritten or copied although domains or other volumes stand on it.
+          Whether it may be deleted, resized, overwritten or copied while domains or other volumes use it.
         type: bool
         default: false
   pool:
@@ -168,7 +168,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: A base image, a disk that stands on it, a data disk
+- name: Create a base image, a disk backed by it, and a data disk
   tapvirt.host.libvirt_volume:
     volumes:
       - {pool: images, name: base.qcow2, source: /srv/downloads/base.qcow2, checksum: "{{ base_sha256 }}"}

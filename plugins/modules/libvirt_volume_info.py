@@ -40,7 +40,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: The volumes of a pool that no domain stands on
+- name: Find the volumes of a pool that no domain uses
   tapvirt.host.libvirt_volume_info:
     pools: [images]
   register: found
@@ -70,8 +70,8 @@ volumes:
       type: dict
     used_by:
       description:
-        - The domains that stand on it, running or not, by name, also those that do so by an overlay.
-        - Null where libvirt's driver knows no domains (C(storage:///system)).
+        - The names of the domains that use it, running or not, including domains that use it through an overlay.
+        - Null if libvirt's driver knows no domains (C(storage:///system)).
       type: list
       elements: str
   sample:

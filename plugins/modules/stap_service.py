@@ -140,7 +140,7 @@ services:
       type: bool
       sample: true
     restarts:
-      description: How often systemd has started it again by itself.
+      description: How often systemd has restarted it automatically.
       type: int
       sample: 0
     started:
@@ -250,7 +250,7 @@ ARGUMENT_SPEC = {
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    """Bring the tracers into the wanted state, and fail when one of them is not as it was asked for."""
+    """Converge the tracers, and fail if one of them does not reach the requested state."""
     return run.run(module.params, module.check_mode, module._diff)
 
 

@@ -24,12 +24,12 @@ extends_documentation_fragment:
 options:
   older_than:
     description:
-      - Removes modules that nobody asked for in this time, a whole number with one of the units C(s), C(m), C(h),
+      - Removes modules that nobody requested in this time, a whole number with one of the units C(s), C(m), C(h),
         C(d) and C(w).
     type: str
   larger_than:
     description:
-      - When the store has more bytes than this, removes modules until it has not, the longest unused first. A number,
+      - When the store has more bytes than this, removes the least recently used modules until it fits. A number,
         or one with a unit as in V(5G).
     type: bytes
   store:
@@ -58,7 +58,7 @@ RETURN = r"""
 removed:
   description:
     - What was removed, or would be in check mode, each with its C(key), C(name) (null for what a killed build left),
-      C(kernel), C(bytes), C(idle_seconds) (since it was last asked for) and the C(reason).
+      C(kernel), C(bytes), C(idle_seconds) (since its last request) and the C(reason).
   returned: success
   type: list
   elements: dict

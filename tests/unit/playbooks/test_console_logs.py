@@ -43,7 +43,7 @@ def test_names_are_no_paths_and_a_console_taken_over_counts_as_failed(consoles: 
     ]
     assert (kept / "taken.log").read_text(encoding="utf-8") == "said by taken\n"
     assert '"msg": "somebody else may have taken it over."' in done.stdout
-    assert "more than 2 domains; those after taken are not looked at" in done.stdout
+    assert "more than 2 domains; those after taken are not read" in done.stdout
     summary = artifact(done)["console_logs"]
     assert (summary["read"], summary["bytes"], summary["failed_count"], summary["truncated"]) == (1, 26, 1, 1)
     assert summary["failed"] == {"../../escaped": "somebody else may have taken it over."}
