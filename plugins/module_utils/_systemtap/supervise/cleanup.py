@@ -50,7 +50,7 @@ _CLOSED_SECONDS = 0.05
 SYSCTL_SECONDS = 10
 CLEANER_SECONDS = 20
 _ENDED = ("done", "killed")
-#: How long to wait for the lock of a module: whoever ends a run writes its result a moment before that lock is free.
+#: How long to wait for the lock of a module: the end of a run writes the result just before it frees the lock.
 CLAIM_SECONDS = 5
 
 

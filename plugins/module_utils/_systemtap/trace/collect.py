@@ -118,10 +118,10 @@ def _gone(directory: str) -> TapvirtError:
 def wait(directory: str, seconds: float, clean_seconds: float = _CLEAN_SECONDS) -> dict[str, t.Any]:
     """Wait until a run has ended, or the time is over; return its last state.
 
-    A run whose supervisor and whatever watches over it were all killed is cleaned up after.
+    Clean up after a run whose supervisor and its guards were all killed.
 
-    :param clean_seconds: how long whoever supervises has to clean up first.
-    :raises TapvirtError: the directory is not there.
+    :param clean_seconds: how long systemd or the guard has to clean up first.
+    :raises TapvirtError: the directory does not exist.
     """
     end = time.monotonic() + seconds
     missed_since: float | None = None
