@@ -18,6 +18,7 @@ extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_stap
   - tapvirt.host._transport
+  - tapvirt.host._debuginfod
 options:
   kernels:
     description:
@@ -168,6 +169,12 @@ builder:
       type: list
       elements: str
       sample: ["3.10", "7.3.0-rc3"]
+    debuginfod:
+      description:
+        - The C(servers) of O(debuginfod), and which of them are C(answering). With one that answers, no debug
+          information is missing. Null without O(debuginfod).
+      type: dict
+      sample: {"answering": ["https://debuginfod.debian.net"], "servers": ["https://debuginfod.debian.net"]}
     compilers:
       description: The installed compilers, one for each version of gcc and clang, as they are passed to make.
       type: list
@@ -206,6 +213,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfod import (
+    OPTIONS,
+    read_debuginfod,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import (
     DEFAULT_STORE,
     check_absolute,
@@ -221,6 +232,7 @@ ARGUMENT_SPEC = {
     "kernels": {"type": "list", "elements": "str"},
     "builder": {"type": "dict"},
     "store": {"type": "path", "default": DEFAULT_STORE},
+    "debuginfod": OPTIONS,
     **TRANSPORT,
 }
 
@@ -230,7 +242,7 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     root = Root()
     host = read_host(root, os.uname().machine)
     check_absolute(module.params["store"])
-    own = builder_row(root, module.params["store"])
+    own = builder_row(root, module.params["store"], read_debuginfod(module.params["debuginfod"]))
     findings = find_problems(host, module.params["builder"])
     blocking = [finding for finding in findings if finding.blocks]
     kernels = module.params["kernels"]

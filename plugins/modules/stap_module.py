@@ -12,10 +12,10 @@ version_added: 0.1.0
 author: The tapvirt.host authors (@tapvirt)
 description:
   - Runs on a builder (C(delegate_to)), which needs SystemTap, and headers and debug information of the kernels to
-    trace. The traced hosts need neither.
-  - The store is addressed by the kernel's release and version, its symbol versions, the versions of SystemTap and of
-    the compiler, the options and the rendered script. Each distinct module is compiled once, however many hosts request
-    it at the same time.
+    trace. The traced hosts need neither. With O(debuginfod), the builder needs no packages with debug information.
+  - The store is addressed by the kernel's release, version and build-id, its symbol versions, the build-ids of probed
+    modules, the versions of SystemTap and of the compiler, the options and the rendered script. Each distinct module is
+    compiled once, however many hosts request it at the same time.
   - Uses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
   - Limits a build to 600 seconds of CPU time and 4 GiB of address space for each process, and to 900 seconds in all.
     The number of concurrent builds is at most the number of the builder's processors.
@@ -23,6 +23,8 @@ description:
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_stap
+  - tapvirt.host._debuginfod
+  - tapvirt.host._debuginfod.build_ids
 options:
   script:
     description:
@@ -90,6 +92,19 @@ EXAMPLES = r"""
   delegate_to: builder1
   register: built
 
+- name: Build with debug information from Debian's debuginfod server, for a script that probes kvm
+  tapvirt.host.stap_module:
+    script: "{{ rendered.script }}"
+    kernel: "{{ ansible_facts.tapvirt_kernel.release }}"
+    kernel_version: "{{ ansible_facts.tapvirt_kernel.version }}"
+    build_id: "{{ ansible_facts.tapvirt_kernel.build_id }}"
+    module_build_ids: "{{ traced.module_build_ids }}" # of stap_probe_info on the traced host
+    debuginfod:
+      servers: [https://debuginfod.debian.net]
+      max_cache_bytes: 20G
+  delegate_to: builder1
+  register: built
+
 - name: Build for a host with Secure Boot, where the builder's certificate is enrolled
   tapvirt.host.stap_module:
     script: "{{ rendered.script }}"
@@ -143,6 +158,16 @@ module:
       description: The compiler that built it.
       type: str
       sample: gcc-14
+    build_id:
+      description: O(build_id) of the traced kernel, or null.
+      type: str
+      sample: 7c1f0f0f5ce3e0d4b6a2c2d5f1a0e6a7b8c9d0e1
+    debuginfo:
+      description:
+        - Where the debug information came from when it was built, V(package) or V(debuginfod). Null without debug
+          information.
+      type: str
+      sample: debuginfod
     signature:
       description:
         - Who signed it, with C(name), C(key_id) (the certificate's subject key identifier, as C(/proc/keys) shows it),
@@ -190,7 +215,7 @@ store:
   type: dict
   sample: {"builds": 2, "directory": "/var/lib/tapvirt/modules", "modules": 2}
 plan:
-  description: What was built and signed, or would be.
+  description: What was fetched, built and signed, or would be.
   returned: success
   type: list
   elements: dict
@@ -215,6 +240,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfod import OPTIONS
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import build_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE, Store
 
@@ -222,6 +248,9 @@ ARGUMENT_SPEC = {
     "script": {"type": "raw", "required": True},
     "kernel": {"type": "str", "required": True},
     "kernel_version": {"type": "str"},
+    "build_id": {"type": "str"},
+    "module_build_ids": {"type": "dict"},
+    "debuginfod": OPTIONS,
     "cpu_ceiling_percent": {"type": "int", "default": 10},
     "sign": {
         "type": "dict",

@@ -16,12 +16,15 @@ description:
     headers nor debug information.
   - On a builder, with O(list=true), lists the probe points that the debug information of a O(kernel) contains, as
     C(stap -l) and C(stap -L) do. Each point has its source file, line and form and, on request, the variables that a
-    probe can read.
+    probe can read. O(build_id), O(module_build_ids) and O(debuginfod) require O(list=true). They have the same meaning
+    as in M(tapvirt.host.stap_module).
   - Returns for each probe whether it is synchronous (it fires at a place in the code) or not (timers, begin, counters).
 extends_documentation_fragment:
   - tapvirt.host._attributes.info_module
   - tapvirt.host._attributes.group_stap
   - tapvirt.host._transport
+  - tapvirt.host._debuginfod
+  - tapvirt.host._debuginfod.build_ids
 options:
   probes:
     description:
@@ -147,6 +150,14 @@ probes:
       description: Whether there are more points than were returned.
       type: bool
       sample: false
+module_build_ids:
+  description:
+    - The build-ids of the loaded modules whose functions O(probes) name, for the option
+      O(tapvirt.host.stap_module#module:module_build_ids).
+    - With O(list), the given O(module_build_ids).
+  returned: success
+  type: dict
+  sample: {"kvm": "bdf16e8f4359efc9e9f854e651c18b49829ffdbd"}
 kernel:
   description: The kernel's release that was looked up.
   returned: success
@@ -184,8 +195,12 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
     ProbePoint,
     parse_probe_points,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfod import OPTIONS
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import read_facts
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import (
+    module_build_ids,
+    read_facts,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import resolve_all
 
 ARGUMENT_SPEC = {
@@ -195,11 +210,14 @@ ARGUMENT_SPEC = {
     "kernel": {"type": "str"},
     "variables": {"type": "bool", "default": False},
     "match": {"type": "str"},
+    "build_id": {"type": "str"},
+    "module_build_ids": {"type": "dict"},
+    "debuginfod": OPTIONS,
     "store": {"type": "path", "default": DEFAULT_STORE},
     "timeout_seconds": {"type": "int", "default": 300},
     **TRANSPORT,
 }
-_OF_LISTS = ("kernel", "variables", "match")
+_OF_LISTS = ("kernel", "variables", "match", "build_id", "module_build_ids", "debuginfod")
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
@@ -213,21 +231,22 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     for option in ("limit", "timeout_seconds"):
         if params[option] < 1:
             raise InvalidInput(option, params[option], "The number must be 1 or more")
-    release, rows = listed(params, points) if params["list"] else looked_up(params, points)
-    seconds = round(time.monotonic() - started, 3)
-    return {"changed": False, "kernel": release, "probes": rows, "seconds": seconds}
+    result = listed(params, points) if params["list"] else looked_up(params, points)
+    return {"changed": False, **result, "seconds": round(time.monotonic() - started, 3)}
 
 
-def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str, list[dict[str, t.Any]]]:
+def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> dict[str, t.Any]:
     """Look probe points up in this host's running kernel."""
     for option in _OF_LISTS:
         if params[option]:
             raise InvalidInput(option, params[option], "The option needs list: true, on a builder")
     release = os.uname().release
-    return release, resolve_all(points, read_facts(Root(), release), params["limit"])
+    build_ids = module_build_ids(Root(), [point.module for point in points if point.module is not None])
+    rows = resolve_all(points, read_facts(Root(), release), params["limit"])
+    return {"kernel": release, "probes": rows, "module_build_ids": build_ids}
 
 
-def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str, list[dict[str, t.Any]]]:
+def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> dict[str, t.Any]:
     """List probe points of one of this builder's kernels."""
     from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import listing, store, toolchain
 
@@ -250,8 +269,8 @@ def listed(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> tuple[str
         known = ", ".join(sorted(kernels)) or "no kernel"
         raise InvalidInput("kernel", None, f"A release is needed, because this builder has headers for {known}")
     kernel = toolchain.find_kernel(kernels, release, None)
-    lister = listing.Lister(root, store.Store(params["store"]), kernel, params["variables"], params["timeout_seconds"])
-    return release, [lister.row(point, accept, params["limit"]) for point in points]
+    rows = listing.list_points(params, points, accept, kernel, root)
+    return {"kernel": release, "probes": rows, "module_build_ids": params["module_build_ids"] or {}}
 
 
 def main() -> None:

@@ -112,6 +112,11 @@ script:
       type: list
       elements: str
       sample: [kernel.function("vfs_read").return]
+    modules:
+      description: The kernel modules whose functions the probe points name, wildcards as they are.
+      type: list
+      elements: str
+      sample: [kvm]
     schema:
       description: The kinds of record that the script declares, with the types of their fields.
       type: dict

@@ -16,7 +16,8 @@ description:
   - Modules that are being built, signed or read are kept. So are modules requested in the last 10 minutes, which may
     still be on their way to a controller.
   - Leftovers of killed builds are removed too. Nothing else in the store is touched, neither the log of compilations
-    nor SystemTap's cache about the kernels' headers.
+    nor SystemTap's cache about the kernels' headers. The debug information that M(tapvirt.host.stap_module) fetched has
+    separate limits.
   - In a store of another user, a task of root runs as that user. A store that every user can write to is refused.
 extends_documentation_fragment:
   - tapvirt.host._attributes

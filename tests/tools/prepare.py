@@ -16,7 +16,16 @@ from pathlib import Path
 
 from .steps import CACHE, KEY, ROOT, DevError, Steps, lock, run
 
-BASE_PACKAGES = ["ca-certificates", "gcc", "git", "libc6-dev", "libvirt-dev", "openssh-client", "pkg-config"]
+BASE_PACKAGES = [
+    "ca-certificates",
+    "debuginfod",
+    "gcc",
+    "git",
+    "libc6-dev",
+    "libvirt-dev",
+    "openssh-client",
+    "pkg-config",
+]
 BASE_PACKAGES += ["python3-dev", "python3-venv"]
 VIRT_PACKAGES = [
     "libvirt-clients",

@@ -76,7 +76,7 @@ _HINTS = {
     ("SUSE", "debuginfo"): "from a debug repository, which is disabled by default",
     ("Arch", "runtime"): "from the AUR",
     ("Arch", "toolchain"): "systemtap is in the AUR",
-    ("Arch", "debuginfo"): "set DEBUGINFOD_URLS (Arch has no package of debug information)",
+    ("Arch", "debuginfo"): "use a debuginfod server (Arch has no package of debug information)",
 }
 _RED_HAT_FLAVOUR = re.compile(r"(?P<release>.*?)(?:\+(?P<flavour>[a-z0-9-]+))?\Z", re.DOTALL)
 

@@ -153,6 +153,17 @@ def find_problems(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any] | 
     return findings + (_judge_builder(host, builder) if builder else [])
 
 
+def has_debuginfod(builder: t.Mapping[str, t.Any]) -> bool:
+    """Return whether a builder has a debuginfod server that answers: it needs no debug package then."""
+    return bool((builder.get("debuginfod") or {}).get("answering"))
+
+
+def silent_servers(builder: t.Mapping[str, t.Any]) -> str:
+    """Return the rest of a sentence about a builder whose debuginfod servers do not answer; empty without servers."""
+    servers = (builder.get("debuginfod") or {}).get("servers") or []
+    return f", and no debuginfod server answers ({', '.join(map(str, servers))})" if servers else ""
+
+
 def _distribution(facts: t.Mapping[str, t.Any]) -> Distribution:
     """Return the distribution in a host's or a builder's facts; facts without it name no packages."""
     told = facts.get("distribution")
@@ -214,19 +225,25 @@ def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) 
             )
         )
     else:
-        findings += _judge_kernel(release, kernels[release], on_builder)
+        findings += _judge_kernel(release, kernels[release], builder, on_builder)
     tested_up_to = (builder.get("tested") or [None, None])[1]
     return findings + check_versions(release, stap, host["staprun"], tested_up_to, _distribution(host))
 
 
-def _judge_kernel(release: str, kernel: t.Mapping[str, t.Any], on_builder: t.Callable[[str], str]) -> list[Finding]:
+def _judge_kernel(
+    release: str,
+    kernel: t.Mapping[str, t.Any],
+    builder: t.Mapping[str, t.Any],
+    on_builder: t.Callable[[str], str],
+) -> list[Finding]:
     findings = []
-    if not kernel.get("debuginfo"):
+    if not kernel.get("debuginfo") and not has_debuginfod(builder):
         findings.append(
             Finding(
                 "debuginfo",
                 False,
-                f"the builder has no debug information for {release}: only kprobe.*, tracepoints and timers",
+                f"the builder has no debug information for {release}{silent_servers(builder)}: "
+                "only kprobe.*, tracepoints and timers",
                 on_builder("debuginfo"),
             )
         )

@@ -42,6 +42,7 @@ _BUILDER = {
     "stap": NAME,
     "kernels": Each({"debuginfo": ANY, "compiler": ANY, "compiled_with": NAME}),
     "tested": _VERSIONS,
+    "debuginfod": {"servers": [TEXT], "answering": [TEXT]},
 }
 
 

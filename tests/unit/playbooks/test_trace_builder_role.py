@@ -14,14 +14,24 @@ import typing as t
 
 import yaml
 from ansible_collections.tapvirt.host.tests.unit.support import stubs
+from ansible_collections.tapvirt.host.tests.unit.support.systemtap.debuginfod_servers import (
+    KERNEL_ID,
+    compile_elf,
+    free_port,
+    needs_debuginfod,
+    real_debuginfod,
+)
 
 # What the module returns on a host whose files are in a tree, where SystemTap is what stap.txt contains.
 LOOK = """
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import debuginfod
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import toolchain as builder
+defaults = {"timeout_seconds": 10, "max_cache_bytes": 1 << 30, "max_cache_age": "30d"}
+source = debuginfod.read_debuginfod({**defaults, **options["debuginfod"]} if "debuginfod" in options else None)
 tree = FOLDER / "tree"
 root = Root(str(tree))
-row = {**builder.builder_row(root, str(FOLDER / "store")), "stap": "5.6" if (tree / "stap").exists() else None}
+row = {**builder.builder_row(root, str(FOLDER / "store"), source), "stap": "5.6" if (tree / "stap").exists() else None}
 facts = {"staprun": None, "distribution": row["distribution"]}
 missing = builder.missing_to_run(root, facts) + builder.missing_to_build(root, row, options["kernels"])
 return {"changed": False, "host": facts, "builder": row if row["stap"] else None, "missing": missing}
@@ -76,7 +86,7 @@ class Builder:
         self.write(f"repository/kernel-devel-{RELEASE}/usr/lib/modules/{RELEASE}/build/.config", CONFIG)
         self.write(f"repository/kernel-debuginfo-{RELEASE}/usr/lib/debug/lib/modules/{RELEASE}/vmlinux", "")
 
-    def apply(self, *options: str) -> subprocess.CompletedProcess[str]:
+    def apply(self, *options: str, **more: t.Any) -> subprocess.CompletedProcess[str]:
         role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}}
         variables = {
             "trace_builder_kernels": [RELEASE],
@@ -85,6 +95,7 @@ class Builder:
             "trace_builder_store_group": os.getegid(),
             "ansible_facts": {"pkg_mgr": "ansible.legacy.ownpm"},
             "ansible_python_interpreter": sys.executable,
+            **more,
         }
         play = {"hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": [role]}
         self.write("play.yml", yaml.safe_dump([play]))
@@ -135,9 +146,27 @@ def test_another_family_is_refused_only_if_something_is_missing(tmp_path: pathli
     message = " ".join(refused.stdout.split())
     assert refused.returncode != 0 and "this host is of the family Arch" in message, message
     assert "What helps: install the packages systemtap, gcc, make (systemtap is in the AUR); " in message
-    assert "install the package linux-headers; set DEBUGINFOD_URLS" in message
+    assert "install the package linux-headers; use a debuginfod server" in message
     builder.serve()
     for package in (tmp_path / "repository").iterdir():
         shutil.copytree(package, tmp_path / "tree", dirs_exist_ok=True)
     done = builder.apply()
     assert done.returncode == 0 and not (tmp_path / "installed").exists(), done.stdout
+
+
+@needs_debuginfod
+def test_no_debug_package_is_installed_where_a_debuginfod_server_answers(tmp_path: pathlib.Path) -> None:
+    builder = Builder(tmp_path)
+    builder.serve()
+    shutil.rmtree(tmp_path / f"repository/kernel-debuginfo-{RELEASE}")
+    (tmp_path / "served").mkdir()
+    compile_elf(tmp_path / "served" / "vmlinux", KERNEL_ID)
+    dead = f"http://127.0.0.1:{free_port()}"
+    with real_debuginfod(tmp_path / "served", tmp_path, KERNEL_ID) as url:
+        first, second = (builder.apply(trace_builder_debuginfod={"servers": [dead, url]}) for _time in range(2))
+    assert first.returncode == 0, first.stdout
+    assert f"kernel-debuginfo-{RELEASE}" not in {path.name for path in (tmp_path / "installed").iterdir()}
+    assert second.returncode == 0 and "changed=0" in second.stdout, second.stdout
+    silent = builder.apply(trace_builder_debuginfod={"servers": [dead]})
+    reason = f"there is no debug information for {RELEASE}, and no debuginfod server answers ({dead})."
+    assert silent.returncode != 0 and reason in " ".join(silent.stdout.split()), silent.stdout

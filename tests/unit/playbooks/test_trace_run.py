@@ -259,6 +259,28 @@ def test_one_function_is_what_the_script_calls_it_and_a_module_is_for_the_kernel
     assert done.campaign["traced"] == 3
 
 
+def test_build_ids_and_debuginfod_servers_reach_the_builder(play: Play) -> None:
+    build_ids = {"kvm": "bdf16e8f4359efc9e9f854e651c18b49829ffdbd"}
+    answers: dict[str, dict[str, t.Any]] = {
+        "kernel_facts": {"*": {"ansible_facts": {"tapvirt_kernel": {**KERNEL, "build_id": "3bde3ce0"}}}},
+        "stap_script": {"*": {"script": {"modules": ["kvm", "kvm_*"]}}},
+        "stap_probe_info": {"*": {"probes": [], "module_build_ids": build_ids}},
+    }
+    servers = {"servers": ["http://127.0.0.1:8002"], "timeout_seconds": 60}
+    done = play.run("--limit", "h1", answers=answers, trace_builder_debuginfod=servers)
+    assert done.code == 0, done.output
+    asked = {host: args.get("debuginfod") for name, host, args in done.calls if name == "stap_host_info"}
+    assert asked == {"b0": servers, "b1": servers, "h1": None}
+    (probes,) = [args["probes"] for name, host, args in done.calls if name == "stap_probe_info" and host == "h1"]
+    assert probes == ['module("kvm").function("*")', 'module("kvm_*").function("*")']
+    (build,) = [args for name, _host, args in done.calls if name == "stap_module"]
+    assert (build["build_id"], build["module_build_ids"], build["debuginfod"]) == ("3bde3ce0", build_ids, servers)
+    plain = play.run("--limit", "h1", answers=answers)
+    (build,) = [args for name, _host, args in plain.calls if name == "stap_module"]
+    assert build["build_id"] == "3bde3ce0" and not {"module_build_ids", "debuginfod"} & set(build)
+    assert "stap_probe_info" not in {name for name, _host, _args in plain.calls}
+
+
 def test_ready_reports_which_hosts_are_ready_and_no_more(play: Play) -> None:
     done = play.run("--tags", "ready", trace_function="", answers={"stap_host_info": {"h3": "unreachable"}})
     assert "2 of 3 hosts are ready to be traced." in done.output

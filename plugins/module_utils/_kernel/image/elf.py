@@ -9,14 +9,20 @@ layout, raise ``ElfError``, never anything else.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import sys
 import typing as t
 
 from ..._core.errors import TapvirtError
+from ..._core.files import open_regular
 
 _PT_NOTE = 4
+_SHT_NOTE = 7
 _NOTE_HEADER_BYTES = 12
+# Notes of a kernel and of its modules are a few hundred bytes; a damaged file must not make millions of them.
+_NOTES_BYTES = 1 << 16
+_MOST_NOTE_PLACES = 64
 # Names of Linux and Xen are shorter; a damaged file must not make one of megabytes for every symbol.
 _NAME_BYTES = 4096
 _SHT_SYMTAB = 2
@@ -99,6 +105,41 @@ def program_notes(image: bytes) -> list[Note]:
         kind, offset, size = elf.program(index)
         if kind == _PT_NOTE:
             notes += parse_notes(image[offset : offset + size], elf.order)
+    return notes
+
+
+def file_notes(path: str) -> list[Note]:
+    """Return the notes of a whole ELF file of any size, from its segments and its sections; read no more than needed.
+
+    A file that ends before the last of its sections is damaged.
+
+    :raises ElfError: not ELF, or damaged.
+    :raises OSError: the file cannot be read.
+    """
+    with open_regular(path) as stream:
+        try:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise ElfError("Not an ELF file.") from None
+        with content:
+            return _notes_of(_Header(content), content)
+
+
+def _notes_of(elf: _Header, content: mmap.mmap) -> list[Note]:
+    """Return the notes of an ELF file; each segment or section of notes is read up to a bound."""
+    # Segments of a separate debug file describe the file that it was separated from: they need not lie in this one.
+    places = [(offset, size) for kind, offset, size in map(elf.program, range(elf.program_count)) if kind == _PT_NOTE]
+    if elf.sections_end > len(content):
+        raise ElfError("A damaged ELF file: it ends before the last of its sections.")
+    for index in range(elf.section_count):
+        _name, kind, offset, size, _link, _info, _flags = elf.section(index)
+        if kind != _SHT_NOBITS and offset + size > len(content):
+            raise ElfError("A damaged ELF file: it ends before the last of its sections.")
+        if kind == _SHT_NOTE:
+            places.append((offset, size))
+    notes: list[Note] = []
+    for offset, size in places[:_MOST_NOTE_PLACES]:
+        notes += parse_notes(content[offset : offset + min(size, _NOTES_BYTES)], elf.order)
     return notes
 
 
@@ -186,7 +227,7 @@ def sections(image: bytes) -> list[Section]:
 
 
 class _Header:
-    def __init__(self, image: bytes) -> None:
+    def __init__(self, image: bytes | mmap.mmap) -> None:
         if image[:4] != b"\x7fELF" or len(image) < 52:
             raise ElfError("The file is not an ELF file.")
         self._image = image
@@ -198,6 +239,11 @@ class _Header:
         self.machine: int = self._unpack("H", 18)[0]
         self._program_size, self.program_count = words[5:7]
         self._section_size, self.section_count, self.names_index = words[7:10]
+
+    @property
+    def sections_end(self) -> int:
+        """Return where the table of sections ends in the file."""
+        return int(self._section_offset + self.section_count * self._section_size)
 
     def program(self, index: int) -> tuple[int, int, int]:
         """Return type, file offset and file size of a segment."""

@@ -12,7 +12,7 @@ import typing as t
 from ..._core.errors import TapvirtError
 from ..._core.root import Root
 from .cmdline import split_word, split_words
-from .elf import Note, parse_notes, program_notes
+from .elf import Note, file_notes, parse_notes, program_notes
 
 _NT_GNU_BUILD_ID = 3
 _NT_LINUX_VERSION = 0
@@ -88,6 +88,15 @@ def build_id_of(notes: t.Iterable[Note]) -> str | None:
         if note.name == "GNU" and note.type == _NT_GNU_BUILD_ID:
             return note.content.hex()
     return None
+
+
+def file_build_id(path: str) -> str | None:
+    """Return the build-id, in hex, of an ELF file of any size; null when it has none.
+
+    :raises ElfError: it is not a whole ELF file.
+    :raises OSError: it cannot be read.
+    """
+    return build_id_of(file_notes(path))
 
 
 def taint_flags(value: int) -> list[str]:

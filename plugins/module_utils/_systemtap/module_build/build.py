@@ -25,6 +25,7 @@ from ..._core.root import Root
 from ..._core.write import make_directories, make_directory, write_atomic
 from ..stap_output import build_failed, parse_parameters, parse_probe_rows
 from .compilers import Compiler
+from .debuginfo import DebugCache, DebugFiles, DebugInfo
 from .signing import Signer, sign_file
 from .store import Store, hash_file
 from .sysroot import link_trace_headers, make_sysroot
@@ -50,6 +51,14 @@ class BuildRequest:
     kernel: Kernel
     guru: bool
     cpu_ceiling_percent: int
+    debug: DebugInfo = dataclasses.field(default_factory=DebugInfo)
+
+    @property
+    def debuginfo(self) -> str | None:
+        """Return where the debug information comes from: ``debuginfod``, ``package`` or ``None``."""
+        if self.debug.source is not None:
+            return "debuginfod"
+        return "package" if self.kernel.vmlinux is not None else None
 
     @property
     def module_name(self) -> str:
@@ -68,7 +77,8 @@ def key_of(order: BuildRequest, tools: Toolchain) -> str:
     """Return the key of a build: everything that the module's bytes depend on."""
     kernel = order.kernel
     parts = {
-        "kernel": [kernel.release, kernel.version, kernel.symvers_sha256, kernel.vmlinux is not None],
+        "kernel": [kernel.release, kernel.version, kernel.symvers_sha256],
+        "debuginfo": [order.debuginfo, order.debug.build_id, dict(order.debug.modules)],
         "stap": tools.stap_text,
         "compiler": _compiler_part(kernel.compiler),
         "options": order.options(),
@@ -93,18 +103,31 @@ def signed_key(key: str, signer: Signer) -> str:
     return key[:VERSION_CHARS] + hashlib.sha256((key + signer.fingerprint).encode()).hexdigest()[VERSION_CHARS:]
 
 
-def build_once(order: BuildRequest, tools: Toolchain, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
+def build_once(
+    order: BuildRequest, tools: Toolchain, store: Store, root: Root, cache: DebugCache | None = None
+) -> tuple[dict[str, t.Any], bool]:
     """Return the build of an order, and whether it had to be compiled now.
 
+    :param cache: where debug information by build-id is; ``None`` where the builder's own is used.
     :raises BuildFailed: a pass of stap failed.
+    :raises DebuginfoError: debug information could not be fetched.
     """
     key = key_of(order, tools)
     with disk_errors(_NOTHING_ADDED), store.locked(key):
         known = store.read(key)
         if known is not None:
             return known, False
-        with store.slot(), work_directory(store, key) as work:
-            return _compile(order, tools, store, key, root, work), True
+        with _debug_files(order, cache) as files, store.slot(), work_directory(store, key) as work:
+            return _compile(order, tools, store, key, root, work, files), True
+
+
+@contextlib.contextmanager
+def _debug_files(order: BuildRequest, cache: DebugCache | None) -> t.Iterator[DebugFiles | None]:
+    if cache is None or order.debug.source is None:
+        yield None
+        return
+    with cache.files(order.debug, order.kernel.release) as files:
+        yield files
 
 
 def sign_once(build: t.Mapping[str, t.Any], signer: Signer, store: Store, root: Root) -> tuple[dict[str, t.Any], bool]:
@@ -139,9 +162,17 @@ def work_directory(store: Store, key: str) -> t.Iterator[str]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _compile(order: BuildRequest, tools: Toolchain, store: Store, key: str, root: Root, work: str) -> dict[str, t.Any]:
+def _compile(
+    order: BuildRequest,
+    tools: Toolchain,
+    store: Store,
+    key: str,
+    root: Root,
+    work: str,
+    files: DebugFiles | None,
+) -> dict[str, t.Any]:
     started = time.monotonic()
-    sysroot = make_sysroot(store, order.kernel, root)
+    sysroot = make_sysroot(store, order.kernel, root, files)
     link_trace_headers(sysroot, order.kernel.release, root, order.text)
     # What stap is given as the script's name becomes part of the module: it must not depend on the store's place.
     script = order.name + ".stp"
@@ -160,6 +191,8 @@ def _compile(order: BuildRequest, tools: Toolchain, store: Store, key: str, root
         "kernel_version": order.kernel.version,
         "stap": tools.stap,
         "compiler": order.kernel.compiler.command if order.kernel.compiler else None,
+        "build_id": order.debug.build_id,
+        "debuginfo": order.debuginfo,
         "globals": parameters,
         "probes": probes,
         "signature": None,
@@ -196,7 +229,8 @@ class _Stap:
         self._work = work
         cache = os.path.join(store.directory, ".cache")
         make_directories(cache)
-        self._env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work}
+        # What stap fetched on its own would be no part of the key.
+        self._env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work, "DEBUGINFOD_URLS": ""}
         self._options = [
             "--sysroot=" + sysroot,
             "-r",

@@ -9,6 +9,7 @@ contain spaces (``$file:struct file*``); one of a tapset's aliases has variables
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -19,8 +20,10 @@ from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from ..._core.write import make_directories
 from ..language.probe_point import ProbePoint, parse_probe_point
+from ..language.probed_modules import probed_modules
 from ..resolve.stap_blocklist import is_blocklisted
 from ..stap_output import build_failed
+from .debuginfo import DebugCache, DebugFiles, choose_debug_info
 from .store import Store
 from .sysroot import link_trace_headers, make_sysroot
 from .toolchain import Kernel
@@ -34,15 +37,47 @@ _RLIMIT_MEMORY_BYTES = 4 << 30
 _MOST_VARIABLES = 100
 
 
+def list_points(
+    params: t.Mapping[str, t.Any],
+    points: t.Sequence[ProbePoint],
+    accept: t.Callable[[str], t.Any] | None,
+    kernel: Kernel,
+    root: Root,
+) -> list[dict[str, t.Any]]:
+    """Return a row for each probe point, by the options of ``stap_probe_info``.
+
+    :raises InvalidInput: an option about debug information is not acceptable.
+    :raises DebuginfoError: it cannot be fetched.
+    :raises CommandTimeout: a probe point takes longer than it may.
+    """
+    store = Store(params["store"])
+    debug = choose_debug_info(params, kernel, probed_modules(point.text for point in points))
+    with contextlib.ExitStack() as stack:
+        files = None
+        if debug.source is not None:
+            files = stack.enter_context(DebugCache(store, debug.source).files(debug, kernel.release))
+        lister = Lister(root, store, kernel, params["variables"], params["timeout_seconds"], files)
+        return [lister.row(point, accept, params["limit"]) for point in points]
+
+
 class Lister:
     """Lists probe points of one of a builder's kernels, away from the user's own settings and within limits."""
 
-    def __init__(self, root: Root, store: Store, kernel: Kernel, variables: bool, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        root: Root,
+        store: Store,
+        kernel: Kernel,
+        variables: bool,
+        timeout_seconds: float,
+        files: DebugFiles | None = None,
+    ) -> None:
         self._root = root
         self._store = store
         self._kernel = kernel
         self._variables = variables
         self._timeout = timeout_seconds
+        self._files = files
 
     def row(self, point: ProbePoint, accept: t.Callable[[str], t.Any] | None, limit: int) -> dict[str, t.Any]:
         """Return a probe's row: ``points`` are the lines that ``accept`` takes, up to ``limit`` of them.
@@ -71,13 +106,13 @@ class Lister:
         }
 
     def _stap(self, words: t.Sequence[str], point: ProbePoint, work: str) -> command.CommandResult:
-        sysroot = make_sysroot(self._store, self._kernel, self._root)
+        sysroot = make_sysroot(self._store, self._kernel, self._root, self._files)
         link_trace_headers(sysroot, self._kernel.release, self._root, point.text)
         cache = os.path.join(self._store.directory, ".cache")
         make_directories(cache)
         options = ["--sysroot=" + sysroot, "-r", self._kernel.release, *self._kernel.make_options]
         limits = [f"--rlimit-cpu={self._timeout:.0f}", f"--rlimit-as={_RLIMIT_MEMORY_BYTES}"]
-        env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work}
+        env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work, "DEBUGINFOD_URLS": ""}
         argv = ["stap", *options, *limits, *words]
         return command.run(argv, self._timeout, env=env, cwd=work, max_output_bytes=_MOST_OUTPUT_BYTES)
 

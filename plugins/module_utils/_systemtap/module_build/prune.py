@@ -50,17 +50,17 @@ class Entry:
     busy: bool
 
 
-def parse_age(text: str) -> int:
-    """Return an age in seconds.
+def parse_age(text: str, option: str = "older_than") -> int:
+    """Return an age in seconds, from the text of an option.
 
     :raises InvalidInput: it is not a whole number with a unit.
     """
     found = _AGE.match(text)
     if found is None:
         problem = "The age must be a whole number with one of the units s, m, h, d and w, such as 30d"
-        raise InvalidInput("older_than", text, problem)
+        raise InvalidInput(option, text, problem)
     if len(found.group(1)) > _MAX_AGE_DIGITS:
-        raise InvalidInput("older_than", text, f"The age must have at most {_MAX_AGE_DIGITS} digits")
+        raise InvalidInput(option, text, f"The age must have at most {_MAX_AGE_DIGITS} digits")
     return int(found.group(1)) * _UNIT_SECONDS[found.group(2)]
 
 

@@ -14,9 +14,11 @@ from ..._core import lock
 from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
+from ..language.probed_modules import probed_modules
 from ..script.check import check_safety, read_script
 from ..script.deploy import prepare, script_name, script_option
 from .build import BuildRequest, build_once, key_of, sign_once, signed_key
+from .debuginfo import DebugCache, choose_debug_info
 from .signing import Signer, read_signer
 from .store import Store, check_owner
 from .toolchain import find_kernel, read_kernels, read_toolchain
@@ -42,23 +44,33 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     if tools.stap is None:
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
-    order = BuildRequest(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
+    guru = bool(row.get("guru"))
+    script = read_script(row["name"], row["text"], guru)
+    probed = probed_modules(script.probes, (point.text for point in script.points))
+    debug = choose_debug_info(params, kernel, probed)
+    order = BuildRequest(row["name"], row["text"], kernel, guru, ceiling, debug)
     store = Store(params["store"], lock.read_timeout(params))
+    cache = DebugCache(store, debug.source) if debug.source else None
     key = key_of(order, tools)
-    known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
+    known, plan = _look_up(order, key, signer, store.read if check_mode else store.use, cache)
     done: dict[str, bool] = {}
     if known is None and not check_mode:
         with script_option("script"):
-            known, done["stap"] = build_once(order, tools, store, root)
+            known, done["stap"] = build_once(order, tools, store, root, cache)
         if signer:
             known, done["sign-file"] = sign_once(known, signer, store, root)
         # This task did not make the changes of another one that ran at the same time.
-        plan = Plan(change for change in plan if done[change.how])
+        fetched = cache.fetched if cache else ()
+        plan = Plan(change for change in plan if done.get(change.how, change.after in fetched))
     return plan, dict(known, schema=row["schema"], assigned=row["assigned"]) if known else None
 
 
 def _look_up(
-    order: BuildRequest, key: str, signer: Signer | None, look: t.Callable[[str], dict[str, t.Any] | None]
+    order: BuildRequest,
+    key: str,
+    signer: Signer | None,
+    look: t.Callable[[str], dict[str, t.Any] | None],
+    cache: DebugCache | None,
 ) -> tuple[dict[str, t.Any] | None, Plan]:
     """Return what the store has of an order (null: not all of it), and what is to be done."""
     known = look(signed_key(key, signer) if signer else key)
@@ -66,6 +78,10 @@ def _look_up(
         return known, Plan()
     changes = []
     if signer is None or look(key) is None:
+        missing = cache.missing(order.debug, order.kernel.release) if cache else {}
+        for build_id, what in missing.items():
+            why = "the store has no debug information of this build-id"
+            changes.append(Change(f"debug information of {what}", None, build_id, "debuginfod", why))
         why = f"the store has no module of this script for {order.kernel.release}"
         changes.append(Change(order.module_name, None, key[:12], "stap", why))
     if signer is not None:

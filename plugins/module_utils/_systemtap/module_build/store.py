@@ -9,11 +9,15 @@ Private to the collection. The store::
     STORE/builds.log                              one JSON line for each compilation that was done
     STORE/.cache                                  stap's own cache (stapconf), shared by all builds: no rc file in it
     STORE/.root                                   a sysroot of links to the headers and debug information
+    STORE/.debuginfo/files/BUILD-ID               debug information that a debuginfod server sent, checked
+    STORE/.debuginfo/roots/BUILD-ID               a sysroot of links to the headers and to such files
+    STORE/.debuginfo/work/BUILD-ID                a download under way
     STORE/.work/KEY                               a build under way
     STORE/.lock/KEY                               one compilation for each key at a time (the directory is 0700)
     STORE/.lock/slot-N                            no more compilations at once than there are processors
+    STORE/.lock/debuginfo-BUILD-ID                held while a file of debug information is brought, used or removed
 
-The time of STORE/KEY is when it was last asked for.
+The time of STORE/KEY, and of a file of debug information, is when it was last asked for.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from ..._core.write import check_target
 DEFAULT_STORE = "/var/lib/tapvirt/modules"
 KEY = re.compile(r"^[0-9a-f]{64}\Z")
 _LOCKS = ".lock"
-_LOCK_NAME = re.compile(r"(?:[0-9a-f]{64}|slot-\d+)\Z")
+_LOCK_NAME = re.compile(r"(?:[0-9a-f]{64}|slot-\d+|debuginfo-[0-9a-f]+)\Z")
 
 
 def hash_file(path: str) -> str:
@@ -202,12 +206,12 @@ class Store:
                 os.utime(self.folder(key))
             return self.read(key)
 
-    def locked(self, key: str) -> t.ContextManager[str]:
-        """Keep other builds of the same key waiting.
+    def locked(self, key: str, shared: bool = False) -> t.ContextManager[str]:
+        """Keep other builds of the same key waiting; ``shared`` lets those in that only read.
 
         :raises LockTimeout: another build held it for too long.
         """
-        return self._lock(key, self._wait_seconds)
+        return self._lock(key, self._wait_seconds, shared)
 
     @contextlib.contextmanager
     def unused(self, key: str) -> t.Iterator[bool]:
@@ -254,7 +258,7 @@ class Store:
         return os.path.join(self.directory, _LOCKS, name)
 
     def _what(self, name: str) -> str:
-        return f"the store {self.directory}, {name[:12]}"
+        return f"the store {self.directory}, {name[:12] if KEY.match(name) else name}"
 
     def log(self, row: t.Mapping[str, t.Any]) -> None:
         """Count a compilation: one line, appended at once, so that writers side by side do not mix."""

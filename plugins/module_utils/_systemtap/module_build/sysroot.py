@@ -8,11 +8,13 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
 from ..._core.root import Root
 from ..._core.write import make_directories
+from .debuginfo import DebugFiles
 from .store import Store
 from .toolchain import Kernel, expand, headers_of, modules_of
 
@@ -28,21 +30,24 @@ _TRACEPOINT = re.compile(r'\bkernel\.trace\(\s*"(?:(\w+):)?')
 _LEAST_REAL_MAP_BYTES = 4096
 
 
-def make_sysroot(store: Store, kernel: Kernel, root: Root) -> str:
+def make_sysroot(store: Store, kernel: Kernel, root: Root, files: DebugFiles | None = None) -> str:
     """Make the links through which stap finds headers, debug information and symbols, whichever way they were packed.
 
     Debian compresses modules and leaves a placeholder for System.map; stap looks for neither where the -dbg package
     puts them. A root of links costs nothing and changes nothing outside the store.
+
+    :param files: debug information by build-id, which takes the place of the builder's own. Its root is another one.
     """
-    base = os.path.join(store.directory, ".root")
-    modules = os.path.join(base, "lib/modules", kernel.release)
-    links = {
-        os.path.join(modules, "build"): root.path(headers_of(root, kernel.release)),
-        os.path.join(base, "usr/lib/debug"): root.path("usr/lib/debug"),
-    }
+    base = os.path.join(store.directory, ".root") if files is None else _debug_root(store, kernel, files)
     own = modules_of(root, kernel.release)
-    trees = [name for name in expand(_DEBUG_MODULES, kernel.release) if _has_modules(root.path(name))]
-    links[os.path.join(modules, "kernel")] = root.path(trees[0] if trees else own + "/kernel")
+    modules = os.path.join(base, "lib/modules", kernel.release)
+    links = {os.path.join(modules, "build"): root.path(headers_of(root, kernel.release))}
+    if files is None:
+        trees = [name for name in expand(_DEBUG_MODULES, kernel.release) if _has_modules(root.path(name))]
+        links[os.path.join(base, "usr/lib/debug")] = root.path("usr/lib/debug")
+        links[os.path.join(modules, "kernel")] = root.path(trees[0] if trees else own + "/kernel")
+    else:
+        _link_files(modules, files)
     for name in [*expand(_SYMBOL_MAPS, kernel.release), *(f"{own}/{name}" for name in _OWN_SYMBOL_MAPS)]:
         if root.exists(name) and os.path.getsize(root.path(name)) > _LEAST_REAL_MAP_BYTES:
             links[os.path.join(base, "boot", "System.map-" + kernel.release)] = root.path(name)
@@ -50,6 +55,37 @@ def make_sysroot(store: Store, kernel: Kernel, root: Root) -> str:
     for link, target in links.items():
         _link(link, target)
     return base
+
+
+def _debug_root(store: Store, kernel: Kernel, files: DebugFiles) -> str:
+    """Return the root for debug information by build-id: the kernel's, as stap prepares itself again for each root.
+
+    A set of modules has a root of its own where a wildcard could find others, or another build of a module is there.
+    """
+    roots = os.path.join(store.directory, ".debuginfo", "roots")
+    base = os.path.join(roots, files.build_id)
+    modules = os.path.join(base, "lib/modules", kernel.release, "kernel")
+    others = (_is_another(os.path.join(modules, name + ".ko"), path) for name, path in files.modules.items())
+    return base if files.exact and not any(others) else os.path.join(roots, files.name)
+
+
+def _is_another(path: str, wanted: str) -> bool:
+    return os.path.exists(path) and not os.path.samefile(path, wanted)
+
+
+def _link_files(modules: str, files: DebugFiles) -> None:
+    """Put files of the cache into a root as hard links: a path outside of it would become part of the module."""
+    places = {os.path.join(modules, "kernel", name + ".ko"): path for name, path in files.modules.items()}
+    places[os.path.join(modules, "vmlinux")] = files.vmlinux
+    for place, path in places.items():
+        make_directories(os.path.dirname(place))
+        if os.path.exists(place) and os.path.samefile(place, path):
+            continue
+        temporary = f"{place}.{os.getpid()}"
+        os.link(path, temporary)
+        os.replace(temporary, place)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # of two links to one file, the rename keeps both
 
 
 def _has_modules(tree: str) -> bool:

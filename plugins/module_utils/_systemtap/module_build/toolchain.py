@@ -17,8 +17,9 @@ from ..._core import command
 from ..._core.errors import InvalidInput, nearest_names
 from ..._core.packages import Distribution, packages, read_distribution, remedy
 from ..._core.root import Root
-from ..readiness import parse_tested_range, parse_version
+from ..readiness import has_debuginfod, parse_tested_range, parse_version, silent_servers
 from .compilers import Compiler, Origin, choose_compiler, find_compilers, make_options, read_origin
+from .debuginfod import Debuginfod
 from .store import Store, hash_file
 
 # A distribution that has not merged /usr (SUSE up to 15) keeps modules in /lib.
@@ -120,8 +121,11 @@ def read_toolchain(root: Root) -> Toolchain:
     return Toolchain(parse_version(first), first, parse_tested_range(text), find_compilers(root))
 
 
-def builder_row(root: Root, store: str) -> dict[str, t.Any]:
-    """Return a builder's facts for ``stap_host_info``: versions, compilers, kernels and what its store holds."""
+def builder_row(root: Root, store: str, source: Debuginfod | None = None) -> dict[str, t.Any]:
+    """Return a builder's facts for ``stap_host_info``: versions, compilers, kernels and what its store holds.
+
+    :param source: the debuginfod servers that the builder is to use; each is asked whether it answers.
+    """
     tools = read_toolchain(root)
     kernels = read_kernels(root, tools.compilers)
     return {
@@ -130,8 +134,17 @@ def builder_row(root: Root, store: str) -> dict[str, t.Any]:
         "tested": list(tools.tested) if tools.tested else None,
         "compilers": [compiler.command for compiler in tools.compilers],
         "kernels": {release: _kernel_row(kernel) for release, kernel in sorted(kernels.items())},
+        "debuginfod": _debuginfod_row(source),
         "store": Store(store).row(),
     }
+
+
+def _debuginfod_row(source: Debuginfod | None) -> dict[str, t.Any] | None:
+    if source is None:
+        return None
+    from .download import answering_servers
+
+    return {"servers": list(source.servers), "answering": answering_servers(source)}
 
 
 def _kernel_row(kernel: Kernel) -> dict[str, t.Any]:
@@ -167,8 +180,8 @@ def missing_to_build(root: Root, row: t.Mapping[str, t.Any], releases: t.Iterabl
             kind = kernel["compiled_with"].partition(" ")[0]
             reason = f"there is no {kind}, and {release} was compiled with {kernel['compiled_with']}"
             rows.append({**_lack(distribution, "compiler", kind, reason), "kernel": release})
-        if kernel is None or not kernel["debuginfo"]:
-            reason = f"there is no debug information for {release}"
+        if (kernel is None or not kernel["debuginfo"]) and not has_debuginfod(row):
+            reason = f"there is no debug information for {release}{silent_servers(row)}"
             rows.append(_lack(distribution, "debuginfo", "debuginfo", reason, release))
     return rows
 

@@ -8,12 +8,15 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fnmatch
 import re
 import typing as t
 
 from ..._core.root import Root
 from ..._kernel.image.config import read_config
+from ..._kernel.image.identity import build_id
 from ..._kernel.symbols.probeability import Probeability
 from ..._kernel.symbols.table import Symbol, SymbolTable, read_table
 
@@ -45,6 +48,19 @@ class HostFacts:
         """Return the functions most like an absent one, for the first few of a task: each takes a walk."""
         self.nearest_left -= 1
         return self.table.nearest(name, _NEAREST, owner) if self.nearest_left >= 0 else []
+
+
+def module_build_ids(root: Root, names: t.Iterable[str]) -> dict[str, str]:
+    """Return the build-ids of loaded modules, by name; ``names`` may have wildcards."""
+    wanted = {name.replace("-", "_") for name in names}
+    loaded = [name for name in root.listdir("sys/module") if any(fnmatch.fnmatchcase(name, one) for one in wanted)]
+    found = {}
+    for name in loaded:
+        with contextlib.suppress(OSError):
+            key = build_id(root.read_bytes(f"sys/module/{name}/notes/.note.gnu.build-id"))
+            if key is not None:
+                found[name] = key
+    return found
 
 
 def read_facts(root: Root, release: str) -> HostFacts:

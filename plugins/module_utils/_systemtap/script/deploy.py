@@ -24,6 +24,7 @@ from ..language.expressions import similar
 from ..language.grammar import Point
 from ..language.probe_point import parse_probe_point
 from ..language.probe_syntax import first_words
+from ..language.probed_modules import probed_modules
 from ..language.tokens import ScriptError
 from ..stap_output import BuildFailed, build_failed
 from .check import check_globals, check_safety, read_script
@@ -76,6 +77,7 @@ def prepare(
         "globals": declared,
         "assigned": checked,
         "probes": list(script.probes),
+        "modules": sorted(probed_modules(script.probes, (point.text for point in script.points))),
         "schema": script.schema,
         "guru": guru,
     }

@@ -146,7 +146,7 @@ def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, 
             "install the package systemtap (from the AUR)",
             "install the packages systemtap, gcc, make (systemtap is in the AUR) on the builder",
             "install the package linux-headers on the builder",
-            "set DEBUGINFOD_URLS (Arch has no package of debug information) on the builder",
+            "use a debuginfod server (Arch has no package of debug information) on the builder",
         ),
         (
             None,
