@@ -23,6 +23,7 @@ description:
 extends_documentation_fragment:
   - tapvirt.host._attributes
   - tapvirt.host._attributes.group_stap
+  - tapvirt.host._run_result
 options:
   module:
     description: What M(tapvirt.host.stap_module) returned as RV(tapvirt.host.stap_module#module:module).
@@ -36,17 +37,27 @@ options:
     description: Values for the script's global variables, over those given to M(tapvirt.host.stap_script).
     type: dict
     default: {}
+  wait:
+    description:
+      - Whether to wait for the end of the run and return its result. With V(false), the task returns a handle as soon
+        as the host supervises the run. M(tapvirt.host.stap_run_result) collects the result by RV(run.run_id). So a task
+        with few forks starts many hosts at nearly the same time.
+      - A result that nobody collected stays on the host for 24 hours, together with at most 31 others and 64 MiB of
+        output. Then the next run on that host removes it and returns it in RV(run.previous_leftovers).
+    type: bool
+    default: true
+  start_at:
+    description:
+      - When the probes are to be armed, in seconds since 1970 by the controller's clock, at most 900 seconds ahead.
+        All hosts need the same value; compute it once, not in this option. Without it, the run starts at once.
+      - The host starts staprun earlier than that, by the time that loading and arming this module took on it before,
+        or another module, or else by one second. The module is locked from the start of the task.
+    type: float
   domain:
     description:
       - The name of a libvirt domain that QEMU runs on the host. The script's global variable C(target_pid) is set to
         its process id, which narrows the trace to that domain.
     type: str
-  accept:
-    description: Outcomes that are no failure of the task. The result is returned whole either way.
-    type: list
-    elements: str
-    default: [ok, zero_hits]
-    choices: [ok, zero_hits, partial_arm, overloaded, skipped, script_error, lost_output, timeout, refused]
   buffer_mb:
     description:
       - Output buffer for each online CPU, in MiB, from 1 to 64. All buffers together must fit into C(MemFree) and
@@ -54,16 +65,10 @@ options:
     type: int
     default: 1
   max_output_bytes:
-    description: How much of the script's output to keep; the rest is counted and dropped.
+    description: How much of the script's output to keep; the rest is counted and dropped. At most 67108864 where
+      O(wait=false).
     type: int
     default: 1048576
-  output:
-    description:
-      - A directory on the controller for what the script printed, up to O(max_output_bytes). It is made if missing.
-        The file in it is called C(HOST.MODULE.txt), after the host's name in the inventory, in which all but letters,
-        digits, dots, dashes and underscores is percent-encoded, and the module's name. An older file is replaced.
-      - The output of RV(run.previous_leftovers) is not fetched, only its records.
-    type: str
   record_limit:
     description: How many records to return.
     type: int
@@ -71,9 +76,6 @@ options:
   _shipped:
     description: Internal. Where the action plugin put the module on the host. Set by the action plugin.
     type: path
-  _stage:
-    description: Internal. Which part of the run the action plugin asks for. Set by the action plugin.
-    type: dict
 attributes:
   idempotent:
     support: partial
@@ -85,6 +87,7 @@ notes:
     quicker than a packed module.
 seealso:
   - module: tapvirt.host.stap_module
+  - module: tapvirt.host.stap_run_result
   - module: tapvirt.host.stap_host_info
 """
 
@@ -103,6 +106,13 @@ EXAMPLES = r"""
     output: traces
     max_output_bytes: 10485760
 
+- name: Start on all hosts, and collect when they are done (see stap_run_result)
+  tapvirt.host.stap_run:
+    module: "{{ built.module }}"
+    duration_seconds: 10
+    wait: false
+  register: started
+
 - name: Narrow it to one virtual machine
   tapvirt.host.stap_run:
     module: "{{ built.module }}"
@@ -117,29 +127,49 @@ run:
   type: dict
   contains:
     phase:
-      description: How far it came, one of V(check), V(load) and V(done).
+      description: How far it came, one of V(check), V(started) (not finished yet), V(load) and V(done).
       type: str
       sample: done
+    run_id:
+      description: The name of the run, for M(tapvirt.host.stap_run_result). Returned unless the run was refused.
+      type: str
+      sample: tapvirt_vfs_latency_6a0e4c1b-1f0c9be2d7a45e63
+    finished:
+      description: Whether the run has ended. If not, only C(phase), C(run_id), C(finished), C(times), C(clock),
+        C(supervisor) and C(previous_leftovers) are returned.
+      type: bool
+      sample: true
+    times:
+      description:
+        - Seconds since 1970 by the host's clock, each null if unknown. C(accepted) is when the host took the run over,
+          C(start) when it starts staprun, C(armed) when the probes were armed, C(end) when they are removed.
+        - Until the run is finished, C(start) and C(end) are what the host expects, and C(armed) is null until then.
+      type: dict
+      sample: {"accepted": 1764540000.12, "armed": 1764540010.02, "end": 1764540020.14, "start": 1764540009.10}
+    clock:
+      description:
+        - How far the host's clock is ahead of that of the controller that started the run (C(skew_seconds)), and by
+          how much this may be wrong at most (C(uncertainty_seconds)). Subtract the skew from RV(run.times) to get the
+          controller's time.
+        - The controller asks for the host's time just before it starts the run. The skew is that time minus the middle
+          between sending and receiving, and the uncertainty is half of the time between them. A clock that is adjusted
+          later is not noticed.
+      type: dict
+      sample: {"skew_seconds": -0.013, "uncertainty_seconds": 0.024}
     outcome:
       description:
         - V(ok), V(zero_hits) (armed, never hit), V(partial_arm) (a probe is not armed), V(overloaded), V(skipped),
           V(script_error), V(lost_output), V(timeout) or V(refused).
       type: str
       sample: ok
-    reason:
-      description: The outcome in words.
-      type: str
-      sample: 2 of 2 probes armed
+    reason: {description: The outcome in words., type: str, sample: 2 of 2 probes armed}
     probes:
       description:
         - How many probes were C(asked) for, how many are C(armed), for how many of these the kernel's list is the proof
           (C(proved)), the C(missing) ones, and C(points) with the hits of each.
       type: dict
       sample: {"armed": 2, "asked": 2, "missing": [], "points": [], "proved": 2}
-    hits:
-      description: How often a probe was hit; null when the module does not count hits.
-      type: int
-      sample: 4711
+    hits: {description: How often a probe was hit; null when the module does not count hits., type: int, sample: 4711}
     skipped: {description: "How many hits were skipped, as SystemTap counts them.", type: int, sample: 0}
     errors: {description: How many run-time errors the script had., type: int, sample: 0}
     messages:
@@ -151,14 +181,8 @@ run:
     sha256: {description: The SHA-256 of all that was printed., type: str, sample: 11f0...}
     duration_seconds: {description: How long the probes were armed., type: float, sample: 10.1}
     load_seconds: {description: How long loading and arming took., type: float, sample: 0.9}
-    kernel:
-      description: The kernel's release.
-      type: str
-      sample: 6.12.107+deb13-cloud-amd64
-    builder:
-      description: What built the module, as C(stap), C(compiler) and C(key).
-      type: dict
-      sample: {"compiler": "gcc-14", "key": "2c11", "stap": "5.6"}
+    kernel: {description: The kernel's release., type: str, sample: 6.12.107+deb13-cloud-amd64}
+    builder: {description: "What built the module, as C(stap), C(compiler) and C(key).", type: dict}
     module:
       description: The module's C(name), C(sha256) and where the host keeps it (C(path)).
       type: dict
@@ -168,18 +192,9 @@ run:
       type: list
       elements: dict
       sample: [{"count": 3, "key": "io", "kind": "count"}]
-    record_count:
-      description: How many rows there were.
-      type: int
-      sample: 1
-    truncated:
-      description: Whether output or records were left out.
-      type: bool
-      sample: false
-    supervisor:
-      description: What supervised the run, V(systemd) or V(guard).
-      type: str
-      sample: systemd
+    record_count: {description: How many rows there were., type: int, sample: 1}
+    truncated: {description: Whether output or records were left out., type: bool, sample: false}
+    supervisor: {description: "What supervised the run, V(systemd) or V(guard).", type: str, sample: systemd}
     restored:
       description: The sysctls that were put back, each with the value found and the value put back.
       type: dict
@@ -190,9 +205,8 @@ run:
       elements: str
       sample: []
     tainted:
-      description: The kernel's taint flags before and after; an unsigned module sets two of them until a reboot.
+      description: The kernel's taint flags before and after. An unsigned module sets two of them until a reboot.
       type: list
-      elements: int
       sample: [0, 12288]
     output:
       description:
@@ -239,19 +253,16 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.limits import MAX_OUTPUT_BYTES
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import OUTCOMES
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import ACCEPT, answer
 
 ARGUMENT_SPEC = {
     "module": {"type": "dict", "required": True},
     "duration_seconds": {"type": "float", "default": 60},
+    "wait": {"type": "bool", "default": True},
+    "start_at": {"type": "float"},
     "globals": {"type": "dict", "default": {}},
     "domain": {"type": "str"},
-    "accept": {
-        "type": "list",
-        "elements": "str",
-        "default": ["ok", "zero_hits"],
-        "choices": [name for name in OUTCOMES if name != "build_failed"],
-    },
+    "accept": ACCEPT,
     "buffer_mb": {"type": "int", "default": 1},
     "max_output_bytes": {"type": "int", "default": MAX_OUTPUT_BYTES},
     "output": {"type": "str"},
@@ -270,22 +281,13 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
         # A busy host is not to read what only the start needs.
         from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import collect
 
-        return _answer(
-            module,
-            collect(stage["directory"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"])),
-        )
+        result = collect(stage["directory"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"]))
+        return answer(result, module.params["accept"])
     from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start
 
     plan, result = start.run(module.params, stage is None)
-    return {**_answer(module, result), **plan.result(stage.get("diff", False) if stage else module._diff)}
-
-
-def _answer(module: AnsibleModule, result: dict[str, t.Any]) -> dict[str, t.Any]:
-    answer: dict[str, t.Any] = {"changed": False, "run": result}
-    if "outcome" in result and result["outcome"] not in module.params["accept"]:
-        failure = TapvirtError(f"The run ended as {result['outcome']}: {result['reason']}.")
-        answer.update(failed=True, msg=failure.message, error=failure.row())
-    return answer
+    diff = stage.get("diff", False) if stage else module._diff
+    return {**answer(result, module.params["accept"]), **plan.result(diff)}
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import math
 import re
 import typing as t
 
+from ..._core.errors import TapvirtError
+
 _HIT = re.compile(
     r"^(?P<point>.+?), \(.*?\), hits: (?P<hits>\d{1,20}), \w+: \d+min/\d+avg/\d+max,(?P<chain>.*), index: \d+$"
 )
@@ -52,6 +54,13 @@ OUTCOMES = (
     "refused",
     "build_failed",
 )
+#: The option ``accept`` of the modules that return a run; a build is another module's.
+ACCEPT = {
+    "type": "list",
+    "elements": "str",
+    "default": ["ok", "zero_hits"],
+    "choices": [name for name in OUTCOMES if name != "build_failed"],
+}
 
 
 @dataclasses.dataclass
@@ -347,6 +356,15 @@ def _forced(state: t.Mapping[str, t.Any]) -> str | None:
     if state.get("rc", 0) < 0:
         return f"staprun was killed by signal {-state['rc']}"
     return None
+
+
+def answer(result: dict[str, t.Any], accept: t.Collection[str]) -> dict[str, t.Any]:
+    """Return the answer of a module for a run; it fails where the outcome is not accepted."""
+    row: dict[str, t.Any] = {"changed": False, "run": result}
+    if "outcome" in result and result["outcome"] not in accept:
+        failure = TapvirtError(f"The run ended as {result['outcome']}: {result['reason']}.")
+        row.update(failed=True, msg=failure.message, error=failure.row())
+    return row
 
 
 def contract(
