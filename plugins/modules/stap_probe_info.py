@@ -196,7 +196,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
     parse_probe_points,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfod import OPTIONS
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.paths import DEFAULT_STORE
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import (
     module_build_ids,
     read_facts,

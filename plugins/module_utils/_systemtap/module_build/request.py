@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ..._core import lock
 from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.options import read_lock_timeout
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..language.probed_modules import probed_modules
@@ -49,7 +49,7 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     probed = probed_modules(script.probes, (point.text for point in script.points))
     debug = choose_debug_info(params, kernel, probed)
     order = BuildRequest(row["name"], row["text"], kernel, guru, ceiling, debug)
-    store = Store(params["store"], lock.read_timeout(params))
+    store = Store(params["store"], read_lock_timeout(params))
     cache = DebugCache(store, debug.source) if debug.source else None
     key = key_of(order, tools)
     known, plan = _look_up(order, key, signer, store.read if check_mode else store.use, cache)
