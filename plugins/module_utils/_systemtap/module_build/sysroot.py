@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import typing as t
 
 from ..._core.root import Root
 from ..._core.write import make_directories
@@ -20,8 +21,6 @@ from .toolchain import Kernel, expand, headers_of, modules_of
 
 _DEBUG_MODULES = ("usr/lib/debug/lib/modules/{0}/kernel", "usr/lib/debug/usr/lib/modules/{0}/kernel")
 _SYMBOL_MAPS = ("usr/lib/debug/boot/System.map-{0}", "usr/lib/debug/lib/modules/{0}/System.map", "boot/System.map-{0}")
-# Fedora and SUSE keep the map beside the modules, Arch in the headers.
-_OWN_SYMBOL_MAPS = ("System.map", "build/System.map")
 _TRACE_HEADERS = ("include/trace/events", "arch/x86/include/asm/trace")
 _COMMON_MAKEFILE = re.compile(r"^include\s+/?(\S+)/Makefile\s*$", re.MULTILINE)
 _TRACE_SYSTEM = re.compile(r"^#define TRACE_SYSTEM (\w+)", re.MULTILINE)
@@ -39,16 +38,19 @@ def make_sysroot(store: Store, kernel: Kernel, root: Root, files: DebugFiles | N
     :param files: debug information by build-id, which takes the place of the builder's own. Its root is another one.
     """
     base = os.path.join(store.directory, ".root") if files is None else _debug_root(store, kernel, files)
-    own = modules_of(root, kernel.release)
+    own, headers = modules_of(root, kernel.release), headers_of(root, kernel.release)
     modules = os.path.join(base, "lib/modules", kernel.release)
-    links = {os.path.join(modules, "build"): root.path(headers_of(root, kernel.release))}
+    links = {os.path.join(modules, "build"): root.path(headers)}
     if files is None:
-        trees = [name for name in expand(_DEBUG_MODULES, kernel.release) if _has_modules(root.path(name))]
         links[os.path.join(base, "usr/lib/debug")] = root.path("usr/lib/debug")
-        links[os.path.join(modules, "kernel")] = root.path(trees[0] if trees else own + "/kernel")
+        links[os.path.join(modules, "kernel")] = _modules_with_debuginfo(base, root, kernel.release, own)
+        if kernel.vmlinux is not None:
+            # In usr/lib/debug/boot, the only place of Ubuntu, a stap with a sysroot does not find it.
+            links[os.path.join(modules, "vmlinux")] = kernel.vmlinux
     else:
         _link_files(modules, files)
-    for name in [*expand(_SYMBOL_MAPS, kernel.release), *(f"{own}/{name}" for name in _OWN_SYMBOL_MAPS)]:
+    # Fedora and SUSE keep the map beside the modules, Arch in the headers.
+    for name in [*expand(_SYMBOL_MAPS, kernel.release), *(f"{place}/System.map" for place in (own, headers))]:
         if root.exists(name) and os.path.getsize(root.path(name)) > _LEAST_REAL_MAP_BYTES:
             links[os.path.join(base, "boot", "System.map-" + kernel.release)] = root.path(name)
             break
@@ -88,9 +90,29 @@ def _link_files(modules: str, files: DebugFiles) -> None:
             os.unlink(temporary)  # of two links to one file, the rename keeps both
 
 
-def _has_modules(tree: str) -> bool:
-    """Tell whether a tree of debug information has whole modules (Debian), and not NAME.ko.debug alone (Red Hat)."""
-    return any(name.endswith(".ko") for _folder, _folders, names in os.walk(tree) for name in names)
+def _modules_with_debuginfo(base: str, root: Root, release: str, own: str) -> str:
+    """Return the directory in which stap finds the modules of a kernel.
+
+    Debian and Ubuntu package modules once more, whole, with debug information. Red Hat and SUSE package NAME.ko.debug,
+    to which the kernel's own modules lead by build-id. On a builder without this kernel there are no such modules: each
+    NAME.ko.debug gets the name of its module then.
+    """
+    trees = [root.path(name) for name in expand(_DEBUG_MODULES, release)]
+    whole = next((tree for tree in trees if next(_files(tree, ".ko"), None)), None)
+    modules = root.path(own + "/kernel")
+    if whole or os.path.isdir(modules):
+        return whole or modules
+    # Outside of lib/modules, where stap would find each module twice.
+    directory = os.path.join(base, "split", release)
+    split = {os.path.relpath(path, tree): path for tree in reversed(trees) for path in _files(tree, ".ko.debug")}
+    for name, path in split.items():
+        _link(os.path.join(directory, name[: -len(".debug")]), path)
+    return directory if split else modules
+
+
+def _files(tree: str, ending: str) -> t.Iterator[str]:
+    for directory, _directories, names in os.walk(tree):
+        yield from (os.path.join(directory, name) for name in names if name.endswith(ending))
 
 
 def link_trace_headers(sysroot: str, release: str, root: Root, text: str) -> None:

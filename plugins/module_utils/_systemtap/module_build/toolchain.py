@@ -24,6 +24,8 @@ from .store import Store, hash_file
 
 # A distribution that has not merged /usr (SUSE up to 15) keeps modules in /lib.
 _MODULES = ("usr/lib/modules", "lib/modules")
+# Of Red Hat and Fedora. The package of headers has nothing else: the link in /lib/modules is in that of the kernel.
+_HEADERS = "usr/src/kernels"
 # The last three are SUSE's.
 _DEBUG_KERNELS = (
     "usr/lib/debug/boot/vmlinux-{0}",
@@ -65,13 +67,14 @@ def modules_of(root: Root, release: str) -> str:
 
 def headers_of(root: Root, release: str) -> str:
     """Return the directory of a kernel's headers, below the root."""
-    return modules_of(root, release) + "/build"
+    places = [modules_of(root, release) + "/build", f"{_HEADERS}/{release}"]
+    return next(filter(root.exists, places), places[0])
 
 
 def read_kernels(root: Root, compilers: t.Sequence[Compiler]) -> dict[str, Kernel]:
     """Return the kernels that there are headers for, by release."""
     kernels = {}
-    for release in sorted({name for base in _MODULES for name in root.listdir(base)}):
+    for release in sorted({name for base in (*_MODULES, _HEADERS) for name in root.listdir(base)}):
         headers = headers_of(root, release)
         config = root.read_text_or(headers + "/.config")
         if config is not None:

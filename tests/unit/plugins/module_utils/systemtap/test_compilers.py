@@ -19,6 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import compilers, sysroot, toolchain
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems
 
 ROLES = pathlib.Path(__file__).resolve().parents[5] / "roles"
 GCC = """#!/bin/sh
@@ -47,6 +48,7 @@ class Layout:
     chosen: str | None
     files: tuple[str, ...] = ()
     headers_package: str = ""
+    linked: bool = True  # False: the package of headers brings no link in the directory of modules
 
 
 LAYOUTS = {
@@ -75,8 +77,22 @@ LAYOUTS = {
         vmlinux="usr/lib/debug/lib/modules/4.18.0-553.el8_10.x86_64/vmlinux",
         found=[("gcc", 8, "gcc"), ("gcc", 13, "ROOT/opt/rh/gcc-toolset-13/root/usr/bin/gcc")],
         chosen="gcc",
-        files=("usr/lib/debug/lib/modules/4.18.0-553.el8_10.x86_64/kernel/fs/xfs.ko.debug",),
+        files=("usr/lib/debug/lib/modules/4.18.0-553.el8_10.x86_64/kernel/fs/xfs/xfs.ko.debug",),
         headers_package="kernel-devel-4.18.0-553.el8_10.x86_64",
+    ),
+    "EL 9": Layout(
+        os_release='ID="almalinux"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.4"\n',
+        release="5.14.0-427.13.1.el9_4.x86_64",
+        config='CONFIG_CC_VERSION_TEXT="gcc (GCC) 11.4.1 20231218 (Red Hat 11.4.1-3)"\nCONFIG_GCC_VERSION=110401\n',
+        programs={"usr/bin/gcc": GCC.format("11.4.1")},
+        modules="usr/lib/modules",
+        headers="usr/src/kernels/5.14.0-427.13.1.el9_4.x86_64",
+        vmlinux="usr/lib/debug/lib/modules/5.14.0-427.13.1.el9_4.x86_64/vmlinux",
+        found=[("gcc", 11, "gcc")],
+        chosen="gcc",
+        files=("usr/lib/debug/lib/modules/5.14.0-427.13.1.el9_4.x86_64/kernel/fs/xfs/xfs.ko.debug",),
+        headers_package="kernel-devel-5.14.0-427.13.1.el9_4.x86_64",
+        linked=False,
     ),
     "EL 9, realtime": Layout(
         os_release='ID="rhel"\nID_LIKE="fedora"\nVERSION_ID="9.4"\n',
@@ -96,7 +112,9 @@ LAYOUTS = {
             ("gcc", 12, "ROOT/opt/rh/gcc-toolset-12/root/usr/bin/gcc"),
         ],
         chosen="gcc",
+        files=("usr/lib/debug/lib/modules/5.14.0-427.13.1.el9_4.x86_64+rt/kernel/fs/xfs/xfs.ko.debug",),
         headers_package="kernel-rt-devel-5.14.0-427.13.1.el9_4.x86_64",
+        linked=False,
     ),
     "Fedora": Layout(
         os_release="ID=fedora\nVERSION_ID=41\n",
@@ -110,6 +128,7 @@ LAYOUTS = {
         found=[("gcc", 14, "gcc")],
         chosen="gcc",
         headers_package="kernel-devel-6.11.4-301.fc41.x86_64",
+        linked=False,
     ),
     "Arch": Layout(
         os_release="ID=arch\nBUILD_ID=rolling\n",
@@ -121,7 +140,6 @@ LAYOUTS = {
         vmlinux="",
         found=[("gcc", 14, "gcc")],
         chosen="gcc",
-        files=("usr/lib/modules/6.12.1-arch1-1/build/System.map",),
         headers_package="linux-headers",
     ),
     "Arch, a kernel that clang compiled": Layout(
@@ -146,6 +164,7 @@ LAYOUTS = {
         vmlinux="usr/lib/debug/boot/vmlinux-5.3.18-150300.59.93-default.debug",
         found=[("gcc", 7, "gcc-7"), ("gcc", 12, "gcc-12")],
         chosen="gcc-7",
+        files=("usr/lib/debug/lib/modules/5.3.18-150300.59.93-default/kernel/fs/xfs/xfs.ko.debug",),
         headers_package="kernel-default-devel",
     ),
     "SUSE": Layout(
@@ -158,9 +177,10 @@ LAYOUTS = {
         vmlinux="usr/lib/debug/usr/lib/modules/6.11.8-1-default/vmlinux.debug",
         found=[("gcc", 14, "gcc-14")],
         chosen="gcc-14",
+        files=("usr/lib/debug/usr/lib/modules/6.11.8-1-default/kernel/fs/xfs/xfs.ko.debug",),
         headers_package="kernel-default-devel",
     ),
-    "Ubuntu": Layout(
+    "Ubuntu 24.04": Layout(
         os_release="ID=ubuntu\nID_LIKE=debian\n",
         release="6.8.0-49-generic",
         config='CONFIG_CC_VERSION_TEXT="x86_64-linux-gnu-gcc-13 (Ubuntu 13.2.0-23ubuntu4) 13.2.0"\n',
@@ -170,8 +190,19 @@ LAYOUTS = {
         vmlinux="usr/lib/debug/boot/vmlinux-6.8.0-49-generic",
         found=[("gcc", 13, "gcc-13")],
         chosen="gcc-13",
+        files=("usr/lib/debug/lib/modules/6.8.0-49-generic/kernel/fs/xfs/xfs.ko",),
         headers_package="linux-headers-6.8.0-49-generic",
     ),
+}
+
+
+# The facts of a host that nothing speaks against.
+TRACED: dict[str, t.Any] = {
+    "traceability": {"reasons": [], "conditions": []},
+    "staprun": "5.6",
+    "privilege": {"root": True, "groups": []},
+    "memory": {"free_bytes": 2 << 30, "buffers_bytes": 0, "cpus_online": 2},
+    "loaded": [],
 }
 
 
@@ -195,7 +226,7 @@ def lay_out(layout: Layout, path: pathlib.Path) -> Root:
     write(headers / "Module.symvers", "0x0\tvfs_read\tvmlinux\tEXPORT_SYMBOL\t\n")
     write(headers / "include/generated/compile.h", '#define UTS_VERSION "#1 SMP PREEMPT_DYNAMIC"\n')
     link = path / layout.modules / layout.release / "build"
-    if not link.exists():
+    if layout.linked and not link.exists():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(headers)
     return Root(str(path))
@@ -216,6 +247,9 @@ def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -
     row = {**toolchain.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
     lacking = [one["what"] for one in toolchain.missing_to_build(root, row, [layout.release])]
     assert lacking == ([] if layout.vmlinux else ["debuginfo"])
+    assert [
+        finding.check for finding in find_problems(TRACED | {"kernel": {"release": layout.release}}, row)
+    ] == lacking
 
 
 def test_the_full_version_of_a_plain_command_is_kept(tmp_path: pathlib.Path) -> None:
@@ -282,23 +316,53 @@ def test_this_machines_gcc_is_found(tmp_path: pathlib.Path) -> None:
     assert major in {one.major for one in compilers.find_compilers(Root()) if one.kind == "gcc"}
 
 
-def test_the_links_for_stap_lead_to_modules_and_symbols(tmp_path: pathlib.Path) -> None:
-    for name, kept, symbols in (
-        # Red Hat's tree of debug information has no modules; Debian's has them whole.
-        ("EL 8", "usr/lib/modules/4.18.0-553.el8_10.x86_64/kernel", None),
-        ("SUSE before the merge of /usr", "lib/modules/5.3.18-150300.59.93-default/kernel", None),
-        ("Arch", "usr/lib/modules/6.12.1-arch1-1/kernel", "usr/lib/modules/6.12.1-arch1-1/build/System.map"),
-    ):
-        layout = LAYOUTS[name]
-        root = lay_out(layout, tmp_path / name)
-        if symbols:
-            write(tmp_path / name / symbols, "x" * 5000)
-        kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
-        links = pathlib.Path(sysroot.make_sysroot(Store(str(tmp_path / name / "store")), kernel, root))
-        modules = links / "lib/modules" / layout.release
-        assert os.readlink(modules / "kernel") == str(tmp_path / name / kept)
-        assert (modules / "build/.config").exists()
-        assert (links / "boot" / f"System.map-{layout.release}").exists() == bool(symbols)
+def make_links(name: str, top: pathlib.Path) -> pathlib.Path:
+    """Lay a distribution out, make the root of links for its kernel, and return the modules' directory in that root."""
+    layout = LAYOUTS[name]
+    root = lay_out(layout, top)
+    (kernel,) = toolchain.read_kernels(root, compilers.find_compilers(root)).values()
+    return pathlib.Path(sysroot.make_sysroot(Store(str(top / "store")), kernel, root)) / "lib/modules" / layout.release
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_stap_finds_headers_and_the_kernel_at_one_place(name: str, tmp_path: pathlib.Path) -> None:
+    modules = make_links(name, tmp_path)
+    assert (modules / "build/.config").read_text(encoding="utf-8") == LAYOUTS[name].config
+    vmlinux = LAYOUTS[name].vmlinux
+    assert os.path.lexists(modules / "vmlinux") == bool(vmlinux)
+    assert not vmlinux or os.readlink(modules / "vmlinux") == str(tmp_path / vmlinux)
+
+
+@pytest.mark.parametrize(
+    "name", ["EL 8", "EL 9", "EL 9, realtime", "SUSE", "SUSE before the merge of /usr", "Ubuntu 24.04"]
+)
+def test_stap_finds_modules_with_debug_information(name: str, tmp_path: pathlib.Path) -> None:
+    layout = LAYOUTS[name]
+    (file,) = layout.files
+    module = make_links(name, tmp_path) / "kernel/fs/xfs/xfs.ko"
+    assert os.path.samefile(module, tmp_path / file)
+    # Where the kernel itself is installed, split files are left to its modules.
+    own = tmp_path / layout.modules / layout.release / "kernel"
+    write(own / "fs/xfs/xfs.ko.xz")
+    kept = tmp_path / file.partition("/fs/")[0] if file.endswith(".ko") else own
+    assert os.path.samefile(make_links(name, tmp_path) / "kernel", kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("EL 9", "usr/src/kernels/{}/System.map"),
+        ("Fedora", "usr/lib/modules/{}/System.map"),
+        ("SUSE", "usr/lib/modules/{}/System.map"),
+        ("Arch", "usr/lib/modules/{}/build/System.map"),
+        ("Ubuntu 24.04", "boot/System.map-{}"),
+    ],
+)
+def test_stap_finds_the_symbols(name: str, place: str, tmp_path: pathlib.Path) -> None:
+    release = LAYOUTS[name].release
+    write(tmp_path / place.format(release), "x" * 5000)
+    root = make_links(name, tmp_path).parents[2]
+    assert os.path.samefile(root / "boot" / f"System.map-{release}", tmp_path / place.format(release))
 
 
 @pytest.mark.parametrize(
