@@ -14,8 +14,9 @@ description:
   - Shows the task that is waited for, for how long, how many hosts are done, at work and failed, and by name the hosts
     that have been at work longest, beside whatever else prints the run.
   - Where a task tells more of itself, it is shown with the host. M(tapvirt.host.stap_run) tells what it is waiting for
-    and how many records and bytes there are; a loop, how many of its items are done. Without this plugin,
-    M(tapvirt.host.stap_run) prints lines of its own.
+    and how many records and bytes there are; a loop, how many of its items are done; the role
+    P(tapvirt.host.trace#role), how far a wave of hosts is. Without this plugin, M(tapvirt.host.stap_run) and the role
+    print lines of their own.
   - In a terminal this is the last line, which stays where it is while all else scrolls above it. It is drawn twice a
     second at most.
   - Elsewhere, as in a log or in a job of AWX, it is a line from time to time, and only while one task takes long.
@@ -61,6 +62,7 @@ import time
 import typing as t
 
 from ansible.errors import AnsibleError
+from ansible.playbook.role_include import IncludeRole
 from ansible.plugins.callback import CallbackBase
 
 from ..plugin_utils._fleet.status import CHANNEL, LastLine, Status
@@ -103,7 +105,8 @@ class CallbackModule(CallbackBase):
             self._begin()
 
     def v2_playbook_on_task_start(self, task: t.Any, is_conditional: bool) -> None:
-        name = task.get_name(include_role_fqcn=False)
+        # A task that includes a role takes no such argument.
+        name = task.get_name() if isinstance(task, IncludeRole) else task.get_name(include_role_fqcn=False)
         with self._lock:
             self._status.begin_task(task._uuid, name, time.monotonic())
 

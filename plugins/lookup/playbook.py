@@ -51,7 +51,7 @@ from ansible.plugins.lookup import LookupBase
 from ..module_utils._core.errors import InvalidInput, TapvirtError
 from ..plugin_utils._fleet import controller_files, domain_entries, merge, run_report, tables, targets, waves
 from ..plugin_utils._report import summaries
-from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points
+from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points, wave
 
 
 def problem(function: str, **arguments: t.Any) -> str:
@@ -65,7 +65,8 @@ def problem(function: str, **arguments: t.Any) -> str:
     return ""
 
 
-#: Pure functions, except for warnings. Each raises TapvirtError where its arguments cannot be used.
+#: Pure functions, except for warnings, and for the clock that trace_start_at and trace_wait read. Each raises
+#: TapvirtError where its arguments cannot be used.
 FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "asked_builders": builders.asked_builders,
     "console_logs_counts": summaries.console_logs_counts,
@@ -93,10 +94,12 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "trace_points": probe_points.probe_points,
     "trace_refusal": probe_points.trace_refusal,
     "trace_request": catalogue.trace_request,
+    "trace_start_at": wave.trace_start_at,
     "trace_stop_lines": campaign_lines.trace_stop_lines,
     "trace_summary_lines": campaign_lines.trace_summary_lines,
     "trace_unready_lines": campaign_lines.trace_unready_lines,
     "trace_verdict": campaign.trace_verdict,
+    "trace_wait": wave.trace_wait,
     "waves": waves.waves,
 }
 #: Functions whose argument render renders a template with one entry; the lookup gets the name of the template instead.

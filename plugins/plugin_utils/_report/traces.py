@@ -140,7 +140,9 @@ def _series(plot: Row, name: str, strips: int) -> dict[str, t.Any]:
     total = sum(row["count"] for row in hosts)
     return {
         "name": name,
-        "summary": f"{short(total)} {plot['unit']} on {len(hosts)} hosts, in steps of {measured(step, 'ms')}",
+        "summary": f"{short(total)} {plot['unit']} on {len(hosts)} hosts, in steps of {measured(step, 'ms')}"
+        + _clocks(plot),
+        "has_late": plot["uncertainty_seconds"] is not None,
         "end": measured(len(plot["values"]) * step, "ms"),
         "bars": _bars(buckets(plot["values"]), "ms", 760, 58),
         "hosts": [
@@ -151,12 +153,24 @@ def _series(plot: Row, name: str, strips: int) -> dict[str, t.Any]:
                 "most": max(row["values"], default=0),
                 "at_ms": (at := row["values"].index(max(row["values"])) * step if row["values"] else 0),
                 "at": measured(at, "ms"),
+                "late_ms": "" if row["late_seconds"] is None else round(1000 * row["late_seconds"]),
+                "late": "-" if row["late_seconds"] is None else f"{row['late_seconds']:.2f} s",
                 "strip": _strip(row["values"], most),
             }
             for row in hosts[:strips]
         ],
         "more_hosts": len(hosts[strips:]),
     }
+
+
+def _clocks(plot: Row) -> str:
+    """Return how far the hosts of a time line can be laid over each other, as the end of a sentence."""
+    if plot["uncertainty_seconds"] is None:
+        return ""
+    wrong = measured(plot["uncertainty_seconds"] * 1000, "ms")
+    text = f"; the differences of the hosts' clocks are taken out, with an error of at most {wrong}"
+    own = [row["host"] for row in plot["hosts"] if row["late_seconds"] is None]
+    return f"{text}; from their own start: {listed(own)}" if own else text
 
 
 def _below(bound: int | None, unit: str) -> str:

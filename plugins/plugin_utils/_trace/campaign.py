@@ -18,6 +18,7 @@ from ...module_utils._kernel.image.taints import taint_flags
 from ...module_utils._systemtap.supervise.outcome import OUTCOMES
 from .._transport.edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
 from .records import counter_plots, histogram_plots, valid_records
+from .timeline import wave_spreads
 
 SUMMARY_BYTES = 90_000
 """The size of a summary as JSON, below the 100 kB that an artifact of an AWX job may sensibly have."""
@@ -115,7 +116,7 @@ def trace_verdict(
     outcome = run.get("outcome") or ("build_failed" if failure and not before.get("failed") else "lost")
     reason = run.get("reason") or failure or "the host answered before the trace, and no longer does"
     if before.get("unreachable") or after.get("unreachable"):
-        outcome, reason = "lost", "the host answered before the trace, and no longer does"
+        outcome, reason = "lost", f"the host answered before the trace, and no longer does{_lost_message(after)}"
     if odd_run:
         outcome, reason = "lost", f"the host returned something else than a run: {odd_run}"
     stop_reasons = [f"it ended as {outcome}: {reason}"] if outcome in ("overloaded", "lost") else []
@@ -143,6 +144,12 @@ def trace_verdict(
         "duration_seconds": run.get("duration_seconds"),
         "kernel": run.get("kernel"),
     }
+
+
+def _lost_message(after: Row) -> str:
+    """Return why a host does not answer, after a colon: of a run that nobody collected, where its result is."""
+    message = after.get("msg")
+    return f": {' '.join(message.split())}" if isinstance(message, str) and message else ""
 
 
 def _parsed(value: Row, shape: t.Any) -> tuple[dict[str, t.Any], str]:
@@ -222,6 +229,7 @@ def trace_summary(
     - ``trouble``, hosts with records that are not merged, each with what is wrong with the first; ``trouble_count``;
     - ``histograms``, each with ``title, key, unit, count, p50, p99, buckets, outliers``, and ``counters``, each with
       ``title``, ``hosts`` (how many) and ``totals`` by key; at most 20 of each;
+    - ``waves``, how far apart the hosts of each wave were armed (:func:`.timeline.wave_spreads`), at most 20;
     - ``truncated``, whether hosts were left out of the summary, those with a reason to stop or a failure last.
 
     :param verdicts: host -> what :func:`trace_verdict` returned.
@@ -244,6 +252,7 @@ def trace_summary(
         "trouble_count": len(trouble),
         "histograms": _histograms(runs),
         "counters": _counters(runs),
+        "waves": wave_spreads(runs)[:_SHOWN_PLOTS],
     }
     summary["truncated"] = False
     while True:

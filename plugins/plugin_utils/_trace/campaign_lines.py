@@ -69,6 +69,7 @@ def trace_summary_lines(campaign: Row, planned: bool = False, page: str = "") ->
         for plot in campaign["counters"]
         for key, total in plot["totals"].items()
     ]
+    lines += [_wave_line(wave) for wave in campaign["waves"]]
     total = sum(campaign["outcomes"].values()) + campaign["left_out_count"]
     lines.append(f"{campaign['traced']} of {total} hosts were {'planned' if planned else 'traced'}.")
     if page and not planned:
@@ -85,6 +86,14 @@ def _host_line(row: Row) -> str:
     if "reason" in row:
         text += f"; {row['reason']}"
     return f"{text}; stopped the campaign: {'; '.join(row['stop_reasons'])}" if "stop_reasons" in row else text
+
+
+def _wave_line(wave: Row) -> str:
+    return (
+        f"{wave['hosts']} hosts were armed within {wave['spread_seconds']:.2f} s of each other, with an error of at"
+        f" most {wave['uncertainty_seconds']:.2f} s; the last one {wave['late_seconds']:.2f} s after the start of the"
+        " wave"
+    )
 
 
 def _histogram_line(plot: Row) -> str:

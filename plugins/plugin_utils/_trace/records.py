@@ -18,6 +18,7 @@ import statistics
 import typing as t
 
 from .._transport.edge import ANY, Kind, Need, Odd, parse
+from .timeline import armed
 
 OUTLIER_FACTOR = 4.0
 """A host stands out when what is compared is this many times the median of all hosts' (three or more)."""
@@ -30,9 +31,11 @@ Bounds = tuple[int, int]
 Runs = t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]
 _MOST = 1 << 64
 # Of an entry and of its run, what a report shows; the records are parsed one by one.
-_SHOWN = ("outcome", "reason", "hits", "skipped", "bytes", "kernel", "truncated", "record_count")
+_SHOWN = ("outcome", "reason", "hits", "skipped", "bytes", "kernel", "truncated", "record_count", "times", "clock")
 _RUN = {"probes": {"armed": ANY, "asked": ANY}, **dict.fromkeys(_SHOWN, ANY)}
-_ENTRY = Need({"title": ANY, "msg": ANY, "run": _RUN})
+_ENTRY = Need({"title": ANY, "msg": ANY, "start_at": ANY, "run": _RUN})
+# A host that was armed later than that many steps after its wave is drawn from its own start.
+_MOST_SHIFT = 10_000
 
 
 @dataclasses.dataclass
@@ -221,22 +224,38 @@ def _totals_that_stand_out(totals: t.Mapping[str, int]) -> dict[str, t.Any]:
 def series_plots(runs: Runs) -> list[dict[str, t.Any]]:
     """Merge the series of many hosts.
 
+    The values of a run that began with its wave are moved by as many steps as the host was armed later, so that one
+    step is one time on all hosts.
+
     :returns: a plot for each (title, key, unit, length of a step): ``{title, key, unit, step_ms, values, hosts: [{host,
-        count, values}], usual, outliers}``; all values of a plot have one length, the longest run's.
+        count, values, late_seconds}], usual, outliers, uncertainty_seconds}``; all values of a plot have one length,
+        the longest run's. ``late_seconds`` is None for a host that was not moved, and ``uncertainty_seconds``, the
+        largest of the hosts that were, is None where no host was.
     """
     plots: dict[tuple[str, str, str, int], dict[str, dict[str, t.Any]]] = {}
-    for host, title, record in _records(runs, "series"):
-        name = (title, str(record.get("key", "")), str(record.get("unit", "")), record["step_ms"])
-        row = plots.setdefault(name, {}).setdefault(host, {"host": host, "count": 0, "values": []})
+    uncertain: dict[tuple[str, str, str, int], float] = {}
+    for host, entry, record in _entry_records(runs, "series"):
+        step_ms = record["step_ms"]
+        name = (entry["title"], str(record.get("key", "")), str(record.get("unit", "")), step_ms)
+        row = plots.setdefault(name, {}).setdefault(
+            host, {"host": host, "count": 0, "values": [], "late_seconds": None}
+        )
         row["count"] += record["count"] if _is_count(record.get("count")) else sum(record["values"])
-        row["values"] = _sums([row["values"], record["values"]])
+        shift, moment = 0, armed(entry)
+        if moment is not None and moment.start_at is not None:
+            steps = moment.offset_seconds * 1000 / step_ms
+            if -0.5 <= steps <= _MOST_SHIFT:
+                shift = round(steps)
+                row["late_seconds"] = moment.offset_seconds
+                uncertain[name] = max(uncertain.get(name, 0.0), moment.uncertainty_seconds)
+        row["values"] = _sums([row["values"], [0] * shift + list(record["values"])])
     found = []
-    for (title, key, unit, step_ms), hosts in plots.items():
+    for name, hosts in plots.items():
         merged = _sums([row["values"] for row in hosts.values()])
         rows = [row | {"values": _sums([row["values"], [0] * len(merged)])} for row in hosts.values()]
-        named = {"title": title, "key": key, "unit": unit, "step_ms": step_ms}
+        named = dict(zip(("title", "key", "unit", "step_ms"), name, strict=True))
         standing = _totals_that_stand_out({row["host"]: row["count"] for row in rows})
-        found.append(named | {"values": merged, "hosts": rows} | standing)
+        found.append(named | {"values": merged, "hosts": rows, "uncertainty_seconds": uncertain.get(name)} | standing)
     return found
 
 
@@ -245,11 +264,16 @@ def _sums(rows: t.Sequence[t.Sequence[int]]) -> list[int]:
 
 
 def _records(runs: Runs, kind: str) -> t.Iterator[tuple[str, str, t.Mapping[str, t.Any]]]:
+    for host, entry, record in _entry_records(runs, kind):
+        yield host, entry["title"], record
+
+
+def _entry_records(runs: Runs, kind: str) -> t.Iterator[tuple[str, t.Mapping[str, t.Any], t.Mapping[str, t.Any]]]:
     for host, host_runs in runs.items():
         for entry in host_runs:
             for record in entry["run"]["records"]:
                 if record.get("kind") == kind:
-                    yield host, entry["title"], record
+                    yield host, entry, record
 
 
 def _histogram_plot(name: tuple[str, str, str], hosts: t.Mapping[str, Histogram]) -> dict[str, t.Any]:

@@ -121,6 +121,41 @@ def test_time_lines_of_unlike_length_are_added_step_by_step() -> None:
     assert [row["count"] for row in plot["hosts"]] == [18, 18]
 
 
+def armed_run(values: list[int], late_seconds: float, skew_seconds: float = 0.0) -> dict[str, t.Any]:
+    """Return a run with a time line that was armed so long after its wave, on a host with a wrong clock."""
+    record = {"kind": "series", "key": "f", "unit": "calls", "step_ms": 100, "count": sum(values), "values": values}
+    times = {"armed": 1000.0 + late_seconds + skew_seconds}
+    clock = {"skew_seconds": skew_seconds, "uncertainty_seconds": 0.024 if skew_seconds else 0.011}
+    return {
+        "title": "f",
+        "start_at": 1000.0,
+        "run": {"outcome": "ok", "records": [record], "times": times, "clock": clock},
+    }
+
+
+def test_time_lines_of_a_wave_lie_over_each_other_whatever_the_clocks_say() -> None:
+    runs = {
+        "a": [armed_run([5, 1, 1], 0.0)],
+        "b": [armed_run([5, 1, 1], 0.21, skew_seconds=-3600.0)],
+        "wrong": [armed_run([7], -30.0)],
+        "far": [armed_run([7], 1e30)],
+        "odd": [{**armed_run([7], 0.0), "start_at": "x"}],
+    }
+    (plot,) = series_plots(valid_records(runs)[0])
+    values = {row["host"]: row["values"] for row in plot["hosts"]}
+    assert values["a"] == [5, 1, 1, 0, 0] and values["b"] == [0, 0, 5, 1, 1]
+    assert values["wrong"] == values["far"] == values["odd"] == [7, 0, 0, 0, 0]
+    assert plot["uncertainty_seconds"] == 0.024
+    (drawn,) = fleet_report({host: {"trace_runs": entries} for host, entries in runs.items()})["traces"]["series"]
+    assert drawn["summary"] == (
+        "35 calls on 5 hosts, in steps of 100 ms; the differences of the hosts' clocks are taken out, with an error of "
+        "at most 24 ms; from their own start: wrong, far, odd"
+    )
+    assert {row["host"]: row["late"] for row in drawn["hosts"]} == {
+        "a": "0.00 s", "b": "0.21 s", "wrong": "-", "far": "-", "odd": "-"
+    }  # fmt: skip
+
+
 def test_parameters_are_a_matrix_with_what_was_before() -> None:
     params = REPORT["params"]
     labels = [column["label"] for column in params["columns"]]

@@ -20,6 +20,8 @@ import typing as t
 
 import pyte
 import pytest
+from ansible.playbook.role_include import IncludeRole
+from ansible_collections.tapvirt.host.plugins.callback.progress import CallbackModule
 from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import status as _status
 
 COLLECTIONS = pathlib.Path(_status.__file__).resolve().parents[6]
@@ -71,6 +73,13 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def logged(argv: list[str]) -> subprocess.CompletedProcess[str]:
     return piped(argv, environment(TAPVIRT_PROGRESS_LOG_SECONDS="1"))
+
+
+def test_a_task_that_includes_a_role_is_shown_by_its_name() -> None:
+    plugin = CallbackModule()
+    task = IncludeRole.load({"name": "Trace the hosts", "ansible.builtin.include_role": {"name": "trace"}})
+    plugin.v2_playbook_on_task_start(task, False)
+    assert plugin._status.line(80, time.monotonic()).startswith("Trace the hosts 0:00: ")
 
 
 def environment(**more: str) -> dict[str, str]:

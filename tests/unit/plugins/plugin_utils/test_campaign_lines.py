@@ -23,6 +23,7 @@ CAMPAIGN: dict[str, t.Any] = {
         {"title": "calls of f", "key": "f", "unit": "us", "count": 7, "p50": 8, "p99": 16, "outliers": []},
     ],
     "counters": [{"title": "exits", "hosts": 2, "totals": {"hlt": 3, "exits": 4}}],
+    "waves": [{"hosts": 3, "late_seconds": 0.312, "spread_seconds": 0.3, "uncertainty_seconds": 0.024}],
     "outcomes": {"ok": 2, "overloaded": 1, "planned": 1},
     "left_out_count": 3,
     "traced": 3,
@@ -43,6 +44,8 @@ def test_a_campaign_has_a_line_for_each_host_and_for_what_all_recorded() -> None
         "calls of f: 7 values, half of them below 8 us, 99 % below 16 us",
         "exits, hlt: counted 3 times",
         "exits: counted 4 times",
+        "3 hosts were armed within 0.30 s of each other, with an error of at most 0.02 s; the last one 0.31 s after the"
+        " start of the wave",
         "3 of 7 hosts were traced.",
         "The page: /x.html",
     ]
