@@ -14,8 +14,13 @@ import tarfile
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.grammar import parse
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
+from ansible_collections.tapvirt.host.tests.unit.support.systemtap.stap_verdicts import (
+    differs,
+    mutants,
+    read_verdicts,
+    refusal,
+)
 
 from .support.places import TREE
 
@@ -94,15 +99,6 @@ def fill_arguments(text: str, argument: str) -> str:
     return re.sub(r'(?s)"(?:[^"\\\n]|\\.)*"|#[^\n]*|//[^\n]*|/\*.*?\*/|[$@](?:[0-9]+|#)', value, text)
 
 
-def refusal(text: str, guru: bool) -> str:
-    """Return the error message of the grammar for a script, empty when the script is accepted."""
-    try:
-        parse("s", text, guru)
-    except TapvirtError as error:
-        return error.message
-    return ""
-
-
 @pytest.fixture(scope="module")
 def examples(lab):
     """The examples of SystemTap's package, and the verdicts of stap on them."""
@@ -175,6 +171,19 @@ def test_both_parsers_accept_every_construct(lab):
     status = own_verdicts(lab, scripts, f"{PARSE} -g")
     assert [text for text, rc in zip(scripts, status, strict=True) if rc] == []
     assert [refusal(text, guru=True) for text in scripts] == [""] * len(scripts)
+
+
+def test_recorded_verdicts_are_those_of_the_builder(lab):
+    rows = read_verdicts()
+    status = own_verdicts(lab, [row.text for row in rows], f"{PARSE} -g")
+    assert [row.text for row, rc in zip(rows, status, strict=True) if (rc == 0) != row.guru] == []
+
+
+def test_both_parsers_agree_on_damaged_scripts(lab):
+    texts = mutants(500)
+    status = own_verdicts(lab, texts, f"{PARSE} -g")
+    found = [differs(text, True, rc == 0) for text, rc in zip(texts, status, strict=True)]
+    assert [problem for problem in found if problem is not None] == []
 
 
 def test_both_parsers_refuse_every_seeded_fault(lab):

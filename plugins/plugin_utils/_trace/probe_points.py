@@ -83,7 +83,7 @@ def probe_points(script: t.Any, release: str) -> list[str]:
         return []
     if not isinstance(text, str):
         raise TapvirtError(f"trace_points: {text!r} is not the text of a script.")
-    tokens = tokenize(name, text)
+    tokens = tokenize(text)
     words = (token.text for token in tokens if token.kind == "word")
     if any(token.text == "%?" for token in tokens) and any(_OF_BUILDER.match(word) for word in words):
         return []

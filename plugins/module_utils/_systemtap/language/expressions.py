@@ -14,7 +14,7 @@ import difflib
 import re
 import typing as t
 
-from .tokens import KEYWORDS, UNCHECKED, ScriptError, Token, number_value
+from .tokens import KEYWORDS, UNCHECKED, ScriptError, Token, number_value, string_value
 
 # Brackets in brackets and blocks in blocks. A level takes at most nine calls, and Python allows a thousand.
 _MAX_DEPTH = 60
@@ -75,6 +75,8 @@ _LIBRARY_MACROS = dict(
 _CONVERSION = re.compile(
     r"%(?:%|(?P<flag>[0+\- #]?)(?P<width>\*|[0-9]*)(?P<precision>\.(?:\*|[0-9]*))?l?[bcsmMdiuoXxp])"
 )
+# The end of a format that prints nothing, and is no error either (staptree.cxx, string_to_components).
+_UNFINISHED = re.compile(r"%(?:\.l?|l)\Z")
 
 
 class Expressions:
@@ -173,7 +175,7 @@ class Expressions:
         parts: list[str] = []
         token: Token | None = begin
         while token is not None and token.kind == "string":
-            parts.append(token.text[1:-1])
+            parts.append(string_value(token.text))
             self._at += 1
             token = self._peek()
         if filled and not any(parts):
@@ -378,16 +380,16 @@ class Expressions:
 
     def _conversions(self, text: str, place: Token) -> int:
         """Return how many values a format takes."""
-        # A backslash before any other letter is not there (parse.cxx, lexer::scan).
-        text = re.sub(r"\\([^abtnvfrx0-7\\])", r"\1", text)
         count = at = 0
         while True:
             at = text.find("%", at)
             if at < 0:
                 return count
             found = _CONVERSION.match(text, at)
+            if found is None and _UNFINISHED.match(text, at):
+                return count
             if found is None:
-                wrong = text[at : at + 6].split(" ")[0]
+                wrong = text[at : at + 6].split(" ", maxsplit=1)[0]
                 raise self._fail(
                     f"The format contains {wrong!r}, which is not a conversion; use '%%' to print '%'", place
                 )
@@ -415,6 +417,9 @@ class Expressions:
             self._indexes("the number of a bucket")
             return
         self._expect("(", f"after {name}")
+        if name in STATISTICS:
+            self._statistic(name)
+            return
         self._operands(name)
         self._expect(")", f"after the arguments of {name}")
 
@@ -441,9 +446,23 @@ class Expressions:
             self._expect(",", "before the name of a type in double quotes")
             self._string("the name of a type in double quotes", filled=True)
             self._more_strings(1)
-        elif name == "@enumname":
-            self._more_strings(2)
-        elif name == "@variance" and self._accept(","):
+        elif name == "@enumname" and self._accept(","):
+            self._string("the name of a type in double quotes", filled=True)
+            self._more_strings(1)
+
+    def _statistic(self, name: str) -> None:
+        """Read ``VALUE)``, or ``VALUE, BITS)`` of @variance; the translator passes over what else stands before ')'."""
+        self._expression()
+        numbers = 1 if name == "@variance" else 0
+        while not self._accept(")"):
+            if self._peek() is None:
+                raise self._unexpected(f"')' after the arguments of {name}")
+            if not self._accept(","):
+                self._at += 1
+                continue
+            if not numbers:
+                raise self._fail(f"{name} takes {'two arguments' if name == '@variance' else 'one argument'} at most")
+            numbers -= 1
             self._number("the number of bits to shift")
 
     def _more_strings(self, most: int) -> None:

@@ -55,14 +55,29 @@ def parse(name: str, text: str, guru: bool, target: Target | None = None) -> Par
 
     :raises ScriptError: the text is not a script; it names the place, what was found there and what is expected.
     """
-    tokens = expand(name, tokenize(name, text), target or Target(guru=guru))
-    if not tokens:
+    tokens = tokenize(text)
+    comment = tokens.pop() if tokens and tokens[-1].kind == "open_comment" else None
+    try:
+        return _parse(name, tokens, guru, target or Target(guru=guru))
+    except ScriptError:
+        if comment is not None:
+            raise ScriptError(name, comment.line, comment.column, "The comment is not closed") from None
+        raise
+
+
+def _parse(name: str, tokens: t.Sequence[Token], guru: bool, target: Target) -> Parsed:
+    expanded = expand(name, tokens, target)
+    if not expanded:
         raise ScriptError(name, 1, 1, "The script is empty")
-    _check_balance(name, tokens)
-    return _Grammar(name, tokens, guru).script()
+    try:
+        return _Grammar(name, expanded, guru).script()
+    except ScriptError:
+        _check_balance(name, expanded)
+        raise
 
 
 def _check_balance(name: str, tokens: t.Sequence[Token]) -> None:
+    """Raise the error of a bracket without its partner: where that is wrong, another error is its consequence."""
     opened: list[Token] = []
     for token in tokens:
         if token.kind != "operator":
@@ -176,8 +191,9 @@ class _Grammar(Expressions):
                 raise self._unexpected("',' or ')'")
         if self._accept(":"):
             place = self._peek()
-            if self._number("the priority of a function, a number,") < 1:
-                raise self._fail("The priority of a function must be above 0", place)
+            # The translator keeps it as a signed number.
+            if not 0 < self._number("the priority of a function, a number,") < 1 << 63:
+                raise self._fail("The priority of a function must be from 1 to 9223372036854775807", place)
         token = self._peek()
         if token is not None and token.kind == "embedded":
             self._need_guru("Embedded C", token)

@@ -16,7 +16,7 @@ import operator
 import re
 import typing as t
 
-from .tokens import ScriptError, Token
+from .tokens import ScriptError, Token, junk_problem, string_value
 
 # Macros may call macros: the growth is bounded, and so is the depth.
 _MAX_EXPANDED = 200_000
@@ -88,9 +88,7 @@ class _Preprocessor:
             if token is None:
                 break
             if token.kind != "operator" or token.text not in ("%(", "%?", "%:", "%)"):
-                if token.kind == "argument":
-                    token = self._argument(token)
-                yield token
+                yield self._checked(token)
             elif token.text == "%(":
                 opened.append((token, self._condition(token), False))
             elif token.text == "%?" or not opened:
@@ -104,6 +102,12 @@ class _Preprocessor:
                 opened[-1] = (begin, not taken, True)
         if opened:
             raise self._fail(opened[-1][0], "'%(' is never closed")
+
+    def _checked(self, token: Token) -> Token:
+        """Return a token that the grammar sees."""
+        if token.kind == "junk":
+            raise self._fail(token, junk_problem(token))
+        return self._argument(token) if token.kind == "argument" else token
 
     def _argument(self, token: Token) -> Token:
         if token.text == "$#":
@@ -273,14 +277,15 @@ class _Preprocessor:
         if left.kind != right.kind:
             raise self._fail(right, f"A {left.kind} is expected here, because {left.text} is one")
         if left.kind == "string":
-            return compare(left.text, right.text)
+            return compare(string_value(left.text), string_value(right.text))
         return compare(self._number(left), self._number(right))
 
     def _number(self, token: Token) -> int:
         # A condition takes no 0x10 (parse.cxx reads it by lex_cast).
-        if not re.match(r"[0-9]{1,18}\Z", token.text):
-            raise self._fail(token, f"{token.text} is not a decimal number, and a condition takes no other")
-        return int(token.text)
+        digits = token.text.lstrip("0") or "0"
+        if not re.match(r"[0-9]{1,19}\Z", digits) or int(digits) >= 1 << 63:
+            raise self._fail(token, f"{token.text} is not a decimal number of 63 bits, and a condition takes no other")
+        return int(digits)
 
     def _variable_holds(self, left: Token, sign: Token, compare: _Comparison, right: Token) -> bool:
         versions = {
@@ -300,13 +305,15 @@ class _Preprocessor:
             raise self._fail(left, _CONDITION_PROBLEM)
         if right.kind != "string":
             raise self._fail(right, f"{left.text} can be compared only with a string in double quotes")
-        wanted = right.text[1:-1]
+        wanted = string_value(right.text)
         if left.text in versions:
             if not re.search(r"[*?\[]", wanted):
                 return compare(_version_key(versions[left.text]), _version_key(wanted))
             words = versions
         if sign.text not in ("==", "!="):
             raise self._fail(sign, f"{left.text} can be compared with a pattern or a word only by == or !=")
+        if left.text == "systemtap_privilege":
+            return compare(words[left.text], wanted)
         return fnmatch.fnmatchcase(words[left.text], wanted) == (sign.text == "==")
 
     def _option_holds(self, sign: Token, compare: _Comparison, right: Token) -> bool:
@@ -320,7 +327,7 @@ class _Preprocessor:
             )
         if sign.text not in ("==", "!="):
             raise self._fail(sign, "An option of the kernel can be compared with a string only by == or !=")
-        return fnmatch.fnmatchcase("", right.text[1:-1]) == (sign.text == "==")
+        return fnmatch.fnmatchcase("", string_value(right.text)) == (sign.text == "==")
 
 
 _CONDITION_PROBLEM = (

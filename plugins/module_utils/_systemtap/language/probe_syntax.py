@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which probe points SystemTap's language has: their forms, the words they begin with, and what a tapset adds.
 
-Private to the collection. The forms are those that ``stap --dump-probe-types`` of release 5.6 lists, without the forms
-that stap writes for itself (``.pc(number)`` and ``.die(number)``), plus the profile timers of its tapset.
+Private to the collection. The forms are those that ``stap --dump-probe-types`` of release 5.6 lists, plus the profile
+timers of its tapset. Forms that stap writes for itself, with ``.pc(number)`` and ``.die(number)`` at the end, are
+accepted but never proposed.
 """
 
 from __future__ import annotations
@@ -33,20 +34,25 @@ _MARKS = (
 )
 UNITS = ("jiffies", "ms", "msec", "ns", "nsec", "s", "sec", "us", "usec")
 
-# First words of the aliases in SystemTap's own tapset (stap --dump-probe-aliases), and of probes in interpreters that
-# need support which stap is seldom built with. What follows them is known to the builder only.
+# First words of the aliases in SystemTap's own tapset (stap --dump-probe-aliases), and of probes in interpreters and
+# in files of a debuginfod server, whose support not every stap has. What follows them is known to the builder only.
 _OPEN_FAMILIES = frozenset(
-    "dw_kprocess dw_syscall generic init input ioblock ioblock_trace ioscheduler ioscheduler_trace ipmib irq_handler "
-    "java json_data kprocess linuxmib nd1_syscall nd2_syscall nd_syscall netdev nfs nfsd nfsderr oneshot prometheus "
-    "python2 python3 scheduler scsi signal socket softirq stap staprun sunrpc syscall syscall_any tcp tcpmib "
-    "tp_kprocess tp_syscall tty udp vfs vm workqueue".split()
+    "debuginfod dw_kprocess dw_syscall generic init input ioblock ioblock_trace ioscheduler ioscheduler_trace ipmib "
+    "irq_handler java json_data kprocess linuxmib nd1_syscall nd2_syscall nd_syscall netdev nfs nfsd nfsderr "
+    "oneshot prometheus python python2 python3 scheduler scsi signal socket softirq stap staprun sunrpc syscall "
+    "syscall_any tcp tcpmib tp_kprocess tp_syscall tty udp vfs vm workqueue".split()
 )
-# Aliases of the tapset that begin with the word of another kind of probe: that word, and the words after it.
+# What begins with the word of another kind of probe and is known to some stap only: aliases of the tapset, probes of
+# the BPF runtime (kernel.lsm) and of old kernels (kernel.mark). That word, and the words after it.
 _ALIASES_WITHIN = {
-    "perf": frozenset(("hw", "sw")),
+    "kernel": frozenset(("lsm", "mark")),
+    "perf": frozenset(("hw", "hw_cache", "sw")),
     "netfilter": frozenset(("arp", "bridge", "ip", "ipv4", "ipv6")),
     "process": frozenset(("insn",)),
 }
+# What stap writes behind a resolved point, and behind which words.
+_EXACT = (("pc(number)", "die(number)"), ("die(number)", "pc(number)"))
+_BEFORE_EXACT = frozenset("function statement call exported return maxactive inline callee label nearest".split())
 #: Names that stand for many (fnmatch(3)).
 WILD = re.compile(r"[*?\[]")
 # Kinds of probes that fire at no place in the code: when a time, a counter or an event of its own has come.
@@ -54,7 +60,8 @@ _ASYNCHRONOUS = frozenset(("begin", "end", "error", "timer", "never", "procfs", 
 
 
 def _shapes() -> list[str]:
-    shapes = ["never", "timer.hz(number)", "timer.profile", "timer.profile.tick", "timer.profile.freq.hz(number)"]
+    shapes = ["never", "timer.hz(number)"]
+    shapes += ["timer.profile" + end for end in ("", ".tick", ".freq", ".freq.hz(number)")]
     for place in ("kernel", "module(string)"):
         shapes += [*_function_shapes(place), place + ".tracepoint(string)"]
     shapes += ["kernel.statement(number).absolute", "kprobe.statement(number).absolute", "kernel.trace(string)"]
@@ -129,12 +136,29 @@ def following(done: t.Sequence[str]) -> list[str]:
 
 def can_begin(done: t.Sequence[str]) -> bool:
     """Tell whether some probe point begins with these parts."""
+    stem = _without_exact(done, (1, 2))
+    if stem is not None:
+        return is_complete(stem)
     return any(len(steps) >= len(done) and _begins(steps, done) for steps in _STEPS)
 
 
 def is_complete(done: t.Sequence[str]) -> bool:
     """Tell whether these parts are a whole probe point."""
+    done = _without_exact(done, (2,)) or done
     return any(len(steps) == len(done) and _begins(steps, done) for steps in _STEPS)
+
+
+def _without_exact(done: t.Sequence[str], lengths: t.Iterable[int]) -> t.Sequence[str] | None:
+    """Return what stands before the address and the offset of debug information; None where these are not."""
+    for length in lengths:
+        stem = done[:-length]
+        if tuple(done[-length:]) not in {pair[:length] for pair in _EXACT} or not stem:
+            continue
+        words = [part.split("(")[0] for part in stem]
+        is_function = ("function" in words or "statement" in words) and words[0] != "kprobe"
+        if is_function and words[-1] in _BEFORE_EXACT and "callee" not in words[:-1] and "absolute" not in words:
+            return stem
+    return None
 
 
 def has_double_star(parts: t.Sequence[str]) -> bool:

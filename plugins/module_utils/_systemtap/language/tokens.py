@@ -21,14 +21,18 @@ _TOKEN = re.compile(
     r"""
       (?P<space>[ \t\r\f\v\n]+)
     | (?P<comment>\#[^\n]*|//[^\n]*|/\*.*?\*/)
+    | (?P<open_comment>/\*.*)
     | (?P<embedded>%\{.*?%\})
+    | (?P<open_embedded>%\{.*)
     | (?P<string>"(?:[^"\\\n]|\\.)*")
+    | (?P<open_string>"(?:[^"\\\n]|\\.)*)
     | (?P<argument>[$@](?:[0-9]+|\#))
     | (?P<word>[A-Za-z_$][A-Za-z0-9_$]*)
     | (?P<at>@[A-Za-z0-9_$]*)
     | (?P<number>[0-9][0-9A-Za-z]*)
     | (?P<operator><<<|>>>|<<=|>>=|%\(|%\)|%\?|%:|->|=~|!~|\+\+|--|\+=|-=|\*=|/=|%=|&=|\^=|\|=|\.=|<=|>=|==|!=|&&|\|\|
         |<<|>>|[-+*/%&|^~!<>=.,;:?(){}\[\]])
+    | (?P<junk>.)
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -36,6 +40,9 @@ EMBEDDED_C = "%{ ... %}"
 # Operators that can do what nothing checks (parse.cxx: "need stap -g").
 UNCHECKED = frozenset(("@const", "@kregister", "@kderef"))
 _LARGEST = (1 << 64) - 1
+_JUNK = frozenset(("open_embedded", "open_string", "junk"))
+# Before any other character, the lexer drops a backslash.
+_ESCAPE = re.compile(r"\\([abtnvfrx0-7\\]?)")
 
 
 class ScriptError(TapvirtError):
@@ -70,7 +77,8 @@ class Token(t.NamedTuple):
     """One token; ``line`` and ``column`` count from 1.
 
     ``kind`` is ``word`` (a name or a keyword), ``at`` (a name after ``@``), ``argument`` (``$1``, ``@#``), ``number``,
-    ``string``, ``embedded`` or ``operator``. ``glued`` tells that nothing lies between it and the token before.
+    ``string``, ``embedded``, ``operator``, ``junk`` (what begins no token, or is not closed), or, at the end,
+    ``open_comment``. ``glued`` tells that nothing lies between it and the token before.
     """
 
     kind: str
@@ -89,49 +97,52 @@ class Token(t.NamedTuple):
         return self.kind == "embedded" or (self.kind == "at" and self.text in UNCHECKED)
 
 
-def tokenize(name: str, text: str) -> list[Token]:
+def tokenize(text: str) -> list[Token]:
     """Return the tokens of a script, without spaces and comments.
 
-    :raises ScriptError: a character begins no token, or a string, a comment or embedded C is not closed.
+    Junk is wrong only where it is used: not in a branch that is not taken, nor in a macro that is never called. A
+    comment that is not closed reaches to the end of the script.
     """
     tokens: list[Token] = []
-    at, line, begin = 0, 1, 0
+    line, begin = 1, 0
     glued = False
-    while at < len(text):
-        found = _TOKEN.match(text, at)
-        column = at - begin + 1
-        if found is None or (found.lastgroup == "operator" and text.startswith(("/*", "%{"), at)):
-            raise ScriptError(name, line, column, _junk(text, at))
+    for found in _TOKEN.finditer(text):
         kind, value = str(found.lastgroup), found.group(0)
         if kind in ("space", "comment"):
             glued = False
         else:
-            tokens.append(Token(kind, value, line, column, glued))
+            column = found.start() - begin + 1
+            # Of junk, its beginning is enough for a message.
+            junk = kind in _JUNK
+            tokens.append(Token("junk" if junk else kind, value[:2] if junk else value, line, column, glued))
             glued = True
         if "\n" in value:
             line += value.count("\n")
-            begin = at + value.rindex("\n") + 1
-        at = found.end()
+            begin = found.start() + value.rindex("\n") + 1
     return tokens
 
 
-def _junk(text: str, at: int) -> str:
-    if text[at] == '"':
+def junk_problem(token: Token) -> str:
+    """Return what is wrong with a token of the kind ``junk``."""
+    if token.text.startswith('"'):
         return "The string is not closed on its line"
-    if text.startswith("/*", at):
-        return "The comment is not closed"
-    if text.startswith("%{", at):
+    if token.text == "%{":
         return "Embedded C is not closed by %}"
-    return f"The language has no token that begins with {text[at]!r}"
+    return f"The language has no token that begins with {token.text!r}"
+
+
+def string_value(text: str) -> str:
+    """Return what a string in quotes stands for, with the escapes that C resolves."""
+    return _ESCAPE.sub(lambda found: found.group(0) if found.group(1) else "", text[1:-1])
 
 
 def number_value(text: str) -> int | None:
     """Return the value of a number as strtoull(3) reads it with base 0; None if it does not fit into 64 bits."""
-    found = re.match(r"(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\Z", text)
+    found = re.match(r"(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)|0[bB]([01]+))\Z", text)
     if found is None:
         return None
-    if found.group(1) is not None:
-        value = int(found.group(1), 16)
+    if found.group(1) is not None or found.group(4) is not None:
+        value = int(text, 16 if found.group(1) else 2)
     else:
         digits = (found.group(2) or found.group(3)).lstrip("0") or "0"
         # 64 bits have at most 22 digits; to read a million of them would take long.

@@ -83,7 +83,7 @@ def read_script(name: str, text: str, guru: bool = True) -> Script:
 
     :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line.
     """
-    tokens = tokenize(name, text)
+    tokens = tokenize(text)
     parsed = parse(name, text, guru)
     if not parsed.probes:
         raise ScriptError(name, max(text.count("\n"), 1), 1, "The script has no probe")
@@ -199,7 +199,7 @@ def _guard_off(script: Script) -> tuple[str, int, str] | None:
     option = _GUARD_OPTION.search(first) if first.startswith("#!") else None
     if option is not None:
         return option.group(1), 1, "the interpreter line"
-    for token in tokenize(script.name, script.text):
+    for token in tokenize(script.text):
         if token.kind == "embedded":
             text = token.text[2:-2]
             code, origins = _c_code(text)

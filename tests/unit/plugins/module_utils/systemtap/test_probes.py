@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import (
@@ -12,7 +14,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
     parse_probe_points,
     split_probe_points,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_syntax import FORMS
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_syntax import FORMS, is_complete
 
 
 def test_a_function_probe_is_taken_apart() -> None:
@@ -134,6 +136,72 @@ def test_a_group_does_not_grow_without_bound() -> None:
 def test_every_shape_of_the_grammar_is_read(shape: str) -> None:
     text = shape.replace("string", '"name"').replace("number", "100000" if ".ns" in shape else "300")
     assert parse_probe_point(text).text == text
+
+
+def test_forms_are_those_of_stap() -> None:
+    """The digest is that of the sorted output of ``stap --dump-probe-types``, release 5.6, without one alias's two."""
+    exact = (".pc(number).die(number)", ".die(number).pc(number)")
+    forms = {form + end for form in FORMS for end in ("", *exact) if is_complete((form + end).split("."))}
+    listed = sorted(form for form in forms if form == "timer.profile.tick" or not form.startswith("timer.profile"))
+    assert len(listed) == 486
+    digest = hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    assert digest == "5509ba9362ec353b7d70b49a955557858181d5aed02f62bcd060757c1f29dd07"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'kernel.function("f").pc(0x10).die(0x20)',
+        'process("a").function("f").return.die(1).pc(2)',
+        'kernel.lsm("file_open")',
+        'kernel.mark("getuid").format("x")',
+        'debuginfod.process("/bin/ls").**',
+        "perf.hw_cache.l1d.read.miss",
+        "perf.sw.cpu_clock",
+        "python.function.entry",
+        'python3.module("m").function("f").call',
+        'java("app").class("c").method("m(int):24").return',
+        'java(5).class("c").method("m")',
+        "input.char",
+        "timer.profile.freq",
+        "timer.profile.freq.hz(100)",
+        'procfs("a/b").umask(0644).read.maxsize(100)',
+        'netfilter.pf("NFPROTO_IPV4").hook("NF_INET_LOCAL_IN").priority("255")',
+        'perf.type(0).config(1).process("p").counter("c")',
+        'process("a").library("b").plt("c").return',
+        "process(5).statement(0x10).absolute.return",
+        'process("a").provider("p").mark("m")',
+        "process.thread.begin",
+        "kernel.data(0x10).length(8).rw",
+        'kernel.function("f@kernel/time.c:240").callee("g").return',
+        'kernel.function("f").callees(3)',
+        'module("usb*").function("*sync*").label("l*")',
+        'kernel.statement("bio_init@fs/bio.c+3").nearest',
+        'kernel.trace("sched:sched_switch")',
+        'module("nfs").tracepoint("nfs_*")',
+        'kprobe.module("m").function("f").return.maxactive(10)',
+        'kernel.function("no_such_function") ?',
+        '{kernel,module("nfs")}.function("nfs*")!',
+    ],
+)
+def test_forms_of_the_manual_are_valid(text: str) -> None:
+    assert parse_probe_points(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'kernel.function("f").pc(1)',
+        'kernel.function("f").pc(1).pc(2)',
+        'kernel.function("f").callees.pc(1).die(2)',
+        'kprobe.function("f").pc(1).die(2)',
+        "begin.pc(1).die(2)",
+        "pc(1).die(2)",
+    ],
+)
+def test_an_address_of_debug_information_needs_its_place(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_probe_point(text)
 
 
 @pytest.mark.parametrize(

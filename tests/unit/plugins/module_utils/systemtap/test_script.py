@@ -64,7 +64,7 @@ def test_declarations_are_read() -> None:
         ("probe begin {\n  if (1) {\n}\n", 1, 13, "never closed"),
         ("global a\n", 1, 1, "no probe"),
         ("probe begin { x = `1` }", 1, 19, "The language has no token that begins with '`'"),
-        ("probe begin { } /* open", 1, 17, "The comment is not closed"),
+        ("probe begin { /* open }", 1, 15, "The comment is not closed"),
         ("%{ int x;\nprobe begin { }", 1, 1, "Embedded C is not closed by %}"),
         ("#: record count key:text\nprobe begin { }", 1, 17, "NAME:TYPE"),
     ],
@@ -77,7 +77,7 @@ def test_a_fault_has_a_line_and_a_column(text: str, line: int, column: int, mess
 
 
 def test_lines_are_counted_through_comments_and_embedded_code() -> None:
-    tokens = tokenize("s", "/* a\nb */ %{ c\nd %} word")
+    tokens = tokenize("/* a\nb */ %{ c\nd %} word")
     assert [(token.text, token.line) for token in tokens if token.kind == "word"] == [("word", 3)]
 
 

@@ -1,0 +1,85 @@
+# Copyright (c) The tapvirt.host authors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scripts with the recorded verdicts of SystemTap's own parser, and damaged copies of them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import random
+import re
+import typing as t
+
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.grammar import parse
+
+FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "systemtap"
+MUTANTS = 5_000
+_WORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|/\*.*?\*/|//[^\n]*|[A-Za-z_$@][\w$]*|[0-9]+|%[({?:)}]|\s+|.', re.DOTALL)
+# What the grammar refuses although ``stap -p1`` accepts it: a later pass of stap refuses the first two always, and the
+# third is a misspelt keyword that stap takes for a variable.
+BEYOND = ("has a format for", "@hist_linear, is expected", "No statement begins with")
+
+
+class Verdict(t.NamedTuple):
+    """A script, and whether ``stap -p1`` accepts it without guru mode and with it."""
+
+    text: str
+    plain: bool
+    guru: bool
+
+
+def read_verdicts() -> list[Verdict]:
+    """Return the recorded verdicts on single scripts: lines of two signs ``+`` or ``-`` and a script in JSON."""
+    lines = (FIXTURES / "stap_verdicts.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith(("+", "-"))]
+    return [Verdict(json.loads(row[3:]), row[0] == "+", row[1] == "+") for row in rows]
+
+
+def mutants(number: int = MUTANTS, seed: int = 1) -> list[str]:
+    """Return accepted scripts with one to three parts or characters removed, moved, doubled or replaced."""
+    rng = random.Random(seed)
+    scripts = [verdict.text for verdict in read_verdicts() if verdict.guru]
+    words = sorted({word for text in scripts for word in _WORD.findall(text) if len(word) < 20})
+    return [_mutant(rng, rng.choice(scripts), words) for _number in range(number)]
+
+
+def _mutant(rng: random.Random, text: str, words: t.Sequence[str]) -> str:
+    for _change in range(rng.randint(1, 3)):
+        parts = _WORD.findall(text)
+        places = [index for index, part in enumerate(parts) if not part.isspace()]
+        if not places:
+            return text
+        place, other = rng.choice(places), rng.choice(places)
+        kind = rng.randrange(6)
+        if kind == 0:
+            del parts[place]
+        elif kind == 1:
+            parts[place], parts[other] = parts[other], parts[place]
+        elif kind == 2:
+            parts.insert(other, parts[place] + rng.choice(("", " ")))
+        elif kind == 3:
+            parts[place] = rng.choice(words)
+        else:
+            part, cut = parts[place], rng.randrange(len(parts[place]))
+            parts[place] = part[:cut] + part[cut] * (2 if kind == 4 else 0) + part[cut + 1 :]
+        text = "".join(parts)
+    return text
+
+
+def refusal(text: str, guru: bool) -> str:
+    """Return the error message of the grammar for a script, empty where it accepts the script."""
+    try:
+        parse("s", text, guru)
+    except TapvirtError as error:
+        return error.message
+    return ""
+
+
+def differs(text: str, guru: bool, accepted: bool) -> str | None:
+    """Return the grammar's message where its verdict is another one than stap's, None where both agree."""
+    message = refusal(text, guru)
+    if (message == "") == accepted or (accepted and any(words in message for words in BEYOND)):
+        return None
+    return message or "accepted"
