@@ -13,7 +13,7 @@ author: The tapvirt.host authors (@tapvirt)
 description:
   - Collects the result of a run that M(tapvirt.host.stap_run) started with O(tapvirt.host.stap_run#module:wait=false).
   - The result stays on the host, so a second task with the same O(run_id) returns the same. The next run on the host
-    removes it one hour after it was collected, or 24 hours after the run if nobody collected it.
+    removes it one hour after it was collected, or 24 hours after the start of the run if nobody collected it.
   - A connection that breaks is retried until the run must have ended, and for 20 seconds in any case. After that the
     host is unreachable, and its result can be collected later.
 extends_documentation_fragment:
@@ -106,7 +106,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import ACCEPT
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise.outcome import ACCEPT, answer
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace.collect import collect_by_id
 
 ARGUMENT_SPEC = {
     "run_id": {"type": "str", "required": True},
@@ -119,8 +120,14 @@ ARGUMENT_SPEC = {
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    """Collect the result."""
-    raise TapvirtError("stap_run_result does not collect anything yet.")
+    """Collect the result, and fail the task if the outcome is not accepted."""
+    stage = module.params["_stage"]
+    if stage is None:
+        raise TapvirtError("stap_run_result works only through its action plugin, which asks for it.")
+    result = collect_by_id(
+        module.params["run_id"], float(stage["wait"]), bool(stage["output"]), int(stage["offset"]), module.check_mode
+    )
+    return answer(result, module.params["accept"])
 
 
 def main() -> None:

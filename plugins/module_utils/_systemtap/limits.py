@@ -26,6 +26,16 @@ LOAD_SECONDS = 60
 #: After the end of the duration: SIGINT, then SIGTERM, then SIGKILL and removal, this far apart.
 STOP_GRACE_SECONDS = 15
 MAX_OUTPUT_BYTES = 1 << 20
+#: How far ahead the start of a run may be planned; its module is locked from then on.
+MAX_AHEAD_SECONDS = 900
+#: How long loading and arming is assumed to take on a host that has not measured it yet.
+FIRST_LOAD_SECONDS = 1.0
+#: For how long, how many and how large the results are that wait on a host for whoever collects them. The run that
+#: removes what is beyond adds one more.
+KEPT_SECONDS = 24 * 3600
+COLLECTED_SECONDS = 3600
+KEPT_RESULTS = 32
+KEPT_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ from .status import CHANNEL
 _TERMINAL_SECONDS = 2.5
 _LOG_SECONDS = 30.0
 _AWAITED = {
+    "waiting": "waiting for the start",
     "starting": "starting",
     "loading": "loading the module",
     "loaded": "arming the probes",

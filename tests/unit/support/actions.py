@@ -23,7 +23,11 @@ RunModule = t.Callable[[dict[str, t.Any]], Result]
 
 
 def run_action(
-    action: type[ActionBase], args: dict[str, t.Any], execute: Execute, run_module: RunModule | None = None
+    action: type[ActionBase],
+    args: dict[str, t.Any],
+    execute: Execute,
+    run_module: RunModule | None = None,
+    check_mode: bool = False,
 ) -> Result:
     """Run the action of a task with these options; return its result.
 
@@ -47,7 +51,7 @@ def run_action(
     connection.exec_command = run_command
     name = "tapvirt.host." + action.__module__.rpartition(".")[2]
     made = type("ActionModule", (action,), own)(
-        task=Task.load({"action": name, "args": args, "timeout": 99}),
+        task=Task.load({"action": name, "args": args, "timeout": 99, "check_mode": check_mode}),
         connection=connection,
         play_context=context,
         loader=loader,

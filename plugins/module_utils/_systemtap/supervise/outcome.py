@@ -351,7 +351,7 @@ def _forced(state: t.Mapping[str, t.Any]) -> str | None:
         return "its supervisor was killed"
     if state.get("stop") == "signal":
         return "its supervisor was told to stop"
-    if state.get("presses", 0) > 1:
+    if state.get("signals_sent", 0) > 1:
         return "it did not end when it was asked to"
     if state.get("rc", 0) < 0:
         return f"staprun was killed by signal {-state['rc']}"

@@ -78,6 +78,9 @@ _ERROR_BYTES = 64 << 10
 _MOST_SITES = 2000
 _LINES_BEFORE_STEXT = 5000
 _ARM_SECONDS = 10.0
+_WAIT_STEP_SECONDS = 0.5
+# How much later than planned a run may start, where somebody sets the clock back while it waits.
+_LATE_SECONDS = 5.0
 _PROGRESS_SECONDS = 1.0
 _PRESSES = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 _PACKAGE = "tapvirt_stap"
@@ -209,6 +212,10 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(hold_module(self._job["name"]))
+                if not self._wait_for_start():
+                    self._state["stop"] = "signal"
+                    self._finish(1)
+                    return
                 check_not_loaded(self._job["name"])
                 # It ends with this process.
                 hold_sysctls(self._directory)
@@ -220,6 +227,21 @@ class Supervisor:
                 self._finish(1)
                 return
             self._trace(process, before)
+
+    def _wait_for_start(self) -> bool:
+        """Wait until the job's ``start`` by the wall clock, if it has one; return whether the run is to go on."""
+        start = self._job.get("start")
+        if start is not None:
+            self._save(state="waiting")
+            latest = self._begun + float(self._job["wait"]) + _LATE_SECONDS
+            while not self._told_to_stop and time.monotonic() < latest:
+                left = start - time.time()
+                if left <= 0:
+                    break
+                self.write_progress()
+                time.sleep(min(left, _WAIT_STEP_SECONDS))
+            self._begun = time.monotonic()
+        return not self._told_to_stop
 
     def _trace(self, process: subprocess.Popen[bytes], before: Sites) -> None:
         self._save(state="loading", started=time.time(), staprun=process.pid)
@@ -267,7 +289,10 @@ class Supervisor:
         self._whole = len(sites) >= self._job["sites"]
         if self._armed_at is None and (self._whole or now - self._loaded_at > _ARM_SECONDS):
             self._armed_at = now
-            self._save(state="running", armed_seconds=round(now - self._begun, 2))
+            self._save(state="running", armed_seconds=round(now - self._begun, 2), armed_at=round(time.time(), 3))
+            if self._whole and "load_file" in self._job:
+                with contextlib.suppress(OSError):
+                    write_json(self._job["load_file"], {"seconds": self._state["armed_seconds"]})
         if self._armed_at is not None and len(sites) >= len(self._state.get("sites", ())):
             self._save(sites=sites)
 
@@ -305,6 +330,8 @@ class Supervisor:
             return
         self._told_at = now
         since, of = self._begun, self._job["load"]
+        if self._state["state"] == "waiting":
+            of = self._job["wait"]
         if self._armed_at is not None:
             since, of = self._armed_at, self._job["duration"]
         if self._stop_at is not None:
@@ -367,8 +394,10 @@ def guard(directory: str) -> None:
     if child == 0:
         Supervisor(directory).run()
         return
-    os.waitpid(child, 0)
-    finish_killed_run(directory)
+    _pid, status = os.waitpid(child, 0)
+    # A run that came to its end has cleaned up, and its collector may be removing the directory.
+    if status != 0:
+        finish_killed_run(directory)
 
 
 def main() -> None:

@@ -315,7 +315,7 @@ class TracerDaemon:
 
     def _judged(self, rc: int, removed: bool, left: list[str]) -> int:
         """Tell how the tracer ended, and whether it is to be started again."""
-        more = {"leftovers": left, "rc": rc, "presses": self._presses}
+        more = {"leftovers": left, "rc": rc, "signals_sent": self._presses}
         if self._told_to_stop and not left:
             self._end("stopped", "it was told to stop", **more)
             return 0

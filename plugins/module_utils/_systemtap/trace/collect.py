@@ -33,6 +33,8 @@ _ENDED = ("done", "killed")
 _CLEAN_SECONDS = 20
 # A run whose controller was heard of within that time is the controller's to collect.
 _LEASE_SECONDS = 20
+# Says that a result has been collected; its time is when.
+_COLLECTED = "collected"
 # How long a run that is starting may take to write which process it is.
 _NAME_SECONDS = 5
 _SHOWN_CHARS = 500
@@ -48,6 +50,10 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
+
+
+class RunGone(TapvirtError):
+    """The directory of a run does not exist, or no longer."""
 
 
 def is_run_directory(path: str) -> bool:
@@ -72,29 +78,32 @@ def unit_of(directory: str) -> str:
     return f"tapvirt-stap-{os.path.basename(directory)}.service"
 
 
-def collect(directory: str, wait_seconds: float, with_output: bool, offset: int) -> dict[str, t.Any]:
-    """Wait for a run's end for some time; return ``progress`` when it has not come, else the result contract.
+def collect(
+    directory: str, wait_seconds: float, with_output: bool, offset: int, only_reads: bool = False
+) -> dict[str, t.Any]:
+    """Wait for a run's end for some time; return its handle and ``progress`` when it has not come, else its result.
 
-    Nothing is removed, so that it can be asked again when the answer was lost on its way: the directory goes when the
-    controller says that it has the result.
+    Nothing is removed, so that it can be asked again when the answer was lost on its way.
 
     :param with_output: return ``output`` as well, what was printed, in chunks; a chunk after the first comes alone.
+    :param only_reads: for check mode: do not wait, and clean up after nothing.
     :raises InvalidInput: not the directory of a run.
-    :raises TapvirtError: the run left nothing here, or nothing that can be read.
+    :raises RunGone: the directory does not exist.
+    :raises TapvirtError: the run left nothing that can be read.
     """
     if not is_run_directory(directory):
         raise InvalidInput("_stage.directory", directory, "The path is not the directory of a run")
     if offset:
         return {"output": read_output(directory, offset)}
     try:
-        state = wait(directory, wait_seconds)
+        state = _read_state(directory) if only_reads else wait(directory, wait_seconds)
     except TapvirtError:
         raise
     except _DAMAGE as error:
         raise _damaged(directory, error) from None
-    if state.get("state") not in _ENDED:
-        return {"progress": cleanup.read_json(os.path.join(directory, "progress.json"))}
     try:
+        if state.get("state") not in _ENDED:
+            return _unfinished(directory, state)
         result = read_result(directory, state)
     except _DAMAGE as error:
         raise _damaged(directory, error) from None
@@ -103,13 +112,91 @@ def collect(directory: str, wait_seconds: float, with_output: bool, offset: int)
     return result
 
 
+def collect_by_id(
+    run_id: str, wait_seconds: float, with_output: bool, offset: int, only_reads: bool = False
+) -> dict[str, t.Any]:
+    """Do as :func:`collect` for a run that its controller started without waiting, and note that it was collected.
+
+    :raises InvalidInput: this host has no such run.
+    """
+    directory = directory_of(run_id)
+    try:
+        result = collect(directory, wait_seconds, with_output, offset, only_reads)
+    except RunGone:
+        raise _unknown(run_id) from None
+    if result.get("finished") and not only_reads:
+        _touch(os.path.join(directory, _COLLECTED))
+    return result
+
+
+def directory_of(run_id: str) -> str:
+    """Return the directory of a run from its id, NAME-RUN.
+
+    :raises InvalidInput: an id does not look like that.
+    """
+    directory = os.path.join(cleanup.BASE, run_id)
+    if not is_run_directory(directory):
+        raise _unknown(run_id)
+    return directory
+
+
+def _unknown(run_id: str) -> InvalidInput:
+    hours = limits.KEPT_SECONDS // 3600
+    hint = f"A result is kept for {hours} hours, for one hour after it was collected, and not beyond a reboot"
+    return InvalidInput("run_id", run_id, "This host keeps no run of this name", hint)
+
+
+def _read_state(directory: str) -> dict[str, t.Any]:
+    if not os.path.isdir(directory):
+        raise _gone(directory)
+    return cleanup.read_json(os.path.join(directory, "state.json"))
+
+
+def _unfinished(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the handle of a run under way, its ``progress``, and ``left_seconds``, how long it takes at most."""
+    row: dict[str, t.Any] = {"phase": "started", **read_handle(directory, state)}
+    end = row["times"]["end"] or time.time() + limits.MAX_DURATION_SECONDS
+    slack = 0 if row["times"]["armed"] else limits.LOAD_SECONDS
+    most = limits.MAX_AHEAD_SECONDS + limits.LOAD_SECONDS + limits.MAX_DURATION_SECONDS
+    row["left_seconds"] = min(max(end - time.time(), 0) + slack, most)
+    row["progress"] = cleanup.read_json(os.path.join(directory, "progress.json"))
+    return row
+
+
+def read_handle(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return what names a run and tells its time: ``run_id, finished, times, clock, supervisor, previous_leftovers``.
+
+    :param state: the content of state.json, empty before it exists.
+    """
+    begun = cleanup.read_json(os.path.join(directory, "begun.json"))
+    finished = state.get("state") in _ENDED
+    planned = begun.get("times")
+    times = dict.fromkeys(("accepted", "start", "armed", "end"))
+    times.update(planned if isinstance(planned, dict) else {})
+    if finished:
+        times.update(start=None, end=state.get("ended"))
+    elif "armed_at" in state:
+        duration = cleanup.read_json(os.path.join(directory, "request.json"))["duration"]
+        times["end"] = state["armed_at"] + duration
+    times["start"] = state.get("started", times["start"])
+    times["armed"] = state.get("armed_at")
+    return {
+        "run_id": os.path.basename(directory),
+        "finished": finished,
+        "times": times,
+        "clock": begun.get("clock") or {"skew_seconds": None, "uncertainty_seconds": None},
+        "supervisor": begun.get("supervisor"),
+        "previous_leftovers": begun.get("previous_leftovers", []),
+    }
+
+
 def _damaged(directory: str, error: Exception) -> TapvirtError:
     reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARS]
     return TapvirtError(f"The files of the run in {directory} cannot be read ({reason}).")
 
 
-def _gone(directory: str) -> TapvirtError:
-    return TapvirtError(
+def _gone(directory: str) -> RunGone:
+    return RunGone(
         f"The directory of the run no longer exists: {directory}. The host was rebooted, or another run on it "
         "collected the result and returned it in previous_leftovers."
     )
@@ -121,7 +208,7 @@ def wait(directory: str, seconds: float, clean_seconds: float = _CLEAN_SECONDS) 
     Clean up after a run whose supervisor and its guards were all killed.
 
     :param clean_seconds: how long systemd or the guard has to clean up first.
-    :raises TapvirtError: the directory does not exist.
+    :raises RunGone: the directory does not exist.
     """
     end = time.monotonic() + seconds
     missed_since: float | None = None
@@ -174,6 +261,7 @@ def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any
         read_stext(),
         request["record_limit"],
     )
+    result.update(read_handle(directory, state))
     result["kernel"] = build["kernel"]
     result["builder"] = request["builder"]
     result["module"] = {"name": build["name"], "sha256": build["sha256"], "path": request["path"]}
@@ -234,15 +322,20 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
     No leftover ends the run that found it: one that cannot be read is removed all the same, and reported as such.
     """
     found = []
-    for name in Root(cleanup.BASE).listdir(""):
-        directory = os.path.join(cleanup.BASE, name)
-        if not is_run_directory(directory):
-            continue
+    paths = (os.path.join(cleanup.BASE, name) for name in Root(cleanup.BASE).listdir(""))
+    directories = [path for path in paths if is_run_directory(path)]
+    kept = _kept_results(directories)
+    for directory in directories:
         row: dict[str, t.Any] | None
         try:
             if _is_in_hands(directory):
                 continue
+            if directory in kept:
+                cleanup.finish_killed_run(directory)
+                continue
             row = _found(directory, record_limit)
+            if os.path.exists(os.path.join(directory, _COLLECTED)) and not (row and row["leftovers"]):
+                row = None
         except _DAMAGE as error:
             if not os.path.isdir(directory):
                 continue  # its controller has collected it
@@ -257,6 +350,32 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
     cleanup.restore_orphaned_sysctls()
     cleanup.remove_empty()
     return found
+
+
+def _kept_results(directories: t.Iterable[str]) -> set[str]:
+    """Return the directories whose results stay for whoever collects them: the youngest ones, within the limits.
+
+    Those that were collected make room first.
+    """
+    results = []
+    for directory in directories:
+        if cleanup.read_json(os.path.join(directory, "request.json")).get("keep") is not True:
+            continue
+        with contextlib.suppress(OSError):
+            collected = os.path.exists(os.path.join(directory, _COLLECTED))
+            since = os.path.join(directory, _COLLECTED if collected else "request.json")
+            age = time.time() - os.stat(since).st_mtime
+            if age < (limits.COLLECTED_SECONDS if collected else limits.KEPT_SECONDS):
+                size = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(directory))
+                results.append((collected, age, directory, size))
+    kept: set[str] = set()
+    total = 0
+    for _collected, _age, directory, size in sorted(results)[: limits.KEPT_RESULTS]:
+        total += size
+        if total > limits.KEPT_BYTES:
+            break
+        kept.add(directory)
+    return kept
 
 
 def has_leftover(name: str) -> bool:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 import typing as t
 
 from ..._core import command
@@ -28,7 +29,8 @@ from .. import limits
 from ..script.check import read_values
 from ..signature.signature import signature_refusal
 from ..supervise import cleanup, supervisor
-from .collect import has_leftover, other_run, remove_run_directory, run_directory, sweep, unit_of
+from .collect import has_leftover, other_run, read_handle, remove_run_directory, run_directory, sweep, unit_of
+from .schedule import Schedule, check_start_at, estimate_load, load_file, plan_schedule
 
 CACHE = "/var/cache/tapvirt/modules"
 _LIBVIRT_RUN = "run/libvirt/qemu"
@@ -59,7 +61,10 @@ class Refused(TapvirtError):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a run is asked to do: ``build`` is what ``stap_module`` returned, ``values`` are checked globals."""
+    """What a run is asked to do: ``build`` is what ``stap_module`` returned, ``values`` are checked globals.
+
+    ``is_kept`` is whether the result stays for whoever collects it later.
+    """
 
     build: t.Mapping[str, t.Any]
     values: t.Mapping[str, str | int]
@@ -67,6 +72,7 @@ class Request:
     buffer_mb: int
     max_output_bytes: int
     record_limit: int
+    is_kept: bool = False
 
     def kept(self) -> dict[str, t.Any]:
         """Return the data that any collector needs to make a result of the run's leftovers."""
@@ -78,14 +84,14 @@ class Request:
             "path": cache_path(build),
             "duration": self.duration_seconds,
             "record_limit": self.record_limit,
+            "keep": self.is_kept,
         }
 
 
 def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any]]:
     """Start a run; return what is kept on the host as a plan, and what there is to tell.
 
-    That is ``ship`` when the host lacks the module, else what to put into the run's result once
-    :func:`.collect.collect` has it, ``supervisor`` and ``previous_leftovers``. A controller that lost the answer
+    That is ``ship`` when the host lacks the module, else the handle of the run. A controller that lost the answer
     asks again with the same ``_stage.run``, and gets it once more: the run is not started twice.
 
     :raises InvalidInput: an option is not acceptable.
@@ -114,18 +120,39 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         raise
     install_module(request.build, params["_shipped"])
     try:
-        claim(request, root, directory, {"previous_leftovers": found, "kept_before": not plan})
+        schedule = read_schedule(params, request)
+        begun_with = {
+            "previous_leftovers": found,
+            "kept_before": not plan,
+            "supervisor": "systemd" if has_systemd() else "guard",
+            "times": schedule.times(),
+            "clock": params["_stage"].get("clock"),
+        }
+        claim(request, root, directory, schedule, begun_with)
     except FileExistsError:
         # The answer to an earlier question was lost while its process still worked.
         return started_result(request, directory)
     except Refused as refused:
         refused.fields["run"]["previous_leftovers"] = found
         raise
-    start(request, directory)
+    start(request, directory, schedule)
     return started_result(request, directory)
 
 
-def claim(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
+def read_schedule(params: t.Mapping[str, t.Any], request: Request) -> Schedule:
+    """Return when the run starts, by this host's clock.
+
+    :raises InvalidInput: the start is in the past, or too far ahead.
+    """
+    start_at, now = params["start_at"], time.time()
+    if start_at is not None:
+        skew = params["_stage"]["clock"]["skew_seconds"]
+        check_start_at(start_at, now - skew)
+        start_at += skew
+    return plan_schedule(start_at, request.duration_seconds, estimate_load(cache_path(request.build)), now)
+
+
+def claim(request: Request, root: Root, directory: str, schedule: Schedule, begun_with: t.Mapping[str, t.Any]) -> None:
     """Check once more that nobody else runs the module, and make the run's directory, under the module's lock.
 
     The directory is what other runs see from then on; the supervisor takes the lock again, and holds it to the end.
@@ -144,7 +171,7 @@ def claim(request: Request, root: Root, directory: str, begun_with: t.Mapping[st
         except OSError as error:
             raise Refused(f"no room for the lock of the module: {error}") from None
         check_free(request.build, directory)
-        prepare(request, root, directory, begun_with)
+        prepare(request, root, directory, schedule, begun_with)
 
 
 def cache_plan(request: Request, kept_before: bool) -> Plan:
@@ -158,11 +185,7 @@ def cache_plan(request: Request, kept_before: bool) -> Plan:
 def started_result(request: Request, directory: str) -> tuple[Plan, dict[str, t.Any]]:
     """Return what there is to tell of a run that has been prepared."""
     told = cleanup.read_json(os.path.join(directory, "begun.json"))
-    row = {
-        "supervisor": "systemd" if has_systemd() else "guard",
-        "previous_leftovers": told.get("previous_leftovers", []),
-    }
-    return cache_plan(request, told.get("kept_before", True)), row
+    return cache_plan(request, told.get("kept_before", True)), {"phase": "started", **read_handle(directory, {})}
 
 
 def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
@@ -179,6 +202,9 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
     if not 1 <= params["buffer_mb"] <= limits.MAX_BUFFER_MB:
         problem = f"The output buffer must be from 1 to {limits.MAX_BUFFER_MB} MB for each online CPU"
         raise InvalidInput("buffer_mb", params["buffer_mb"], problem)
+    if not params["wait"] and params["max_output_bytes"] > limits.KEPT_BYTES:
+        problem = f"A result that stays on the host has at most {limits.KEPT_BYTES} bytes of output"
+        raise InvalidInput("max_output_bytes", params["max_output_bytes"], problem, "Use wait: true for more")
     values = read_values(build, params["globals"], "module")
     if params["domain"] is not None:
         if "target_pid" not in build["globals"]:
@@ -192,6 +218,7 @@ def read_request(params: t.Mapping[str, t.Any], root: Root) -> Request:
         buffer_mb=params["buffer_mb"],
         max_output_bytes=params["max_output_bytes"],
         record_limit=params["record_limit"],
+        is_kept=not params["wait"],
     )
 
 
@@ -317,7 +344,9 @@ def install_module(build: t.Mapping[str, t.Any], source: str | None) -> bool:
     return True
 
 
-def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[str, t.Any]) -> None:
+def prepare(
+    request: Request, root: Root, directory: str, schedule: Schedule, begun_with: t.Mapping[str, t.Any]
+) -> None:
     """Make a new run's directory (on a file system that is empty after a reboot), with all that the run needs.
 
     :raises FileExistsError: the run has its directory already.
@@ -331,6 +360,9 @@ def prepare(request: Request, root: Root, directory: str, begun_with: t.Mapping[
         "grace": limits.STOP_GRACE_SECONDS,
         "limit": request.max_output_bytes,
         "sites": count_sites(request.build["probes"]),
+        "load_file": load_file(cache_path(request.build)),
+        "start": schedule.start if schedule.is_planned else None,
+        "wait": schedule.wait_seconds,
     }
     kept = dict(request.kept(), tainted=int(root.read_text("proc/sys/kernel/tainted")))
     _make_directory(directory)
@@ -376,7 +408,7 @@ def has_systemd() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def start(request: Request, directory: str) -> None:
+def start(request: Request, directory: str, schedule: Schedule) -> None:
     """Start the supervisor, under systemd where there is one.
 
     :raises TapvirtError: systemd does not start it.
@@ -385,8 +417,9 @@ def start(request: Request, directory: str) -> None:
     if not has_systemd():
         command.start_detached([*python, "guard", directory])
         return
+    seconds = schedule.wait_seconds + limits.LOAD_SECONDS + request.duration_seconds + 2 * limits.STOP_GRACE_SECONDS
     properties = {
-        "RuntimeMaxSec": f"{limits.LOAD_SECONDS + request.duration_seconds + 2 * limits.STOP_GRACE_SECONDS:g}",
+        "RuntimeMaxSec": f"{seconds:.1f}",
         "KillMode": "mixed",
         "TimeoutStopSec": str(3 * limits.STOP_GRACE_SECONDS),
         # A supervisor that came to its end has cleaned up, and holds nothing: Python need not start for that.

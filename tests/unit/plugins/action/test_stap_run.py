@@ -13,6 +13,7 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.action import stap_run
+from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import run_action as run_base
 from ansible_collections.tapvirt.host.tests.unit.support.actions import run_action
 
 
@@ -25,6 +26,8 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    time = monotonic
+
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
@@ -36,13 +39,16 @@ def collect(monkeypatch: pytest.MonkeyPatch, answer: t.Callable[[], t.Any]) -> t
     progress file is damaged.
     """
     clock = Clock()
+    monkeypatch.setattr(run_base, "time", clock)
     monkeypatch.setattr(stap_run, "time", clock)
 
     def execute(_command: str, in_data: bytes | None) -> str:
         if in_data is None:
             return "[" * 100_000
         if rb'"do": "start"' in in_data:
-            return json.dumps({"changed": False, "run": {"supervisor": "systemd"}})
+            return json.dumps(
+                {"changed": False, "run": {"run_id": "x", "supervisor": "systemd", "previous_leftovers": []}}
+            )
         clock.now += 1
         return json.dumps(answer())
 
@@ -76,7 +82,7 @@ def test_a_directory_stays_while_something_is_to_be_cleaned_up(tmp_path: pathlib
     if kept == "holds":
         (directory / "holds").touch()
     mount = f"mount -t tmpfs none {directory}/debugfs || exit 77;" if kept == "debugfs" else ""
-    command = stap_run.removal_command(str(directory), str(tmp_path / "unit"))
+    command = run_base.removal_command(str(directory), str(tmp_path / "unit"))
     argv = ["unshare", "-m", "sh", "-c", mount + command] if mount else ["sh", "-c", command]
     done = subprocess.run(argv, capture_output=True, check=False)
     if done.returncode == 77 or b"unshare" in done.stderr:

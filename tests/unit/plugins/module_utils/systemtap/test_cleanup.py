@@ -21,12 +21,13 @@ import zlib
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core import lock
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import limits
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import (
     cleanup,
     supervisor,
     tracer_daemon,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import collect
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import collect, schedule
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start as run
 
 NAME = "tapvirt_x_12345678"
@@ -544,6 +545,97 @@ def test_a_run_whose_output_is_fetched_is_not_removed(base: pathlib.Path) -> Non
     assert collect.sweep(10) == [] and os.path.isdir(directory)
 
 
+KEPT = {**REQUEST, "keep": True}
+HOUR = 3600
+
+
+def set_age(directory: str, seconds: float, name: str = "request.json") -> None:
+    """Make a file of a run as old as that."""
+    path = pathlib.Path(directory) / name
+    path.touch()
+    os.utime(str(path), (time.time() - seconds,) * 2)
+
+
+def test_a_result_that_nobody_collected_stays_for_a_day(base: pathlib.Path) -> None:
+    young, old = (leave(base, number, request=KEPT, output=b"{}\n") for number in (1, 2))
+    set_age(young, 23 * HOUR)
+    set_age(old, 25 * HOUR)
+    assert [row["record_count"] for row in collect.sweep(10)] == [1]
+    assert os.listdir(str(base)) == [os.path.basename(young)]
+    assert collect.collect_by_id(os.path.basename(young), 0, with_output=False, offset=0)["record_count"] == 1
+
+
+def test_a_result_that_was_collected_stays_for_an_hour_and_is_no_news(base: pathlib.Path) -> None:
+    directories = [leave(base, number, request=KEPT) for number in (1, 2)]
+    for directory, age in zip(directories, (HOUR / 2, 2 * HOUR)):
+        set_age(directory, 3 * HOUR)
+        collect.collect_by_id(os.path.basename(directory), 0, with_output=False, offset=0)
+        set_age(directory, age, "collected")
+        set_age(directory, age, "seen")
+    assert collect.sweep(10) == []
+    assert os.listdir(str(base)) == [os.path.basename(directories[0])]
+
+
+@pytest.mark.parametrize(("option", "limit"), [("KEPT_RESULTS", 2), ("KEPT_BYTES", 2500)])
+def test_few_results_stay_and_the_oldest_goes_first(
+    base: pathlib.Path, monkeypatch: pytest.MonkeyPatch, option: str, limit: int
+) -> None:
+    monkeypatch.setattr(limits, option, limit)
+    directories = [leave(base, number, request=KEPT, output=b"x" * 600) for number in range(1, 5)]
+    for directory, age in zip(directories, (400, 300, 200, 100)):
+        set_age(directory, age)
+    # Who was collected makes room first, however young.
+    (pathlib.Path(directories[3]) / "collected").touch()
+    set_age(directories[3], 100, "seen")
+    assert len(collect.sweep(10)) == 1
+    assert sorted(os.listdir(str(base))) == [os.path.basename(path) for path in directories[1:3]]
+
+
+def test_a_killed_run_whose_result_stays_is_cleaned_up_at_once(shared: Shared) -> None:
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    (directory / "request.json").write_text(json.dumps(KEPT))
+    (directory / "job.json").write_text(json.dumps({"name": NAME}))
+    (directory / "state.json").write_text(json.dumps({"state": "running", "armed_seconds": 1, "armed_at": 5.5}))
+    assert collect.sweep(10) == []
+    assert sysctl.read_text() == "2\n" and not (directory / "holds").exists()
+    run_id = directory.name
+    result = collect.collect_by_id(run_id, 0, with_output=False, offset=0)
+    assert (result["outcome"], result["reason"]) == ("timeout", "the run was ended by force: its supervisor was killed")
+    assert result["times"]["armed"] == 5.5 and result["times"]["end"] is None
+
+
+def test_a_damaged_handle_is_reported_in_a_sentence(base: pathlib.Path) -> None:
+    directory = leave(base, 1, state={"state": "running", "armed_at": "x", "pid": 1}, begun={"times": 5})
+    with pytest.raises(TapvirtError, match=f"The files of the run in {directory} cannot be read"):
+        collect.collect(directory, 0, with_output=False, offset=0, only_reads=True)
+
+
+def test_loading_takes_as_long_as_the_last_time(tmp_path: pathlib.Path) -> None:
+    own, other, later = (tmp_path / name / "x.ko" for name in ("a", "b", "c"))
+    assert schedule.estimate_load(str(own)) == limits.FIRST_LOAD_SECONDS
+    for path, seconds, at in ((other, 5, 1), (later, 0.5, 2)):
+        path.parent.mkdir()
+        file = pathlib.Path(schedule.load_file(str(path)))
+        cleanup.write_json(str(file), {"seconds": seconds})
+        os.utime(str(file), (at, at))
+    assert schedule.estimate_load(str(own)) == 0.5
+    assert schedule.estimate_load(str(other)) == 5
+    for damaged in (b"", b"5", b'{"seconds": "x"}', b'{"seconds": -1}', b'{"seconds": 1e9}', DEEP):
+        pathlib.Path(schedule.load_file(str(other))).write_bytes(damaged)
+        assert schedule.estimate_load(str(other)) == 0.5
+
+
+def test_a_schedule_leaves_time_for_loading() -> None:
+    now = 1000.0
+    at_once = schedule.plan_schedule(None, 10, 2, now)
+    assert (at_once.wait_seconds, at_once.times()) == (0, {"accepted": now, "start": now, "end": 1012})
+    planned = schedule.plan_schedule(1030, 10, 2, now)
+    assert (planned.wait_seconds, planned.times()) == (28, {"accepted": now, "start": 1028, "end": 1040})
+    # Nearer than the time that loading takes: as soon as possible.
+    assert schedule.plan_schedule(1001, 10, 2, now).wait_seconds == 0
+
+
 MOUNTED = """
 import os, subprocess, sys
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import cleanup
@@ -608,6 +700,36 @@ def test_a_run_ends_whatever_its_processes_keep_open(shared: Shared, script: str
     assert (directory / "output").read_text() == ("printed\n" if rc == 0 else "")
     time.sleep(0.1)
     assert subprocess.run(["pgrep", "-fx", "sleep 1003"], check=False, capture_output=True).stdout == b""
+
+
+@pytest.mark.parametrize("event", ["the moment", "a stop", "a clock that is set back"])
+def test_a_run_waits_for_its_start(shared: Shared, start: Start, event: str) -> None:
+    """It holds the lock of its module while it waits, and nothing else."""
+    directory, sysctl = shared
+    job = {"name": NAME, "argv": ["sh", "-c", "echo printed"], "duration": 1, "load": 5, "grace": 1, "limit": 1000}
+    ahead, wait = {"the moment": (3, 3), "a stop": (60, 60), "a clock that is set back": (60, -4)}[event]
+    times = {"sites": 0, "start": time.time() + ahead, "wait": wait}
+    (directory / "job.json").write_text(json.dumps({**job, **times}))
+    argv = [sys.executable, "-c", SUPERVISE, str(directory.parent), cleanup.LOCKS, str(sysctl), str(directory)]
+    process = start(argv)
+    end = time.monotonic() + 20
+    while cleanup.read_json(str(directory / "progress.json")).get("state") != "waiting" and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not (directory / "holds").exists()
+    if event == "a stop":
+        with pytest.raises(cleanup.ModuleInUse, match="in use by"), cleanup.hold_module(NAME):
+            pass
+        process.terminate()
+    assert process.wait(20) == 0
+    state = cleanup.read_json(str(directory / "state.json"))
+    printed = (directory / "output").read_text() if (directory / "output").exists() else ""
+    if event == "a stop":
+        assert (state["state"], state["stop"], printed, "started" in state) == ("done", "signal", "", False)
+    else:
+        assert (state["state"], printed) == ("done", "printed\n")
+    if event == "the moment":
+        assert 0 <= state["started"] - times["start"] < 3
+    assert not os.path.exists(os.path.join(cleanup.LOCKS, "module-" + NAME))
 
 
 def test_a_program_that_cannot_be_started_ends_the_run(shared: Shared) -> None:

@@ -107,7 +107,7 @@ def test_a_place_in_a_module_is_compared_by_name() -> None:
         ),
         ("WARNING: There were 12 transport failures.\n", {}, "lost_output"),
         ("", {"bytes": 5000}, "lost_output"),
-        ("", {"presses": 2}, "timeout"),
+        ("", {"signals_sent": 2}, "timeout"),
         ("", {"state": "killed"}, "timeout"),
         ("", {"stop": "signal"}, "timeout"),
         ("", {"rc": -9, "stop": "script"}, "timeout"),
