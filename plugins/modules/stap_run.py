@@ -80,7 +80,7 @@ attributes:
   idempotent:
     support: partial
     details: A run leaves the host as it was, so it reports no change, except for the module that it keeps in
-      C(/var/cache/tapvirt/modules) if that was missing.
+      C(/var/cache/tapvirt/modules) if that was missing, and the time that loading took beside it.
 notes:
   - The privileges of root are needed.
   - With Ansible's pipelining on, the host's Python gets the module's own source files on standard input, which is
