@@ -49,7 +49,16 @@ from ansible.plugins.loader import lookup_loader
 from ansible.plugins.lookup import LookupBase
 
 from ..module_utils._core.errors import InvalidInput, TapvirtError
-from ..plugin_utils._fleet import controller_files, domain_entries, merge, run_report, tables, targets, waves
+from ..plugin_utils._fleet import (
+    controller_files,
+    domain_entries,
+    host_packages,
+    merge,
+    run_report,
+    tables,
+    targets,
+    waves,
+)
 from ..plugin_utils._report import summaries
 from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points, wave
 
@@ -69,6 +78,7 @@ def problem(function: str, **arguments: t.Any) -> str:
 #: TapvirtError where its arguments cannot be used.
 FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "asked_builders": builders.asked_builders,
+    "builder_packages": host_packages.builder_packages,
     "console_logs_counts": summaries.console_logs_counts,
     "console_logs_summary": summaries.console_logs_summary,
     "controller_path": controller_files.controller_path,
@@ -77,10 +87,14 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "file_name": controller_files.file_name,
     "gather_lines": summaries.gather_lines,
     "gather_summary": summaries.gather_summary,
+    "install_command": host_packages.install_command,
+    "install_problem": host_packages.install_problem,
     "merge_domains": merge.merge_domains,
     "merge_params": merge.merge_params,
     "missing_tables": tables.missing_tables,
     "near_tables": tables.warn_of_near_tables,
+    "package_queries": host_packages.package_queries,
+    "packages_not_found": host_packages.packages_not_found,
     "param_origins": merge.param_origins,
     "play_hosts": targets.play_hosts,
     "problem": problem,

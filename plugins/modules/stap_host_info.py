@@ -82,9 +82,10 @@ findings:
 missing:
   description:
     - What this host lacks to run modules and, with O(kernels), to build them.
-    - Each has C(what) (V(runtime), V(toolchain), V(compiler), V(headers) or V(debuginfo)), C(kernel) (its release, or
-      null), C(packages) (what this host's distribution calls them; empty where it has none, or is not known), C(reason)
-      and C(remedy).
+    - Each has C(what) (V(runtime), V(toolchain), V(compiler), V(headers), V(debuginfo), or V(arch) for a kernel of
+      another architecture), C(kernel) (its release, or null), C(packages), C(reason) and C(remedy).
+    - C(packages) has names, or what packages provide, as this host's package manager takes them. It is empty if the
+      distribution has no such package or is not known.
   returned: success
   type: list
   elements: dict
@@ -156,6 +157,10 @@ builder:
   returned: success
   type: dict
   contains:
+    arch:
+      description: The builder's architecture, for which it builds.
+      type: str
+      sample: x86_64
     distribution:
       description: The builder's distribution, as in RV(host.distribution).
       type: dict

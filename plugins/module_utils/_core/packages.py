@@ -22,6 +22,8 @@ _FAMILIES = {
     "rhel": "RedHat",
     "fedora": "RedHat",
     "centos": "RedHat",
+    "amzn": "RedHat",
+    "ol": "RedHat",
     "suse": "SUSE",
     "opensuse": "SUSE",
     "sles": "SUSE",
@@ -71,7 +73,9 @@ _NEEDS = {
 }
 # Where to look for a package that the usual repositories do not have.
 _HINTS = {
-    ("ubuntu", "debuginfo"): "from the ddebs archive",
+    ("ubuntu", "debuginfo"): "from the ddebs archive, which needs its own sources entry and the key of the package"
+    " ubuntu-dbgsym-keyring",
+    ("ol", "debuginfo"): "from oss.oracle.com, whose debuginfo directory needs a repository entry of its own",
     ("RedHat", "debuginfo"): "from a debuginfo repository, which is disabled by default",
     ("SUSE", "debuginfo"): "from a debug repository, which is disabled by default",
     ("Arch", "runtime"): "from the AUR",
@@ -79,6 +83,12 @@ _HINTS = {
     ("Arch", "debuginfo"): "use a debuginfod server (Arch has no package of debug information)",
 }
 _RED_HAT_FLAVOUR = re.compile(r"(?P<release>.*?)(?:\+(?P<flavour>[a-z0-9-]+))?\Z", re.DOTALL)
+_SUSE_RELEASE = re.compile(r"(?P<version>.*)-(?P<flavour>[a-z][a-z0-9_]*)\Z", re.DOTALL)
+# Amazon's first kernel of a distribution is called kernel, the later ones kernel6.12 and so on.
+_AMAZON_KERNEL = re.compile(r"(?P<series>[0-9]+\.[0-9]+)\..*\.amzn2023\.")
+_AMAZON_FIRST = "6.1"
+# What every kernel-devel package provides, of each flavour, but those of Oracle and Amazon and old ones for realtime.
+_HEADERS_CAPABILITY = "kernel-devel-uname-r"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +108,34 @@ def read_distribution(root: Root) -> Distribution:
     return Distribution(name, next((_FAMILIES[word] for word in words if word in _FAMILIES), None))
 
 
-def packages(need: str, distribution: Distribution, release: str = "") -> tuple[str, ...]:
-    """Return the packages that bring something: a key of ``PACKAGES``, or ``headers`` or ``debuginfo`` of a kernel.
+def packages(need: str, distribution: Distribution, release: str = "", build: str = "") -> tuple[str, ...]:
+    """Return the packages that bring something, as the package manager takes them.
 
-    Empty where the family is unknown, or has no such package.
+    Empty where the family is unknown, or has no such package. What a package provides may take the place of its name
+    (``kernel-devel-uname-r = 5.14.0-427.el9.x86_64+rt``).
+
+    :param need: a key of ``PACKAGES``, or ``headers`` or ``debuginfo`` of a kernel.
+    :param build: the version and release of the kernel's packages; only SUSE's debug information needs it.
     """
+    names = _names(need, distribution, release, build)
+    if need == "headers" and distribution.family == "RedHat" and not _has_own_name(release):
+        return (f"{_HEADERS_CAPABILITY} = {release}",)
+    return names
+
+
+def _names(need: str, distribution: Distribution, release: str, build: str = "") -> tuple[str, ...]:
     if need not in ("headers", "debuginfo"):
         return PACKAGES.get(distribution.family or "", {}).get(need, ())
     name = _KERNEL_PACKAGES.get(distribution.family or "")
-    return name(need, distribution, release) if name else ()
+    return name(need, distribution, release, build) if name else ()
 
 
-def remedy(need: str, distribution: Distribution, release: str = "", version: str = "") -> str:
+def remedy(need: str, distribution: Distribution, release: str = "", version: str = "", build: str = "") -> str:
     """Return what to install, in words: the host's own packages, or what they hold where it is not known.
 
     :param version: what to say of the version, such as ``5.0 or newer``.
     """
-    names = packages(need, distribution, release)
+    names = _names(need, distribution, release, build)
     hint = _HINTS.get((distribution.name or "", need)) or _HINTS.get((distribution.family or "", need))
     if not names and hint:
         return hint
@@ -126,7 +147,7 @@ def remedy(need: str, distribution: Distribution, release: str = "", version: st
     return " ".join(filter(None, words))
 
 
-def _debian(need: str, distribution: Distribution, release: str) -> tuple[str, ...]:
+def _debian(need: str, distribution: Distribution, release: str, _build: str) -> tuple[str, ...]:
     if need == "headers":
         return (f"linux-headers-{release}",)
     if distribution.name == "ubuntu":
@@ -134,25 +155,41 @@ def _debian(need: str, distribution: Distribution, release: str) -> tuple[str, .
     return (f"linux-image-{release}-dbg",)
 
 
-def _red_hat(need: str, _distribution: Distribution, release: str) -> tuple[str, ...]:
+def _has_own_name(release: str) -> bool:
+    """Return whether the headers of a kernel of Red Hat's family provide another name, or none."""
+    return "uek" in release or ".amzn" in release or re.search(r"\.rt\d", release) is not None
+
+
+def _red_hat(need: str, _distribution: Distribution, release: str, _build: str) -> tuple[str, ...]:
     """Name a kernel's package: ``5.14.0-427.el9.x86_64+rt`` is kernel-rt of 5.14.0-427.el9.x86_64.
 
-    Before EL 9.3 the realtime kernel had its version in the release (``.rt7.``), Oracle's has ``uek``.
+    Before EL 9.3 the realtime kernel had its version in the release (``.rt7.``), Oracle's has ``uek``, Amazon's
+    ``amzn2023``.
     """
     found = _RED_HAT_FLAVOUR.match(release)
     bare, flavour = (found.group("release"), found.group("flavour") or "") if found else (release, "")
     base = "-uek" if "uek" in bare else "-rt" if re.search(r"\.rt\d", bare) else ""
+    amazon = _AMAZON_KERNEL.match(bare)
+    if amazon and amazon.group("series") != _AMAZON_FIRST:
+        base = amazon.group("series")
     kind = {"headers": "devel", "debuginfo": "debuginfo"}[need]
     return (f"kernel{base}{'-' if flavour else ''}{flavour}-{kind}-{bare}",)
 
 
-def _suse(need: str, _distribution: Distribution, release: str) -> tuple[str, ...]:
-    """Name a kernel's package by its flavour: ``6.4.0-150600.21-default``. Its version has one number more."""
-    found = re.search(r"-([a-z][a-z0-9_]*)\Z", release)
-    return (f"kernel-{found.group(1) if found else 'default'}-{'devel' if need == 'headers' else 'debuginfo'}",)
+def _suse(need: str, _distribution: Distribution, release: str, build: str) -> tuple[str, ...]:
+    """Name a kernel's package: ``6.4.0-150600.23.25-default`` is kernel-default of 6.4.0-150600.23.25.
+
+    The release of the package itself has one number more. The headers provide the version without it, the debug
+    information does not.
+    """
+    found = _SUSE_RELEASE.match(release)
+    version, flavour = (found.group("version"), found.group("flavour")) if found else (release, "default")
+    if need == "headers":
+        return (f"kernel-{flavour}-devel = {version}",)
+    return (f"kernel-{flavour}-debuginfo = {build or version}",)
 
 
-def _arch(need: str, _distribution: Distribution, release: str) -> tuple[str, ...]:
+def _arch(need: str, _distribution: Distribution, release: str, _build: str) -> tuple[str, ...]:
     """Name the headers of the kernel package: ``6.12.1-arch1-1`` is linux, ``6.12.1-1-lts`` linux-lts."""
     if need == "debuginfo":
         return ()
@@ -160,7 +197,7 @@ def _arch(need: str, _distribution: Distribution, release: str) -> tuple[str, ..
     return (f"linux-{flavour.group(1)}-headers" if flavour else "linux-headers",)
 
 
-_KERNEL_PACKAGES: dict[str, t.Callable[[str, Distribution, str], tuple[str, ...]]] = {
+_KERNEL_PACKAGES: dict[str, t.Callable[[str, Distribution, str, str], tuple[str, ...]]] = {
     "Debian": _debian,
     "RedHat": _red_hat,
     "SUSE": _suse,

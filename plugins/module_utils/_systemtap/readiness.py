@@ -206,6 +206,11 @@ def _judge_builder(host: t.Mapping[str, t.Any], builder: t.Mapping[str, t.Any]) 
     release = host["kernel"]["release"] or ""
     stap = builder.get("stap")
 
+    arch, own = host["kernel"].get("arch"), builder.get("arch")
+    if arch and own and arch != own:
+        reason = f"the builder is {own}, and does not build for {arch}"
+        return [Finding("arch", True, reason, f"use a builder of the architecture {arch}")]
+
     def on_builder(need: str) -> str:
         of_kernel = release if need in ("headers", "debuginfo") else ""
         return remedy(need, _distribution(builder), of_kernel) + " on the builder"

@@ -19,7 +19,7 @@ _REASONS = Need([TEXT])
 _HOST = Need(
     {
         "distribution": {"name": NAME, "family": NAME},
-        "kernel": Need({"release": Need(NAME)}),
+        "kernel": Need({"release": Need(NAME), "arch": NAME}),
         "traceability": Need({"reasons": _REASONS, "conditions": _REASONS}),
         "trusted_keys": [{"name": Need(TEXT), "key_id": Need(TEXT)}],
         "staprun": NAME,
@@ -38,6 +38,7 @@ _VERSIONS = Kind(
     lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(NAME.fits, value)),
 )
 _BUILDER = {
+    "arch": NAME,
     "distribution": {"name": NAME, "family": NAME},
     "stap": NAME,
     "kernels": Each({"debuginfo": ANY, "compiler": ANY, "compiled_with": NAME}),
@@ -94,8 +95,9 @@ def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
     blocking = [finding for finding in own if finding.blocks]
     reasons, remedies = [finding.reason for finding in blocking], [finding.remedy for finding in blocking]
     if not chosen:
-        reasons += _reasons(builders, found, odd)
-        remedies += _remedies(builders, found, odd)
+        foreign = _foreign(host, builders, found)
+        reasons += [foreign.reason] if foreign else _reasons(builders, found, odd)
+        remedies += [foreign.remedy] if foreign else _remedies(builders, found, odd)
     fine = f"kernel {host['kernel']['release']} can be traced, built on {chosen}"
     return {
         "builder": chosen,
@@ -104,6 +106,18 @@ def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
         "remedy": "; ".join(dict.fromkeys(remedies)) or None,
         "findings": [finding.row() for finding in [*own, *found.get(chosen, [])]],
     }
+
+
+def _foreign(host: Row, builders: t.Mapping[str, Row | None], found: t.Mapping[str, list[Finding]]) -> Finding | None:
+    """Return the one finding for a host of an architecture that no builder has; None where another reason is there."""
+    if not found or set(found) != set(builders):
+        return None
+    if not all(findings and findings[0].check == "arch" for findings in found.values()):
+        return None
+    arch = host["kernel"]["arch"]
+    have = ", ".join(f"{name} is {(facts or {})['arch']}" for name, facts in builders.items())
+    remedy = f"put a builder of the architecture {arch} into the group builders"
+    return Finding("arch", True, f"there is no builder for {arch}: {have}", remedy)
 
 
 def _reasons(

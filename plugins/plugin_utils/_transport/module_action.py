@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import typing as t
 
 from ansible.errors import AnsibleActionFail
@@ -18,6 +19,13 @@ from .edge import Odd
 from .module_result import keep_of_ansible
 
 COLLECTION = "ansible_collections.tapvirt.host."
+#: What hosts need; the end of a sentence.
+NEEDED_PYTHON = (
+    "this collection needs Python 3.8 or newer. Install a newer Python beside it, and set ansible_python_interpreter to"
+    " its path."
+)
+# Python before 3.7 ends so, and 3.7 at syntax that is newer.
+_OLD_SYNTAX = re.compile(r"^SyntaxError: ", re.MULTILINE)
 
 
 class OptionsError(AnsibleActionFail):
@@ -73,9 +81,12 @@ class ModuleAction(ActionBase):
     def _run_module(self, task_vars: dict[str, t.Any], **options: t.Any) -> dict[str, t.Any]:
         """Run the module as Ansible does.
 
-        :raises AnsibleActionFail: the host returned something else than the module returns.
+        :raises AnsibleActionFail: the host returned something else than the module returns, or its Python is too old.
         """
         result = dict(self._execute_module(task_vars=task_vars, **options))
+        printed = (str(result.get(key) or "") for key in ("module_stderr", "module_stdout", "exception"))
+        if result.get("failed") and any(map(_OLD_SYNTAX.search, printed)):
+            raise AnsibleActionFail(f"The host's Python is too old to compile this module: {NEEDED_PYTHON}")
         try:
             return keep_of_ansible(self._module(), result, self._discovered_interpreter_key)
         except Odd as error:

@@ -21,11 +21,24 @@ from ansible.errors import AnsibleActionFail
 
 from ...module_utils._core.errors import InvalidInput
 from .edge import Odd
-from .module_action import COLLECTION, ModuleAction, refused
+from .module_action import COLLECTION, NEEDED_PYTHON, ModuleAction, refused
 from .module_result import keep_documented, parse_json
 
 _TREE = pathlib.Path(__file__).resolve().parents[3]
 _IMPORT = re.compile(r"^[ \t]*from (\.*)([\w.]*) import (\([^)]*\)|[^\n]*)", re.MULTILINE)
+
+
+# An old Python cannot even compile the rest, so this part is for any, and the rest is a text in it.
+_GUARD = f"""\
+import sys
+if sys.version_info < (3, 8):
+    import json
+    python = "The host's Python %s has the version %s" % (sys.executable, ".".join(map(str, sys.version_info[:3])))
+    message = python + {", and " + NEEDED_PYTHON!r}
+    error = {{"option": None, "value": None, "problem": message, "hint": None, "candidates": []}}
+    print("\\n" + json.dumps({{"failed": True, "msg": message, "error": error}}))
+    sys.exit(0)
+"""
 
 
 def imported(name: str, text: str) -> list[str]:
@@ -59,8 +72,8 @@ def payload(name: str, params: t.Mapping[str, t.Any], check_mode: bool = False, 
     spec = importlib.import_module(name).ARGUMENT_SPEC
     paths = [option for option, rule in spec.items() if rule["type"] == "path"]
     task = {"params": params, "check_mode": check_mode, "diff": diff}
-    call = f"start({sources(name)!r}, {name!r}, {json.dumps(task)!r}, {paths!r})\n"
-    return (host_side + call).encode("utf-8")
+    call = f"start({sources(name)!a}, {name!r}, {json.dumps(task)!r}, {paths!a})\n"
+    return f"{_GUARD}exec(compile({host_side!a}, 'bootstrap.py', 'exec'))\n{call}".encode("ascii")
 
 
 def _file(name: str) -> pathlib.Path:

@@ -13,7 +13,7 @@ import sys
 import typing as t
 
 import yaml
-from ansible_collections.tapvirt.host.tests.unit.support import stubs
+from ansible_collections.tapvirt.host.tests.unit.support import package_managers, stubs
 from ansible_collections.tapvirt.host.tests.unit.support.systemtap.debuginfod_servers import (
     KERNEL_ID,
     compile_elf,
@@ -36,30 +36,9 @@ facts = {"staprun": None, "distribution": row["distribution"]}
 missing = builder.missing_to_run(root, facts) + builder.missing_to_build(root, row, options["kernels"])
 return {"changed": False, "host": facts, "builder": row if row["stap"] else None, "missing": missing}
 """
-# A package manager: what a package brings is in repository/PACKAGE; installed packages change nothing.
-MANAGER = """#!/usr/bin/python
-import os, pathlib, shutil
-from ansible.module_utils.basic import AnsibleModule
-
-def main():
-    module = AnsibleModule({"name": {"type": "list", "elements": "str"}, "state": {}}, supports_check_mode=True)
-    top = pathlib.Path(os.environ["STUBS_FOLDER"])
-    changed = False
-    for name in module.params["name"]:
-        mark = top / "installed" / name
-        if not mark.exists():
-            changed = True
-            if not module.check_mode:
-                mark.parent.mkdir(exist_ok=True)
-                mark.touch()
-                if (top / "repository" / name).exists():
-                    shutil.copytree(top / "repository" / name, top / "tree", dirs_exist_ok=True)
-    module.exit_json(changed=changed)
-
-main()
-"""
 ROCKY = 'ID="rocky"\nID_LIKE="rhel centos fedora"\n'
 RELEASE = "4.18.0-553.el8_10.x86_64"
+HEADERS = f"kernel-devel-uname-r = {RELEASE}"
 GCC = "#!/bin/sh\necho 8.5.0\n"
 CONFIG = "CONFIG_GCC_VERSION=80500\n"
 
@@ -71,20 +50,18 @@ class Builder:
         self.top = top
         self._stubs = stubs.Stubs(top, stap_host_info=LOOK)
         self.write("tree/etc/os-release", os_release)
-        self.write("library/ownpm.py", MANAGER)
+        package_managers.put_managers(top, sys.executable)
 
     def write(self, name: str, text: str, mode: int = 0o644) -> None:
-        path = self.top / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(mode)
+        package_managers.write(self.top / name, text, mode)
 
     def serve(self) -> None:
         """Fill the repository with all that the builder lacks."""
         self.write("repository/gcc/usr/bin/gcc", GCC, 0o755)
         self.write("repository/systemtap-devel/stap", "")
-        self.write(f"repository/kernel-devel-{RELEASE}/usr/lib/modules/{RELEASE}/build/.config", CONFIG)
-        self.write(f"repository/kernel-debuginfo-{RELEASE}/usr/lib/debug/lib/modules/{RELEASE}/vmlinux", "")
+        self.write("repository/make/usr/bin/make", "")
+        self.write(f"repository/{HEADERS}/usr/lib/modules/{RELEASE}/build/.config", CONFIG)
+        self.write(f"debug/kernel-debuginfo-{RELEASE}/usr/lib/debug/lib/modules/{RELEASE}/vmlinux", "")
 
     def apply(self, *options: str, **more: t.Any) -> subprocess.CompletedProcess[str]:
         role = {"ansible.builtin.import_role": {"name": "tapvirt.host.trace_builder"}}
@@ -93,7 +70,6 @@ class Builder:
             "trace_builder_store": str(self.top / "store"),
             "trace_builder_store_owner": os.geteuid(),
             "trace_builder_store_group": os.getegid(),
-            "ansible_facts": {"pkg_mgr": "ansible.legacy.ownpm"},
             "ansible_python_interpreter": sys.executable,
             **more,
         }
@@ -105,6 +81,8 @@ class Builder:
             "ANSIBLE_NOCOLOR": "1",
             "HOME": str(self.top / "home"),
             "STUBS_FOLDER": str(self.top),
+            "HOST_FOLDER": str(self.top),
+            "PATH": f"{self.top / 'bin'}:{os.environ['PATH']}",
         }
         (self.top / "calls").touch()
         argv = [str(pathlib.Path(sys.executable).with_name("ansible-playbook")), str(self.top / "play.yml"), *options]
@@ -120,7 +98,7 @@ def test_a_red_hat_builder_is_ready_after_one_run_and_the_second_changes_nothing
     assert sorted(path.name for path in (tmp_path / "installed").iterdir()) == [
         "gcc",
         f"kernel-debuginfo-{RELEASE}",
-        f"kernel-devel-{RELEASE}",
+        HEADERS,
         "make",
         "systemtap-devel",
     ]
@@ -131,8 +109,10 @@ def test_a_red_hat_builder_is_ready_after_one_run_and_the_second_changes_nothing
 def test_what_is_missing_is_reported_by_every_run(tmp_path: pathlib.Path) -> None:
     builder = Builder(tmp_path)
     builder.serve()
-    headers = f"repository/kernel-devel-{RELEASE}/usr/lib/modules/{RELEASE}/build/.config"
+    headers = f"repository/{HEADERS}/usr/lib/modules/{RELEASE}/build/.config"
     builder.write(headers, "CONFIG_CLANG_VERSION=150007\n")
+    for compiler in ("clang", "lld"):
+        builder.write(f"repository/{compiler}/README", "")
     message = f"there is no clang, and {RELEASE} was compiled with clang 15."
     # The second run installs packages called clang and lld that bring no program; the last one installs nothing.
     for options in ((), (), ("--check",)):
@@ -148,7 +128,7 @@ def test_another_family_is_refused_only_if_something_is_missing(tmp_path: pathli
     assert "What helps: install the packages systemtap, gcc, make (systemtap is in the AUR); " in message
     assert "install the package linux-headers; use a debuginfod server" in message
     builder.serve()
-    for package in (tmp_path / "repository").iterdir():
+    for package in [*(tmp_path / "repository").iterdir(), *(tmp_path / "debug").iterdir()]:
         shutil.copytree(package, tmp_path / "tree", dirs_exist_ok=True)
     done = builder.apply()
     assert done.returncode == 0 and not (tmp_path / "installed").exists(), done.stdout
@@ -158,7 +138,7 @@ def test_another_family_is_refused_only_if_something_is_missing(tmp_path: pathli
 def test_no_debug_package_is_installed_where_a_debuginfod_server_answers(tmp_path: pathlib.Path) -> None:
     builder = Builder(tmp_path)
     builder.serve()
-    shutil.rmtree(tmp_path / f"repository/kernel-debuginfo-{RELEASE}")
+    shutil.rmtree(tmp_path / "debug")
     (tmp_path / "served").mkdir()
     compile_elf(tmp_path / "served" / "vmlinux", KERNEL_ID)
     dead = f"http://127.0.0.1:{free_port()}"

@@ -35,6 +35,12 @@ _DEBUG_KERNELS = (
     "usr/lib/debug/lib/modules/{0}/vmlinux.debug",
     "usr/lib/debug/usr/lib/modules/{0}/vmlinux.debug",
 )
+_RPM_SECONDS = 30
+# Releases come from the facts of traced hosts, and become part of what a package manager is asked for.
+_RELEASE = re.compile(r"[A-Za-z0-9][\w.+~-]{0,126}\Z", re.ASCII)
+# The architecture in a release: 5.14.0-427.el9.aarch64+64k, 6.12.107+deb13-cloud-arm64. Ubuntu and SUSE name none.
+_RELEASE_ARCH = re.compile(r"[.-](x86_64|amd64|aarch64|arm64|ppc64le|ppc64el|s390x|riscv64)(?![A-Za-z0-9])")
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
 _UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
 
 
@@ -104,6 +110,13 @@ def expand(names: t.Iterable[str], release: str) -> list[str]:
     return [name.format(release) for name in names]
 
 
+def foreign_arch(release: str) -> str:
+    """Return the architecture that a kernel's release names; empty if it is this builder's own or not named."""
+    found = _RELEASE_ARCH.search(release)
+    named = _MACHINES.get(found.group(1), found.group(1)) if found else ""
+    return "" if named == os.uname().machine else named
+
+
 @dataclasses.dataclass(frozen=True)
 class Toolchain:
     """What a builder builds with. ``tested`` are the lowest and highest kernels that this stap was tested with."""
@@ -132,6 +145,7 @@ def builder_row(root: Root, store: str, source: Debuginfod | None = None) -> dic
     tools = read_toolchain(root)
     kernels = read_kernels(root, tools.compilers)
     return {
+        "arch": os.uname().machine,
         "distribution": dataclasses.asdict(read_distribution(root)),
         "stap": tools.stap,
         "tested": list(tools.tested) if tools.tested else None,
@@ -167,7 +181,17 @@ def missing_to_run(root: Root, host: t.Mapping[str, t.Any]) -> list[dict[str, t.
 
 
 def missing_to_build(root: Root, row: t.Mapping[str, t.Any], releases: t.Iterable[str]) -> list[dict[str, t.Any]]:
-    """Return what a builder (a row of ``builder_row``) lacks to build for kernels, and the packages that bring it."""
+    """Return what a builder (a row of ``builder_row``) lacks to build for kernels, and the packages that bring it.
+
+    :raises InvalidInput: a release is not what ``uname -r`` prints.
+    """
+    releases = list(releases)
+    for index, release in enumerate(releases):
+        if not _RELEASE.match(release):
+            problem = (
+                "A kernel's release, as uname -r prints it, has letters, digits and the characters . _ + ~ - only."
+            )
+            raise InvalidInput(f"kernels[{index}]", release, problem)
     distribution = read_distribution(root)
     rows = []
     if not row["stap"]:
@@ -175,6 +199,10 @@ def missing_to_build(root: Root, row: t.Mapping[str, t.Any], releases: t.Iterabl
     elif not row["compilers"]:
         rows.append(_lack(distribution, "toolchain", "toolchain", "there is no compiler"))
     for release in releases:
+        foreign = foreign_arch(release)
+        if foreign:
+            rows.append(_foreign_row(row["arch"], foreign, release))
+            continue
         kernel = row["kernels"].get(release)
         if kernel is None:
             reason = f"there are no headers for {release}"
@@ -185,25 +213,49 @@ def missing_to_build(root: Root, row: t.Mapping[str, t.Any], releases: t.Iterabl
             rows.append({**_lack(distribution, "compiler", kind, reason), "kernel": release})
         if (kernel is None or not kernel["debuginfo"]) and not has_debuginfod(row):
             reason = f"there is no debug information for {release}{silent_servers(row)}"
-            rows.append(_lack(distribution, "debuginfo", "debuginfo", reason, release))
+            build = _package_build(root, distribution, release)
+            rows.append(_lack(distribution, "debuginfo", "debuginfo", reason, release, build))
     return rows
 
 
-def _lack(distribution: Distribution, what: str, need: str, reason: str, release: str = "") -> dict[str, t.Any]:
+def _lack(
+    distribution: Distribution, what: str, need: str, reason: str, release: str = "", build: str = ""
+) -> dict[str, t.Any]:
     return {
         "what": what,
         "kernel": release or None,
-        "packages": list(packages(need, distribution, release)),
+        "packages": list(packages(need, distribution, release, build)),
         "reason": reason,
-        "remedy": remedy(need, distribution, release),
+        "remedy": remedy(need, distribution, release, build=build),
     }
+
+
+def _foreign_row(own: str, foreign: str, release: str) -> dict[str, t.Any]:
+    reason = f"this builder is {own}, and {release} is a kernel for {foreign}"
+    remedy_text = f"use a builder of the architecture {foreign}"
+    return {"what": "arch", "kernel": release, "packages": [], "reason": reason, "remedy": remedy_text}
+
+
+def _package_build(root: Root, distribution: Distribution, release: str) -> str:
+    """Return the version and release of the package of a kernel's headers on SUSE; empty where no package has them."""
+    headers = root.path(headers_of(root, release))
+    if distribution.family != "SUSE" or not os.path.exists(headers) or command.find_program("rpm") is None:
+        return ""
+    query = ("rpm", "--query", "--queryformat", "%{VERSION}-%{RELEASE}\\n", "--file", headers)
+    result = command.run(query, timeout_seconds=_RPM_SECONDS)
+    first = next(iter(result.stdout.splitlines()), "")
+    return first if result.rc == 0 and _RELEASE.match(first) else ""
 
 
 def find_kernel(kernels: t.Mapping[str, Kernel], release: str, version: str | None) -> Kernel:
     """Return the builder's kernel of a release.
 
-    :raises InvalidInput: no headers, no compiler, or headers of another build of the same release.
+    :raises InvalidInput: another architecture, no headers, no compiler, or another build of the release.
     """
+    foreign = foreign_arch(release)
+    if foreign:
+        problem = f"That is a kernel for {foreign}, and this builder is {os.uname().machine}"
+        raise InvalidInput("kernel", release, problem, f"Use a builder of the architecture {foreign}", phase="headers")
     if release not in kernels:
         has = f"it has them for {', '.join(sorted(kernels))}" if kernels else "it has none for any kernel"
         problem = f"This builder has no headers for that kernel; {has}"

@@ -101,6 +101,24 @@ def test_a_remedy_names_the_packages_of_who_needs_them() -> None:
     )
 
 
+def test_a_host_of_another_architecture_has_no_builder() -> None:
+    host = host_facts(OLD)
+    host["kernel"]["arch"] = "aarch64"
+    builders = {name: builder_facts(OLD, arch="x86_64") for name in ("a", "b")}
+    refused = trace_builder_for(host, builders)
+    assert (refused["builder"], refused["verdict"]) == ("", "refused")
+    assert refused["reason"] == "there is no builder for aarch64: a is x86_64, b is x86_64"
+    assert refused["remedy"] == "put a builder of the architecture aarch64 into the group builders"
+    # The output that "docs/docsite/rst/guide_builders.rst" shows.
+    shown = trace_builder_for(host, {"builder1": builder_facts(OLD, arch="x86_64")})["reason"]
+    assert shown == "there is no builder for aarch64: builder1 is x86_64"
+    fits = {**builders, "c": builder_facts(OLD, arch="aarch64")}
+    assert trace_builder_for(host, fits)["builder"] == "c"
+    lacking = trace_builder_for(host, {**builders, "c": builder_facts(NEW, arch="aarch64")})
+    assert "a: the builder is x86_64, and does not build for aarch64" in lacking["reason"]
+    assert "c: the builder has no headers" in lacking["reason"]
+
+
 def test_other_input_is_refused_in_words() -> None:
     with pytest.raises(TapvirtError, match="as its host"):
         trace_builder_for({"verdict": "ready"}, {})

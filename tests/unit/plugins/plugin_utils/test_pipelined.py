@@ -77,6 +77,28 @@ def test_it_runs_on_a_bare_python_and_takes_nothing_from_its_directory(python, t
     assert set(facts) > {"config", "memory", "traceability", "unavailable"}
 
 
+def old_pythons() -> list[str]:
+    """Return the Pythons before 3.8 that this machine has."""
+    top = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv")) / "versions"
+    found = [str(path) for minor in (6, 7) for path in top.glob(f"3.{minor}.*/bin/python")]
+    return found or [path for path in (shutil.which(f"python3.{minor}") for minor in (6, 7)) if path]
+
+
+@pytest.mark.skipif(not old_pythons(), reason="this machine has no Python before 3.8")
+def test_an_old_python_gives_one_sentence():
+    for python in old_pythons():
+        done = run_payload("kernel_facts", {"gather_subset": ["min"]}, python)
+        assert (done.returncode, done.stderr) == (0, b"")
+        kept = module_result.keep_documented(full_name("kernel_facts"), module_result.parse_json(done.stdout.decode()))
+        assert kept["failed"] is True
+        assert re.match(
+            rf"The host's Python {re.escape(python)}\S* has the version 3\.[67]\.\d+, and this collection needs Python"
+            r" 3\.8 or newer\. Install a newer Python beside it",
+            kept["msg"],
+        )
+        assert json.loads(done.stdout)["error"]["problem"] == kept["msg"]
+
+
 def test_an_error_is_a_result_as_a_module_gives_it():
     result = json.loads(run_payload("kernel_facts", {"gather_subset": ["symbls"]}).stdout)
     assert result["failed"] is True

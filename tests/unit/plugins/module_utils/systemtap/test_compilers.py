@@ -15,7 +15,13 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
-from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import PACKAGES, packages, read_distribution
+from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import (
+    PACKAGES,
+    Distribution,
+    packages,
+    read_distribution,
+    remedy,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import compilers, sysroot, toolchain
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
@@ -165,7 +171,7 @@ LAYOUTS = {
         found=[("gcc", 7, "gcc-7"), ("gcc", 12, "gcc-12")],
         chosen="gcc-7",
         files=("usr/lib/debug/lib/modules/5.3.18-150300.59.93-default/kernel/fs/xfs/xfs.ko.debug",),
-        headers_package="kernel-default-devel",
+        headers_package="kernel-default-devel = 5.3.18-150300.59.93",
     ),
     "SUSE": Layout(
         os_release='ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"\n',
@@ -178,7 +184,7 @@ LAYOUTS = {
         found=[("gcc", 14, "gcc-14")],
         chosen="gcc-14",
         files=("usr/lib/debug/usr/lib/modules/6.11.8-1-default/kernel/fs/xfs/xfs.ko.debug",),
-        headers_package="kernel-default-devel",
+        headers_package="kernel-default-devel = 6.11.8-1",
     ),
     "Ubuntu 24.04": Layout(
         os_release="ID=ubuntu\nID_LIKE=debian\n",
@@ -243,7 +249,7 @@ def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -
     assert (kernel.release, kernel.version) == (layout.release, "#1 SMP PREEMPT_DYNAMIC")
     assert kernel.compiler is not None and kernel.compiler.command.replace(place, "ROOT") == layout.chosen
     assert (kernel.vmlinux or "").replace(place + "/", "") == layout.vmlinux
-    assert packages("headers", read_distribution(root), layout.release) == (layout.headers_package,)
+    assert remedy("headers", read_distribution(root), layout.release) == f"install the package {layout.headers_package}"
     row = {**toolchain.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
     lacking = [one["what"] for one in toolchain.missing_to_build(root, row, [layout.release])]
     assert lacking == ([] if layout.vmlinux else ["debuginfo"])
@@ -371,6 +377,7 @@ def test_stap_finds_the_symbols(name: str, place: str, tmp_path: pathlib.Path) -
         ("ID=debian\n", "Debian"),
         ('ID="ol"\nID_LIKE="fedora"\n', "RedHat"),
         ('ID="amzn"\nID_LIKE="centos rhel fedora"\n', "RedHat"),
+        ('ID="amzn"\n', "RedHat"),
         ("ID='sles'\nID_LIKE='suse'\n", "SUSE"),
         ("ID=manjaro\nID_LIKE=arch\n", "Arch"),
         ("ID=void\n", None),
@@ -382,29 +389,117 @@ def test_the_family_of_a_distribution_is_read(os_release: str, family: t.Any, tm
     assert read_distribution(Root(str(tmp_path))).family == family
 
 
+# What the package manager is asked for by distribution, and how a message names it where that is another name.
+KERNEL_PACKAGES = [
+    ("rhel", "5.14.0-427.el9.x86_64", "kernel-devel-uname-r = {}", "kernel-devel-{}", "kernel-debuginfo-{}"),
+    (
+        "rocky",
+        "4.18.0-553.el8_10.x86_64+debug",
+        "kernel-devel-uname-r = {}",
+        "kernel-debug-devel-{}",
+        "kernel-debug-debuginfo-{}",
+    ),
+    ("rhel", "5.14.0-427.el9.x86_64+rt", "kernel-devel-uname-r = {}", "kernel-rt-devel-{}", "kernel-rt-debuginfo-{}"),
+    (
+        "almalinux",
+        "5.14.0-427.el9.aarch64+64k",
+        "kernel-devel-uname-r = {}",
+        "kernel-64k-devel-{}",
+        "kernel-64k-debuginfo-{}",
+    ),
+    (
+        "rhel",
+        "5.14.0-427.el9.x86_64+rt-debug",
+        "kernel-devel-uname-r = {}",
+        "kernel-rt-debug-devel-{}",
+        "kernel-rt-debug-debuginfo-{}",
+    ),
+    ("fedora", "6.11.4-301.fc41.x86_64", "kernel-devel-uname-r = {}", "kernel-devel-{}", "kernel-debuginfo-{}"),
+    ("ol", "5.14.0-427.el9.x86_64", "kernel-devel-uname-r = {}", "kernel-devel-{}", "kernel-debuginfo-{}"),
+    ("ol", "5.15.0-200.131.27.el9uek.x86_64", "kernel-uek-devel-{}", None, "kernel-uek-debuginfo-{}"),
+    ("rhel", "4.18.0-553.rt7.342.el8_10.x86_64", "kernel-rt-devel-{}", None, "kernel-rt-debuginfo-{}"),
+    ("amzn", "5.10.225-213.878.amzn2.x86_64", "kernel-devel-{}", None, "kernel-debuginfo-{}"),
+    ("amzn", "6.1.112-122.189.amzn2023.x86_64", "kernel-devel-{}", None, "kernel-debuginfo-{}"),
+    ("amzn", "6.12.22-27.96.amzn2023.x86_64", "kernel6.12-devel-{}", None, "kernel6.12-debuginfo-{}"),
+    ("debian", "6.1.0-56-amd64", "linux-headers-{}", None, "linux-image-{}-dbg"),
+    ("ubuntu", "6.8.0-49-generic", "linux-headers-{}", None, "linux-image-unsigned-{}-dbgsym"),
+    (
+        "sles",
+        "6.4.0-150600.23.25-default",
+        "kernel-default-devel = 6.4.0-150600.23.25",
+        None,
+        "kernel-default-debuginfo = 6.4.0-150600.23.25.1",
+    ),
+    ("opensuse-leap", "6.4.0-150600.8-rt", "kernel-rt-devel = 6.4.0-150600.8", None, "kernel-rt-debuginfo = 6.4.0-8.1"),
+    ("arch", "6.12.1-arch1-1", "linux-headers", None, ""),
+]
+FAMILIES = {"debian": "Debian", "ubuntu": "Debian", "sles": "SUSE", "opensuse-leap": "SUSE", "arch": "Arch"}
+
+
+@pytest.mark.parametrize(("name", "release", "headers", "shown", "debuginfo"), KERNEL_PACKAGES)
+def test_each_distribution_has_its_own_names_of_a_kernels_packages(
+    name: str, release: str, headers: str, shown: str | None, debuginfo: str
+) -> None:
+    distribution = Distribution(name, FAMILIES.get(name, "RedHat"))
+    bare = release.partition("+")[0]
+    assert packages("headers", distribution, release) == (headers.format(release),)
+    assert remedy("headers", distribution, release) == f"install the package {(shown or headers).format(bare)}"
+    build = debuginfo.partition(" = ")[2]
+    assert packages("debuginfo", distribution, release, build) == ((debuginfo.format(bare),) if debuginfo else ())
+
+
 @pytest.mark.parametrize(
-    ("release", "headers", "debuginfo"),
+    ("name", "family", "words"),
     [
-        ("4.18.0-553.el8_10.x86_64+debug", "kernel-debug-devel-{}", "kernel-debug-debuginfo-{}"),
-        ("5.14.0-427.el9.aarch64+64k", "kernel-64k-devel-{}", "kernel-64k-debuginfo-{}"),
-        ("5.14.0-427.el9.x86_64+rt-debug", "kernel-rt-debug-devel-{}", "kernel-rt-debug-debuginfo-{}"),
-        ("4.18.0-553.rt7.342.el8_10.x86_64", "kernel-rt-devel-{}", "kernel-rt-debuginfo-{}"),
-        ("5.15.0-200.131.27.el9uek.x86_64", "kernel-uek-devel-{}", "kernel-uek-debuginfo-{}"),
-        ("6.11.4-301.fc41.x86_64", "kernel-devel-{}", "kernel-debuginfo-{}"),
+        ("ubuntu", "Debian", "from the ddebs archive, which needs its own sources entry and the key"),
+        ("ol", "RedHat", "from oss.oracle.com, whose debuginfo directory needs a repository entry of its own"),
+        ("rhel", "RedHat", "from a debuginfo repository, which is disabled by default"),
+        ("sles", "SUSE", "from a debug repository, which is disabled by default"),
+        ("arch", "Arch", "use a debuginfod server (Arch has no package of debug information)"),
     ],
 )
-def test_red_hats_flavours_have_packages_of_their_own(
-    release: str, headers: str, debuginfo: str, tmp_path: pathlib.Path
-) -> None:
-    distribution = read_distribution(lay_out(LAYOUTS["Fedora"], tmp_path))
-    bare = release.partition("+")[0]
-    assert packages("headers", distribution, release) == (headers.format(bare),)
-    assert packages("debuginfo", distribution, release) == (debuginfo.format(bare),)
+def test_the_remedy_says_where_debug_information_is(name: str, family: str, words: str) -> None:
+    assert words in remedy("debuginfo", Distribution(name, family), "6.1.0-1")
 
 
-@pytest.mark.parametrize("family", ["debian", "redhat"])
+def test_a_kernel_of_another_architecture_has_no_packages(tmp_path: pathlib.Path) -> None:
+    root = lay_out(LAYOUTS["EL 8"], tmp_path)
+    row = {**toolchain.builder_row(root, str(tmp_path / "store")), "stap": "5.6"}
+    own = os.uname().machine
+    foreign, release = ("s390x", "6.1.0-56-s390x") if own != "s390x" else ("x86_64", "6.1.0-56-amd64")
+    (lack,) = toolchain.missing_to_build(root, row, [release])
+    assert (lack["what"], lack["packages"]) == ("arch", [])
+    assert lack["reason"] == f"this builder is {own}, and {release} is a kernel for {foreign}"
+    assert lack["remedy"] == f"use a builder of the architecture {foreign}"
+    with pytest.raises(InvalidInput, match=f"That is a kernel for {foreign}, and this builder is {own}"):
+        toolchain.find_kernel({}, release, None)
+
+
+@pytest.mark.parametrize(
+    ("release", "arch"),
+    [
+        ("5.14.0-427.el9.aarch64+64k", "aarch64"),
+        ("6.12.107+deb13-cloud-arm64", "aarch64"),
+        ("6.1.0-9-powerpc64le", ""),
+        ("6.8.0-49-generic", ""),
+        ("6.4.0-150600.23.25-default", ""),
+        ("6.1.0-mys390x.tuned", ""),
+    ],
+)
+def test_only_a_whole_word_of_a_release_names_an_architecture(release: str, arch: str) -> None:
+    assert toolchain.foreign_arch(release) == ("" if arch == os.uname().machine else arch)
+
+
+@pytest.mark.parametrize("release", ["", "-o=x", "6.1 or evil", "6.1\n", "6.1*", "../6.1", "a" * 200])
+def test_a_release_that_is_none_is_refused(release: str, tmp_path: pathlib.Path) -> None:
+    row = {"stap": "5.6", "compilers": ["gcc"], "kernels": {}, "arch": os.uname().machine}
+    with pytest.raises(InvalidInput) as caught:
+        toolchain.missing_to_build(Root(str(tmp_path)), row, ["6.1.0-1-amd64", release])
+    assert caught.value.option == "kernels[1]"
+
+
+@pytest.mark.parametrize("family", ["Debian", "RedHat", "SUSE"])
 def test_the_role_of_virtualization_hosts_installs_the_binding_that_errors_name(family: str) -> None:
-    path = ROLES / "virt_host" / "vars" / f"{family}.yml"
-    installed = yaml.safe_load(path.read_text(encoding="utf-8"))["virt_host_packages_of_family"]
-    name = {"debian": "Debian", "redhat": "RedHat"}[family]
-    assert set(PACKAGES[name]["libvirt"]) <= set(installed)
+    path = ROLES / "virt_host" / "defaults" / "main.yml"
+    installed = yaml.safe_load(path.read_text(encoding="utf-8"))["virt_host_packages_by_family"][family]
+    assert set(PACKAGES[family]["libvirt"]) <= set(installed)

@@ -120,7 +120,8 @@ def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, 
             "install the package systemtap-runtime",
             "install the packages systemtap, gcc, make on the builder",
             "install the package linux-headers-6.8.0-49-generic on the builder",
-            "install the package linux-image-unsigned-6.8.0-49-generic-dbgsym (from the ddebs archive) on the builder",
+            "install the package linux-image-unsigned-6.8.0-49-generic-dbgsym (from the ddebs archive, which"
+            " needs its own sources entry and the key of the package ubuntu-dbgsym-keyring) on the builder",
         ),
         (
             ROCKY,
@@ -136,8 +137,8 @@ def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, 
             "6.4.0-150600.23.25-default",
             "install the package systemtap-runtime",
             "install the packages systemtap, gcc, make on the builder",
-            "install the package kernel-default-devel on the builder",
-            "install the package kernel-default-debuginfo"
+            "install the package kernel-default-devel = 6.4.0-150600.23.25 on the builder",
+            "install the package kernel-default-debuginfo = 6.4.0-150600.23.25"
             " (from a debug repository, which is disabled by default) on the builder",
         ),
         (
@@ -175,6 +176,16 @@ def test_remedies_name_the_packages_of_the_hosts_own_family(
     if distribution not in (DEBIAN, UBUNTU):
         for text in (runtime, toolchain, headers, debuginfo):
             assert not re.search("linux-image|-dbg|linux-headers-[0-9]|apt", text)
+
+
+def test_a_builder_of_another_architecture_does_not_build():
+    host = host_facts()
+    host["kernel"]["arch"] = "aarch64"
+    (finding,) = find_problems(host, {**builder_facts(K612, "5.6", "gcc-14"), "arch": "x86_64"})
+    assert (finding.check, finding.blocks) == ("arch", True)
+    assert finding.reason == "the builder is x86_64, and does not build for aarch64"
+    host["kernel"]["arch"] = "x86_64"
+    assert find_problems(host, {**builder_facts(K612, "5.6", "gcc-14"), "arch": "x86_64"}) == []
 
 
 @pytest.mark.parametrize(("origin", "kind"), [("gcc 14", "gcc"), ("clang 18", "clang")])
