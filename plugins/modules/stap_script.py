@@ -17,6 +17,11 @@ description:
     with the same verdict. It also refuses misspelt keywords that would be read as names, a C(printf) with a wrong
     number of values, wrong forms of probe points, and code that switches protections off. An error names the line, the
     column, the expected token, and the nearest valid word.
+  - Errors that do not depend on the kernel are found before a build. These are an array that is not declared, a
+    variable such as C($count) in a probe that fires at no function, writing to such a variable without O(guru),
+    C(exit) without parentheses, C(elif), and template expressions that were not rendered.
+  - Probes at places in programs (C(function), C(statement), C(mark) and C(plt) of C(process)) are refused. They are not
+    supported yet.
   - If SystemTap is installed, its own parser checks the script too.
   - Preprocessor conditionals are evaluated for an x86_64 6.12 kernel without a configuration, as C(stap -p1) does
     without a kernel. Global variables are collected from every branch. The builder checks groups of probe points in

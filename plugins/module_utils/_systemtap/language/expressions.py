@@ -10,6 +10,7 @@ built: operators of one group bind in one way as far as right and wrong are conc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import re
 import typing as t
@@ -24,6 +25,8 @@ _ARITHMETIC = frozenset(("<<", ">>", ">>>", ".", "+", "-", "*", "/", "%"))
 _ASSIGN = frozenset("= <<< += -= *= /= %= <<= >>= &= ^= |= .=".split())
 _PRINT = frozenset("print println printd printdln printf sprint sprintln sprintd sprintdln sprintf print_char".split())
 _PRINT_WHOLE = frozenset(("print", "println", "sprint", "sprintln"))
+# Operators that stand for the memory of the probed kernel, as names with "$" do.
+_VARIABLES = ("@cast", "@var")
 STATISTICS = frozenset(("@avg", "@variance", "@count", "@sum", "@min", "@max"))
 _HISTOGRAMS = frozenset(("@hist_linear", "@hist_log"))
 _OPERATORS = (
@@ -79,6 +82,20 @@ _CONVERSION = re.compile(
 _UNFINISHED = re.compile(r"%(?:\.l?|l)\Z")
 
 
+@dataclasses.dataclass
+class Uses:
+    """Where a script uses some things, as indexes of tokens; the grammar alone says nothing about them.
+
+    ``writes`` are targets such as ``$count`` and ``@var(..)`` that get a value, ``arrays`` names before ``[`` and after
+    ``in``, ``alone`` statements of one name, ``blocks`` calls that a block follows, as in ``elif (x) { }``.
+    """
+
+    writes: list[int] = dataclasses.field(default_factory=list)
+    arrays: list[int] = dataclasses.field(default_factory=list)
+    alone: list[int] = dataclasses.field(default_factory=list)
+    blocks: list[int] = dataclasses.field(default_factory=list)
+
+
 class Expressions:
     """A place in a script's tokens, and what reads expressions from there on.
 
@@ -91,6 +108,10 @@ class Expressions:
         self._guru = guru
         self._at = 0
         self._depth = 0
+        self._uses = Uses()
+        # The last target: its index where it is a variable of a probed function; its span where its address is taken.
+        self._variable: int | None = None
+        self._address: tuple[int, int] | None = None
 
     # The place
 
@@ -199,7 +220,9 @@ class Expressions:
                 if self._accept("?"):
                     self._expression()
                     self._expect(":", "between the two values of '?'")
-                elif not self._accept(*_ASSIGN):
+                elif self._accept(*_ASSIGN):
+                    self._note_write()
+                else:
                     return
 
     def _membership(self) -> None:
@@ -239,21 +262,37 @@ class Expressions:
                 pass
             before = self._accept("++", "--")
             self._target()
-            if not before:
-                self._accept("++", "--")
+            if before or self._accept("++", "--"):
+                self._note_write()
             if not self._accept(*_ARITHMETIC):
                 return
 
     def _target(self) -> None:
         """Read a value with ``&`` before it and ``->member[index]$`` after it, where it has them."""
-        self._accept("&")
+        begin = self._at
+        addressed = self._accept("&")
         token = self._peek()
         pretty = False
         if token is not None and token.is_name and token.text.startswith("$"):
             self._at += 1
             pretty = token.text.strip("$") != "" and token.text.endswith("$")
         else:
+            value = self._at
             self._value()
+            if addressed and self._address == (value, self._at):
+                raise self._fail("The address of a value can be taken only once", self._tokens[begin])
+        self._components(pretty)
+        if addressed:
+            self._address = (begin, self._at)
+        is_variable = token is not None and (token.text.startswith("$") or token.text in _VARIABLES)
+        self._variable = begin if is_variable and not addressed else None
+
+    def _note_write(self) -> None:
+        if self._variable is not None:
+            self._uses.writes.append(self._variable)
+
+    def _components(self, pretty: bool) -> None:
+        """Read ``->member[index]$``; nothing can follow where a ``$`` prints a whole structure (``pretty``)."""
         while not pretty:
             token = self._peek()
             if self._accept("->"):
@@ -279,8 +318,12 @@ class Expressions:
             self._need_guru("Embedded C", token)
             self._at += 1
         elif self._accept("("):
+            begin = self._at
             self._expression()
+            whole = self._address == (begin, self._at)
             self._expect(")", "after an expression")
+            if whole:
+                self._address = (begin - 1, self._at)
         elif token is not None and token.kind == "at":
             self._operator(token)
         elif token is not None and token.is_name:
@@ -303,6 +346,7 @@ class Expressions:
             if not self._accept(")"):
                 self._arguments()
         elif self._accept("["):
+            self._uses.arrays.append(self._at - 2)
             self._indexes("an index")
 
     def _arguments(self) -> int:
@@ -332,6 +376,7 @@ class Expressions:
             self._histogram(token)
         else:
             self._expect_name("the name of an array, or @hist_log or @hist_linear,")
+            self._uses.arrays.append(self._at - 1)
 
     def _histogram(self, token: Token) -> None:
         self._expect("(", f"after {token.text}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .expressions import STATISTICS, Expressions, similar
+from .expressions import STATISTICS, Expressions, Uses, similar
 from .preprocessor import Target, expand
 from .tokens import ScriptError, Token, tokenize
 
@@ -35,16 +35,32 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
+class Body:
+    """The block of a probe or of a function, from token ``begin`` to before ``end``.
+
+    ``points`` are those of the probe; a function has none, and a ``name``.
+    """
+
+    begin: int
+    end: int
+    points: tuple[Point, ...] = ()
+    name: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Parsed:
     """A script that is one: its tokens with macros expanded and branches chosen, its probes, the names of its aliases.
 
-    ``points`` are all probe points, those of aliases too; ``probes`` the probes, each with its points as one text.
+    ``points`` are all probe points, those of aliases too; ``probes`` the probes, each with its points as one text;
+    ``bodies`` the blocks of probes and functions, without those of aliases.
     """
 
     tokens: tuple[Token, ...]
     points: tuple[Point, ...]
     probes: tuple[str, ...]
     aliases: frozenset[str]
+    bodies: tuple[Body, ...]
+    uses: Uses
 
 
 def parse(name: str, text: str, guru: bool, target: Target | None = None) -> Parsed:
@@ -115,6 +131,7 @@ class _Grammar(Expressions):
         self._points_read: list[Point] = []
         self._probes: list[str] = []
         self._aliases: set[str] = set()
+        self._bodies: list[Body] = []
         self._groups = 0
         self._times: dict[str, int] = {}
         for token in tokens:
@@ -124,7 +141,14 @@ class _Grammar(Expressions):
     def script(self) -> Parsed:
         while self._at < len(self._tokens):
             self._declaration()
-        return Parsed(tuple(self._tokens), tuple(self._points_read), tuple(self._probes), frozenset(self._aliases))
+        return Parsed(
+            tokens=tuple(self._tokens),
+            points=tuple(self._points_read),
+            probes=tuple(self._probes),
+            aliases=frozenset(self._aliases),
+            bodies=tuple(self._bodies),
+            uses=self._uses,
+        )
 
     def _declaration(self) -> None:
         token = self._tokens[self._at]
@@ -178,6 +202,7 @@ class _Grammar(Expressions):
             self._at += 1
         else:
             self._expect_name("the name of a function")
+        named = self._tokens[self._at - 1].text
         self._type()
         self._expect("(", "before the parameters of a function")
         names: set[str] = set()
@@ -200,8 +225,10 @@ class _Grammar(Expressions):
             self._at += 1
         else:
             self._in_function = True
+            begin = self._at
             self._block("the body of a function")
             self._in_function = False
+            self._bodies.append(Body(begin, self._at, name=named))
 
     def _type(self) -> None:
         if self._accept(":") and not self._accept_keyword("string") and not self._accept_keyword("long"):
@@ -229,7 +256,10 @@ class _Grammar(Expressions):
                 break
             else:
                 raise self._unexpected("'{' before the body of a probe")
+        begin = self._at
         self._block("the body of a probe")
+        if not aliases:
+            self._bodies.append(Body(begin, self._at, tuple(self._points_read[before:])))
         if aliases and self._sees(","):
             if epilogue:
                 raise self._fail("An alias with '+=' has only one body, and a second one follows")
@@ -350,6 +380,10 @@ class _Grammar(Expressions):
     def _check_slip(self, begin: int) -> None:
         """Refuse a misspelt keyword that reads as a name or a call, as in ``whlie (x) { }``."""
         token = self._tokens[begin]
+        if token.is_name and self._at == begin + 1:
+            self._uses.alone.append(begin)
+        elif token.is_name and self._sees("{") and self._tokens[begin + 1].text == "(":
+            self._uses.blocks.append(begin)
         if not token.is_name or self._times[token.text] > 1:
             return
         candidates: list[str] = []

@@ -300,6 +300,8 @@ class _Preprocessor:
         if left.text == "guru_mode":
             if right.kind != "number" or right.text not in ("0", "1"):
                 raise self._fail(right, "guru_mode can be compared only with 0 or 1")
+            if sign.text not in ("==", "!="):
+                raise self._fail(sign, "guru_mode can be compared only by == or !=")
             return compare(int(self._target.guru), int(right.text))
         if left.text not in versions and left.text not in words:
             raise self._fail(left, _CONDITION_PROBLEM)

@@ -118,8 +118,11 @@ def first_words() -> list[str]:
 
 
 def is_alias(words: t.Sequence[str]) -> bool:
-    """Tell whether only a tapset knows what a probe point of these words is."""
-    if words[0] in _OPEN_FAMILIES or WILD.search(words[0]) is not None:
+    """Tell whether only a tapset knows what a probe point of these words is.
+
+    What begins with an underscore is a tapset's own alias (``_vfs.read``, ``__scheduler.ctxswitch.tp``).
+    """
+    if words[0] in _OPEN_FAMILIES or words[0].startswith("_") or WILD.search(words[0]) is not None:
         return True
     return len(words) > 1 and words[1] in _ALIASES_WITHIN.get(words[0], ())
 

@@ -16,6 +16,7 @@ import typing as t
 from ..._core.errors import InvalidInput, nearest_names, option_path
 from ..language.grammar import Point, parse
 from ..language.tokens import EMBEDDED_C, ScriptError, Token, number_value, tokenize
+from .semantics import check_semantics, template_error
 
 # A line "#: record KIND field:type ..." in a script declares one kind of record that it prints as JSON lines.
 _SCHEMA_LINE = re.compile(r"^\s*#:\s*record\s+([a-z][a-z0-9_]*)\s*(.*)$")
@@ -79,20 +80,26 @@ class Script:
 
 
 def read_script(name: str, text: str, guru: bool = True) -> Script:
-    """Check a script's grammar and read its declarations.
+    """Check a script's grammar, and what is wrong whatever the kernel is; read its declarations.
 
-    :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line.
+    :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line; or as
+        ``check_semantics``.
     """
     tokens = tokenize(text)
-    parsed = parse(name, text, guru)
+    try:
+        parsed = parse(name, text, guru)
+    except ScriptError as error:
+        raise template_error(name, text, error) or error from None
     if not parsed.probes:
         raise ScriptError(name, max(text.count("\n"), 1), 1, "The script has no probe")
+    # A branch that this check does not take may be the right one for the kernel that the script is built for.
+    declared = {**_globals(tokens), **_globals(parsed.tokens)}
+    check_semantics(name, text, parsed, declared, guru)
     unchecked = (EMBEDDED_C if token.kind == "embedded" else token.text for token in tokens if token.unchecked)
     return Script(
         name=name,
         text=text,
-        # A branch that this check does not take may be the right one for the kernel that the script is built for.
-        globals={**_globals(tokens), **_globals(parsed.tokens)},
+        globals=declared,
         probes=parsed.probes,
         points=parsed.points,
         aliases=parsed.aliases,

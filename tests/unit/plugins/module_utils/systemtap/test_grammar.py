@@ -104,6 +104,7 @@ def test_names_that_look_like_keywords_are_names():
         ("%( 1 == 1", 1, 1, "'%?' is expected"),
         ("%( 1 ==", 1, 1, "not complete"),
         ("%( guru_mode == 5 %? %)", 1, 17, "0 or 1"),
+        ("%( guru_mode >= 0 %? probe begin { } %)", 1, 14, "only by == or !="),
         ("%( CONFIG_A == begin %? %)", 1, 16, "An option of the kernel"),
     ],
 )
@@ -112,6 +113,27 @@ def test_a_fault_of_the_preprocessor_is_found_where_it_is(text, line, column, me
         parse("s", text, guru=False)
     assert (caught.value.fields["line"], caught.value.fields["column"]) == (line, column), caught.value.message
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "column"),
+    [
+        ('&((&@var("a")))', 23),
+        ("&(&$a)", 23),
+        ('&(&@cast(1, "a"))', 23),
+        ("&(&x)", 23),
+        ('&(&(&@var("a"))->y)', 25),
+        ('&(&@var("a"))->x', 23),
+    ],
+)
+def test_an_address_is_taken_once(value, column):
+    with pytest.raises(ScriptError, match=f"column {column}: The address of a value can be taken only once"):
+        parse("s", f"probe begin {{ println({value}) }}", guru=False)
+
+
+@pytest.mark.parametrize("value", ['&(@var("a"))', '(&@var("a"))->x', "&((1))", "&(($a))", "&(@entry(&$a))", "&(-&$a)"])
+def test_an_address_of_something_else_is_accepted(value):
+    assert parse("s", f"probe begin {{ println({value}) }}", guru=False).tokens
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "%( 1 == 2 %? probe begin { } %)"])

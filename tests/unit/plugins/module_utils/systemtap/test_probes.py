@@ -65,6 +65,8 @@ def test_a_function_probe_is_taken_apart() -> None:
         ("kprobe.statement(0xffffffff81000000).absolute", "kprobe", True),
         ('kernel.data("jiffies").write', "data", True),
         ("kernel.data(0xffffffff81000000).length(8).rw", "data", True),
+        ("_vfs.read", "alias", True),
+        ("__scheduler.ctxswitch.tp", "alias", True),
         ('process("/bin/ls").function("main")', "process", True),
         ('process("/bin/ls").library("libc.so.6").plt("malloc").return', "process", True),
         ("process.thread.begin", "process", True),
