@@ -65,7 +65,8 @@ notes:
     that said as the reason.
   - A few functions are left out by SystemTap because of their source file, which a host does not know.
   - Names of functions in modules that are not loaded cannot be looked up. Such a probe registers without an error and
-    stays silent until the module is loaded.
+    stays silent until the module is loaded. On a host without C(modules.builtin), a function that the kernel itself
+    has means that the module is built in.
 seealso:
   - module: tapvirt.host.stap_host_info
   - module: tapvirt.host.kernel_symbol_info
@@ -108,20 +109,22 @@ probes:
       type: str
       sample: kernel.function("vfs_read").call
     family:
-      description: The kind of event, such as V(function), V(tracepoint), V(timer), or V(alias) of a tapset.
+      description:
+        - The kind of event, such as V(function), V(tracepoint), V(timer), or V(alias) of a tapset. Null for V(invalid).
       type: str
       sample: function
     synchronous:
-      description: Whether the probe fires at a place in the code.
+      description: Whether the probe fires at a place in the code. Null for V(invalid).
       type: bool
       sample: true
     verdict:
       description:
         - V(armable), V(missing), V(blacklisted) (the kernel's own list, or SystemTap's, holds it), V(discarded) (code
           of the start, of the kernel or a module, that is gone), V(refused) (what stands at its beginning cannot be
-          probed), V(optimised_variant_only) (only C(name.isra.0) and the like are left), V(module_not_loaded), or
-          V(unknown) (only a builder with debug information can tell).
-        - With O(list), V(listed) or V(missing).
+          probed, or the point is in a program), V(optimised_variant_only) (only C(name.isra.0) and the like are left),
+          V(module_not_loaded), V(unknown) (only a builder with debug information can tell), or V(invalid) (the text is
+          not a probe point; the others are judged).
+        - With O(list), V(listed), V(missing), V(refused) or V(invalid).
       type: str
       sample: armable
     reason:
@@ -175,11 +178,11 @@ error:
   returned: failure
   type: dict
   sample:
-    option: 'probes[0]'
-    value: 'kernel.fnction("vfs_read")'
-    problem: "'fnction' cannot follow kernel; only data(number), data(string), function(number), function(string) can."
+    option: limit
+    value: 0
+    problem: The number must be 1 or more.
     hint: null
-    candidates: [function]
+    candidates: []
 """
 
 import os
@@ -188,7 +191,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput, option_path
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH, InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import (
@@ -201,7 +204,10 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.ho
     module_build_ids,
     read_facts,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import resolve_all
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import (
+    resolve_all,
+    unresolved,
+)
 
 ARGUMENT_SPEC = {
     "probes": {"type": "list", "elements": "str", "required": True},
@@ -221,18 +227,26 @@ _OF_LISTS = ("kernel", "variables", "match", "build_id", "module_build_ids", "de
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    """Parse all probe points before the first is looked up: a wrong one stops the task at once."""
+    """Judge each probe point; what is none, or lies in a program, is a row as well."""
     started = time.monotonic()
     params = module.params
-    points: list[ProbePoint] = []
-    for index, probe in enumerate(params["probes"]):
-        with option_path(f"probes[{index}]"):
-            points += parse_probe_points(probe)
     for option in ("limit", "timeout_seconds"):
         if params[option] < 1:
             raise InvalidInput(option, params[option], "The number must be 1 or more")
+    found: list[tuple[str, ProbePoint | InvalidInput]] = []
+    for probe in params["probes"]:
+        try:
+            found += [(point.text, point) for point in parse_probe_points(probe)]
+        except InvalidInput as error:
+            found.append((probe, error))
+    points = [point for _text, point in found if isinstance(point, ProbePoint) and not point.is_in_program]
     result = listed(params, points) if params["list"] else looked_up(params, points)
-    return {"changed": False, **result, "seconds": round(time.monotonic() - started, 3)}
+    judged = iter(result["probes"])
+    rows = [
+        next(judged) if isinstance(point, ProbePoint) and not point.is_in_program else unresolved(text, point)
+        for text, point in found
+    ]
+    return {"changed": False, **result, "probes": rows, "seconds": round(time.monotonic() - started, 3)}
 
 
 def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> dict[str, t.Any]:

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing as t
 
@@ -16,22 +17,27 @@ from .._core.errors import TapvirtError, as_sentence, did_you_mean
 _PROBE_ROW = re.compile(
     r"^(?P<point>.*?) (?:/\*\s*(?:pc=(?P<pc>[^*]*?)|name = [^*]*?)\s*\*/ )?/\*\s*<- (?P<chain>.*?)\s*\*/\s*$"
 )
+# Places in debug information, which are of no use to a reader: manual page, offset of the entry, address.
+_DWARF_PLACE = re.compile(
+    r",?\s*(?:\[man [^\]]*\]|\(?dieoffset:? 0x[0-9a-f]+\)?(?: (?:in|from) [^\s,]+)?|near pc 0x[0-9a-f]+)"
+)
 _KEPT_OUTPUT = 3000
+_NO_MATCH = "no function or event has that name"
 
 
 class BuildFailed(TapvirtError):
     """A pass of stap failed.
 
-    ``reason`` is what stap gave, as a phrase; ``candidates`` are the names that stap offers; ``option`` is the option
-    that gave the script, where the caller has named it. The fields have ``phase``, ``line`` and ``column``.
+    ``candidates`` are the names that stap offers; ``hint`` is a whole sentence that says what to do; ``option`` is the
+    option that gave the script, where the caller has named it. The fields have ``phase``, ``line`` and ``column``.
     """
 
-    def __init__(self, message: str, reason: str, candidates: t.Sequence[str], **fields: t.Any) -> None:
+    def __init__(self, message: str, candidates: t.Sequence[str], hint: str | None = None, **fields: t.Any) -> None:
         self.option: str | None = None
         self.problem = message
-        self.reason = reason
+        self.hint = hint
         self.candidates = list(candidates)
-        super().__init__(message + did_you_mean(self.candidates), **fields)
+        super().__init__(message + (f" {hint}" if hint else "") + did_you_mean(self.candidates), **fields)
 
     def row(self) -> dict[str, t.Any]:
         """Return the ``error`` of a result: ``{option, value, problem, hint, candidates}``."""
@@ -39,7 +45,7 @@ class BuildFailed(TapvirtError):
             "option": self.option,
             "value": None,
             "problem": self.problem,
-            "hint": None,
+            "hint": self.hint,
             "candidates": self.candidates,
         }
 
@@ -78,33 +84,70 @@ def parse_probe_rows(text: str) -> list[dict[str, t.Any]]:
     return rows
 
 
-def build_failed(name: str, release: str | None, output: str) -> BuildFailed:
-    """Return the error for what stap printed: the pass, the place in the script, the reason, the nearest names."""
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a pass of stap failed: what it printed, as data.
+
+    ``reason`` is a phrase; ``line`` and ``column`` the place in the script; ``source`` the line there; ``output`` all
+    that stap printed.
+    """
+
+    phase: str
+    reason: str
+    candidates: list[str]
+    line: int | None
+    column: int | None
+    source: str | None
+    output: str
+    hint: str | None = None
+
+    @property
+    def is_no_match(self) -> bool:
+        """Tell whether a probe point matched nothing."""
+        return self.reason == _NO_MATCH
+
+
+def read_failure(name: str, output: str) -> Failure:
+    """Return what stap printed about its failure: the pass, the place in the script, the reason, the nearest names."""
     output = output.replace("\r\n", "\n")
     found = re.search(r"^Pass ([1-5]): (\w+) failed", output, re.MULTILINE)
-    phase = found.group(2) if found else "start"
     errors = re.findall(r"^(?:parse|semantic|ERROR|error)[^:\n]*: (.*(?:\n\s+saw: .*)?)$", output, re.MULTILINE)
     place = re.search(rf"at (?:\S*/)?{re.escape(name)}\.stp:(\d+):(\d+)", output)
-    line, column = (int(place.group(1)), int(place.group(2))) if place else (None, None)
     similar = re.search(r"\((?:similar[^:]*|alternatives): ([^)]*)\)", output)
-    candidates = [word.strip() for word in similar.group(1).split(",")][:5] if similar else []
     source = re.search(r"^\s*source: (.*)$", output, re.MULTILINE)
-    reason = _reason(errors, output)
-    message = (
-        f"Script {name}{f', line {line}, column {column}' if place else ''}: The {phase} of stap failed"
-        f"{f' for kernel {release}' if release else ''}: {reason}"
+    return Failure(
+        phase=found.group(2) if found else "start",
+        reason=_reason(errors, output),
+        candidates=[word.strip() for word in similar.group(1).split(",")][:5] if similar else [],
+        line=int(place.group(1)) if place else None,
+        column=int(place.group(2)) if place else None,
+        source=source.group(1).strip() if source else None,
+        output=output,
     )
-    if source:
-        message += f" (in: {source.group(1).strip()})"
+
+
+def build_failed(name: str, release: str | None, failure: Failure) -> BuildFailed:
+    """Return the error for a failed pass.
+
+    :param release: the kernel that was built for; None without one.
+    """
+    place = "" if failure.line is None else f", line {failure.line}"
+    place += "" if failure.column is None else f", column {failure.column}"
+    message = (
+        f"Script {name}{place}: The {failure.phase} of stap failed"
+        f"{f' for kernel {release}' if release else ''}: {failure.reason}"
+    )
+    if failure.source:
+        message += f" (in: {failure.source})"
     return BuildFailed(
         as_sentence(message),
-        reason,
-        candidates,
-        phase=phase,
-        line=line,
-        column=column,
+        failure.candidates,
+        failure.hint,
+        phase=failure.phase,
+        line=failure.line,
+        column=failure.column,
         outcome="build_failed",
-        output=output[-_KEPT_OUTPUT:],
+        output=failure.output[-_KEPT_OUTPUT:],
     )
 
 
@@ -113,7 +156,8 @@ def _reason(errors: t.Sequence[str], output: str) -> str:
     telling = [error for error in errors if not error.startswith("while resolving probe point")]
     if telling:
         reason = re.sub(r"\s*\((?:similar[^:]*|alternatives): [^)]*\)+", "", telling[0])
+        reason = _DWARF_PLACE.sub("", reason)
         reason = re.sub(r"\s+", " ", re.sub(r" at (?:\S*):\d+:\d+$", "", reason)).strip(" :")
-        return "no function or event has that name" if reason == "no match" else reason
+        return _NO_MATCH if reason == "no match" else reason
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("Tip:")]
     return lines[-1] if lines else "stap gave no reason"

@@ -298,11 +298,7 @@ class _Preprocessor:
         if left.text.startswith("CONFIG_"):
             return self._option_holds(sign, compare, right)
         if left.text == "guru_mode":
-            if right.kind != "number" or right.text not in ("0", "1"):
-                raise self._fail(right, "guru_mode can be compared only with 0 or 1")
-            if sign.text not in ("==", "!="):
-                raise self._fail(sign, "guru_mode can be compared only by == or !=")
-            return compare(int(self._target.guru), int(right.text))
+            return self._guru_mode_holds(sign, compare, right)
         if left.text not in versions and left.text not in words:
             raise self._fail(left, _CONDITION_PROBLEM)
         if right.kind != "string":
@@ -317,6 +313,13 @@ class _Preprocessor:
         if left.text == "systemtap_privilege":
             return compare(words[left.text], wanted)
         return fnmatch.fnmatchcase(words[left.text], wanted) == (sign.text == "==")
+
+    def _guru_mode_holds(self, sign: Token, compare: _Comparison, right: Token) -> bool:
+        if right.kind != "number" or right.text not in ("0", "1"):
+            raise self._fail(right, "guru_mode can be compared only with 0 or 1")
+        if sign.text not in ("==", "!="):
+            raise self._fail(sign, "guru_mode can be compared only by == or !=")
+        return compare(int(self._target.guru), int(right.text))
 
     def _option_holds(self, sign: Token, compare: _Comparison, right: Token) -> bool:
         if right.kind == "number":

@@ -41,6 +41,12 @@ _LEAST_NANOSECONDS = 100_000
 _MOST_NANOSECONDS = 86_400 * 1000_000_000
 _MOST_JIFFIES = 1_000_000
 _MOST_MAXACTIVE = 65_535
+#: Why no probe at a place in a program can be used.
+NO_USER_SPACE = (
+    "probes at places in programs (function, statement, mark, plt) are not supported yet; process.begin, .end, "
+    ".thread.begin, .thread.end and .syscall are"
+)
+_PLACES = frozenset(("function", "statement", "mark", "plt", "provider", "library"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,11 @@ class ProbePoint:
         """Tell whether the symbol or the module is a pattern rather than one name."""
         names = (self.symbol or "", self.module or "")
         return any(WILD.search(name) is not None for name in names) or (self.family == "kprobe" and "{" in names[0])
+
+    @property
+    def is_in_program(self) -> bool:
+        """Tell whether the point is a place in a program, as ``process("/bin/ls").function("main")`` is."""
+        return self.family == "process" and any(part.word in _PLACES for part in self.parts)
 
     def argument(self, word: str) -> str | int | None:
         """Return the argument of a part, null where the point has no such part or no argument there."""

@@ -23,9 +23,11 @@ from ..._core import command
 from ..._core.disk import disk_errors
 from ..._core.root import Root
 from ..._core.write import make_directories, make_directory, write_atomic
-from ..stap_output import build_failed, parse_parameters, parse_probe_rows
+from ..._kernel.modules.installed import InstalledModules
+from ..stap_output import Failure, build_failed, parse_parameters, parse_probe_rows, read_failure
 from .compilers import Compiler
 from .debuginfo import DebugCache, DebugFiles, DebugInfo
+from .diagnosis import explain_compile, explain_no_match, failed_point
 from .signing import Signer, sign_file
 from .store import Store, hash_file
 from .sysroot import link_trace_headers, make_sysroot
@@ -34,6 +36,7 @@ from .toolchain import Kernel, Toolchain
 _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
+_LIMITS = f"{_RLIMIT_CPU_SECONDS} seconds of CPU time and {_RLIMIT_MEMORY_BYTES >> 30} GiB in each process"
 _NOTHING_ADDED = "No module was added to the store."
 VERSION_CHARS = 40
 """How much of a build's key its module bears as its version."""
@@ -177,7 +180,7 @@ def _compile(
     # What stap is given as the script's name becomes part of the module: it must not depend on the store's place.
     script = order.name + ".stp"
     write_atomic(os.path.join(work, script), order.text.encode("utf-8", "surrogateescape"))
-    stap = _Stap(order, store, sysroot, work, key)
+    stap = _Stap(order, store, sysroot, work, key, root)
     probes = parse_probe_rows(stap.run("2", script, terminal=False))
     stap.run("4", script, terminal=True)
     module = os.path.join(work, order.module_name + ".ko")
@@ -224,24 +227,28 @@ def _keep(store: Store, work: str, row: dict[str, t.Any]) -> dict[str, t.Any]:
 class _Stap:
     """Runs stap for one order, away from the user's own settings, within limits."""
 
-    def __init__(self, order: BuildRequest, store: Store, sysroot: str, work: str, key: str) -> None:
+    def __init__(self, order: BuildRequest, store: Store, sysroot: str, work: str, key: str, root: Root) -> None:
         self._order = order
+        self._root = root
         self._work = work
         cache = os.path.join(store.directory, ".cache")
         make_directories(cache)
         # What stap fetched on its own would be no part of the key.
         self._env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work, "DEBUGINFOD_URLS": ""}
-        self._options = [
+        self._kernel_options = [
             "--sysroot=" + sysroot,
             "-r",
             order.kernel.release,
             *order.kernel.make_options,
+            f"--rlimit-cpu={_RLIMIT_CPU_SECONDS}",
+            f"--rlimit-as={_RLIMIT_MEMORY_BYTES}",
+        ]
+        self._options = [
+            *self._kernel_options,
             "-m",
             order.module_name,
             "--modinfo",
             "version=" + key[:VERSION_CHARS],
-            f"--rlimit-cpu={_RLIMIT_CPU_SECONDS}",
-            f"--rlimit-as={_RLIMIT_MEMORY_BYTES}",
             *order.options(),
         ]
 
@@ -251,5 +258,19 @@ class _Stap:
             argv = [sys.executable, "-c", _WITH_TERMINAL, *argv]
         result = command.run(argv, timeout_seconds=BUILD_TIMEOUT_SECONDS, cwd=self._work, env=self._env)
         if result.rc != 0:
-            raise build_failed(self._order.name, self._order.kernel.release, result.stdout + result.stderr)
+            failure = self._explain(read_failure(self._order.name, result.stdout + result.stderr))
+            raise build_failed(self._order.name, self._order.kernel.release, failure)
         return result.stdout
+
+    def _explain(self, failure: Failure) -> Failure:
+        point = failed_point(failure, self._order.text) if failure.is_no_match else None
+        if point is None:
+            return explain_compile(failure, self._order.text, _LIMITS)
+        installed = InstalledModules(self._root, self._order.kernel.release)
+        return explain_no_match(failure, point, installed.is_built_in, self._has_in_kernel)
+
+    def _has_in_kernel(self, symbol: str) -> bool:
+        """Tell whether debug information of the kernel itself has a function."""
+        argv = ["stap", "-l", f'kernel.function("{symbol}")', *self._kernel_options]
+        result = command.run(argv, timeout_seconds=BUILD_TIMEOUT_SECONDS, cwd=self._work, env=self._env)
+        return bool(result.stdout.strip())

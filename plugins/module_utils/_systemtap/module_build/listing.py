@@ -19,11 +19,13 @@ from ..._core import command
 from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from ..._core.write import make_directories
+from ..._kernel.modules.installed import InstalledModules
 from ..language.probe_point import ProbePoint, parse_probe_point
 from ..language.probed_modules import probed_modules
 from ..resolve.stap_blocklist import is_blocklisted
-from ..stap_output import build_failed
+from ..stap_output import read_failure
 from .debuginfo import DebugCache, DebugFiles, choose_debug_info
+from .diagnosis import explain_no_match
 from .store import Store
 from .sysroot import link_trace_headers, make_sysroot
 from .toolchain import Kernel
@@ -121,14 +123,20 @@ class Lister:
         result = self._stap(["-p2", "-e", f"probe {_bare(point)} {{ }}"], point, work)
         if result.rc == 0:
             return "there is no probe point of that form here", []
-        error = build_failed("probe", self._kernel.release, result.stdout + result.stderr)
+        failure = read_failure("probe", result.stdout + result.stderr)
         if (
             point.symbol is not None
             and point.family != "kprobe"
             and is_blocklisted(point.symbol, point.variant == "return")
         ):
             return "SystemTap itself leaves functions of this name out", []
-        return error.reason, error.candidates
+
+        def has_in_kernel(symbol: str) -> bool:
+            return bool(self._stap(["-l", f'kernel.function("{symbol}")'], point, work).stdout.strip())
+
+        installed = InstalledModules(self._root, self._kernel.release)
+        failure = explain_no_match(failure, point, installed.is_built_in, has_in_kernel)
+        return failure.reason, failure.candidates
 
 
 def _counted(taken: int, lines: int, filtered: bool) -> str:

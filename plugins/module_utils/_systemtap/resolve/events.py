@@ -15,7 +15,7 @@ import typing as t
 from ..._core.errors import nearest_names
 from ..._kernel.procfs.mounts import mount_point
 from ..._kernel.symbols.table import Symbol
-from ..language.probe_point import ProbePoint
+from ..language.probe_point import NO_USER_SPACE, ProbePoint
 from ..language.probe_syntax import WILD
 from .host_facts import Answer, HostFacts
 
@@ -116,6 +116,8 @@ def _netfilter(_point: ProbePoint, facts: HostFacts) -> Answer:
 
 
 def _process(point: ProbePoint, facts: HostFacts) -> Answer:
+    if point.is_in_program:
+        return "refused", NO_USER_SPACE, [], []
     path = point.parts[0].argument
     if isinstance(path, str) and path.startswith("/") and not WILD.search(path) and not facts.root.exists(path):
         return "missing", "there is no such program here", [], []

@@ -30,12 +30,15 @@ if t.TYPE_CHECKING:
 
 @dataclasses.dataclass
 class HostFacts:
-    """What a host tells of its functions; ``modules`` are loaded, ``builtin`` are those that the kernel image holds."""
+    """What a host tells of its functions.
+
+    ``modules`` are loaded, ``builtin`` are those that the kernel image holds (None: the host has no list of them).
+    """
 
     root: Root
     table: SymbolTable
     modules: frozenset[str]
-    builtin: frozenset[str]
+    builtin: frozenset[str] | None
     probes: Probeability
     found: dict[str, Found] = dataclasses.field(default_factory=dict)
     nearest_left: int = _NEAREST_FOR_PROBES
@@ -65,7 +68,7 @@ def module_build_ids(root: Root, names: t.Iterable[str]) -> dict[str, str]:
 
 def read_facts(root: Root, release: str) -> HostFacts:
     """Read what resolution needs. The symbol table is read once, however many probes are asked for."""
-    builtin = root.read_text_or(f"lib/modules/{release}/modules.builtin") or ""
+    builtin = root.read_text_or(f"lib/modules/{release}/modules.builtin")
     modules = root.read_text_or("proc/modules") or ""
     options = read_config(root, release)
     table = read_table(root)
@@ -73,6 +76,8 @@ def read_facts(root: Root, release: str) -> HostFacts:
         root=root,
         table=table,
         modules=frozenset(line.split(" ", 1)[0] for line in modules.splitlines()),
-        builtin=frozenset(re.findall(r"([^/\n]+)\.ko$", builtin.replace("-", "_"), re.MULTILINE)),
+        builtin=None
+        if builtin is None
+        else frozenset(re.findall(r"([^/\n]+)\.ko$", builtin.replace("-", "_"), re.MULTILINE)),
         probes=Probeability(root, table, None if options is None else bool(options.get("CONFIG_KPROBES"))),
     )

@@ -10,14 +10,15 @@ debug information or a tapset is ``unknown``, never guessed. ``events`` resolves
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 import typing as t
 
-from ..._core.errors import nearest_names
+from ..._core.errors import InvalidInput, nearest_names
 from ..._kernel.symbols.probeability import Judgement
 from ..._kernel.symbols.table import CORE_OWNER, Symbol
-from ..language.probe_point import ProbePoint
+from ..language.probe_point import NO_USER_SPACE, ProbePoint
 from ..language.probe_syntax import WILD
 from .events import answer
 from .host_facts import Answer, HostFacts
@@ -39,15 +40,33 @@ def resolve(point: ProbePoint, facts: HostFacts, limit: int) -> dict[str, t.Any]
     """Return a probe's row, as the documentation of ``stap_probe_info`` has it; of its points up to ``limit``."""
     verdict, reason, nearest, points = _answer(point, facts)
     return {
-        "probe": point.text,
-        "family": point.family,
-        "synchronous": point.synchronous,
-        "verdict": verdict,
-        "reason": reason,
-        "candidates": nearest,
+        **_row(point.text, point, verdict, reason, nearest),
         "points": [{"name": symbol.name, "owner": symbol.owner} for symbol in points[:limit]],
         "point_count": len(points),
         "truncated": len(points) > limit,
+    }
+
+
+def unresolved(text: str, found: ProbePoint | InvalidInput) -> dict[str, t.Any]:
+    """Return the row of a text that is no probe point, or of a point in a program, without a look at any kernel."""
+    if isinstance(found, ProbePoint):
+        return _row(text, found, "refused", NO_USER_SPACE, [])
+    return _row(text, None, "invalid", found.problem.rstrip("."), found.candidates)
+
+
+def _row(
+    text: str, point: ProbePoint | None, verdict: str, reason: str, candidates: t.Sequence[str]
+) -> dict[str, t.Any]:
+    return {
+        "probe": text,
+        "family": point.family if point else None,
+        "synchronous": point.synchronous if point else None,
+        "verdict": verdict,
+        "reason": reason,
+        "candidates": list(candidates),
+        "points": [],
+        "point_count": 0,
+        "truncated": False,
     }
 
 
@@ -83,11 +102,22 @@ def _known_to_debug_information(point: ProbePoint, found: Answer) -> Answer:
 
 def _absent_module(point: ProbePoint, facts: HostFacts) -> Answer:
     name = _module(point)
-    if name in facts.builtin:
-        instead = f'kernel.function("{point.symbol}")'
+    instead = f'kernel.function("{point.symbol}")'
+    if facts.builtin is not None and name in facts.builtin:
         return "module_not_loaded", f"{name} is built into the kernel: probe it as {instead}", [instead], []
+    if facts.builtin is None and _is_in_kernel(point, facts):
+        reason = f"the kernel itself has {point.symbol}, so {name} is built in: probe it as {instead}"
+        return "module_not_loaded", reason, [instead], []
     reason = f"the module {name} is not loaded: the probe stays silent until it is"
     return "module_not_loaded", reason, nearest_names(name, facts.modules), []
+
+
+def _is_in_kernel(point: ProbePoint, facts: HostFacts) -> bool:
+    """Tell whether the kernel itself has a function that a point seeks in a module."""
+    if point.wild:
+        return bool(_glob(dataclasses.replace(point, module=None), facts)[3])
+    everywhere, _variants = facts.look_up(point.symbol or "")
+    return any(symbol.owner == CORE_OWNER and symbol.is_function for symbol in everywhere)
 
 
 def _patterns(point: ProbePoint) -> list[str]:

@@ -26,7 +26,7 @@ from ..language.probe_point import parse_probe_point
 from ..language.probe_syntax import first_words
 from ..language.probed_modules import probed_modules
 from ..language.tokens import ScriptError
-from ..stap_output import BuildFailed, build_failed
+from ..stap_output import BuildFailed, build_failed, read_failure
 from .check import check_globals, check_safety, read_script
 
 # The least that stap takes for a kernel's build tree: three files, two of them empty.
@@ -130,7 +130,7 @@ def parse_with_stap(name: str, text: str, guru: bool) -> None:
             env={"SYSTEMTAP_DIR": work, "HOME": work},
         )
         if result.rc != 0:
-            raise build_failed(name, None, result.stderr)
+            raise build_failed(name, None, read_failure(name, result.stderr))
 
 
 def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:

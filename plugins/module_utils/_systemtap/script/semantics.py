@@ -16,15 +16,9 @@ import typing as t
 from ..._core.errors import InvalidInput, nearest_names
 from ..language.expressions import STATISTICS
 from ..language.grammar import Body, Parsed, Point
-from ..language.probe_point import ProbePoint, expand_groups, parse_probe_point
+from ..language.probe_point import NO_USER_SPACE, ProbePoint, expand_groups, parse_probe_point
 from ..language.tokens import ScriptError, Token
 
-#: Why no probe at a place in a program can be used.
-NO_USER_SPACE = (
-    "Probes at places in programs (function, statement, mark, plt) are not supported yet; process.begin, .end, "
-    ".thread.begin, .thread.end and .syscall are"
-)
-_PLACES = frozenset(("function", "statement", "mark", "plt", "provider", "library"))
 # They fire at no function, so nothing there has a $variable; and they exist on every kernel, even as optional points.
 _NOWHERE = frozenset(("begin", "end", "error", "never", "timer"))
 _IN_KERNEL = frozenset(("function", "statement", "tracepoint"))
@@ -50,11 +44,6 @@ _OPTIONAL = re.compile(r"[?!]\s*(?:if\s*\(.*\)\s*)?\Z", re.DOTALL)
 # What Jinja replaces; the language itself has "{{" only as two blocks.
 _TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}")
 _TEMPLATE_NAME = re.compile(r"\{\{-?\s*[A-Za-z_]\w*(?:\.\w+|\[[^\]]*\])*\s*(?:\|[^}]*)?\}\}")
-
-
-def is_in_program(point: ProbePoint) -> bool:
-    """Tell whether a probe point names a place in a program."""
-    return point.family == "process" and any(part.word in _PLACES for part in point.parts)
 
 
 def template_error(name: str, text: str, error: ScriptError) -> ScriptError | None:
@@ -123,8 +112,8 @@ class _Checker:
             left = _TEMPLATE.search(point.text)
             if left is not None:
                 yield _left_over(self._name, point.line, point.column, left.group(0))
-            elif any(is_in_program(single) for single in _parse(point)):
-                yield self._error(point, NO_USER_SPACE)
+            elif any(single.is_in_program for single in _parse(point)):
+                yield self._error(point, f"{NO_USER_SPACE[0].upper()}{NO_USER_SPACE[1:]}")
 
     def live(self) -> list[Body]:
         """Return the bodies that stap analyses on every kernel: of probes that exist, and of functions they call."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
@@ -195,7 +196,7 @@ def test_parameters_of_a_module() -> None:
             "analysis",
             1,
             49,
-            "unable to find local 'nosuch'",
+            "unable to find local 'nosuch' in vfs_read fs/read_write.c: identifier '$nosuch' (in: ",
             ["$buf", "$count", "$pos", "$ret", "$file"],
         ),
         ("type_mismatch", "analysis", 2, 22, "type mismatch (string)", []),
@@ -205,7 +206,7 @@ def test_what_stap_reports_becomes_one_paragraph(
     name: str, phase: str, line: int, column: int, message: str, candidates: list[str]
 ) -> None:
     text = (FIXTURES / f"stap_error_{name}.txt").read_text()
-    error = stap_output.build_failed("sample", RELEASE, text)
+    error = stap_output.build_failed("sample", RELEASE, stap_output.read_failure("sample", text))
     assert (error.fields["phase"], error.fields["line"], error.fields["column"]) == (phase, line, column)
     assert error.row()["candidates"] == candidates
     assert error.message.startswith(
@@ -213,12 +214,13 @@ def test_what_stap_reports_becomes_one_paragraph(
     )
     assert message in error.row()["problem"] and error.row()["problem"] in error.message
     assert "\n" not in error.message
+    assert not re.search(r"dieoffset|near pc|\[man", error.message)
 
 
 def test_a_reason_is_found_where_there_is_no_pass() -> None:
     text = 'Checking "/lib/modules/6.9.9/build/.config" failed with error: No such file or directory\nTip: x\n'
-    assert "No such file" in stap_output.build_failed("s", RELEASE, text).message
-    error = stap_output.build_failed("s", None, "")
+    assert "No such file" in stap_output.build_failed("s", RELEASE, stap_output.read_failure("s", text)).message
+    error = stap_output.build_failed("s", None, stap_output.read_failure("s", ""))
     assert error.row() == {
         "option": None,
         "value": None,
