@@ -39,6 +39,8 @@ _AWAITED = {
     "loaded": "arming the probes",
     "running": "tracing",
 }
+# A run that waits for its start ends later than it has waited, by what nobody knows exactly: it is looked at again.
+_AFTER_WAITING_SECONDS = 10.0
 _NUMBERS = ("elapsed_seconds", "of_seconds", "bytes", "records", "armed", "sites")
 # What module_utils/_systemtap/supervise/supervisor.py writes, and what collect.py returns of a run's output.
 _PROGRESS = {"state": TEXT, **dict.fromkeys(_NUMBERS, NUMBER)}
@@ -91,7 +93,7 @@ class ProgressReporter:
             return 0.0
         if not CHANNEL.tell(self._host, text) and time.monotonic() - self._told_at >= self._every:
             self._line(text)
-        return max(of - elapsed, 0.0)
+        return max(of - elapsed, 0.0) + (_AFTER_WAITING_SECONDS if progress["state"] == "waiting" else 0.0)
 
     def cut(self, reason: str) -> None:
         """Say once that the host does not answer."""

@@ -42,6 +42,13 @@ def test_a_line_reports_what_is_awaited_and_what_there_is() -> None:
     assert len(lines) == 1
 
 
+def test_a_run_that_waits_for_its_start_ends_later_than_it_has_waited() -> None:
+    reporter, lines = reporter_and_lines(terminal=True)
+    waiting = {**RUNNING, "state": "waiting", "of_seconds": 4.2, "sites": 0, "records": 0, "bytes": 0}
+    assert reporter.tell(waiting) == 10.0
+    assert lines == ["web1: tapvirt_x_12345678: waiting for the start, 4 of 4.2 s, 0 bytes so far"]
+
+
 def test_who_shows_the_whole_run_is_reported_instead() -> None:
     reporter, lines = reporter_and_lines(terminal=True)
     status.CHANNEL.open()

@@ -24,6 +24,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import I
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import limits
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.supervise import (
     cleanup,
+    outcome,
     supervisor,
     tracer_daemon,
 )
@@ -697,6 +698,11 @@ def test_a_run_ends_whatever_its_processes_keep_open(shared: Shared, script: str
     subprocess.run(argv, check=True, timeout=20)
     state = cleanup.read_json(str(directory / "state.json"))
     assert (state["state"], state["rc"], state["leftovers"]) == ("done", rc, [])
+    # Had it been armed, the number of signals would decide.
+    armed = {**state, "armed_seconds": 1, "rc": 0, "stop": "duration"}
+    nothing = outcome.read_messages("", 0), outcome.Arming(0, 0, 0, []), None
+    reason = outcome.classify_outcome(armed, *nothing, truncated=False)[1]
+    assert (reason == "the run was ended by force: it did not end when it was asked to") == (state["signals_sent"] > 1)
     assert (directory / "output").read_text() == ("printed\n" if rc == 0 else "")
     time.sleep(0.1)
     assert subprocess.run(["pgrep", "-fx", "sleep 1003"], check=False, capture_output=True).stdout == b""
