@@ -49,7 +49,8 @@ options:
   start_at:
     description:
       - When the probes are to be armed, in seconds since 1970 by the controller's clock, at most 900 seconds ahead.
-        All hosts need the same value; compute it once, not in this option. Without it, the run starts at once.
+        All hosts need the same value; compute it once, not in this option. Without it, the run starts at once. So does
+        a run whose host is reached too late, up to 900 seconds; RV(run.times) tells when it was armed.
       - The host starts staprun earlier than that, by the time that loading and arming this module took on it before,
         or another module, or else by one second. The module is locked from the start of the task.
     type: float

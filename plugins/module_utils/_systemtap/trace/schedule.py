@@ -45,7 +45,10 @@ class Schedule:
 
 
 def check_start_at(start_at: float | None, now: float) -> None:
-    """Check the option ``start_at``: None, or a moment in the near future of the same clock as ``now``.
+    """Check the option ``start_at``: None, or a moment of the same clock as ``now`` that is not far from it.
+
+    A moment that has just passed is no mistake: of many hosts, the last ones may be reached too late. They start at
+    once.
 
     :raises InvalidInput: it is neither.
     """
@@ -54,8 +57,9 @@ def check_start_at(start_at: float | None, now: float) -> None:
     ahead = start_at - now
     if not math.isfinite(ahead):
         raise InvalidInput("start_at", start_at, "The start is not a number of seconds since 1970.")
-    if ahead <= 0:
-        raise InvalidInput("start_at", start_at, f"The start was {-ahead:.1f} seconds ago.", _EARLIER_HINT)
+    if ahead < -limits.MAX_AHEAD_SECONDS:
+        problem = f"The start was {-ahead:.0f} seconds ago, and at most {limits.MAX_AHEAD_SECONDS} are possible."
+        raise InvalidInput("start_at", start_at, problem, _EARLIER_HINT)
     if ahead > limits.MAX_AHEAD_SECONDS:
         problem = f"The start is {ahead:.0f} seconds ahead, and at most {limits.MAX_AHEAD_SECONDS} are possible."
         raise InvalidInput("start_at", start_at, problem)
