@@ -82,14 +82,17 @@ def addresses(count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def sshd(folder: pathlib.Path, count: int) -> t.Iterator[int]:
+def sshd(folder: pathlib.Path, count: int, wrapper: pathlib.Path | None = None) -> t.Iterator[int]:
     """Listen on all addresses and give every connection to an sshd of its own, as inetd does; yield the port.
 
     A single sshd listens on sixteen addresses, or on all of this machine's, which are not loopback's alone.
+
+    :param wrapper: a program that runs sshd with the arguments that it gets.
     """
     program = shutil.which("sshd", path="/usr/sbin:/sbin:/usr/bin")
     if not program:
         raise SystemExit("No sshd here: apt-get install openssh-server")
+    program = str(wrapper or program)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
     config = folder / "sshd_config"
     config.write_text(SSHD.format(folder=folder), encoding="utf-8")

@@ -122,7 +122,7 @@ def test_a_builder_without_debug_packages_builds_for_all_kernels(traces, kernels
         assert result["module"]["debuginfo"] == "debuginfod", result
         assert result["module"]["build_id"] == kernels[host]["build_id"]
     for host in HOSTS:
-        run = traces["bare", "vfs_read"].of(host, "tapvirt.host.trace : Run the module")["run"]
+        run = traces["bare", "vfs_read"].of(host, "tapvirt.host.trace : Collect the result")["run"]
         assert run["outcome"] in ("ok", "partial_arm") and run["hits"] > 0, run
     fetched = {row["after"] for result in done.values() for row in result["plan"] if row["how"] == "debuginfod"}
     assert fetched == {kernel["build_id"] for kernel in kernels.values()}

@@ -53,7 +53,7 @@ for _second in range(600):
             os._exit(0)
     time.sleep(0.2)
 """
-RUN = "tapvirt.host.trace : Run the module"
+RUN = "tapvirt.host.trace : Collect the result"
 SECONDS = 30
 TURNS = 3
 

@@ -16,7 +16,10 @@ from ansible_collections.tapvirt.host.tests.unit.support.documents import sample
 from .support.places import PLAYBOOKS
 
 HOSTS = ["trace1", "trace2", "trace3"]
-RUN = "tapvirt.host.trace : Run the module"
+# Those of the wave that is one moment.
+WAVE = [*HOSTS, "trace4"]
+START = "tapvirt.host.trace : Start the module"
+RUN = "tapvirt.host.trace : Collect the result"
 BUILD = "tapvirt.host.trace : Build the module once for each distinct kernel"
 COUNT = """# {{ stamp }}
 #: record count key:string count:integer
@@ -158,6 +161,21 @@ def test_another_value_needs_no_build(campaign, traced):
     assert campaign.builds() == before
     assert [row["task"] for row in result.results if row["result"].get("changed")] == []
     assert list(campaign_summary(result)["counters"][0]["totals"]) == ["least 8"]
+
+
+def test_hosts_of_a_wave_are_armed_at_one_moment_with_one_fork(campaign, traced):
+    result = campaign.run(WAVE, COUNT, "100%", "-f", "1", trace_globals={"least": 9})
+    assert result.rc == 0, result.stdout[-3000:]
+    starts, results = (result.hosts_of(task) for task in (START, RUN))
+    assert starts == results == WAVE
+    order = [row["task"] for row in result.results if row["task"] in (START, RUN)]
+    assert order == [START] * len(WAVE) + [RUN] * len(WAVE)
+    (wave,) = campaign_summary(result)["waves"]
+    assert wave["hosts"] == len(WAVE)
+    assert wave["spread_seconds"] + wave["uncertainty_seconds"] <= 1.0, wave
+    for host in WAVE:
+        times = result.of(host, RUN)["run"]["times"]
+        assert times["accepted"] <= times["start"] <= times["armed"] <= times["end"], times
 
 
 def test_unknown_function_is_refused_before_a_build(campaign):

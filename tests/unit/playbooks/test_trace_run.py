@@ -65,7 +65,8 @@ ANSWERS: dict[str, dict[str, t.Any]] = {
     "stap_script": {"*": {"script": {}}},
     "stap_probe_info": {"*": {"probes": []}},
     "stap_module": {"*": {"module": {}, "plan": []}},
-    "stap_run": {"*": {"run": {**RUN, "records": RECORDS}}},
+    "stap_run": {"*": {"run": {"phase": "started", "run_id": "tapvirt_x-1", "finished": False}}},
+    "stap_run_result": {"*": {"run": {**RUN, "records": RECORDS}}},
 }
 INVENTORY = """
 all:
@@ -124,7 +125,8 @@ class Play:
         }
         env.pop("PYTHONPATH", None)
         argv = [PROGRAM, "-i", str(self._folder / "inventory.yml"), "tapvirt.host.trace"]
-        argv += ["-e", json.dumps({"trace_function": "vfs_read", **variables}), *options]
+        quick = {"trace_duration_seconds": 0.1, "trace_round_seconds": 0}
+        argv += ["-e", json.dumps({"trace_function": "vfs_read", **quick, **variables}), *options]
         done = subprocess.run(
             argv,
             cwd=self._folder,
@@ -183,6 +185,63 @@ def test_what_failed_on_the_builder_is_no_trace_and_a_host_that_cannot_be_looked
     assert summary["hosts"]["h1"]["reason"] == REFUSED["msg"]
     assert "0 of 3 hosts were traced." in done.output
     assert summary["stopped"] and KILLED["msg"] in summary["hosts"]["h2"]["stop_reasons"][0]
+
+
+def test_all_hosts_of_a_wave_are_started_before_any_is_collected(play: Play) -> None:
+    done = play.run("-f", "1", trace_waves="1,100%")
+    assert done.code == 0, done.output
+    order = [(name, host) for name, host, _args in done.calls if name in ("stap_run", "stap_run_result")]
+    assert order == [
+        ("stap_run", "h1"),
+        ("stap_run_result", "h1"),
+        ("stap_run", "h2"),
+        ("stap_run", "h3"),
+        ("stap_run_result", "h2"),
+        ("stap_run_result", "h3"),
+    ]
+    starts = {host: args for name, host, args in done.calls if name == "stap_run"}
+    assert "start_at" not in starts["h1"], "a single host begins at once"
+    assert float(starts["h2"]["start_at"]) == float(starts["h3"]["start_at"])
+    assert [args["wait"] for args in starts.values()] == [False, False, False]
+    assert done.output.count("The time of the runs on 2 hosts is over.") == 1
+    collected = [args for name, _host, args in done.calls if name == "stap_run_result"]
+    assert collected == [{"run_id": "tapvirt_x-1", "accept": ["ok", "zero_hits"], "remove": True}] * 3
+
+
+@pytest.mark.parametrize("step", ["stap_run", "stap_run_result"])
+def test_a_host_that_dies_in_between_costs_the_others_nothing(play: Play, step: str) -> None:
+    done = play.run(trace_waves="100%", answers={step: {"h2": "unreachable"}})
+    assert done.code == 2, done.output
+    campaign = done.campaign
+    assert (campaign["outcomes"], campaign["traced"]) == ({"ok": 2, "lost": 1}, 2)
+    assert campaign["counters"][0]["totals"] == {"io": 10}
+    (reason,) = campaign["hosts"]["h2"]["stop_reasons"]
+    assert reason.startswith("it ended as lost: the host answered before the trace, and no longer does: ")
+    assert "nobody is there" in reason
+    assert sorted(done.asked("stap_run_result")) == (["h1", "h3"] if step == "stap_run" else ["h1", "h2", "h3"])
+    assert done.output.count("h2: it ended as lost: ") == 1
+
+
+def test_a_start_that_is_refused_is_not_collected(play: Play) -> None:
+    refused = {"run": {"phase": "check", "outcome": "refused", "reason": "no room"}}
+    failed = {**refused, "failed": True, "msg": "The run was refused before anything was loaded: no room."}
+    done = play.run(trace_waves="100%", answers={"stap_run": {"h1": failed}})
+    assert done.code == 2, done.output
+    assert sorted(done.asked("stap_run_result")) == ["h2", "h3"]
+    assert done.campaign["outcomes"] == {"ok": 2, "refused": 1}
+    assert done.campaign["hosts"]["h1"]["reason"] == "no room"
+    accepted = play.run(trace_waves="100%", trace_accept="ok, refused", answers={"stap_run": {"h1": refused}})
+    assert accepted.code == 0, accepted.output
+    assert sorted(accepted.asked("stap_run_result")) == ["h2", "h3"]
+
+
+def test_check_mode_neither_waits_nor_collects(play: Play) -> None:
+    checked = {"run": {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}}
+    done = play.run("--check", trace_waves="100%", trace_duration_seconds=600, answers={"stap_run": {"*": checked}})
+    assert done.code == 0, done.output
+    assert done.asked("stap_run_result") == []
+    assert all("start_at" not in args for name, _host, args in done.calls if name == "stap_run")
+    assert done.campaign["outcomes"] == {"planned": 3}
 
 
 NO_FUNCTION = (
@@ -289,7 +348,7 @@ def test_ready_reports_which_hosts_are_ready_and_no_more(play: Play) -> None:
 
 def test_a_run_of_another_shape_is_lost_and_the_campaign_is_reported(play: Play) -> None:
     odd = {"run": {"outcome": ["x"], "hits": "7", "records": 5}}
-    done = play.run(trace_waves="100%", answers={"stap_run": {"h2": odd}})
+    done = play.run(trace_waves="100%", answers={"stap_run_result": {"h2": odd}})
     assert done.code == 2, done.output
     campaign = done.campaign
     assert campaign["outcomes"] == {"ok": 2, "lost": 1}
