@@ -36,9 +36,9 @@ def run_action(
     :param run_module: what stands for a module that Ansible runs.
     """
 
-    def execute_module(_self: ActionBase, module_args: dict[str, t.Any], **_options: t.Any) -> Result:
+    def execute_module(_self: ActionBase, module_args: dict[str, t.Any] | None = None, **_options: t.Any) -> Result:
         assert run_module is not None
-        return run_module(module_args)
+        return run_module(args if module_args is None else module_args)
 
     own = {"__module__": action.__module__, "_execute_module": execute_module}
     context, loader = PlayContext(), DataLoader()
