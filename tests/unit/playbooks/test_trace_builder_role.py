@@ -150,3 +150,26 @@ def test_no_debug_package_is_installed_where_a_debuginfod_server_answers(tmp_pat
     silent = builder.apply(trace_builder_debuginfod={"servers": [dead]})
     reason = f"there is no debug information for {RELEASE}, and no debuginfod server answers ({dead})."
     assert silent.returncode != 0 and reason in " ".join(silent.stdout.split()), silent.stdout
+
+
+def test_the_ddebs_archive_is_added_only_if_it_is_asked_for(tmp_path: pathlib.Path) -> None:
+    release = "6.8.0-49-generic"
+    builder = Builder(tmp_path, "ID=ubuntu\nID_LIKE=debian\n")
+    facts = {"pkg_mgr": "ansible.legacy.ownpm", "distribution_release": "noble"}
+    # In check mode: the file would be one of this machine.
+    plain, added = (
+        builder.apply(
+            "--check", "--diff", ansible_facts=facts, trace_builder_kernels=[release], trace_builder_ddebs=wanted
+        )
+        for wanted in (False, True)
+    )
+    assert plain.returncode == added.returncode == 0, plain.stdout + added.stdout
+    assert "ddebs.ubuntu.com" not in plain.stdout
+    for line in (
+        "+URIs: http://ddebs.ubuntu.com",
+        "+Suites: noble noble-updates",
+        "+Components: main restricted universe multiverse",
+        "+Signed-By: /usr/share/keyrings/ubuntu-dbgsym-keyring.gpg",
+    ):
+        assert f"\n{line}\n" in added.stdout, added.stdout
+    assert not (tmp_path / "installed").exists()
