@@ -18,7 +18,7 @@ description:
   - A transient systemd unit with its own deadline supervises the run on the host. The run ends in time even if the
     connection breaks or the controller dies. The next run on the host then returns it in RV(run.previous_leftovers).
   - The controller asks for the progress every few seconds and prints it on a terminal. A broken connection is retried
-    until the run must have ended, or for a minute while it starts. After that the host is unreachable.
+    until the run must have ended, and a start for a minute, or 20 seconds with O(wait=false). Then the host is lost.
   - Restores the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -208,6 +208,7 @@ run:
     tainted:
       description: The kernel's taint flags before and after. An unsigned module sets two of them until a reboot.
       type: list
+      elements: int
       sample: [0, 12288]
     output:
       description:
