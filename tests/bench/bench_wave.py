@@ -250,10 +250,10 @@ def hosts(count: int) -> t.Iterator[tuple[pathlib.Path, pathlib.Path]]:
                 time.sleep(1)
 
 
-def armed_within(runs: list[t.Any]) -> float:
-    """Return how far apart the hosts were armed, in seconds, by the controller's clock."""
+def armed_within(runs: list[t.Any]) -> str:
+    """Return how far apart the hosts were armed, in seconds by the controller's clock; empty where none was."""
     armed = [times["armed"] - clock["skew_seconds"] for _outcome, times, clock in runs if times and times["armed"]]
-    return max(armed) - min(armed) if armed else float("nan")
+    return f"{max(armed) - min(armed):.2f}" if armed else ""
 
 
 def main() -> None:
@@ -284,7 +284,7 @@ def main() -> None:
         above = (row.seconds - SECONDS * bool(row.runs)) / ping
         outcomes = {outcome: sum(run[0] == outcome for run in row.runs) for outcome, _times, _clock in row.runs}
         print(
-            f"{title:<36} {row.seconds:>8.1f} {above:>16.2f} {row.memory:>6.0f} {armed_within(row.runs):>15.2f}"
+            f"{title:<36} {row.seconds:>8.1f} {above:>16.2f} {row.memory:>6.0f} {armed_within(row.runs):>15}"
             f"  {outcomes or ''}"
         )
 
