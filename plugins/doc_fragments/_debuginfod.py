@@ -15,7 +15,8 @@ options:
         information has priority.
       - The program C(debuginfod-find) fetches a file where it is installed, otherwise the module does so over HTTP,
         through the proxy of the environment (C(http_proxy), C(https_proxy), C(no_proxy)). A file is used only if it is
-        a whole ELF file with the requested build-id. A download that was interrupted starts again.
+        a whole ELF file with the requested build-id. A download that was interrupted starts again. Over HTTP, no
+        redirection to another protocol is followed.
       - The files are kept in the builder's O(store). C(HOME) and C(DEBUGINFOD_URLS) of the builder are ignored.
     type: dict
     suboptions:
@@ -28,13 +29,14 @@ options:
       timeout_seconds:
         description:
           - How long fetching one file may take, in seconds, from all servers together. A server may unpack a large
-            package before it sends the first byte.
+            package before it sends the first byte. At most 86400.
         type: int
         default: 300
       max_cache_bytes:
         description:
           - The largest size of all files that are kept, as a number of bytes or with a unit as in V(10G). The longest
-            unused files are removed for new ones. A file that is larger is not fetched.
+            unused files are removed for new ones, and by each build that uses the cache. Files that a build uses stay
+            while it runs. A file that is larger is not fetched.
           - The debug information of one kernel has from 0.3 to 1.2 GB. 512 MiB of the file system always stay free.
         type: bytes
         default: 10G

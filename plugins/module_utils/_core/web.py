@@ -12,6 +12,8 @@ import contextlib
 import http.client
 import threading
 import typing as t
+import urllib.error
+import urllib.parse
 import urllib.request
 
 #: How long to wait for a connection.
@@ -54,13 +56,31 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
         return self.do_open(_TlsConnection, req)
 
 
+class RedirectRefused(urllib.error.URLError):
+    """A server redirects to another protocol, or from HTTPS to HTTP."""
+
+
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    def http_error_302(
+        self, req: urllib.request.Request, fp: t.Any, code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> t.Any:
+        # Parsed as the base class does it, which then allows FTP and the way from HTTPS to HTTP.
+        target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
+        allowed = ("https",) if urllib.parse.urlsplit(req.full_url).scheme == "https" else ("http", "https")
+        if urllib.parse.urlsplit(target).scheme not in allowed:
+            raise RedirectRefused("redirection refused")
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 _HANDLERS = (
     urllib.request.ProxyHandler,
     _HttpHandler,
     _HttpsHandler,
     urllib.request.HTTPDefaultErrorHandler,
     urllib.request.HTTPErrorProcessor,
-    urllib.request.HTTPRedirectHandler,
+    _RedirectHandler,
     urllib.request.UnknownHandler,
 )
 
@@ -68,12 +88,15 @@ _HANDLERS = (
 def open_url(url: str, seconds: float | None = None) -> http.client.HTTPResponse:
     """Send a GET request over HTTP or HTTPS, through the environment's proxy; return the answer, to be closed.
 
-    No redirection leads to another protocol. ``seconds`` is the time for each read, None for no bound.
+    No redirection leads to another protocol, nor from HTTPS to HTTP. ``seconds`` is the time for each read, None for no
+    bound.
 
+    :raises RedirectRefused: the answer is a redirection to there.
     :raises urllib.error.HTTPError: the status is not one of success.
     :raises urllib.error.URLError: no connection.
     :raises OSError: the connection broke down.
     :raises http.client.HTTPException: the answer is not HTTP.
+    :raises ValueError: a proxy of the environment is not a URL.
     """
     opener = urllib.request.OpenerDirector()
     for handler in _HANDLERS:

@@ -14,7 +14,9 @@ import dataclasses
 import fnmatch
 import hashlib
 import os
+import re
 import shutil
+import stat
 import time
 import typing as t
 
@@ -33,6 +35,8 @@ from .toolchain import Kernel
 RESERVE_BYTES = 512 << 20
 _CACHE = ".debuginfo"
 _ATTEMPTS = 3
+# Part of a path on the builder, and given by the traced host.
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +88,7 @@ def choose_debug_info(params: t.Mapping[str, t.Any], kernel: Kernel, probed: t.M
     """
     source = read_debuginfod(params["debuginfod"])
     build_id = check_build_id("build_id", params["build_id"]) if params["build_id"] else None
-    given = {
-        name.replace("-", "_"): check_build_id(f"module_build_ids.{name}", str(text))
-        for name, text in (params["module_build_ids"] or {}).items()
-        if text is not None
-    }
+    given = _read_module_ids(params["module_build_ids"] or {})
     modules = {name: text for name, text in given.items() if any(fnmatch.fnmatchcase(name, one) for one in probed)}
     exact = not any(map(is_wild, probed))
     own = _own_build_id(kernel)
@@ -103,6 +103,22 @@ def choose_debug_info(params: t.Mapping[str, t.Any], kernel: Kernel, probed: t.M
         hint = f"Install the debug package of the traced host's {kernel.release}, or use a debuginfod server."
         raise InvalidInput("build_id", build_id, problem, hint, phase="debuginfo")
     return DebugInfo(build_id, modules, exact, source)
+
+
+def _read_module_ids(option: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Return the option ``module_build_ids``: build-ids by name, without those that the traced host does not know.
+
+    :raises InvalidInput: a name is not that of a module, or a build-id is not one.
+    """
+    given = {}
+    for name, text in option.items():
+        if not _MODULE_NAME.match(name):
+            problem = "The name of a kernel module has only letters, digits, underscores and hyphens."
+            hint = "Pass the module_build_ids that stap_probe_info returns on the traced host."
+            raise InvalidInput("module_build_ids", name, problem, hint, phase="debuginfo")
+        if text is not None:
+            given[name.replace("-", "_")] = check_build_id(f"module_build_ids.{name}", str(text))
+    return given
 
 
 def _own_build_id(kernel: Kernel) -> str | None:
@@ -152,7 +168,7 @@ class DebugCache:
         """
         with contextlib.ExitStack() as stack:
             paths = {key: stack.enter_context(self._held(key, what)) for key, what in info.wanted(release).items()}
-            self._prune_old()
+            self._prune()
             build_id = info.build_id or ""
             modules = {name: paths[key] for name, key in info.modules.items()}
             yield DebugFiles(build_id, paths[build_id], modules, info.exact)
@@ -177,9 +193,10 @@ class DebugCache:
         return os.path.join(self._directory, "files", build_id)
 
     def _has(self, build_id: str) -> bool:
-        """Return whether a file is in the cache, and still whole."""
+        """Return whether a file is in the cache, and still whole; a link in its place is none."""
+        path = self._path(build_id)
         try:
-            return file_build_id(self._path(build_id)) == build_id
+            return stat.S_ISREG(os.lstat(path).st_mode) and file_build_id(path) == build_id
         except (OSError, ElfError):
             return False
 
@@ -191,7 +208,7 @@ class DebugCache:
         try:
             room = _Room(self, self._source, build_id, what)
             found = fetch(self._source, build_id, what, work, room)
-            room.make(os.path.getsize(found), is_written=True)
+            room.keep(os.path.getsize(found))
             with open(found, "rb") as stream:
                 os.fchmod(stream.fileno(), 0o644)
                 os.fsync(stream.fileno())
@@ -211,11 +228,14 @@ class DebugCache:
                 found.append((status.st_mtime, name, status.st_size))
         return sorted(found)
 
-    def _prune_old(self) -> None:
-        """Remove files that no build used within ``max_cache_age``, and leftovers of killed downloads."""
-        for used, build_id, _size in self.entries():
-            if time.time() - used > self._source.max_cache_age_seconds:
-                self.remove(build_id)
+    def _prune(self) -> None:
+        """Remove unused files beyond the bounds of age and size, and leftovers of killed downloads."""
+        entries = self.entries()
+        kept = sum(size for _used, _build_id, size in entries)
+        for used, build_id, size in entries:
+            too_old = time.time() - used > self._source.max_cache_age_seconds
+            if (too_old or kept > self._source.max_cache_bytes) and self.remove(build_id):
+                kept -= size
         for name in filter(BUILD_ID.match, Root(self._directory).listdir("work")):
             with self._store.unused(f"debuginfo-{name}") as unused:
                 if unused:
@@ -258,32 +278,58 @@ class _Room:
         self._build_id = build_id
         self._what = what
 
-    def bound(self) -> int:
-        return max(0, min(self._source.max_cache_bytes, self._cache.free_bytes()))
+    def limit(self) -> int:
+        return self._source.max_cache_bytes
 
-    def make(self, size: int, is_written: bool = False) -> None:
-        """Make room for a file of this size, in bytes; the longest unused files are removed for it.
+    def free_bytes(self) -> int:
+        return max(0, min(self.limit(), self._cache.free_bytes()))
 
-        :param is_written: the file is on the file system already.
+    def check(self, size: int) -> None:
+        """Check that a file of this size fits, if all others make room for it; none is removed for a mere claim.
+
+        :raises DebuginfoError: it does not.
+        """
+        if size > self.limit():
+            raise self._too_large(size)
+        free = self._cache.free_bytes()
+        if free + sum(bytes_ for _build_id, bytes_ in self._others()) < max(size, 1):
+            raise self._no_space(size, free)
+
+    def make(self, count: int) -> None:
+        """Make room on the file system for the next ``count`` bytes; the longest unused files are removed for it.
+
         :raises DebuginfoError: there is not enough.
         """
-        most = self._source.max_cache_bytes
-        if size > most:
-            problem = (
-                f"The debug information of {self._what} has {size} bytes, and debuginfod.max_cache_bytes is {most}."
-            )
-            raise DebuginfoError("debuginfod.max_cache_bytes", most, problem, f"Set it to {size} or more.")
-        others = [(build_id, bytes_) for _used, build_id, bytes_ in self._cache.entries() if build_id != self._build_id]
+        if self._cache.free_bytes() >= count:
+            return
+        for build_id, _bytes in self._others():
+            if self._cache.remove(build_id) and self._cache.free_bytes() >= count:
+                return
+        raise self._no_space(0, self._cache.free_bytes())
+
+    def keep(self, size: int) -> None:
+        """Make room within the cache's bound for a checked file; the longest unused files are removed for it.
+
+        :raises DebuginfoError: the file is larger than the bound.
+        """
+        if size > self.limit():
+            raise self._too_large(size)
+        others = self._others()
         kept = sum(bytes_ for _build_id, bytes_ in others)
-        needed = 0 if is_written else max(size, 1)
         for build_id, bytes_ in others:
-            if kept + size <= most and self._cache.free_bytes() >= needed:
+            if kept + size <= self.limit():
                 break
             if self._cache.remove(build_id):
                 kept -= bytes_
-        free = self._cache.free_bytes()
-        if free < needed and not is_written:
-            raise self._no_space(size, free)
+
+    def _others(self) -> list[tuple[str, int]]:
+        """Return build-id and size of the other files in the cache, the longest unused first."""
+        return [(key, size) for _used, key, size in self._cache.entries() if key != self._build_id]
+
+    def _too_large(self, size: int) -> DebuginfoError:
+        most = self.limit()
+        problem = f"The debug information of {self._what} has {size} bytes, and debuginfod.max_cache_bytes is {most}."
+        return DebuginfoError("debuginfod.max_cache_bytes", most, problem, f"Set it to {size} or more.")
 
     def _no_space(self, size: int, free: int) -> DebuginfoError:
         directory = self._cache.directory

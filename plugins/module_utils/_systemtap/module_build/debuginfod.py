@@ -24,6 +24,7 @@ OPTIONS: dict[str, t.Any] = {
     },
 }
 """The specification of the option ``debuginfod`` of modules."""
+_MOST_SECONDS = 86_400
 BUILD_ID = re.compile(r"(?:[0-9a-f]{2}){8,64}\Z")
 
 
@@ -63,9 +64,11 @@ def read_debuginfod(option: t.Mapping[str, t.Any] | None) -> Debuginfod | None:
         problem = "At least one debuginfod server is needed."
         hint = "Name one, such as https://debuginfod.debian.net, or leave the option debuginfod out."
         raise InvalidInput("debuginfod.servers", [], problem, hint)
-    for name in ("timeout_seconds", "max_cache_bytes"):
-        if option[name] < 1:
-            raise InvalidInput(f"debuginfod.{name}", option[name], f"{name} takes 1 or more.")
+    if option["max_cache_bytes"] < 1:
+        raise InvalidInput("debuginfod.max_cache_bytes", option["max_cache_bytes"], "max_cache_bytes takes 1 or more.")
+    if not 1 <= option["timeout_seconds"] <= _MOST_SECONDS:
+        problem = f"timeout_seconds takes a number from 1 to {_MOST_SECONDS}."
+        raise InvalidInput("debuginfod.timeout_seconds", option["timeout_seconds"], problem)
     age = parse_age(option["max_cache_age"], "debuginfod.max_cache_age")
     return Debuginfod(servers, option["timeout_seconds"], option["max_cache_bytes"], age)
 
@@ -79,6 +82,8 @@ def _read_server(index: int, text: str) -> str:
         parts = urllib.parse.urlsplit(text)
         port = parts.port
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+        # As the resolver does it: it takes no empty label and none of more than 63 characters.
+        (parts.hostname or "").encode("idna")
     except ValueError:
         raise InvalidInput(option, None, "The URL of a debuginfod server cannot be read.", hint) from None
     if parts.username is not None or parts.password is not None:

@@ -26,7 +26,7 @@ import urllib.error
 
 from ..._core import command
 from ..._core.errors import TapvirtError
-from ..._core.web import call_in_time, open_url
+from ..._core.web import RedirectRefused, call_in_time, open_url
 from ..._core.write import make_directories
 from ..._kernel.image.elf import ElfError
 from ..._kernel.image.identity import file_build_id
@@ -40,6 +40,9 @@ _PROBE_SECONDS = 30
 _ATTEMPTS = 3
 _LATE_HINT = "Set debuginfod.timeout_seconds higher: a server may unpack a large package first."
 _BLOCK_BYTES = 1 << 20
+_CORRECT = "Correct debuginfod.servers."
+_CORRECT_PROXY = "Correct http_proxy or https_proxy of the builder's environment."
+_REMOVE = "Remove the server from debuginfod.servers, or report this to its administrator."
 _NO_FILE = "/buildid/" + "0" * 40 + "/debuginfo"
 # A bound for debuginfod-find of any version: DEBUGINFOD_MAXSIZE came with elfutils 0.186.
 _BOUNDED = """
@@ -68,11 +71,20 @@ _ERRORS = (OSError, http.client.HTTPException, TapvirtError, _Failure, ValueErro
 class Room(t.Protocol):
     """The place for a file."""
 
-    def bound(self) -> int:
-        """Return how many bytes a file of unknown size may have."""
+    def limit(self) -> int:
+        """Return how many bytes a file may have."""
 
-    def make(self, size: int) -> None:
-        """Make room for a file of this size, in bytes.
+    def free_bytes(self) -> int:
+        """Return how many bytes of a file can be written before :meth:`make` is called."""
+
+    def check(self, size: int) -> None:
+        """Check that there can be room for a file that claims to have this size, in bytes.
+
+        :raises DebuginfoError: there cannot.
+        """
+
+    def make(self, count: int) -> None:
+        """Make room for the next ``count`` bytes of a file.
 
         :raises DebuginfoError: there is not enough.
         """
@@ -107,8 +119,8 @@ def fetch(source: Debuginfod, build_id: str, what: str, work: str, room: Room) -
     :raises DebuginfoError: no server brought it within the time, or there is no room for it.
     """
     deadline = time.monotonic() + source.timeout_seconds
-    room.make(0)
-    path = _find(source, build_id, work, room.bound(), deadline)
+    room.check(0)
+    path = _find(source, build_id, work, room.free_bytes(), deadline)
     if path is not None:
         return path
     # Where debuginfod-find fails, it gives one reason for all servers: they are asked one by one.
@@ -186,8 +198,8 @@ def _receive(server: str, build_id: str, path: str, room: Room) -> None:
     with _responding(server, build_id) as response, open(path, "wb") as stream:
         size = _declared_size(response.headers)
         if size is not None:
-            room.make(size)
-        bound = room.bound() if size is None else size
+            room.check(size)
+        bound = room.limit() if size is None else size
         received = 0
         while True:
             block = _read_block(response, received, size)
@@ -198,6 +210,7 @@ def _receive(server: str, build_id: str, path: str, room: Room) -> None:
                 raise _Failure(
                     f"sends more than {bound} bytes", "Remove the server, or set debuginfod.max_cache_bytes higher."
                 )
+            room.make(len(block))
             stream.write(block)
     if size is not None and received < size:
         raise _interrupted(received, size)
@@ -223,35 +236,41 @@ def _responding(server: str, build_id: str) -> t.Iterator[http.client.HTTPRespon
 
     :raises _Failure: it is another answer than a file.
     """
-    correct = "Correct debuginfod.servers."
     try:
         response = open_url(f"{server}/buildid/{build_id}/debuginfo")
+    except RedirectRefused:
+        raise _Failure("redirects the request to another protocol", _CORRECT) from None
     except urllib.error.HTTPError as error:
         with error:
             raise _refusal(error) from None
     except urllib.error.URLError as error:
         raise _unreachable(error.reason) from None
+    except (ValueError, http.client.InvalidURL):
+        raise _Failure("cannot be asked, because the proxy of the environment is not a URL", _CORRECT_PROXY) from None
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, (ConnectionResetError, http.client.RemoteDisconnected)):
             raise _interrupted(0, None) from None
-        raise _Failure("does not answer in HTTP, so it is not a debuginfod server", correct) from None
+        raise _Failure("does not answer in HTTP, so it is not a debuginfod server", _CORRECT) from None
     with contextlib.closing(response):
         if _is_page(response.headers):
-            raise _Failure("answers with a web page, so it is not a debuginfod server", correct)
+            raise _Failure("answers with a web page, so it is not a debuginfod server", _CORRECT)
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise _Failure("sends a compressed answer to a request for one that is not", _REMOVE)
         yield response
 
 
 def _refusal(error: urllib.error.HTTPError) -> _Failure:
     """Return why a server refuses a file, from its answer."""
-    correct = "Correct debuginfod.servers."
     if error.code == 404 and not _is_page(error.headers):
         hint = "Add the server of the traced host's distribution to debuginfod.servers, or install the debug package."
         return _Failure("does not have this build-id", hint)
     if error.code == 404:
-        return _Failure("answers with a web page (404), so it is not a debuginfod server", correct)
+        return _Failure("answers with a web page (404), so it is not a debuginfod server", _CORRECT)
+    if error.code == 407:
+        return _Failure("cannot be reached, because the proxy answers with the HTTP status 407", _CORRECT_PROXY)
     if error.code >= 500:
         return _Failure(f"answers with the HTTP status {error.code}", "Run the task again, or use another server.")
-    return _Failure(f"refuses the request with the HTTP status {error.code}", correct)
+    return _Failure(f"refuses the request with the HTTP status {error.code}", _CORRECT)
 
 
 def _unreachable(reason: object) -> _Failure:
@@ -269,7 +288,11 @@ def _unreachable(reason: object) -> _Failure:
     if isinstance(reason, (ConnectionResetError, http.client.RemoteDisconnected)):
         return _interrupted(0, None)
     if isinstance(reason, str):
-        return _Failure("redirects the request to another protocol", "Correct debuginfod.servers.")
+        return _Failure("cannot be asked, because the proxy of the environment is no HTTP proxy", _CORRECT_PROXY)
+    tunnel = re.match(r"Tunnel connection failed: (\d{3})", str(reason))
+    if tunnel is not None:
+        detail = f"the proxy answers with the HTTP status {tunnel.group(1)}"
+        return _Failure(f"cannot be reached, because {detail}", _CORRECT_PROXY)
     detail = os.strerror(reason.errno) if isinstance(reason, OSError) and reason.errno else "no connection in time"
     hint = "Correct debuginfod.servers, or the builder's network, proxy and firewall."
     return _Failure(f"cannot be reached ({detail})", hint)
@@ -295,13 +318,12 @@ def _check(path: str, build_id: str) -> None:
     :raises _Failure: it is not.
     :raises OSError: it cannot be read.
     """
-    hint = "Remove the server from debuginfod.servers, or report this to its administrator."
     size = os.path.getsize(path)
     try:
         found = file_build_id(path)
     except ElfError as error:
         kind = "a damaged ELF file" if "damaged" in error.message else "not an ELF file"
-        raise _Failure(f"sent {size} bytes that are {kind}", hint) from None
+        raise _Failure(f"sent {size} bytes that are {kind}", _REMOVE) from None
     if found != build_id:
         other = "without a build-id" if found is None else f"with the build-id {found}"
-        raise _Failure(f"sent an ELF file {other}", hint)
+        raise _Failure(f"sent an ELF file {other}", _REMOVE)

@@ -84,6 +84,8 @@ def _link_files(modules: str, files: DebugFiles) -> None:
         if os.path.exists(place) and os.path.samefile(place, path):
             continue
         temporary = f"{place}.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # a killed build of the same number left it
         os.link(path, temporary)
         os.replace(temporary, place)
         with contextlib.suppress(FileNotFoundError):

@@ -278,3 +278,19 @@ def test_damaged_files_do_no_harm(tmp_path: pathlib.Path) -> None:
         with contextlib.suppress(ElfError):
             key = file_build_id(str(path))
             assert key is None or len(key) % 2 == 0
+
+
+NO_MODULES = ["../../../../../../../tmp/x", "/etc/x", "a/b", "", ".", "..", "a.ko", "a\0", "a\n", "x" * 65, "\u00e4"]
+
+
+@pytest.mark.parametrize("name", NO_MODULES)
+def test_the_name_of_a_module_cannot_lead_out_of_the_store(name: str) -> None:
+    """A traced host names its modules, and the builder links files of these names."""
+    with pytest.raises(InvalidInput) as caught:
+        choose(
+            probes=['module("*").function("x")'],
+            build_id=KERNEL_ID,
+            module_build_ids={name: MODULE_ID},
+            debuginfod=SERVERS,
+        )
+    assert caught.value.option == "module_build_ids" and "has only letters, digits" in caught.value.message

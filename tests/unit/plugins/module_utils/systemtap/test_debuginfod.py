@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gzip
+import http.client
 import http.server
+import io
 import os
 import pathlib
 import socket
@@ -14,9 +18,12 @@ import stat
 import threading
 import time
 import typing as t
+import urllib.request
 
 import pytest
-from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
+from ansible_collections.tapvirt.host.plugins.module_utils._core import web
+from ansible_collections.tapvirt.host.plugins.module_utils._core.disk import disk_errors
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
 from ansible_collections.tapvirt.host.plugins.module_utils._core.lock import LockTimeout
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import debuginfo, download
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfo import (
@@ -226,6 +233,136 @@ def test_a_wrong_server(store: Store, way: str, answer: str) -> None:
     assert f"{server.url} " in text and words in text, text
 
 
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "FILE:/etc/passwd", "data:,x", "https:/x\ty", "//"])
+def test_a_redirection_to_no_server_is_not_followed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    without_find(monkeypatch)
+
+    def redirect(request: Request, _number: int) -> None:
+        request.send_response(302)
+        request.send_header("Location", location)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    with WrongServer(redirect) as server:
+        text = failure(store, source(server.url, timeout=5)).message
+    assert f"could not be fetched: {server.url} " in text and "passwd" not in text
+
+
+def test_a_redirection_in_a_circle_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_find(monkeypatch)
+
+    def redirect(request: Request, _number: int) -> None:
+        request.send_response(302)
+        request.send_header("Location", request.path)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    with WrongServer(redirect) as server:
+        text = failure(store, source(server.url, timeout=10)).message
+        assert len(server.requests) < 100
+    assert f"{server.url} refuses the request with the HTTP status 302" in text
+
+
+def test_a_redirection_from_https_to_http_is_refused() -> None:
+    request = urllib.request.Request("https://debuginfod.example.net/buildid/00/debuginfo")
+    request.timeout = 5
+    opener = urllib.request.OpenerDirector()
+    handler = next(kind for kind in web._HANDLERS if issubclass(kind, urllib.request.HTTPRedirectHandler))()
+    opener.add_handler(handler)
+    for location, refused in (("http://debuginfod.example.net/x", True), ("https://other.example.net/x", False)):
+        headers = http.client.HTTPMessage()
+        headers["Location"] = location
+        if refused:
+            with pytest.raises(web.RedirectRefused):
+                handler.http_error_302(request, io.BytesIO(), 302, "Found", headers)
+        else:
+            # Nothing opens HTTPS here: the opener was asked, and has no handler.
+            assert handler.http_error_302(request, io.BytesIO(), 302, "Found", headers) is None
+
+
+def test_a_redirection_to_another_server_is_followed(
+    store: Store, elf: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_find(monkeypatch)
+    with WrongServer(lambda request, _number: send(request, elf[KERNEL_ID])) as mirror:
+
+        def redirect(request: Request, _number: int) -> None:
+            request.send_response(307)
+            request.send_header("Location", mirror.url + request.path)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+
+        with WrongServer(redirect) as server:
+            hold(store, source(server.url))
+    assert cached_files(store) == [KERNEL_ID]
+
+
+def test_a_compressed_answer_is_refused_by_its_name(
+    store: Store, elf: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_find(monkeypatch)
+    content = gzip.compress(elf[KERNEL_ID])
+
+    def answer(request: Request, _number: int) -> None:
+        assert request.headers["Accept-Encoding"] == "identity"
+        request.send_response(200)
+        request.send_header("Content-Encoding", "gzip")
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    with WrongServer(answer) as server:
+        assert f"{server.url} sends a compressed answer" in failure(store, source(server.url)).message
+
+
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("foo://127.0.0.1:1", "the proxy of the environment is no HTTP proxy"),
+        ("http:/127.0.0.1", "the proxy of the environment is not a URL"),
+        ("http://127.0.0.1:port", "the proxy of the environment is not a URL"),
+        ("http://me:secret@127.0.0.1:1", "refuses connections"),
+    ],
+)
+def test_a_wrong_proxy_is_said_without_its_password(
+    store: Store, monkeypatch: pytest.MonkeyPatch, proxy: str, words: str
+) -> None:
+    without_find(monkeypatch)
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    text = failure(store, source("http://debuginfod.example.net")).message
+    assert f"http://debuginfod.example.net {'cannot be asked, because ' if 'proxy' in words else ''}{words}" in text
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_a_password(store: Store, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    without_find(monkeypatch)
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(407, "\x1b[2J")
+
+        def do_GET(self) -> None:
+            self.do_CONNECT()
+
+        def log_message(self, *_args: t.Any, **_options: t.Any) -> None:
+            """Write no log."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        error = failure(store, source(f"{scheme}://debuginfod.example.net"))
+        proxy.shutdown()
+    assert error.message.endswith(
+        f"{scheme}://debuginfod.example.net cannot be reached, because the proxy answers with the HTTP status 407. "
+        "Correct http_proxy or https_proxy of the builder's environment."
+    )
+
+
 def test_a_redirection_to_another_protocol_is_not_followed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     without_find(monkeypatch)
     with socket.socket() as ftp:
@@ -410,6 +547,88 @@ def test_the_longest_unused_files_make_room(store: Store, elf: dict[str, bytes],
     assert cached_files(store) == sorted([KERNEL_ID, MODULE_ID])
 
 
+def test_a_mere_claim_removes_no_other_file(store: Store, elf: dict[str, bytes], way: str) -> None:
+    for key in (OTHER_ID, MODULE_ID):
+        fill(store, elf, key, 1)
+    bound = len(elf[MODULE_ID]) + len(elf[OTHER_ID])
+    with WrongServer(lambda request, _number: send(request, b"x", size=bound)) as server, pytest.raises(DebuginfoError):
+        hold(store, source(server.url, size=bound))
+    assert cached_files(store) == sorted([MODULE_ID, OTHER_ID])
+
+
+def test_files_make_room_on_a_full_disk_as_they_come(
+    store: Store, elf: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_find(monkeypatch)
+    for key, days in ((OTHER_ID, 2), (MODULE_ID, 1)):
+        fill(store, elf, key, days)
+    capacity = len(elf[OTHER_ID]) + len(elf[MODULE_ID]) + 100
+
+    def free_bytes(cache: DebugCache) -> int:
+        work = pathlib.Path(store.directory) / ".debuginfo" / "work"
+        written = sum(path.stat().st_size for path in work.rglob("file"))
+        return capacity - written - sum(size for _used, _key, size in cache.entries())
+
+    monkeypatch.setattr(DebugCache, "free_bytes", free_bytes)
+    with WrongServer(lambda request, _number: send(request, elf[KERNEL_ID])) as server:
+        hold(store, source(server.url))
+        assert cached_files(store) == sorted([KERNEL_ID, MODULE_ID])
+        capacity = 100 + len(elf[MODULE_ID])
+        for key in (KERNEL_ID, MODULE_ID):
+            DebugCache(store, source(server.url)).remove(key)
+        fill(store, elf, MODULE_ID, 1)
+        with store.locked(f"debuginfo-{MODULE_ID}", shared=True), pytest.raises(DebuginfoError) as caught:
+            hold(store, source(server.url))
+    assert "needs hundreds of MiB, and the file system of" in caught.value.message
+    assert cached_files(store) == [MODULE_ID]
+
+
+def test_a_lower_bound_is_kept_by_the_next_build(store: Store, elf: dict[str, bytes]) -> None:
+    for key, days in ((OTHER_ID, 2), (MODULE_ID, 1), (KERNEL_ID, 3)):
+        fill(store, elf, key, days)
+    hold(store, source("http://127.0.0.1:1", size=len(elf[KERNEL_ID]) + len(elf[MODULE_ID])))
+    assert cached_files(store) == sorted([KERNEL_ID, MODULE_ID])
+    # What the build uses stays.
+    hold(store, source("http://127.0.0.1:1", size=1))
+    assert cached_files(store) == [KERNEL_ID]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    store: Store, elf: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_find(monkeypatch)
+
+    class Full(io.BytesIO):
+        def write(self, _data: t.Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download, "open", lambda *_args: Full(), raising=False)
+    sentence = "its file system has no space left. Nothing"
+    with WrongServer(lambda request, _number: send(request, elf[KERNEL_ID])) as server, pytest.raises(
+        TapvirtError, match=sentence
+    ), disk_errors("Nothing."):
+        hold(store, source(server.url))
+    assert cached_files(store) == []
+
+
+def test_links_in_the_place_of_a_file_are_not_followed(
+    store: Store, elf: dict[str, bytes], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_find(monkeypatch)
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(elf[KERNEL_ID])
+    path = fill(store, elf, KERNEL_ID, 0)
+    path.unlink()
+    path.symlink_to(foreign)
+    with WrongServer(lambda request, _number: send(request, elf[KERNEL_ID])) as server:
+        hold(store, source(server.url))
+        assert len(server.requests) == 1
+    assert not path.is_symlink() and foreign.read_bytes() == elf[KERNEL_ID]
+    other = path.with_name(OTHER_ID)
+    other.symlink_to(foreign)
+    assert DebugCache(store, source("http://a")).remove(OTHER_ID) and foreign.exists()
+
+
 def test_a_file_in_use_stays(store: Store, elf: dict[str, bytes]) -> None:
     fill(store, elf, KERNEL_ID, 0)
     where = source("http://127.0.0.1:1")
@@ -462,6 +681,7 @@ def test_the_option_is_read() -> None:
 
 NO_URLS = ["", "debuginfod.example.net", "ftp://a", "file:///srv", "https://", "http://a b", "http://a\nb"]
 NO_URLS += ["http://a?x=1", "http://a/#x", "http://a:99999", "http://a:0", "http://[::1", "http://\u00e4.example"]
+NO_URLS += ["http://a..example", f"http://{'a' * 64}.example"]
 
 
 @pytest.mark.parametrize("server", NO_URLS)
@@ -482,6 +702,7 @@ def test_a_password_is_refused_and_not_shown() -> None:
     [
         ({"servers": []}, "debuginfod.servers"),
         ({"timeout_seconds": 0}, "debuginfod.timeout_seconds"),
+        ({"timeout_seconds": 10**10}, "debuginfod.timeout_seconds"),
         ({"max_cache_bytes": 0}, "debuginfod.max_cache_bytes"),
         ({"max_cache_age": "30 days"}, "debuginfod.max_cache_age"),
     ],
@@ -495,8 +716,6 @@ def test_a_bound_that_is_none_is_refused(change: dict[str, t.Any], option: str) 
 def test_a_connection_that_nobody_accepts_does_not_take_all_the_time(
     store: Store, elf: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ansible_collections.tapvirt.host.plugins.module_utils._core import web
-
     without_find(monkeypatch)
     monkeypatch.setattr(web, "CONNECT_SECONDS", 0.5)
     with contextlib.ExitStack() as stack:
