@@ -5,7 +5,8 @@
 
 Private to the collection. The verdict is that of ``stap -p1`` (release 5.6, parse.cxx), without SystemTap, in linear
 time and bounded depth. Beyond it, a misspelt keyword that would read as the name of a function is refused here,
-and so is a printf whose values are not as many as its format takes.
+and so is what the next pass of stap always refuses: a printf whose values are not as many as its format takes, and an
+operator in the place of an array.
 """
 
 from __future__ import annotations
