@@ -27,6 +27,7 @@ class Host:
     cpus: int = 1
     only_when_named: bool = False
     signed_modules: bool = False
+    selinux: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import ssh, state
 from .describe import Host
 
-GROUPS = ("trace_hosts", "builders", "xen_hosts", "virt_hosts", "secure_hosts")
+GROUPS = ("trace_hosts", "builders", "xen_hosts", "virt_hosts", "secure_hosts", "selinux_hosts")
 
 
 def write(path: Path, running: list[tuple[Host, state.Started]], key: Path, known_hosts: Path) -> Path:

@@ -25,6 +25,13 @@ python3 -c 'import json, libvirt, platform, subprocess, tempfile, zipfile; libvi
 staprun -V
 sync
 """,
+    "selinux": """
+set -e
+test "$(cat /sys/fs/selinux/enforce)" = 1
+python3 -c 'import json, platform, subprocess, tempfile, zipfile'
+staprun -V
+sync
+""",
     "xen": """
 set -e
 xl list
@@ -50,7 +57,7 @@ class Disk:
 
 def warm_up(host: Host) -> str:
     """A script that a machine runs once before it is saved."""
-    return _WARM_UP[host.kind]
+    return _WARM_UP["selinux" if host.selinux else host.kind]
 
 
 @dataclass(frozen=True)
@@ -105,11 +112,13 @@ def _kernel(host: Host, disk: Disk, inside: Callable[[Path], str]) -> list[str]:
     identity = hashlib.sha256(host.name.encode()).hexdigest()[:32]
     console = "hvc0" if host.kind == "xen" else "ttyS0"
     line = (
-        f"root=/dev/vda rw console={console} net.ifnames=0 mitigations=off audit=0 rdinit=/lab-init "
+        f"root=/dev/vda rw console={console} net.ifnames=0 mitigations=off audit={int(host.selinux)} rdinit=/lab-init "
         f"systemd.show_status=error systemd.hostname={host.name} systemd.machine_id={identity}"
     )
     if host.signed_modules:
         line += " module.sig_enforce=1"
+    if host.selinux:
+        line += " security=selinux enforcing=1"
     kernel, initrd = inside(disk.folder / "vmlinuz"), inside(disk.folder / "initrd")
     if host.kind == "xen":
         hypervisor = ["-kernel", inside(disk.folder / "xen"), "-append", "dom0_mem=2048M console=com1 com1=115200,8n1"]

@@ -140,7 +140,8 @@ class Making:
             disk, accel = self._part("disk xen", self._xen_disk), "tcg"
         else:
             suite = host.kernel or ""
-            disk = self._part(f"disk {suite}", partial(self._disk, suite))
+            root = "selinux" if host.selinux else "guest"
+            disk = self._part(f"disk {suite} {root}", partial(self._disk, suite, root))
             accel = self._part("accelerator", partial(self._accelerator, suite)).result()
         maker = GuestMaker(self._store, self._emulator(), accel, self._login, self._say, self._interrupted)
         made = disk.result()
@@ -164,11 +165,12 @@ class Making:
         self._say(f"guests run by {accel}")
         return accel
 
-    def _disk(self, suite: str) -> Disk:
+    def _disk(self, suite: str, root_name: str) -> Disk:
         kernel = self._kernel(suite)
-        root = self._root("guest").result()
+        root = self._root(root_name).result()
         fetched = kernel.result()
-        return self._make_disk(suite, root, fetched.tree, fetched.release, fetched.version)
+        name = suite if root_name == "guest" else f"{suite}-{root_name}"
+        return self._make_disk(name, root, fetched.tree, fetched.release, fetched.version)
 
     def _xen_disk(self) -> Disk:
         root = self._root("xen").result()

@@ -77,6 +77,9 @@ _FIRST_INIT_HOOK = """\
 [ "$1" = prereqs ] || install -m 755 /etc/initramfs-tools/lab-init "$DESTDIR/lab-init"
 """
 
+# Of a root with SELinux: the label of each file.
+_FILE_CONTEXTS = "etc/selinux/default/contexts/files/file_contexts"
+
 FILES: dict[str, str] = {
     "etc/ssh/sshd_config.d/lab.conf": _SSHD,
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
@@ -169,6 +172,8 @@ def make_disk(root: Path, kernel_tree: Path | None, release: str, keys: dict[str
     run(["chroot", tree, "systemctl", "enable", "lab-network.service"])
     run(["chroot", tree, "depmod", release])
     run(["chroot", tree, "update-initramfs", "-c", "-k", release])
+    if (tree / _FILE_CONTEXTS).exists():
+        run(["chroot", tree, "setfiles", "-F", f"/{_FILE_CONTEXTS}", "/"])
     shutil.copyfile(tree / "boot" / f"vmlinuz-{release}", out / "vmlinuz")
     shutil.copyfile(tree / "boot" / f"initrd.img-{release}", out / "initrd")
     for hypervisor in (tree / "boot").glob("xen-*-amd64.gz"):

@@ -160,13 +160,23 @@ def test_only_a_guest_of_signed_modules_has_firmware_whose_variables_are_its_own
     assert not any("pflash" in word or "sig_enforce" in word for word in other)
 
 
+def test_only_a_guest_with_selinux_enforces_it_and_logs_denials(description):
+    disk = machines.Disk(Path("/cache/disk-1"), "6.12")
+    lines = {}
+    for name in ("selinux1", "trace2"):
+        words = machines.words(description.hosts[name], disk, "tcg", 0, str)
+        lines[name] = words[words.index("-append") + 1].split()
+    assert {"security=selinux", "enforcing=1", "audit=1"} <= set(lines["selinux1"])
+    assert "audit=0" in lines["trace2"] and not {"security=selinux", "enforcing=1"} & set(lines["trace2"])
+
+
 def test_the_inventory_has_every_group_and_the_running_hosts_in_theirs(tmp_path, description):
     started = state.Started("trace1", 1, 2, 20022, "tcg", "boot", "6.1.0-1-cloud-amd64")
     path = inventory.write(
         tmp_path / "inventory.yml", [(description.hosts["trace1"], started)], tmp_path / "key", tmp_path / "known hosts"
     )
     groups = json.loads(path.read_text())
-    assert set(groups) == {"trace_hosts", "builders", "xen_hosts", "virt_hosts", "secure_hosts"}
+    assert set(groups) == {"trace_hosts", "builders", "xen_hosts", "virt_hosts", "secure_hosts", "selinux_hosts"}
     host = groups["trace_hosts"]["hosts"]["trace1"]
     assert host == groups["virt_hosts"]["hosts"]["trace1"]
     assert (host["ansible_port"], host["lab_kernel"]) == (20022, "6.1.0-1-cloud-amd64")
