@@ -17,6 +17,7 @@ from pathlib import Path
 from .lab import lab_up
 from .prepare import (
     BROWSER_PACKAGES,
+    RPM_PACKAGES,
     SANITY_PYTHONS,
     TARGET_PYTHONS,
     Place,
@@ -211,8 +212,8 @@ class Gates:
                 f"unit-{version}", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env | self.soak
             )
 
-        if browser := available(BROWSER_PACKAGES):
-            ensure_packages(self.steps, browser)
+        if optional := available([*BROWSER_PACKAGES, *RPM_PACKAGES]):
+            ensure_packages(self.steps, optional)
         main = ["pytest", "-n", "2", "--dist", "loadfile", "tests/unit"]
         env = self.place.env | self.soak
         self.gate(f"unit: pytest under Python {self.place.python}", lambda: self._pytest("unit", main, env))
@@ -238,8 +239,8 @@ class Gates:
 
         def up() -> Tally:
             inventory.append(lab_up(self.steps, None))
-            if self.soak:  # it takes minutes to start
-                lab_up(self.steps, ["xen1"])
+            if self.soak:  # they take minutes to start
+                lab_up(self.steps, ["xen1", "selinux1"])
             return Tally(passed=1)
 
         def body() -> Tally:

@@ -40,6 +40,8 @@ VIRT_PACKAGES = [
 ]
 # Opens pages in tests. Not every release of Debian and Ubuntu has it.
 BROWSER_PACKAGES = ["chromium-headless-shell"]
+# Package managers of other families, on which tests run the roles.
+RPM_PACKAGES = ["createrepo-c", "dnf", "rpm", "zypper"]
 NAMESPACE_PATH = Path("ansible_collections/tapvirt/host")
 # Of the controller, best first: tests/requirements.txt says which ansible-core goes with which.
 PYTHONS = ["3.14", "3.13", "3.12", "3.11"]
