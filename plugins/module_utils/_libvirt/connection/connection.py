@@ -74,6 +74,9 @@ INTERPRETERS = ("/usr/bin/python3", "/usr/libexec/platform-python", "/usr/local/
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:[^\s\x00-\x1f]*\Z")
 # The drivers of libvirt (https://libvirt.org/drivers.html).
 _DRIVERS = ("bhyve", "ch", "esx", "gsx", "hyperv", "lxc", "openvz", "qemu", "test", "vbox", "vpx", "vz", "xen")
+# libvirt keeps the words of virt-aa-helper to its log (security_apparmor.c).
+_NO_PROFILE = "cannot load AppArmor profile"
+_PROFILE_HINT = " The log of libvirt's daemon has the reason of virt-aa-helper, such as an image below /usr/share."
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
 _WAKE_MILLISECONDS = 200
@@ -92,7 +95,9 @@ class LibvirtFailure(TapvirtError):
             text = text.replace(uri, shown_uri(uri))
         text = mask_secrets(" ".join(text.split()))
         self.code: int = error.get_error_code() or 0
-        super().__init__(f"{doing} failed: {text.rstrip('.')} (libvirt error {self.code}).", libvirt_error=self.code)
+        hint = _PROFILE_HINT if _NO_PROFILE in text else ""
+        message = f"{doing} failed: {text.rstrip('.')} (libvirt error {self.code}).{hint}"
+        super().__init__(message, libvirt_error=self.code)
 
 
 class OpenFailure(TapvirtError):

@@ -185,6 +185,16 @@ def test_a_migration_that_fails_keeps_the_record_of_its_cause() -> None:
     assert row["problem"] == "Opening x:/ failed. It is running at the source."
 
 
+def test_a_profile_that_apparmor_does_not_get_leads_to_the_log() -> None:
+    refusal = libvirt.libvirtError("")
+    profile = "libvirt-1f0c35c2-3a3b-4d0e-8d3a-9a6d3c1f7a11"
+    refusal.err = (1, 24, f"internal error: cannot load AppArmor profile '{profile}'", 2)
+    assert LibvirtFailure("Starting domain web", refusal).message == (
+        f"Starting domain web failed: internal error: cannot load AppArmor profile '{profile}' (libvirt error 1). "
+        "The log of libvirt's daemon has the reason of virt-aa-helper, such as an image below /usr/share."
+    )
+
+
 def test_names_that_resemble_a_mistyped_one_are_a_list(tmp_path: pathlib.Path) -> None:
     pools = "".join(f"<pool type='dir'><name>pool{n}</name><target><path>/x{n}</path></target></pool>" for n in "123")
     domain = "<domain type='test'><name>guest{}</name><memory>1</memory><os><type>hvm</type></os></domain>"
