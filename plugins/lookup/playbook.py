@@ -101,6 +101,7 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "report_summary": summaries.report_summary,
     "run_artifact": run_report.run_artifact,
     "run_report": run_report.run_report,
+    "trace_build_options": catalogue.trace_build_options,
     "trace_builder_for": builders.trace_builder_for,
     "trace_campaign": campaign.trace_campaign,
     "trace_failure_lines": campaign_lines.trace_failure_lines,

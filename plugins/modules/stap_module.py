@@ -14,8 +14,8 @@ description:
   - Runs on a builder (C(delegate_to)), which needs SystemTap, and headers and debug information of the kernels to
     trace. The traced hosts need neither. With O(debuginfod), the builder needs no packages with debug information.
   - The store is addressed by the kernel's release, version and build-id, its symbol versions, the build-ids of probed
-    modules, the versions of SystemTap and of the compiler, the options and the rendered script. Each distinct module is
-    compiled once, however many hosts request it at the same time.
+    modules, the versions of SystemTap and of the compiler, the options, the tapsets and the rendered script. Each
+    distinct module is compiled once, however many hosts request it at the same time.
   - Uses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
   - Limits a build to 600 seconds of CPU time and 4 GiB of address space for each process, and to 900 seconds in all.
     The number of concurrent builds is at most the number of the builder's processors.
@@ -25,6 +25,7 @@ extends_documentation_fragment:
   - tapvirt.host._attributes.group_stap
   - tapvirt.host._debuginfod
   - tapvirt.host._debuginfod.build_ids
+  - tapvirt.host._build_options
 options:
   script:
     description:
@@ -105,6 +106,15 @@ EXAMPLES = r"""
   delegate_to: builder1
   register: built
 
+- name: Build with larger arrays and stacks that name functions of kvm
+  tapvirt.host.stap_module:
+    script: "{{ rendered.script }}"
+    kernel: "{{ ansible_facts.tapvirt_kernel.release }}"
+    limits: {max_map_entries: 20000, max_action: 5000}
+    stack_modules: [kernel, kvm]
+  delegate_to: builder1
+  register: built
+
 - name: Build for a host with Secure Boot, where the builder's certificate is enrolled
   tapvirt.host.stap_module:
     script: "{{ rendered.script }}"
@@ -130,34 +140,19 @@ module:
       description: The file on the builder.
       type: str
       sample: /var/lib/tapvirt/modules/2c11.../tapvirt_vfs_latency_6a0e4c1b.ko
-    sha256:
-      description: The file's SHA-256.
-      type: str
-      sample: 9b2d...
-    bytes:
-      description: The file's size.
-      type: int
-      sample: 242200
+    sha256: {description: The file's SHA-256., type: str, sample: 9b2d...}
+    bytes: {description: The file's size., type: int, sample: 242200}
     key:
       description: What the store knows it by. Its first 40 letters are the module's version in sysfs.
       type: str
       sample: 2c11...
-    kernel:
-      description: The kernel's release.
-      type: str
-      sample: 6.12.107+deb13-cloud-amd64
+    kernel: {description: The kernel's release., type: str, sample: 6.12.107+deb13-cloud-amd64}
     kernel_version:
       description: The kernel's version, from the headers.
       type: str
       sample: "#1 SMP PREEMPT_DYNAMIC Debian 6.12.107-1 (2026-08-29)"
-    stap:
-      description: The version of SystemTap that built it.
-      type: str
-      sample: "5.6"
-    compiler:
-      description: The compiler that built it.
-      type: str
-      sample: gcc-14
+    stap: {description: The version of SystemTap that built it., type: str, sample: "5.6"}
+    compiler: {description: The compiler that built it., type: str, sample: gcc-14}
     build_id:
       description: O(build_id) of the traced kernel, or null.
       type: str
@@ -182,6 +177,8 @@ module:
       description: The values that the script's task gave.
       type: dict
       sample: {"threshold_us": 100}
+    limits: {description: The limits of O(limits) in it., type: dict, sample: {"max_map_entries": 20000}}
+    guru_reason: {description: "Why the script needs guru mode, or null.", type: str, sample: null}
     probes:
       description: The resolved probes, each with its C(point), C(asked) (the script's words), C(place) and C(optional).
       type: list
@@ -242,6 +239,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import N
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfod import OPTIONS
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import build_module
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.settings import LIMIT_OPTIONS
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.paths import DEFAULT_STORE
 
@@ -253,6 +251,10 @@ ARGUMENT_SPEC = {
     "module_build_ids": {"type": "dict"},
     "debuginfod": OPTIONS,
     "cpu_ceiling_percent": {"type": "int", "default": 10},
+    "limits": LIMIT_OPTIONS,
+    "skip_badvars": {"type": "bool", "default": False},
+    "stack_modules": {"type": "list", "elements": "str", "default": []},
+    "tapsets": {"type": "list", "elements": "path", "default": []},
     "sign": {
         "type": "dict",
         "options": {

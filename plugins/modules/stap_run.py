@@ -164,6 +164,7 @@ run:
       type: str
       sample: ok
     reason: {description: The outcome in words., type: str, sample: 2 of 2 probes armed}
+    hints: {description: "What to do about limits that the run met, also after V(ok).", type: list, elements: str}
     probes:
       description:
         - How many probes were C(asked) for, how many are C(armed), for how many of these the kernel's list is the proof
@@ -177,12 +178,12 @@ run:
       description: What staprun printed, the errors first. Lines without a prefix come last and are no errors.
       type: list
       elements: str
-      sample: []
     bytes: {description: How many bytes the script printed., type: int, sample: 812}
     sha256: {description: The SHA-256 of all that was printed., type: str, sample: 11f0...}
     duration_seconds: {description: How long the probes were armed., type: float, sample: 10.1}
     load_seconds: {description: How long loading and arming took., type: float, sample: 0.9}
     kernel: {description: The kernel's release., type: str, sample: 6.12.107+deb13-cloud-amd64}
+    guru_reason: {description: "Why the script needed guru mode, or null.", type: str}
     builder: {description: "What built the module, as C(stap), C(compiler) and C(key).", type: dict}
     module:
       description: The module's C(name), C(sha256) and where the host keeps it (C(path)).
@@ -204,7 +205,6 @@ run:
       description: What could not be removed or put back on the host, in words.
       type: list
       elements: str
-      sample: []
     tainted:
       description: The kernel's taint flags before and after. An unsigned module sets two of them until a reboot.
       type: list
@@ -228,7 +228,6 @@ run:
           C(hits), C(skipped), C(bytes), C(sha256), C(duration_seconds), C(record_count), C(restored) and C(leftovers).
       type: list
       elements: dict
-      sample: []
 plan:
   description: What is kept on the host (the module), or would be.
   returned: success

@@ -56,7 +56,7 @@ options:
     type: bool
     default: false
   guru_reason:
-    description: Why embedded C, which nothing checks, is needed. It is repeated in the result.
+    description: Why embedded C, which nothing checks, is needed. It is in the result of every run of the script.
     type: str
   _content:
     description: Internal. The rendered script. Set by the action plugin; a value given in a task is overwritten.
@@ -130,6 +130,10 @@ script:
       description: Whether embedded C is allowed.
       type: bool
       sample: false
+    guru_reason:
+      description: O(guru_reason), or null without O(guru).
+      type: str
+      sample: null
 checked_by:
   description: V(stap) when SystemTap's parser accepted the script too, V(grammar) when only this check could be made.
   returned: success
@@ -188,7 +192,9 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
     name = script_name(source, params[source])
     row, checked_by = prepare("src", name, params["_content"], params["globals"], params["guru"])
     plan = deploy(params["dest"], row["text"], module.check_mode)
-    return {"script": dict(row, path=params["dest"]), "checked_by": checked_by, **plan.result(module._diff)}
+    reason = params["guru_reason"] if params["guru"] else None
+    script = dict(row, path=params["dest"], guru_reason=reason)
+    return {"script": script, "checked_by": checked_by, **plan.result(module._diff)}
 
 
 def main() -> None:

@@ -186,6 +186,8 @@ def test_skipped_probes_equal_the_count_of_systemtap(case_runs):
     run = case_runs.runs["skipped"]["run"]
     totals = [re.match(r"Number of errors: 0, skipped probes: (\d+)$", message) for message in run["messages"]]
     assert [run["skipped"]] == [int(total.group(1)) for total in totals if total] != [0], run
+    (hint,) = run["hints"]
+    assert "at most 1 calls were followed at the same time. Write .maxactive(" in hint, run
 
 
 def test_output_is_stored_on_the_controller(case_runs):

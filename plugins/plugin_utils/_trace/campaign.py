@@ -39,7 +39,7 @@ _ACCEPTABLE = [name for name in OUTCOMES if name != "build_failed"]
 _OUTCOME = Kind("an outcome of a run", lambda value: isinstance(value, str) and value in (*OUTCOMES, "planned"))
 _NUMBERS = ("hits", "skipped", "record_count", "bytes", "duration_seconds")
 # What is read of a run, of what procfs_info returned, and of a verdict.
-_RUN = {"outcome": _OUTCOME, "reason": TEXT, "kernel": TEXT, **dict.fromkeys(_NUMBERS, NUMBER)}
+_RUN = {"outcome": _OUTCOME, "reason": TEXT, "kernel": TEXT, "hints": [TEXT], **dict.fromkeys(_NUMBERS, NUMBER)}
 _RECORD = {"sequence": Need(WHOLE), "facility": Need(WHOLE), "message": Need(TEXT)}
 _PROCFS = {"sysctls": {"kernel.tainted": COUNT}, "kmsg": [_RECORD]}
 _READ = {"failed": ANY, "unreachable": ANY, "msg": ANY, "procfs": _PROCFS}
@@ -51,6 +51,7 @@ _VERDICT = Need(
         "ran": Need(ANY),
         "accepted": Need(ANY),
         "stop_reasons": Need([TEXT]),
+        "hints": [TEXT],
         "kernel": TEXT,
         **dict.fromkeys(_SHOWN_NUMBERS, NUMBER),
     }
@@ -58,6 +59,7 @@ _VERDICT = Need(
 _KERNEL_FACILITY = 0
 _SHOWN_LINES = 3
 _SHOWN_TEXT = 300
+_SHOWN_HINT = 500
 _SHOWN_PLOTS = 20
 
 
@@ -91,7 +93,7 @@ def trace_verdict(
     failure: str | None = None,
     accept: t.Sequence[str] = ("ok", "zero_hits"),
 ) -> dict[str, t.Any]:
-    """Return what a host's run was: ``outcome``, ``reason``, ``ran``, ``accepted``, ``stop_reasons``, numbers.
+    """Return a host's verdict: ``outcome``, ``reason``, ``ran``, ``accepted``, ``stop_reasons``, ``hints``, numbers.
 
     Reasons to stop are the outcome ``overloaded``, a host that no longer answers, a taint flag that the kernel did not
     have before (other than the two that a module from outside of the kernel's tree sets), a new line of an oops, a BUG
@@ -137,6 +139,7 @@ def trace_verdict(
         "ran": (run.get("outcome") or "build_failed") not in _NO_RUN,
         "accepted": outcome in accept,
         "stop_reasons": [text[:_SHOWN_TEXT] for text in stop_reasons],
+        "hints": [text[:_SHOWN_HINT] for text in run.get("hints") or ()][:_SHOWN_LINES],
         "hits": run.get("hits"),
         "skipped": run.get("skipped"),
         "records": run.get("record_count"),

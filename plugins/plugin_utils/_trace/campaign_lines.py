@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ...module_utils._core.errors import as_sentence
 from .._format import by_reason, first_lines, listed, split_lines
 from .campaign import FAILED_BEFORE_VERDICT
 
@@ -85,6 +86,8 @@ def _host_line(row: Row) -> str:
         text += f" (it printed {row['bytes']} bytes of other text, which trace_output keeps)"
     if "reason" in row:
         text += f"; {row['reason']}"
+    if row.get("hints"):
+        text = as_sentence(text) + " " + " ".join(row["hints"])
     return f"{text}; stopped the campaign: {'; '.join(row['stop_reasons'])}" if "stop_reasons" in row else text
 
 

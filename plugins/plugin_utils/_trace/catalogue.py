@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ...module_utils._core.errors import InvalidInput, nearest_names
+from ...module_utils._core.errors import InvalidInput, nearest_names, option_path
 from ...module_utils._systemtap.limits import MAX_DURATION_SECONDS
+from ...module_utils._systemtap.module_build.settings import read_limits, read_stack_modules
 
 Catalogue = t.Mapping[str, t.Mapping[str, t.Any]]
+# What Ansible reads as true (ansible.module_utils.parsing.convert_bool).
+_TRUE = frozenset(("y", "yes", "on", "1", "true", "t", "1.0"))
 _EXAMPLES = {"function": "vfs_read", "functions": "vfs_read", "module": "kvm"}
 
 
@@ -77,6 +80,30 @@ def _missing(name: str, script: str, shown: str | None) -> InvalidInput:
     option = shown or f"trace_variables.{name}"
     example = f"{option}={_EXAMPLES[name]}" if shown else f"trace_variables={{{name}: {_EXAMPLES.get(name, '...')}}}"
     return InvalidInput(option, None, f"The script {script} needs it.", f"Set it, for example {example}.")
+
+
+def trace_build_options(limits: t.Any, stack_modules: t.Any, guru: t.Any, guru_reason: t.Any) -> None:
+    """Check the options of a build, before any host is asked.
+
+    :param limits: limit -> number, which extra variables may give as a text.
+    :raises InvalidInput: one is not acceptable.
+    """
+    if not isinstance(limits, t.Mapping):
+        raise InvalidInput("trace_limits", limits, "The limits are not a dictionary, such as {max_action: 5000}.")
+    with option_path("trace_limits"):
+        read_limits({str(name): _number(value) for name, value in limits.items()})
+    if not isinstance(stack_modules, (list, tuple)) or not all(isinstance(name, str) for name in stack_modules):
+        problem = "The value is not a list of names of modules, such as [kvm]."
+        raise InvalidInput("trace_stack_modules", stack_modules, problem)
+    read_stack_modules("trace_stack_modules", stack_modules)
+    if str(guru).strip().lower() in _TRUE and not str(guru_reason or "").strip():
+        problem = "The script may contain embedded C, and the reason is missing."
+        raise InvalidInput("trace_guru_reason", guru_reason, problem, "Write why the script needs it.")
+
+
+def _number(value: t.Any) -> t.Any:
+    """Return a number that was given as a text; every other value as it is."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value) else value
 
 
 def _check_duration(duration: t.Any) -> None:

@@ -255,6 +255,13 @@ NO_FUNCTION = (
     [
         ({"trace_waves": 0}, "Invalid value 0 for trace_waves: The size of a wave is a number of hosts"),
         (
+            {"trace_limits": {"max_action": 10**6}},
+            "Invalid value 1000000 for trace_limits.max_action: max_action takes a whole number from 1 to 100000.",
+        ),
+        ({"trace_limits": {"max_actions": "5"}}, "Invalid value 5 for trace_limits.max_actions: There is no limit"),
+        ({"trace_guru": "yes", "trace_guru_reason": " "}, "for trace_guru_reason: The script may contain embedded C"),
+        ({"trace_stack_modules": ["kvm", "ext*"]}, "Invalid value 'ext*' for trace_stack_modules[1]: The name of a"),
+        (
             {"trace_accept": "ok,partialarm"},
             "Invalid value 'ok,partialarm' for trace_accept: 'partialarm' is not an outcome of a run",
         ),
@@ -338,6 +345,48 @@ def test_build_ids_and_debuginfod_servers_reach_the_builder(play: Play) -> None:
     (build,) = [args for name, _host, args in plain.calls if name == "stap_module"]
     assert build["build_id"] == "3bde3ce0" and not {"module_build_ids", "debuginfod"} & set(build)
     assert "stap_probe_info" not in {name for name, _host, _args in plain.calls}
+
+
+def test_options_of_the_build_reach_the_builder(play: Play) -> None:
+    options = {
+        "trace_limits": {"max_map_entries": 20000, "max_action": 5000},
+        "trace_skip_badvars": True,
+        "trace_stack_modules": ["kernel", "ext4"],
+        "trace_tapsets": ["/etc/tapvirt/tapset"],
+        "trace_guru": True,
+        "trace_guru_reason": "a counter in C",
+    }
+    answers: dict[str, dict[str, t.Any]] = {
+        "stap_script": {"*": {"script": {"modules": ["kvm"]}}},
+        "stap_probe_info": {"*": {"probes": [], "module_build_ids": {}}},
+    }
+    servers = {"servers": ["http://127.0.0.1:8002"]}
+    done = play.run("--limit", "h1", answers=answers, trace_builder_debuginfod=servers, **options)
+    assert done.code == 0, done.output
+    (build,) = [args for name, _host, args in done.calls if name == "stap_module"]
+    assert {name: build[name.replace("trace_", "")] for name in list(options)[:4]} == {
+        name: options[name] for name in list(options)[:4]
+    }
+    scripts = [(args["guru"], args["guru_reason"]) for name, _host, args in done.calls if name == "stap_script"]
+    assert set(scripts) == {(True, "a counter in C")}
+    # Stacks need debug information, too; the kernel's own is named by its build-id.
+    (probes,) = [args["probes"] for name, host, args in done.calls if name == "stap_probe_info" and host == "h1"]
+    assert probes == ['module("kvm").function("*")', 'module("ext4").function("*")']
+    plain = play.run("--limit", "h1")
+    (build,) = [args for name, _host, args in plain.calls if name == "stap_module"]
+    assert [build[name] for name in ("limits", "skip_badvars", "stack_modules", "tapsets")] == [{}, False, [], []]
+    rendered = [args for name, _host, args in plain.calls if name == "stap_script"]
+    assert not any(args["guru"] or "guru_reason" in args for args in rendered)
+
+
+def test_hints_of_a_run_are_in_the_last_lines(play: Play) -> None:
+    hint = "An array of the script is full. Set limits.max_map_entries of stap_module to more than 2048."
+    full = {"outcome": "script_error", "reason": "Array overflow, check MAXMAPENTRIES", "hints": [hint]}
+    answers = {"stap_run": {"h2": {"failed": True, "msg": "x", "run": {**RUN, **full}}}}
+    done = play.run(trace_waves="100%", answers=answers)
+    assert done.code == 2 and done.campaign["hosts"]["h2"]["hints"] == [hint], done.output
+    assert f"4 hits, 1 records; Array overflow, check MAXMAPENTRIES. {hint}" in done.output
+    assert "hints" not in done.campaign["hosts"]["h1"]
 
 
 def test_ready_reports_which_hosts_are_ready_and_no_more(play: Play) -> None:

@@ -21,6 +21,7 @@ import typing as t
 
 from ..._core import command
 from ..._core.disk import disk_errors
+from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from ..._core.write import make_directories, make_directory, write_atomic
 from ..._kernel.modules.installed import InstalledModules
@@ -28,6 +29,7 @@ from ..stap_output import Failure, build_failed, parse_parameters, parse_probe_r
 from .compilers import Compiler
 from .debuginfo import DebugCache, DebugFiles, DebugInfo
 from .diagnosis import explain_compile, explain_no_match, failed_point
+from .settings import Settings
 from .signing import Signer, sign_file
 from .store import Store, hash_file
 from .sysroot import link_trace_headers, make_sysroot
@@ -37,6 +39,8 @@ _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
 _LIMITS = f"{_RLIMIT_CPU_SECONDS} seconds of CPU time and {_RLIMIT_MEMORY_BYTES >> 30} GiB in each process"
+# translate.cxx, emit_symbol_data_done.
+_NO_SYMBOLS = re.compile(r"^WARNING: missing unwind/symbol data for module '([^']*)'", re.MULTILINE)
 _NOTHING_ADDED = "No module was added to the store."
 VERSION_CHARS = 40
 """How much of a build's key its module bears as its version."""
@@ -55,6 +59,7 @@ class BuildRequest:
     guru: bool
     cpu_ceiling_percent: int
     debug: DebugInfo = dataclasses.field(default_factory=DebugInfo)
+    settings: Settings = dataclasses.field(default_factory=Settings)
 
     @property
     def debuginfo(self) -> str | None:
@@ -73,7 +78,7 @@ class BuildRequest:
         """Return the options of stap that change the module, in order."""
         # STP_OVERLOAD_THRESHOLD cycles of every STP_OVERLOAD_INTERVAL (10^9) may go into probes, on each CPU.
         options = ["-t", "-D", f"STP_OVERLOAD_THRESHOLD={self.cpu_ceiling_percent * 10_000_000}LL"]
-        return options + (["-g"] if self.guru else [])
+        return options + (["-g"] if self.guru else []) + self.settings.options()
 
 
 def key_of(order: BuildRequest, tools: Toolchain) -> str:
@@ -85,6 +90,7 @@ def key_of(order: BuildRequest, tools: Toolchain) -> str:
         "stap": tools.stap_text,
         "compiler": _compiler_part(kernel.compiler),
         "options": order.options(),
+        "tapset": order.settings.tapset.digests(),
         "name": order.module_name,
         "script": order.text,
     }
@@ -180,9 +186,10 @@ def _compile(
     # What stap is given as the script's name becomes part of the module: it must not depend on the store's place.
     script = order.name + ".stp"
     write_atomic(os.path.join(work, script), order.text.encode("utf-8", "surrogateescape"))
+    order.settings.tapset.copy_to(work)
     stap = _Stap(order, store, sysroot, work, key, root)
-    probes = parse_probe_rows(stap.run("2", script, terminal=False))
-    stap.run("4", script, terminal=True)
+    probes = parse_probe_rows(stap.run("2", script, terminal=False).stdout)
+    _check_symbols(order, stap.run("4", script, terminal=True).stderr)
     module = os.path.join(work, order.module_name + ".ko")
     parameters = parse_parameters(command.run(["modinfo", "-F", "parm", module]).stdout)
     row = {
@@ -196,6 +203,7 @@ def _compile(
         "compiler": order.kernel.compiler.command if order.kernel.compiler else None,
         "build_id": order.debug.build_id,
         "debuginfo": order.debuginfo,
+        "limits": dict(order.settings.limits),
         "globals": parameters,
         "probes": probes,
         "signature": None,
@@ -205,6 +213,19 @@ def _compile(
     # First the log: a full disk then leaves no module whose task failed.
     store.log(dict(told, time=int(time.time())))
     return _keep(store, work, row)
+
+
+def _check_symbols(order: BuildRequest, warnings: str) -> None:
+    """Check that stap found every module for stacks; it only warns of one that it did not find.
+
+    :raises InvalidInput: it did not.
+    """
+    missing = set(_NO_SYMBOLS.findall(warnings))
+    for name in order.settings.stack_modules:
+        if name in missing:
+            problem = f"The builder has no module {name} of {order.kernel.release} with symbols and unwind data."
+            hint = "Correct the name, or install the kernel's package and its debug information on the builder."
+            raise InvalidInput("stack_modules", name, problem, hint, phase="debuginfo")
 
 
 def _file_row(store: Store, key: str, module: str) -> dict[str, t.Any]:
@@ -252,7 +273,7 @@ class _Stap:
             *order.options(),
         ]
 
-    def run(self, last_pass: str, script: str, terminal: bool) -> str:
+    def run(self, last_pass: str, script: str, terminal: bool) -> command.CommandResult:
         argv = ["stap", "-p" + last_pass, *self._options, script]
         if terminal:
             argv = [sys.executable, "-c", _WITH_TERMINAL, *argv]
@@ -260,7 +281,7 @@ class _Stap:
         if result.rc != 0:
             failure = self._explain(read_failure(self._order.name, result.stdout + result.stderr))
             raise build_failed(self._order.name, self._order.kernel.release, failure)
-        return result.stdout
+        return result
 
     def _explain(self, failure: Failure) -> Failure:
         point = failed_point(failure, self._order.text) if failure.is_no_match else None

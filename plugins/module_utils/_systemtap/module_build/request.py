@@ -19,6 +19,7 @@ from ..script.check import check_safety, read_script
 from ..script.deploy import prepare, script_name, script_option
 from .build import BuildRequest, build_once, key_of, sign_once, signed_key
 from .debuginfo import DebugCache, choose_debug_info
+from .settings import read_settings
 from .signing import Signer, read_signer
 from .store import Store, check_owner
 from .toolchain import find_kernel, read_kernels, read_toolchain
@@ -46,9 +47,10 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
     guru = bool(row.get("guru"))
     script = read_script(row["name"], row["text"], guru)
-    probed = probed_modules(script.probes, (point.text for point in script.points))
-    debug = choose_debug_info(params, kernel, probed)
-    order = BuildRequest(row["name"], row["text"], kernel, guru, ceiling, debug)
+    settings = read_settings(params, guru)
+    probed = probed_modules(script.probes, [*(point.text for point in script.points), *settings.tapset.points])
+    debug = choose_debug_info(params, kernel, {**probed, **settings.stack_files()})
+    order = BuildRequest(row["name"], row["text"], kernel, guru, ceiling, debug, settings)
     store = Store(params["store"], read_lock_timeout(params))
     cache = DebugCache(store, debug.source) if debug.source else None
     key = key_of(order, tools)
@@ -62,7 +64,9 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
         # This task did not make the changes of another one that ran at the same time.
         fetched = cache.fetched if cache else ()
         plan = Plan(change for change in plan if done.get(change.how, change.after in fetched))
-    return plan, dict(known, schema=row["schema"], assigned=row["assigned"]) if known else None
+    if known is None:
+        return plan, None
+    return plan, dict(known, schema=row["schema"], assigned=row["assigned"], guru_reason=row.get("guru_reason"))
 
 
 def _look_up(
@@ -110,4 +114,7 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
     guru = bool(script.get("guru"))
     with script_option("script"):
         check_safety("script", read_script(str(script["name"]), str(script["text"]), guru), guru)
+    if guru and not str(script.get("guru_reason") or "").strip():
+        problem = "The script allows embedded C and gives no reason for it"
+        raise InvalidInput("script.guru_reason", script.get("guru_reason"), problem, "Set guru_reason of stap_script")
     return script

@@ -58,7 +58,7 @@ class Script:
 
     ``globals`` are those of every branch of a conditional, ``probes`` and ``points`` (those of aliases too) those of
     the branches that were read. ``aliases`` are the names of its own probe aliases. ``schema`` maps a record kind to
-    its fields' types. ``unchecked`` is the first thing in it that needs guru mode, such as ``@const``, or null.
+    its fields' types.
     """
 
     name: str
@@ -68,11 +68,6 @@ class Script:
     points: tuple[Point, ...]
     aliases: frozenset[str]
     schema: dict[str, dict[str, str]]
-    unchecked: str | None
-
-    @property
-    def embedded_c(self) -> bool:
-        return self.unchecked == EMBEDDED_C
 
     @property
     def sha256(self) -> str:
@@ -95,7 +90,6 @@ def read_script(name: str, text: str, guru: bool = True) -> Script:
     # A branch that this check does not take may be the right one for the kernel that the script is built for.
     declared = {**_globals(tokens), **_globals(parsed.tokens)}
     check_semantics(name, text, parsed, declared, guru)
-    unchecked = (EMBEDDED_C if token.kind == "embedded" else token.text for token in tokens if token.unchecked)
     return Script(
         name=name,
         text=text,
@@ -104,7 +98,6 @@ def read_script(name: str, text: str, guru: bool = True) -> Script:
         points=parsed.points,
         aliases=parsed.aliases,
         schema=_schema(name, text),
-        unchecked=next(unchecked, None),
     )
 
 
@@ -189,30 +182,44 @@ def check_safety(option: str, script: Script, guru: bool) -> None:
     :param option: the option that gave the script.
     :raises InvalidInput: embedded C without guru mode, or a guard switched off.
     """
-    found = _guard_off(script)
+    check_text_safety(option, f"script {script.name}", script.text, guru)
+
+
+def check_text_safety(option: str, what: str, text: str, guru: bool) -> None:
+    """Refuse what switches SystemTap's protections off, in the text of a script or of a tapset.
+
+    :param option: the option that gave the text.
+    :param what: what the text is, such as ``script vfs_latency``.
+    :raises InvalidInput: embedded C without guru mode, or a guard switched off.
+    """
+    tokens = tokenize(text)
+    found = _guard_off(text, tokens)
     if found is not None:
-        what, line, place = found
-        problem = f"The script {script.name} switches off a protection of the host in {place}, which is never accepted"
-        raise InvalidInput(option, what, problem, line=line)
-    if script.unchecked is not None and not guru:
-        what = "embedded C" if script.embedded_c else "an operator"
-        problem = f"The script {script.name} contains {what} that SystemTap does not check, so it needs guru mode"
-        raise InvalidInput(option, script.unchecked, problem, "Set guru and guru_reason of stap_script")
+        macro, line, place = found
+        problem = f"The {what} switches off a protection of the host in {place}, which is never accepted"
+        raise InvalidInput(option, macro, problem, line=line)
+    unchecked = next((token for token in tokens if token.unchecked), None)
+    if unchecked is not None and not guru:
+        embedded = unchecked.kind == "embedded"
+        part = "embedded C" if embedded else "an operator"
+        problem = f"The {what} contains {part} that SystemTap does not check, so it needs guru mode"
+        hint = "Set guru and guru_reason of stap_script (trace_guru and trace_guru_reason of the role trace)"
+        raise InvalidInput(option, EMBEDDED_C if embedded else unchecked.text, problem, hint)
 
 
-def _guard_off(script: Script) -> tuple[str, int, str] | None:
+def _guard_off(text: str, tokens: t.Iterable[Token]) -> tuple[str, int, str] | None:
     """Return what switches a guard off, its line and where that is; comments and strings of the script do not count."""
-    first = script.text.split("\n", 1)[0]
+    first = text.split("\n", 1)[0]
     option = _GUARD_OPTION.search(first) if first.startswith("#!") else None
     if option is not None:
         return option.group(1), 1, "the interpreter line"
-    for token in tokenize(script.text):
+    for token in tokens:
         if token.kind == "embedded":
-            text = token.text[2:-2]
-            code, origins = _c_code(text)
+            body = token.text[2:-2]
+            code, origins = _c_code(body)
             macro = _REDEFINITION.search(code)
             if macro is not None:
-                line = token.line + text.count("\n", 0, origins[macro.start(1)])
+                line = token.line + body.count("\n", 0, origins[macro.start(1)])
                 return macro.group(1), line, "embedded C"
     return None
 

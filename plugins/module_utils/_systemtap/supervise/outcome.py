@@ -363,7 +363,9 @@ def answer(result: dict[str, t.Any], accept: t.Collection[str]) -> dict[str, t.A
     row: dict[str, t.Any] = {"changed": False, "run": result}
     if "outcome" in result and result["outcome"] not in accept:
         failure = TapvirtError(f"The run ended as {result['outcome']}: {result['reason']}.")
-        row.update(failed=True, msg=failure.message, error=failure.row())
+        hint = " ".join(result.get("hints", ())) or None
+        msg = f"{failure.message} {hint}" if hint else failure.message
+        row.update(failed=True, msg=msg, error={**failure.row(), "hint": hint})
     return row
 
 

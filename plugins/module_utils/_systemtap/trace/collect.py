@@ -21,7 +21,7 @@ from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.root import Root
 from .. import limits
 from ..supervise import cleanup
-from ..supervise.outcome import contract
+from ..supervise.outcome import contract, read_messages, split_output
 from ..supervise.supervisor import read_stext
 
 #: How much of a run's output goes to the controller at once; base64 and compression are on top.
@@ -262,13 +262,28 @@ def read_result(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any
         request["record_limit"],
     )
     result.update(read_handle(directory, state))
+    result["hints"] = _hints(texts, state, request)
     result["kernel"] = build["kernel"]
+    result["guru_reason"] = request.get("guru_reason")
     result["builder"] = request["builder"]
     result["module"] = {"name": build["name"], "sha256": build["sha256"], "path": request["path"]}
     result["restored"] = state.get("restored", {})
     result["leftovers"] = state.get("leftovers", [])
     result["tainted"] = [request["tainted"], int(Root().read_text("proc/sys/kernel/tainted"))]
     return result
+
+
+def _hints(texts: t.Mapping[str, str], state: t.Mapping[str, t.Any], request: t.Mapping[str, t.Any]) -> list[str]:
+    """Return which options help a run that met a limit."""
+    if not texts["errors"]:
+        return []
+    from .hints import find_hints  # most runs have nothing to tell
+
+    messages = read_messages(texts["errors"], state.get("rc"))
+    hits = split_output(texts["output"], texts["tail"]).hits or {}
+    by_point = {point: count for (point, is_helper), count in hits.items() if not is_helper}
+    cpus = limits.count_cpus(Root().read_text_or("sys/devices/system/cpu/possible") or "0")
+    return find_hints(messages.errors, messages.warnings, by_point, request.get("limits") or {}, cpus)
 
 
 def _read_text(path: str) -> str:

@@ -43,6 +43,8 @@ _BUILD_FIELDS = (
     ("probes", list, "a list"),
     ("assigned", dict, "a dictionary"),
     ("schema", dict, "a dictionary"),
+    ("limits", dict, "a dictionary"),
+    ("guru_reason", str, "a text"),
 )
 _REQUIRED_FIELDS = ("kernel", "globals", "probes")
 
@@ -79,6 +81,8 @@ class Request:
         build = self.build
         return {
             "build": {key: build[key] for key in ("name", "sha256", "kernel", "probes")},
+            "limits": build.get("limits") or {},
+            "guru_reason": build.get("guru_reason"),
             "schema": build.get("schema") or {},
             "builder": {key: build.get(key) for key in ("stap", "compiler", "key")},
             "path": cache_path(build),

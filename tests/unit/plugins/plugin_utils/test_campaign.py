@@ -43,6 +43,14 @@ def test_an_overloaded_run_stops():
     assert not row["accepted"]
 
 
+def test_hints_are_kept_and_cut():
+    row = verdict({"outcome": "script_error", "reason": "x", "hints": ["a" * 1000, "b", "c", "d"]}, "msg")
+    assert row["hints"] == ["a" * 500, "b", "c"]
+    summary = campaign.trace_summary({"h1": row, "h2": verdict()}, {}, {})
+    assert summary["hosts"]["h1"]["hints"] == row["hints"] and "hints" not in summary["hosts"]["h2"]
+    assert verdict({**OK, "hints": "no list"})["outcome"] == "lost"
+
+
 @pytest.mark.parametrize("outcome", ["timeout", "refused", "script_error", "partial_arm"])
 def test_other_failures_alone_do_not(outcome):
     row = verdict({"outcome": outcome, "reason": "x"}, "msg")

@@ -52,7 +52,6 @@ def test_declarations_are_read() -> None:
     assert script.globals["mask"].initial == 31
     assert script.probes == ('kernel.function("vfs_read").call, never ?', "end")
     assert script.schema["histogram"] == {"key": "string", "count": "integer", "buckets": "list"}
-    assert not script.embedded_c
 
 
 @pytest.mark.parametrize(
@@ -252,16 +251,23 @@ def test_guru_mode_has_a_reason(run_module: t.Any) -> None:
     result = run_module("stap_script", options)
     assert result["error"]["option"] == "guru_reason"
     assert result["msg"].endswith("The reason is empty. Say why guru mode is needed.")
+    kept = run_module("stap_script", {**options, "guru_reason": "a counter in C"})["script"]
+    assert (kept["guru"], kept["guru_reason"]) == (True, "a counter in C")
+    assert run_module("stap_script", {**options, "guru": False})["script"]["guru_reason"] is None
 
 
 def test_a_script_that_was_not_checked_is_checked_before_it_is_built() -> None:
-    row = {"name": "s", "text": f"%{{ #define STP_NO_OVERLOAD\n%}}{PROBE}", "schema": {}, "assigned": {}, "guru": True}
+    text = f"%{{ #define STP_NO_OVERLOAD\n%}}{PROBE}"
+    row = {"name": "s", "text": text, "schema": {}, "assigned": {}, "guru": True, "guru_reason": "a counter"}
     with pytest.raises(InvalidInput, match="never accepted"):
         read_order(row)
     with pytest.raises(ScriptError, match="guru mode") as caught:
         read_order({**row, "text": f"%{{ int x; %}}{PROBE}", "guru": False})
     assert caught.value.row()["option"] == "script"
     assert read_order({**row, "text": PROBE})["name"] == "s"
+    with pytest.raises(InvalidInput, match="gives no reason") as refused:
+        read_order({**row, "text": PROBE, "guru_reason": " "})
+    assert refused.value.option == "script.guru_reason"
 
 
 @pytest.mark.parametrize("check", [True, False])
