@@ -145,8 +145,9 @@ def test_whole_check_accepts_every_example_that_stap_accepts(examples):
                 prepare("src", "example", fill_arguments(texts[path], argument), {}, guru=True)
             except TapvirtError as error:
                 wrong[path] = error.message
-    # Files with functions only are used by other scripts.
-    assert {path: message for path, message in wrong.items() if "has no probe" not in message} == {}
+    # Files with functions only are used by other scripts; hosts do not trace places in programs yet.
+    expected = ("has no probe", "are not supported yet")
+    assert {path: text for path, text in wrong.items() if not any(part in text for part in expected)} == {}
 
 
 def own_verdicts(lab, scripts, command):
