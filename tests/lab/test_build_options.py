@@ -22,7 +22,8 @@ SCRIPTS = {
     "loop": "probe timer.ms(100) { for (number = 0; number < 20000; number++) step = number }\n",
     "own": "global ticks\nprobe own.tick { ticks += step }\n"
     'probe end { printf("{\\"kind\\":\\"count\\",\\"key\\":\\"ticks\\",\\"count\\":%d}\\n", ticks) }\n',
-    "badvar": 'probe kernel.function("vfs_read").call { unknown = $no_such_variable; exit() }\n',
+    "badvar": 'probe kernel.function("vfs_read").call { printf("%d", $no_such_variable) exit() }\n',
+    "stack": 'probe kernel.function("vfs_read").call { print_backtrace() exit() }\n',
 }
 
 
@@ -48,8 +49,9 @@ def builds(lab, tmp_path_factory) -> t.Iterator[dict[str, dict[str, t.Any]]]:
             "long loop": build("loop", limits={"max_action": 100000}),
             "own": build("own", guru={"own": REASON}, tapsets=[TAPSET]),
             "own without guru": build("own", tapsets=[TAPSET]),
-            "stacks": build("full", stack_modules=["kernel", "virtio_blk"]),
-            "no such module": build("full", stack_modules=["no_such_module"]),
+            "stack": build("stack"),
+            "stack in virtio_blk": build("stack", stack_modules=["virtio_blk"]),
+            "no such module": build("stack", stack_modules=["no_such_module"]),
             "badvar": build("badvar"),
             "badvar skipped": build("badvar", skip_badvars=True),
         }
@@ -98,7 +100,7 @@ def test_own_tapset_is_used_and_needs_guru_mode(builds, runs):
 
 
 def test_symbols_for_stacks_are_in_the_module(builds):
-    assert builds["stacks"]["module"]["bytes"] > builds["large"]["module"]["bytes"] + (1 << 20)
+    assert builds["stack in virtio_blk"]["module"]["bytes"] > builds["stack"]["module"]["bytes"]
     missing = builds["no such module"]
     assert missing["failed"] and missing["error"]["option"] == "stack_modules", missing
 
@@ -109,6 +111,6 @@ def test_unknown_variables_are_skipped_on_request(builds):
 
 
 def test_each_value_is_a_build_of_its_own(builds):
-    names = ["small", "large", "stacks"]
-    assert len({builds[name]["module"]["key"] for name in names}) == 3
-    assert len({builds[name]["module"]["name"] for name in names}) == 1
+    for names in (["small", "large"], ["stack", "stack in virtio_blk"]):
+        assert len({builds[name]["module"]["key"] for name in names}) == 2
+        assert len({builds[name]["module"]["name"] for name in names}) == 1
