@@ -20,7 +20,7 @@ from .._fleet.status import CHANNEL
 #: How far ahead the start of a wave is at most, in seconds; ``stap_run`` takes 900.
 MOST_AHEAD_SECONDS = 600.0
 # A start is a module of Python and may ship the kernel module; the measured task is a shell command.
-_STARTS_PER_ROUND = 2.5
+_STARTS_PER_ROUND = 4.0
 _FIRST_TURN_SECONDS = 1.5
 _TURN_SECONDS = 3.0
 _MOST_TURN_SECONDS = 10.0

@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     [
         (2, 5, 0.2, 1.5),
         (4, 1, "0.8", 10.5),  # one after the other, and each may have to receive the module
-        (200, 25, 20.0, 50.0),
+        (200, 25, 15.0, 60.0),
         (200, 25, 400.0, 80.0),  # a host that did not answer in the measured task is not the measure
         (100_000, 1, 9.0, 600.0),
         (3, 0, 0.1, 7.5),
