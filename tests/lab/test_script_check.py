@@ -9,7 +9,6 @@ import base64
 import gzip
 import io
 import json
-import re
 import tarfile
 
 import pytest
@@ -17,6 +16,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import T
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
 from ansible_collections.tapvirt.host.tests.unit.support.systemtap.stap_verdicts import (
     differs,
+    fill_arguments,
     mutants,
     read_verdicts,
     refusal,
@@ -84,19 +84,6 @@ for file in *.stp; do
 done
 """
 )
-
-
-def fill_arguments(text: str, argument: str) -> str:
-    """Put nine equal arguments where stap would: ``$1`` as it is, ``@1`` as a string."""
-
-    def value(found: re.Match[str]) -> str:
-        word = found.group(0)
-        if word[0] not in "$@" or not argument:
-            return word
-        filled = "9" if word[1] == "#" else argument
-        return filled if word[0] == "$" else f'"{filled}"'
-
-    return re.sub(r'(?s)"(?:[^"\\\n]|\\.)*"|#[^\n]*|//[^\n]*|/\*.*?\*/|[$@](?:[0-9]+|#)', value, text)
 
 
 @pytest.fixture(scope="module")

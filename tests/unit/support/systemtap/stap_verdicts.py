@@ -18,6 +18,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.g
 FIXTURES = next(path for path in pathlib.Path(__file__).parents if path.name == "unit") / "fixtures" / "systemtap"
 MUTANTS = 5_000
 _WORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|/\*.*?\*/|//[^\n]*|[A-Za-z_$@][\w$]*|[0-9]+|%[({?:)}]|\s+|.', re.DOTALL)
+_ARGUMENT = re.compile(r'(?s)"(?:[^"\\\n]|\\.)*"|#[^\n]*|//[^\n]*|/\*.*?\*/|[$@](?:[1-9](?![0-9])|#)')
 # What the grammar refuses although ``stap -p1`` accepts it: the second pass of stap refuses the first two always, it
 # ends with a segmentation fault for the third, and the last is a misspelt keyword that stap takes for a variable.
 BEYOND = (
@@ -100,3 +101,16 @@ def differs(text: str, guru: bool, accepted: bool) -> str | None:
     if (message == "") == accepted or (accepted and any(words in message for words in BEYOND)):
         return None
     return message or "accepted"
+
+
+def fill_arguments(text: str, argument: str) -> str:
+    """Put nine equal arguments where stap would: ``$1`` as it is, ``@1`` as a string; none where it is empty."""
+
+    def value(found: re.Match[str]) -> str:
+        word = found.group(0)
+        if word[0] not in "$@" or not argument:
+            return word
+        filled = "9" if word[1] == "#" else argument
+        return filled if word[0] == "$" else f'"{filled}"'
+
+    return _ARGUMENT.sub(value, text)

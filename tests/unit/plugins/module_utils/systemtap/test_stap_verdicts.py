@@ -19,6 +19,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
 from ansible_collections.tapvirt.host.tests.unit.support.systemtap.stap_verdicts import (
     MUTANTS,
     differs,
+    fill_arguments,
     mutants,
     read_mutant_verdicts,
     read_verdicts,
@@ -28,7 +29,6 @@ from ansible_collections.tapvirt.host.tests.unit.support.systemtap.stap_verdicts
 # Trees of scripts: SystemTap's examples where they are installed, and a checkout of its sources.
 SOURCES = os.environ.get("TAPVIRT_SYSTEMTAP_SOURCES", "")
 TAPSET = pathlib.Path(os.environ.get("SYSTEMTAP_TAPSET", "/usr/share/systemtap/tapset"))
-_ARGUMENT = re.compile(r'(?s)"(?:[^"\\\n]|\\.)*"|#[^\n]*|//[^\n]*|/\*.*?\*/|[$@](?:[0-9]+|#)')
 
 needs_stap = pytest.mark.skipif(shutil.which("stap") is None, reason="stap is not installed")
 
@@ -57,19 +57,6 @@ def test_verdicts_on_damaged_scripts_are_those_that_stap_gave():
             wrong[text] = found
     assert wrong == {}
     assert slowest < 1
-
-
-def fill_arguments(text, argument):
-    """Put an argument of stap's command line where stap would: ``$1`` as it is, ``@1`` as a string."""
-
-    def value(found):
-        word = found.group(0)
-        if word[0] not in "$@":
-            return word
-        filled = "9" if word[1] == "#" else argument
-        return filled if word[0] == "$" else f'"{filled}"'
-
-    return _ARGUMENT.sub(value, text)
 
 
 class Stap:
@@ -154,7 +141,7 @@ def test_installed_stap_agrees_on_its_examples_and_testsuite(stap):
         text = path.read_bytes().decode("utf-8", "surrogateescape")
         with_arguments = re.search(r"[$@][0-9#]", text) is not None
         for argument in ("9", "vfs") if with_arguments else ("",):
-            filled = fill_arguments(text, argument) if argument else text
+            filled = fill_arguments(text, argument)
             for guru in (False, True):
                 accepted = stap.accepts(text, guru, *[argument] * 9 if argument else ())
                 found = differs(filled, guru, accepted)
