@@ -34,6 +34,8 @@ if program == "rpm":
         installed.split(" ")[0] == name for installed in names))]
     for name in absent:
         print(f"no package provides {{name}}" if provided else f"package {{name}} is not installed")
+    formats = [word.partition("=")[2] for word in argv if word.startswith("--queryformat=")]
+    print("".join(formats).replace("\\\\n", "\\n") * (len(asked) - len(absent)), end="")
     sys.exit(len(absent))
 if (top / "hanging").exists():
     print("Waiting for process with pid 4711 to finish.", flush=True)
