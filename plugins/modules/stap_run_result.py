@@ -29,7 +29,7 @@ options:
     description:
       - Whether to wait for the end of a run that is not finished. The task waits for what is left of it, and at most
         90 seconds more.
-      - With V(false), the task returns RV(run.finished) as V(false) and RV(run.progress) instead.
+      - With V(false), the task returns C(run.finished) as V(false) and C(run.progress) instead.
     type: bool
     default: true
   remove:
@@ -73,7 +73,7 @@ run:
   description:
     - What happened, with the keys of RV(tapvirt.host.stap_run#module:run). V(true) in C(finished) says that the run has
       ended. Otherwise only C(phase), which is V(started), C(run_id), C(finished), C(times), C(clock), C(supervisor),
-      C(previous_leftovers) and RV(run.progress) are returned.
+      C(previous_leftovers) and C(run.progress) are returned.
   returned: success, and failure where the outcome is not accepted
   type: dict
   contains:

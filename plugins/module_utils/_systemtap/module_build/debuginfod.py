@@ -13,6 +13,7 @@ import re
 import typing as t
 
 from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.options import parse_age
 
 OPTIONS: dict[str, t.Any] = {
     "type": "dict",
@@ -57,8 +58,6 @@ def read_debuginfod(option: t.Mapping[str, t.Any] | None) -> Debuginfod | None:
     """
     if option is None:
         return None
-    from .prune import parse_age
-
     servers = tuple(_read_server(index, text) for index, text in enumerate(option["servers"]))
     if not servers:
         problem = "At least one debuginfod server is needed."

@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
 import time
 import typing as t
 
 from ..._core.disk import disk_failure
 from ..._core.errors import InvalidInput, NoEffect
+from ..._core.options import parse_age
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..._core.write import make_directories
@@ -27,9 +27,6 @@ from .store import KEY, Store, is_directory, read_row
 
 FETCH_SECONDS = 600
 """For how long after it was last asked for a module may be on its way to a controller."""
-_AGE = re.compile(r"^(\d+)([smhdw])\Z")
-_MAX_AGE_DIGITS = 20
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _WORK = ".work"
 
 
@@ -48,20 +45,6 @@ class Entry:
     size_bytes: int
     used: float
     busy: bool
-
-
-def parse_age(text: str, option: str = "older_than") -> int:
-    """Return an age in seconds, from the text of an option.
-
-    :raises InvalidInput: it is not a whole number with a unit.
-    """
-    found = _AGE.match(text)
-    if found is None:
-        problem = "The age must be a whole number with one of the units s, m, h, d and w, such as 30d"
-        raise InvalidInput(option, text, problem)
-    if len(found.group(1)) > _MAX_AGE_DIGITS:
-        raise InvalidInput(option, text, f"The age must have at most {_MAX_AGE_DIGITS} digits")
-    return int(found.group(1)) * _UNIT_SECONDS[found.group(2)]
 
 
 def read_entries(store: Store) -> list[Entry]:

@@ -19,6 +19,7 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, NoEffect
+from ansible_collections.tapvirt.host.plugins.module_utils._core.options import parse_age
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build, prune, signing
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store, as_owner
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.signature.der import Certificate
@@ -168,7 +169,7 @@ def test_an_empty_store_has_nothing_to_prune(store: Store) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("2w", 14 * DAY), ("90s", 90)])
 def test_ages(text: str, seconds: int) -> None:
-    assert prune.parse_age(text) == seconds
+    assert parse_age(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["30", "d", "1.5d", "-1d", "30 days", ""])
@@ -181,7 +182,7 @@ def test_other_ages_are_refused(store: Store, text: str) -> None:
 
 def test_an_age_of_thousands_of_digits_is_refused() -> None:
     with pytest.raises(InvalidInput, match="for older_than: The age must have at most 20 digits"):
-        prune.parse_age("9" * 5000 + "d")
+        parse_age("9" * 5000 + "d")
 
 
 @pytest.mark.parametrize("path", ["", None, "relative", "FILE", "FILE/x"])

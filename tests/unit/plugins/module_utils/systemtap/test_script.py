@@ -12,8 +12,8 @@ import typing as t
 
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput, TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.options import parse_age
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.tokens import ScriptError, tokenize
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.prune import parse_age
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import read_order
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.check import (
     check_globals,
