@@ -130,9 +130,11 @@ host:
       elements: dict
       sample: [{"key_id": "c81d...", "keyring": ".platform", "name": "tapvirt builder1"}]
     privilege:
-      description: Whether the user is C(root), and in which of SystemTap's C(groups).
+      description:
+        - C(load_modules) tells whether the user has the capability to load modules, C(CAP_SYS_MODULE). Root lacks it in
+          a container. C(groups) are those of SystemTap that the user is in.
       type: dict
-      sample: {"groups": [], "root": true}
+      sample: {"groups": [], "load_modules": true}
     memory:
       description:
         - C(free_bytes), C(buffers_bytes), C(available_bytes) and C(cpus_online), against which output buffers of 1 MiB

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import typing as t
 
@@ -233,12 +232,3 @@ def nearest_names(name: str, candidates: t.Iterable[str], limit: int = 3) -> lis
     return difflib.get_close_matches(
         name, [candidate for _score, candidate in (scored if few else scored[:200])], n=limit, cutoff=0.5
     )
-
-
-def missing_permission(error: PermissionError, needs: str) -> str:
-    """Return one sentence that names the path, the user and what the task needs."""
-    name, user = error.filename, os.geteuid()
-    what = "a system call" if name is None else os.fsdecode(name) if isinstance(name, (str, bytes)) else f"file {name}"
-    if user == 0:
-        return f"Even root was refused {what} ({error.strerror}): a security module or an attribute of it forbids that."
-    return f"The user with uid {user} was refused {what} ({error.strerror}); the task needs {needs}."

@@ -16,7 +16,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from .disk import disk_failure
-from .errors import NEEDS_ROOT, InvalidInput, TapvirtError, missing_permission
+from .errors import NEEDS_ROOT, InvalidInput, TapvirtError
+from .privilege import missing_permission
 
 # The option of every module that only reads. Its action plugin (plugin_utils/_transport/pipelined.py) obeys it.
 TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"], "default": "auto"}}

@@ -16,6 +16,7 @@ import typing as t
 
 from .._core import command
 from .._core.packages import Distribution, packages, read_distribution, remedy
+from .._core.privilege import lacking
 from .._core.root import Root
 from .._kernel.facts.facts import gather
 from .limits import BUFFER_BYTES_PER_CPU, Memory, buffer_check, buffer_remedy, read_memory
@@ -119,7 +120,7 @@ def read_host(root: Root, arch: str) -> dict[str, t.Any]:
         "module_signatures_enforced": (facts.get("tracing") or {}).get("module_signatures_enforced"),
         "trusted_keys": trusted_keys(root),
         "staprun": staprun_version(distribution),
-        "privilege": {"root": os.geteuid() == 0, "groups": sorted(groups.intersection(_GROUPS))},
+        "privilege": {"load_modules": not lacking("CAP_SYS_MODULE"), "groups": sorted(groups.intersection(_GROUPS))},
         "memory": dataclasses.asdict(memory),
         "kvm_module": next((name for name in ("kvm_amd", "kvm_intel") if name in modules), None),
         "loaded": loaded_stap_modules(root),
@@ -172,9 +173,9 @@ def _distribution(facts: t.Mapping[str, t.Any]) -> Distribution:
 
 
 def _judge_privilege(privilege: t.Mapping[str, t.Any]) -> list[Finding]:
-    """Judge what the user may do (man staprun): root and stapdev load any module, stapusr those of a folder."""
+    """Judge what the user may do (man staprun): with CAP_SYS_MODULE or stapdev any module, with stapusr some."""
     groups = set(privilege["groups"])
-    if privilege["root"] or groups >= {"stapdev", "stapusr"}:
+    if privilege["load_modules"] or groups >= {"stapdev", "stapusr"}:
         return []
     if "stapusr" in groups:
         reason = "the user is in stapusr without stapdev: only modules under /lib/modules/RELEASE/systemtap can be run"
@@ -183,7 +184,8 @@ def _judge_privilege(privilege: t.Mapping[str, t.Any]) -> list[Finding]:
         Finding(
             "privilege",
             True,
-            "the user is neither root nor in the group stapusr, whose members alone may run staprun",
+            "the user has no capability to load modules (CAP_SYS_MODULE, which root lacks in a container) and is not "
+            "in the group stapusr, whose members alone may run staprun",
             "use become: true, or put the user into stapusr for modules under /lib/modules/RELEASE/systemtap",
         )
     ]

@@ -23,7 +23,7 @@ _HOST = Need(
         "traceability": Need({"reasons": _REASONS, "conditions": _REASONS}),
         "trusted_keys": [{"name": Need(TEXT), "key_id": Need(TEXT)}],
         "staprun": NAME,
-        "privilege": Need({"root": Need(FLAG), "groups": _REASONS}),
+        "privilege": Need({"load_modules": Need(FLAG), "groups": _REASONS}),
         "memory": Need(
             {
                 field.name: Need(COUNT) if field.default is dataclasses.MISSING else COUNT

@@ -90,7 +90,7 @@ TRACEABLE = {
     "traceability": {"reasons": ["x"], "conditions": ["modules have to be signed"]},
     "trusted_keys": [{"name": "k", "key_id": "ab"}],
     "staprun": "5.1",
-    "privilege": {"root": False, "groups": ["stapusr"]},
+    "privilege": {"load_modules": False, "groups": ["stapusr"]},
     "memory": {"free_bytes": 1 << 30, "buffers_bytes": 0, "available_bytes": 1 << 30, "cpus_online": 2},
     "loaded": [{"name": "stap_x", "users": 0}],
 }

@@ -45,7 +45,7 @@ HOST = {
     "kernel": {"release": RELEASE},
     "traceability": {"reasons": [], "conditions": []},
     "staprun": "5.1",
-    "privilege": {"root": True, "groups": []},
+    "privilege": {"load_modules": True, "groups": []},
     "memory": {"free_bytes": 1 << 30, "buffers_bytes": 0, "cpus_online": 2},
     "loaded": [],
 }

@@ -17,8 +17,9 @@ import time
 import typing as t
 
 from ..._core import command
-from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, missing_permission
+from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError
 from ..._core.plan import Change, Plan
+from ..._core.privilege import missing_permission
 from ..._core.root import Root
 from ..._core.write import write_atomic
 

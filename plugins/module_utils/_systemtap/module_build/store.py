@@ -35,6 +35,7 @@ import typing as t
 from ..._core import lock
 from ..._core.errors import InvalidInput
 from ..._core.files import foreign_level, not_regular, open_regular, user_name
+from ..._core.privilege import lacking
 from ..._core.root import Root
 from ..._core.write import check_target
 
@@ -113,7 +114,7 @@ def as_owner(directory: str, check_mode: bool) -> t.Iterator[None]:
     :raises InvalidInput: as :func:`check_owner`, for others than root.
     """
     found = _foreign_owner(directory)
-    if found is None or os.geteuid() != 0:
+    if found is None or os.geteuid() != 0 or lacking("CAP_SETUID", "CAP_SETGID"):
         check_owner(directory)
         yield
         return

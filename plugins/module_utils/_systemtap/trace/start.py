@@ -23,6 +23,7 @@ from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_name
 from ..._core.files import open_regular
 from ..._core.packages import read_distribution, remedy
 from ..._core.plan import Change, Plan
+from ..._core.privilege import lacking
 from ..._core.root import Root
 from ..._core.write import make_directories, write_atomic, write_new_place
 from .. import limits
@@ -275,8 +276,11 @@ def check_host(root: Root, request: Request) -> None:
 
     :raises Refused: the module must not, or cannot, be loaded here.
     """
-    if os.geteuid() != 0:
-        raise Refused(f"the user with uid {os.geteuid()} cannot load modules; the task needs {NEEDS_ROOT}")
+    if lacking("CAP_SYS_MODULE"):
+        uid = os.geteuid()
+        if uid != 0:
+            raise Refused(f"the user with uid {uid} cannot load modules; the task needs {NEEDS_ROOT}")
+        raise Refused("root cannot load modules here, since it lacks CAP_SYS_MODULE, as in a container")
     if not root.exists("proc/modules"):
         raise Refused("this kernel has no loadable modules (there is no /proc/modules), so SystemTap cannot trace it")
     release = root.read_text("proc/sys/kernel/osrelease").strip()

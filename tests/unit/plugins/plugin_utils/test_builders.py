@@ -24,7 +24,7 @@ def host_facts(release: str, staprun: str | None = "5.1", **more: t.Any) -> dict
         "kernel": {"release": release},
         "traceability": {"reasons": [], "conditions": []},
         "staprun": staprun,
-        "privilege": {"root": True, "groups": []},
+        "privilege": {"load_modules": True, "groups": []},
         "memory": {"free_bytes": 1 << 30, "buffers_bytes": 0, "cpus_online": 2},
         "loaded": [],
         **more,

@@ -206,7 +206,7 @@ LAYOUTS = {
 TRACED: dict[str, t.Any] = {
     "traceability": {"reasons": [], "conditions": []},
     "staprun": "5.6",
-    "privilege": {"root": True, "groups": []},
+    "privilege": {"load_modules": True, "groups": []},
     "memory": {"free_bytes": 2 << 30, "buffers_bytes": 0, "cpus_online": 2},
     "loaded": [],
 }

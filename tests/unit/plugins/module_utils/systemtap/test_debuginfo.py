@@ -212,7 +212,7 @@ def test_a_builder_whose_server_answers_lacks_no_debug_information(tmp_path: pat
         "kernel": {"release": RELEASE},
         "traceability": {"reasons": [], "conditions": []},
         "staprun": "5.6",
-        "privilege": {"root": True, "groups": []},
+        "privilege": {"load_modules": True, "groups": []},
         "memory": {"free_bytes": 1 << 30, "buffers_bytes": 0, "cpus_online": 2, "available_bytes": 1 << 30},
         "loaded": [],
     }

@@ -39,7 +39,7 @@ def host_facts(release: str = K612, staprun: str | None = "5.1", **changes: obje
         "traceability": {"traceable": True, "reasons": [], "conditions": []},
         "staprun": staprun,
         "trusted_keys": None,
-        "privilege": {"root": True, "groups": []},
+        "privilege": {"load_modules": True, "groups": []},
         "memory": {"free_bytes": 2 << 30, "buffers_bytes": 0, "cpus_online": 2},
         "loaded": [],
     }
@@ -84,8 +84,8 @@ SIGNED = {"reasons": [], "conditions": ["module signatures are enforced: only mo
         ({"traceability": SIGNED, "trusted_keys": [KEY]}, "signing", False, "tracing (0123abcd)"),
         ({"traceability": SIGNED, "trusted_keys": []}, "signing", True, "enrol a key"),
         ({"traceability": SIGNED, "trusted_keys": None}, "signing", False, "one that is enrolled"),
-        ({"privilege": {"root": False, "groups": []}}, "privilege", True, "stapusr"),
-        ({"privilege": {"root": False, "groups": ["stapusr"]}}, "privilege", False, "stapdev"),
+        ({"privilege": {"load_modules": False, "groups": []}}, "privilege", True, "stapusr"),
+        ({"privilege": {"load_modules": False, "groups": ["stapusr"]}}, "privilege", False, "stapdev"),
         (
             {"memory": {"free_bytes": 3 << 20, "buffers_bytes": 0, "cpus_online": 4}},
             "memory",
@@ -198,7 +198,7 @@ def test_a_missing_compiler_is_named(origin, kind):
 
 
 def test_a_user_of_both_groups_needs_no_root():
-    assert find_problems(host_facts(privilege={"root": False, "groups": ["stapdev", "stapusr"]}), None) == []
+    assert find_problems(host_facts(privilege={"load_modules": False, "groups": ["stapdev", "stapusr"]}), None) == []
 
 
 @pytest.mark.parametrize("users", [1, None])
