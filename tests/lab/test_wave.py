@@ -12,6 +12,7 @@ import pytest
 
 from .support.hosts import LabHosts
 
+pytestmark = pytest.mark.soak  # 160 s; test_trace_playbook.py has a wave with one fork on every run
 HOSTS = ("trace1", "trace2", "trace3", "trace4")
 # The host that cannot be reached while the others are collected.
 AWAY = "trace2"
