@@ -248,8 +248,8 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.tapvirt.host.plugins.module_utils._core.lock import read_timeout
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
+from ansible_collections.tapvirt.host.plugins.module_utils._core.options import read_lock_timeout
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.model import wanted_list
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.parameters.run import Parameters
@@ -277,7 +277,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
 
 
 def body(module: AnsibleModule) -> dict[str, t.Any]:
-    state, lock_seconds = module.params["state"], read_timeout(module.params)
+    state, lock_seconds = module.params["state"], read_lock_timeout(module.params)
     wanted = wanted_list(module.params["params"], state)
     run = Parameters(Root(), os.uname().machine, wanted, state, module.params["refresh_initramfs"], lock_seconds)
     plan, result = run.converge(module.check_mode)

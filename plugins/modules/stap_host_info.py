@@ -207,7 +207,6 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import N
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import TRANSPORT, run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import (
-    DEFAULT_STORE,
     check_absolute,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import (
@@ -215,6 +214,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
     missing_to_build,
     missing_to_run,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.paths import DEFAULT_STORE
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems, read_host
 
 ARGUMENT_SPEC = {

@@ -216,7 +216,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import NEEDS_PATH
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.request import build_module
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE, Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.paths import DEFAULT_STORE
 
 ARGUMENT_SPEC = {
     "script": {"type": "raw", "required": True},

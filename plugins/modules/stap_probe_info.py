@@ -184,7 +184,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.p
     ProbePoint,
     parse_probe_points,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import DEFAULT_STORE
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.paths import DEFAULT_STORE
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import read_facts
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.resolve import resolve_all
 

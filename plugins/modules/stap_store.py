@@ -117,10 +117,10 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import N
 from ansible_collections.tapvirt.host.plugins.module_utils._core.module import run_module
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.prune import prune
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import (
-    DEFAULT_STORE,
     Store,
     as_owner,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.paths import DEFAULT_STORE
 
 ARGUMENT_SPEC = {
     "older_than": {"type": "str"},

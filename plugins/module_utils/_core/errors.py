@@ -18,13 +18,14 @@ _FEW_NAMES = 2000
 _SHOWN_CHARS = 200
 _SHOWN_LEVELS = 8
 _LARGEST = 1 << 128
+# Patterns that few runs need: compiled when they are used.
 #: The password of a URI. It ends at the last "@", even if it contains characters that should have been escaped. A port
 #: that a path follows is not a password.
-URI_PASSWORD = re.compile(r"(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@", re.DOTALL)
-_URI_START = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+URI_PASSWORD = r"(?s)(://[^/:?#]*):((?!\d+[/?]).*|[^?]*)@"
+_URI_START = r"\s*[A-Za-z][A-Za-z0-9+.-]*://"
 # The same in a sentence, where a space ends the URI; and the key of a volume of Ceph (rbd:POOL/IMAGE:key=KEY).
-_PASSWORD_IN_TEXT = re.compile(r"(://[^/:?#\s]*):((?!\d+[/?\s])\S*|[^?\s]*)@")
-_RBD_KEY = re.compile(r"(\brbd:\S*?:key=)[^:\s'\"]+")
+_PASSWORD_IN_TEXT = r"(://[^/:?#\s]*):((?!\d+[/?\s])\S*|[^?\s]*)@"
+_RBD_KEY = r"(\brbd:\S*?:key=)[^:\s'\"]+"
 #: What is shown in the place of a password.
 MASK = "********"
 
@@ -150,8 +151,8 @@ def did_you_mean(candidates: t.Sequence[str]) -> str:
 
 def mask_secrets(text: str) -> str:
     """Return a text without the passwords of URIs and the keys of Ceph volumes in it."""
-    uri = URI_PASSWORD if _URI_START.match(text) else _PASSWORD_IN_TEXT
-    return _RBD_KEY.sub(rf"\1{MASK}", uri.sub(rf"\1:{MASK}@", text))
+    password = URI_PASSWORD if re.match(_URI_START, text) else _PASSWORD_IN_TEXT
+    return re.sub(_RBD_KEY, rf"\1{MASK}", re.sub(password, rf"\1:{MASK}@", text))
 
 
 def _shown_value(value: t.Any) -> str:

@@ -15,7 +15,6 @@ import typing as t
 
 from .disk import disk_errors
 from .errors import TapvirtError
-from .lock import WAIT_SECONDS, hold
 from .write import make_directories, sync_directory, write_atomic
 
 DIRECTORY = "var/lib/tapvirt"
@@ -26,10 +25,10 @@ class Journal:
 
     :param directory: where the journals lie, absolute; made (0700) when first written.
     :param name: a file name without directory, given by the collection, never by the user.
-    :param wait_seconds: how long to wait for another run.
+    :param wait_seconds: how long to wait for another run; ``None``: as long as for each lock.
     """
 
-    def __init__(self, directory: str, name: str, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(self, directory: str, name: str, wait_seconds: float | None = None) -> None:
         self._directory = directory
         self._name = name
         self._wait_seconds = wait_seconds
@@ -43,10 +42,13 @@ class Journal:
 
         :raises LockTimeout: another run held it for the whole time of waiting.
         """
+        from .lock import WAIT_SECONDS, hold
+
         path = os.path.join(self._directory, "lock", self._name)
+        wait_seconds = WAIT_SECONDS if self._wait_seconds is None else self._wait_seconds
         with contextlib.ExitStack() as stack:
             with disk_errors("Nothing was changed."):
-                stack.enter_context(hold(path, f"the journal {self._path}", self._wait_seconds))
+                stack.enter_context(hold(path, f"the journal {self._path}", wait_seconds))
             yield
 
     def read(self) -> dict[str, t.Any]:

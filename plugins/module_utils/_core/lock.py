@@ -20,7 +20,7 @@ import stat
 import time
 import typing as t
 
-from .errors import InvalidInput, TapvirtError
+from .errors import TapvirtError
 from .files import user_name
 from .write import make_directories
 
@@ -84,17 +84,6 @@ def take(path: str, what: str, wait_seconds: float = WAIT_SECONDS, shared: bool 
         if not locked:
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
             pause = min(pause * 2, _POLL_SECONDS)
-
-
-def read_timeout(params: t.Mapping[str, t.Any]) -> int:
-    """Return a module's option ``lock_timeout_seconds``.
-
-    :raises InvalidInput: it is negative.
-    """
-    seconds: int = params["lock_timeout_seconds"]
-    if seconds < 0:
-        raise InvalidInput("lock_timeout_seconds", seconds, "The number of seconds must be 0 (do not wait) or more.")
-    return seconds
 
 
 def is_held(path: str) -> bool:

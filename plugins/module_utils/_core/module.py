@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import json
 import os
 import types
 import typing as t
@@ -36,9 +37,15 @@ def run_module(
     os.umask(os.umask(0o022) | 0o022)
     module = _Module(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
     with _Failures(module, needs):
-        _check_texts(module.params)
+        if r"\u0000" in _as_json(module.params):
+            _check_texts(module.params)
         result = dict(body(module))
     module.exit_json(**_warned(module, result))
+
+
+def _as_json(value: t.Any) -> str:
+    """Return a value as ASCII: to search it for a byte is ten times faster than to walk through it."""
+    return json.dumps(value, default=str)
 
 
 def _check_texts(value: t.Any, option: str = "") -> None:
@@ -80,7 +87,8 @@ def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t
     """Return a result in UTF-8 without its ``warnings``, which the module says in its own way."""
     for warning in result.get("warnings", ()):
         module.warn(as_utf8(warning))
-    return {key: as_utf8(value) for key, value in result.items() if key != "warnings"}
+    rest = {key: value for key, value in result.items() if key != "warnings"}
+    return as_utf8(rest) if r"\ud" in _as_json(rest) else rest
 
 
 class _Module(AnsibleModule):
@@ -131,4 +139,5 @@ def _unexpected(error: Exception, trace: types.TracebackType | None) -> str:
 
     frames = traceback.extract_tb(trace)
     place = f"{os.path.basename(frames[-1].filename)} line {frames[-1].lineno}" if frames else "an unknown place"
-    return f"Unexpected {type(error).__name__} at {place}: {error}. Please report it with this sentence."
+    reason = str(error).rstrip(".")
+    return f"Unexpected {type(error).__name__} at {place}: {reason}. Please report it with this sentence."

@@ -14,7 +14,7 @@ import re
 import typing as t
 
 from ...module_utils._core.errors import InvalidInput, TapvirtError, nearest_names
-from ...module_utils._kernel.image.identity import taint_flags
+from ...module_utils._kernel.image.taints import taint_flags
 from ...module_utils._systemtap.supervise.outcome import OUTCOMES
 from .._transport.edge import ANY, COUNT, NUMBER, TEXT, WHOLE, Kind, Need, Odd, parse, parse_all
 from .records import counter_plots, histogram_plots, valid_records

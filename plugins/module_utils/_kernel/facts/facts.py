@@ -17,6 +17,7 @@ from ..._core.errors import InvalidInput, nearest_names
 from ..._core.root import Root
 from ..image import config as kernel_config
 from ..image import identity
+from ..image.taints import taint_flags
 from ..procfs.memory import meminfo
 from ..procfs.mounts import mount_point
 from ..symbols.table import KALLSYMS, SymbolTable, read_table
@@ -138,7 +139,7 @@ class _Gatherer:
         paranoid = self._number("addresses", "proc/sys/kernel/perf_event_paranoid")
         return {
             "tainted": tainted,
-            "taints": None if tainted is None else identity.taint_flags(tainted),
+            "taints": None if tainted is None else taint_flags(tainted),
             "lockdown": self._lockdown(),
             "addresses": {
                 "kptr_restrict": kptr_restrict,

@@ -19,30 +19,6 @@ _NT_LINUX_VERSION = 0
 _RELEASE = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 _VDSO_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) .*\[vdso\]$", re.MULTILINE)
 
-#: Bit by bit, as the kernel's Documentation/admin-guide/tainted-kernels.rst lists them.
-TAINTS = (
-    "proprietary_module",
-    "forced_module",
-    "cpu_out_of_spec",
-    "forced_module_removal",
-    "machine_check",
-    "bad_page",
-    "user_request",
-    "died",
-    "overridden_acpi_table",
-    "warning",
-    "staging_driver",
-    "firmware_workaround",
-    "out_of_tree_module",
-    "unsigned_module",
-    "soft_lockup",
-    "live_patched",
-    "auxiliary",
-    "randomised_structures",
-    "in_kernel_test",
-    "firmware_control",
-)
-
 
 def version_code(release: str) -> int:
     """Return LINUX_VERSION_CODE for a release such as ``3.12.0`` (199680).
@@ -88,12 +64,6 @@ def build_id_of(notes: t.Iterable[Note]) -> str | None:
         if note.name == "GNU" and note.type == _NT_GNU_BUILD_ID:
             return note.content.hex()
     return None
-
-
-def taint_flags(value: int) -> list[str]:
-    """Return the names of the bits of ``/proc/sys/kernel/tainted``; a bit without a name here is ``bit_N``."""
-    bits = [bit for bit in range(value.bit_length()) if value >> bit & 1]
-    return [TAINTS[bit] if bit < len(TAINTS) else f"bit_{bit}" for bit in bits]
 
 
 def selected_word(text: str) -> str | None:

@@ -19,7 +19,7 @@ from ..._core.journal import Journal
 from ..._core.plan import Plan
 from ..._core.root import Root
 from ..._core.write import make_directories, sync_directory, write_atomic
-from ..image.identity import taint_flags
+from ..image.taints import taint_flags
 from ..modules import initramfs, modprobe_d
 from . import reload as module_reload
 from .layers import OWN_FILE, wanted_of

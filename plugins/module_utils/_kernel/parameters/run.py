@@ -14,10 +14,9 @@ import typing as t
 
 from ..._core import journal as core_journal
 from ..._core.journal import Journal
-from ..._core.lock import WAIT_SECONDS
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
-from ..image.identity import taint_flags
+from ..image.taints import taint_flags
 from .layers import layer_of, load_flaws
 from .model import LoadedModule, Observed, Reader, Wanted
 from .plan import Step, is_restored, persist_change, plan
@@ -41,7 +40,7 @@ class Parameters:
         wanted: t.Sequence[Wanted],
         state: str,
         refresh_initramfs: bool = False,
-        lock_seconds: float = WAIT_SECONDS,
+        lock_seconds: float | None = None,
     ) -> None:
         self._root = root
         self._reader = Reader(root, arch)

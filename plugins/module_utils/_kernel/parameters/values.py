@@ -116,6 +116,10 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
 
     :raises Rejected: the kernel would not take it, or it would take any word for a boolean that begins like one.
     """
+    return _wanted_text(kind, value, word_bits) if isinstance(value, str) else _wanted_value(kind, value, word_bits)
+
+
+def _wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
     if kind.element in _BOOLEANS:
         parts = value.split(",") if kind.is_array and isinstance(value, str) else value
         for number, part in enumerate(parts if isinstance(parts, list) else [parts], 1):
@@ -123,6 +127,10 @@ def wanted_value(kind: Kind, value: t.Any, word_bits: int) -> Value:
                 place = f" as element {number}, not {part!r}" if kind.is_array else ""
                 raise Rejected(_TAKES_BOOLEAN + place)
     return kernel_value(kind, value, word_bits)
+
+
+# A run asks for each text several times.
+_wanted_text = functools.lru_cache(maxsize=None)(_wanted_value)
 
 
 def kernel_value(kind: Kind, value: t.Any, word_bits: int) -> Value:

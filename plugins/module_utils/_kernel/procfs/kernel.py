@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ..image.identity import TAINTS, parse_command_line
+from ..image.identity import parse_command_line
+from ..image.taints import TAINTS
 from .parse import NotARow, address, at_least, integer, lines_of, parse_rows, words_of
 
 _TAINT_LETTERS = "PFSRMBUDAWCIOELKXTNJ"

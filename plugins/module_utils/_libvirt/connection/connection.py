@@ -154,12 +154,12 @@ def default_if_unsupported(ask: t.Callable[[], _Answer], default: _Answer) -> _A
 
 def shown_uri(uri: str) -> str:
     """Return a URI as it may be shown: without a password."""
-    return URI_PASSWORD.sub(rf"\1:{MASK}@", uri)
+    return re.sub(URI_PASSWORD, rf"\1:{MASK}@", uri)
 
 
 def password_of(uri: str) -> str | None:
     """Return the password that a URI has."""
-    found = URI_PASSWORD.search(uri)
+    found = re.search(URI_PASSWORD, uri)
     return found[2] if found else None
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ..._core import lock
 from ..._core.errors import InvalidInput, TapvirtError
+from ..._core.options import read_lock_timeout
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..script.check import check_safety, read_script
@@ -43,7 +43,7 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
     order = BuildRequest(row["name"], row["text"], kernel, bool(row.get("guru")), ceiling)
-    store = Store(params["store"], lock.read_timeout(params))
+    store = Store(params["store"], read_lock_timeout(params))
     key = key_of(order, tools)
     known, plan = _look_up(order, key, signer, store.read if check_mode else store.use)
     done: dict[str, bool] = {}

@@ -34,7 +34,6 @@ from ..._core.files import foreign_level, not_regular, open_regular, user_name
 from ..._core.root import Root
 from ..._core.write import check_target
 
-DEFAULT_STORE = "/var/lib/tapvirt/modules"
 KEY = re.compile(r"^[0-9a-f]{64}\Z")
 _LOCKS = ".lock"
 _LOCK_NAME = re.compile(r"(?:[0-9a-f]{64}|slot-\d+)\Z")

@@ -12,6 +12,7 @@ import typing as t
 from ..._core import lock
 from ..._core.disk import disk_errors
 from ..._core.errors import ItemsFailed, TapvirtError, error_row
+from ..._core.options import read_lock_timeout
 from ..._core.plan import Plan, converge
 from ..._core.root import Root
 from ..signature.signature import signature_refusal
@@ -42,7 +43,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool, with_diff: bool) -> dic
     :raises InvalidInput: an option is not acceptable.
     :raises TapvirtError: the host forbids a tracer or cannot keep one, or a tracer failed; its fields are the result.
     """
-    wait_seconds = lock.read_timeout(params)
+    wait_seconds = read_lock_timeout(params)
     root = Root()
     wanted = read_wanted(params["services"])
     data = program()

@@ -18,6 +18,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Roo
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts import facts
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.facts.traceability import traceability
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image import config, elf, identity
+from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.taints import taint_flags
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.procfs.mounts import mount_point
 
 pytestmark = pytest.mark.usefixtures("this_kernel")
@@ -64,9 +65,9 @@ def test_the_build_id_is_one_of_several_notes(release, build_id):
 
 
 def test_taints_have_names():
-    assert identity.taint_flags(12288) == ["out_of_tree_module", "unsigned_module"]
-    assert identity.taint_flags(1 | 1 << 25) == ["proprietary_module", "bit_25"]
-    assert identity.taint_flags(0) == []
+    assert taint_flags(12288) == ["out_of_tree_module", "unsigned_module"]
+    assert taint_flags(1 | 1 << 25) == ["proprietary_module", "bit_25"]
+    assert taint_flags(0) == []
 
 
 def test_the_command_line_is_split_as_the_kernel_splits_it():
