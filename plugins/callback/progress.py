@@ -88,7 +88,7 @@ class CallbackModule(CallbackBase):
 
     def __init__(self, *words: t.Any, **options: t.Any) -> None:
         super().__init__(*words, **options)
-        self._status = Status()
+        self.status = Status()
         self._lock = threading.Lock()  # events come from two threads of Ansible's, and the third one draws
         self._items: dict[str, int] = {}
         self._last_line = LastLine() if _is_terminal() else None
@@ -100,7 +100,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         batch = play.get_variable_manager().get_vars(play=play).get("ansible_play_batch", ())
         with self._lock:
-            self._status.begin_play(play.get_name(), len(batch), time.monotonic())
+            self.status.begin_play(play.get_name(), len(batch), time.monotonic())
         if self._drawer is None:
             self._begin()
 
@@ -108,7 +108,7 @@ class CallbackModule(CallbackBase):
         # A task that includes a role takes no such argument.
         name = task.get_name() if isinstance(task, IncludeRole) else task.get_name(include_role_fqcn=False)
         with self._lock:
-            self._status.begin_task(task._uuid, name, time.monotonic())
+            self.status.begin_task(task._uuid, name, time.monotonic())
 
     def v2_playbook_on_handler_task_start(self, task: t.Any) -> None:
         self.v2_playbook_on_task_start(task, False)
@@ -116,7 +116,7 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_start(self, host: t.Any, task: t.Any) -> None:
         with self._lock:
             self._items.pop(host.get_name(), None)
-            self._status.begin_host(host.get_name(), task._uuid, time.monotonic())
+            self.status.begin_host(host.get_name(), task._uuid, time.monotonic())
 
     def v2_runner_on_ok(self, result: t.Any) -> None:
         self._end_host(result, False)
@@ -132,13 +132,13 @@ class CallbackModule(CallbackBase):
 
     def _end_host(self, result: t.Any, failed: bool) -> None:
         with self._lock:
-            self._status.end_host(result._host.get_name(), result._task._uuid, failed)
+            self.status.end_host(result._host.get_name(), result._task._uuid, failed)
 
     def v2_runner_item_on_ok(self, result: t.Any) -> None:
         host = result._host.get_name()
         with self._lock:
             self._items[host] = self._items.get(host, 0) + 1
-            self._status.tell(host, f"items done: {self._items[host]}")
+            self.status.tell(host, f"items done: {self._items[host]}")
 
     def v2_runner_item_on_failed(self, result: t.Any) -> None:
         self.v2_runner_item_on_ok(result)
@@ -166,7 +166,7 @@ class CallbackModule(CallbackBase):
             try:
                 with self._lock:
                     for host, text in CHANNEL.heard():
-                        self._status.tell(host, text)
+                        self.status.tell(host, text)
                     shown = self._text(now)
                 self._show(shown)
             except (AnsibleError, OSError, ValueError):
@@ -178,12 +178,12 @@ class CallbackModule(CallbackBase):
             if os.tcgetpgrp(2) != os.getpgrp():
                 return ""  # in the background, where the terminal is somebody else's
             columns, rows = os.get_terminal_size(2)
-            return self._last_line.drawn(self._status.line(columns - 1, now), columns, rows)
+            return self._last_line.drawn(self.status.line(columns - 1, now), columns, rows)
         every = self.get_option("log_seconds")
-        if every <= 0 or self._status.task_seconds(now) < every or now - self._said_at < every:
+        if every <= 0 or self.status.task_seconds(now) < every or now - self._said_at < every:
             return ""
         self._said_at = now
-        return f"progress: {self._status.line(200, now)}\n"
+        return f"progress: {self.status.line(200, now)}\n"
 
     def _show(self, text: str) -> None:
         """Write, under the lock that Ansible takes for whatever it writes, and for beginning a worker."""

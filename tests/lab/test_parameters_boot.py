@@ -62,6 +62,7 @@ def no_nbd(lab):
     lab.shell(HOST, f"rmmod nbd 2> /dev/null || true; rm -f {OWN_FILE} {JOURNAL}")
 
 
+@pytest.mark.soak  # 70 s with its restart; the other tests of this file load the module with its options
 @pytest.mark.scenario
 def test_persisted_values_survive_a_restart(lab, initrd, no_nbd):
     was = read_parameter(lab, "tcp_cubic.hystart")

@@ -74,7 +74,7 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-_HANDLERS = (
+HANDLERS = (
     urllib.request.ProxyHandler,
     _HttpHandler,
     _HttpsHandler,
@@ -99,7 +99,7 @@ def open_url(url: str, seconds: float | None = None) -> http.client.HTTPResponse
     :raises ValueError: a proxy of the environment is not a URL.
     """
     opener = urllib.request.OpenerDirector()
-    for handler in _HANDLERS:
+    for handler in HANDLERS:
         opener.add_handler(handler())
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "tapvirt.host"})
     return t.cast("http.client.HTTPResponse", opener.open(request, timeout=seconds))

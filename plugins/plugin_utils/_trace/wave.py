@@ -30,7 +30,7 @@ _STEP_SECONDS = 1.0
 _TERMINAL_SECONDS = 2.5
 _LOG_SECONDS = 30.0
 # The controller loads this file in the main process, before workers lose its standard output.
-_TERMINAL = os.isatty(1)
+IS_TERMINAL = os.isatty(1)
 display = Display()
 
 
@@ -64,10 +64,10 @@ def trace_wait(start_at: float | str, duration: float | str, hosts: int, host: s
     seconds = min(float(duration), MAX_DURATION_SECONDS)
     begun = time.monotonic() + begins
     end = begun + seconds + _REMOVAL_SECONDS
-    shown = time.monotonic() - (_TERMINAL_SECONDS if _TERMINAL else 0.0)
+    shown = time.monotonic() - (_TERMINAL_SECONDS if IS_TERMINAL else 0.0)
     while (now := time.monotonic()) < end:
         text = wait_text(now - begun, seconds, hosts)
-        if not CHANNEL.tell(host, text) and now - shown >= (_TERMINAL_SECONDS if _TERMINAL else _LOG_SECONDS):
+        if not CHANNEL.tell(host, text) and now - shown >= (_TERMINAL_SECONDS if IS_TERMINAL else _LOG_SECONDS):
             display.display(text)
             shown = now
         time.sleep(min(_STEP_SECONDS, end - now))

@@ -117,7 +117,9 @@ def test_names_that_match_no_domain_fail(lost_stubs: Stubs, names: str) -> None:
 def test_that_domains_were_left_out_is_reported_where_no_name_matches(tmp_path: pathlib.Path) -> None:
     listed = 'return {"domains": [{"name": "a", "state": "running", "console": {"a": 1}}], "truncated": True}'
     done = Stubs(tmp_path, libvirt_domain_info=listed).run("console_logs", {"h1": {}}, console_logs_names="web")
-    message = "matches no running domain with a console on any host that answered. Of 1 of the hosts, only the first 500"
+    message = (
+        "matches no running domain with a console on any host that answered. Of 1 of the hosts, only the first 500"
+    )
     assert done.returncode == 2 and message in output(done), output(done)
 
 

@@ -40,7 +40,7 @@ SUSE_KERNEL, ROCKY_KERNEL = "6.4.0-150600.23.25-default", "5.14.0-427.el9.x86_64
 
 
 @dataclasses.dataclass
-class Host:
+class PackageHost:
     """A host: what it is, what its repositories have (package -> its file), and the variables of the role."""
 
     os_release: str
@@ -76,9 +76,9 @@ OWN_PACKAGES = {
 }
 BUILDS_SUSE, BUILDS_ROCKY = {"trace_builder_kernels": [SUSE_KERNEL]}, {"trace_builder_kernels": [ROCKY_KERNEL]}
 HOSTS = {
-    "sles": Host(SUSE, SUSE_PACKAGES, BUILDS_SUSE),
-    "rocky": Host(ROCKY, ROCKY_PACKAGES, BUILDS_ROCKY),
-    "own": Host(
+    "sles": PackageHost(SUSE, SUSE_PACKAGES, BUILDS_SUSE),
+    "rocky": PackageHost(ROCKY, ROCKY_PACKAGES, BUILDS_ROCKY),
+    "own": PackageHost(
         ROCKY,
         {**OWN_PACKAGES, "my-stap": "stap"},
         {
@@ -89,19 +89,19 @@ HOSTS = {
             "host_packages_debug_repositories": ["mine-debug"],
         },
     ),
-    "traced": Host(SUSE, {"systemtap-runtime": "staprun"}, {}, role="trace_host", facts={"service_mgr": "none"}),
-    "virt": Host(
+    "traced": PackageHost(SUSE, {"systemtap-runtime": "staprun"}, {}, role="trace_host", facts={"service_mgr": "none"}),
+    "virt": PackageHost(
         SUSE,
         {"my-libvirt": "usr/bin/virsh"},
         {"virt_host_packages_by_family": {"SUSE": ["my-libvirt"]}, "virt_host_units_by_family": {"SUSE": []}},
         role="virt_host",
         facts={"os_family": "Suse", "distribution_major_version": "15"},
     ),
-    "locked": Host(SUSE, SUSE_PACKAGES, {**BUILDS_SUSE, "host_packages_lock_seconds": 3}, ("locked",)),
-    "hanging": Host(ROCKY, ROCKY_PACKAGES, {**BUILDS_ROCKY, "host_packages_timeout_seconds": 2}, ("hanging",)),
-    "bare": Host(ROCKY, {}, BUILDS_ROCKY),
-    "ubuntu": Host(UBUNTU, {}, {"trace_builder_kernels": ["6.8.0-49-generic"]}, ("refuses",)),
-    "foreign": Host(SUSE, SUSE_PACKAGES, {"trace_builder_kernels": ["6.1.0-56-s390x", SUSE_KERNEL]}),
+    "locked": PackageHost(SUSE, SUSE_PACKAGES, {**BUILDS_SUSE, "host_packages_lock_seconds": 3}, ("locked",)),
+    "hanging": PackageHost(ROCKY, ROCKY_PACKAGES, {**BUILDS_ROCKY, "host_packages_timeout_seconds": 2}, ("hanging",)),
+    "bare": PackageHost(ROCKY, {}, BUILDS_ROCKY),
+    "ubuntu": PackageHost(UBUNTU, {}, {"trace_builder_kernels": ["6.8.0-49-generic"]}, ("refuses",)),
+    "foreign": PackageHost(SUSE, SUSE_PACKAGES, {"trace_builder_kernels": ["6.1.0-56-s390x", SUSE_KERNEL]}),
 }
 FAILED = ("locked", "hanging", "bare", "ubuntu", "foreign")
 
@@ -152,7 +152,7 @@ class Fleet:
         counts = {line.split(":")[0].strip(): line for line in recap.splitlines() if " : " in line}
         return {name: f"{found[name]} {counts[name]}" for name in HOSTS}
 
-    def _play(self, name: str, host: Host) -> dict[str, t.Any]:
+    def _play(self, name: str, host: PackageHost) -> dict[str, t.Any]:
         variables = {
             "ansible_facts": {"pkg_mgr": "ansible.legacy.ownpm", **host.facts},
             "ansible_python_interpreter": sys.executable,

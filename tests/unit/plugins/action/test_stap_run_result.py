@@ -42,7 +42,7 @@ while :; do sleep 0.1; done
 """
 
 
-class Host:
+class TraceHost:
     """A host below a directory, whose clock is ahead by some seconds."""
 
     def __init__(self, root: pathlib.Path, skew: float = 0, load: float = 0.2) -> None:
@@ -109,13 +109,17 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: pathlib.Path) -> Host:
-    return Host(tmp_path / "h")
+def host(tmp_path: pathlib.Path) -> TraceHost:
+    return TraceHost(tmp_path / "h")
 
 
 def test_hosts_are_armed_at_the_same_moment(tmp_path: pathlib.Path) -> None:
     """Also hosts whose clocks are wrong, and whose loading takes a different time once it was measured."""
-    hosts = [Host(tmp_path / "h1"), Host(tmp_path / "h2", skew=500), Host(tmp_path / "h3", skew=-500, load=1)]
+    hosts = [
+        TraceHost(tmp_path / "h1"),
+        TraceHost(tmp_path / "h2", skew=500),
+        TraceHost(tmp_path / "h3", skew=-500, load=1),
+    ]
     cached = hosts[2].module.parent / "load.json"
     cached.write_text('{"seconds": 1.2}', encoding="ascii")
     # Ansible's loader of plugins does not load one in several threads at once.
@@ -143,7 +147,7 @@ def test_hosts_are_armed_at_the_same_moment(tmp_path: pathlib.Path) -> None:
     assert 0.9 < json.loads(cached.read_text(encoding="ascii"))["seconds"] < 5
 
 
-def test_a_result_is_the_same_until_it_is_removed(host: Host, tmp_path: pathlib.Path) -> None:
+def test_a_result_is_the_same_until_it_is_removed(host: TraceHost, tmp_path: pathlib.Path) -> None:
     begun = host.start(wait=False)["run"]
     first = host.collect(begun["run_id"], output=str(tmp_path / "out"))
     assert (tmp_path / "out" / f"h.{NAME}.txt").read_text() == '{"kind":"count","key":"a"}\n'
@@ -159,7 +163,7 @@ def test_a_result_is_the_same_until_it_is_removed(host: Host, tmp_path: pathlib.
     )
 
 
-def test_a_run_under_way_has_its_progress_and_its_lock(host: Host) -> None:
+def test_a_run_under_way_has_its_progress_and_its_lock(host: TraceHost) -> None:
     before = host.commands
     begun = host.start(wait=False, start_at=time.time() + 20)["run"]
     assert host.commands - before == 2
@@ -179,7 +183,7 @@ def test_a_run_under_way_has_its_progress_and_its_lock(host: Host) -> None:
     assert host.left() == [] and (host.root / "sysctl").read_text() == "2\n"
 
 
-def test_waiting_is_starting_and_collecting(host: Host) -> None:
+def test_waiting_is_starting_and_collecting(host: TraceHost) -> None:
     waited = host.start()["run"]
     assert host.left() == []
     begun = host.start(wait=False)["run"]
@@ -188,7 +192,7 @@ def test_waiting_is_starting_and_collecting(host: Host) -> None:
     assert waited["finished"] is True and waited["times"]["armed"] < waited["times"]["end"]
 
 
-def test_check_mode_leaves_a_result_as_it_is(host: Host, tmp_path: pathlib.Path) -> None:
+def test_check_mode_leaves_a_result_as_it_is(host: TraceHost, tmp_path: pathlib.Path) -> None:
     run_id = host.start(wait=False)["run"]["run_id"]
     host.collect(run_id)
     (directory,) = (host.root / "run" / "stap").iterdir()
@@ -200,7 +204,7 @@ def test_check_mode_leaves_a_result_as_it_is(host: Host, tmp_path: pathlib.Path)
 
 
 @pytest.mark.parametrize("run_id", ["", "../../etc", NAME, "x-0/../../y-0", RUN_ID])
-def test_an_unknown_run_is_one_sentence_and_a_hint(host: Host, run_id: str) -> None:
+def test_an_unknown_run_is_one_sentence_and_a_hint(host: TraceHost, run_id: str) -> None:
     result = host.collect(run_id)
     assert result["failed"] is True and result["error"]["option"] == "run_id"
     assert result["error"]["problem"] == "This host keeps no run of this name."
@@ -218,13 +222,13 @@ def test_an_unknown_run_is_one_sentence_and_a_hint(host: Host, run_id: str) -> N
     ],
 )
 @pytest.mark.parametrize("check_mode", [False, True])
-def test_a_start_that_cannot_be_is_refused(host: Host, start_at: float, problem: str, check_mode: bool) -> None:
+def test_a_start_that_cannot_be_is_refused(host: TraceHost, start_at: float, problem: str, check_mode: bool) -> None:
     result = host.start(check_mode, start_at=time.time() + start_at)
     assert (result["failed"], result["error"]["option"]) == (True, "start_at")
     assert result["error"]["problem"][:16] == problem[:16] and host.commands == 0
 
 
-def test_a_host_that_is_reached_too_late_starts_at_once(host: Host) -> None:
+def test_a_host_that_is_reached_too_late_starts_at_once(host: TraceHost) -> None:
     """The host compares the start by its own clock, corrected by the skew that the controller measured."""
     host.delay_seconds = 1
     host.skew = -300
@@ -236,12 +240,12 @@ def test_a_host_that_is_reached_too_late_starts_at_once(host: Host) -> None:
     assert host.left() == []
 
 
-def test_more_output_than_a_host_keeps_is_refused(host: Host) -> None:
+def test_more_output_than_a_host_keeps_is_refused(host: TraceHost) -> None:
     result = host.start(wait=False, max_output_bytes=(64 << 20) + 1)
     assert (result["failed"], result["error"]["option"]) == (True, "max_output_bytes")
 
 
-class Clock:
+class HostClock:
     """A clock that a sleep moves on."""
 
     def __init__(self) -> None:
@@ -257,7 +261,7 @@ class Clock:
 
 
 def test_a_dead_host_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
+    clock = HostClock()
     monkeypatch.setattr(run_base, "time", clock)
 
     def execute(_command: str, _in_data: bytes | None) -> str:
@@ -273,7 +277,7 @@ def test_a_dead_host_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("left", [1e18, -5, "x", None, float("nan")])
 def test_a_run_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch, left: t.Any) -> None:
-    clock = Clock()
+    clock = HostClock()
     monkeypatch.setattr(run_base, "time", clock)
 
     def execute(_command: str, in_data: bytes | None) -> str:
@@ -289,7 +293,7 @@ def test_a_run_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch, left
 
 
 @pytest.mark.parametrize("printed", ["", "x", "1" * 400 + ".000000000", "1764.N", "-5.000000000"])
-def test_a_host_without_a_readable_clock_cannot_start_at_a_moment(host: Host, printed: str) -> None:
+def test_a_host_without_a_readable_clock_cannot_start_at_a_moment(host: TraceHost, printed: str) -> None:
     host.date = printed
     result = host.start(start_at=time.time() + 5)
     assert result["error"]["option"] == "start_at" and "does not print its time" in result["msg"]

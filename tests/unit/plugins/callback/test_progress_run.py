@@ -79,7 +79,7 @@ def test_a_task_that_includes_a_role_is_shown_by_its_name() -> None:
     plugin = CallbackModule()
     task = IncludeRole.load({"name": "Trace the hosts", "ansible.builtin.include_role": {"name": "trace"}})
     plugin.v2_playbook_on_task_start(task, False)
-    assert plugin._status.line(80, time.monotonic()).startswith("Trace the hosts 0:00: ")
+    assert plugin.status.line(80, time.monotonic()).startswith("Trace the hosts 0:00: ")
 
 
 def environment(**more: str) -> dict[str, str]:

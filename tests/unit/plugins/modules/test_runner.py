@@ -146,7 +146,9 @@ def check(artifacts: pathlib.Path, by_hand: list[dict[str, t.Any]]) -> None:
     assert len(json.dumps(kept)) < ARTIFACT_BYTES
     assert kept["gather_summary"]["hosts"] == 2 and kept["gather_summary"]["kernels_count"] == 1
     assert not LONG or (kept["domains_drift"]["before_count"] == 2 and kept["domains_drift"]["after"] == {})
-    gathered = {each["host"]: each["result"]["ansible_facts"] for each in by_hand if each["task"] == "Gather kernel facts"}
+    gathered = {
+        each["host"]: each["result"]["ansible_facts"] for each in by_hand if each["task"] == "Gather kernel facts"
+    }
     for host in HOSTS:
         (cached,) = (artifacts / "fact_cache").glob(f"*{host}")
         facts = json.loads(cached.read_text(encoding="utf-8"))

@@ -70,7 +70,7 @@ def test_the_wait_ends_with_the_runs(
 
 def test_the_wait_tells_how_far_the_wave_is(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(wave, "_TERMINAL", True)
+    monkeypatch.setattr(wave, "IS_TERMINAL", True)
     monkeypatch.setattr(wave.display, "display", lines.append)
     wave.trace_wait(NOW + 2, 4, 40, "h1")
     assert lines == ["40 hosts begin in 2 s", "tracing on 40 hosts, 1 of 4 s", "tracing on 40 hosts, 4 of 4 s"]

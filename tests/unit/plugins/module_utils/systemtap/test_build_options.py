@@ -199,7 +199,7 @@ def test_a_tapset_names_its_points(tmp_path: pathlib.Path) -> None:
     assert found.points == ('kernel.function("vfs_read")', 'module("kvm").function("kvm_vcpu_ioctl")')
 
 
-def refused(directory: str, guru: bool = False) -> InvalidInput:
+def refused_options(directory: str, guru: bool = False) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
         tapset.read_tapsets([directory], RELEASE, guru)
     assert caught.value.option == "tapsets[0]"
@@ -208,7 +208,7 @@ def refused(directory: str, guru: bool = False) -> InvalidInput:
 
 def test_embedded_c_in_a_tapset_needs_guru_mode(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own=OWN, count=COUNTER)
-    error = refused(own)
+    error = refused_options(own)
     assert f"The tapset {own}/count.stp contains embedded C" in error.problem
     assert error.hint == "Set guru and guru_reason of stap_script (trace_guru and trace_guru_reason of the role trace)."
     assert len(tapset.read_tapsets([own], RELEASE, True).files) == 2
@@ -217,7 +217,7 @@ def test_embedded_c_in_a_tapset_needs_guru_mode(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("guru", [True, False])
 def test_a_tapset_switches_no_guard_off(tmp_path: pathlib.Path, guru: bool) -> None:
     own = make_tapset(tmp_path / "own", own="%{\n#define STP_NO_OVERLOAD\n%}\n" + OWN)
-    error = refused(own, guru)
+    error = refused_options(own, guru)
     assert (error.value, error.line) == ("STP_NO_OVERLOAD", 2) and "never accepted" in error.problem
 
 
@@ -241,14 +241,14 @@ def test_a_tapset_that_stap_would_leave_out_is_an_error(tmp_path: pathlib.Path) 
 def test_a_directory_that_is_no_tapset_is_refused(tmp_path: pathlib.Path, files: list[str], problem: str) -> None:
     for name in files:
         (tmp_path / name).write_text(OWN, encoding="utf-8")
-    assert problem in refused(str(tmp_path)).problem
+    assert problem in refused_options(str(tmp_path)).problem
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: pathlib.Path) -> None:
-    assert "absolute path" in refused("own").problem
-    assert "No such file or directory" in refused(str(tmp_path / "none")).problem
+    assert "absolute path" in refused_options("own").problem
+    assert "No such file or directory" in refused_options(str(tmp_path / "none")).problem
     os.mkfifo(tmp_path / "x.stp")
-    assert "it is a FIFO" in refused(str(tmp_path)).problem
+    assert "it is a FIFO" in refused_options(str(tmp_path)).problem
 
 
 def test_tapsets_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ def test_tapsets_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
     ):
         with monkeypatch.context() as patch:
             patch.setattr(tapset, name, most)
-            assert problem in refused(own).problem
+            assert problem in refused_options(own).problem
     assert len(tapset.read_tapsets([own], RELEASE, False).files) == 2
 
 

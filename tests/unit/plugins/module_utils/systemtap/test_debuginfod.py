@@ -269,7 +269,7 @@ def test_a_redirection_from_https_to_http_is_refused() -> None:
     request = urllib.request.Request("https://debuginfod.example.net/buildid/00/debuginfo")
     request.timeout = 5
     opener = urllib.request.OpenerDirector()
-    handler = next(kind for kind in web._HANDLERS if issubclass(kind, urllib.request.HTTPRedirectHandler))()
+    handler = next(kind for kind in web.HANDLERS if issubclass(kind, urllib.request.HTTPRedirectHandler))()
     opener.add_handler(handler)
     for location, refused in (("http://debuginfod.example.net/x", True), ("https://other.example.net/x", False)):
         headers = http.client.HTTPMessage()
