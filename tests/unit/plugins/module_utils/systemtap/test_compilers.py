@@ -254,7 +254,7 @@ def test_a_builder_of_each_family_can_build(name: str, tmp_path: pathlib.Path) -
     lacking = [one["what"] for one in toolchain.missing_to_build(root, row, [layout.release])]
     assert lacking == ([] if layout.vmlinux else ["debuginfo"])
     assert [
-        finding.check for finding in find_problems(TRACED | {"kernel": {"release": layout.release}}, row)
+        finding.check for finding in find_problems({**TRACED, "kernel": {"release": layout.release}}, row)
     ] == lacking
 
 
