@@ -100,7 +100,7 @@ def trace(lab, builders: pathlib.Path, group: str, **variables: t.Any):
     return lab.playbook(PLAYBOOK, "-i", str(builders), "-e", json.dumps(given), timeout=1800)
 
 
-def built(result, hosts: t.Iterable[str] = HOSTS) -> dict[str, dict[str, t.Any]]:
+def built(result, hosts: t.Iterable[str] = tuple(HOSTS)) -> dict[str, dict[str, t.Any]]:
     assert result.rc == 0, result.stdout[-3000:]
     return {host: result.of(host, BUILD) for host in hosts}
 

@@ -10,6 +10,7 @@ Private to the collection.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -239,4 +240,4 @@ class RunAction(SourceAction):
 def most_seconds(value: t.Any) -> float:
     """Return for how long a run goes on at most, from what its host says of that, within what is possible."""
     most = limits.MAX_AHEAD_SECONDS + limits.LOAD_SECONDS + limits.MAX_DURATION_SECONDS
-    return min(max(float(value), 0.0), most) if NUMBER.fits(value) and value == value else most
+    return min(max(float(value), 0.0), most) if NUMBER.fits(value) and not math.isnan(value) else most

@@ -13,20 +13,20 @@ mount -t tmpfs -o mode=755 layout /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
 mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work layout /mnt/root
 cd /mnt/root
-for name in proc sys dev; do mount --rbind /$name $name; done
+for name in proc sys dev; do mount --rbind "/$name" "$name"; done
 mount --rbind "$directory" ".$directory"
 debug=usr/lib/debug
 modules=$debug/lib/modules/$release/kernel
 kvm=arch/x86/kvm
 vmlinux=/$debug/boot/vmlinux-$release
-rm -f $debug/vmlinux-* $debug/lib/modules/$release/vmlinux etc/os-release
+rm -f "$debug"/vmlinux-* "$debug/lib/modules/$release/vmlinux" etc/os-release
 
 # Of all the modules with debug information, the two that the tests probe are kept: split, as NAME.ko.debug.
 split_modules() {
-    rm -rf $modules
+    rm -rf "$modules"
     mkdir -p "$1/$kvm"
     for name in kvm kvm-amd; do
-        objcopy --only-keep-debug /$modules/$kvm/$name.ko "$1/$kvm/$name.ko.debug"
+        objcopy --only-keep-debug "/$modules/$kvm/$name.ko" "$1/$kvm/$name.ko.debug"
     done
 }
 
@@ -39,20 +39,20 @@ el9) # kernel-devel and kernel-debuginfo: the link in /lib/modules is in another
     rm -rf "usr/lib/modules/$release"
     mkdir -p usr/src/kernels
     ln -s "/usr/src/linux-headers-$release" "usr/src/kernels/$release"
-    split_modules $modules
-    touch $debug/lib/modules/$release/vmlinux
-    mount --bind "$vmlinux" $debug/lib/modules/$release/vmlinux
-    rm -rf $debug/boot
+    split_modules "$modules"
+    touch "$debug/lib/modules/$release/vmlinux"
+    mount --bind "$vmlinux" "$debug/lib/modules/$release/vmlinux"
+    rm -rf "${debug:?}/boot"
     ;;
 suse15 | suse)
     printf 'ID="sles"\nID_LIKE="suse"\nVERSION_ID="15.6"\n' > etc/os-release
     rm -rf "usr/lib/modules/$release/kernel"
-    rm -f $debug/boot/vmlinux-*
+    rm -f "$debug"/boot/vmlinux-*
     if [ "$layout" = suse15 ]; then
-        split_modules $modules
+        split_modules "$modules"
         objcopy --only-keep-debug "$vmlinux" "$debug/boot/vmlinux-$release.debug"
     else
-        split_modules $debug/usr/lib/modules/$release/kernel
+        split_modules "$debug/usr/lib/modules/$release/kernel"
         objcopy --only-keep-debug "$vmlinux" "$debug/usr/lib/modules/$release/vmlinux.debug"
     fi
     ;;

@@ -85,7 +85,7 @@ def read_limits(given: t.Mapping[str, t.Any]) -> tuple[tuple[str, int], ...]:
             raise InvalidInput(str(name), value, problem, None, nearest_names(str(name), SCRIPT_LIMITS))
         limit = SCRIPT_LIMITS[name]
         if value is not None and (
-            type(value) is bool or not isinstance(value, int) or not limit.least <= value <= limit.most
+            isinstance(value, bool) or not isinstance(value, int) or not limit.least <= value <= limit.most
         ):
             raise InvalidInput(name, value, f"{name} takes a whole number from {limit.least} to {limit.most}.")
     return tuple(sorted((name, value) for name, value in given.items() if value is not None))

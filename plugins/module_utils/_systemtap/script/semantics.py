@@ -152,7 +152,7 @@ class _Checker:
         if families & _NOWHERE and self._is_strict(body):
             variable = self._variable_nowhere(body)
             if variable is not None:
-                first = next(point for point in body.points if {one.family for one in _parse(point)} & _NOWHERE)
+                first, *_others = (point for point in body.points if {one.family for one in _parse(point)} & _NOWHERE)
                 name = self._tokens[variable].text
                 yield self._error(
                     variable, f"{name} does not exist in the probe {first.text}, which fires at no function"

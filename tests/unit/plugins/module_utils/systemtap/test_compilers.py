@@ -326,7 +326,7 @@ def make_links(name: str, top: pathlib.Path) -> pathlib.Path:
     """Lay a distribution out, make the root of links for its kernel, and return the modules' directory in that root."""
     layout = LAYOUTS[name]
     root = lay_out(layout, top)
-    (kernel,) = toolchain.read_kernels(root, compilers.find_compilers(root)).values()
+    kernel = next(iter(toolchain.read_kernels(root, compilers.find_compilers(root)).values()))
     return pathlib.Path(sysroot.make_sysroot(Store(str(top / "store")), kernel, root)) / "lib/modules" / layout.release
 
 

@@ -57,7 +57,7 @@ def explained(output: str, text: str) -> Failure:
             EMBEDDED,
             2,
             "the compiler refuses the script's embedded C: tapvirt_emb_src.c:286:11: error: implicit declaration of "
-            "function \u2018nosuch_function_here\u2019 [-Wimplicit-function-declaration]",
+            "function 'nosuch_function_here' [-Wimplicit-function-declaration]",
             None,
         ),
         (
@@ -81,7 +81,7 @@ def explained(output: str, text: str) -> Failure:
             PLAIN,
             None,
             f"{RUNTIME}/usr/share/systemtap/runtime/transport/transport.c:32:44: error: implicit declaration of "
-            "function \u2018nosuch_kernel_function\u2019 [-Wimplicit-function-declaration]",
+            "function 'nosuch_kernel_function' [-Wimplicit-function-declaration]",
             UPDATE,
         ),
         # The translator's own code, which stands in no embedded C.
@@ -90,7 +90,7 @@ def explained(output: str, text: str) -> Failure:
             PLAIN,
             None,
             f"{RUNTIME}tapvirt_emb_src.c:286:11: error: implicit declaration of function "
-            "\u2018nosuch_function_here\u2019 [-Wimplicit-function-declaration]",
+            "'nosuch_function_here' [-Wimplicit-function-declaration]",
             UPDATE,
         ),
         (
