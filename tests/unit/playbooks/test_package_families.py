@@ -146,9 +146,9 @@ class Fleet:
         }
         (self.top / "calls").touch()
         done = subprocess.run([*argv, *options], env=env, cwd=self.top, timeout=300, check=False, **quiet)
-        parts = done.stdout.split("\nPLAY [")
+        plays, _title, recap = done.stdout.partition("\nPLAY RECAP")
+        parts = plays.split("\nPLAY [")
         found = {part.partition("]")[0]: " ".join(part.split()) for part in parts[1:]}
-        recap = done.stdout.rpartition("PLAY RECAP")[2]
         counts = {line.split(":")[0].strip(): line for line in recap.splitlines() if " : " in line}
         return {name: f"{found[name]} {counts[name]}" for name in HOSTS}
 
