@@ -484,6 +484,7 @@ def test_a_kernel_of_another_architecture_has_no_packages(tmp_path: pathlib.Path
         ("6.8.0-49-generic", ""),
         ("6.4.0-150600.23.25-default", ""),
         ("6.1.0-mys390x.tuned", ""),
+        ("6.1.0-arm64er", ""),
     ],
 )
 def test_only_a_whole_word_of_a_release_names_an_architecture(release: str, arch: str) -> None:
