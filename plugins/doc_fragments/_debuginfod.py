@@ -37,7 +37,7 @@ options:
           - The largest size of all files that are kept, as a number of bytes or with a unit as in V(10G). The longest
             unused files are removed for new ones, and by each build that uses the cache. Files that a build uses stay
             while it runs. A file that is larger is not fetched.
-          - The debug information of one kernel has from 0.3 to 1.2 GB. 512 MiB of the file system always stay free.
+          - The debug information of one kernel has from 0.3 to 1.2 GB. 512 MiB of the file system stay free.
         type: bytes
         default: 10G
       max_cache_age:

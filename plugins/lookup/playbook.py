@@ -95,6 +95,7 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "near_tables": tables.warn_of_near_tables,
     "package_queries": host_packages.package_queries,
     "packages_not_found": host_packages.packages_not_found,
+    "packages_to_install": host_packages.packages_to_install,
     "param_origins": merge.param_origins,
     "play_hosts": targets.play_hosts,
     "problem": problem,

@@ -179,7 +179,7 @@ builder:
     debuginfod:
       description:
         - The C(servers) of O(debuginfod), and which of them are C(answering). With one that answers, no debug
-          information is missing. Null without O(debuginfod).
+          information is reported as missing, although the server may lack that of a kernel. Null without O(debuginfod).
       type: dict
       sample: {"answering": ["https://debuginfod.debian.net"], "servers": ["https://debuginfod.debian.net"]}
     compilers:

@@ -17,8 +17,8 @@ description:
     modules, the versions of SystemTap and of the compiler, the options, the tapsets and the rendered script. Each
     distinct module is compiled once, however many hosts request it at the same time.
   - Uses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
-  - Limits a build to 600 seconds of CPU time and 4 GiB of address space for each process, and to 900 seconds in all.
-    The number of concurrent builds is at most the number of the builder's processors.
+  - Limits a build to 600 seconds of CPU time and 4 GiB of address space for each process, and to 900 seconds for each
+    run of stap. The number of concurrent builds is at most the number of the builder's processors.
   - Fetches the module to the controller. M(tapvirt.host.stap_run) ships it from there.
 extends_documentation_fragment:
   - tapvirt.host._attributes

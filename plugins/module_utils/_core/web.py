@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import threading
 import typing as t
 import urllib.error
@@ -65,11 +66,16 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: t.Any, code: int, msg: str, headers: http.client.HTTPMessage
     ) -> t.Any:
         # Parsed as the base class does it, which then allows FTP and the way from HTTPS to HTTP.
-        target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
+        # What a server sends with a redirection may have no end, and the base class would read all of it.
+        fp.close()
+        try:
+            target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
+        except ValueError as error:
+            raise RedirectRefused("redirection refused") from error
         allowed = ("https",) if urllib.parse.urlsplit(req.full_url).scheme == "https" else ("http", "https")
         if urllib.parse.urlsplit(target).scheme not in allowed:
             raise RedirectRefused("redirection refused")
-        return super().http_error_302(req, fp, code, msg, headers)
+        return super().http_error_302(req, io.BytesIO(), code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 

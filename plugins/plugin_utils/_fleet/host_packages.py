@@ -46,8 +46,10 @@ def install_command(
     """
     for option, values in (("host_packages_names", names), ("host_packages_debug_repositories", repositories)):
         for index, value in enumerate(values):
-            if not value or value.startswith("-") or not value.isprintable():
-                raise InvalidInput(f"{option}[{index}]", value, "A name has a first character other than -")
+            # "-NAME" and "!NAME" remove a package.
+            if not re.match(r"[A-Za-z0-9@/*]", value) or not value.isprintable():
+                problem = "The first character is a letter, a digit, @, * or /, and all others can be printed."
+                raise InvalidInput(f"{option}[{index}]", value, problem)
     if seconds <= 0:
         raise InvalidInput("host_packages_timeout_seconds", seconds, "The time is a positive number of seconds")
     before = ["timeout", str(seconds)]
@@ -108,6 +110,16 @@ def package_queries(*, names: t.Sequence[str]) -> list[str]:
     """Return what rpm is asked for: names without conditions on the version; groups cannot be queried."""
     found = (_QUERY.match(name) for name in names)
     return list(dict.fromkeys(match[0] for match in found if match))
+
+
+def packages_to_install(*, names: t.Sequence[str], absent: t.Sequence[str]) -> list[str]:
+    """Return the names that the package manager gets: dnf and zypper would update packages that are installed.
+
+    Groups and names with a condition on the version cannot be queried, so they are always among them.
+
+    :param absent: what rpm did not find of :func:`package_queries`.
+    """
+    return [name for name in names if name in absent or not _QUERY.fullmatch(name)]
 
 
 def packages_not_found(*, output: str) -> list[str]:

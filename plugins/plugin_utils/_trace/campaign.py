@@ -39,7 +39,14 @@ _ACCEPTABLE = [name for name in OUTCOMES if name != "build_failed"]
 _OUTCOME = Kind("an outcome of a run", lambda value: isinstance(value, str) and value in (*OUTCOMES, "planned"))
 _NUMBERS = ("hits", "skipped", "record_count", "bytes", "duration_seconds")
 # What is read of a run, of what procfs_info returned, and of a verdict.
-_RUN = {"outcome": _OUTCOME, "reason": TEXT, "kernel": TEXT, "hints": [TEXT], **dict.fromkeys(_NUMBERS, NUMBER)}
+_RUN = {
+    "outcome": _OUTCOME,
+    "reason": TEXT,
+    "kernel": TEXT,
+    "hints": [TEXT],
+    "leftovers": [TEXT],
+    **dict.fromkeys(_NUMBERS, NUMBER),
+}
 _RECORD = {"sequence": Need(WHOLE), "facility": Need(WHOLE), "message": Need(TEXT)}
 _PROCFS = {"sysctls": {"kernel.tainted": COUNT}, "kmsg": [_RECORD]}
 _READ = {"failed": ANY, "unreachable": ANY, "msg": ANY, "procfs": _PROCFS}
@@ -91,14 +98,15 @@ def trace_verdict(
     before: t.Any = None,
     after: t.Any = None,
     failure: str | None = None,
+    started: bool = False,
     accept: t.Sequence[str] = ("ok", "zero_hits"),
 ) -> dict[str, t.Any]:
     """Return a host's verdict: ``outcome``, ``reason``, ``ran``, ``accepted``, ``stop_reasons``, ``hints``, numbers.
 
     Reasons to stop are the outcome ``overloaded``, a host that no longer answers, a taint flag that the kernel did not
     have before (other than the two that a module from outside of the kernel's tree sets), a new line of an oops, a BUG
-    or a WARNING in the kernel's log, and a host where this could not be read. A host that returns something else than
-    these modules do is ``lost``, or a reason to stop.
+    or a WARNING in the kernel's log, a module that could not be removed, and a host where this could not be read. A
+    host that returns something else than these modules do is ``lost``, or a reason to stop.
 
     :param run: the result contract of ``stap_run``; empty when it did not come that far.
     :param before: what ``procfs_info`` returned before the run: the last record of the kernel's log, and
@@ -106,6 +114,7 @@ def trace_verdict(
     :param after: the same afterwards: all records that may be trouble. Either may be a failed task's result, and None
         where nobody read it. Where it was read, a kernel whose state is not known is a reason to stop.
     :param failure: the message of the failed task; empty or None when none failed.
+    :param started: whether the run was started; one that then has no outcome is lost, as after a reboot.
     :param accept: outcomes that are not a failure.
     :raises TapvirtError: a result is not a dictionary.
     """
@@ -115,7 +124,8 @@ def trace_verdict(
     run, odd_run = _parsed(run, _RUN)
     before, odd_before = _parsed_read(before)
     after, odd_after = _parsed_read(after)
-    outcome = run.get("outcome") or ("build_failed" if failure and not before.get("failed") else "lost")
+    has_failed_early = bool(failure) and not started and not before.get("failed")
+    outcome = run.get("outcome") or ("build_failed" if has_failed_early else "lost")
     reason = run.get("reason") or failure or "the host answered before the trace, and no longer does"
     if before.get("unreachable") or after.get("unreachable"):
         outcome, reason = "lost", f"the host answered before the trace, and no longer does{_lost_message(after)}"
@@ -129,6 +139,7 @@ def trace_verdict(
     ]
     if after.get("failed"):
         stop_reasons.append(f"its kernel's state after the trace is unknown: {' '.join(str(after.get('msg')).split())}")
+    stop_reasons += [f"the run left something behind: {text}" for text in run.get("leftovers") or ()]
     taints = _new_taints(before, after)
     if taints:
         stop_reasons.append(f"its kernel has become tainted: {', '.join(taints)}")

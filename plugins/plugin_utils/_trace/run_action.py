@@ -41,7 +41,8 @@ PERSIST_SECONDS = 60.0
 WAVE_PERSIST_SECONDS = 20.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
 AFTER_SECONDS = 3 * limits.STOP_GRACE_SECONDS + 45
-_HOST_TIME = re.compile(r"(\d{1,12}\.\d{9})\s*")
+# A shell may print a line of its own before it.
+_HOST_TIME = re.compile(r"^(\d{1,12}\.\d{9})\s*\Z", re.MULTILINE)
 # A measurement of the host's clock that is worse than this is made again, and the better one counts. The first command
 # on a host also makes the connection.
 _GOOD_CLOCK_SECONDS = 0.1
@@ -101,7 +102,7 @@ class RunAction(SourceAction):
             sent, sent_at = time.time(), time.monotonic()
             answer = self._low_level_execute_command("date +%s.%N", sudoable=False)
             half = (time.monotonic() - sent_at) / 2
-            found = _HOST_TIME.fullmatch(str(answer["stdout"]))
+            found = _HOST_TIME.search(str(answer["stdout"]))
             if found and half < least:
                 least = half
                 skew = float(found.group(1)) - (sent + half)

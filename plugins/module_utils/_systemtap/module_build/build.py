@@ -182,7 +182,7 @@ def _compile(
 ) -> dict[str, t.Any]:
     started = time.monotonic()
     sysroot = make_sysroot(store, order.kernel, root, files)
-    link_trace_headers(sysroot, order.kernel.release, root, order.text)
+    link_trace_headers(sysroot, order.kernel.release, root, "\n".join((order.text, *order.settings.tapset.points)))
     # What stap is given as the script's name becomes part of the module: it must not depend on the store's place.
     script = order.name + ".stp"
     write_atomic(os.path.join(work, script), order.text.encode("utf-8", "surrogateescape"))

@@ -92,7 +92,7 @@ def choose_debug_info(params: t.Mapping[str, t.Any], kernel: Kernel, probed: t.M
     modules = {name: text for name, text in given.items() if any(fnmatch.fnmatchcase(name, one) for one in probed)}
     exact = not any(map(is_wild, probed))
     own = _own_build_id(kernel)
-    if kernel.vmlinux is not None and (own is None or build_id in (None, own)):
+    if kernel.vmlinux is not None and (build_id in (None, own) or (own is None and source is None)):
         return DebugInfo(build_id, modules, exact)
     if source is not None:
         _check_build_ids(build_id, [name for name, needed in probed.items() if needed], modules)

@@ -15,7 +15,7 @@ import re
 import tempfile
 import typing as t
 
-from ..._core import command
+from ..._core import command, lock
 from ..._core.errors import InvalidInput
 from ..._core.root import Root
 from ..._core.write import make_directories
@@ -52,8 +52,10 @@ def list_points(
     :raises DebuginfoError: it cannot be fetched.
     :raises CommandTimeout: a probe point takes longer than it may.
     """
-    store = Store(params["store"])
     debug = choose_debug_info(params, kernel, probed_modules(point.text for point in points))
+    # Another task may fetch the same file.
+    fetch_seconds = debug.source.timeout_seconds if debug.source else 0
+    store = Store(params["store"], max(lock.WAIT_SECONDS, fetch_seconds))
     with contextlib.ExitStack() as stack:
         files = None
         if debug.source is not None:

@@ -90,6 +90,8 @@ class _Checker:
         for body in parsed.bodies:
             if body.name is not None:
                 self._functions.setdefault(body.name, []).append(body)
+        # An alias of an own tapset: that tapset may declare arrays too.
+        self._has_own_tapset = any(not _parse(point) and point.text not in parsed.aliases for point in parsed.points)
         # Targets within a target are noted before it.
         self._writes = sorted(parsed.uses.writes)
 
@@ -166,6 +168,8 @@ class _Checker:
 
     def _is_undeclared(self, at: int) -> bool:
         name = self._tokens[at].text
+        if self._has_own_tapset:
+            return False
         return name not in self._declared and name not in _TAPSET_ARRAYS and not name.startswith(("_", "$"))
 
     def _names_with_values(self, body: Body) -> set[str]:

@@ -387,7 +387,7 @@ def _kept_results(directories: t.Iterable[str]) -> set[str]:
     total = 0
     for _collected, _age, directory, size in sorted(results)[: limits.KEPT_RESULTS]:
         total += size
-        if total > limits.KEPT_BYTES:
+        if kept and total > limits.KEPT_BYTES:
             break
         kept.add(directory)
     return kept

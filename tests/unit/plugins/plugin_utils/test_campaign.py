@@ -100,6 +100,18 @@ def test_a_new_taint_stops_and_an_old_one_does_not():
     assert row["stop_reasons"] == ["its kernel has become tainted: died, warning"]
 
 
+def test_a_run_that_was_started_and_has_no_outcome_stops():
+    """The host was started again in between, and keeps no run of this name."""
+    row = campaign.trace_verdict({}, failure="This host keeps no run of this name.", started=True)
+    assert row["outcome"] == "lost" and len(row["stop_reasons"]) == 1
+    assert campaign.trace_verdict({}, failure="pass 2: no such function")["stop_reasons"] == []
+
+
+def test_a_module_that_stays_loaded_stops():
+    row = campaign.trace_verdict({"outcome": "ok", "leftovers": ["the module tapvirt_x is still loaded"]})
+    assert row["stop_reasons"] == ["the run left something behind: the module tapvirt_x is still loaded"]
+
+
 def test_a_host_that_no_longer_answers_stops():
     for after in ({"unreachable": True, "msg": "ssh"}, {}):
         row = campaign.trace_verdict({}, before=reading(0), after=after)

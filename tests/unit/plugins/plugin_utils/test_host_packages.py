@@ -15,6 +15,7 @@ from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet.host_packages 
     install_problem,
     package_queries,
     packages_not_found,
+    packages_to_install,
 )
 
 REPOSITORIES = """<?xml version='1.0'?>
@@ -75,6 +76,7 @@ def test_zypper_asks_nothing_and_takes_disabled_repositories_by_keyword_and_by_n
     [
         ({"names": ["gcc", "--allowerasing"]}, "host_packages_names[1]"),
         ({"names": [""]}, "host_packages_names[0]"),
+        ({"names": ["gcc", "!vim"]}, "host_packages_names[1]"),
         ({"names": ["gcc\nmake"]}, "host_packages_names[0]"),
         ({"repositories": ["-x"]}, "host_packages_debug_repositories[0]"),
         ({"seconds": 0}, "host_packages_timeout_seconds"),
@@ -132,6 +134,12 @@ def test_rpm_is_asked_for_names_only() -> None:
     assert package_queries(names=names) == ["gcc", "kernel-devel-uname-r", "/usr/bin/ld", "kernel-devel-5.14"]
     output = "gcc-13.3.0-1.x86_64\npackage a-1 is not installed\nno package provides b(x)\nno package c\n"
     assert packages_not_found(output=output) == ["a-1", "b(x)"]
+
+
+def test_packages_that_are_installed_are_left_as_they_are() -> None:
+    names = ["gcc", "qemu-kvm", "kernel-devel-uname-r = 5.14", "@development"]
+    wanted = ["gcc", "kernel-devel-uname-r = 5.14", "@development"]
+    assert packages_to_install(names=names, absent=["gcc"]) == wanted
 
 
 def test_the_users_names_replace_those_of_the_distribution() -> None:

@@ -120,7 +120,8 @@ def test_a_cut_is_reported_once_and_its_end_as_well() -> None:
 
 def test_a_host_that_no_longer_answers_has_the_result_among_its_leftovers() -> None:
     message = _progress.unreachable_message("/run/x", 70.0)
-    assert message.endswith(" kept there in /run/x, and the next run on the host returns it in previous_leftovers.")
+    assert "collect it with tapvirt.host.stap_run_result and the run_id x." in message
+    assert message.endswith(" A later run on the host returns it in previous_leftovers if nobody has.")
 
 
 def test_what_does_not_return_is_broken_off() -> None:

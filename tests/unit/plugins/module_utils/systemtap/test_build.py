@@ -115,6 +115,8 @@ def test_the_sysroot_links_to_debug_information(tmp_path: pathlib.Path) -> None:
         ('kernel.trace("sched:sched_wakeup"), kernel.trace("exceptions:page_fault_user")', ["exceptions.h", "sched.h"]),
         ('kernel.trace("sys_enter")', ["exceptions.h", "sched.h", "syscalls.h"]),
         ('kernel.function("vfs_read")', []),
+        ('kernel.{trace("sched:sched_switch"), function("vfs_read")}', ["sched.h"]),
+        ('kernel.trace ("sched:sched_switch")', ["sched.h"]),
     ],
 )
 def test_headers_of_the_named_tracepoints_are_linked(tmp_path: pathlib.Path, points: str, linked: list[str]) -> None:

@@ -282,6 +282,24 @@ def test_a_redirection_from_https_to_http_is_refused() -> None:
             assert handler.http_error_302(request, io.BytesIO(), 302, "Found", headers) is None
 
 
+def test_what_comes_with_a_redirection_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_find(monkeypatch)
+    sent = []
+
+    def redirect(request: Request, _number: int) -> None:
+        request.send_response(302)
+        request.send_header("Location", "http://[b/")
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            for _number in range(200):
+                request.wfile.write(b"x" * (1 << 20))
+                sent.append(1)
+
+    with WrongServer(redirect) as server:
+        failure(store, source(server.url, timeout=10))
+    assert len(sent) < 20
+
+
 def test_a_redirection_to_another_server_is_followed(
     store: Store, elf: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
