@@ -123,8 +123,8 @@ def progress_text(progress: t.Mapping[str, t.Any]) -> str:
 def unreachable_message(directory: str, seconds: float) -> str:
     """Return what is known of a run whose host no longer answers."""
     return (
-        f"The host has not answered for the {seconds:.0f} s of this task. The run ends by itself on the host. Its result"
-        f" is kept there in {directory}: collect it with tapvirt.host.stap_run_result and the run_id"
+        f"The host has not answered for the {seconds:.0f} s of this task. The run ends by itself on the host. Its "
+        f"result is kept there in {directory}: collect it with tapvirt.host.stap_run_result and the run_id"
         f" {os.path.basename(directory)}. A later run on the host returns it in previous_leftovers if nobody has."
     )
 
