@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 import tempfile
 
 from host import HOST_PYTHON, show, sources
@@ -29,8 +30,12 @@ def main() -> None:
         for number, probes in enumerate(asked.values()):
             options = {"probes": probes, "limit": 10, "list": False, "kernel": None, "variables": False, "match": None}
             options.update(store="/nowhere", timeout_seconds=1, transport="source")
+            options.update(build_id=None, module_build_ids=None, debuginfod=None)
             target = pathlib.Path(folder, f"{number}.py")
             commands.append([HOST_PYTHON, "-IS", str(sources("stap_probe_info", options, target))])
+            done = subprocess.run(commands[-1], capture_output=True, check=False)
+            if b'"failed": true' in done.stdout:
+                raise SystemExit(done.stdout.decode())
         show("x cat", ["cat /proc/kallsyms", *("stap_probe_info, " + what for what in asked)], commands, 0)
 
 
