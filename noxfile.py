@@ -18,11 +18,13 @@ HERE = Path(__file__).resolve().parent
 ARCHIVE_FILES = {
     "CHANGELOG.md",
     "CHANGELOG.rst",
+    "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md",
     "COPYING",
     "FILES.json",
     "MANIFEST.json",
     "README.md",
+    "SECURITY.md",
 }
 LEAST_MODULES = 200
 ARCHIVE_FOLDERS = {"LICENSES", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"}

@@ -91,9 +91,9 @@ def test_both_passes_succeed_and_the_second_changes_nothing(passes):
     assert all(first.changes()[host] for host in [*HOSTS, "localhost"])
 
 
-def test_output_matches_the_readme(passes):
+def test_output_matches_the_page(passes):
     (first, _second), *_rest = passes
-    shown = sample("README.md", "Where the time went")
+    shown = sample("docs/docsite/rst/examples.rst", "Where the time went")
     sentences = shown[shown.index("\ntrace1 (") : shown.index("\nThe lab is still up")]
     assert shown_in(sentences, "\n".join(told(first.stdout)), numbers_differ=True)
 

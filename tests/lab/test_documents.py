@@ -189,7 +189,7 @@ TWO = {"virt_hosts": {"hv1": "trace1", "hv2": "trace2"}}
 absent = functools.partial(domain, state="absent")
 # Other pages have hosts to trace and a builder.
 STAGES = {
-    "README.md": Stage(
+    f"{RST}examples.rst": Stage(
         {**TRACED, "virt_hosts": {"web1": "trace1"}},
         (
             ("web1", absent),

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A running KVM domain migrates to another host and back, through the ssh connection of the two daemons.
 
-This is the example of the README with the names of the lab. It is tunnelled because these hosts reach each other
-only by ssh. The unit tests cover the other modes, between two daemons of one machine.
+It is the example of the documentation with the names of the lab. It is tunnelled because these hosts reach each other only
+by ssh. The unit tests cover the other modes, between two daemons of one machine.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def daemon_uri(host: str) -> str:
 
 
 def migration_args(destination: str) -> dict[str, t.Any]:
-    """Return the options of the README's example for this domain and a host."""
-    ((_module, shown),) = example("README.md", "libvirt_migration").steps
+    """Return the options of the documented example for this domain and a host."""
+    ((_module, shown),) = example("docs/docsite/rst/examples.rst", "libvirt_migration").steps
     return {**shown, "domains": [NAME], "destination": daemon_uri(destination), "mode": "tunnelled"}
 
 
