@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A running KVM domain migrates to another host and back, through the ssh connection of the two daemons.
 
-It is the example of the documentation with the names of the lab. It is tunnelled because these hosts reach each other only
-by ssh. The unit tests cover the other modes, between two daemons of one machine.
+It is the example of the documentation with the names of the lab. It is tunnelled because these hosts reach each other
+only by ssh. The unit tests cover the other modes, between two daemons of one machine.
 """
 
 from __future__ import annotations
