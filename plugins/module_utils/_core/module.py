@@ -16,11 +16,58 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from .disk import disk_failure
-from .errors import NEEDS_ROOT, InvalidInput, TapvirtError
+from .errors import MASK, NEEDS_ROOT, InvalidInput, TapvirtError
 from .privilege import missing_permission
 
 # The option of every module that only reads. Its action plugin (plugin_utils/_transport/pipelined.py) obeys it.
 TRANSPORT = {"transport": {"type": "str", "choices": ["auto", "source", "module"], "default": "auto"}}
+
+
+class TaskModule(AnsibleModule):
+    """An AnsibleModule whose own refusals, such as that of an unknown option, have an ``error`` as well.
+
+    ``on_failure`` is called with the message of a failure.
+    """
+
+    on_failure: t.Callable[[str], None] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Return whether Ansible's ``no_target_syslog``, or ``no_log`` of the task, forbids lines in the system log."""
+        return bool(self.no_log)
+
+    @property
+    def short_name(self) -> str:
+        """Return the module's name without that of the collection."""
+        return str(self._name).rpartition(".")[2]
+
+    @property
+    def syslog_facility(self) -> str:
+        """Return Ansible's ``syslog_facility``, such as ``LOG_USER``."""
+        return str(self._syslog_facility)
+
+    @property
+    def log_info(self) -> str:
+        """Return Ansible's ``target_log_info``, empty where it is not set."""
+        return str(getattr(self, "_target_log_info", None) or "")
+
+    def fail_json(self, msg: str, **result: t.Any) -> None:
+        """Fail with the ``error`` of a message that has none."""
+        super().fail_json(msg, **{"error": TapvirtError(str(msg)).row(), **result})
+
+    def log(self, msg: t.Any, *args: t.Any, **options: t.Any) -> None:
+        """Log without the NUL bytes that syslog refuses: the options are checked after they were logged."""
+        super().log(msg.replace("\0", "") if isinstance(msg, str) else msg, *args, **options)
+
+    def masked(self, text: str) -> str:
+        """Return a text without the values of options that are secret."""
+        for secret in sorted(self.no_log_values, key=len, reverse=True):
+            text = text.replace(secret, MASK)
+        return text
+
+
+#: The module that this process runs; empty outside of a module.
+RUNNING: list[TaskModule] = []
 
 
 def run_module(
@@ -36,7 +83,8 @@ def run_module(
     """
     # Nobody else may write to what a task makes, nor to what the programs that it starts make.
     os.umask(os.umask(0o022) | 0o022)
-    module = _Module(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
+    module = TaskModule(argument_spec=dict(argument_spec), supports_check_mode=True, **options)
+    RUNNING[:] = [module]
     with _Failures(module, needs):
         if r"\u0000" in _as_json(module.params):
             _check_texts(module.params)
@@ -92,18 +140,6 @@ def _warned(module: AnsibleModule, result: t.Mapping[str, t.Any]) -> dict[str, t
     return as_utf8(rest) if r"\ud" in _as_json(rest) else rest
 
 
-class _Module(AnsibleModule):
-    """An AnsibleModule whose own refusals, such as that of an unknown option, have an ``error`` as well."""
-
-    def fail_json(self, msg: str, **result: t.Any) -> None:
-        """Fail with the ``error`` of a message that has none."""
-        super().fail_json(msg, **{"error": TapvirtError(str(msg)).row(), **result})
-
-    def log(self, msg: t.Any, *args: t.Any, **options: t.Any) -> None:
-        """Log without the NUL bytes that syslog refuses: the options are checked after they were logged."""
-        super().log(msg.replace("\0", "") if isinstance(msg, str) else msg, *args, **options)
-
-
 class _Failures:
     """Converts an exception that leaves its block into a failed result."""
 
@@ -120,6 +156,8 @@ class _Failures:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
+        if isinstance(error, Exception) and self._module.on_failure:
+            self._module.on_failure(error.message if isinstance(error, TapvirtError) else str(error))
         if isinstance(error, TapvirtError):
             self._module.fail_json(
                 msg=as_utf8(error.message), **_warned(self._module, {"error": error.row(), **error.fields})

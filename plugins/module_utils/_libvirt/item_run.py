@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import typing as t
 
+from .._core.audit import log_plan
 from .._core.errors import InvalidInput, ItemsFailed, NoEffect, TapvirtError, duplicate, option_path
 from .._core.plan import Change, Plan
 from .connection.connection import Connection, libvirt_errors
@@ -182,6 +183,8 @@ class ItemRun(t.Generic[WantedT, ObservedT, PlanT]):
             return
         touched = [item for item in self._items if item.plan.changes]
         if touched:
+            for item in touched:
+                log_plan({self.rows[:-1]: item.wanted.name}, item.plan.changes)
             self.apply_all(connection, touched)
             self._verify(connection, touched)
 

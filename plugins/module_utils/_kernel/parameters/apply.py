@@ -13,6 +13,7 @@ import dataclasses
 import os
 import typing as t
 
+from ..._core.audit import log_change
 from ..._core.disk import disk_errors, disk_failure
 from ..._core.errors import NoEffect, TapvirtError
 from ..._core.journal import Journal
@@ -56,13 +57,11 @@ class Applier:
             reloading = record.pop("reloading", {})
             observed = self._reader.observe([], record)
             for module, values in reloading.items() if record.get("boot_id") == observed.boot_id else []:
-                loaded = self._root.exists("sys/module/" + module)
+                step = Step("the module " + module, None, "loaded", "modprobe", "an interrupted run had unloaded it")
+                missing = [] if self._root.exists("sys/module/" + module) else [step]
+                _log(missing)
                 module_reload.recover(self._root, module, self._kept(module, values))
-                if not loaded:
-                    step = Step(
-                        "the module " + module, None, "loaded", "modprobe", "an interrupted run had unloaded it"
-                    )
-                    recovered.append(step)
+                recovered += missing
             self._journal.write(record)
         return recovered
 
@@ -76,6 +75,7 @@ class Applier:
         self._own_text = self._root.read_text_or(modprobe_d.OWN_FILE) or ""
         with disk_errors("Nothing was changed."):
             self._begin(steps, observed)
+        _log(steps)
         try:
             self._carry_out(steps, observed)
         except (OSError, TapvirtError) as error:
@@ -383,6 +383,12 @@ class Applier:
         reloading = self._journal.read().get("reloading", {})
         left = {name: values for name, values in reloading.items() if not self._root.exists("sys/module/" + name)}
         return {"reloading": left, "boot_id": observed.boot_id} if left else {}
+
+
+def _log(steps: t.Iterable[Step]) -> None:
+    """Write to the system log what is about to be changed."""
+    for row in (step.row() for step in steps):
+        log_change(change=row["what"], before=row["before"], after=row["after"], how=row["how"])
 
 
 def _reason_of(error: Exception) -> str:

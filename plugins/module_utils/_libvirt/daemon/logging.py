@@ -17,6 +17,7 @@ import time
 import typing as t
 
 from ..._core import command
+from ..._core.audit import log_plan
 from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError
 from ..._core.plan import Change, Plan
 from ..._core.privilege import missing_permission
@@ -222,6 +223,7 @@ def apply(root: Root, daemon: str, planned: Plan) -> None:
 
     :raises TapvirtError: the daemon refused, or the file cannot be written; the runtime settings were put back.
     """
+    log_plan({"daemon": daemon}, planned)
     stored = {_setting_of(change): " ".join(change.after) for change in planned if change.how == "file"}
     runtime = [change for change in planned if change.how != "file"]
     done: list[Change] = []

@@ -10,6 +10,7 @@ import os
 import typing as t
 
 from ..._core import lock
+from ..._core.audit import log_plan
 from ..._core.disk import disk_errors
 from ..._core.errors import ItemsFailed, TapvirtError, error_row
 from ..._core.options import read_lock_timeout
@@ -65,7 +66,8 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool, with_diff: bool) -> dic
                 steps.errors.setdefault(left.service, step_failure(left, outcome))
         return Plan()
 
-    def apply(planned: Plan, _host: Host) -> None:
+    def apply(planned: Plan, host: Host) -> None:
+        log_steps(wanted, planned, host.release)
         steps.apply(planned)
 
     with _alone(check_mode, wait_seconds):
@@ -84,6 +86,15 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool, with_diff: bool) -> dic
     if any(errors):
         raise ItemsFailed(errors, **result)
     return result
+
+
+def log_steps(wanted: t.Sequence[Wanted], planned: Plan, release: str) -> None:
+    """Write what is about to be changed to the system log; a start with the digest of the module that it loads."""
+    for one in wanted:
+        own = [step for step in planned if isinstance(step, Step) and step.service == one.name]
+        loads = any(step.action in ("start", "restart") for step in own)
+        build = one.builds.get(release, {}) if loads else {}
+        log_plan({"tracer": one.name, "load": build.get("name"), "sha256": build.get("sha256")}, own)
 
 
 def _fault(

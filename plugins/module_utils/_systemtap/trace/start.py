@@ -18,6 +18,7 @@ import time
 import typing as t
 
 from ..._core import command
+from ..._core.audit import log_change
 from ..._core.disk import disk_errors
 from ..._core.errors import NEEDS_ROOT, InvalidInput, TapvirtError, nearest_names, option_path
 from ..._core.files import open_regular
@@ -140,8 +141,15 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
     except Refused as refused:
         refused.fields["run"]["previous_leftovers"] = found
         raise
+    log_load(request, directory)
     start(request, directory, schedule)
     return started_result(request, directory)
+
+
+def log_load(request: Request, directory: str) -> None:
+    """Write to the system log which module is about to be loaded."""
+    build, run_id = request.build, os.path.basename(directory)
+    log_change(load=build["name"], sha256=build["sha256"], run=run_id, guru_reason=build.get("guru_reason"))
 
 
 def read_schedule(params: t.Mapping[str, t.Any], request: Request) -> Schedule:
