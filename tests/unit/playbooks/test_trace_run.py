@@ -161,7 +161,7 @@ def test_a_limit_to_traced_hosts_leaves_the_builders_and_a_dead_builder_ends_not
     assert (summary["traced"], summary["stopped"], summary["counters"][0]["totals"]) == (2, False, {"io": 10})
 
 
-@pytest.mark.parametrize("waves", ["1,2", "1"])
+@pytest.mark.parametrize("waves", ["1,2", pytest.param("1", marks=pytest.mark.soak)])
 def test_a_host_that_fails_to_tell_stops_the_campaign_and_keeps_its_run(play: Play, waves: str) -> None:
     bad = "h2" if waves == "1,2" else "h1"
     done = play.run("-f", "1", trace_waves=waves, answers={"procfs_info_after": {bad: KILLED}})
@@ -459,8 +459,8 @@ SCRIPT = {"script": {"name": "x", "sha256": "1", "text": 'probe kernel.function(
     ("answer", "words"),
     [
         ({"failed": True, "msg": "No space left on device"}, "No space left on device"),
-        ({"probes": [{"probe": 1}]}, "[0].probe is 1, not a probe point"),
-        ({}, "is not what stap_probe_info returns: it is missing"),
+        pytest.param({"probes": [{"probe": 1}]}, "[0].probe is 1, not a probe point", marks=pytest.mark.soak),
+        pytest.param({}, "is not what stap_probe_info returns: it is missing", marks=pytest.mark.soak),
         ({"probes": [MISSING]}, f'kernel {RELEASE} does not have kernel.function("f").call'),
     ],
 )
