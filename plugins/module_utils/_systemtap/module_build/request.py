@@ -37,7 +37,7 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     ceiling = params["cpu_ceiling_percent"]
     if not 1 <= ceiling <= 50:
         raise InvalidInput("cpu_ceiling_percent", ceiling, "The percentage must be from 1 to 50")
-    row = read_order(params["script"])
+    row = read_order(params["script"], bool(params["tapsets"]))
     signer = read_signer(params["sign"]) if params["sign"] else None
     check_owner(params["store"])
     root = Root()
@@ -46,8 +46,9 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
     guru = bool(row.get("guru"))
-    script = read_script(row["name"], row["text"], guru)
     settings = read_settings(params, guru)
+    with script_option("script"):
+        script = read_script(row["name"], row["text"], guru, settings.tapset.globals)
     probed = probed_modules(script.probes, [*(point.text for point in script.points), *settings.tapset.points])
     debug = choose_debug_info(params, kernel, {**probed, **settings.stack_files()})
     order = BuildRequest(row["name"], row["text"], kernel, guru, ceiling, debug, settings)
@@ -94,9 +95,10 @@ def _look_up(
     return None, Plan(changes)
 
 
-def read_order(script: t.Any) -> dict[str, t.Any]:
+def read_order(script: t.Any, own_tapsets: bool = False) -> dict[str, t.Any]:
     """Return the description of a script, given as one or as a path on this host.
 
+    :param own_tapsets: whether own tapsets may declare the arrays of the script.
     :raises InvalidInput: neither, the file cannot be read, or the script switches a protection off.
     :raises ScriptError: the script is not in the language.
     """
@@ -108,12 +110,14 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
             text = Root().read_text(script)
         except OSError as error:
             raise InvalidInput("script", script, f"The file cannot be read on the builder: {error.strerror}") from None
-        return prepare("script", script_name("script", script), text, {}, guru=False)[0]
+        name = script_name("script", script)
+        return prepare("script", name, text, {}, guru=False, own_tapsets=own_tapsets)[0]
     if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
         raise InvalidInput("script", script, "The value is not what stap_script returned as script")
     guru = bool(script.get("guru"))
     with script_option("script"):
-        check_safety("script", read_script(str(script["name"]), str(script["text"]), guru), guru)
+        read = read_script(str(script["name"]), str(script["text"]), guru, None if own_tapsets else ())
+        check_safety("script", read, guru)
     if guru and not str(script.get("guru_reason") or "").strip():
         problem = "The script allows embedded C and gives no reason for it"
         raise InvalidInput("script.guru_reason", script.get("guru_reason"), problem, "Set guru_reason of stap_script")

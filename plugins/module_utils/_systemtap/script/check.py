@@ -74,9 +74,10 @@ class Script:
         return hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_script(name: str, text: str, guru: bool = True) -> Script:
+def read_script(name: str, text: str, guru: bool = True, tapset: t.Collection[str] | None = ()) -> Script:
     """Check a script's grammar, and what is wrong whatever the kernel is; read its declarations.
 
+    :param tapset: the names of the global variables of own tapsets; None where these are not known.
     :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line; or as
         ``check_semantics``.
     """
@@ -88,8 +89,8 @@ def read_script(name: str, text: str, guru: bool = True) -> Script:
     if not parsed.probes:
         raise ScriptError(name, max(text.count("\n"), 1), 1, "The script has no probe")
     # A branch that this check does not take may be the right one for the kernel that the script is built for.
-    declared = {**_globals(tokens), **_globals(parsed.tokens)}
-    check_semantics(name, text, parsed, declared, guru)
+    declared = {**read_globals(tokens), **read_globals(parsed.tokens)}
+    check_semantics(name, text, parsed, declared, guru, tapset)
     return Script(
         name=name,
         text=text,
@@ -101,7 +102,7 @@ def read_script(name: str, text: str, guru: bool = True) -> Script:
     )
 
 
-def _globals(tokens: t.Sequence[Token]) -> dict[str, Global]:
+def read_globals(tokens: t.Sequence[Token]) -> dict[str, Global]:
     """Find ``[private] global a = 1, b[10], c`` and ``private a`` at depth 0 (man stap, VARIABLES)."""
     found: dict[str, Global] = {}
     depth = 0

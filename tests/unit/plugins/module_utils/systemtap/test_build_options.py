@@ -21,6 +21,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import Kernel, Toolchain
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script_limits import SCRIPT_LIMITS
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.stap_output import BuildFailed
 
 RELEASE = "6.12.107+deb13-cloud-amd64"
 TOOLS = Toolchain("5.6", "Systemtap translator/driver (version 5.6/0.196)", None, [])
@@ -199,6 +200,17 @@ def test_a_tapset_names_its_points(tmp_path: pathlib.Path) -> None:
     assert found.points == ('kernel.function("vfs_read")', 'module("kvm").function("kvm_vcpu_ioctl")')
 
 
+def test_a_tapset_names_its_global_variables(tmp_path: pathlib.Path) -> None:
+    own = make_tapset(tmp_path / "own", own=OWN, calls="global own_calls[100], own_total = 5\n")
+    assert tapset.read_tapsets([own], RELEASE, False).globals >= {"own_calls", "own_total"}
+
+
+def test_a_misspelt_keyword_in_a_tapset_is_an_error(tmp_path: pathlib.Path) -> None:
+    own = make_tapset(tmp_path / "own", own="function own_sum() { retrun 1 }\n")
+    with pytest.raises(ScriptError, match="No statement begins with 'retrun'. Did you mean return"):
+        tapset.read_tapsets([own], RELEASE, False)
+
+
 def refused_options(directory: str, guru: bool = False) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
         tapset.read_tapsets([directory], RELEASE, guru)
@@ -267,3 +279,34 @@ def test_tapsets_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
 def test_settings_of_no_option_are_the_default() -> None:
     assert given() == Settings() and Settings().options() == []
     assert dataclasses.replace(Settings(), skip_badvars=True).options() == ["--skip-badvars"]
+
+
+def test_a_list_of_probes_that_is_cut_fails_the_build(
+    tmp_path: pathlib.Path, stap: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "stap"
+    listing = "echo '# probes'; for n in 1 2 3; do echo 'timer.s(1) /* <- timer.s(1) */'; done"
+    program.write_text(f"#!/bin/sh\ncase \" $* \" in *' -p2 '*) {listing} ;; esac\n", encoding="utf-8")
+    monkeypatch.setattr(build, "MOST_OUTPUT_BYTES", 40)
+    with pytest.raises(BuildFailed) as caught:
+        make(tmp_path)
+    assert caught.value.message == (
+        f"Script x: The list of its probes for kernel {RELEASE} has more than 0 MiB, so not all of them are known. "
+        "Name fewer functions in its probe points."
+    )
+    assert not stap.exists() and Store(str(tmp_path / "store")).kept() == []
+
+
+def test_a_killed_explanation_leaves_the_error_of_the_build(tmp_path: pathlib.Path, stap: pathlib.Path) -> None:
+    program = tmp_path / "bin" / "stap"
+    text = 'probe module("x").function("y") { }'
+    error = "semantic error: while resolving probe point: identifier 'module' at x.stp:1:7\nsemantic error: no match"
+    program.write_text(
+        f'#!/bin/sh\ncase " $* " in *" -l "*) kill -9 $$ ;; esac\ncat >&2 <<"END"\n{error}\n'
+        "Pass 2: analysis failed.\nEND\nexit 1\n",
+        encoding="utf-8",
+    )
+    order = build.BuildRequest("x", text, KERNEL, False, 10, settings=given())
+    with pytest.raises(BuildFailed, match="no function or event has that name"):
+        build.build_once(order, TOOLS, Store(str(tmp_path / "store")), Root(str(tmp_path)))
+    assert not stap.exists()
