@@ -126,7 +126,10 @@ script:
       elements: str
       sample: [kernel.function("vfs_read").return]
     modules:
-      description: The kernel modules whose functions the probe points name, wildcards as they are.
+      description:
+        - The kernel modules whose functions the probe points name, wildcards as they are. Those in other branches of
+          conditionals are included.
+        - V(*) is among them if an alias of a tapset may name any module.
       type: list
       elements: str
       sample: [kvm]

@@ -96,7 +96,7 @@ def key_of(order: BuildRequest, tools: Toolchain) -> str:
     kernel = order.kernel
     parts = {
         "kernel": [kernel.release, kernel.version, kernel.symvers_sha256],
-        "debuginfo": [order.debuginfo, order.debug.build_id, dict(order.debug.modules)],
+        "debuginfo": [order.debuginfo, order.debug.build_id, order.debug.own, dict(order.debug.modules)],
         "stap": tools.stap_text,
         "compiler": _compiler_part(kernel.compiler),
         "options": order.options(),

@@ -21,11 +21,12 @@ from ..._core.root import Root
 from ..._core.write import make_directories
 from ..._kernel.modules.installed import InstalledModules
 from ..language.probe_point import ProbePoint, parse_probe_point
-from ..language.probed_modules import probed_modules
+from ..language.probed_modules import probed_modules, tapset_aliases
 from ..resolve.stap_blocklist import is_blocklisted
 from ..stap_output import check_finished, has_verdict, read_failure
 from .debuginfo import DebugCache, DebugFiles, choose_debug_info
 from .diagnosis import explain_no_match
+from .stap_tapset import modules_of_aliases
 from .store import Store
 from .sysroot import link_trace_headers, make_sysroot
 from .toolchain import Kernel
@@ -53,7 +54,11 @@ def list_points(
     :raises CommandTimeout: a probe point takes longer than it may.
     :raises TapvirtError: stap was killed, or gives no reason for an empty list.
     """
-    debug = choose_debug_info(params, kernel, probed_modules(point.text for point in points))
+    texts = [point.text for point in points]
+    probed = probed_modules(texts)
+    if params["debuginfod"] is not None:
+        probed = {**dict.fromkeys(modules_of_aliases(root, tapset_aliases(texts)), False), **probed}
+    debug = choose_debug_info(params, kernel, probed)
     # Another task may fetch the same file.
     fetch_seconds = debug.source.timeout_seconds if debug.source else 0
     store = Store(params["store"], max(lock.WAIT_SECONDS, fetch_seconds))

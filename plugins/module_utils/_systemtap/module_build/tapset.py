@@ -62,11 +62,10 @@ class Tapset:
 NO_TAPSET = Tapset()
 
 
-def read_tapsets(directories: t.Sequence[str], release: str, guru: bool) -> Tapset:
+def read_tapsets(directories: t.Sequence[str], target: Target) -> Tapset:
     """Read and check the files ``NAME.stp`` of directories of this host.
 
-    :param release: of the kernel to build for, which conditionals ask for.
-    :param guru: whether embedded C is allowed.
+    :param target: what conditionals are evaluated for, and whether embedded C is allowed.
     :raises InvalidInput: a directory or a file cannot be read or is too large, or a file needs guru mode.
     :raises ScriptError: a file is not in the language.
     """
@@ -79,7 +78,7 @@ def read_tapsets(directories: t.Sequence[str], release: str, guru: bool) -> Taps
         for name in _names(option, directory):
             data = _read(option, os.path.join(directory, name), left)
             left -= len(data)
-            parsed = _check(option, os.path.join(directory, name), data, release, guru)
+            parsed = _check(option, os.path.join(directory, name), data, target)
             if parsed is not None:
                 points.update(point.text for point in parsed.points)
                 declared.update(read_globals(parsed.tokens))
@@ -129,14 +128,14 @@ def _read(option: str, path: str, left: int) -> bytes:
     return data
 
 
-def _check(option: str, path: str, data: bytes, release: str, guru: bool) -> Parsed | None:
+def _check(option: str, path: str, data: bytes, target: Target) -> Parsed | None:
     """Check a file of a tapset; return what it declares, None for comments alone."""
     text = data.decode("utf-8", "surrogateescape")
     try:
-        check_text_safety(option, f"tapset {path}", text, guru)
+        check_text_safety(option, f"tapset {path}", text, target.guru)
         if not tokenize(text):
             return None
-        parsed = parse(path, text, guru, Target(kernel=release, guru=guru))
+        parsed = parse(path, text, target.guru, target)
         check_reading(path, parsed)
         return parsed
     except ScriptError as error:

@@ -15,6 +15,7 @@ import typing as t
 
 from ..._core.errors import InvalidInput, nearest_names, option_path
 from ..language.grammar import Point, parse
+from ..language.preprocessor import Target
 from ..language.tokens import EMBEDDED_C, ScriptError, Token, number_value, tokenize
 from .semantics import check_semantics, template_error
 
@@ -74,16 +75,19 @@ class Script:
         return hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_script(name: str, text: str, guru: bool = True, tapset: t.Collection[str] | None = ()) -> Script:
+def read_script(
+    name: str, text: str, guru: bool = True, tapset: t.Collection[str] | None = (), target: Target | None = None
+) -> Script:
     """Check a script's grammar, and what is wrong whatever the kernel is; read its declarations.
 
     :param tapset: the names of the global variables of own tapsets; None where these are not known.
+    :param target: what conditionals are evaluated for; see :func:`parse`.
     :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line; or as
         ``check_semantics``.
     """
     tokens = tokenize(text)
     try:
-        parsed = parse(name, text, guru)
+        parsed = parse(name, text, guru, target)
     except ScriptError as error:
         raise template_error(name, text, error) or error from None
     if not parsed.probes:

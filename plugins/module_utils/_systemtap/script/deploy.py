@@ -25,10 +25,10 @@ from ..language.expressions import similar
 from ..language.grammar import Point
 from ..language.probe_point import parse_probe_point
 from ..language.probe_syntax import first_words
-from ..language.probed_modules import probed_modules
+from ..language.probed_modules import named_modules, probed_modules, tapset_aliases
 from ..language.tokens import ScriptError
 from ..stap_output import BuildFailed, build_failed, read_failure
-from .check import check_globals, check_safety, read_script
+from .check import Script, check_globals, check_safety, read_script
 
 # File systems that hold what the kernel makes, and no file that a program could create.
 _KERNEL_FILE_SYSTEMS = frozenset(
@@ -84,11 +84,21 @@ def prepare(
         "globals": declared,
         "assigned": checked,
         "probes": list(script.probes),
-        "modules": sorted(probed_modules(script.probes, (point.text for point in script.points))),
+        "modules": _modules(script),
         "schema": script.schema,
         "guru": guru,
     }
     return row, checked_by
+
+
+def _modules(script: Script) -> list[str]:
+    """Return the modules that a script may probe on any host, ``*`` among them if an alias of a tapset may name any."""
+    points = [point.text for point in script.points]
+    names = {*probed_modules(script.probes, points), *named_modules(script.text)}
+    aliases = tapset_aliases(points)
+    if any(name not in script.aliases for name in aliases):
+        names.add("*")
+    return sorted(names)
 
 
 def script_name(option: str, path: str) -> str:

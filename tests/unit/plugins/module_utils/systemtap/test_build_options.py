@@ -14,6 +14,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.preprocessor import Target
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.tokens import ScriptError
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build, settings, tapset
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.compilers import Origin
@@ -50,10 +51,9 @@ def given(**options: t.Any) -> Settings:
         "skip_badvars": False,
         "stack_modules": [],
         "tapsets": [],
-        "kernel": RELEASE,
     }
     guru = options.pop("guru", False)
-    return settings.read_settings({**params, **options}, guru)
+    return settings.read_settings({**params, **options}, Target(RELEASE, guru=guru))
 
 
 def key_of(**options: t.Any) -> str:
@@ -187,6 +187,22 @@ def test_stap_gets_the_options_and_copies_of_the_tapsets(tmp_path: pathlib.Path,
     assert json.loads(stap.read_text(encoding="utf-8").splitlines()[-1])["tapset"] == []
 
 
+def test_the_headers_of_a_tapsets_tracepoints_are_linked(
+    tmp_path: pathlib.Path, stap: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(build, "link_trace_headers", lambda _sysroot, _release, _root, text: texts.append(text))
+    wakeup = make_tapset(tmp_path / "own", own='probe own.wakeup = kernel.trace("sched:sched_wakeup") { }\n')
+    make(tmp_path, tapsets=[wakeup])
+    other = make_tapset(tmp_path / "other", own='probe own.wakeup = kernel.trace("irq:softirq_entry") { }\n')
+    make(tmp_path, tapsets=[other])
+    # Another tracepoint of the alias is another module, with another header.
+    assert [text.splitlines()[-1] for text in texts] == [
+        'kernel.trace("sched:sched_wakeup")',
+        'kernel.trace("irq:softirq_entry")',
+    ]
+
+
 def test_a_module_without_symbols_is_an_error(tmp_path: pathlib.Path, stap: pathlib.Path) -> None:
     with pytest.raises(InvalidInput, match="The builder has no module nosuch of 6.12.107") as caught:
         make(tmp_path, stack_modules=["kvm", "nosuch"])
@@ -196,24 +212,24 @@ def test_a_module_without_symbols_is_an_error(tmp_path: pathlib.Path, stap: path
 
 def test_a_tapset_names_its_points(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own=OWN, kvm='probe own.kvm = module("kvm").function("kvm_vcpu_ioctl") { }\n')
-    found = tapset.read_tapsets([own], RELEASE, False)
+    found = tapset.read_tapsets([own], Target(RELEASE))
     assert found.points == ('kernel.function("vfs_read")', 'module("kvm").function("kvm_vcpu_ioctl")')
 
 
 def test_a_tapset_names_its_global_variables(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own=OWN, calls="global own_calls[100], own_total = 5\n")
-    assert tapset.read_tapsets([own], RELEASE, False).globals >= {"own_calls", "own_total"}
+    assert tapset.read_tapsets([own], Target(RELEASE)).globals >= {"own_calls", "own_total"}
 
 
 def test_a_misspelt_keyword_in_a_tapset_is_an_error(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own="function own_sum() { retrun 1 }\n")
     with pytest.raises(ScriptError, match="No statement begins with 'retrun'. Did you mean return"):
-        tapset.read_tapsets([own], RELEASE, False)
+        tapset.read_tapsets([own], Target(RELEASE))
 
 
 def refused_options(directory: str, guru: bool = False) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        tapset.read_tapsets([directory], RELEASE, guru)
+        tapset.read_tapsets([directory], Target(RELEASE, guru=guru))
     assert caught.value.option == "tapsets[0]"
     return caught.value
 
@@ -223,7 +239,7 @@ def test_embedded_c_in_a_tapset_needs_guru_mode(tmp_path: pathlib.Path) -> None:
     error = refused_options(own)
     assert f"The tapset {own}/count.stp contains embedded C" in error.problem
     assert error.hint == "Set guru and guru_reason of stap_script (trace_guru and trace_guru_reason of the role trace)."
-    assert len(tapset.read_tapsets([own], RELEASE, True).files) == 2
+    assert len(tapset.read_tapsets([own], Target(RELEASE, guru=True)).files) == 2
 
 
 @pytest.mark.parametrize("guru", [True, False])
@@ -236,7 +252,7 @@ def test_a_tapset_switches_no_guard_off(tmp_path: pathlib.Path, guru: bool) -> N
 def test_a_tapset_that_stap_would_leave_out_is_an_error(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own="function own_sum( {\n")
     with pytest.raises(ScriptError) as caught:
-        tapset.read_tapsets([own], RELEASE, False)
+        tapset.read_tapsets([own], Target(RELEASE))
     assert caught.value.option == "tapsets[0]" and caught.value.place == f"Script {own}/own.stp, line 1, column 19"
 
 
@@ -273,7 +289,7 @@ def test_tapsets_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(tapset, name, most)
             assert problem in refused_options(own).problem
-    assert len(tapset.read_tapsets([own], RELEASE, False).files) == 2
+    assert len(tapset.read_tapsets([own], Target(RELEASE)).files) == 2
 
 
 def test_settings_of_no_option_are_the_default() -> None:

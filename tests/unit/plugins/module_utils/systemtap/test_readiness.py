@@ -146,7 +146,8 @@ def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, 
             "install the package systemtap-runtime",
             "install the packages systemtap, gcc, make on the builder",
             "install the package kernel-default-devel = 6.4.0-150600.23.25 on the builder",
-            "install the package kernel-default-debuginfo = 6.4.0-150600.23.25"
+            "install the package kernel-default-debuginfo of the version 6.4.0-150600.23.25.N"
+            " that 'zypper search --details --match-exact kernel-default-debuginfo' lists"
             " (from a debug repository, which is disabled by default) on the builder",
         ),
         (
