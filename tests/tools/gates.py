@@ -209,7 +209,7 @@ class Gates:
             requirements = ROOT / "tests" / "requirements-targets.txt"
             venv = make_venv(self.steps, f"target-{version}", python[1], requirements)
             env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"}
-            command = [venv / "bin" / "pytest", *PARALLEL, "tests/unit/plugins/module_utils"]
+            command: list[str | Path] = [venv / "bin" / "pytest", *PARALLEL, "tests/unit/plugins/module_utils"]
             return self._pytest(f"unit-{version}", command, env | self.soak)
 
         if optional := available([*BROWSER_PACKAGES, *RPM_PACKAGES]):
