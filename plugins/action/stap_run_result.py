@@ -42,6 +42,9 @@ class ActionModule(RunAction):
         if "outcome" in run and not self._task.check_mode:
             if wants_output:
                 run["output"] = self._fetch(directory, run, limits.KEPT_BYTES, stage)
+            # From here on the result is on the controller.
             if self._params["remove"]:
-                self._forget(directory)
+                self._forget(directory, WAVE_PERSIST_SECONDS)
+            else:
+                self._note_collected(directory)
         return result

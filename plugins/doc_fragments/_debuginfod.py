@@ -12,11 +12,12 @@ options:
   debuginfod:
     description:
       - Gets debug information by build-id from debuginfod servers instead of from packages. The builder's own debug
-        information has priority.
+        information has priority. Nothing is fetched for a script that needs none, such as one of timers alone.
       - The program C(debuginfod-find) fetches a file where it is installed, otherwise the module does so over HTTP,
         through the proxy of the environment (C(http_proxy), C(https_proxy), C(no_proxy)). A file is used only if it is
         a whole ELF file with the requested build-id. A download that was interrupted starts again. Over HTTP, no
-        redirection to another protocol is followed.
+        redirection to another protocol is followed. C(debuginfod-find) follows a circle of redirections until
+        O(debuginfod.timeout_seconds) is over.
       - The files are kept in the builder's O(store). C(HOME) and C(DEBUGINFOD_URLS) of the builder are ignored.
     type: dict
     suboptions:

@@ -106,6 +106,7 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "trace_builder_for": builders.trace_builder_for,
     "trace_campaign": campaign.trace_campaign,
     "trace_failure_lines": campaign_lines.trace_failure_lines,
+    "trace_moment": wave.trace_moment,
     "trace_outcomes": campaign.trace_outcomes,
     "trace_points": probe_points.probe_points,
     "trace_refusal": probe_points.trace_refusal,

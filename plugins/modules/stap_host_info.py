@@ -106,8 +106,8 @@ host:
       sample: {"arch": "x86_64", "build_id": "7f1c", "release": "6.12.107+deb13-cloud-amd64", "version": "#1 SMP"}
     distribution:
       description:
-        - The C(name) of the distribution, which is C(ID) in C(/etc/os-release), and its C(family) (V(Debian),
-          V(RedHat), V(SUSE) or V(Arch)); null where it is not known.
+        - The C(name) of the distribution is C(ID) in C(/etc/os-release), or V(ubuntu) for a derivative of Ubuntu.
+        - Its C(family) is V(Debian), V(RedHat), V(SUSE) or V(Arch). Both are null where they are not known.
       type: dict
       sample: {"family": "Debian", "name": "debian"}
     staprun:

@@ -13,9 +13,10 @@ author: The tapvirt.host authors (@tapvirt)
 description:
   - Runs on a builder (C(delegate_to)), which needs SystemTap, and headers and debug information of the kernels to
     trace. The traced hosts need neither. With O(debuginfod), the builder needs no packages with debug information.
-  - The store is addressed by the kernel's release, version and build-id, its symbol versions, the build-ids of probed
-    modules, the versions of SystemTap and of the compiler, the options, the tapsets and the rendered script. Each
-    distinct module is compiled once, however many hosts request it at the same time.
+  - The store is addressed by the kernel's release, version and build-id, the build-id of the builder's own debug
+    information, the kernel's symbol versions, the build-ids of probed modules, the versions of SystemTap and of the
+    compiler, the options, the tapsets and the rendered script. Each distinct module is compiled once, however many
+    hosts request it at the same time.
   - Uses the compiler that the kernel's headers name (gcc or clang), or its next newer version.
   - Limits a build to 600 seconds of CPU time and 4 GiB of address space for each process, and to 900 seconds for each
     run of stap. The number of concurrent builds is at most the number of the builder's processors.

@@ -157,6 +157,7 @@ module_build_ids:
   description:
     - The build-ids of the loaded modules whose functions O(probes) name, for the option
       O(tapvirt.host.stap_module#module:module_build_ids).
+    - Those of all loaded modules, if one of O(probes) is an alias of a tapset.
     - With O(list), the given O(module_build_ids).
   returned: success
   type: dict
@@ -255,7 +256,9 @@ def looked_up(params: t.Mapping[str, t.Any], points: list[ProbePoint]) -> dict[s
         if params[option]:
             raise InvalidInput(option, params[option], "The option needs list: true, on a builder")
     release = os.uname().release
-    build_ids = module_build_ids(Root(), [point.module for point in points if point.module is not None])
+    # An alias of a tapset may name any module.
+    names = [point.module or "*" for point in points if point.module is not None or point.family == "alias"]
+    build_ids = module_build_ids(Root(), names)
     rows = resolve_all(points, read_facts(Root(), release), params["limit"])
     return {"kernel": release, "probes": rows, "module_build_ids": build_ids}
 

@@ -18,7 +18,8 @@ description:
   - A transient systemd unit with its own deadline supervises the run on the host. The run ends in time even if the
     connection breaks or the controller dies. The next run on the host then returns it in RV(run.previous_leftovers).
   - The controller asks for the progress every few seconds and prints it on a terminal. A broken connection is retried
-    until the run must have ended, and a start for a minute, or 20 seconds with O(wait=false). Then the host is lost.
+    until the run must have ended. A start may take two minutes, and is retried for one; with O(wait=false) one minute
+    and 20 seconds. Then the host is unreachable, the message names the run, and a start that arrives later is refused.
   - Restores the sysctls that staprun changes (C(kernel.kptr_restrict) and C(debug.kprobes-optimization)).
 extends_documentation_fragment:
   - tapvirt.host._attributes
@@ -40,8 +41,7 @@ options:
   wait:
     description:
       - Whether to wait for the end of the run and return its result. With V(false), the task returns a handle as soon
-        as the host supervises the run. M(tapvirt.host.stap_run_result) collects the result by RV(run.run_id). So a task
-        with few forks starts many hosts at nearly the same time.
+        as the host supervises the run, and M(tapvirt.host.stap_run_result) collects the result by RV(run.run_id).
       - A result that nobody collected stays on the host for 24 hours, together with at most 31 others and 64 MiB of
         output. Then the next run on that host removes it and returns it in RV(run.previous_leftovers).
     type: bool
@@ -51,8 +51,9 @@ options:
       - When the probes are to be armed, in seconds since 1970 by the controller's clock, at most 900 seconds ahead.
         All hosts need the same value; compute it once, not in this option. Without it, the run starts at once. So does
         a run whose host is reached too late, up to 900 seconds; RV(run.times) tells when it was armed.
-      - The host starts staprun earlier than that, by the time that loading and arming this module took on it before,
-        or another module, or else by one second. The module is locked from the start of the task.
+      - The host starts staprun earlier than that, by the median of the last five times that loading and arming this
+        module took on it, or other modules, or else by one second. The module is locked from the start of the task.
+        If C(date) prints whole seconds there, the task warns, and RV(run.clock) is half a second less certain.
     type: float
   domain:
     description:
@@ -219,8 +220,8 @@ run:
       sample: {"bytes": 812, "path": "/home/me/traces/web1.tapvirt_x.txt", "sha256": "11f0...", "truncated": false}
     previous_leftovers:
       description:
-        - Runs that nobody had collected, since their controller or connection was lost, or that had been killed. What
-          they had left on the host was cleaned up before this run began.
+        - Runs that nobody had collected, that had been killed, or that could not remove their module. What they had
+          left on the host was cleaned up before this run began, except for what C(leftovers) names.
         - Each has C(module) (the name), C(state) (how it was found - V(done), V(killed), V(damaged) (with files that
           nobody can read), or how far it was when it and its supervisor were killed), C(started) (seconds since 1970),
           C(removed) (whether the module was still there and had to be removed), C(kept_bytes) (how much of its output

@@ -13,7 +13,9 @@ author: The tapvirt.host authors (@tapvirt)
 description:
   - Collects the result of a run that M(tapvirt.host.stap_run) started with O(tapvirt.host.stap_run#module:wait=false).
   - The result stays on the host, so a second task with the same O(run_id) returns the same. The next run on the host
-    removes it one hour after it was collected, or 24 hours after the start of the run if nobody collected it.
+    removes it one hour after it was collected, or 24 hours after the start of the run if nobody collected it. It counts
+    as collected when the controller has it with its O(output). An answer that is lost on its way changes nothing.
+  - If the run could not remove its module, each task that collects the result tries again and updates C(run.leftovers).
   - A connection that breaks is retried until the run must have ended, and for 20 seconds in any case. After that the
     host is unreachable, and its result can be collected later.
 extends_documentation_fragment:
@@ -29,7 +31,8 @@ options:
     description:
       - Whether to wait for the end of a run that is not finished. The task waits for what is left of it, and at most
         90 seconds more.
-      - With V(false), the task returns C(run.finished) as V(false) and C(run.progress) instead.
+      - With V(false), the task returns C(run.finished) as V(false) and C(run.progress) instead. A run that was killed
+        has ended; the task waits at most 20 seconds for its cleanup and returns its result.
     type: bool
     default: true
   remove:
@@ -80,9 +83,9 @@ run:
     progress:
       description:
         - How far the run is. C(state) is V(waiting) (for O(tapvirt.host.stap_run#module:start_at)), V(starting),
-          V(loading), V(loaded), V(running) or V(stopping). C(elapsed_seconds) is for how long, C(of_seconds) of how
-          many at most. C(armed) of C(sites) probe places are armed, and the script has printed C(records) and C(bytes).
-        - It is empty for a moment at the start and at the end of a run.
+          V(loading), V(loaded), V(running) or V(stopping); in check mode also V(killed). C(elapsed_seconds) is for how
+          long, C(of_seconds) of how many at most. C(armed) of C(sites) probe places are armed, and the script has
+          printed C(records) and C(bytes).
       returned: when the run is not finished
       type: dict
       sample: {"armed": 2, "elapsed_seconds": 3.1, "of_seconds": 10.0, "sites": 2, "state": "running"}

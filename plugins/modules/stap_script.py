@@ -58,6 +58,14 @@ options:
   guru_reason:
     description: Why embedded C, which nothing checks, is needed. It is in the result of every run of the script.
     type: str
+  tapsets:
+    description:
+      - The directories that O(tapvirt.host.stap_module#module:tapsets) gets. They are on the builder and are not read
+        here.
+      - Set it if the script uses arrays that they declare. The builder then checks the names of arrays.
+    type: list
+    elements: path
+    default: []
   _content:
     description: Internal. The rendered script. Set by the action plugin; a value given in a task is overwritten.
     type: str
@@ -118,7 +126,10 @@ script:
       elements: str
       sample: [kernel.function("vfs_read").return]
     modules:
-      description: The kernel modules whose functions the probe points name, wildcards as they are.
+      description:
+        - The kernel modules whose functions the probe points name, wildcards as they are. Those in other branches of
+          conditionals are included.
+        - V(*) is among them if an alias of a tapset may name any module.
       type: list
       elements: str
       sample: [kvm]
@@ -179,6 +190,7 @@ ARGUMENT_SPEC = {
     "globals": {"type": "dict", "default": {}},
     "guru": {"type": "bool", "default": False},
     "guru_reason": {"type": "str"},
+    "tapsets": {"type": "list", "elements": "path", "default": []},
     "_content": {"type": "str"},
 }
 
@@ -190,7 +202,10 @@ def body(module: AnsibleModule) -> dict[str, t.Any]:
         raise InvalidInput("guru_reason", params["guru_reason"], "The reason is empty", "Say why guru mode is needed")
     source = "dest" if params["dest"] else "src"
     name = script_name(source, params[source])
-    row, checked_by = prepare("src", name, params["_content"], params["globals"], params["guru"])
+    own_tapsets = bool(params["tapsets"])
+    row, checked_by = prepare(
+        "src", name, params["_content"], params["globals"], params["guru"], own_tapsets=own_tapsets
+    )
     plan = deploy(params["dest"], row["text"], module.check_mode)
     reason = params["guru_reason"] if params["guru"] else None
     script = dict(row, path=params["dest"], guru_reason=reason)

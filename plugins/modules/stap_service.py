@@ -178,6 +178,12 @@ services:
       type: list
       elements: str
       sample: ["kernel 6.12.108+deb13-cloud-amd64: there is no module for it, so the tracer does not start with it"]
+    hints:
+      description: What to do about limits that the tracer met since its last start, as in
+        RV(tapvirt.host.stap_run#module:run.hints).
+      type: list
+      elements: str
+      sample: []
     changed:
       description: Whether this tracer was changed, or would be.
       type: bool

@@ -296,6 +296,7 @@ def builds(lab, tmp_path_factory):
     return lab.build(":".join(HOSTS), {"killed": script}, module={"cpu_ceiling_percent": 50})
 
 
+@pytest.mark.soak  # 26 s; two runs in each ./dev test: tests/unit/plugins/action/test_stap_run_result.py
 def test_only_one_of_three_controllers_may_run_the_same_trace(lab, builds):
     """The first run continues to its end; the errors of the others name the run that uses the module."""
     host = Host(lab, "trace2", builds["trace2"]["killed"]["module"])

@@ -20,6 +20,7 @@ from ansible_collections.tapvirt.host.tests.unit.support.systemtap.stap_verdicts
     mutants,
     read_verdicts,
     refusal,
+    whole_refusal,
 )
 
 from .support.places import TREE
@@ -179,7 +180,7 @@ def test_both_parsers_refuse_every_seeded_fault(lab):
     heads = [section.partition("\n")[0].split(" ", 3) for section in sections]
     texts = [section.partition("\n")[2] for section in sections]
     assert len(texts) >= 30
-    assert all(refusal(text, guru=False) for text in texts)
+    assert all(whole_refusal(text, guru=False) for text in texts)
     first = own_verdicts(lab, texts, PARSE)
     assert [rc != 0 for rc in first] == [head[2] == "1" for head in heads]
     later = [(head, text) for head, text in zip(heads, texts, strict=True) if head[2] != "1"]

@@ -47,7 +47,8 @@ LINT_SESSIONS = {
 }
 TEST_KINDS = ["lint", "sanity", "unit", "integration", "lab", "soak"]
 # Seconds that each gate may take on 2 cores with nothing else running and caches filled: 35 minutes in all.
-BUDGETS = {"lint": 300, "sanity": 240, "unit": 480, "integration": 120, "lab": 960}
+BUDGETS = {"lint": 120, "sanity": 180, "unit": 540, "integration": 120, "lab": 1140}
+PARALLEL = ["-n", "2", "--dist", "loadfile"]
 _REASON_CHARACTERS = 300
 
 
@@ -208,13 +209,12 @@ class Gates:
             requirements = ROOT / "tests" / "requirements-targets.txt"
             venv = make_venv(self.steps, f"target-{version}", python[1], requirements)
             env = self.place.env | {"PATH": f"{venv / 'bin'}:{self.place.env['PATH']}"}
-            return self._pytest(
-                f"unit-{version}", [venv / "bin" / "pytest", "tests/unit/plugins/module_utils"], env | self.soak
-            )
+            command: list[str | Path] = [venv / "bin" / "pytest", *PARALLEL, "tests/unit/plugins/module_utils"]
+            return self._pytest(f"unit-{version}", command, env | self.soak)
 
         if optional := available([*BROWSER_PACKAGES, *RPM_PACKAGES]):
             ensure_packages(self.steps, optional)
-        main = ["pytest", "-n", "2", "--dist", "loadfile", "tests/unit"]
+        main = ["pytest", *PARALLEL, "tests/unit"]
         env = self.place.env | self.soak
         self.gate(f"unit: pytest under Python {self.place.python}", lambda: self._pytest("unit", main, env))
         for version in TARGET_PYTHONS if self.soak else TARGET_PYTHONS[:1]:

@@ -93,7 +93,10 @@ _HEADERS_CAPABILITY = "kernel-devel-uname-r"
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """A host's distribution: ``name`` is ID of os-release(5), ``family`` a key of ``PACKAGES``; ``None``: unknown."""
+    """A host's distribution; ``None``: unknown.
+
+    ``name`` is ID of os-release(5), ``ubuntu`` for a derivative of Ubuntu; ``family`` is a key of ``PACKAGES``.
+    """
 
     name: str | None
     family: str | None
@@ -105,7 +108,11 @@ def read_distribution(root: Root) -> Distribution:
     values = {key: value.strip().strip("\"'") for key, _sign, value in (row.partition("=") for row in text.split("\n"))}
     name = values.get("ID") or None
     words = [name or "", *values.get("ID_LIKE", "").split()]
-    return Distribution(name, next((_FAMILIES[word] for word in words if word in _FAMILIES), None))
+    base = next((word for word in words if word in _FAMILIES), None)
+    # A derivative installs the kernels of Ubuntu's archive. Linux Mint also has an edition that is based on Debian.
+    if name not in _FAMILIES and (base == "ubuntu" or (base == "debian" and values.get("UBUNTU_CODENAME"))):
+        name = "ubuntu"
+    return Distribution(name, _FAMILIES[base] if base else None)
 
 
 def packages(need: str, distribution: Distribution, release: str = "", build: str = "") -> tuple[str, ...]:
@@ -142,6 +149,10 @@ def remedy(need: str, distribution: Distribution, release: str = "", version: st
     if not names:
         what = f"{_NEEDS[need]} of {release}" if release else _NEEDS[need]
         return " ".join(filter(None, ("install", what, version)))
+    if need == "debuginfo" and distribution.family == "SUSE" and not build:
+        # A rebuild number that uname does not print follows the version: no capability with this version is found.
+        name, _sign, of_kernel = names[0].partition(" = ")
+        names = (f"{name} of the version {of_kernel}.N that 'zypper search --details --match-exact {name}' lists",)
     what = "the package" if len(names) == 1 else "the packages"
     words = ("install", what, ", ".join(names), version, f"({hint})" if hint else "")
     return " ".join(filter(None, words))

@@ -31,6 +31,7 @@ _PACKAGE_VERSION = {
     "RedHat": ("rpm", "--query", "--queryformat", "version %{VERSION}"),
     "SUSE": ("rpm", "--query", "--queryformat", "version %{VERSION}"),
 }
+VERSION_SECONDS = 20
 PROC_SYSTEMTAP = "proc/systemtap"
 
 
@@ -68,19 +69,20 @@ def parse_tested_range(text: str) -> tuple[str, str] | None:
 def staprun_version(distribution: Distribution) -> str | None:
     """Return the version of the host's staprun, ``unknown``, or null where it is not installed.
 
-    That of SystemTap 5.1 (Debian 13) prints nothing for ``-V``, with exit status 0: the package knows it then.
+    That of SystemTap 5.1 (Debian 13) prints nothing for ``-V``, with exit status 0: the package knows it then. A
+    package manager that fails knows nothing: rpm without its database prints versions of Berkeley DB.
+
+    :raises CommandTimeout: the database of packages does not answer.
     """
     if command.find_program("staprun") is None:
         return None
     query = _PACKAGE_VERSION.get(distribution.family or "")
-    package = [(*query, *packages("runtime", distribution))] if query else []
-    for argv in [("staprun", "-V"), *package]:
-        if command.find_program(argv[0]) is not None:
-            result = command.run(argv, timeout_seconds=20)
-            version = parse_version(result.stdout + result.stderr)
-            if version is not None:
-                return version
-    return "unknown"
+    result = command.run(["staprun", "-V"], timeout_seconds=VERSION_SECONDS)
+    version = parse_version(result.stdout + result.stderr)
+    if version is None and query and command.find_program(query[0]) is not None:
+        result = command.run([*query, *packages("runtime", distribution)], timeout_seconds=VERSION_SECONDS)
+        version = parse_version(result.stdout) if result.rc == 0 else None
+    return version or "unknown"
 
 
 def loaded_stap_modules(root: Root) -> list[dict[str, t.Any]]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import typing as t
 
+from .._core.command import CommandResult
 from .._core.errors import TapvirtError, as_sentence, did_you_mean
 
 _PROBE_ROW = re.compile(
@@ -22,6 +24,7 @@ _DWARF_PLACE = re.compile(
     r",?\s*(?:\[man [^\]]*\]|\(?dieoffset:? 0x[0-9a-f]+\)?(?: (?:in|from) [^\s,]+)?|near pc 0x[0-9a-f]+)"
 )
 _KEPT_OUTPUT = 3000
+_SHOWN_CHARS = 200
 _NO_MATCH = "no function or event has that name"
 
 
@@ -107,6 +110,11 @@ class Failure:
         return self.reason == _NO_MATCH
 
 
+def has_verdict(output: str) -> bool:
+    """Tell whether what stap printed about a failure says what is wrong with the script."""
+    return re.search(r"^(?:parse|semantic) error: ", output, re.MULTILINE) is not None
+
+
 def read_failure(name: str, output: str) -> Failure:
     """Return what stap printed about its failure: the pass, the place in the script, the reason, the nearest names."""
     output = output.replace("\r\n", "\n")
@@ -124,6 +132,24 @@ def read_failure(name: str, output: str) -> Failure:
         source=source.group(1).strip() if source else None,
         output=output,
     )
+
+
+def check_finished(result: CommandResult) -> CommandResult:
+    """Return what stap did if it ended on its own, whatever its verdict.
+
+    :raises TapvirtError: it was killed, by a signal or by its limit of memory, so that it gave no verdict.
+    """
+    # stap ends with 128 + number where a child of its own was killed.
+    number = -result.rc if result.rc < 0 else max(result.rc - 128, 0)
+    if not number:
+        return result
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    last = (result.stderr.strip().splitlines() or [""])[-1].strip()[:_SHOWN_CHARS]
+    detail = f"; it printed last: {last}" if last else ""
+    raise TapvirtError(f"{' '.join(result.argv)!r} was killed by {name} and gave no verdict{detail}.", rc=result.rc)
 
 
 def build_failed(name: str, release: str | None, failure: Failure) -> BuildFailed:

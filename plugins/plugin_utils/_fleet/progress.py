@@ -129,6 +129,15 @@ def unreachable_message(directory: str, seconds: float) -> str:
     )
 
 
+def unanswered_start_message(directory: str, seconds: float, reason: str) -> str:
+    """Return what is known of a run whose host did not answer when it was to start it."""
+    return (
+        f"The host did not answer for {seconds:.0f} s when the run was to start ({reason.strip()[:200]}). A run that"
+        " has started all the same ends by itself: collect it with tapvirt.host.stap_run_result and the run_id"
+        f" {os.path.basename(directory)}. A later run on the host returns it in previous_leftovers if nobody has."
+    )
+
+
 def endless(directory: str, seconds: float) -> str:
     """Return what is known of a run that, as its host tells it, does not end."""
     return (

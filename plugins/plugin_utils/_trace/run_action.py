@@ -21,7 +21,7 @@ from ansible.errors import AnsibleActionFail, AnsibleAuthenticationFailure, Ansi
 from ansible.utils.display import Display
 
 from ...module_utils._systemtap import limits
-from ...module_utils._systemtap.trace.collect import unit_of
+from ...module_utils._systemtap.trace.collect import COLLECTED, unit_of
 from .._fleet import progress as _progress
 from .._transport.edge import NUMBER
 from .._transport.pipelined import SourceAction
@@ -42,11 +42,16 @@ WAVE_PERSIST_SECONDS = 20.0
 # How long a run may take to end after its duration: all signals and the removal, and some time to reach the host again.
 AFTER_SECONDS = 3 * limits.STOP_GRACE_SECONDS + 45
 # A shell may print a line of its own before it.
-_HOST_TIME = re.compile(r"^(\d{1,12}\.\d{9})\s*\Z", re.MULTILINE)
+_HOST_TIME = re.compile(r"^(\d{1,12})(\.\d{9})?\s*\Z", re.MULTILINE)
+# The command date of busybox may lack nanoseconds: then it prints anything for %N, and the second is not over.
+_DATE, _DATE_SECONDS = "date +%s.%N", "date +%s"
+_HALF_SECOND = 0.5
 # A measurement of the host's clock that is worse than this is made again, and the better one counts. The first command
 # on a host also makes the connection.
 _GOOD_CLOCK_SECONDS = 0.1
 _CLOCK_TRIES = 2
+# How long a chunk of the output may take: at most 4 MiB, compressed.
+_CHUNK_SECONDS = 60.0
 
 _Answer = t.TypeVar("_Answer")
 
@@ -74,6 +79,8 @@ class RunAction(SourceAction):
     """The base of the actions that start a run, and that collect it."""
 
     _supports_async = False
+    # When the answer to the question under way is given up, in seconds since 1970.
+    _answer_due = 0.0
     _params: dict[str, t.Any]
     _task_vars: dict[str, t.Any]
 
@@ -92,22 +99,28 @@ class RunAction(SourceAction):
     def _measure_clock(self) -> dict[str, float | None]:
         """Return how far the host's clock is ahead of this one, and by how much that may be wrong at most.
 
-        The host reads its clock at some moment between sending the command and receiving its output.
+        The host reads its clock at some moment between sending the command and receiving its output. A host that tells
+        whole seconds read it half a second later than it says, give or take as much.
 
         :raises AnsibleConnectionFailure: the host does not answer.
         """
         best: dict[str, float | None] = {"skew_seconds": None, "uncertainty_seconds": None}
         least = float("inf")
+        command = _DATE
         for _try in range(_CLOCK_TRIES):
             sent, sent_at = time.time(), time.monotonic()
-            answer = self._low_level_execute_command("date +%s.%N", sudoable=False)
+            answer = self._low_level_execute_command(command, sudoable=False)
             half = (time.monotonic() - sent_at) / 2
             found = _HOST_TIME.search(str(answer["stdout"]))
-            if found and half < least:
-                least = half
-                skew = float(found.group(1)) - (sent + half)
-                best = {"skew_seconds": round(skew, 4), "uncertainty_seconds": round(half, 4)}
-            if least <= _GOOD_CLOCK_SECONDS:
+            if found is None:
+                command = _DATE_SECONDS
+                continue
+            rest = 0.0 if found.group(2) else _HALF_SECOND
+            if half + rest < least:
+                least = half + rest
+                skew = float(found.group()) + rest - (sent + half)
+                best = {"skew_seconds": round(skew, 4), "uncertainty_seconds": round(least, 4)}
+            if half <= _GOOD_CLOCK_SECONDS:
                 break
         return best
 
@@ -172,12 +185,13 @@ class RunAction(SourceAction):
     def _persist(
         self, ask: t.Callable[[], _Answer], patience: float, persist_seconds: float = PERSIST_SECONDS
     ) -> _Answer:
-        """Ask a host until it answers; an answer may take so long at first.
+        """Ask a host until it answers; an answer may take so long at first, until ``_answer_due``.
 
         :raises AnsibleConnectionFailure: it has not for a while, or it lets nobody in.
         """
         deadline: float | None = None
         while True:
+            self._answer_due = time.time() + (self._task.timeout or patience)
             try:
                 with _progress.at_most(patience, self._task.timeout):
                     return ask()
@@ -222,20 +236,30 @@ class RunAction(SourceAction):
         path = _progress.output_path(self._output_directory(), host, name)
 
         def more(offset: int) -> t.Any:
-            answer = self._ask({**stage, "wait": 0, "output": True, "offset": offset})
+            part = {**stage, "wait": 0, "output": True, "offset": offset}
+            answer = self._persist(lambda: self._ask(part), _CHUNK_SECONDS, WAVE_PERSIST_SECONDS)
             if answer.get("failed"):
                 raise _progress.not_saved(path, str(answer.get("msg")))
             return (answer.get("run") or {}).get("output")
 
         return _progress.save_output(path, run.pop("output", None), more, run, limit_bytes)
 
-    def _forget(self, directory: str) -> None:
+    def _forget(self, directory: str, persist_seconds: float = PERSIST_SECONDS) -> None:
         """Remove the run's directory now that its result is here; the next run does it otherwise."""
-        command = removal_command(directory, "/run/systemd/transient/" + unit_of(directory))
+        self._try_command(removal_command(directory, "/run/systemd/transient/" + unit_of(directory)), persist_seconds)
+
+    def _note_collected(self, directory: str) -> None:
+        """Have the host know that the result is here: until then, it keeps the result as one that nobody collected."""
+        path = shlex.quote(directory)
+        self._try_command(f"[ ! -d {path} ] || touch {path}/{COLLECTED}", WAVE_PERSIST_SECONDS)
+
+    def _try_command(self, command: str, persist_seconds: float) -> None:
+        """Run a shell command as root that the result does not depend on."""
+        patience = min(ANSWER_SECONDS, persist_seconds)
         try:
-            self._persist(lambda: self._low_level_execute_command(command, sudoable=True), ANSWER_SECONDS)
+            self._persist(lambda: self._low_level_execute_command(command, sudoable=True), patience, persist_seconds)
         except AnsibleConnectionFailure as error:
-            display.vv(f"{self._task.action}: {directory} is still there: {error}")
+            display.vv(f"{self._task.action}: the host did not answer to {command!r}: {error}")
 
 
 def most_seconds(value: t.Any) -> float:

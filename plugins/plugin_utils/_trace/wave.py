@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 import os
 import time
+import typing as t
 
 from ansible.utils.display import Display
 
+from ...module_utils._core.errors import InvalidInput
 from ...module_utils._systemtap.limits import MAX_DURATION_SECONDS
 from .._fleet.status import CHANNEL
 
@@ -49,6 +51,34 @@ def trace_start_at(hosts: int, forks: int, round_seconds: float | str) -> float 
     measured = min(_STARTS_PER_ROUND * float(round_seconds), _MOST_TURN_SECONDS * turns)
     ahead = max(_FIRST_TURN_SECONDS + _TURN_SECONDS * (turns - 1), measured)
     return time.time() + min(ahead, MOST_AHEAD_SECONDS)
+
+
+def trace_moment(start_at: t.Any, began: float | str) -> float | None:
+    """Return when the hosts of this trace are to be armed; None where they begin at once.
+
+    A moment before the trace itself is that of an earlier trace, or was given as a variable: then the role did not
+    choose one, because a condition skipped its first host, or could not set it. This is a warning.
+
+    :param start_at: the fact ``trace_start_at``; 0 where it is not set, None or empty where the hosts need none.
+    :param began: when the role began on this host, in seconds since 1970.
+    :raises InvalidInput: the variable is no time.
+    """
+    if start_at is None or start_at in ("", "None"):
+        return None
+    try:
+        moment = float(start_at)
+    except (TypeError, ValueError):
+        moment = math.nan
+    if not math.isfinite(moment):
+        raise InvalidInput("trace_start_at", start_at, "The role chooses the moment itself.", "Remove the variable.")
+    if moment > float(began):
+        return moment
+    display.warning(
+        "The role trace could not choose the moment at which the hosts begin, so they begin one after the other. Do not"
+        " set trace_start_at. If a condition (when) of roles or import_role skips the first host of the play, use"
+        " include_role instead."
+    )
+    return None
 
 
 def trace_wait(start_at: float | str, duration: float | str, hosts: int, host: str) -> str:

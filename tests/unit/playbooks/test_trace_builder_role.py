@@ -12,6 +12,7 @@ import subprocess
 import sys
 import typing as t
 
+import pytest
 import yaml
 from ansible_collections.tapvirt.host.tests.unit.support import package_managers, stubs
 from ansible_collections.tapvirt.host.tests.unit.support.systemtap.debuginfod_servers import (
@@ -106,6 +107,7 @@ def test_a_red_hat_builder_is_ready_after_one_run_and_the_second_changes_nothing
     assert second.returncode == 0 and "changed=0" in second.stdout, second.stdout
 
 
+@pytest.mark.soak  # 27 s
 def test_what_is_missing_is_reported_by_every_run(tmp_path: pathlib.Path) -> None:
     builder = Builder(tmp_path)
     builder.serve()
@@ -152,6 +154,7 @@ def test_no_debug_package_is_installed_where_a_debuginfod_server_answers(tmp_pat
     assert silent.returncode != 0 and reason in " ".join(silent.stdout.split()), silent.stdout
 
 
+@pytest.mark.soak  # 14 s
 def test_the_ddebs_archive_is_added_only_if_it_is_asked_for(tmp_path: pathlib.Path) -> None:
     release = "6.8.0-49-generic"
     builder = Builder(tmp_path, "ID=ubuntu\nID_LIKE=debian\n")

@@ -74,6 +74,17 @@ all:
 trace_hosts: {hosts: {h1: {}, h2: {}, h3: {}}}
 builders: {hosts: {b0: {}, b1: {}}}
 """
+# The second trace leaves out the host on which the role chooses the moment.
+TWICE = """
+- hosts: trace_hosts
+  gather_facts: false
+  vars: {trace_builder: b1, trace_variables: {function: vfs_read}}
+  tasks:
+    - ansible.builtin.include_role: {name: tapvirt.host.trace}
+    - ansible.builtin.import_role: {name: tapvirt.host.trace}
+      when: inventory_hostname != 'h1'
+    - ansible.builtin.debug: {msg: "{{ trace_runs | map(attribute='start_at') | map('default', 'none', true) | list }}"}
+"""
 KILLED = {"failed": True, "msg": "MODULE FAILURE: the Python there was killed"}
 REFUSED = {"failed": True, "msg": "the builder's disk is full"}
 
@@ -109,8 +120,15 @@ class Play:
         for name in {name.removesuffix("_before").removesuffix("_after") for name in ANSWERS}:
             (place / "plugins/action" / f"{name}.py").write_text(ACTION, encoding="utf-8")
         (folder / "inventory.yml").write_text(INVENTORY, encoding="utf-8")
+        (folder / "twice.yml").write_text(TWICE, encoding="utf-8")
 
-    def run(self, *options: str, answers: dict[str, dict[str, t.Any]] | None = None, **variables: t.Any) -> Done:
+    def run(
+        self,
+        *options: str,
+        answers: dict[str, dict[str, t.Any]] | None = None,
+        playbook: str = "tapvirt.host.trace",
+        **variables: t.Any,
+    ) -> Done:
         merged = {name: {**rows, **(answers or {}).get(name, {})} for name, rows in ANSWERS.items()}
         (self._folder / "answers.json").write_text(json.dumps(merged), encoding="utf-8")
         calls = self._folder / "calls"
@@ -124,7 +142,7 @@ class Play:
             "STUBS": str(self._folder),
         }
         env.pop("PYTHONPATH", None)
-        argv = [PROGRAM, "-i", str(self._folder / "inventory.yml"), "tapvirt.host.trace"]
+        argv = [PROGRAM, "-i", str(self._folder / "inventory.yml"), playbook]
         quick = {"trace_duration_seconds": 0.1, "trace_round_seconds": 0}
         argv += ["-e", json.dumps({"trace_function": "vfs_read", **quick, **variables}), *options]
         done = subprocess.run(
@@ -161,7 +179,7 @@ def test_a_limit_to_traced_hosts_leaves_the_builders_and_a_dead_builder_ends_not
     assert (summary["traced"], summary["stopped"], summary["counters"][0]["totals"]) == (2, False, {"io": 10})
 
 
-@pytest.mark.parametrize("waves", ["1,2", "1"])
+@pytest.mark.parametrize("waves", ["1,2", pytest.param("1", marks=pytest.mark.soak)])
 def test_a_host_that_fails_to_tell_stops_the_campaign_and_keeps_its_run(play: Play, waves: str) -> None:
     bad = "h2" if waves == "1,2" else "h1"
     done = play.run("-f", "1", trace_waves=waves, answers={"procfs_info_after": {bad: KILLED}})
@@ -206,6 +224,27 @@ def test_all_hosts_of_a_wave_are_started_before_any_is_collected(play: Play) -> 
     assert done.output.count("The time of the runs on 2 hosts is over.") == 1
     collected = [args for name, _host, args in done.calls if name == "stap_run_result"]
     assert collected == [{"run_id": "tapvirt_x-1", "accept": ["ok", "zero_hits"], "remove": True}] * 3
+
+
+LATE = "The role trace could not choose the moment at which the hosts begin"
+
+
+def test_a_trace_without_the_first_host_does_not_take_the_moment_of_the_one_before(play: Play) -> None:
+    done = play.run(playbook="twice.yml")
+    assert done.code == 0, done.output
+    starts = [(host, "start_at" in args) for name, host, args in done.calls if name == "stap_run"]
+    assert sorted(starts[:3]) == [("h1", True), ("h2", True), ("h3", True)]
+    assert sorted(starts[3:]) == [("h2", False), ("h3", False)]
+    assert done.output.count(LATE) == 1, done.output
+    assert len(re.findall(r'"none"', done.output)) == 2
+    assert len(done.asked("stap_run_result")) == 5
+
+
+def test_a_moment_that_the_user_gives_is_not_taken_when_it_is_over(play: Play) -> None:
+    done = play.run(trace_waves="100%", trace_start_at=1764540000)
+    assert done.code == 0, done.output
+    assert all("start_at" not in args for name, _host, args in done.calls if name == "stap_run")
+    assert LATE in done.output and done.campaign["waves"] == []
 
 
 @pytest.mark.parametrize("step", ["stap_run", "stap_run_result"])
@@ -348,7 +387,7 @@ def test_build_ids_and_debuginfod_servers_reach_the_builder(play: Play) -> None:
 
 
 def test_options_of_the_build_reach_the_builder(play: Play) -> None:
-    options = {
+    options: dict[str, t.Any] = {
         "trace_limits": {"max_map_entries": 20000, "max_action": 5000},
         "trace_skip_badvars": True,
         "trace_stack_modules": ["kernel", "ext4"],
@@ -459,8 +498,8 @@ SCRIPT = {"script": {"name": "x", "sha256": "1", "text": 'probe kernel.function(
     ("answer", "words"),
     [
         ({"failed": True, "msg": "No space left on device"}, "No space left on device"),
-        ({"probes": [{"probe": 1}]}, "[0].probe is 1, not a probe point"),
-        ({}, "is not what stap_probe_info returns: it is missing"),
+        pytest.param({"probes": [{"probe": 1}]}, "[0].probe is 1, not a probe point", marks=pytest.mark.soak),
+        pytest.param({}, "is not what stap_probe_info returns: it is missing", marks=pytest.mark.soak),
         ({"probes": [MISSING]}, f'kernel {RELEASE} does not have kernel.function("f").call'),
     ],
 )

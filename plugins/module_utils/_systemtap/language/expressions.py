@@ -29,6 +29,8 @@ _PRINT_WHOLE = frozenset(("print", "println", "sprint", "sprintln"))
 _VARIABLES = ("@cast", "@var")
 STATISTICS = frozenset(("@avg", "@variance", "@count", "@sum", "@min", "@max"))
 _HISTOGRAMS = frozenset(("@hist_linear", "@hist_log"))
+NO_VALUE = "A list of indexes is allowed only before 'in'"
+ARRAY_EXPECTED = "the name of an array, or @hist_log or @hist_linear,"
 _OPERATORS = (
     frozenset("@cast @var @defined @entry @perf @probewrite @enum @enumname @uregister @uderef".split())
     | STATISTICS
@@ -87,13 +89,18 @@ class Uses:
     """Where a script uses some things, as indexes of tokens; the grammar alone says nothing about them.
 
     ``writes`` are targets such as ``$count`` and ``@var(..)`` that get a value, ``arrays`` names before ``[`` and after
-    ``in``, ``alone`` statements of one name, ``blocks`` calls that a block follows, as in ``elif (x) { }``.
+    ``in``, ``operators`` what stands after ``in`` and begins with ``@``, ``empty`` the ``[*]`` in the place of a value,
+    ``alone`` statements of one name, ``blocks`` calls that a block follows, as in ``elif (x) { }``. ``unreachable`` are
+    spans (begin, end) of what follows ``next``, ``return``, ``break`` or ``continue`` in a block.
     """
 
     writes: list[int] = dataclasses.field(default_factory=list)
     arrays: list[int] = dataclasses.field(default_factory=list)
+    operators: list[int] = dataclasses.field(default_factory=list)
+    empty: list[int] = dataclasses.field(default_factory=list)
     alone: list[int] = dataclasses.field(default_factory=list)
     blocks: list[int] = dataclasses.field(default_factory=list)
+    unreachable: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
 class Expressions:
@@ -112,6 +119,8 @@ class Expressions:
         # The last target: its index where it is a variable of a probed function; its span where its address is taken.
         self._variable: int | None = None
         self._address: tuple[int, int] | None = None
+        # The span of the last "[*]" without "in", with the brackets around it.
+        self._empty: tuple[int, int] | None = None
 
     # The place
 
@@ -133,7 +142,7 @@ class Expressions:
         if token is None:
             return self._fail(f"The script ends where {expected} is expected")
         candidates = similar(token.text, words) if token.kind in ("word", "at") else []
-        return self._fail(f"{_shown(token)} was found where {expected} is expected", token, candidates)
+        return self._fail(f"{shown(token)} was found where {expected} is expected", token, candidates)
 
     def _take(self) -> Token:
         token = self._tokens[self._at]
@@ -184,7 +193,7 @@ class Expressions:
             raise self._unexpected(what)
         value = number_value(token.text)
         if value is None or (negative and value > 1 << 63):
-            raise self._fail(f"{_shown(token)} is not a 64-bit number")
+            raise self._fail(f"{shown(token)} is not a 64-bit number")
         self._at += 1
         return -value if negative else value
 
@@ -211,7 +220,13 @@ class Expressions:
 
     # Expressions, from the loosest operators to the tightest
 
-    def _expression(self) -> None:
+    def _expression(self, may_be_empty: bool = False) -> None:
+        """Read an expression.
+
+        :param may_be_empty: it may be ``[*]``, which has no value and is left in ``_empty``. stap's parser makes a null
+            pointer of it, and crashes wherever it follows that.
+        """
+        begin = self._at
         with self._deeper():
             while True:
                 self._membership()
@@ -223,30 +238,52 @@ class Expressions:
                 elif self._accept(*_ASSIGN):
                     self._note_write()
                 else:
-                    return
+                    break
+        if self._empty is not None and not (may_be_empty and self._empty == (begin, self._at)):
+            raise self._fail(NO_VALUE, self._tokens[self._empty[0]])
+
+    def _index(self) -> None:
+        """Read an index of an array, where ``[*]`` is the same as ``*``."""
+        self._expression(may_be_empty=True)
+        self._empty = None
+
+    def _unused_value(self) -> None:
+        """Read an expression at a place where stap's parser passes over ``[*]``."""
+        self._expression(may_be_empty=True)
+        if self._empty is not None:
+            self._uses.empty.append(self._empty[0])
+            self._empty = None
 
     def _membership(self) -> None:
         """Read ``A``, ``A in TABLE`` or ``[A, B, *] in TABLE``."""
-        begin = self._peek()
+        begin = self._at
         indexes, wild = 1, False
         if self._accept("["):
             indexes = 0
             while True:
                 indexes += 1
-                if self._accept("*"):
-                    wild = True
-                else:
-                    self._comparison()
+                wild = self._accept("*") or self._member() or wild
                 if self._accept("]"):
                     break
                 if not self._accept(","):
                     raise self._unexpected("',' or ']'")
         else:
-            self._comparison()
+            wild = self._member()
         if self._accept_keyword("in"):
             self._indexable()
-        elif indexes > 1 or wild:
-            raise self._fail("A list of indexes is allowed only before 'in'", begin)
+        elif indexes > 1:
+            raise self._fail(NO_VALUE, self._tokens[begin])
+        elif wild:
+            self._empty = (begin, self._at)
+
+    def _member(self) -> bool:
+        """Read one index before ``in``; tell whether it is ``([*])``, which is the same as ``*`` there."""
+        begin = self._at
+        self._comparison()
+        empty, self._empty = self._empty, None
+        if empty is not None and empty != (begin, self._at):
+            raise self._fail(NO_VALUE, self._tokens[empty[0]])
+        return empty is not None
 
     def _comparison(self) -> None:
         self._arithmetic()
@@ -319,11 +356,13 @@ class Expressions:
             self._at += 1
         elif self._accept("("):
             begin = self._at
-            self._expression()
+            self._expression(may_be_empty=True)
             whole = self._address == (begin, self._at)
             self._expect(")", "after an expression")
             if whole:
                 self._address = (begin - 1, self._at)
+            if self._empty is not None:
+                self._empty = (begin - 1, self._at)
         elif token is not None and token.kind == "at":
             self._operator(token)
         elif token is not None and token.is_name:
@@ -363,7 +402,7 @@ class Expressions:
     def _indexes(self, after: str) -> None:
         while True:
             if not self._accept("*"):
-                self._expression()
+                self._index()
             if self._accept("]"):
                 return
             if not self._accept(","):
@@ -374,8 +413,12 @@ class Expressions:
         if token is not None and token.text in _HISTOGRAMS:
             self._at += 1
             self._histogram(token)
+        elif token is not None and token.kind == "at" and token.text[1:] not in _LIBRARY_MACROS:
+            # The parser takes any name with "@" for that of an array, and no array has such a name.
+            self._at += 1
+            self._uses.operators.append(self._at - 1)
         else:
-            self._expect_name("the name of an array, or @hist_log or @hist_linear,")
+            self._expect_name(ARRAY_EXPECTED)
             self._uses.arrays.append(self._at - 1)
 
     def _histogram(self, token: Token) -> None:
@@ -410,7 +453,7 @@ class Expressions:
     def _print_histogram(self, histogram: Token, token: Token) -> None:
         self._histogram(histogram)
         if self._accept("["):
-            self._expression()
+            self._index()
             self._expect("]", "after the number of a bucket")
             self._more_values(token)
         else:
@@ -537,7 +580,8 @@ def similar(text: str, words: t.Iterable[str], least: float = 0.7) -> list[str]:
     return difflib.get_close_matches(text, [word for word in words if word != text], n=1, cutoff=least)
 
 
-def _shown(token: Token) -> str:
+def shown(token: Token) -> str:
+    """Return a token as a message names it."""
     if token.kind == "embedded":
         return "Embedded C"
     if token.kind == "word" and token.text in KEYWORDS:

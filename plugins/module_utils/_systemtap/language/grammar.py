@@ -4,9 +4,8 @@
 """The grammar of SystemTap scripts: whether a text is one, and where it is not.
 
 Private to the collection. The verdict is that of ``stap -p1`` (release 5.6, parse.cxx), without SystemTap, in linear
-time and bounded depth. Beyond it, a misspelt keyword that would read as the name of a function is refused here,
-and so is what the next pass of stap always refuses: a printf whose values are not as many as its format takes, and an
-operator in the place of an array.
+time and bounded depth. Beyond it, a printf whose values are not as many as its format takes is refused here, as the
+next pass of stap does.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .expressions import STATISTICS, Expressions, Uses, similar
+from .expressions import STATISTICS, Expressions, Uses
 from .preprocessor import Target, expand
 from .tokens import ScriptError, Token, tokenize
 
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _TOP = ("probe", "global", "private", "function")
-_BEFORE_BLOCK = ("if", "else", "for", "foreach", "while", "try", "catch")
-_ALONE = ("else", "return", "delete", "break", "continue", "next", "try")
+_LEAVING = ("next", "return", "break", "continue")
 _LARGEST_ARRAY = (1 << 31) - 1
 
 
@@ -134,10 +132,6 @@ class _Grammar(Expressions):
         self._aliases: set[str] = set()
         self._bodies: list[Body] = []
         self._groups = 0
-        self._times: dict[str, int] = {}
-        for token in tokens:
-            if token.kind == "word":
-                self._times[token.text] = self._times.get(token.text, 0) + 1
 
     def script(self) -> Parsed:
         while self._at < len(self._tokens):
@@ -313,7 +307,7 @@ class _Grammar(Expressions):
             if point.condition:
                 raise self._fail("The probe point has two conditions")
             self._expect("(", "before the condition of a probe point")
-            self._expression()
+            self._unused_value()
             self._expect(")", "after the condition of a probe point")
             point = point._replace(condition=True)
         return point
@@ -349,51 +343,49 @@ class _Grammar(Expressions):
             raise self._unexpected(f"'{{' before {what}")
         self._rest_of_block()
 
-    def _rest_of_block(self) -> None:
+    def _rest_of_block(self) -> bool:
+        """Read up to the closing bracket; tell whether the block never goes on to what follows it."""
+        end: int | None = None
         while not self._accept("}"):
             if self._peek() is None:
                 raise self._unexpected("'}'")
-            self._statement()
+            if self._statement() and end is None:
+                end = self._at
+        if end is not None:
+            self._uses.unreachable.append((end, self._at))
+        return end is not None
 
-    def _statement(self) -> None:
+    def _statement(self) -> bool:
+        """Read a statement; tell whether it leaves its block, as far as stap knows (elaborate.cxx: not by ``if``)."""
         with self._deeper():
             token = self._peek()
             if token is None:
                 raise self._unexpected("a statement")
             if self._accept(";"):
-                return
+                return False
             if self._accept("{"):
-                self._rest_of_block()
-                return
+                return self._rest_of_block()
             reader = self._READERS.get(token.text) if token.kind == "word" else None
             if reader is not None:
                 self._at += 1
                 reader(self, token)
             elif token.kind != "word" or token.is_name:
                 begin = self._at
-                self._expression()
-                self._check_slip(begin)
+                self._unused_value()
+                self._note_statement(begin)
             else:
                 raise self._unexpected("a statement")
             if token.text not in ("if", "for", "foreach", "while", "try"):
                 self._accept(";")
+            return token.kind == "word" and token.text in _LEAVING
 
-    def _check_slip(self, begin: int) -> None:
-        """Refuse a misspelt keyword that reads as a name or a call, as in ``whlie (x) { }``."""
+    def _note_statement(self, begin: int) -> None:
+        """Note a statement that may be a misspelt keyword: a name alone, or a call before a block."""
         token = self._tokens[begin]
         if token.is_name and self._at == begin + 1:
             self._uses.alone.append(begin)
         elif token.is_name and self._sees("{") and self._tokens[begin + 1].text == "(":
             self._uses.blocks.append(begin)
-        if not token.is_name or self._times[token.text] > 1:
-            return
-        candidates: list[str] = []
-        if self._at == begin + 1:
-            candidates = _slip(token.text, _ALONE)
-        elif self._sees("{") and self._tokens[begin + 1].text == "(":
-            candidates = _slip(token.text, _BEFORE_BLOCK)
-        if candidates:
-            raise self._fail(f"No statement begins with {token.text!r}", token, candidates)
 
     def _if(self, _token: Token) -> None:
         while True:
@@ -440,7 +432,7 @@ class _Grammar(Expressions):
                 raise self._unexpected(f"'+' or '-' (the sort order) after {token.text}")
         self._sort(sorted_by)
         if self._accept_keyword("limit"):
-            self._expression()
+            self._unused_value()
         if not self._accept(")"):
             raise self._unexpected("')', 'limit', '+' or '-'", ("limit",))
         self._statement()
@@ -486,7 +478,7 @@ class _Grammar(Expressions):
         if not self._in_function:
             raise self._fail("'return' is allowed only in a function; use 'next' to leave a probe", token)
         if not self._sees(";", "}"):
-            self._expression()
+            self._unused_value()
 
     def _delete(self, _token: Token) -> None:
         self._expression()
@@ -506,8 +498,3 @@ class _Grammar(Expressions):
         "break": _alone,
         "continue": _alone,
     }
-
-
-def _slip(text: str, words: t.Sequence[str]) -> list[str]:
-    """Return the keyword that a name misspells: the same characters in another order, or nearly equal."""
-    return [word for word in words if sorted(word) == sorted(text)][:1] or similar(text, words, least=0.78)

@@ -34,12 +34,17 @@ _COMPARE: dict[str, _Comparison] = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What conditionals are evaluated for. The kernel has no configuration, as in a build tree with an empty one."""
+    """What conditionals are evaluated for.
+
+    ``arch`` is SystemTap's name of it. ``options`` are the kernel's, name to value as in its ``.config``: none, as in a
+    build tree with an empty one, where the kernel is not known.
+    """
 
     kernel: str = "6.12.0"
     arch: str = "x86_64"
     systemtap: str = "5.6"
     guru: bool = False
+    options: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +301,7 @@ class _Preprocessor:
         # Whoever builds is root, which SystemTap counts to its developers.
         words = {"arch": self._target.arch, "runtime": "kernel", "systemtap_privilege": "stapdev"}
         if left.text.startswith("CONFIG_"):
-            return self._option_holds(sign, compare, right)
+            return self._option_holds(self._option(left), sign, compare, right)
         if left.text == "guru_mode":
             return self._guru_mode_holds(sign, compare, right)
         if left.text not in versions and left.text not in words:
@@ -321,24 +326,40 @@ class _Preprocessor:
             raise self._fail(sign, "guru_mode can be compared only by == or !=")
         return compare(int(self._target.guru), int(right.text))
 
-    def _option_holds(self, sign: Token, compare: _Comparison, right: Token) -> bool:
+    def _option(self, token: Token) -> str:
+        return self._target.options.get(token.text, "")
+
+    def _option_holds(self, value: str, sign: Token, compare: _Comparison, right: Token) -> bool:
+        number = _option_number(value)
         if right.kind == "number":
-            return compare(0, self._number(right))
+            # stap refuses a comparison of y or m with a number.
+            return number is not None and compare(number, self._number(right))
         if right.kind == "word" and right.text.startswith("CONFIG_"):
-            return compare(0, 0)
+            other = _option_number(self._option(right))
+            if number is None or other is None:
+                return compare(value, self._option(right))
+            return compare(number, other)
         if right.kind != "string":
             raise self._fail(
                 right, "An option of the kernel can be compared only with a string, a number or another CONFIG_..."
             )
         if sign.text not in ("==", "!="):
             raise self._fail(sign, "An option of the kernel can be compared with a string only by == or !=")
-        return fnmatch.fnmatchcase("", string_value(right.text)) == (sign.text == "==")
+        return fnmatch.fnmatchcase(value, string_value(right.text)) == (sign.text == "==")
 
 
 _CONDITION_PROBLEM = (
     "A condition compares arch, kernel_v, kernel_vr, systemtap_v, runtime, systemtap_privilege, guru_mode or "
     "CONFIG_..., or two strings or two numbers"
 )
+
+
+def _option_number(value: str) -> int | None:
+    """Return the number that a kernel's option is, as strtoll(3) reads it; None if it is none."""
+    try:
+        return int(value or "0", 0)
+    except ValueError:
+        return None
 
 
 def _version_key(version: str) -> list[tuple[int, int, str]]:

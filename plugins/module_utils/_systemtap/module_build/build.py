@@ -21,11 +21,19 @@ import typing as t
 
 from ..._core import command
 from ..._core.disk import disk_errors
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.root import Root
 from ..._core.write import make_directories, make_directory, write_atomic
 from ..._kernel.modules.installed import InstalledModules
-from ..stap_output import Failure, build_failed, parse_parameters, parse_probe_rows, read_failure
+from ..stap_output import (
+    BuildFailed,
+    Failure,
+    build_failed,
+    check_finished,
+    parse_parameters,
+    parse_probe_rows,
+    read_failure,
+)
 from .compilers import Compiler
 from .debuginfo import DebugCache, DebugFiles, DebugInfo
 from .diagnosis import explain_compile, explain_no_match, failed_point
@@ -38,6 +46,8 @@ from .toolchain import Kernel, Toolchain
 _RLIMIT_CPU_SECONDS = 600
 _RLIMIT_MEMORY_BYTES = 4 << 30
 BUILD_TIMEOUT_SECONDS = 900
+# The list of 100,000 probes is about 20 MB.
+MOST_OUTPUT_BYTES = 48 << 20
 _LIMITS = f"{_RLIMIT_CPU_SECONDS} seconds of CPU time and {_RLIMIT_MEMORY_BYTES >> 30} GiB in each process"
 # translate.cxx, emit_symbol_data_done.
 _NO_SYMBOLS = re.compile(r"^WARNING: missing unwind/symbol data for module '([^']*)'", re.MULTILINE)
@@ -86,7 +96,7 @@ def key_of(order: BuildRequest, tools: Toolchain) -> str:
     kernel = order.kernel
     parts = {
         "kernel": [kernel.release, kernel.version, kernel.symvers_sha256],
-        "debuginfo": [order.debuginfo, order.debug.build_id, dict(order.debug.modules)],
+        "debuginfo": [order.debuginfo, order.debug.build_id, order.debug.own, dict(order.debug.modules)],
         "stap": tools.stap_text,
         "compiler": _compiler_part(kernel.compiler),
         "options": order.options(),
@@ -188,7 +198,7 @@ def _compile(
     write_atomic(os.path.join(work, script), order.text.encode("utf-8", "surrogateescape"))
     order.settings.tapset.copy_to(work)
     stap = _Stap(order, store, sysroot, work, key, root)
-    probes = parse_probe_rows(stap.run("2", script, terminal=False).stdout)
+    probes = parse_probe_rows(stap.probe_listing(script))
     _check_symbols(order, stap.run("4", script, terminal=True).stderr)
     module = os.path.join(work, order.module_name + ".ko")
     parameters = parse_parameters(command.run(["modinfo", "-F", "parm", module]).stdout)
@@ -273,11 +283,34 @@ class _Stap:
             *order.options(),
         ]
 
+    def probe_listing(self, script: str) -> str:
+        """Return what pass 2 prints about the probes of the script.
+
+        :raises BuildFailed: stap fails, or the list is too long to be read: a run could not prove that all are armed.
+        """
+        result = self.run("2", script, terminal=False)
+        if result.truncated:
+            order = self._order
+            problem = (
+                f"Script {order.name}: The list of its probes for kernel {order.kernel.release} has more than "
+                f"{MOST_OUTPUT_BYTES >> 20} MiB, so not all of them are known."
+            )
+            hint = "Name fewer functions in its probe points."
+            fields = {"phase": "analysis", "line": None, "column": None, "outcome": "build_failed", "output": ""}
+            raise BuildFailed(problem, [], hint, **fields)
+        return result.stdout
+
     def run(self, last_pass: str, script: str, terminal: bool) -> command.CommandResult:
         argv = ["stap", "-p" + last_pass, *self._options, script]
         if terminal:
             argv = [sys.executable, "-c", _WITH_TERMINAL, *argv]
-        result = command.run(argv, timeout_seconds=BUILD_TIMEOUT_SECONDS, cwd=self._work, env=self._env)
+        result = command.run(
+            argv,
+            timeout_seconds=BUILD_TIMEOUT_SECONDS,
+            cwd=self._work,
+            env=self._env,
+            max_output_bytes=MOST_OUTPUT_BYTES,
+        )
         if result.rc != 0:
             failure = self._explain(read_failure(self._order.name, result.stdout + result.stderr))
             raise build_failed(self._order.name, self._order.kernel.release, failure)
@@ -288,10 +321,16 @@ class _Stap:
         if point is None:
             return explain_compile(failure, self._order.text, _LIMITS)
         installed = InstalledModules(self._root, self._order.kernel.release)
-        return explain_no_match(failure, point, installed.is_built_in, self._has_in_kernel)
+        try:
+            return explain_no_match(failure, point, installed.is_built_in, self._has_in_kernel)
+        except TapvirtError:
+            return failure  # what stap printed is true without an explanation
 
     def _has_in_kernel(self, symbol: str) -> bool:
-        """Tell whether debug information of the kernel itself has a function."""
+        """Tell whether debug information of the kernel itself has a function.
+
+        :raises TapvirtError: stap was killed, or takes longer than it may.
+        """
         argv = ["stap", "-l", f'kernel.function("{symbol}")', *self._kernel_options]
         result = command.run(argv, timeout_seconds=BUILD_TIMEOUT_SECONDS, cwd=self._work, env=self._env)
-        return bool(result.stdout.strip())
+        return bool(check_finished(result).stdout.strip())

@@ -45,13 +45,14 @@ class DebugInfo:
 
     ``build_id`` is the traced kernel's (``None``: not given), ``modules`` are the build-ids of the modules that the
     script probes, by name, which it names without a wildcard if it is ``exact``. ``source`` is ``None`` for what the
-    builder has of its own.
+    builder has of its own, whose build-id is ``own`` where it has one.
     """
 
     build_id: str | None = None
     modules: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     exact: bool = True
     source: Debuginfod | None = None
+    own: str | None = None
 
     def wanted(self, release: str) -> dict[str, str]:
         """Return the build-ids of the files to fetch, each with what it belongs to, in words."""
@@ -79,11 +80,14 @@ class DebugFiles:
         return f"{self.build_id}-{hashlib.sha256(paths.encode()).hexdigest()[:16]}"
 
 
-def choose_debug_info(params: t.Mapping[str, t.Any], kernel: Kernel, probed: t.Mapping[str, bool]) -> DebugInfo:
+def choose_debug_info(
+    params: t.Mapping[str, t.Any], kernel: Kernel, probed: t.Mapping[str, bool], needed: bool = True
+) -> DebugInfo:
     """Return where the debug information comes from; the builder's own of the traced kernel has priority.
 
     :param params: the options ``build_id``, ``module_build_ids`` and ``debuginfod`` of a module.
     :param probed: what :func:`probed_modules` returns.
+    :param needed: whether the script may need debug information at all; nothing is fetched for one that does not.
     :raises InvalidInput: an option is not acceptable, or does not suffice; the builder has that of another kernel.
     """
     source = read_debuginfod(params["debuginfod"])
@@ -93,7 +97,9 @@ def choose_debug_info(params: t.Mapping[str, t.Any], kernel: Kernel, probed: t.M
     exact = not any(map(is_wild, probed))
     own = _own_build_id(kernel)
     if kernel.vmlinux is not None and (build_id in (None, own) or (own is None and source is None)):
-        return DebugInfo(build_id, modules, exact)
+        return DebugInfo(build_id, modules, exact, own=own)
+    if source is not None and not needed:
+        return DebugInfo(build_id, own=own)
     if source is not None:
         _check_build_ids(build_id, [name for name, needed in probed.items() if needed], modules)
     elif kernel.vmlinux is not None:

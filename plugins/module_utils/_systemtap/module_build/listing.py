@@ -16,16 +16,17 @@ import tempfile
 import typing as t
 
 from ..._core import command, lock
-from ..._core.errors import InvalidInput
+from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.root import Root
 from ..._core.write import make_directories
 from ..._kernel.modules.installed import InstalledModules
 from ..language.probe_point import ProbePoint, parse_probe_point
-from ..language.probed_modules import probed_modules
+from ..language.probed_modules import probed_modules, tapset_aliases
 from ..resolve.stap_blocklist import is_blocklisted
-from ..stap_output import read_failure
+from ..stap_output import check_finished, has_verdict, read_failure
 from .debuginfo import DebugCache, DebugFiles, choose_debug_info
 from .diagnosis import explain_no_match
+from .stap_tapset import modules_of_aliases
 from .store import Store
 from .sysroot import link_trace_headers, make_sysroot
 from .toolchain import Kernel
@@ -51,8 +52,13 @@ def list_points(
     :raises InvalidInput: an option about debug information is not acceptable.
     :raises DebuginfoError: it cannot be fetched.
     :raises CommandTimeout: a probe point takes longer than it may.
+    :raises TapvirtError: stap was killed, or gives no reason for an empty list.
     """
-    debug = choose_debug_info(params, kernel, probed_modules(point.text for point in points))
+    texts = [point.text for point in points]
+    probed = probed_modules(texts)
+    if params["debuginfod"] is not None:
+        probed = {**dict.fromkeys(modules_of_aliases(root, tapset_aliases(texts)), False), **probed}
+    debug = choose_debug_info(params, kernel, probed)
     # Another task may fetch the same file.
     fetch_seconds = debug.source.timeout_seconds if debug.source else 0
     store = Store(params["store"], max(lock.WAIT_SECONDS, fetch_seconds))
@@ -87,6 +93,7 @@ class Lister:
         """Return a probe's row: ``points`` are the lines that ``accept`` takes, up to ``limit`` of them.
 
         :raises CommandTimeout: it takes longer than it may.
+        :raises TapvirtError: stap was killed, or gives no reason for an empty list.
         """
         with tempfile.TemporaryDirectory(prefix="tapvirt-") as work:
             listed = self._stap(["-L" if self._variables else "-l", _bare(point)], point, work)
@@ -118,14 +125,21 @@ class Lister:
         limits = [f"--rlimit-cpu={self._timeout:.0f}", f"--rlimit-as={_RLIMIT_MEMORY_BYTES}"]
         env = {"SYSTEMTAP_DIR": cache, "HOME": work, "TMPDIR": work, "DEBUGINFOD_URLS": ""}
         argv = ["stap", *options, *limits, *words]
-        return command.run(argv, self._timeout, env=env, cwd=work, max_output_bytes=_MOST_OUTPUT_BYTES)
+        result = command.run(argv, self._timeout, env=env, cwd=work, max_output_bytes=_MOST_OUTPUT_BYTES)
+        return check_finished(result)
 
     def _why_nothing(self, point: ProbePoint, work: str) -> tuple[str, list[str]]:
-        """Ask once more, as a script, for ``-l`` and ``-L`` keep the reason to themselves."""
+        """Ask once more, as a script, for ``-l`` and ``-L`` keep the reason to themselves.
+
+        :raises TapvirtError: stap gives none.
+        """
         result = self._stap(["-p2", "-e", f"probe {_bare(point)} {{ }}"], point, work)
         if result.rc == 0:
             return "there is no probe point of that form here", []
-        failure = read_failure("probe", result.stdout + result.stderr)
+        output = result.stdout + result.stderr
+        failure = read_failure("probe", output)
+        if not has_verdict(output):
+            raise TapvirtError(f"stap gave no verdict on the probe point {point.text}: {failure.reason}.")
         if (
             point.symbol is not None
             and point.family != "kprobe"

@@ -14,15 +14,16 @@ from ..._core.errors import InvalidInput, TapvirtError
 from ..._core.options import read_lock_timeout
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
-from ..language.probed_modules import probed_modules
-from ..script.check import check_safety, read_script
+from ..language.probed_modules import needs_debug_info, probed_modules, tapset_aliases
+from ..script.check import Script, check_safety, read_script
 from ..script.deploy import prepare, script_name, script_option
 from .build import BuildRequest, build_once, key_of, sign_once, signed_key
-from .debuginfo import DebugCache, choose_debug_info
-from .settings import read_settings
+from .debuginfo import DebugCache, DebugInfo, choose_debug_info
+from .settings import Settings, read_settings
 from .signing import Signer, read_signer
+from .stap_tapset import modules_of_aliases
 from .store import Store, check_owner
-from .toolchain import find_kernel, read_kernels, read_toolchain
+from .toolchain import Kernel, find_kernel, read_kernels, read_toolchain, target_of
 
 
 def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str, t.Any] | None]:
@@ -37,7 +38,7 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     ceiling = params["cpu_ceiling_percent"]
     if not 1 <= ceiling <= 50:
         raise InvalidInput("cpu_ceiling_percent", ceiling, "The percentage must be from 1 to 50")
-    row = read_order(params["script"])
+    row = read_order(params["script"], bool(params["tapsets"]))
     signer = read_signer(params["sign"]) if params["sign"] else None
     check_owner(params["store"])
     root = Root()
@@ -46,10 +47,11 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
         raise TapvirtError("This host cannot build: stap is not installed. Delegate the task to a builder.")
     kernel = find_kernel(read_kernels(root, tools.compilers), params["kernel"], params["kernel_version"])
     guru = bool(row.get("guru"))
-    script = read_script(row["name"], row["text"], guru)
-    settings = read_settings(params, guru)
-    probed = probed_modules(script.probes, [*(point.text for point in script.points), *settings.tapset.points])
-    debug = choose_debug_info(params, kernel, {**probed, **settings.stack_files()})
+    target = target_of(root, kernel.release, tools.stap, guru)
+    settings = read_settings(params, target)
+    with script_option("script"):
+        script = read_script(row["name"], row["text"], guru, settings.tapset.globals, target)
+    debug = _debug_info(params, kernel, script, settings, root)
     order = BuildRequest(row["name"], row["text"], kernel, guru, ceiling, debug, settings)
     store = Store(params["store"], read_lock_timeout(params))
     cache = DebugCache(store, debug.source) if debug.source else None
@@ -67,6 +69,22 @@ def build_module(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan,
     if known is None:
         return plan, None
     return plan, dict(known, schema=row["schema"], assigned=row["assigned"], guru_reason=row.get("guru_reason"))
+
+
+def _debug_info(
+    params: t.Mapping[str, t.Any], kernel: Kernel, script: Script, settings: Settings, root: Root
+) -> DebugInfo:
+    """Return where the debug information for a script and its settings comes from.
+
+    :raises InvalidInput: as :func:`choose_debug_info`.
+    """
+    own = [point.text for point in script.points]
+    points = [*own, *settings.tapset.points]
+    probed = probed_modules(script.probes, points)
+    if params["debuginfod"] is not None:
+        probed = {**dict.fromkeys(modules_of_aliases(root, tapset_aliases(points)), False), **probed}
+    needed = bool(settings.stack_modules) or needs_debug_info(script.text, own)
+    return choose_debug_info(params, kernel, {**probed, **settings.stack_files()}, needed)
 
 
 def _look_up(
@@ -94,9 +112,10 @@ def _look_up(
     return None, Plan(changes)
 
 
-def read_order(script: t.Any) -> dict[str, t.Any]:
+def read_order(script: t.Any, own_tapsets: bool = False) -> dict[str, t.Any]:
     """Return the description of a script, given as one or as a path on this host.
 
+    :param own_tapsets: whether own tapsets may declare the arrays of the script.
     :raises InvalidInput: neither, the file cannot be read, or the script switches a protection off.
     :raises ScriptError: the script is not in the language.
     """
@@ -108,12 +127,14 @@ def read_order(script: t.Any) -> dict[str, t.Any]:
             text = Root().read_text(script)
         except OSError as error:
             raise InvalidInput("script", script, f"The file cannot be read on the builder: {error.strerror}") from None
-        return prepare("script", script_name("script", script), text, {}, guru=False)[0]
+        name = script_name("script", script)
+        return prepare("script", name, text, {}, guru=False, own_tapsets=own_tapsets)[0]
     if not isinstance(script, dict) or not {"name", "text", "schema", "assigned"} <= set(script):
         raise InvalidInput("script", script, "The value is not what stap_script returned as script")
     guru = bool(script.get("guru"))
     with script_option("script"):
-        check_safety("script", read_script(str(script["name"]), str(script["text"]), guru), guru)
+        read = read_script(str(script["name"]), str(script["text"]), guru, None if own_tapsets else ())
+        check_safety("script", read, guru)
     if guru and not str(script.get("guru_reason") or "").strip():
         problem = "The script allows embedded C and gives no reason for it"
         raise InvalidInput("script.guru_reason", script.get("guru_reason"), problem, "Set guru_reason of stap_script")

@@ -13,6 +13,7 @@ import re
 import typing as t
 
 from ..._core.errors import InvalidInput, nearest_names, option_path
+from ..language.preprocessor import Target
 from ..script_limits import DEFAULT_STRING_LENGTH, SCRIPT_LIMITS
 from .tapset import NO_TAPSET, Tapset, read_tapsets
 
@@ -62,16 +63,17 @@ class Settings:
         return {name: True for name in self.stack_modules if name != KERNEL}
 
 
-def read_settings(params: t.Mapping[str, t.Any], guru: bool) -> Settings:
+def read_settings(params: t.Mapping[str, t.Any], target: Target) -> Settings:
     """Check the options ``limits``, ``skip_badvars``, ``stack_modules`` and ``tapsets``; read the tapsets.
 
+    :param target: what conditionals of tapsets are evaluated for.
     :raises InvalidInput: one is not acceptable.
     :raises ScriptError: a tapset is not in the language.
     """
     with option_path("limits"):
         limits = read_limits(params["limits"] or {})
     modules = read_stack_modules("stack_modules", params["stack_modules"])
-    return Settings(limits, params["skip_badvars"], modules, read_tapsets(params["tapsets"], params["kernel"], guru))
+    return Settings(limits, params["skip_badvars"], modules, read_tapsets(params["tapsets"], target))
 
 
 def read_limits(given: t.Mapping[str, t.Any]) -> tuple[tuple[str, int], ...]:

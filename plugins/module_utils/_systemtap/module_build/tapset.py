@@ -19,10 +19,11 @@ import typing as t
 from ..._core.errors import InvalidInput
 from ..._core.files import open_regular
 from ..._core.write import make_directories, write_atomic
-from ..language.grammar import Point, parse
+from ..language.grammar import Parsed, parse
 from ..language.preprocessor import Target
 from ..language.tokens import ScriptError, tokenize
-from ..script.check import check_text_safety
+from ..script.check import check_text_safety, read_globals
+from ..script.semantics import check_reading
 
 _FOLDER = "tapset"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}\.stp\Z")
@@ -35,11 +36,12 @@ _MOST_BYTES = 4 << 20
 class Tapset:
     """The files of all tapset directories of a task: name (with a part of its digest) and content, in order.
 
-    ``points`` are the probe points that they name.
+    ``points`` are the probe points that they name, ``globals`` the global variables that they declare.
     """
 
     files: tuple[tuple[str, bytes], ...] = ()
     points: tuple[str, ...] = ()
+    globals: frozenset[str] = frozenset()
 
     def options(self) -> list[str]:
         """Return the options of stap. The path is relative, so that no place of a store is in a module."""
@@ -60,27 +62,30 @@ class Tapset:
 NO_TAPSET = Tapset()
 
 
-def read_tapsets(directories: t.Sequence[str], release: str, guru: bool) -> Tapset:
+def read_tapsets(directories: t.Sequence[str], target: Target) -> Tapset:
     """Read and check the files ``NAME.stp`` of directories of this host.
 
-    :param release: of the kernel to build for, which conditionals ask for.
-    :param guru: whether embedded C is allowed.
+    :param target: what conditionals are evaluated for, and whether embedded C is allowed.
     :raises InvalidInput: a directory or a file cannot be read or is too large, or a file needs guru mode.
     :raises ScriptError: a file is not in the language.
     """
     files: dict[str, bytes] = {}
-    points: list[str] = []
+    points: set[str] = set()
+    declared: set[str] = set()
     left = _MOST_BYTES
     for index, directory in enumerate(directories):
         option = f"tapsets[{index}]"
         for name in _names(option, directory):
             data = _read(option, os.path.join(directory, name), left)
             left -= len(data)
-            points += [point.text for point in _check(option, os.path.join(directory, name), data, release, guru)]
+            parsed = _check(option, os.path.join(directory, name), data, target)
+            if parsed is not None:
+                points.update(point.text for point in parsed.points)
+                declared.update(read_globals(parsed.tokens))
             files[f"{name[: -len('.stp')]}-{hashlib.sha256(data).hexdigest()[:12]}.stp"] = data
             if len(files) > _MOST_FILES:
                 raise InvalidInput(option, directory, f"Tapsets have at most {_MOST_FILES} files together.")
-    return Tapset(tuple(sorted(files.items())), tuple(sorted(set(points))))
+    return Tapset(tuple(sorted(files.items())), tuple(sorted(points)), frozenset(declared))
 
 
 def _names(option: str, directory: str) -> list[str]:
@@ -123,14 +128,16 @@ def _read(option: str, path: str, left: int) -> bytes:
     return data
 
 
-def _check(option: str, path: str, data: bytes, release: str, guru: bool) -> tuple[Point, ...]:
-    """Check a file of a tapset; return its probe points."""
+def _check(option: str, path: str, data: bytes, target: Target) -> Parsed | None:
+    """Check a file of a tapset; return what it declares, None for comments alone."""
     text = data.decode("utf-8", "surrogateescape")
     try:
-        check_text_safety(option, f"tapset {path}", text, guru)
+        check_text_safety(option, f"tapset {path}", text, target.guru)
         if not tokenize(text):
-            return ()  # comments alone
-        return parse(path, text, guru, Target(kernel=release, guru=guru)).points
+            return None
+        parsed = parse(path, text, target.guru, target)
+        check_reading(path, parsed)
+        return parsed
     except ScriptError as error:
         error.option = option
         raise

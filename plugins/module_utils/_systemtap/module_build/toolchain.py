@@ -17,6 +17,7 @@ from ..._core import command
 from ..._core.errors import InvalidInput, nearest_names
 from ..._core.packages import Distribution, packages, read_distribution, remedy
 from ..._core.root import Root
+from ..language.preprocessor import Target
 from ..readiness import has_debuginfod, parse_tested_range, parse_version, silent_servers
 from .compilers import Compiler, Origin, choose_compiler, find_compilers, make_options, read_origin
 from .debuginfod import Debuginfod
@@ -41,6 +42,9 @@ _RELEASE = re.compile(r"[A-Za-z0-9][\w.+~-]{0,126}\Z", re.ASCII)
 # The architecture in a release: 5.14.0-427.el9.aarch64+64k, 6.12.107+deb13-cloud-arm64. Ubuntu and SUSE name none.
 _RELEASE_ARCH = re.compile(r"[.-](x86_64|amd64|aarch64|arm64|ppc64le|ppc64el|s390x|riscv64)(?![A-Za-z0-9])")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
+# What SystemTap calls an architecture (util.cxx, normalize_machine).
+_TARGET_ARCHS = {"aarch64": "arm64", "ppc64le": "powerpc", "ppc64": "powerpc", "s390x": "s390", "riscv64": "riscv"}
+_OPTION = re.compile(r"^(CONFIG_\w+)=(.*)$", re.MULTILINE)
 _UTS_VERSION = re.compile(r'#define UTS_VERSION "([^"]*)"')
 
 
@@ -115,6 +119,13 @@ def foreign_arch(release: str) -> str:
     found = _RELEASE_ARCH.search(release)
     named = _MACHINES.get(found.group(1), found.group(1)) if found else ""
     return "" if named == os.uname().machine else named
+
+
+def target_of(root: Root, release: str, stap: str, guru: bool) -> Target:
+    """Return what conditionals of scripts are evaluated for: a kernel that there are headers for, and this builder."""
+    machine = os.uname().machine
+    options = dict(_OPTION.findall(root.read_text_or(headers_of(root, release) + "/.config") or ""))
+    return Target(release, _TARGET_ARCHS.get(machine, machine), stap, guru, options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import typing as t
 
 from ..._core.errors import InvalidInput, nearest_names, option_path
 from ..language.grammar import Point, parse
+from ..language.preprocessor import Target
 from ..language.tokens import EMBEDDED_C, ScriptError, Token, number_value, tokenize
 from .semantics import check_semantics, template_error
 
@@ -74,22 +75,26 @@ class Script:
         return hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read_script(name: str, text: str, guru: bool = True) -> Script:
+def read_script(
+    name: str, text: str, guru: bool = True, tapset: t.Collection[str] | None = (), target: Target | None = None
+) -> Script:
     """Check a script's grammar, and what is wrong whatever the kernel is; read its declarations.
 
+    :param tapset: the names of the global variables of own tapsets; None where these are not known.
+    :param target: what conditionals are evaluated for; see :func:`parse`.
     :raises ScriptError: it is not in the language, or only in guru mode; it has no probe, or a bad schema line; or as
         ``check_semantics``.
     """
     tokens = tokenize(text)
     try:
-        parsed = parse(name, text, guru)
+        parsed = parse(name, text, guru, target)
     except ScriptError as error:
         raise template_error(name, text, error) or error from None
     if not parsed.probes:
         raise ScriptError(name, max(text.count("\n"), 1), 1, "The script has no probe")
     # A branch that this check does not take may be the right one for the kernel that the script is built for.
-    declared = {**_globals(tokens), **_globals(parsed.tokens)}
-    check_semantics(name, text, parsed, declared, guru)
+    declared = {**read_globals(tokens), **read_globals(parsed.tokens)}
+    check_semantics(name, text, parsed, declared, guru, tapset)
     return Script(
         name=name,
         text=text,
@@ -101,7 +106,7 @@ def read_script(name: str, text: str, guru: bool = True) -> Script:
     )
 
 
-def _globals(tokens: t.Sequence[Token]) -> dict[str, Global]:
+def read_globals(tokens: t.Sequence[Token]) -> dict[str, Global]:
     """Find ``[private] global a = 1, b[10], c`` and ``private a`` at depth 0 (man stap, VARIABLES)."""
     found: dict[str, Global] = {}
     depth = 0

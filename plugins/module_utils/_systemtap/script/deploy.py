@@ -20,15 +20,21 @@ from ..._core.errors import InvalidInput, option_path
 from ..._core.plan import Change, Plan, converge
 from ..._core.root import Root
 from ..._core.write import check_target, make_directories, write_atomic, write_new_place
+from ..._kernel.procfs.devices import mounts
 from ..language.expressions import similar
 from ..language.grammar import Point
 from ..language.probe_point import parse_probe_point
 from ..language.probe_syntax import first_words
-from ..language.probed_modules import probed_modules
+from ..language.probed_modules import named_modules, probed_modules, tapset_aliases
 from ..language.tokens import ScriptError
 from ..stap_output import BuildFailed, build_failed, read_failure
-from .check import check_globals, check_safety, read_script
+from .check import Script, check_globals, check_safety, read_script
 
+# File systems that hold what the kernel makes, and no file that a program could create.
+_KERNEL_FILE_SYSTEMS = frozenset(
+    "binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts fusectl proc pstore securityfs selinuxfs sysfs "
+    "tracefs".split()
+)
 # The least that stap takes for a kernel's build tree: three files, two of them empty.
 _STUB_TREE = (".config", "Module.symvers", "include/config/kernel.release")
 _STUB_RELEASE = "6.12.0"
@@ -46,11 +52,12 @@ def script_option(option: str) -> t.Iterator[None]:
 
 
 def prepare(
-    option: str, name: str, text: str | None, values: t.Mapping[str, t.Any], guru: bool
+    option: str, name: str, text: str | None, values: t.Mapping[str, t.Any], guru: bool, *, own_tapsets: bool = False
 ) -> tuple[dict[str, t.Any], str]:
     """Check a rendered script; return its description and who checked it (``stap`` or ``grammar``).
 
     :param option: the option that gave the script.
+    :param own_tapsets: whether own tapsets may declare the arrays of the script.
     :raises ScriptError: wrong at a line and a column.
     :raises InvalidInput: a wrong probe point, an undeclared global variable, a protection switched off.
     :raises BuildFailed: stap's own parser refuses it.
@@ -58,7 +65,7 @@ def prepare(
     if text is None:
         raise InvalidInput("_content", None, "The rendered script is missing, because no action plugin rendered it")
     with script_option(option):
-        script = read_script(name, text, guru)
+        script = read_script(name, text, guru, None if own_tapsets else ())
         check_safety(option, script, guru)
         declared = {key: variable.kind for key, variable in script.globals.items()}
         with option_path("globals"):
@@ -77,11 +84,21 @@ def prepare(
         "globals": declared,
         "assigned": checked,
         "probes": list(script.probes),
-        "modules": sorted(probed_modules(script.probes, (point.text for point in script.points))),
+        "modules": _modules(script),
         "schema": script.schema,
         "guru": guru,
     }
     return row, checked_by
+
+
+def _modules(script: Script) -> list[str]:
+    """Return the modules that a script may probe on any host, ``*`` among them if an alias of a tapset may name any."""
+    points = [point.text for point in script.points]
+    names = {*probed_modules(script.probes, points), *named_modules(script.text)}
+    aliases = tapset_aliases(points)
+    if any(name not in script.aliases for name in aliases):
+        names.add("*")
+    return sorted(names)
 
 
 def script_name(option: str, path: str) -> str:
@@ -148,6 +165,7 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
     def plan(found: str | None) -> Plan:
         if found == text:
             return Plan()
+        _check_file_system(path)
         why = "the script is not there" if found is None else "the script differs"
         return Plan([Change(path, found, text, "write", why)])
 
@@ -158,8 +176,29 @@ def deploy(dest: str | None, text: str, check_mode: bool) -> Plan:
         except PermissionError:
             raise
         except OSError as error:
-            # In /proc and /sys no file can be made, and only the attempt shows it.
             problem = f"The file cannot be written: {error.strerror}. Nothing was changed."
             raise InvalidInput("dest", path, problem) from error
 
     return converge(check_mode, observe, plan, apply)[0]
+
+
+def _check_file_system(path: str) -> None:
+    """Check that the file system of a path lets programs create files, so that check mode knows it too.
+
+    :raises InvalidInput: it belongs to the kernel, or it is mounted read-only.
+    """
+    level = os.path.dirname(os.path.realpath(path))
+    while not os.path.isdir(level):
+        level = os.path.dirname(level)
+    rows = mounts(Root().read_text_or("proc/self/mounts") or "", [])
+    inside = [row for row in rows if os.path.join(level, "").startswith(os.path.join(row["target"], ""))]
+    # Of several mounts on one directory, the last is seen.
+    _length, _number, mount = max(
+        ((len(row["target"]), number, row) for number, row in enumerate(inside)),
+        default=(0, 0, {"target": "/", "type": None}),
+    )
+    if mount["type"] in _KERNEL_FILE_SYSTEMS:
+        problem = f"{mount['target']} is a {mount['type']} file system of the kernel, where no file can be created."
+        raise InvalidInput("dest", path, problem)
+    if os.statvfs(level).f_flag & os.ST_RDONLY:
+        raise InvalidInput("dest", path, f"The file system of {level} is mounted read-only.")

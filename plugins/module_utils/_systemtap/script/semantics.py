@@ -10,14 +10,15 @@ Code that stap never analyses is not judged: aliases, functions that no probe ca
 from __future__ import annotations
 
 import bisect
+import collections
 import re
 import typing as t
 
 from ..._core.errors import InvalidInput, nearest_names
-from ..language.expressions import STATISTICS
+from ..language.expressions import ARRAY_EXPECTED, NO_VALUE, STATISTICS, shown, similar
 from ..language.grammar import Body, Parsed, Point
 from ..language.probe_point import NO_USER_SPACE, ProbePoint, expand_groups, parse_probe_point
-from ..language.tokens import ScriptError, Token
+from ..language.tokens import KEYWORDS, ScriptError, Token
 
 # They fire at no function, so nothing there has a $variable; and they exist on every kernel, even as optional points.
 _NOWHERE = frozenset(("begin", "end", "error", "never", "timer"))
@@ -40,10 +41,19 @@ _COMMANDS = frozenset(
     "print_ubacktrace_fileline".split()
 )
 _ELSE_IF = frozenset(("elif", "elsif", "elseif"))
+# Keywords that a misspelt name may stand for: before a block, and as a statement of their own.
+_BEFORE_BLOCK = ("if", "else", "for", "foreach", "while", "try", "catch")
+_ALONE = ("else", "return", "delete", "break", "continue", "next", "try")
 _OPTIONAL = re.compile(r"[?!]\s*(?:if\s*\(.*\)\s*)?\Z", re.DOTALL)
-# What Jinja replaces; the language itself has "{{" only as two blocks.
-_TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}")
-_TEMPLATE_NAME = re.compile(r"\{\{-?\s*[A-Za-z_]\w*(?:\.\w+|\[[^\]]*\])*\s*(?:\|[^}]*)?\}\}")
+# What Jinja replaces. The language has "{{" as two blocks and as a group of groups of probe points, and "{%{" and "{%("
+# as a block with embedded C or a conditional.
+_TEMPLATE = re.compile(r"\{\{(?:[^{}]|\{[^{}]*\})*\}\}|\{%[-+]?\s*[a-z].*?%\}|\{#.*?#\}")
+# What has no effect as two blocks, or calls the function "default", which no tapset has.
+_TEMPLATE_NAME = re.compile(
+    rf"\{{\{{-?\s*(?!(?:{'|'.join(sorted(KEYWORDS))})\b)[A-Za-z_]\w*(?:\.\w+|\[[\w\s'\"]*\])*\s*"
+    r"(?:\|\s*(?:default\([^()]*\)|[A-Za-z_]\w*)\s*)*\}\}"
+)
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
 
 def template_error(name: str, text: str, error: ScriptError) -> ScriptError | None:
@@ -61,26 +71,52 @@ def _left_over(name: str, line: int, column: int, text: str) -> ScriptError:
     return ScriptError(name, line, column, problem)
 
 
-def check_semantics(name: str, text: str, parsed: Parsed, declared: t.Collection[str], guru: bool) -> None:
+def check_semantics(
+    name: str, text: str, parsed: Parsed, declared: t.Collection[str], guru: bool, tapset: t.Collection[str] | None = ()
+) -> None:
     """Refuse what stap's analysis refuses whatever the kernel is, at the first place in the script.
 
     :param text: the script, which ``parsed`` came from.
     :param declared: the names of the script's global variables, those of all branches.
+    :param tapset: the names of the global variables of own tapsets; None where these are not known.
     :raises ScriptError: a probe in a program, an array that is not declared, a variable of the kernel where there is
-        none or that is written to without guru mode, ``exit`` without parentheses, ``elif``, or a left-over template.
+        none or that is written to without guru mode, ``exit`` without parentheses, ``elif``, or a left-over template;
+        or as ``check_reading``.
     """
-    checker = _Checker(name, parsed, declared, guru)
-    found = [
-        *checker.templates(text),
-        *checker.points(),
-        *(error for body in checker.live() for error in checker.body(body)),
-    ]
+    checker = _Checker(name, parsed, declared, guru, tapset)
+    _raise_first(
+        [
+            *checker.templates(text),
+            *checker.points(),
+            *(error for body in checker.live() for error in checker.body(body)),
+            *checker.misread(),
+        ]
+    )
+
+
+def check_reading(name: str, parsed: Parsed) -> None:
+    """Refuse what stap's parser accepts because it reads it as something else, anywhere in a script or a tapset.
+
+    :raises ScriptError: a misspelt keyword that reads as a name, an operator in the place of an array, or ``[*]`` where
+        nothing is indexed.
+    """
+    _raise_first(list(_Checker(name, parsed, (), guru=True).misread()))
+
+
+def _raise_first(found: t.Sequence[ScriptError]) -> None:
     if found:
         raise min(found, key=lambda error: (error.line, error.column))
 
 
 class _Checker:
-    def __init__(self, name: str, parsed: Parsed, declared: t.Collection[str], guru: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        parsed: Parsed,
+        declared: t.Collection[str],
+        guru: bool,
+        tapset: t.Collection[str] | None = (),
+    ) -> None:
         self._name = name
         self._parsed = parsed
         self._tokens = parsed.tokens
@@ -91,7 +127,11 @@ class _Checker:
             if body.name is not None:
                 self._functions.setdefault(body.name, []).append(body)
         # An alias of an own tapset: that tapset may declare arrays too.
-        self._has_own_tapset = any(not _parse(point) and point.text not in parsed.aliases for point in parsed.points)
+        own_alias = any(not _parse(point) and point.text not in parsed.aliases for point in parsed.points)
+        self._has_unknown_tapset = own_alias or tapset is None
+        self._tapset_arrays = _TAPSET_ARRAYS.union(tapset or ())
+        # What stap removes before it asks whether a $variable exists (elaborate.cxx, dead_control_remover).
+        self._unreachable = {at for begin, end in parsed.uses.unreachable for at in range(begin, end)}
         # Targets within a target are noted before it.
         self._writes = sorted(parsed.uses.writes)
 
@@ -111,11 +151,27 @@ class _Checker:
     def points(self) -> t.Iterator[ScriptError]:
         """Yield the errors of probe points."""
         for point in self._parsed.points:
-            left = _TEMPLATE.search(point.text)
+            # Outside of strings, braces are groups of points.
+            left = next(filter(None, map(_TEMPLATE.search, _STRING.findall(point.text))), None)
             if left is not None:
                 yield _left_over(self._name, point.line, point.column, left.group(0))
             elif any(single.is_in_program for single in _parse(point)):
                 yield self._error(point, f"{NO_USER_SPACE[0].upper()}{NO_USER_SPACE[1:]}")
+
+    def misread(self) -> t.Iterator[ScriptError]:
+        """Yield the errors of what stap's parser takes for something else, in every part of the script."""
+        uses = self._parsed.uses
+        for at in uses.operators:
+            yield self._error(at, f"{shown(self._tokens[at])} was found where {ARRAY_EXPECTED} is expected")
+        for at in uses.empty:
+            yield self._error(at, NO_VALUE)
+        times = collections.Counter(token.text for token in self._tokens if token.kind == "word")
+        for places, keywords in ((uses.alone, _ALONE), (uses.blocks, _BEFORE_BLOCK)):
+            for at in places:
+                name = self._tokens[at].text
+                candidates = _misspelt(name, keywords) if times[name] == 1 else []
+                if candidates:
+                    yield self._error(at, f"No statement begins with {name!r}", candidates)
 
     def live(self) -> list[Body]:
         """Return the bodies that stap analyses on every kernel: of probes that exist, and of functions they call."""
@@ -160,7 +216,7 @@ class _Checker:
                     variable, f"{name} does not exist in the probe {first.text}, which fires at no function"
                 )
         elif families & _IN_KERNEL and not self._guru and self._is_strict(body):
-            for at in _first(self._writes, body, lambda _at: True):
+            for at in _first(self._writes, body, self._is_analysed_write):
                 what = self._tokens[at].text
                 what = what if what.startswith("$") else f"{what}(...)"
                 problem = f"The script writes to {what}, which is memory of the kernel and needs guru mode"
@@ -168,9 +224,9 @@ class _Checker:
 
     def _is_undeclared(self, at: int) -> bool:
         name = self._tokens[at].text
-        if self._has_own_tapset:
+        if self._has_unknown_tapset:
             return False
-        return name not in self._declared and name not in _TAPSET_ARRAYS and not name.startswith(("_", "$"))
+        return name not in self._declared and name not in self._tapset_arrays and not name.startswith(("_", "$"))
 
     def _names_with_values(self, body: Body) -> set[str]:
         """Return the names in a body that something other than ``;``, ``}`` and ``(`` follows: they are variables."""
@@ -193,7 +249,10 @@ class _Checker:
         tokens = self._tokens
         return not any(
             (token.kind == "at" and token.text not in _STRICT)
-            or (token.text in ("if", "while", "?") and any(near.kind == "number" for near in tokens[at - 1 : at + 4]))
+            or (
+                token.text in ("if", "while", "?")
+                and any(near.kind in ("number", "string") for near in tokens[at - 1 : at + 4])
+            )
             for at, token in enumerate(tokens[body.begin : body.end], body.begin)
         )
 
@@ -202,7 +261,7 @@ class _Checker:
         tokens = self._tokens
         printed = self._printed(body)
         names = {tokens[at].text for at in printed if tokens[at].is_name}
-        for at in range(body.begin, body.end):
+        for at in self._reachable(body):
             token, giver = tokens[at], tokens[at - 2].text
             if token.kind == "word" and token.text.startswith("$") and token.text.strip("$"):
                 given = tokens[at - 1].text in _GIVES and (giver in self._declared or giver in names)
@@ -210,11 +269,18 @@ class _Checker:
                     return at
         return None
 
+    def _is_analysed_write(self, at: int) -> bool:
+        # stap refuses to write to @cast at once, and to a $variable only where that is left in the end (tapsets.cxx).
+        return at not in self._unreachable or self._tokens[at].text == "@cast"
+
+    def _reachable(self, body: Body) -> t.Iterator[int]:
+        return (at for at in range(body.begin, body.end) if at not in self._unreachable)
+
     def _printed(self, body: Body) -> set[int]:
         """Return the tokens of a body that are arguments of what prints."""
         found: set[int] = set()
         opened: list[bool] = []
-        for at in range(body.begin, body.end):
+        for at in self._reachable(body):
             text = self._tokens[at].text if self._tokens[at].kind == "operator" else ""
             if text == "(":
                 opened.append(self._tokens[at - 1].text in _PRINTS or any(opened[-1:]))
@@ -223,6 +289,11 @@ class _Checker:
             if opened and opened[-1]:
                 found.add(at)
         return found
+
+
+def _misspelt(text: str, words: t.Sequence[str]) -> list[str]:
+    """Return the keyword that a name misspells: the same characters in another order, or nearly equal."""
+    return [word for word in words if sorted(word) == sorted(text)][:1] or similar(text, words, least=0.78)
 
 
 def _first(indexes: t.Sequence[int], body: Body, accept: t.Callable[[int], bool]) -> list[int]:

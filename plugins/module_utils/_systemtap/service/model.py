@@ -260,7 +260,7 @@ def spec_of(wanted: Wanted, program_sha256: str) -> dict[str, t.Any]:
     builds = {}
     for release, build in wanted.builds.items():
         builds[release] = {
-            **{key: build.get(key) for key in ("name", "key", "sha256", "kernel_version", "probes")},
+            **{key: build.get(key) for key in ("name", "key", "sha256", "kernel_version", "probes", "limits")},
             "path": module_path(build),
         }
     return {"name": wanted.name, "settings": settings_of(wanted, program_sha256), "builds": builds}

@@ -116,6 +116,7 @@ def _is_build(build: t.Mapping[str, t.Any]) -> bool:
     probes = build.get("probes")
     return (
         isinstance(build.get("key"), str)
+        and isinstance(build.get("limits") or {}, dict)
         and isinstance(probes, list)
         and all(
             isinstance(probe, dict) and all(isinstance(probe.get(key), str) for key in ("point", "asked"))
@@ -127,8 +128,13 @@ def _is_build(build: t.Mapping[str, t.Any]) -> bool:
 def _sound_state(state: dict[str, t.Any]) -> dict[str, t.Any]:
     """Return ``state.json`` when it has the shape that the tracer's program writes, else nothing."""
     sites = state.get("sites", [])
+    messages, hits = state.get("messages", {}), state.get("hits", {})
     sound = (
         isinstance(state.get("module", ""), str)
+        and isinstance(messages, dict)
+        and all(isinstance(lines, list) and all(isinstance(line, str) for line in lines) for lines in messages.values())
+        and isinstance(hits, dict)
+        and all(isinstance(count, int) for count in hits.values())
         and isinstance(sites, list)
         and all(
             isinstance(site, dict)

@@ -9,6 +9,7 @@ import typing as t
 
 from ..._core.errors import TapvirtError
 from ..supervise.outcome import Arming, prove_arming
+from ..trace.hints import host_hints
 from .model import VERSION_CHARS, output_directory
 from .observe import Host, Kernel, Seen
 
@@ -37,7 +38,15 @@ def row(name: str, seen: Seen, host: Host, stext: int | None, spec: t.Mapping[st
         "probes": _probes(arming) if arming else None,
         "output": _output(name, seen, spec),
         "pending": pending(seen, kernels, arming),
+        "hints": _hints(seen.state, build),
     }
+
+
+def _hints(state: t.Mapping[str, t.Any], build: t.Mapping[str, t.Any] | None) -> list[str]:
+    """Return what helps a tracer that met limits in its last start, also while it runs; see stap_run."""
+    messages = state.get("messages") or {}
+    limits = (build or {}).get("limits") or {}
+    return host_hints(messages.get("errors", ()), messages.get("warnings", ()), state.get("hits", {}), limits)
 
 
 def _kernel(kernel: Kernel, build: t.Mapping[str, t.Any] | None) -> dict[str, t.Any]:

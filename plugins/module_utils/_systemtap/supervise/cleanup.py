@@ -484,6 +484,7 @@ def clean(directory: str, held: bool = False) -> dict[str, t.Any]:
         session = read_json(os.path.join(directory, "state.json")).get("staprun")
         try:
             removed, left = remove_module(name, held, session if isinstance(session, int) else None)
+            again = bool(left)
         except (OSError, TapvirtError) as error:
             left = [f"the module {name} could not be removed: {error}"]
             again = True

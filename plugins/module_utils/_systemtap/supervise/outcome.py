@@ -73,6 +73,10 @@ class Output:
     text: str
     hits: dict[tuple[str, bool], int] | None
 
+    def hits_by_point(self) -> dict[str, int]:
+        """Return how often each probe point was hit, without the helpers."""
+        return {point: count for (point, is_helper), count in (self.hits or {}).items() if not is_helper}
+
 
 def split_output(text: str, tail: str) -> Output:
     """Part the script's own output from the report of hits that the module prints after it."""

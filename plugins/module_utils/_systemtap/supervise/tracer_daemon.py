@@ -49,13 +49,16 @@ from .cleanup import (
     write_json,
     write_with_reserve,
 )
-from .outcome import Arming, classify_outcome, prove_arming, read_messages
+from .outcome import Arming, Messages, classify_outcome, prove_arming, read_messages, split_output
 from .ring import Ring
 from .supervisor import Sites, debugfs_mount, read_sites, read_stext
 
 EXIT_AGAIN = 1
 EXIT_STAY = 3
 _ERROR_BYTES = 64 << 10
+_TAIL_BYTES = 64 << 10
+_KEPT_MESSAGES = 20
+_KEPT_CHARS = 300
 _ARM_SECONDS = 10.0
 _LOAD_SECONDS = 60.0
 _GRACE_SECONDS = 15.0
@@ -147,6 +150,8 @@ class TracerDaemon:
         self._hold = SysctlGuard(os.path.basename(directory))
         self._state: dict[str, t.Any] = {}
         self._errors = b""
+        self._told_errors = b""
+        self._tail = b""
         self._told_to_stop = False
         self._begun = time.monotonic()
         self._loaded_at: float | None = None
@@ -256,17 +261,22 @@ class TracerDaemon:
         for printed, said in read_both(process, lambda: 0.1 if self._armed_at is None else 1.0):
             if printed:
                 ring.write(printed)
+                self._tail = (self._tail + printed)[-_TAIL_BYTES:]
             self._errors = (self._errors + said)[-_ERROR_BYTES:]
             look()
             if not self._escalate(process.pid):
                 break
-            self._tell_dropped(ring.dropped_bytes)
+            self._tell_trouble(ring.dropped_bytes)
 
-    def _tell_dropped(self, dropped_bytes: int) -> None:
+    def _tell_trouble(self, dropped_bytes: int) -> None:
+        """Write now and then how much output is lost, and what staprun says."""
         now = time.monotonic()
-        if dropped_bytes != self._state.get("dropped_bytes", 0) and now - self._told_at > _LATE_SECONDS:
+        is_new = dropped_bytes != self._state.get("dropped_bytes", 0) or self._errors != self._told_errors
+        if is_new and now - self._told_at > _LATE_SECONDS:
             self._told_at = now
-            self._save(dropped_bytes=dropped_bytes)
+            self._told_errors = self._errors
+            messages = read_messages(self._errors.decode("utf-8", "replace"), None)
+            self._save(dropped_bytes=dropped_bytes, messages=kept_messages(messages))
 
     def _look(self, debugfs: str, before: Sites, build: t.Mapping[str, t.Any]) -> None:
         """Note when the module is loaded, and what is armed; a place in a module may become armed at any time."""
@@ -315,11 +325,12 @@ class TracerDaemon:
 
     def _judged(self, rc: int, removed: bool, left: list[str]) -> int:
         """Tell how the tracer ended, and whether it is to be started again."""
-        more = {"leftovers": left, "rc": rc, "signals_sent": self._presses}
+        messages = read_messages(self._errors.decode("utf-8", "replace"), rc)
+        more = {"leftovers": left, "rc": rc, "signals_sent": self._presses, "messages": kept_messages(messages)}
+        more["hits"] = split_output("", self._tail.decode("utf-8", "replace")).hits_by_point()
         if self._told_to_stop and not left:
             self._end("stopped", "it was told to stop", **more)
             return 0
-        messages = read_messages(self._errors.decode("utf-8", "replace"), rc)
         outcome, reason = classify_outcome(self._state, messages, Arming(0, 0, 0, []), None, truncated=False)
         if outcome == "ok" and rc == 0 and not removed:
             self._end("ended", "the script ended itself", outcome=outcome, **more)
@@ -331,6 +342,12 @@ class TracerDaemon:
         state = "overloaded" if outcome == "overloaded" else "failed"
         self._end(state, "; ".join([reason, *left]), outcome="killed" if outcome == "ok" else outcome, **more)
         return EXIT_STAY if state == "overloaded" else EXIT_AGAIN
+
+
+def kept_messages(messages: Messages) -> dict[str, list[str]]:
+    """Return the first ``errors`` and ``warnings`` of staprun, from which the hints of a tracer are made."""
+    kinds = {"errors": messages.errors, "warnings": messages.warnings}
+    return {kind: [line[:_KEPT_CHARS] for line in lines[:_KEPT_MESSAGES]] for kind, lines in kinds.items() if lines}
 
 
 @contextlib.contextmanager

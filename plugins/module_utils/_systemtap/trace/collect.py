@@ -29,12 +29,13 @@ CHUNK_BYTES = 4 << 20
 _NAME = re.compile(r"[a-z0-9_]{1,55}-[0-9a-f]{1,16}")
 _POLL_SECONDS = 0.2
 _ENDED = ("done", "killed")
-# How long systemd or the guard has to clean up after a supervisor that was killed.
+# How long systemd or the guard has to clean up after a supervisor that was killed. Also a task that does not wait for
+# the end of a run waits for this.
 _CLEAN_SECONDS = 20
 # A run whose controller was heard of within that time is the controller's to collect.
 _LEASE_SECONDS = 20
-# Says that a result has been collected; its time is when.
-_COLLECTED = "collected"
+#: Says that the controller has the result; its time is when. The controller makes it.
+COLLECTED = "collected"
 # How long a run that is starting may take to write which process it is.
 _NAME_SECONDS = 5
 _SHOWN_CHARS = 500
@@ -115,18 +116,14 @@ def collect(
 def collect_by_id(
     run_id: str, wait_seconds: float, with_output: bool, offset: int, only_reads: bool = False
 ) -> dict[str, t.Any]:
-    """Do as :func:`collect` for a run that its controller started without waiting, and note that it was collected.
+    """Do as :func:`collect` for a run that its controller started without waiting.
 
     :raises InvalidInput: this host has no such run.
     """
-    directory = directory_of(run_id)
     try:
-        result = collect(directory, wait_seconds, with_output, offset, only_reads)
+        return collect(directory_of(run_id), wait_seconds, with_output, offset, only_reads)
     except RunGone:
         raise _unknown(run_id) from None
-    if result.get("finished") and not only_reads:
-        _touch(os.path.join(directory, _COLLECTED))
-    return result
 
 
 def directory_of(run_id: str) -> str:
@@ -159,8 +156,34 @@ def _unfinished(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any
     slack = 0 if row["times"]["armed"] else limits.LOAD_SECONDS
     most = limits.MAX_AHEAD_SECONDS + limits.LOAD_SECONDS + limits.MAX_DURATION_SECONDS
     row["left_seconds"] = min(max(end - time.time(), 0) + slack, most)
-    row["progress"] = cleanup.read_json(os.path.join(directory, "progress.json"))
+    row["progress"] = _read_progress(directory, state, row["times"]["accepted"])
     return row
+
+
+def _read_progress(directory: str, state: t.Mapping[str, t.Any], accepted: float | None) -> dict[str, t.Any]:
+    """Return how far a run under way is, also before its supervisor writes ``progress.json`` and after it removes it.
+
+    ``state`` is ``killed`` where nobody supervises the run any more.
+    """
+    job = cleanup.read_json(os.path.join(directory, "job.json"))
+    now = time.time()
+    name = state.get("state") or ("starting" if job.get("start") is None else "waiting")
+    since, of = state.get("started", accepted) or now, job.get("wait" if name == "waiting" else "load", 0)
+    if "rc" in state or "signals_sent" in state:
+        name, since, of = "stopping", now, 3 * limits.STOP_GRACE_SECONDS
+    progress = {
+        "state": name,
+        "elapsed_seconds": round(max(now - since, 0), 1),
+        "of_seconds": float(of),
+        "bytes": state.get("bytes", 0),
+        "records": 0,
+        "armed": len(state.get("sites", ())),
+        "sites": job.get("sites", 0),
+        **cleanup.read_json(os.path.join(directory, "progress.json")),
+    }
+    if not _is_alive(directory, state):
+        progress["state"] = "killed"
+    return progress
 
 
 def read_handle(directory: str, state: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -205,7 +228,8 @@ def _gone(directory: str) -> RunGone:
 def wait(directory: str, seconds: float, clean_seconds: float = _CLEAN_SECONDS) -> dict[str, t.Any]:
     """Wait until a run has ended, or the time is over; return its last state.
 
-    Clean up after a run whose supervisor and its guards were all killed.
+    Clean up after a run whose supervisor and its guards were all killed. Such a run has ended, and is waited for even
+    if the time is over.
 
     :param clean_seconds: how long systemd or the guard has to clean up first.
     :raises RunGone: the directory does not exist.
@@ -226,13 +250,22 @@ def wait(directory: str, seconds: float, clean_seconds: float = _CLEAN_SECONDS) 
             raise _gone(directory) from None
         if alive:
             missed_since = None
+            if now >= end:
+                return state
         elif missed_since is None:
-            missed_since = now
-        elif now - missed_since > clean_seconds:
+            missed_since = now - _silent_seconds(directory)
+        if missed_since is not None and now - missed_since > clean_seconds:
             return cleanup.finish_killed_run(directory)
-        if now >= end:
-            return state
         time.sleep(_POLL_SECONDS)
+
+
+def _silent_seconds(directory: str) -> float:
+    """Return for how long the supervisor of a run has written nothing; it writes every second."""
+    written = [0.0]
+    for name in ("job.json", "state.json", "progress.json"):
+        with contextlib.suppress(OSError):
+            written.append(os.stat(os.path.join(directory, name)).st_mtime)
+    return max(time.time() - max(written), 0.0)
 
 
 def _touch(path: str) -> None:
@@ -277,13 +310,11 @@ def _hints(texts: t.Mapping[str, str], state: t.Mapping[str, t.Any], request: t.
     """Return which options help a run that met a limit."""
     if not texts["errors"]:
         return []
-    from .hints import find_hints  # most runs have nothing to tell
+    from .hints import host_hints  # most runs have nothing to tell
 
     messages = read_messages(texts["errors"], state.get("rc"))
-    hits = split_output(texts["output"], texts["tail"]).hits or {}
-    by_point = {point: count for (point, is_helper), count in hits.items() if not is_helper}
-    cpus = limits.count_cpus(Root().read_text_or("sys/devices/system/cpu/possible") or "0")
-    return find_hints(messages.errors, messages.warnings, by_point, request.get("limits") or {}, cpus)
+    hits = split_output(texts["output"], texts["tail"]).hits_by_point()
+    return host_hints(messages.errors, messages.warnings, hits, request.get("limits") or {})
 
 
 def _read_text(path: str) -> str:
@@ -342,29 +373,40 @@ def sweep(record_limit: int) -> list[dict[str, t.Any]]:
     kept = _kept_results(directories)
     for directory in directories:
         row: dict[str, t.Any] | None
+        stays = False
         try:
-            if _is_in_hands(directory):
-                continue
-            if directory in kept:
-                cleanup.finish_killed_run(directory)
+            in_hands = _is_in_hands(directory)
+            stays = in_hands or directory in kept
+            stuck = _is_stuck(directory)
+            if stays and not stuck:
+                if not in_hands:
+                    cleanup.finish_killed_run(directory)
                 continue
             row = _found(directory, record_limit)
-            if os.path.exists(os.path.join(directory, _COLLECTED)) and not (row and row["leftovers"]):
+            was_collected = os.path.exists(os.path.join(directory, COLLECTED))
+            if was_collected and not stuck and not (row and row["leftovers"]):
                 row = None
         except _DAMAGE as error:
             if not os.path.isdir(directory):
                 continue  # its controller has collected it
             row = _unreadable(directory, error)
-        remove_run_directory(directory)
+        if not stays:
+            remove_run_directory(directory)
         if row is None:
             continue
-        if os.path.exists(directory):
+        if not stays and os.path.exists(directory):
             row["leftovers"] = [*row["leftovers"], f"the directory {directory} could not be removed"]
         found.append(row)
     # Where that fails, the run that follows tries it again at its end, and reports it.
     cleanup.restore_orphaned_sysctls()
     cleanup.remove_empty()
     return found
+
+
+def _is_stuck(directory: str) -> bool:
+    """Return whether a run has ended, and something that it had loaded or changed could not be removed."""
+    state = cleanup.read_json(os.path.join(directory, "state.json"))
+    return state.get("state") in _ENDED and cleanup.needs_cleaning(directory)
 
 
 def _kept_results(directories: t.Iterable[str]) -> set[str]:
@@ -377,8 +419,8 @@ def _kept_results(directories: t.Iterable[str]) -> set[str]:
         if cleanup.read_json(os.path.join(directory, "request.json")).get("keep") is not True:
             continue
         with contextlib.suppress(OSError):
-            collected = os.path.exists(os.path.join(directory, _COLLECTED))
-            since = os.path.join(directory, _COLLECTED if collected else "request.json")
+            collected = os.path.exists(os.path.join(directory, COLLECTED))
+            since = os.path.join(directory, COLLECTED if collected else "request.json")
             age = time.time() - os.stat(since).st_mtime
             if age < (limits.COLLECTED_SECONDS if collected else limits.KEPT_SECONDS):
                 size = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(directory))

@@ -13,6 +13,8 @@ import math
 import re
 import typing as t
 
+from ..._core.root import Root
+from ..limits import count_cpus
 from ..script_limits import SCRIPT_LIMITS
 
 _MISSED_RETURNS = re.compile(r"^Skipped due to missed kretprobe/1 on '(.*)': (\d{1,20})$")
@@ -53,6 +55,14 @@ _OVERHEAD = (
 
 def _option(name: str) -> str:
     return f"limits.{name} of stap_module (trace_limits.{name} of the role trace)"
+
+
+def host_hints(
+    errors: t.Iterable[str], warnings: t.Iterable[str], hits: t.Mapping[str, int], limits: t.Mapping[str, int]
+) -> list[str]:
+    """Return what helps a run of this host, as :func:`find_hints`."""
+    cpus = count_cpus(Root().read_text_or("sys/devices/system/cpu/possible") or "0")
+    return find_hints(errors, warnings, hits, limits, cpus)
 
 
 def find_hints(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from ..._core.errors import InvalidInput
 from .. import limits
 
 _LOAD_FILE = "load.json"
+# How many other modules tell how long one takes that was never loaded here.
+_ASKED_MODULES = 5
 _EARLIER_HINT = "Give a moment that leaves time to start the run on every host, such as 30 seconds from now."
 
 
@@ -79,13 +82,15 @@ def load_file(module_path: str) -> str:
 def estimate_load(module_path: str) -> float:
     """Return how many seconds loading and arming a module takes on this host.
 
-    That is how long it took the last time, else how long the module that was loaded last took, else a constant.
+    That is the median of the last times, else of the modules that were loaded last, else a constant. A single time
+    would often be that of a busy moment. staprun cannot load a module before its probes are armed (staprun(8): ``-L``
+    and ``-A`` concern running probes), so the time has to be known.
 
     :param module_path: where the host keeps the module: CACHE/SHA256/NAME.ko.
     """
-    measured = _read_load(load_file(module_path))
-    if measured is not None:
-        return measured
+    measured = _read_loads(load_file(module_path))
+    if measured:
+        return _median(measured)
     cache = os.path.dirname(os.path.dirname(module_path))
     others: list[tuple[float, str]] = []
     with contextlib.suppress(OSError):
@@ -93,14 +98,20 @@ def estimate_load(module_path: str) -> float:
             path = os.path.join(cache, name, _LOAD_FILE)
             with contextlib.suppress(OSError):
                 others.append((os.stat(path).st_mtime, path))
-    known = (_read_load(path) for _time, path in sorted(others, reverse=True))
-    return next((seconds for seconds in known if seconds is not None), limits.FIRST_LOAD_SECONDS)
+    known = filter(None, (_read_loads(path) for _time, path in sorted(others, reverse=True)))
+    last = [loads[-1] for loads in itertools.islice(known, _ASKED_MODULES)]
+    return _median(last) if last else limits.FIRST_LOAD_SECONDS
 
 
-def _read_load(path: str) -> float | None:
+def _median(values: t.Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _read_loads(path: str) -> list[float]:
+    """Return how long the last loads of a module took, the newest last; empty where the file does not tell."""
     try:
         with open(path, encoding="utf-8") as stream:
-            seconds: t.Any = json.load(stream)["seconds"]
-            return float(seconds) if 0 <= seconds <= limits.LOAD_SECONDS else None
+            loads = [float(seconds) for seconds in json.load(stream)["seconds"]]
     except (OSError, LookupError, TypeError, ValueError, RecursionError):
-        return None
+        return []
+    return loads if all(0 <= seconds <= limits.LOAD_SECONDS for seconds in loads) else []

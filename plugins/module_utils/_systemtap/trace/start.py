@@ -134,6 +134,7 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
             "times": schedule.times(),
             "clock": params["_stage"].get("clock"),
         }
+        check_awaited(params["_stage"])
         claim(request, root, directory, schedule, begun_with)
     except FileExistsError:
         # The answer to an earlier question was lost while its process still worked.
@@ -163,6 +164,22 @@ def read_schedule(params: t.Mapping[str, t.Any], request: Request) -> Schedule:
         check_start_at(start_at, now - skew)
         start_at += skew
     return plan_schedule(start_at, request.duration_seconds, estimate_load(cache_path(request.build)), now)
+
+
+def check_awaited(stage: t.Mapping[str, t.Any]) -> None:
+    """Check that the controller still waits for the answer: on a slow line, a start arrives after it gave the host up.
+
+    Nothing is checked where the controller does not know the host's clock.
+
+    :param stage: ``until`` is how long the controller waits, in seconds since 1970 by its own clock.
+    :raises Refused: it does not wait any more.
+    """
+    until, clock = stage.get("until"), stage.get("clock") or {}
+    if until is None or clock.get("skew_seconds") is None:
+        return
+    late = time.time() - clock["skew_seconds"] - clock["uncertainty_seconds"] - until
+    if late > 0:
+        raise Refused(f"the start came {late:.1f} seconds after the controller had given this host up")
 
 
 def claim(request: Request, root: Root, directory: str, schedule: Schedule, begun_with: t.Mapping[str, t.Any]) -> None:

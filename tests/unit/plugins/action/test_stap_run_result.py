@@ -9,20 +9,25 @@ start a real supervisor, with a script in the place of staprun.
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import time
 import typing as t
+import zlib
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 from ansible_collections.tapvirt.host.plugins.action import stap_run, stap_run_result
+from ansible_collections.tapvirt.host.plugins.plugin_utils._fleet import progress
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import run_action as run_base
 from ansible_collections.tapvirt.host.tests.unit.support.actions import run_action
 
@@ -50,6 +55,7 @@ class TraceHost:
         self.commands = 0
         self.delay_seconds = 0.0
         self.date: str | None = None
+        self.has_nanoseconds = True
         bin_directory, modules = root / "bin", root / "proc"
         for path in (bin_directory, modules):
             path.mkdir(parents=True)
@@ -80,8 +86,12 @@ class TraceHost:
 
     def execute(self, command: str, in_data: bytes | None) -> str:
         self.commands += 1
-        if "date +%s.%N" in command:
-            return f"{time.time() + self.skew:.9f}\n" if self.date is None else self.date
+        if "date +%s" in command:
+            now = time.time() + self.skew
+            if self.date is not None:
+                return self.date
+            rest = f"{now % 1:.9f}"[1:] if self.has_nanoseconds else ".%N"
+            return f"{int(now)}{rest if '%N' in command else ''}\n"
         time.sleep(self.delay_seconds)
         done = subprocess.run(
             ["/bin/sh", "-c", self._own(command.encode())],
@@ -121,7 +131,7 @@ def test_hosts_are_armed_at_the_same_moment(tmp_path: pathlib.Path) -> None:
         TraceHost(tmp_path / "h3", skew=-500, load=1),
     ]
     cached = hosts[2].module.parent / "load.json"
-    cached.write_text('{"seconds": 1.2}', encoding="ascii")
+    cached.write_text('{"seconds": [1.2]}', encoding="ascii")
     # Ansible's loader of plugins does not load one in several threads at once.
     connection_loader.get("local", PlayContext(), "/dev/null")
     start_at = time.time() + 8
@@ -144,7 +154,7 @@ def test_hosts_are_armed_at_the_same_moment(tmp_path: pathlib.Path) -> None:
         armed.append(times["armed"] - host.skew)
     # The lab measures it. A busy machine runs the supervisors late, never early, but for the time that loading saves.
     assert all(-1 < moment - start_at < 20 for moment in armed), armed
-    assert 0.9 < json.loads(cached.read_text(encoding="ascii"))["seconds"] < 5
+    assert 0.9 < json.loads(cached.read_text(encoding="ascii"))["seconds"][1] < 5
 
 
 def test_a_result_is_the_same_until_it_is_removed(host: TraceHost, tmp_path: pathlib.Path) -> None:
@@ -165,14 +175,18 @@ def test_a_result_is_the_same_until_it_is_removed(host: TraceHost, tmp_path: pat
 
 def test_a_run_under_way_has_its_progress_and_its_lock(host: TraceHost) -> None:
     before = host.commands
-    begun = host.start(wait=False, start_at=time.time() + 20)["run"]
+    begun = host.start(wait=False, start_at=time.time() + 90)["run"]
     assert host.commands - before == 2
+    # The supervisor may not have begun yet.
     early = host.collect(begun["run_id"], wait=False)["run"]
     assert (early["phase"], early["finished"], "outcome" in early) == ("started", False, False)
-    assert early["progress"]["state"] == "waiting" and 5 < early["progress"]["of_seconds"] <= 20
+    assert early["progress"]["state"] == "waiting" and 5 < early["progress"]["of_seconds"] <= 90
     assert early["times"]["armed"] is None and early["times"]["start"] == begun["times"]["start"]
     assert "left_seconds" not in early
     assert set(early) == {*begun, "progress"}
+    end = time.monotonic() + 60
+    while not list(host.root.rglob("state.json")) and time.monotonic() < end:
+        time.sleep(0.1)
     refused = host.start(wait=False)
     short = begun["run_id"].rpartition("-")[2]
     assert f"the module {NAME} is in use by the run {short} (process " in refused["msg"]
@@ -297,3 +311,107 @@ def test_a_host_without_a_readable_clock_cannot_start_at_a_moment(host: TraceHos
     host.date = printed
     result = host.start(start_at=time.time() + 5)
     assert result["error"]["option"] == "start_at" and "does not print its time" in result["msg"]
+
+
+def test_a_host_that_tells_whole_seconds_starts_at_a_moment_with_a_warning(host: TraceHost) -> None:
+    """Busybox may be built without nanoseconds: the second may be over soon, or have just begun."""
+    host.has_nanoseconds, host.skew = False, 500
+    result = host.start(wait=False, start_at=time.time() + 2)
+    clock = result["run"]["clock"]
+    assert abs(clock["skew_seconds"] - 500) <= clock["uncertainty_seconds"] + 0.001
+    assert 0.5 <= clock["uncertainty_seconds"] < 5
+    (warning,) = result["warnings"]
+    assert warning.startswith("The clock of this host is known to ") and "date prints whole seconds" in warning
+    assert "warnings" not in host.collect(result["run"]["run_id"], remove=True)
+    exact = TraceHost(host.root / "exact").start(start_at=time.time() + 1)
+    assert "warnings" not in exact and exact["run"]["clock"]["uncertainty_seconds"] < 0.5
+
+
+def test_a_start_that_arrives_when_nobody_waits_starts_nothing(
+    host: TraceHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow line, the question may arrive after the controller has given the host up."""
+    asked: list[tuple[str, bytes]] = []
+    execute = host.execute
+
+    def lose(command: str, in_data: bytes | None) -> str:
+        if in_data is None:
+            return execute(command, in_data)
+        asked.append((command, in_data))
+        raise AnsibleConnectionFailure("the line is slow")
+
+    monkeypatch.setattr(host, "execute", lose)
+    monkeypatch.setattr(stap_run, "WAVE_PERSIST_SECONDS", 0)
+    monkeypatch.setattr(run_base, "_RETRY_SECONDS", 0.1)
+    with pytest.raises(AnsibleConnectionFailure) as caught:
+        host.start(wait=False)
+    words = rf"\(the line is slow\).* stap_run_result and the run_id ({NAME}-[0-9a-f]{{16}})\. A later run on the host"
+    found = re.search(words.replace(" stap", " tapvirt.host.stap"), str(caught.value))
+    assert found, str(caught.value)
+    host.skew += 1000
+    late = json.loads(execute(*asked[0]).splitlines()[-1])
+    assert "seconds after the controller had given this host up" in late["msg"] and host.left() == []
+    host.skew -= 1000
+    # In time it is the run that the message names.
+    assert json.loads(execute(*asked[-1]).splitlines()[-1])["run"]["phase"] == "started"
+    monkeypatch.setattr(host, "execute", execute)
+    assert host.collect(found.group(1), remove=True)["run"]["outcome"] == "ok"
+    assert host.left() == []
+
+
+def test_a_result_whose_answer_was_lost_counts_as_nobodys(host: TraceHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = host.start(wait=False)["run"]["run_id"]
+    execute = host.execute
+
+    def lose(command: str, in_data: bytes | None) -> str:
+        execute(command, in_data)
+        raise AnsibleConnectionFailure("the line is cut")
+
+    collected = host.root / "run" / "stap" / run_id / "collected"
+    monkeypatch.setattr(stap_run_result, "WAVE_PERSIST_SECONDS", 0)
+    monkeypatch.setattr(run_base, "_RETRY_SECONDS", 0.1)
+    time.sleep(3)
+    with monkeypatch.context() as patch, pytest.raises(AnsibleConnectionFailure):
+        patch.setattr(host, "execute", lose)
+        host.collect(run_id, wait=False)
+    assert not collected.exists()
+    assert host.collect(run_id)["run"]["outcome"] == "ok" and collected.exists()
+
+
+def test_every_question_has_a_time_limit_and_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Also the rest of the output and the removal; other hosts of a wave do not wait long for these."""
+    clock = HostClock()
+    monkeypatch.setattr(run_base, "time", clock)
+    limits: list[float] = []
+
+    @contextlib.contextmanager
+    def at_most(seconds: float, _task_timeout: int) -> t.Iterator[None]:
+        limits.append(seconds)
+        yield
+        limits.append(0)
+
+    monkeypatch.setattr(progress, "at_most", at_most)
+    failures = [AnsibleConnectionFailure("cut")]
+    printed = b"ab"
+
+    def execute(_command: str, in_data: bytes | None) -> str:
+        assert 0 < limits[-1] <= 60, "no time limit"
+        if in_data is None:
+            clock.now += 15
+            raise AnsibleConnectionFailure("gone")
+        second = rb'"offset": 1' in in_data
+        if second and failures:
+            raise failures.pop()
+        data = base64.b64encode(zlib.compress(printed[1:] if second else printed[:1])).decode()
+        output = {"bytes": 2, "sha256": hashlib.sha256(printed).hexdigest(), "data": data}
+        run = {"outcome": "ok", "bytes": 2, "sha256": output["sha256"], "output": output}
+        return json.dumps({"changed": False, "run": run})
+
+    begun = clock.now
+    args = {"run_id": RUN_ID, "output": str(tmp_path / "out"), "remove": True}
+    result = run_action(stap_run_result.ActionModule, args, execute)
+    assert result["run"]["outcome"] == "ok" and failures == []
+    assert (tmp_path / "out" / f"h.{NAME}.txt").read_bytes() == printed
+    assert clock.now - begun < 60

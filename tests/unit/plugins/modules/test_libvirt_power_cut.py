@@ -19,7 +19,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from ansible_collections.tapvirt.host.tests.unit.support.libvirt.system_daemon import SystemDaemon, system_daemon
 
-TRIALS = 30 if os.environ.get("TAPVIRT_SOAK") else 3
+TRIALS = 30
 SEED = int(os.environ.get("TAPVIRT_SEED", random.randrange(10_000)))
 IMAGES = "/var/lib/libvirt/images"
 DISKS = ["web", "db", "old", "new"]
@@ -79,6 +79,7 @@ def stored(daemon: SystemDaemon) -> dict[str, str | None]:
     return {str(root.findtext("name")): root.findtext("description") for root in roots}
 
 
+@pytest.mark.soak  # 5 minutes
 @pytest.mark.scenario
 def test_the_next_run_converges_whenever_one_was_cut_off(libvirtd: SystemDaemon) -> None:
     chance = random.Random(SEED)

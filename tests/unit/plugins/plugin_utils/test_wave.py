@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.plugin_utils._trace import timeline, wave
 
 NOW = 1_764_540_000.0
@@ -51,6 +52,22 @@ def test_a_wave_begins_when_its_last_host_has_been_started(
     clock: Clock, hosts: int, forks: int, round_seconds: float | str, ahead: float
 ) -> None:
     assert wave.trace_start_at(hosts, forks, round_seconds) == NOW + ahead
+
+
+def test_only_the_moment_of_this_trace_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(wave.display, "warning", warnings.append)
+    assert wave.trace_moment(NOW + 5, str(NOW)) == wave.trace_moment(str(NOW + 5), NOW) == NOW + 5
+    assert [wave.trace_moment(none, NOW) for none in (None, "", "None")] == [None] * 3 and warnings == []
+    # Of an earlier trace, or given to the play; not set, since the first host was skipped.
+    assert [wave.trace_moment(stale, NOW) for stale in (NOW - 5, str(NOW - 1e6), 0)] == [None] * 3
+    assert len(warnings) == 3 and "one after the other. Do not set trace_start_at" in warnings[0]
+
+
+@pytest.mark.parametrize("given", ["soon", "nan", [5], float("inf")])
+def test_a_moment_that_is_no_time_is_refused(given: t.Any) -> None:
+    with pytest.raises(InvalidInput, match="for trace_start_at: The role chooses the moment itself. Remove the"):
+        wave.trace_moment(given, NOW)
 
 
 def test_one_host_begins_at_once() -> None:

@@ -14,6 +14,7 @@ import typing as t
 import pytest
 from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import InvalidInput
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.preprocessor import Target
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.tokens import ScriptError
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build, settings, tapset
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.compilers import Origin
@@ -21,6 +22,7 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import Kernel, Toolchain
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script_limits import SCRIPT_LIMITS
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.stap_output import BuildFailed
 
 RELEASE = "6.12.107+deb13-cloud-amd64"
 TOOLS = Toolchain("5.6", "Systemtap translator/driver (version 5.6/0.196)", None, [])
@@ -49,10 +51,9 @@ def given(**options: t.Any) -> Settings:
         "skip_badvars": False,
         "stack_modules": [],
         "tapsets": [],
-        "kernel": RELEASE,
     }
     guru = options.pop("guru", False)
-    return settings.read_settings({**params, **options}, guru)
+    return settings.read_settings({**params, **options}, Target(RELEASE, guru=guru))
 
 
 def key_of(**options: t.Any) -> str:
@@ -186,6 +187,22 @@ def test_stap_gets_the_options_and_copies_of_the_tapsets(tmp_path: pathlib.Path,
     assert json.loads(stap.read_text(encoding="utf-8").splitlines()[-1])["tapset"] == []
 
 
+def test_the_headers_of_a_tapsets_tracepoints_are_linked(
+    tmp_path: pathlib.Path, stap: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(build, "link_trace_headers", lambda _sysroot, _release, _root, text: texts.append(text))
+    wakeup = make_tapset(tmp_path / "own", own='probe own.wakeup = kernel.trace("sched:sched_wakeup") { }\n')
+    make(tmp_path, tapsets=[wakeup])
+    other = make_tapset(tmp_path / "other", own='probe own.wakeup = kernel.trace("irq:softirq_entry") { }\n')
+    make(tmp_path, tapsets=[other])
+    # Another tracepoint of the alias is another module, with another header.
+    assert [text.splitlines()[-1] for text in texts] == [
+        'kernel.trace("sched:sched_wakeup")',
+        'kernel.trace("irq:softirq_entry")',
+    ]
+
+
 def test_a_module_without_symbols_is_an_error(tmp_path: pathlib.Path, stap: pathlib.Path) -> None:
     with pytest.raises(InvalidInput, match="The builder has no module nosuch of 6.12.107") as caught:
         make(tmp_path, stack_modules=["kvm", "nosuch"])
@@ -195,13 +212,24 @@ def test_a_module_without_symbols_is_an_error(tmp_path: pathlib.Path, stap: path
 
 def test_a_tapset_names_its_points(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own=OWN, kvm='probe own.kvm = module("kvm").function("kvm_vcpu_ioctl") { }\n')
-    found = tapset.read_tapsets([own], RELEASE, False)
+    found = tapset.read_tapsets([own], Target(RELEASE))
     assert found.points == ('kernel.function("vfs_read")', 'module("kvm").function("kvm_vcpu_ioctl")')
+
+
+def test_a_tapset_names_its_global_variables(tmp_path: pathlib.Path) -> None:
+    own = make_tapset(tmp_path / "own", own=OWN, calls="global own_calls[100], own_total = 5\n")
+    assert tapset.read_tapsets([own], Target(RELEASE)).globals >= {"own_calls", "own_total"}
+
+
+def test_a_misspelt_keyword_in_a_tapset_is_an_error(tmp_path: pathlib.Path) -> None:
+    own = make_tapset(tmp_path / "own", own="function own_sum() { retrun 1 }\n")
+    with pytest.raises(ScriptError, match="No statement begins with 'retrun'. Did you mean return"):
+        tapset.read_tapsets([own], Target(RELEASE))
 
 
 def refused_options(directory: str, guru: bool = False) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
-        tapset.read_tapsets([directory], RELEASE, guru)
+        tapset.read_tapsets([directory], Target(RELEASE, guru=guru))
     assert caught.value.option == "tapsets[0]"
     return caught.value
 
@@ -211,7 +239,7 @@ def test_embedded_c_in_a_tapset_needs_guru_mode(tmp_path: pathlib.Path) -> None:
     error = refused_options(own)
     assert f"The tapset {own}/count.stp contains embedded C" in error.problem
     assert error.hint == "Set guru and guru_reason of stap_script (trace_guru and trace_guru_reason of the role trace)."
-    assert len(tapset.read_tapsets([own], RELEASE, True).files) == 2
+    assert len(tapset.read_tapsets([own], Target(RELEASE, guru=True)).files) == 2
 
 
 @pytest.mark.parametrize("guru", [True, False])
@@ -224,7 +252,7 @@ def test_a_tapset_switches_no_guard_off(tmp_path: pathlib.Path, guru: bool) -> N
 def test_a_tapset_that_stap_would_leave_out_is_an_error(tmp_path: pathlib.Path) -> None:
     own = make_tapset(tmp_path / "own", own="function own_sum( {\n")
     with pytest.raises(ScriptError) as caught:
-        tapset.read_tapsets([own], RELEASE, False)
+        tapset.read_tapsets([own], Target(RELEASE))
     assert caught.value.option == "tapsets[0]" and caught.value.place == f"Script {own}/own.stp, line 1, column 19"
 
 
@@ -261,9 +289,40 @@ def test_tapsets_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(tapset, name, most)
             assert problem in refused_options(own).problem
-    assert len(tapset.read_tapsets([own], RELEASE, False).files) == 2
+    assert len(tapset.read_tapsets([own], Target(RELEASE)).files) == 2
 
 
 def test_settings_of_no_option_are_the_default() -> None:
     assert given() == Settings() and Settings().options() == []
     assert dataclasses.replace(Settings(), skip_badvars=True).options() == ["--skip-badvars"]
+
+
+def test_a_list_of_probes_that_is_cut_fails_the_build(
+    tmp_path: pathlib.Path, stap: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "stap"
+    listing = "echo '# probes'; for n in 1 2 3; do echo 'timer.s(1) /* <- timer.s(1) */'; done"
+    program.write_text(f"#!/bin/sh\ncase \" $* \" in *' -p2 '*) {listing} ;; esac\n", encoding="utf-8")
+    monkeypatch.setattr(build, "MOST_OUTPUT_BYTES", 40)
+    with pytest.raises(BuildFailed) as caught:
+        make(tmp_path)
+    assert caught.value.message == (
+        f"Script x: The list of its probes for kernel {RELEASE} has more than 0 MiB, so not all of them are known. "
+        "Name fewer functions in its probe points."
+    )
+    assert not stap.exists() and Store(str(tmp_path / "store")).kept() == []
+
+
+def test_a_killed_explanation_leaves_the_error_of_the_build(tmp_path: pathlib.Path, stap: pathlib.Path) -> None:
+    program = tmp_path / "bin" / "stap"
+    text = 'probe module("x").function("y") { }'
+    error = "semantic error: while resolving probe point: identifier 'module' at x.stp:1:7\nsemantic error: no match"
+    program.write_text(
+        f'#!/bin/sh\ncase " $* " in *" -l "*) kill -9 $$ ;; esac\ncat >&2 <<"END"\n{error}\n'
+        "Pass 2: analysis failed.\nEND\nexit 1\n",
+        encoding="utf-8",
+    )
+    order = build.BuildRequest("x", text, KERNEL, False, 10, settings=given())
+    with pytest.raises(BuildFailed, match="no function or event has that name"):
+        build.build_once(order, TOOLS, Store(str(tmp_path / "store")), Root(str(tmp_path)))
+    assert not stap.exists()

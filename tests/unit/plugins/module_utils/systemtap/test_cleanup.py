@@ -612,19 +612,133 @@ def test_a_damaged_handle_is_reported_in_a_sentence(base: pathlib.Path) -> None:
         collect.collect(directory, 0, with_output=False, offset=0, only_reads=True)
 
 
-def test_loading_takes_as_long_as_the_last_time(tmp_path: pathlib.Path) -> None:
-    own, other, later = (tmp_path / name / "x.ko" for name in ("a", "b", "c"))
+def test_loading_takes_as_long_as_usual(tmp_path: pathlib.Path) -> None:
+    """A measurement from a busy moment changes nothing: neither the module's own, nor that of another module."""
+    own, busy, other, later = (tmp_path / name / "x.ko" for name in ("a", "b", "c", "d"))
     assert schedule.estimate_load(str(own)) == limits.FIRST_LOAD_SECONDS
-    for path, seconds, at in ((other, 5, 1), (later, 0.5, 2)):
+    for path, seconds, at in ((other, [9, 0.5], 1), (later, [0.4, 0.6, 7], 2), (busy, [1, 1.5, 30], 3)):
         path.parent.mkdir()
         file = pathlib.Path(schedule.load_file(str(path)))
         cleanup.write_json(str(file), {"seconds": seconds})
         os.utime(str(file), (at, at))
-    assert schedule.estimate_load(str(own)) == 0.5
-    assert schedule.estimate_load(str(other)) == 5
-    for damaged in (b"", b"5", b'{"seconds": "x"}', b'{"seconds": -1}', b'{"seconds": 1e9}', DEEP):
-        pathlib.Path(schedule.load_file(str(other))).write_bytes(damaged)
-        assert schedule.estimate_load(str(other)) == 0.5
+    assert schedule.estimate_load(str(own)) == 7
+    assert (schedule.estimate_load(str(later)), schedule.estimate_load(str(busy))) == (0.6, 1.5)
+    for damaged in (b"", b"5", b'{"seconds": "x"}', b'{"seconds": [-1]}', b'{"seconds": [1, 1e9]}', DEEP):
+        pathlib.Path(schedule.load_file(str(busy))).write_bytes(damaged)
+        assert schedule.estimate_load(str(busy)) == 7
+
+
+Stuck = t.Tuple[pathlib.Path, pathlib.Path]
+
+
+def test_a_run_notes_how_long_its_last_loads_took(shared: Shared, tmp_path: pathlib.Path) -> None:
+    directory, sysctl = shared
+    noted = tmp_path / "load.json"
+    noted.write_text(json.dumps({"seconds": [1, 2, 3, 4, 5, 6]}))
+    job = {"name": NAME, "duration": 0.1, "load": 20, "grace": 1, "limit": 1, "sites": 0, "load_file": str(noted)}
+    (tmp_path / "proc").mkdir()
+    script = (
+        f"trap 'rmdir {tmp_path}/proc/{NAME}; exit 0' INT; mkdir {tmp_path}/proc/{NAME}; while :; do sleep 0.1; done"
+    )
+    (directory / "job.json").write_text(json.dumps({**job, "argv": ["sh", "-c", script]}))
+    program = SUPERVISE.replace(
+        "supervisor.Supervisor", f"cleanup.MODULES = {str(tmp_path / 'proc')!r}\nsupervisor.Supervisor"
+    )
+    argv = [sys.executable, "-c", program, str(directory.parent), cleanup.LOCKS, str(sysctl), str(directory)]
+    subprocess.run(argv, check=True, timeout=60)
+    seconds = json.loads(noted.read_text())["seconds"]
+    assert seconds[:-1] == [3, 4, 5, 6] and 0 < seconds[-1] < 20
+
+
+@pytest.fixture
+def stuck(shared: Shared, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Stuck:
+    """A run that has ended, whose module staprun cannot remove until ``allow`` exists, and its directory."""
+    directory, sysctl = shared
+    end_hold(directory, sysctl)
+    (tmp_path / "proc" / NAME).mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    staprun = tmp_path / "bin" / "staprun"
+    staprun.write_text(f"#!/bin/sh\n[ -e {tmp_path}/allow ] && rmdir {tmp_path}/proc/{NAME}\n")
+    staprun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(cleanup, "MODULES", str(tmp_path / "proc"))
+    monkeypatch.setattr(cleanup, "_ASKED_SECONDS", 0.5)
+    monkeypatch.setattr(cleanup, "_FORCED_SECONDS", 0.1)
+    for name, content in {"job": {"name": NAME}, "request": REQUEST, "state": ENDED}.items():
+        path = directory / f"{name}.json"
+        path.write_text(json.dumps(content))
+        os.utime(str(path), (1, 1))
+    return directory, tmp_path / "allow"
+
+
+LOADED = [f"the module {NAME} could not be removed"]
+
+
+@pytest.mark.parametrize("kind", ["waited for", "kept", "collected", "in hands"])
+def test_a_module_that_could_not_be_removed_is_tried_again_by_the_next_run(stuck: Stuck, kind: str) -> None:
+    directory, allow = stuck
+    if kind in ("kept", "collected"):
+        (directory / "request.json").write_text(json.dumps(KEPT))
+        set_age(str(directory), 100)
+    if kind == "collected":
+        (directory / "collected").touch()
+    if kind == "in hands":
+        (directory / "seen").touch()
+    assert cleanup.clean(str(directory))["leftovers"] == LOADED
+    assert cleanup.needs_cleaning(str(directory)), "the next run has to know of it"
+    (row,) = collect.sweep(10)
+    assert row["leftovers"][:1] == LOADED and directory.exists()
+    allow.touch()
+    (row,) = collect.sweep(10)
+    assert (row["removed"], row["leftovers"]) == (True, [])
+    assert not cleanup.loaded(NAME) and not cleanup.needs_cleaning(str(directory))
+    assert directory.exists() == (kind != "waited for")
+    assert collect.sweep(10) == []
+
+
+def test_a_module_that_could_not_be_removed_is_tried_again_when_the_result_is_collected(stuck: Stuck) -> None:
+    directory, allow = stuck
+    assert collect.collect(str(directory), 0, with_output=False, offset=0)["leftovers"] == LOADED
+    allow.touch()
+    assert collect.collect(str(directory), 0, with_output=False, offset=0)["leftovers"] == []
+    assert not cleanup.loaded(NAME)
+
+
+def test_a_run_that_has_just_been_accepted_has_a_progress(base: pathlib.Path) -> None:
+    job = {"name": NAME, "start": time.time() + 20, "wait": 20, "load": 60, "sites": 2}
+    accepted = {"times": {"accepted": time.time() - 3}}
+    for number, start, state, of_seconds in ((1, job["start"], "waiting", 20), (2, None, "starting", 60)):
+        directory = leave(base, number, job={**job, "start": start}, begun=accepted)
+        os.unlink(os.path.join(directory, "state.json"))
+        told = collect.collect(directory, 0, with_output=False, offset=0)["progress"]
+        assert 3 <= told.pop("elapsed_seconds") < 30
+        expected = {"state": state, "of_seconds": of_seconds, "bytes": 0, "records": 0, "armed": 0, "sites": 2}
+        assert told == expected
+
+
+def test_a_run_that_is_ending_has_a_progress(base: pathlib.Path) -> None:
+    directory = leave(base, 1, state={"state": "running", "rc": 0, "bytes": 7, "pid": os.getpid()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cleanup, "is_supervised", lambda *_arguments: True)
+        told = collect.collect(directory, 0, with_output=False, offset=0)["progress"]
+    assert (told["state"], told["elapsed_seconds"], told["bytes"]) == ("stopping", 0, 7)
+
+
+@pytest.mark.parametrize("silent", [0, 100])
+def test_a_killed_run_is_seen_without_waiting_for_its_end(
+    base: pathlib.Path, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    """Its supervisor may have been killed a moment ago: then systemd gets the time to clean up."""
+    directory = leave(base, 1, state={"state": "running", "pid": 1})
+    set_age(directory, silent, "state.json")
+    monkeypatch.setattr(collect.wait, "__defaults__", (1.0 if silent == 0 else 50.0,))
+    assert collect.collect(directory, 0, with_output=False, offset=0, only_reads=True)["progress"]["state"] == "killed"
+    begun = time.monotonic()
+    result = collect.collect(directory, 0, with_output=False, offset=0)
+    assert (result["finished"], result["outcome"]) == (True, "timeout")
+    assert result["reason"].endswith("its supervisor was killed")
+    took = time.monotonic() - begun
+    assert took > 0.5 if silent == 0 else took < 20
 
 
 def test_a_schedule_leaves_time_for_loading() -> None:
@@ -815,6 +929,7 @@ mkdir {module}
 (trap '' INT TERM; exec sleep 1005) &
 trap 'rmdir {module}; exit 0' INT
 echo begun
+echo "WARNING: Skipped due to missed kretprobe/1 on 'f': 3" >&2
 while :; do sleep 0.1; done
 """
 
@@ -842,6 +957,7 @@ def test_a_tracer_stops_in_time_and_leaves_nothing(shared: Shared, start: Start,
     assert daemon.wait(20) == 0
     state = cleanup.read_json(str(tracer / "state.json"))
     assert (state["state"], state["rc"], state["leftovers"]) == ("stopped", 0, [])
+    assert state["messages"] == {"warnings": ["Skipped due to missed kretprobe/1 on 'f': 3"]}
     assert not module.exists() and not (tracer / "job.json").exists()
     assert (tmp_path / "log" / "trace.000001").read_text() == "begun\n"
     assert subprocess.run(["pgrep", "-fx", "sleep 1005"], check=False, capture_output=True).stdout == b""

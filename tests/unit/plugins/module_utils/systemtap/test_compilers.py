@@ -380,6 +380,7 @@ def test_stap_finds_the_symbols(name: str, place: str, tmp_path: pathlib.Path) -
         ('ID="amzn"\n', "RedHat"),
         ("ID='sles'\nID_LIKE='suse'\n", "SUSE"),
         ("ID=manjaro\nID_LIKE=arch\n", "Arch"),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"\nUBUNTU_CODENAME=noble\n', "Debian"),
         ("ID=void\n", None),
         ("", None),
     ],
@@ -387,6 +388,33 @@ def test_stap_finds_the_symbols(name: str, place: str, tmp_path: pathlib.Path) -
 def test_the_family_of_a_distribution_is_read(os_release: str, family: t.Any, tmp_path: pathlib.Path) -> None:
     write(tmp_path / "usr/lib/os-release", os_release)
     assert read_distribution(Root(str(tmp_path))).family == family
+
+
+@pytest.mark.parametrize(
+    ("os_release", "package"),
+    [
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"\nUBUNTU_CODENAME=noble\n', "linux-image-unsigned-6.8.0-49-dbgsym"),
+        ('ID=pop\nID_LIKE="ubuntu debian"\n', "linux-image-unsigned-6.8.0-49-dbgsym"),
+        ("ID=elementary\nID_LIKE=debian\nUBUNTU_CODENAME=jammy\n", "linux-image-unsigned-6.8.0-49-dbgsym"),
+        ("ID=linuxmint\nID_LIKE=debian\nDEBIAN_CODENAME=bookworm\n", "linux-image-6.8.0-49-dbg"),
+        ("ID=raspbian\nID_LIKE=debian\n", "linux-image-6.8.0-49-dbg"),
+        ("ID=debian\nUBUNTU_CODENAME=noble\n", "linux-image-6.8.0-49-dbg"),
+    ],
+)
+def test_a_derivative_takes_the_names_of_its_base(os_release: str, package: str, tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "usr/lib/os-release", os_release)
+    assert packages("debuginfo", read_distribution(Root(str(tmp_path))), "6.8.0-49") == (package,)
+
+
+def test_the_remedy_of_suse_finds_the_version_that_uname_does_not_print() -> None:
+    suse, release = Distribution("sles", "SUSE"), "6.4.0-150600.23.25-default"
+    found = remedy("debuginfo", suse, release)
+    assert found.startswith(
+        "install the package kernel-default-debuginfo of the version 6.4.0-150600.23.25.N that "
+        "'zypper search --details --match-exact kernel-default-debuginfo' lists (from a debug repository"
+    )
+    known = remedy("debuginfo", suse, release, build="6.4.0-150600.23.25.1")
+    assert known.startswith("install the package kernel-default-debuginfo = 6.4.0-150600.23.25.1 (from a debug")
 
 
 # What the package manager is asked for by distribution, and how a message names it where that is another name.

@@ -18,7 +18,11 @@ from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import I
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.elf import ElfError
 from ansible_collections.tapvirt.host.plugins.module_utils._kernel.image.identity import file_build_id
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probed_modules import probed_modules
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probed_modules import (
+    needs_debug_info,
+    probed_modules,
+    tapset_aliases,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build import build
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.compilers import Compiler, Origin
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.debuginfo import (
@@ -26,15 +30,22 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
     DebugInfo,
     choose_debug_info,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.stap_tapset import (
+    modules_of_aliases,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.sysroot import make_sysroot
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.tapset import read_tapsets
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import (
     Kernel,
     Toolchain,
     missing_to_build,
+    target_of,
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import module_build_ids
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.check import read_script
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
 from ansible_collections.tapvirt.host.tests.unit.support.systemtap.debuginfod_servers import (
     KERNEL_ID,
     MODULE_ID,
@@ -70,11 +81,12 @@ def packaged(tmp_path: pathlib.Path) -> Kernel:
 
 
 def test_without_options_the_builders_own_is_used(packaged: Kernel) -> None:
-    assert choose() == choose(packaged) == DebugInfo()
+    assert choose() == DebugInfo()
+    assert choose(packaged) == DebugInfo(own=KERNEL_ID)
 
 
 def test_the_builders_own_of_the_same_kernel_goes_before_servers(packaged: Kernel) -> None:
-    assert choose(packaged, build_id=KERNEL_ID.upper(), debuginfod=SERVERS) == DebugInfo(KERNEL_ID)
+    assert choose(packaged, build_id=KERNEL_ID.upper(), debuginfod=SERVERS) == DebugInfo(KERNEL_ID, own=KERNEL_ID)
     assert choose(packaged, debuginfod=SERVERS).source is None
 
 
@@ -160,6 +172,118 @@ def test_the_key_covers_the_debug_information(packaged: Kernel) -> None:
     moved = {**SERVERS, "servers": ["http://b"], "max_cache_age": "1d"}
     other = build.BuildRequest("x", "probe begin { }", KERNEL, False, 10, choose(build_id=KERNEL_ID, debuginfod=moved))
     assert build.key_of(other, TOOLS) == build.key_of(orders[3], TOOLS)
+
+
+def test_another_build_of_the_builders_own_is_another_key(tmp_path: pathlib.Path) -> None:
+    keys = set()
+    for build_id in (KERNEL_ID, OTHER_ID):
+        compile_elf(tmp_path / "vmlinux", build_id)
+        kernel = dataclasses.replace(KERNEL, vmlinux=str(tmp_path / "vmlinux"))
+        keys.add(build.key_of(build.BuildRequest("x", "probe begin { }", kernel, False, 10, choose(kernel)), TOOLS))
+    assert len(keys) == 2
+
+
+BRANCHES = """
+%( kernel_v >= "6.12" && CONFIG_KVM != "" %? probe module("kvm").function("x") { } %: probe begin { } %)
+%( arch == "{}" %? probe module("here").function("x") { } %: probe module("else-where").function("x") { } %)
+"""
+
+
+@pytest.mark.parametrize(
+    ("release", "config", "modules"),
+    [
+        ("6.12.117-1", "CONFIG_KVM=m\n", {"kvm": True, "here": True}),
+        ("6.12.117-1", "CONFIG_KVM2=m\n# CONFIG_KVM is not set\n", {"here": True}),
+        ("6.1.0-56-amd64", "CONFIG_KVM=m\n", {"here": True}),
+    ],
+)
+def test_the_branches_of_the_traced_kernel_are_read(
+    release: str, config: str, modules: dict[str, bool], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "usr/src/kernels" / release).mkdir(parents=True)
+    (tmp_path / "usr/src/kernels" / release / ".config").write_text(config)
+    target = target_of(Root(str(tmp_path)), release, "5.6", False)
+    script = read_script("x", BRANCHES.replace("{}", target.arch), False, target=target)
+    assert probed_modules(script.probes) == modules
+    own = tmp_path / "tapset"
+    own.mkdir()
+    (own / "own.stp").write_text(
+        '%( CONFIG_KVM == "[ym]" %? probe own.x = module("kvm").function("x") { } %)\nglobal x'
+    )
+    assert bool(read_tapsets([str(own)], target).points) == ("CONFIG_KVM=" in config)
+
+
+@pytest.mark.parametrize(
+    ("text", "modules"),
+    [
+        (BRANCHES, ["else_where", "here", "kvm"]),
+        ("probe nfs.proc.read { }", ["*"]),
+        ('probe module("kvm").function("x"), {own.alias, begin} { }', ["*", "kvm"]),
+        ('probe mine.x = module("kvm").function("x") { } probe mine.x { }', ["kvm"]),
+        ('probe kernel.function("x"), timer.s(1), kernel.trace("a:b") { }', []),
+    ],
+)
+def test_a_script_names_the_modules_of_any_host(text: str, modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert prepare("src", "x", text, {}, False)[0]["modules"] == modules
+
+
+TAPSET = """
+# probe nfs.never = module("comment").function("x") { }
+/* probe nfs.never = module("comment").function("x") {
+ */
+probe nfs.proc.read_setup = kernel.function ("nfs_proc_read_setup") !,
+                            %( kernel_v > "5" %? module("nfs").function ("read_setup") !,
+                            module("nfsv3").{function("a"), function("b")}? %) { name = "x" }
+probe nfs.proc.all = nfs.proc.read_setup, nfs.proc.write { }
+probe nfs.proc.write += module("nfs-v4").statement("x@y:1") { }
+probe scsi.io = module("scsi_mod").function("x")? { }
+"""
+
+
+@pytest.mark.parametrize(
+    ("probe", "modules"),
+    [
+        ("nfs.proc.read_setup.return", {"nfs", "nfsv3"}),
+        ("nfs.proc.all", {"nfs", "nfsv3", "nfs_v4"}),
+        ("nfs.*.*?", {"nfs", "nfsv3", "nfs_v4"}),
+        ("scsi.io", {"scsi_mod"}),
+        ("nfs.proc", set()),
+        ("nfs.never", set()),
+        ('kernel.function("x")', set()),
+    ],
+)
+def test_aliases_of_the_tapset_name_modules(probe: str, modules: set[str], tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "usr/share/systemtap/tapset/linux"
+    folder.mkdir(parents=True)
+    (folder / "nfs.stp").write_text(TAPSET)
+    assert modules_of_aliases(Root(str(tmp_path)), tapset_aliases([probe])) == modules
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("global n function f(x) { return x + 1 } probe timer.ms(100) { n <<< f(1); println(@count(n)) }", False),
+        ('@define one %( 1 %) probe begin, timer.s(1), end { printf("%d", @one); if (@one) exit() }', False),
+        ('probe procfs("x").read { $value = "x" }', False),
+        ("probe timer.profile { print_backtrace() }", True),
+        ('probe timer.s(1) { println(@var("jiffies@kernel/time/timer.c")) }', True),
+        ("probe timer.s(1) { println(task_execname(task_current())) }", True),
+        ("function f() %{ /* pragma:symbols */ %} probe begin { f() }", True),
+        ('probe timer.s(1), kernel.function("x") { }', True),
+        ("probe timer.s(1), vfs.read { }", True),
+    ],
+)
+def test_a_script_of_timers_alone_needs_no_debug_information(text: str, needed: bool) -> None:
+    points = [point.text for point in read_script("x", text).points]
+    assert needs_debug_info(text, points) == needed
+
+
+def test_nothing_is_fetched_where_no_debug_information_is_needed(packaged: Kernel) -> None:
+    params = {"build_id": None, "module_build_ids": None, "debuginfod": SERVERS}
+    assert choose_debug_info(params, KERNEL, {}, needed=False) == DebugInfo()
+    chosen = choose_debug_info({**params, "build_id": OTHER_ID}, packaged, {}, needed=False)
+    assert chosen.source is None
 
 
 def cached(store: Store, key: str) -> str:

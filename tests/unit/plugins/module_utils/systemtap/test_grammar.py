@@ -42,7 +42,7 @@ def test_what_is_in_the_language_is_accepted(text):
 @pytest.mark.parametrize(("line", "column", "stap_pass", "word", "text"), faults())
 def test_a_fault_is_found_where_it_is(line, column, stap_pass, word, text):
     with pytest.raises(ScriptError) as caught:
-        parse("s", text, guru=False)
+        read_script("s", text, guru=False)
     assert (caught.value.fields["line"], caught.value.fields["column"]) == (line, column), caught.value.message
     assert word in caught.value.message
     assert len(caught.value.message) < 300 and "\n" not in caught.value.message
@@ -69,14 +69,82 @@ def test_there_are_enough_faults():
 )
 def test_a_misspelt_word_names_the_nearest(text, nearest):
     with pytest.raises(ScriptError) as caught:
-        parse("s", text, guru=False)
+        read_script("s", text, guru=False)
     assert caught.value.row()["candidates"] == [nearest]
     assert caught.value.message.endswith(f". Did you mean {nearest}?")
 
 
 def test_names_that_look_like_keywords_are_names():
-    parse("s", "function iff(x) { return x } global brake probe begin { brake++ iff(1) { } }", guru=False)
-    parse("s", "probe begin { exit }", guru=False)
+    read_script("s", "function iff(x) { return x } global brake probe begin { brake++ iff(1) { } }", guru=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "message"),
+    [
+        ("probe begin { if (1) { } esle { } }", 26, "No statement begins with 'esle'. Did you mean else?"),
+        ("function f() { brake } probe begin { }", 16, "No statement begins with 'brake'. Did you mean break?"),
+        ("probe a = begin { whlie (1) { } } probe begin { }", 19, "No statement begins with 'whlie'."),
+        ("probe begin { foreach (k in @sum) println(k) }", 29, "'@sum' was found where the name of an array, or "),
+        ("probe begin { x = 1 in @foo }", 24, "'@foo' was found where the name of an array, or @hist_log or "),
+        ("probe begin { 1 in @ }", 20, "'@' was found where the name of an array, or @hist_log or "),
+        ("probe begin { [*] }", 15, "A list of indexes is allowed only before 'in'."),
+        ("probe begin { ([*]) }", 15, "A list of indexes is allowed only before 'in'."),
+        ("function f() { return [*] } probe begin { }", 23, "A list of indexes is allowed only before 'in'."),
+        ("probe begin if ([*]) { }", 17, "A list of indexes is allowed only before 'in'."),
+    ],
+)
+def test_what_the_parser_reads_as_something_else_is_refused_after_it(text, column, message):
+    assert parse("s", text, guru=False).tokens
+    with pytest.raises(ScriptError) as caught:
+        read_script("s", text, guru=False)
+    assert caught.value.message.startswith(f"Script s, line 1, column {column}: {message}")
+
+
+# Verdicts of ``stap -p1``, release 5.6; with a crash in place of a refusal for many.
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x[[*]] = 1",
+        "x[1, ([*])] = 1",
+        "delete x[[*]]",
+        "foreach (k in x[[*]]) y",
+        "[([*]), 1] in x",
+        "([*]) in x",
+        "print(@hist_log(x)[[*]])",
+        "try { [*] } catch { [*] }",
+        "foreach (k in x limit [*]) y",
+        "[*] [*]",
+    ],
+)
+def test_an_index_for_all_is_read_as_stap_does(text):
+    assert parse("s", f"probe begin {{ {text} }}", guru=False).tokens
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = [*]",
+        "print([*])",
+        "f(1, [*])",
+        "delete [*]",
+        "if ([*]) x",
+        "for (; [*];) x",
+        "[*] && 1",
+        "1 ? 2 : [*]",
+        "x = (([*]))",
+        "$x[[*]]",
+        "[[*]] in x",
+        "[*] ++",
+        "([*])[1]",
+        "[*, 1]",
+        "![*]",
+        "@defined([*])",
+        "[*] == 1",
+    ],
+)
+def test_an_index_for_all_is_no_value(text):
+    with pytest.raises(ScriptError):
+        parse("s", f"probe begin {{ {text} }}", guru=False)
 
 
 @pytest.mark.parametrize(

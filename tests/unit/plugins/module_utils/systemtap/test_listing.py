@@ -4,11 +4,22 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import typing as t
+
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core.errors import TapvirtError
+from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.language.probe_point import parse_probe_point
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.compilers import Origin
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.listing import (
+    Lister,
     parse_line,
     parse_variables,
 )
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.toolchain import Kernel
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.stap_blocklist import is_blocklisted
 
 
@@ -63,3 +74,50 @@ def test_what_it_does_not_leave_out() -> None:
     names = ("vfs_read", "kvm_vcpu_ioctl", "do_sys_openat2", "hash_64_generic", "my_get_bh")
     assert not any(is_blocklisted(name, at_return=True) for name in names)
     assert (is_blocklisted("do_exit", at_return=True), is_blocklisted("do_exit", at_return=False)) == (True, False)
+
+
+POINT = 'kernel.function("vfs_read")'
+NO_MATCH = "echo 'semantic error: no match (similar functions: vfs_write, vfs_open)' >&2; exit 1"
+
+
+def listed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, listing: str, analysis: str) -> dict[str, t.Any]:
+    """Return the row of a probe point, with a stap that does one thing for ``-l`` and another for ``-p2``."""
+    stap = tmp_path / "bin" / "stap"
+    stap.parent.mkdir()
+    stap.write_text(f'#!/bin/sh\ncase " $* " in *" -l "*) {listing} ;; esac\n{analysis}\n', encoding="utf-8")
+    stap.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stap.parent}:{os.environ['PATH']}")
+    kernel = Kernel("6.12.107", "#1", Origin("gcc", 14), None, None, "")
+    lister = Lister(Root(str(tmp_path)), Store(str(tmp_path / "store")), kernel, False, 20)
+    return lister.row(parse_probe_point(POINT), None, 10)
+
+
+@pytest.mark.parametrize(
+    ("listing", "analysis", "message"),
+    [
+        ("kill -9 $$", NO_MATCH, " was killed by SIGKILL and gave no verdict."),
+        # What was listed before is not the whole list.
+        (f"echo '{POINT}'; kill -9 $$", NO_MATCH, " was killed by SIGKILL and gave no verdict."),
+        ("echo std::bad_alloc >&2; kill -ABRT $$", NO_MATCH, " gave no verdict; it printed last: std::bad_alloc."),
+        ("exit 137", NO_MATCH, " was killed by SIGKILL and gave no verdict."),
+        ("exit 1", "kill -9 $$", " was killed by SIGKILL and gave no verdict."),
+        # stap ends with status 1 and without a word after SIGTERM and SIGXCPU (main.cxx, handle_interrupt).
+        ("exit 1", "exit 1", f"stap gave no verdict on the probe point {POINT}: stap gave no reason."),
+        (
+            "exit 1",
+            "echo 'thread: Resource temporarily unavailable [system:11]' >&2; exit 1",
+            f"stap gave no verdict on the probe point {POINT}: thread: Resource temporarily unavailable [system:11].",
+        ),
+    ],
+)
+def test_a_killed_stap_gives_no_verdict(
+    listing: str, analysis: str, message: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TapvirtError) as caught:
+        listed(tmp_path, monkeypatch, listing, analysis)
+    assert caught.value.message.endswith(message)
+
+
+def test_a_stap_that_ends_gives_a_verdict(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = listed(tmp_path, monkeypatch, "exit 1", NO_MATCH)
+    assert (row["verdict"], row["candidates"]) == ("missing", ["vfs_write", "vfs_open"])

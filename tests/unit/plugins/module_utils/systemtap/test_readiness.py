@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import typing as t
 
 import pytest
+from ansible_collections.tapvirt.host.plugins.module_utils._core import command
+from ansible_collections.tapvirt.host.plugins.module_utils._core.packages import Distribution
 from ansible_collections.tapvirt.host.plugins.module_utils._core.root import Root
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap import readiness
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.limits import (
     Memory,
     buffer_check,
@@ -17,7 +21,11 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.limits imp
     count_cpus,
     read_memory,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems, parse_tested_range
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import (
+    find_problems,
+    parse_tested_range,
+    staprun_version,
+)
 
 TESTED = {"4.8": "6.1-rc3", "5.1": "6.9-rc0", "5.6": "7.3.0-rc3"}
 K61, K612, K72 = "6.1.0-50-cloud-amd64", "6.12.117+deb13-cloud-amd64", "7.2.12+deb14-cloud-amd64"
@@ -138,7 +146,8 @@ def test_what_speaks_against_a_host_comes_with_a_remedy(changes, check, blocks, 
             "install the package systemtap-runtime",
             "install the packages systemtap, gcc, make on the builder",
             "install the package kernel-default-devel = 6.4.0-150600.23.25 on the builder",
-            "install the package kernel-default-debuginfo = 6.4.0-150600.23.25"
+            "install the package kernel-default-debuginfo of the version 6.4.0-150600.23.25.N"
+            " that 'zypper search --details --match-exact kernel-default-debuginfo' lists"
             " (from a debug repository, which is disabled by default) on the builder",
         ),
         (
@@ -273,3 +282,44 @@ def test_memory_is_read_from_recorded_tables(tmp_path):
 
 def test_cpu_lists_are_counted():
     assert count_cpus("0-3,8\n") == 5
+
+
+@pytest.mark.parametrize("family", ["RedHat", "SUSE"])
+@pytest.mark.parametrize(
+    ("rpm", "version"),
+    [
+        ("echo version 5.2", "5.2"),
+        ("echo package systemtap-runtime is not installed; exit 1", "unknown"),
+        # A database that is broken or of another release.
+        ("echo 'rpmdb: BDB1538 Program version 5.3 does not match environment version 4.8' >&2; exit 1", "unknown"),
+        ("echo 'error: cannot open Packages database in /var/lib/rpm' >&2; exit 254", "unknown"),
+        ("echo 'warning: BDB version 5.3 is old' >&2; echo version 5.2", "5.2"),
+        ("echo version 5.3; kill -9 $$", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_rpm_gives_the_version_of_staprun_or_none(
+    family: str, rpm: str | None, version: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_programs(tmp_path, monkeypatch, rpm)
+    assert staprun_version(Distribution("x", family)) == version
+
+
+def test_an_rpm_that_does_not_answer_is_an_error(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_programs(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(readiness, "VERSION_SECONDS", 0.5)
+    with pytest.raises(command.CommandTimeout, match=r"'rpm --query .*' did not end within 0.5 s and was ended"):
+        staprun_version(Distribution("rocky", "RedHat"))
+
+
+def make_programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rpm: str | None) -> None:
+    """Put a staprun that prints nothing and an rpm in the place of all programs; None for a host without rpm."""
+    for name, script in (("staprun", "exit 0"), ("rpm", rpm)):
+        if script is not None:
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+            (tmp_path / name).chmod(0o755)
+
+    def find_program(name: str) -> str | None:
+        return str(tmp_path / name) if (tmp_path / name).exists() else None
+
+    monkeypatch.setattr(command, "find_program", find_program)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import shutil
@@ -287,10 +288,34 @@ def test_a_place_that_is_not_a_file_is_refused(name: str, rule: str, check: bool
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_where_no_file_can_be_made_is_named() -> None:
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("path", "mount"),
+    [
+        ("/proc/x/y", "/proc is a proc"),
+        ("/proc/sys/kernel/hostname", "/proc is a proc"),
+        ("/sys/x.stp", "/sys is a sysfs"),
+    ],
+)
+def test_a_place_where_no_file_can_be_made_is_named(path: str, mount: str, check: bool) -> None:
     with pytest.raises(TapvirtError) as caught:
-        deploy("/proc/x/y", PROBE, False)
+        deploy(path, PROBE, check)
     assert caught.value.message == (
-        "Invalid value '/proc/x/y' for dest: The file cannot be written: No such file or directory. "
-        "Nothing was changed."
+        f"Invalid value {path!r} for dest: {mount} file system of the kernel, where no file can be created."
+    )
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_read_only_file_system_is_named(check: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.stp"
+    path.write_text(PROBE, encoding="utf-8")
+    found = list(os.statvfs(tmp_path))
+    found[8] |= os.ST_RDONLY
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(found))
+    # Nothing has to be written.
+    assert not deploy(str(path), PROBE, check)
+    with pytest.raises(TapvirtError) as caught:
+        deploy(str(path), PROBE + "\n", check)
+    assert caught.value.message == (
+        f"Invalid value '{path}' for dest: The file system of {tmp_path} is mounted read-only."
     )

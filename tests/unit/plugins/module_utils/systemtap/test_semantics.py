@@ -62,6 +62,18 @@ TEMPLATE = "belongs to a template that was not rendered; stap_script renders the
         ('probe begin { exit() } probe process("/bin/ls").{begin, mark("x")} { }', 30, PROGRAM),
         ("probe begin { {{ x }} }", 15, f"{{{{ x }}}} {TEMPLATE}"),
         ("global t = {{ value | default('a') }} probe begin { }", 12, f"{{{{ value | default('a') }}}} {TEMPLATE}"),
+        ("probe begin { {{ x | default(1) }} }", 15, f"{{{{ x | default(1) }}}} {TEMPLATE}"),
+        ("probe begin { if (1) { next } println(2) println(3); exit() } probe end { println($x) }", 83, NOWHERE),
+        ("global g probe begin { if (g) next; else next; println($x) }", 56, NOWHERE),
+        ("global g probe begin { while (g) { next } println($x) }", 51, NOWHERE),
+        ("probe begin { try { println(1) next } catch { next } println($x) }", 62, NOWHERE),
+        ("probe begin { println($x); next; println(1) }", 23, NOWHERE),
+        ("probe begin { next; a[1] = 2 }", 21, UNDECLARED),
+        (
+            'probe kernel.function("vfs_read") { next; @cast($file, "file")->f_pos = 1 }',
+            43,
+            f"The script writes to @cast(...), {NEEDS_GURU}",
+        ),
         ("{% if x %} probe begin { } {% endif %}", 1, f"{{% if x %}} {TEMPLATE}"),
         ('probe kernel.function("{{ function }}") { }', 7, f"{{{{ function }}}} {TEMPLATE}"),
     ],
@@ -100,10 +112,62 @@ def test_a_fault_of_the_analysis_is_found_before_it(text: str, column: int, mess
         "function elif(x) { return x } probe begin { elif(1) { } }",
         'probe process("/bin/ls").begin, process.syscall { println(1) }',
         'probe begin { printf("{{ %d }}", 1) {{ exit() }} }',
+        # stap removes what follows these in a block before it looks for a $variable.
+        "probe begin { next; println($x) }",
+        "probe begin { next println($x) }",
+        "probe begin { { println(1) next } println($x) }",
+        "probe begin { x = $x; next; println(x) }",
+        "global g probe begin { while (g) { println(1) break; println($x) } }",
+        "global g probe begin { for (;;) { println(1) continue println($x) } }",
+        "global a probe begin { foreach (k in a) { println(k) next; println($x) } a[1] = 2 }",
+        "global g probe begin { if (g) println(1) else { next; println($x) } }",
+        "probe begin { try { next; println($x) } catch { println(2) } }",
+        'probe begin { if ("a" == "b") println($x) exit() }',
+        'probe kernel.function("vfs_read") { next; $count = 1 }',
+        # Groups of groups, and blocks in blocks.
+        "probe syscall.{{read,write},{open}} { println(1) }",
+        "probe timer.{{s(1),ms(2)},{us(100)}} { println(1) }",
+        "probe timer.{{s(1)}} { println(1) }",
+        "probe begin {{ next }}",
+        "global x probe timer.s(1) { if (x) {{ return_value = x }} x++ println(return_value) }",
+        "probe begin {{ x || exit() }}",
     ],
 )
 def test_what_stap_accepts_is_accepted(text: str) -> None:
     assert read_script("s", text, guru=False).probes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("probe begin {%{ x %}}", "column 14: Embedded C can do what SystemTap does not check"),
+        ("probe syscall.{{read,write},{open close}} { }", "column 35: 'close' was found where "),
+    ],
+)
+def test_braces_of_the_language_are_no_template(text: str, message: str) -> None:
+    with pytest.raises(ScriptError) as caught:
+        read_script("s", text, guru=False)
+    assert message in caught.value.message and TEMPLATE not in caught.value.message
+
+
+OWN_ARRAY = "probe begin { own_calls[1] = 2; exit() }"
+
+
+def test_an_own_tapset_may_declare_the_arrays() -> None:
+    with pytest.raises(ScriptError, match="The array own_calls is not declared"):
+        read_script("s", OWN_ARRAY)
+    # On the controller the tapsets are not known, on the builder they are.
+    assert read_script("s", OWN_ARRAY, tapset=None).probes
+    assert read_script("s", OWN_ARRAY, tapset=["own_calls"]).probes
+    with pytest.raises(ScriptError, match="The array own_calls is not declared"):
+        read_script("s", OWN_ARRAY, tapset=["own_call"])
+
+
+def test_a_builder_reads_an_order_with_own_tapsets() -> None:
+    script = {"name": "s", "text": OWN_ARRAY, "schema": {}, "assigned": {}}
+    assert read_order(script, own_tapsets=True) == script
+    with pytest.raises(TapvirtError, match="The array own_calls is not declared"):
+        read_order(script)
 
 
 def test_guru_mode_may_write() -> None:

@@ -312,6 +312,36 @@ def test_a_row_reports_which_kernels_are_ready():
     assert "Service 'reads' runs, but none of its 1 probes is armed: " in str(find_fault("started", result))
 
 
+def test_a_row_has_the_hints_of_what_the_tracer_met():
+    """The same as those of a run: the option and a number."""
+    wanted = item(modules=[build(limits={"max_active": 20}), build(NEXT, "b")])
+    point = 'kernel.function("vfs_read@fs/read_write.c:1").return'
+    messages = {
+        "errors": ["Array overflow, check MAXMAPENTRIES near identifier 'a'"],
+        "warnings": [f"Skipped due to missed kretprobe/1 on '{point}': 5"],
+    }
+    running = kept(wanted)
+    seen = kept(wanted, state={**running.state, "messages": messages, "hits": {point: 1000}})
+    spec = model.spec_of(wanted, PROGRAM.sha256)
+    first, second = row("reads", seen, tracer_host(seen), 0x1000, spec)["hints"]
+    assert first.startswith("An array of the script is full. Set limits.max_map_entries of stap_module")
+    assert second.startswith(f"5 returns of {point} were missed, because at most 20 calls") and "to 25." in second
+    assert row("reads", running, tracer_host(running), 0x1000, spec)["hints"] == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"messages": 5}, {"messages": {"errors": 5}}, {"messages": {"x": [5]}}, {"hits": []}, {"hits": {"a": "b"}}],
+)
+def test_a_damaged_state_has_no_hints(tmp_path, more):
+    directory = tmp_path / "var/lib/tapvirt/services/reads"
+    directory.mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/osrelease").write_text(RUNNING)
+    (directory / "state.json").write_text(json.dumps({"state": "failed", "module": "x", **more}))
+    assert observe(Root(str(tmp_path)), ["reads"]).services["reads"].state == {}
+
+
 def test_systemd_is_read():
     text = "Id=a.service\nActiveState=failed\nUnitFileState=enabled\nNRestarts=4\nExecMainStatus=3\n"
     text += "NeedDaemonReload=no\nStatusText=overloaded: a = b\n\nId=b.service\nActiveState=inactive\nUnitFileState=\n"
