@@ -59,6 +59,8 @@ from ..plugin_utils._fleet import (
     targets,
     waves,
 )
+from ..plugin_utils._preflight import inventory, reads
+from ..plugin_utils._preflight import report as preflight
 from ..plugin_utils._report import summaries
 from ..plugin_utils._trace import builders, campaign, campaign_lines, catalogue, probe_points, wave
 
@@ -98,6 +100,14 @@ FUNCTIONS: dict[str, t.Callable[..., t.Any]] = {
     "packages_to_install": host_packages.packages_to_install,
     "param_origins": merge.param_origins,
     "play_hosts": targets.play_hosts,
+    "preflight_artifact": preflight.preflight_artifact,
+    "preflight_builder_reads": reads.builder_reads,
+    "preflight_host": preflight.preflight_host,
+    "preflight_host_reads": reads.host_reads,
+    "preflight_jobs": inventory.preflight_jobs,
+    "preflight_lines": preflight.preflight_lines,
+    "preflight_problem": preflight.preflight_problem,
+    "preflight_result": preflight.preflight_result,
     "problem": problem,
     "report_summary": summaries.report_summary,
     "run_artifact": run_report.run_artifact,

@@ -38,7 +38,7 @@ def missing_tables(hostvars: t.Mapping[str, Variables], hosts: t.Sequence[str], 
 
     :param prefix: of the variables, such as ``module_params``.
     """
-    if any(_has_table(hostvars[host], prefix) for host in hosts):
+    if any(has_table(hostvars[host], prefix) for host in hosts):
         return ""
     names = _of_prefix(prefix)
     every = f"{', '.join(names)} and {prefix}_group_NAME are empty or not set on {len(hosts)} of {len(hosts)} hosts."
@@ -83,7 +83,8 @@ def _is_table(name: str, prefix: str) -> bool:
     return name in _of_prefix(prefix) or name.startswith(f"{prefix}_group_")
 
 
-def _has_table(variables: Variables, prefix: str) -> bool:
+def has_table(variables: Variables, prefix: str) -> bool:
+    """Return whether a host's variables contain a table of this prefix with an entry."""
     return any(
         _has_entries(variables, name, lambda _entry: True) for name in _names(variables) if _is_table(name, prefix)
     )

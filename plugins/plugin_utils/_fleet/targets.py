@@ -90,11 +90,7 @@ def check_hosts(
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise InvalidInput(name, chosen, "The hosts are a pattern, or a list of patterns.")
     what = "The pattern" if pattern else f"The default pattern {default!r}"
-    inventory = InventoryManager(loader=DataLoader(), sources=None, parse=False)
-    for group, hosts in groups.items():
-        inventory.add_group(group)
-        for host in hosts:
-            inventory.add_host(host, group=group)
+    inventory = inventory_of(groups)
     found = inventory.get_hosts(chosen)
     if found and limit:
         inventory.subset(limit)
@@ -103,6 +99,16 @@ def check_hosts(
     if not found:
         raise _no_host(name, pattern, chosen, what, groups)
     return chosen
+
+
+def inventory_of(groups: t.Mapping[str, t.Sequence[str]]) -> InventoryManager:
+    """Return an inventory with these groups, which finds the hosts of patterns."""
+    inventory = InventoryManager(loader=DataLoader(), sources=None, parse=False)
+    for group, hosts in groups.items():
+        inventory.add_group(group)
+        for host in hosts:
+            inventory.add_host(host, group=group)
+    return inventory
 
 
 def _no_host(

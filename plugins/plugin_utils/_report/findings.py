@@ -32,7 +32,7 @@ RESULTS = {
     "fleet_report_console": "console",
 }
 """The variables of a host that hold results of modules, and what each is about."""
-VARIABLES = ("ansible_facts", *RESULTS, "trace_runs", "trace_result")
+VARIABLES = ("ansible_facts", *RESULTS, "fleet_report_preflight", "trace_runs", "trace_result")
 """All variables of a host that a report reads."""
 
 # What is read of each of these variables; nothing else of them is.
@@ -53,6 +53,7 @@ _SHAPES: dict[str, t.Any] = {
     "fleet_report_symbols": {**_RESULT, "symbols": [SYMBOL]},
     "fleet_report_domains": {**_RESULT, "domains": [_DOMAIN]},
     "fleet_report_console": {**_RESULT, "text": TEXT},
+    "fleet_report_preflight": {"findings": [{"level": Need(TEXT), "text": Need(TEXT)}]},
     "trace_result": {"accepted": ANY, "stop_reasons": [ANY], "outcome": ANY, "reason": ANY},
 }
 
@@ -98,6 +99,7 @@ def fleet_report(hosts: t.Mapping[str, Row], lost: t.Collection[str] = ()) -> di
         *_domain_findings(domains["every"]),
         *_param_findings(params["every"]),
         *_readiness_findings(readiness),
+        *_preflight_findings(hosts),
         *_symbol_findings(symbols, hosts),
         *_cut_findings(hosts),
     ]
@@ -291,6 +293,18 @@ def _readiness(hosts: t.Mapping[str, Row]) -> Rows:
         for group in groups_of(values)
     ]
     return sorted(rows, key=lambda row: row["level"] == "ok")
+
+
+def _preflight_findings(hosts: t.Mapping[str, Row]) -> Rows:
+    """Return what the playbook preflight found, each cause once."""
+    causes: dict[tuple[str, str], list[str]] = {}
+    for host, known in hosts.items():
+        for row in _of(known, "fleet_report_preflight").get("findings") or ():
+            causes.setdefault((row["level"] if row["level"] in _RANK else "warn", row["text"]), []).append(host)
+    return [
+        _finding(level, "hosts", f"{listed(names)}: {text}", names)
+        for (level, text), names in sorted(causes.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _readiness_findings(readiness: Rows) -> Rows:

@@ -67,11 +67,25 @@ def asked_builders(results: t.Iterable[Row], chosen: str = "") -> dict[str, t.An
     return {chosen: asked.get(chosen)} if chosen else asked
 
 
-def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
-    """Return which ``builder`` builds for a host, or why none can: ``verdict``, ``reason``, ``remedy``, ``findings``.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which ``builder`` builds for a host (empty: none), with what was found.
 
-    It is the first that can, among those with debug information of the host's kernel where there are such. So all hosts
-    of one kernel have the same builder, and nothing is built twice.
+    ``own`` are findings about the host itself, ``of_builder`` those about the builder. ``reasons`` and ``remedies`` are
+    of the builders, where none can build for the host.
+    """
+
+    builder: str
+    own: list[Finding]
+    of_builder: list[Finding]
+    reasons: list[str]
+    remedies: list[str]
+
+
+def choose_builder(host: t.Any, builders: t.Any) -> Choice:
+    """Return the first builder that can build for a host, among those with debug information where there are such.
+
+    So all hosts of one kernel have the same builder, and nothing is built twice.
 
     :param host: what ``stap_host_info`` returned as ``host``.
     :param builders: names, each with what it returned as ``builder`` there; None for one without answer or stap.
@@ -91,20 +105,29 @@ def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
     found = {name: find_problems(host, facts)[len(own) :] for name, facts in builders.items() if facts}
     able = [name for name, findings in found.items() if not any(finding.blocks for finding in findings)]
     able.sort(key=lambda name: any(finding.check == "debuginfo" for finding in found[name]))
-    chosen = able[0] if able else ""
-    blocking = [finding for finding in own if finding.blocks]
-    reasons, remedies = [finding.reason for finding in blocking], [finding.remedy for finding in blocking]
-    if not chosen:
-        foreign = _foreign(host, builders, found)
-        reasons += [foreign.reason] if foreign else _reasons(builders, found, odd)
-        remedies += [foreign.remedy] if foreign else _remedies(builders, found, odd)
-    fine = f"kernel {host['kernel']['release']} can be traced, built on {chosen}"
+    if able:
+        return Choice(able[0], own, found[able[0]], [], [])
+    foreign = _foreign(host, builders, found)
+    reasons = [foreign.reason] if foreign else _reasons(builders, found, odd)
+    return Choice("", own, [], reasons, [foreign.remedy] if foreign else _remedies(builders, found, odd))
+
+
+def trace_builder_for(host: t.Any, builders: t.Any) -> dict[str, t.Any]:
+    """Return which ``builder`` builds for a host, or why none can: ``verdict``, ``reason``, ``remedy``, ``findings``.
+
+    Parameters and errors are those of :func:`choose_builder`.
+    """
+    choice = choose_builder(host, builders)
+    blocking = [finding for finding in choice.own if finding.blocks]
+    reasons = [*(finding.reason for finding in blocking), *choice.reasons]
+    remedies = [*(finding.remedy for finding in blocking), *choice.remedies]
+    fine = f"kernel {host['kernel']['release']} can be traced, built on {choice.builder}"
     return {
-        "builder": chosen,
+        "builder": choice.builder,
         "verdict": "refused" if reasons else "ready",
         "reason": "; ".join(reasons) or fine,
         "remedy": "; ".join(dict.fromkeys(remedies)) or None,
-        "findings": [finding.row() for finding in [*own, *found.get(chosen, [])]],
+        "findings": [finding.row() for finding in [*choice.own, *choice.of_builder]],
     }
 
 
