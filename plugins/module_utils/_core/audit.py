@@ -33,7 +33,7 @@ _MAX_ANCESTORS = 12
 _ENVIRONMENT_BYTES = 1 << 18
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,*-]+\Z")
 # Why a line could not be written; no further one is tried.
-_broken: list[str] = []
+broken: list[str] = []
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
@@ -44,7 +44,7 @@ def log_change(**fields: t.Any) -> None:
     log. No error leaves this function.
     """
     for task in RUNNING:
-        if not (_broken or task.check_mode or task.is_silent):
+        if not (broken or task.check_mode or task.is_silent):
             _write(task, fields)
 
 
@@ -71,13 +71,13 @@ def _short(value: t.Any) -> str:
 
 def _write(task: TaskModule, fields: t.Mapping[str, t.Any]) -> None:
     try:
-        pairs = {**_who(task), **{key: value for key, value in fields.items() if value is not None}}
+        pairs = {**who(task), **{key: value for key, value in fields.items() if value is not None}}
         words = [task.short_name, *(f"{key}={_quoted(task.masked(_text(value)))}" for key, value in pairs.items())]
         _send(task.syslog_facility, _cut(" ".join(words)))
         task.on_failure = log_failure
     except (OSError, ValueError, TypeError, LookupError) as error:
         # The change matters more than its line. Each further line would wait as long.
-        _broken.append(str(error))
+        broken.append(str(error))
 
 
 def _text(value: t.Any) -> str:
@@ -93,7 +93,7 @@ def _cut(line: str) -> str:
     return line if len(line) <= LINE_BYTES else line[: LINE_BYTES - 3] + "..."
 
 
-def _who(task: TaskModule) -> dict[str, str]:
+def who(task: TaskModule) -> dict[str, str]:
     """Return who changes the host: ``user``, and as far as known ``login``, ``sudo_user``, ``from`` and ``info``."""
     told = {
         "user": _user_name(os.geteuid()),

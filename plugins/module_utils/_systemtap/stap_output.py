@@ -149,7 +149,7 @@ def check_finished(result: CommandResult) -> CommandResult:
         name = f"signal {number}"
     last = (result.stderr.strip().splitlines() or [""])[-1].strip()[:_SHOWN_CHARS]
     detail = f"; it printed last: {last}" if last else ""
-    raise TapvirtError(f"{' '.join(result.argv)!r} was killed by {name} and gave no verdict{detail}.", rc=result.rc)
+    raise TapvirtError(f"{' '.join(result.argv)!r} was killed by {name} and gave no verdict{detail}.")
 
 
 def build_failed(name: str, release: str | None, failure: Failure) -> BuildFailed:

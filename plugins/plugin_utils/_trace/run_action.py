@@ -34,7 +34,7 @@ _LAST_SECONDS = 4.0
 _COLLECT_SECONDS = 20.0
 # How long an answer may take at first; each that took longer doubles it, so that a slow host is not asked on and on.
 ANSWER_SECONDS = 40.0
-_RETRY_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 # For how long a host that does not answer is asked to start a run, and to remove what has been collected.
 PERSIST_SECONDS = 60.0
 # The same where other hosts of a wave wait for the task.
@@ -91,7 +91,7 @@ class RunAction(SourceAction):
             args = {**self._task.args, **more, "_stage": stage}
             answer = self._run_module(self._task_vars, module_args=args)
         else:
-            answer = self._run_sources({**self._params, **more, "_stage": stage}, interpreter)
+            answer = self._run_sources({**self._params, **more, "_stage": stage}, interpreter, self._task_vars)
         # The module's description came from the task; a copy of it in every result helps nobody.
         answer.pop("invocation", None)
         return answer
@@ -206,7 +206,7 @@ class RunAction(SourceAction):
                 self._connect_again()
 
     def _connect_again(self) -> None:
-        time.sleep(_RETRY_SECONDS)
+        time.sleep(RETRY_SECONDS)
         try:
             with _progress.at_most(ANSWER_SECONDS, self._task.timeout):
                 self._connection.reset()

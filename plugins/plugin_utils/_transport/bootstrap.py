@@ -47,7 +47,12 @@ class AnsibleModule:
 
     params: t.Mapping[str, t.Any] = types.MappingProxyType({})
     check_mode = False
+    no_log = False
+    no_log_values: frozenset[str] = frozenset()
     _diff = False
+    _name = ""
+    _syslog_facility = "LOG_USER"
+    _target_log_info = ""
 
     def __init__(self, **_options: object) -> None:
         self._warnings: list[str] = []
@@ -73,7 +78,7 @@ class AnsibleModule:
 def start(texts: dict[str, str], name: str, task_json: str, paths: list[str]) -> None:
     """Run the module's ``main`` as a task has it, whose options the controller has checked.
 
-    :param task_json: ``params``, ``check_mode`` and ``diff``.
+    :param task_json: ``params``, ``check_mode``, ``diff``, and ``log`` with ``no_log``, ``facility`` and ``info``.
     :param paths: the options that are paths.
     """
     task = json.loads(task_json)
@@ -81,6 +86,10 @@ def start(texts: dict[str, str], name: str, task_json: str, paths: list[str]) ->
     for path in filter(params.get, paths):
         params[path] = os.path.expanduser(os.path.expandvars(params[path]))
     AnsibleModule.params, AnsibleModule.check_mode, AnsibleModule._diff = params, task["check_mode"], task["diff"]
+    log = task["log"]
+    AnsibleModule._name, AnsibleModule.no_log = name, log.get("no_log", False)
+    AnsibleModule._syslog_facility = log.get("facility", AnsibleModule._syslog_facility)
+    AnsibleModule._target_log_info = log.get("info", "")
     for package in ("ansible", "ansible.module_utils", "ansible.module_utils.basic"):
         sys.modules[package] = types.ModuleType(package)
     vars(sys.modules["ansible.module_utils.basic"])["AnsibleModule"] = AnsibleModule

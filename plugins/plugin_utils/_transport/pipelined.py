@@ -17,6 +17,7 @@ import re
 import shlex
 import typing as t
 
+from ansible import constants
 from ansible.errors import AnsibleActionFail
 
 from ...module_utils._core.errors import InvalidInput
@@ -66,12 +67,21 @@ def sources(name: str) -> dict[str, str]:
     return texts
 
 
-def payload(name: str, params: t.Mapping[str, t.Any], check_mode: bool = False, diff: bool = False) -> bytes:
-    """Return the program that runs a module on a host, with options that were checked but for their paths."""
+def payload(
+    name: str,
+    params: t.Mapping[str, t.Any],
+    check_mode: bool = False,
+    diff: bool = False,
+    log: t.Mapping[str, t.Any] | None = None,
+) -> bytes:
+    """Return the program that runs a module on a host, with options that were checked but for their paths.
+
+    :param log: ``no_log``, ``facility`` and ``info`` for the host's system log, where they are not the defaults.
+    """
     host_side = _file(COLLECTION + "plugins.plugin_utils._transport.bootstrap").read_text(encoding="utf-8")
     spec = importlib.import_module(name).ARGUMENT_SPEC
     paths = [option for option, rule in spec.items() if rule["type"] == "path"]
-    task = {"params": params, "check_mode": check_mode, "diff": diff}
+    task = {"params": params, "check_mode": check_mode, "diff": diff, "log": {**(log or {})}}
     call = f"start({sources(name)!a}, {name!r}, {json.dumps(task)!r}, {paths!a})\n"
     return f"{_GUARD}exec(compile({host_side!a}, 'bootstrap.py', 'exec'))\n{call}".encode("ascii")
 
@@ -93,7 +103,16 @@ class SourceAction(ModuleAction):
             raise refused(InvalidInput("transport", "source", f"The module's sources cannot be sent: {reason}."))
         if params["transport"] == "module" or reason:
             return self._run_module(task_vars, wrap_async=self._task.async_val)
-        return self._run_sources(params, interpreter)
+        return self._run_sources(params, interpreter, task_vars)
+
+    def _log_settings(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Return what Ansible tells a module about the host's system log."""
+        is_off = constants.config.get_config_value("DEFAULT_NO_TARGET_SYSLOG", variables=task_vars)
+        return {
+            "no_log": bool(self._task.no_log or is_off),
+            "facility": str(task_vars.get("ansible_syslog_facility", constants.DEFAULT_SYSLOG_FACILITY)),
+            "info": str(constants.config.get_config_value("TARGET_LOG_INFO", variables=task_vars) or ""),
+        }
 
     def _interpreter(self, task_vars: dict[str, t.Any]) -> str:
         """Return the host's Python as set or as discovered before, else nothing: discovery belongs to modules."""
@@ -112,12 +131,12 @@ class SourceAction(ModuleAction):
             return "pipelining is off, or this connection or its become method has none"
         return "" if interpreter else "the host's Python is not known yet; set ansible_python_interpreter"
 
-    def _run_sources(self, params: dict[str, t.Any], interpreter: str) -> dict[str, t.Any]:
+    def _run_sources(self, params: dict[str, t.Any], interpreter: str, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         # -I: no module of the current directory or of PYTHONPATH takes the place of one of the standard library.
         words = [*shlex.split(interpreter), "-IS", "-"]
         command = f"{self._compute_environment_string()} {shlex.join(words)}".strip()
         name = self._module()
-        program = payload(name, params, self._task.check_mode, self._task.diff)
+        program = payload(name, params, self._task.check_mode, self._task.diff, self._log_settings(task_vars))
         answer = self._low_level_execute_command(command, in_data=program)
         try:
             return keep_documented(name, parse_json(str(answer["stdout"])))

@@ -23,10 +23,10 @@ from ..._kernel.modules.installed import InstalledModules
 from ..language.probe_point import ProbePoint, parse_probe_point
 from ..language.probed_modules import probed_modules, tapset_aliases
 from ..resolve.stap_blocklist import is_blocklisted
+from ..resolve.stap_tapset import modules_of_aliases
 from ..stap_output import check_finished, has_verdict, read_failure
 from .debuginfo import DebugCache, DebugFiles, choose_debug_info
 from .diagnosis import explain_no_match
-from .stap_tapset import modules_of_aliases
 from .store import Store
 from .sysroot import link_trace_headers, make_sysroot
 from .toolchain import Kernel

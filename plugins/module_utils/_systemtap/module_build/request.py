@@ -15,13 +15,13 @@ from ..._core.options import read_lock_timeout
 from ..._core.plan import Change, Plan
 from ..._core.root import Root
 from ..language.probed_modules import needs_debug_info, probed_modules, tapset_aliases
+from ..resolve.stap_tapset import modules_of_aliases
 from ..script.check import Script, check_safety, read_script
 from ..script.deploy import prepare, script_name, script_option
 from .build import BuildRequest, build_once, key_of, sign_once, signed_key
 from .debuginfo import DebugCache, DebugInfo, choose_debug_info
 from .settings import Settings, read_settings
 from .signing import Signer, read_signer
-from .stap_tapset import modules_of_aliases
 from .store import Store, check_owner
 from .toolchain import Kernel, find_kernel, read_kernels, read_toolchain, target_of
 

@@ -36,8 +36,8 @@ SYSCTLS = ("/proc/sys/kernel/kptr_restrict", "/proc/sys/debug/kprobes-optimizati
 MODULES = "/proc/systemtap"
 #: Room that a run keeps on its file system, so that its end can be written when others have filled it.
 SPARE_BYTES = 256 << 10
-_ASKED_SECONDS = 10
-_FORCED_SECONDS = 5
+ASKED_SECONDS = 10
+FORCED_SECONDS = 5
 _SPACE_SECONDS = 5
 _ATTEMPTS = 100
 # How long mount, umount and staprun -d may take; a busy host took 10 s to load a module.
@@ -558,15 +558,15 @@ def remove_module(name: str, held: bool, session: int | None = None) -> tuple[bo
         left = [f"the process {pid} of {name} could not be ended" for pid in processes_of(name, session)]
         if not loaded(name) or set(processes_of(name)) - set(processes_of(name, session)):
             return False, left
-        _wait(lambda: not loaded(name) or run_bounded(["staprun", "-d", name]) == 0, _ASKED_SECONDS)
-        _wait(lambda: not loaded(name), _FORCED_SECONDS)
+        _wait(lambda: not loaded(name) or run_bounded(["staprun", "-d", name]) == 0, ASKED_SECONDS)
+        _wait(lambda: not loaded(name), FORCED_SECONDS)
         if loaded(name):
             left.append(f"the module {name} could not be removed")
         return True, left
 
 
 def _end_processes(name: str, session: int | None) -> None:
-    for number, seconds in ((signal.SIGINT, _ASKED_SECONDS), (signal.SIGKILL, _FORCED_SECONDS)):
+    for number, seconds in ((signal.SIGINT, ASKED_SECONDS), (signal.SIGKILL, FORCED_SECONDS)):
         for pid in processes_of(name, session):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

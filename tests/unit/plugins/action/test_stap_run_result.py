@@ -342,7 +342,7 @@ def test_a_start_that_arrives_when_nobody_waits_starts_nothing(
 
     monkeypatch.setattr(host, "execute", lose)
     monkeypatch.setattr(stap_run, "WAVE_PERSIST_SECONDS", 0)
-    monkeypatch.setattr(run_base, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(run_base, "RETRY_SECONDS", 0.1)
     with pytest.raises(AnsibleConnectionFailure) as caught:
         host.start(wait=False)
     words = rf"\(the line is slow\).* stap_run_result and the run_id ({NAME}-[0-9a-f]{{16}})\. A later run on the host"
@@ -369,7 +369,7 @@ def test_a_result_whose_answer_was_lost_counts_as_nobodys(host: TraceHost, monke
 
     collected = host.root / "run" / "stap" / run_id / "collected"
     monkeypatch.setattr(stap_run_result, "WAVE_PERSIST_SECONDS", 0)
-    monkeypatch.setattr(run_base, "_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(run_base, "RETRY_SECONDS", 0.1)
     time.sleep(3)
     with monkeypatch.context() as patch, pytest.raises(AnsibleConnectionFailure):
         patch.setattr(host, "execute", lose)

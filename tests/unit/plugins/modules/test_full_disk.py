@@ -87,8 +87,11 @@ def test_a_script_that_does_not_fit_leaves_nothing(disk: tuple[str, str, str], t
         disk, str(tmp_path), "stap_script", {"src": "x.stp", "dest": str(dest), "_content": script}
     )
     place = str(dest) if disk is FULL else str(tmp_path / "a")
-    assert done["msg"] == f"{place} cannot be written: its file system {disk[2]}. Nothing was changed."
-    assert files == []
+    if disk is READ_ONLY:  # known before anything is written
+        message = f"Invalid value '{dest}' for dest: The file system of {tmp_path} is mounted read-only."
+    else:
+        message = f"{place} cannot be written: its file system {disk[2]}. Nothing was changed."
+    assert (done["msg"], files) == (message, [])
 
 
 def test_an_old_script_stays_whole(tmp_path: pathlib.Path) -> None:

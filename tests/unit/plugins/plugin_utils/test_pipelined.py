@@ -176,12 +176,24 @@ def module_parts(text):
             names |= {ast.unparse(target).rpartition(".")[2] for target in node.targets}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible.module_utils"):
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    heirs = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and "AnsibleModule" in map(ast.unparse, node.bases)
+    ]
     real = set(vars(basic.AnsibleModule)) | set(re.findall(r"self\.(\w+)\b[^=\n]* = ", inspect.getsource(basic)))
     used = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] in names and node.attr in real
     }
+    for heir in heirs:
+        own = {node.name for node in heir.body if isinstance(node, ast.FunctionDef)}
+        used |= {
+            node.attr
+            for node in ast.walk(heir)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self" and node.attr in real - own
+        }
     return used, imported
 
 
@@ -206,6 +218,7 @@ def test_the_stand_in_has_all_that_is_used_of_ansiblemodule(module):
             set(),
         ),
         ("def body(module):\n    return module.text, module.params, module._diff\n", {"params", "_diff"}, set()),
+        ("class A(AnsibleModule):\n    def b(self):\n        return self.no_log, self.c\n", {"no_log"}, set()),
         ("from ansible.module_utils.basic import env_fallback\n", set(), {"ansible.module_utils.basic.env_fallback"}),
     ],
 )

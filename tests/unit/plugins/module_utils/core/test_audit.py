@@ -113,8 +113,8 @@ def task(log: Log, monkeypatch: pytest.MonkeyPatch) -> Task:
     task = Task()
     monkeypatch.setattr(audit, "SOCKET", str(log.path))
     monkeypatch.setattr(audit, "RUNNING", [task])
-    monkeypatch.setattr(audit, "_broken", [])
-    monkeypatch.setattr(audit, "_who", lambda _module: {"user": "root"})
+    monkeypatch.setattr(audit, "broken", [])
+    monkeypatch.setattr(audit, "who", lambda _module: {"user": "root"})
     return task
 
 

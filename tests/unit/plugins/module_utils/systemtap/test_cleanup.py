@@ -662,8 +662,8 @@ def stuck(shared: Shared, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     staprun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setattr(cleanup, "MODULES", str(tmp_path / "proc"))
-    monkeypatch.setattr(cleanup, "_ASKED_SECONDS", 0.5)
-    monkeypatch.setattr(cleanup, "_FORCED_SECONDS", 0.1)
+    monkeypatch.setattr(cleanup, "ASKED_SECONDS", 0.5)
+    monkeypatch.setattr(cleanup, "FORCED_SECONDS", 0.1)
     for name, content in {"job": {"name": NAME}, "request": REQUEST, "state": ENDED}.items():
         path = directory / f"{name}.json"
         path.write_text(json.dumps(content))

@@ -30,9 +30,6 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
     DebugInfo,
     choose_debug_info,
 )
-from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.stap_tapset import (
-    modules_of_aliases,
-)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.store import Store
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.sysroot import make_sysroot
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_build.tapset import read_tapsets
@@ -44,6 +41,9 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.module_bui
 )
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.readiness import find_problems
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.host_facts import module_build_ids
+from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.resolve.stap_tapset import (
+    modules_of_aliases,
+)
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.check import read_script
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.script.deploy import prepare
 from ansible_collections.tapvirt.host.tests.unit.support.systemtap.debuginfod_servers import (
