@@ -26,7 +26,7 @@ TABLE = [{"module": "kvm", "name": "halt_poll_ns", "value": 2}]
 PATTERNS = dict.fromkeys(("trace_targets", "trace_builders", "params_targets", "domains_targets"), "")
 
 
-def host_facts(**more: t.Any) -> dict[str, t.Any]:
+def checked_host(**more: t.Any) -> dict[str, t.Any]:
     return {
         "distribution": DEBIAN,
         "kernel": {"release": RELEASE},
@@ -39,7 +39,7 @@ def host_facts(**more: t.Any) -> dict[str, t.Any]:
     }
 
 
-def builder_facts(*releases: str, debuginfo: bool = True) -> dict[str, t.Any]:
+def checked_builder(*releases: str, debuginfo: bool = True) -> dict[str, t.Any]:
     kernels = {release: {"version": "#1", "compiler": "gcc-14", "debuginfo": debuginfo} for release in releases}
     return {"distribution": DEBIAN, "stap": "5.6", "tested": ["3.10", "7.3"], "kernels": kernels}
 
@@ -62,7 +62,7 @@ def answer(uid: int = 0, ahead: float = 0, free: int = 8 * GIB, more: str = "", 
 
 
 def traced(host: dict[str, t.Any] | None = None, **options: t.Any) -> dict[str, t.Any]:
-    return answer(**{"stap_host_info": {"host": host or host_facts()}, **options})
+    return answer(**{"stap_host_info": {"host": host or checked_host()}, **options})
 
 
 def unreached(reason: str) -> dict[str, t.Any]:
@@ -70,11 +70,11 @@ def unreached(reason: str) -> dict[str, t.Any]:
 
 
 def built(**options: t.Any) -> dict[str, t.Any]:
-    return answer(**{"stap_host_info": {"builder": builder_facts(RELEASE), "missing": []}, **options})
+    return answer(**{"stap_host_info": {"builder": checked_builder(RELEASE), "missing": []}, **options})
 
 
 def lacks_of(found: t.Any, *jobs: t.Any, builders: t.Any = None, **options: t.Any) -> list[tuple[bool, str, str]]:
-    usable = {"b": builder_facts(RELEASE)} if builders is None else builders
+    usable = {"b": checked_builder(RELEASE)} if builders is None else builders
     rows = judge.judge_host(found, jobs or ("trace",), builders=usable, **options)
     return [(row.blocks, row.reason, row.fix) for row in rows]
 
@@ -185,7 +185,7 @@ def test_a_host_without_a_usable_python(failure: dict[str, str], told: str) -> N
 
 
 def test_a_user_who_is_not_root_is_told_once() -> None:
-    facts = host_facts(privilege={"load_modules": False, "groups": []})
+    facts = checked_host(privilege={"load_modules": False, "groups": []})
     assert lacks_of(traced(facts, uid=1000), "trace", "parameters") == [
         (True, "tasks do not run as root", "set ansible_become: true")
     ]
@@ -196,26 +196,26 @@ def test_a_user_who_is_not_root_is_told_once() -> None:
 
 
 def test_what_stap_host_info_finds_is_taken_over_with_the_role_that_helps() -> None:
-    ((blocks, reason, fix),) = lacks_of(traced(host_facts(staprun=None)))
+    ((blocks, reason, fix),) = lacks_of(traced(checked_host(staprun=None)))
     assert (blocks, reason) == (True, "staprun is not installed")
     assert fix == "install the package systemtap-runtime; the role tapvirt.host.trace_host does this"
-    lacks = lacks_of(traced(), builders={"b": builder_facts("9.9")})
+    lacks = lacks_of(traced(), builders={"b": checked_builder("9.9")})
     assert [row[:2] for row in lacks] == [(True, f"the builder has no headers for {RELEASE}; it has them for: 9.9")]
     assert f"linux-headers-{RELEASE}" in lacks[0][2] and "trace_builder_kernels" in lacks[0][2]
 
 
 def test_debug_information_is_needed_and_a_left_over_is_a_note() -> None:
-    lacks = lacks_of(traced(), builders={"b": builder_facts(RELEASE, debuginfo=False)})
+    lacks = lacks_of(traced(), builders={"b": checked_builder(RELEASE, debuginfo=False)})
     ((blocks, reason, fix),) = lacks
     assert blocks and reason.startswith(f"the builder has no debug information for {RELEASE}")
     assert "trace_builder_debuginfod" in fix
-    loaded = host_facts(loaded=[{"name": "stap_1", "users": 0}])
+    loaded = checked_host(loaded=[{"name": "stap_1", "users": 0}])
     assert [row[::2] for row in lacks_of(traced(loaded))] == [(False, "staprun -d stap_1")]
 
 
 def test_signatures_are_missing_until_they_are_asked_for() -> None:
     conditions = ["module signatures are enforced: only modules signed with a key the kernel trusts load"]
-    facts = host_facts(
+    facts = checked_host(
         traceability={"reasons": [], "conditions": conditions}, trusted_keys=[{"name": "k", "key_id": "1"}]
     )
     ((blocks, _reason, fix),) = lacks_of(traced(facts))
@@ -256,7 +256,7 @@ def test_libvirt() -> None:
 
 @pytest.mark.parametrize(
     "odd",
-    [5, {}, {**traced(), "results": 5}, traced({"a": 5}), {**traced(), "begin": "x"}, traced(host_facts(staprun=5))],
+    [5, {}, {**traced(), "results": 5}, traced({"a": 5}), {**traced(), "begin": "x"}, traced(checked_host(staprun=5))],
 )  # fmt: skip
 def test_odd_answers_are_a_reason_of_their_host(odd: t.Any) -> None:
     ((blocks, reason, _fix),) = lacks_of(odd)
@@ -265,7 +265,7 @@ def test_odd_answers_are_a_reason_of_their_host(odd: t.Any) -> None:
 
 
 def test_a_builder_says_what_it_can_build_or_lacks() -> None:
-    assert judge.judge_builder(built(), builder_reads()["directories"][0]) == ([], builder_facts(RELEASE))
+    assert judge.judge_builder(built(), builder_reads()["directories"][0]) == ([], checked_builder(RELEASE))
     missing = [
         {"what": "toolchain", "reason": "stap is not installed", "remedy": "install the packages systemtap, gcc"}
     ]
@@ -303,7 +303,7 @@ def test_everything_there_can_be_done() -> None:
 
 
 def test_a_cause_is_one_line_with_the_first_hosts_and_what_differs() -> None:
-    answers = {f"web{number}": traced(host_facts(staprun=None)) for number in range(12)}
+    answers = {f"web{number}": traced(checked_host(staprun=None)) for number in range(12)}
     result = result_of({**answers, "late1": traced(ahead=3600)}, {"b1": built()})
     first, note, trace = report.preflight_lines(result)[:3]
     assert first == (
