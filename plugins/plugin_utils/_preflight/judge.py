@@ -59,6 +59,7 @@ _UNREACHABLE = (
 )
 _UNREACHABLE_FIX = "start the host, or correct ansible_host and ansible_port; try: ssh HOST true"
 _PYTHON = re.compile(r"(?i)interpreter|python|not found|no such file")
+_NO_REASON = re.compile(r"MODULE FAILURE|The module failed")
 _PYTHON_FIX = "install Python 3.8 or newer on the host, and set ansible_python_interpreter to its path"
 _OLD_PYTHON = ", and this collection needs Python"
 # What a role of this collection does about a finding, by its check.
@@ -169,7 +170,9 @@ def _unreachable(jobs: tuple[Job, ...], reason: str) -> Lack:
 
 def _no_python(jobs: tuple[Job, ...], result: Row) -> Lack:
     """Return why the first module, which has no needs but Python, failed."""
-    message = _clean(result.get("msg") or "")
+    # Ansible's own message names no reason where no Python ran at all.
+    said = next(iter(str(result.get("module_stderr") or "").strip().splitlines()), "")
+    message = _clean(said if said and _NO_REASON.match(str(result.get("msg"))) else str(result.get("msg") or ""))
     printed = " ".join(str(result.get(key) or "") for key in ("msg", "module_stderr", "module_stdout"))
     if _PYTHON.search(printed):
         first = message.partition(_OLD_PYTHON)[0].partition(". ")[0].rstrip(".")

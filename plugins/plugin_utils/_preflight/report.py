@@ -85,15 +85,14 @@ def _job(job: Job, asked: Row, found: t.Iterable[tuple[str, Lack]], is_refused: 
 
 def _causes(found: t.Iterable[tuple[str | None, Lack]]) -> list[dict[str, t.Any]]:
     """Return each cause once, those that forbid a job first, then those of most hosts."""
-    causes: dict[tuple[t.Any, ...], dict[str, str]] = {}
+    causes: dict[tuple[bool, str, str], dict[str, t.Any]] = {}
     for host, lack in found:
-        hosts = causes.setdefault((lack.blocks, lack.jobs, lack.reason, lack.fix), {})
+        start = {"jobs": set(), "blocks": lack.blocks, "reason": lack.reason, "fix": lack.fix, "hosts": {}}
+        row = causes.setdefault((lack.blocks, lack.reason, lack.fix), start)
+        row["jobs"].update(lack.jobs)
         if host is not None:
-            hosts[host] = lack.detail
-    rows = [
-        {"jobs": list(jobs), "blocks": blocks, "reason": reason, "fix": fix, "hosts": hosts}
-        for (blocks, jobs, reason, fix), hosts in causes.items()
-    ]
+            row["hosts"][host] = lack.detail
+    rows = [{**row, "jobs": [job for job in JOBS if job in row["jobs"]]} for row in causes.values()]
     return sorted(rows, key=lambda row: (not row["blocks"], bool(row["hosts"]), -len(row["hosts"])))
 
 
@@ -134,7 +133,8 @@ def _job_line(job: Job, result: Row) -> str:
     count = f"{row['ready']} of {row['asked']} host{'' if row['asked'] == 1 else 's'}{built}"
     if row["can"]:
         return f"{title}: can be done on {count}. Next: {_NEXT[job]}"
-    return f"{title}: cannot be done, or not on all hosts. Ready: {count}."
+    what = "can be done only on some hosts" if row["ready"] else "cannot be done"
+    return f"{title}: {what}: ready are {count}."
 
 
 def preflight_problem(result: Row) -> str:

@@ -176,7 +176,7 @@ def test_a_shell_that_sudo_refuses() -> None:
     ("failure", "told"),
     [
         ({"msg": f"{OLD_PYTHON}, and this collection needs Python 3.8 or newer. X"}, f"no usable Python: {OLD_PYTHON}"),
-        ({"msg": "MODULE FAILURE. See", "module_stderr": "sh: python3: not found"}, "no usable Python: MODULE FAILURE"),
+        ({"msg": "MODULE FAILURE. See", "module_stderr": "sh: p: not found"}, "no usable Python: sh: p: not found"),
         ({"msg": "No space left"}, "no module can be run: No space left"),
     ],
 )  # fmt: skip
@@ -311,7 +311,7 @@ def test_a_cause_is_one_line_with_the_first_hosts_and_what_differs() -> None:
         "Fix: install the package systemtap-runtime; the role tapvirt.host.trace_host does this."
     )
     assert re.match(r"Note on 1 host: late1 \((3599|3600|3601) s ahead\): the clock differs", note)
-    assert trace == "Trace: cannot be done, or not on all hosts. Ready: 1 of 13 hosts, with 1 builder."
+    assert trace == "Trace: can be done only on some hosts: ready are 1 of 13 hosts, with 1 builder."
     assert report.preflight_problem(result).startswith("These jobs cannot be done on all of their hosts: trace.")
     assert report.preflight_host(result, "late1")["findings"][0]["level"] == "warn"
 
@@ -326,6 +326,19 @@ def test_a_dead_builder_is_told_once_and_beside_another_it_is_a_note() -> None:
     assert result["jobs"]["trace"]["can"]
     result = result_of({"web1": traced()}, {"b1": unreached("x: no"), "b2": built()}, trace_builder="b1")
     assert not result["jobs"]["trace"]["can"], "the host's own builder does not answer"
+
+
+def test_a_cause_of_hosts_with_different_jobs_is_one() -> None:
+    answers = {"web1": unreached("x: no route"), "web2": unreached("x: no route")}
+    hostvars: dict[str, dict[str, t.Any]] = {host: {"preflight_answer": found} for host, found in answers.items()}
+    hostvars["web2"]["module_params_wanted"] = TABLE
+    asked = preflight_jobs(hostvars, [*answers], {"all": [*answers], "trace_hosts": ["web1"]}, PATTERNS)
+    result = report.preflight_result(hostvars, asked, [])
+    assert [(row["jobs"], list(row["hosts"])) for row in result["causes"]] == [
+        (["trace"], []),
+        (["trace", "parameters"], ["web1", "web2"]),
+    ]
+    assert result["jobs"]["parameters"] == {"asked": 1, "ready": 0, "can": False}
 
 
 def test_a_thousand_hosts_stay_small() -> None:
