@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 name: progress
 type: aggregate
 short_description: Show the progress of a long run and the hosts that it waits for
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Shows the task that is waited for, for how long, how many hosts are done, at work and failed, and by name the hosts

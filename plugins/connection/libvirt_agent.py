@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: libvirt_agent
 short_description: Connect to guests of libvirt's QEMU driver without a network
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Runs commands and moves files in a guest through QEMU's guest agent, by way of a libvirt connection of the

@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: libvirt
 short_description: Use the libvirt domains of many hypervisors as hosts
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Asks many libvirts side by side, read-only, which domains they have, and makes each a host with the variable

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: kernel_facts
 short_description: Gather facts of a running kernel for tracing and virtualization
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Returns which kernel a host runs, how it was built and booted, which modules it accepts, which of its symbols it
     lists, and whether kernel modules can trace it, with reasons.

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: kernel_module_param
 short_description: Set and persist kernel module parameters
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Sets parameters of loaded and built-in modules while the kernel runs, through C(/sys/module), and persists them for
     the next load of the module.

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: kernel_module_param_info
 short_description: Describe parameters of kernel modules
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Returns the parameters of modules that are loaded, built into the kernel, or only installed for it. Each row has the
     type and the description as modinfo(8) prints them, the permissions, the value, the built-in default, and the

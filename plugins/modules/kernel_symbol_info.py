@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: kernel_symbol_info
 short_description: Look up symbols of a kernel or of Xen
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Looks up names, shell patterns and regular expressions in C(/proc/kallsyms), in one pass, or in another list of
     symbols.

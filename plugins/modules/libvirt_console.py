@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_console
 short_description: Read the serial console of a libvirt domain, from now on or from its start
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Returns the output of a domain's console from now on, until a pattern, a size or a deadline. Earlier output is lost,

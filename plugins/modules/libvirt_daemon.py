@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_daemon
 short_description: Set and read the log of a libvirt daemon
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Sets the log filters and outputs of a libvirt daemon while it runs and, on request, for its next start. Nothing is

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_domain_info
 short_description: Read libvirt domains as typed rows
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Returns the named domains, or all domains, on one connection. Each row has the run state, the configuration, the

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_migration
 short_description: Live-migrate libvirt domains to another host
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Live-migrates running or paused domains to another libvirt, one at a time. To migrate back, exchange O(uri) and

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_network
 short_description: Define, start, stop and undefine libvirt networks
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Converges many networks in one task on one connection, including their definition, run state and autostart. All

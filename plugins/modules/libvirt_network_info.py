@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_network_info
 short_description: Read libvirt networks as typed rows
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Returns the named networks, or all networks, on one connection. Each row has the state, the bridge, the addresses,

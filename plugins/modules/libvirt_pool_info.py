@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_pool_info
 short_description: Read libvirt storage pools as typed rows
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Returns the named storage pools, or all pools, on one connection. Each row has the state, the path, the sizes, the

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_snapshot
 short_description: Take, delete and revert to snapshots of libvirt domains
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Converges many snapshots in one task on one connection, in the order of the list. All snapshots are validated before

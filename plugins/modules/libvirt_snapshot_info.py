@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_snapshot_info
 short_description: Read snapshots of libvirt domains as typed rows
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Returns the snapshots of the named domains, or of all domains, on one read-only connection. Each row has the place

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_volume
 short_description: Create, grow, fill and delete libvirt storage volumes
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Converges many storage volumes in one task on one connection. All volumes are validated before any is changed. If

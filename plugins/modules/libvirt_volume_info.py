@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: libvirt_volume_info
 short_description: Read libvirt storage volumes as typed rows
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 version_added: 0.1.0
 description:
   - Returns the volumes of the named storage pools, or of all active pools, on one connection. Each row has the path,

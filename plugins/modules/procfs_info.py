@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: procfs_info
 short_description: Read tables of C(/proc), processes and the kernel's log, typed and bounded
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Reads tables of C(/proc), values below C(/proc/sys), processes, and the kernel's log, in one task.
   - Numbers are numbers. Sizes are in bytes and end in C(_bytes), times are in seconds and end in C(_seconds), addresses

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_host_info
 short_description: Check whether a host can be traced with SystemTap, and what a builder can build
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Checks the running kernel, the host's staprun, lockdown and module signing, the user's privileges, the memory for
     output buffers, and loaded SystemTap modules. Returns the reasons that forbid tracing, with remedies.

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_module
 short_description: Build a SystemTap module for a kernel, once
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Runs on a builder (C(delegate_to)), which needs SystemTap, and headers and debug information of the kernels to
     trace. The traced hosts need neither. With O(debuginfod), the builder needs no packages with debug information.

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_probe_info
 short_description: Check which SystemTap probe points a host's kernel can arm, without compiling
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - On a host to trace, parses probe points and compares them with the host's symbol table, its loaded modules, the
     kernel's blocklist of probes, and the first instruction of each function. The host needs neither SystemTap nor

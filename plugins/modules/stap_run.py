@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_run
 short_description: Run a SystemTap module for a bounded time and return its output
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Ships a module that M(tapvirt.host.stap_module) built from the controller's cache to hosts that do not have it.
   - Checks kernel, memory and lockdown, loads the module, verifies in the kernel's own list that the probes are armed,

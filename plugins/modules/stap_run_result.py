@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_run_result
 short_description: Collect the result of a SystemTap run that stap_run started
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Collects the result of a run that M(tapvirt.host.stap_run) started with O(tapvirt.host.stap_run#module:wait=false).
   - The result stays on the host, so a second task with the same O(run_id) returns the same. The next run on the host

@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_script
 short_description: Render, check and deploy a SystemTap script
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Renders a Jinja2 template on the controller, checks the script without a kernel, and writes it to the host
     atomically.

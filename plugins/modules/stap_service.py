@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_service
 short_description: Run persistent SystemTap tracers on a host, across reboots
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Keeps persistent tracers as systemd units. Each is a module that M(tapvirt.host.stap_module) built, for the running
     kernel and for every other kernel that the host may boot.

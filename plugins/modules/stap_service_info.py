@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_service_info
 short_description: Read the persistent SystemTap tracers of a host and the kernels that it can boot
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Returns the tracers that M(tapvirt.host.stap_service) keeps on a host, whether they run, and whether they will run
     after a reboot into each of the installed kernels.

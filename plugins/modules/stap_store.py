@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: stap_store
 short_description: Prune a builder's store of SystemTap modules
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Runs on a builder and removes modules that M(tapvirt.host.stap_module) built and that nobody requested for some
     time. A removed module is built again when it is requested.

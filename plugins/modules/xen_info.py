@@ -9,7 +9,7 @@ DOCUMENTATION = r"""
 module: xen_info
 short_description: Read which Xen runs below a kernel and which Xen images are installed
 version_added: 0.1.0
-author: The tapvirt.host authors (@tapvirt)
+author: The tapvirt.host authors (!UNKNOWN)
 description:
   - Returns what the Xen hypervisor below the running kernel reports about itself, in a control domain and in a guest.
   - Reads the installed Xen images, compressed or not. Returns for each the type of the file, how a boot loader enters
