@@ -60,7 +60,10 @@ _UNREACHABLE = (
 _UNREACHABLE_FIX = "start the host, or correct ansible_host and ansible_port; try: ssh HOST true"
 _PYTHON = re.compile(r"(?i)interpreter|python|not found|no such file")
 _NO_REASON = re.compile(r"MODULE FAILURE|The module failed")
-_PYTHON_FIX = "install Python 3.8 or newer on the host, and set ansible_python_interpreter to its path"
+_PYTHON_FIX = (
+    "install Python 3.8 or newer on the host (3.9 or newer with ansible-core 2.20 and later), and set"
+    " ansible_python_interpreter to its path"
+)
 _OLD_PYTHON = ", and this collection needs Python"
 # What a role of this collection does about a finding, by its check.
 _ROLES = {
@@ -242,7 +245,9 @@ def _judge_space(probe: Probe, directory: str, least: int, job: Job, *, blocks: 
     if free is None or free >= least:
         return []
     reason = f"less than {least // _MIB} MiB are free for {directory}"
-    return [Lack((job,), blocks, reason, f"free space: du -xsh {directory}", f"{free // _MIB} MiB")]
+    return [
+        Lack((job,), blocks, reason, f"free space in the file system of {directory}; see: df -h", f"{free // _MIB} MiB")
+    ]
 
 
 def _judge_clock(known: Row, probe: Probe) -> list[Lack]:

@@ -33,7 +33,7 @@ class Probe:
 def probe_command(directories: t.Sequence[str]) -> str:
     """Return a command for any POSIX shell that prints what :func:`parse_probe` reads. It writes nothing.
 
-    :param directories: absolute paths; the free space is that of the nearest existing parent.
+    :param directories: paths; the free space is that of the nearest existing parent.
     """
     names = " ".join(map(shlex.quote, directories))
     return (
@@ -44,7 +44,8 @@ def probe_command(directories: t.Sequence[str]) -> str:
         'then say insmod "$(cat /sys/fs/selinux/booleans/secure_mode_insmod)"; fi; '
         "if [ -c /dev/kvm ]; then say kvm 1; fi; number=0; "
         f"for path in {names}; do "
-        'while [ ! -d "$path" ]; do path="${path%/*}"; path="${path:-/}"; done; '
+        'while [ ! -d "$path" ]; do '
+        'case "$path" in */*) path="${path%/*}"; path="${path:-/}" ;; *) path=. ;; esac; done; '
         'say "disk$number" "$(df -kP "$path" 2>/dev/null | tail -n 1)"; number=$((number+1)); done'
     )
 

@@ -8,12 +8,14 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import typing as t
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from .._fleet.progress import at_most
 from .probe import probe_command
 
 _MODULES = "tapvirt.host."
@@ -21,6 +23,8 @@ _MODULES = "tapvirt.host."
 _FAILURE = ("failed", "msg", "module_stderr", "module_stdout")
 _ONLY_FAILURE = ("libvirt_domain_info",)
 _MOST_CHARS = 2000
+# A host whose file system hangs must not stop the others.
+_MOST_SECONDS = 300.0
 
 
 class ReadAction(ActionBase):
@@ -37,19 +41,29 @@ class ReadAction(ActionBase):
         result.update(changed=False, reached=False, reason="", output="", results={})
         result["directories"] = options["directories"]
         try:
-            self._run_command(result, options["directories"])
-            for name, params in options["modules"].items() if result["reached"] else ():
-                answer = self._run_module(name, params, task_vars or {})
-                if name == "kernel_facts" and not answer.get("failed"):
-                    result["ansible_facts"] = answer.get("ansible_facts", {})
-                result["results"][name] = _kept(name, answer)
-                if name == "kernel_facts" and answer.get("failed"):
-                    break  # every other module needs the same Python
+            with at_most(_MOST_SECONDS, self._task.timeout):
+                self._read(result, options, task_vars or {})
         except AnsibleConnectionFailure as error:
             result.update(reached=False, reason=_text(error.message))
         finally:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
+            with contextlib.suppress(AnsibleError):
+                self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
+
+    def _read(self, result: dict[str, t.Any], options: t.Mapping[str, t.Any], task_vars: dict[str, t.Any]) -> None:
+        """Add to a result what the command and the modules return.
+
+        :raises AnsibleConnectionFailure: the host does not answer.
+        """
+        self._run_command(result, options["directories"])
+        for name, params in options["modules"].items() if result["reached"] else ():
+            answer = self._run_module(name, params, task_vars)
+            # Those of a builder would become facts of the host that delegates to it.
+            if name == "kernel_facts" and not answer.get("failed") and not self._task.delegate_to:
+                result["ansible_facts"] = answer.get("ansible_facts", {})
+            result["results"][name] = _kept(name, answer)
+            if name == "kernel_facts" and answer.get("failed"):
+                break  # every other module needs the same Python
 
     def _run_command(self, result: dict[str, t.Any], directories: t.Sequence[str]) -> None:
         """Run the command, which needs no Python on the host.

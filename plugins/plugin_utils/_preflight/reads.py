@@ -14,6 +14,8 @@ HOST_CACHE = "/var/cache/tapvirt"
 """Where a traced host keeps modules, and a builder what it downloaded."""
 IMAGES = "/var/lib/libvirt/images"
 DEFAULT_URI = "qemu:///system"
+# As Ansible runs the modules that change something: ansible-core may need a newer Python than this collection.
+_PACKED = {"transport": "module"}
 
 
 def host_reads(jobs: t.Collection[Job], uri: str = "") -> dict[str, t.Any]:
@@ -21,13 +23,14 @@ def host_reads(jobs: t.Collection[Job], uri: str = "") -> dict[str, t.Any]:
 
     :param uri: the host's ``domains_uri``, if it is set.
     """
-    modules: dict[str, t.Any] = {"kernel_facts": {}}
+    modules: dict[str, t.Any] = {"kernel_facts": _PACKED}
     directories = []
     if "trace" in jobs:
         modules["stap_host_info"] = {}
         directories.append(HOST_CACHE)
     if "domains" in jobs:
-        modules["libvirt_domain_info"] = {"uri": uri or DEFAULT_URI, "limit": 1}
+        # Addresses need the right to manage domains; anybody may read the rest.
+        modules["libvirt_domain_info"] = {"uri": uri or DEFAULT_URI, "limit": 1, "gather": ["addresses"]}
         directories.append(IMAGES)
     return {"modules": modules, "directories": directories}
 
@@ -41,5 +44,5 @@ def builder_reads(store: str = "", debuginfod: t.Any = None) -> dict[str, t.Any]
     options = {"kernels": [], "store": store or DEFAULT_STORE}
     if debuginfod:
         options["debuginfod"] = debuginfod
-    modules = {"kernel_facts": {}, "stap_host_info": options}
+    modules = {"kernel_facts": _PACKED, "stap_host_info": options}
     return {"modules": modules, "directories": [options["store"], HOST_CACHE]}

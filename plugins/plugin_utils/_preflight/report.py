@@ -26,14 +26,14 @@ _KEPT_CHARS = 300
 _ARTIFACT_BYTES = 90_000
 _TITLES: t.Mapping[Job, str] = {"trace": "Trace", "parameters": "Parameters", "domains": "Domains"}
 _NOT_ASKED: t.Mapping[Job, str] = {
-    "trace": "no host is in the group trace_hosts",
+    "trace": "no host of this run is in the group trace_hosts, or among trace_targets",
     "parameters": "no host has a table, such as module_params_wanted",
     "domains": "no host has a table, such as domains_wanted, or is in the group virt_hosts",
 }
 _NEXT: t.Mapping[Job, str] = {
     "trace": "ansible-playbook tapvirt.host.trace -e trace_function=vfs_read",
     "parameters": "ansible-playbook tapvirt.host.params --check --diff",
-    "domains": "ansible-playbook tapvirt.host.domains --check --diff",
+    "domains": "with domains_wanted set: ansible-playbook tapvirt.host.domains --check --diff",
 }
 
 
@@ -108,7 +108,8 @@ def preflight_lines(result: Row, page: str = "") -> list[str]:
         lines += [_cause_line(row) for row in rows[:most]]
         if len(rows) > most:
             lines.append(
-                f"And {len(rows) - most} {what} more, which are not shown. Set preflight_dest for a page with them."
+                f"And {len(rows) - most} {what} more, which are not shown."
+                " Set preflight_dest for a page with those of each host."
             )
     lines += [_job_line(job, result) for job in JOBS]
     return [*lines, *([f"The page: {page}"] if page else [])]
@@ -130,11 +131,11 @@ def _job_line(job: Job, result: Row) -> str:
         return f"{title}: not asked for: {_NOT_ASKED[job]}."
     builders = result["builders"]
     built = f", with {builders} builder{'' if builders == 1 else 's'}" if job == "trace" else ""
-    count = f"{row['ready']} of {row['asked']} host{'' if row['asked'] == 1 else 's'}{built}"
+    count = f"{row['ready']} of {row['asked']} host{'' if row['asked'] == 1 else 's'}"
     if row["can"]:
-        return f"{title}: can be done on {count}. Next: {_NEXT[job]}"
+        return f"{title}: can be done on {count}{built}. Next: {_NEXT[job]}"
     what = "can be done only on some hosts" if row["ready"] else "cannot be done"
-    return f"{title}: {what}: ready are {count}."
+    return f"{title}: {what}: {count} ready{built}."
 
 
 def preflight_problem(result: Row) -> str:

@@ -85,7 +85,7 @@ def test_hosts_that_lack_something_or_do_not_answer(preflight_stubs: Stubs) -> N
     missing = "Missing on 2 hosts: web2, web3: staprun is not installed. Fix: install the package systemtap-runtime"
     assert missing in text
     assert "Missing on 1 host: web1: no answer: Connection refused. Fix: start the host" in text
-    assert "Trace: cannot be done: ready are 0 of 3 hosts, with 1 builder." in text
+    assert "Trace: cannot be done: 0 of 3 hosts ready, with 1 builder." in text
     assert text.count("fatal: [") == 1 and "ignoring" not in text and "UNREACHABLE" not in text
     assert artifact(done)["preflight"]["causes_count"] == 2
     assert "web2, web3: staprun is not installed. Fix:" in page.read_text(encoding="utf-8")

@@ -311,7 +311,7 @@ def test_a_cause_is_one_line_with_the_first_hosts_and_what_differs() -> None:
         "Fix: install the package systemtap-runtime; the role tapvirt.host.trace_host does this."
     )
     assert re.match(r"Note on 1 host: late1 \((3599|3600|3601) s ahead\): the clock differs", note)
-    assert trace == "Trace: can be done only on some hosts: ready are 1 of 13 hosts, with 1 builder."
+    assert trace == "Trace: can be done only on some hosts: 1 of 13 hosts ready, with 1 builder."
     assert report.preflight_problem(result).startswith("These jobs cannot be done on all of their hosts: trace.")
     assert report.preflight_host(result, "late1")["findings"][0]["level"] == "warn"
 
@@ -347,7 +347,7 @@ def test_a_thousand_hosts_stay_small() -> None:
     result = result_of(answers, {"b1": built()})
     lines = report.preflight_lines(result)
     assert len(lines) <= 40 and max(map(len, lines)) <= 1000
-    assert "And 975 causes more, which are not shown. Set preflight_dest for a page with them." in lines
+    assert "And 975 causes more, which are not shown. Set preflight_dest for a page with those of each host." in lines
     artifact = report.preflight_artifact(result)
     assert len(json.dumps(artifact)) < 100_000
     assert artifact["causes_count"] == 1000 and artifact["jobs"]["trace"] == {"asked": 1000, "ready": 0, "can": False}
@@ -356,3 +356,18 @@ def test_a_thousand_hosts_stay_small() -> None:
 def test_text_of_a_host_is_printable() -> None:
     result = result_of({"web1": unreached("a\x1b[31m\nb\ud800")}, {"b1": built()})
     assert all(line.isprintable() and "\x1b" not in line for line in report.preflight_lines(result))
+
+
+def test_the_command_ends_whatever_a_directory_is_called():
+    """A store of ``~/store`` is the module's to expand; a path without a slash has no parent."""
+    directories = ["~/no store", "no/such", "none", "/no/such/place"]
+    done = subprocess.run(
+        ["sh", "-c", probe_command(directories)], stdout=subprocess.PIPE, text=True, timeout=20, check=True
+    )
+    found = parse_probe(done.stdout, directories)
+    assert found is not None and set(found.free_bytes) == set(directories)
+
+
+def test_domains_are_read_by_a_connection_that_may_change_them():
+    """Anybody may read: that says nothing about who can converge."""
+    assert host_reads(["domains"])["modules"]["libvirt_domain_info"]["gather"] == ["addresses"]
