@@ -91,6 +91,7 @@ class Builder:
         return subprocess.run(argv, env=env, cwd=self.top, timeout=120, check=False, **quiet)
 
 
+@pytest.mark.soak  # 20 s; test_rpm_hosts.py and test_package_families.py have more
 def test_a_red_hat_builder_is_ready_after_one_run_and_the_second_changes_nothing(tmp_path: pathlib.Path) -> None:
     builder = Builder(tmp_path)
     builder.serve()

@@ -229,6 +229,7 @@ def test_all_hosts_of_a_wave_are_started_before_any_is_collected(play: Play) -> 
 LATE = "The role trace could not choose the moment at which the hosts begin"
 
 
+@pytest.mark.soak  # 11 s
 def test_a_trace_without_the_first_host_does_not_take_the_moment_of_the_one_before(play: Play) -> None:
     done = play.run(playbook="twice.yml")
     assert done.code == 0, done.output
