@@ -5,14 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import pwd
-import re
 import socket
-import subprocess
-import sys
 import time
 import typing as t
 
@@ -28,64 +24,10 @@ from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.mo
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.service.plan import Step
 from ansible_collections.tapvirt.host.plugins.module_utils._systemtap.trace import start
 from ansible_collections.tapvirt.host.tests.unit.support.kernel.parameters import set_parameters
+from ansible_collections.tapvirt.host.tests.unit.support.system_log import Log
 
-COLLECTION = "ansible_collections.tapvirt.host.plugins."
-# A module as Ansible runs it, with another socket.
-PROGRAM = f"""
-import importlib, sys
-from {COLLECTION}module_utils._core import audit
-audit.SOCKET, name = sys.argv.pop(1), sys.argv.pop(1)
-importlib.import_module("{COLLECTION}modules." + name).main()
-"""
-NETWORK = """
-<network>
-  <name>lan</name>
-  <forward/>
-  <bridge name='virbr9'/>
-  <ip address='10.0.0.1' netmask='255.255.255.0'/>
-</network>
-"""
 USER = pwd.getpwuid(os.geteuid()).pw_name
 SHA256 = "9b2d" * 16
-LINE = re.compile(r"<(\d+)>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d tapvirt\[\d+\]: (.*)\Z")
-
-
-class Log:
-    """A system log: what it received, without date and process id."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.channel.bind(str(path))
-        self.channel.setblocking(False)
-
-    def raw(self) -> list[bytes]:
-        found = []
-        while True:
-            try:
-                found.append(self.channel.recv(1 << 16))
-            except BlockingIOError:
-                return found
-
-    def lines(self) -> list[str]:
-        found = [LINE.match(data.decode("ascii")) for data in self.raw()]
-        assert all(match is not None and match[1] == "13" for match in found), "user.notice"  # 1 << 3 | 5
-        return [match[2] for match in found if match]
-
-    def run(self, module: str, /, env: t.Mapping[str, str] | None = None, **args: t.Any) -> dict[str, t.Any]:
-        """Run a module; ``_ansible_`` options as Ansible sets them."""
-        text = json.dumps({"ANSIBLE_MODULE_ARGS": {"_ansible_module_name": f"tapvirt.host.{module}", **args}})
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(self.path), module],
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env={**os.environ, **(env or {})},
-        )
-        assert done.stdout, done.stderr
-        return t.cast("dict[str, t.Any]", json.loads(done.stdout))
 
 
 class Task:
@@ -116,67 +58,6 @@ def task(log: Log, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(audit, "broken", [])
     monkeypatch.setattr(audit, "who", lambda _module: {"user": "root"})
     return task
-
-
-def network(log: Log, **args: t.Any) -> dict[str, t.Any]:
-    return log.run("libvirt_network", uri="test:///default", networks=[{"name": "lan", "xml": NETWORK}], **args)
-
-
-def test_a_change_of_a_network_has_one_line_with_who_and_what(log: Log) -> None:
-    result = network(log, env={"SUDO_USER": "alice", "SSH_CLIENT": "192.0.2.7 50514 22"})
-    assert result["changed"], result
-    (line,) = log.lines()
-    assert line.startswith(f"libvirt_network user={USER} ") and " sudo_user=alice from=192.0.2.7 network=lan " in line
-    assert f' changes={len(result["plan"])} plan="lan' in line and "->" in line
-
-
-def test_the_address_is_found_though_sudo_took_it_from_the_environment(log: Log) -> None:
-    env = {key: value for key, value in os.environ.items() if key != "SSH_CLIENT"}
-    inner = ["env", "-u", "SSH_CLIENT", sys.executable, "-c", PROGRAM, str(log.path), "libvirt_network"]
-    args = {"uri": "test:///default", "networks": [{"name": "lan", "xml": NETWORK}]}
-    # A shell that waits is the parent, as sudo is.
-    subprocess.run(
-        ["sh", "-c", '"$@"; true', "sh", *inner],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": args}),
-        env={**env, "SSH_CLIENT": "2001:db8::7 50514 22"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    (line,) = log.lines()
-    assert " from=2001:db8::7 " in line
-
-
-@pytest.mark.parametrize("option", ["_ansible_check_mode", "_ansible_no_log"])
-def test_check_mode_and_no_target_syslog_write_nothing(log: Log, option: str) -> None:
-    network(log, **{option: True})
-    assert log.lines() == []
-
-
-def test_a_second_run_and_a_refused_one_write_nothing(log: Log) -> None:
-    result = log.run("libvirt_domain", uri="test:///default", name="test", state="running")
-    assert not result["changed"] and not result.get("failed"), result
-    assert log.run("libvirt_domain", uri="test:///default", name="test", xml="<domain/>")["failed"]
-    assert log.lines() == []
-
-
-def test_a_domain_has_its_rows_and_a_failure_a_second_line(log: Log) -> None:
-    result = log.run("libvirt_domain", uri="test:///default", name="test", state="shutdown", wait_seconds=1)
-    lines = log.lines()
-    assert "domain=test " in lines[0] and "test state: running -> shutoff" in lines[0]
-    assert len(lines) == 1 + bool(result.get("failed"))
-
-
-def test_the_info_of_ansible_is_in_the_line(log: Log) -> None:
-    network(log, _ansible_target_log_info="job 4711")
-    assert ' info="job 4711" ' in log.lines()[0]
-
-
-def test_without_a_system_log_the_task_does_its_work(log: Log) -> None:
-    log.path.unlink()
-    result = network(log)
-    assert result["changed"] and not result.get("failed")
 
 
 @pytest.mark.usefixtures("task")
