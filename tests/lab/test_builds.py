@@ -25,6 +25,8 @@ PREFIX = "tapvirt_builds_test_"  # of the names of the modules that are built he
 # Only for this test run: the builder may serve another run.
 FOLDER = f"/var/lib/tapvirt/builds-test-{os.getpid()}"
 STARTS_WITHIN_SECONDS = 5
+# 85 s in all. Each ./dev test has builds for several kernels in test_demo.py and test_systemtap.py.
+pytestmark = pytest.mark.soak
 SCRIPT = """# {{ stamp }}
 #: record count key:string count:integer
 global least = 0
@@ -233,7 +235,6 @@ def two_builder_campaign(lab, scripts, concurrent_plays, two_builders):
     return result, limits
 
 
-@pytest.mark.soak
 def test_kernel_is_built_by_the_builder_that_has_its_headers(lab, two_builder_campaign):
     result, _limits = two_builder_campaign
     campaign = result.stats()["trace_campaign"]
@@ -251,7 +252,6 @@ def test_kernel_is_built_by_the_builder_that_has_its_headers(lab, two_builder_ca
     assert "install the package linux-headers-7.2" in reason
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("host", ["trace1", "trace2", "trace4"])
 def test_build_is_identical_in_another_store(concurrent_plays, two_builder_campaign, host):
     elsewhere = two_builder_campaign[0].of(host, "tapvirt.host.trace : Build the module once for each distinct kernel")[
@@ -262,7 +262,6 @@ def test_build_is_identical_in_another_store(concurrent_plays, two_builder_campa
     assert (elsewhere["sha256"], elsewhere["key"]) == (module["sha256"], module["key"])
 
 
-@pytest.mark.soak
 def test_limits_apply_to_compilers(two_builder_campaign):
     cpu, memory = (
         {int(line.split()[-3]) for line in two_builder_campaign[1].splitlines() if line.startswith(f"Max {name}")}
