@@ -199,6 +199,9 @@ STAGES = {
             ("web2", parameters),
         ),
     ),
+    f"{RST}guide_first_hour.rst": Stage(
+        {**TRACED, **ONE}, (("hv1", functools.partial(domain, name="first", state="absent")),)
+    ),
     f"{RST}guide_module_parameters.rst": Stage(
         {"fleet": {"web1": "trace1", "web2": "trace2", "web3": "trace3"}, "latency": {"web2": "trace2"}}
     ),
