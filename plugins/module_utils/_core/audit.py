@@ -31,6 +31,7 @@ _SEND_SECONDS = 1.0
 _UNSET_UID = 0xFFFFFFFF
 _MAX_ANCESTORS = 12
 _ENVIRONMENT_BYTES = 1 << 18
+_UNPRINTABLE = re.compile(r"[^ -~]")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,*-]+\Z")
 # Why a line could not be written; no further one is tried.
 broken: list[str] = []
@@ -102,7 +103,8 @@ def who(task: TaskModule) -> dict[str, str]:
         "from": _client(),
         "info": task.log_info,
     }
-    return {key: value for key, value in told.items() if value}
+    # A user chooses some of them: they must leave room for what is changed.
+    return {key: _UNPRINTABLE.sub("?", value)[:_SHORT_CHARS] for key, value in told.items() if value}
 
 
 def _user_name(uid: int) -> str:

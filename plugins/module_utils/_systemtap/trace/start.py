@@ -118,6 +118,8 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> tuple[Plan, dict[str
         return plan, {"phase": "check", "outcome": "ok", "reason": "nothing forbids the run", "records": []}
     if plan and params["_shipped"] is None:
         return plan, {"ship": True}
+    # What the sweep finds is in this answer alone, so somebody has to wait for it.
+    check_awaited(params["_stage"])
     found = sweep(request.record_limit)
     try:
         check_free(request.build)
