@@ -93,3 +93,9 @@ def test_without_a_system_log_the_task_does_its_work(log: Log) -> None:
     log.path.unlink()
     result = network(log)
     assert result["changed"] and not result.get("failed")
+
+
+def test_what_a_user_chooses_leaves_room_for_the_change(log: Log) -> None:
+    network(log, env={"SUDO_USER": "\x01" * 500, "SSH_CLIENT": "\x02" * 500})
+    (line,) = log.lines()
+    assert " sudo_user=" in line and " network=lan " in line and " plan=" in line
